@@ -1,0 +1,90 @@
+"""Where arrays live and how many threads work on them: NumPy on the host, CuPy on a GPU.
+
+Everything above this file is written once, against ``xp = get_xp(x)``, and runs on either. Nothing
+is ever converted in passing: what must cross says so with :func:`to_device` or :func:`to_host`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+Array = Any  # a numpy.ndarray or a cupy.ndarray: the two share the methods used here
+
+
+class DeviceError(RuntimeError):
+    """A device was asked for that this machine or this installation does not have."""
+
+
+class ShapeError(ValueError):
+    """An argument's shape does not fit; the message names it, its shape and the expected one."""
+
+
+def get_xp(x: Array) -> Any:
+    """Return the module that `x` belongs to: ``cupy`` for its arrays, else ``numpy``."""
+    cupy = sys.modules.get("cupy")  # no CuPy array exists before somebody imported cupy
+    return cupy if cupy is not None and isinstance(x, cupy.ndarray) else np
+
+
+def get_device(name: str) -> Any:
+    """Return the array module of a device.
+
+    Parameters
+    ----------
+    name : {"cpu", "cuda"}
+
+    Raises
+    ------
+    DeviceError
+        If "cuda" is asked for and CuPy is missing or sees no GPU.
+    """
+    if name == "cpu":
+        return np
+    if name != "cuda":
+        raise DeviceError(f"device {name!r} is unknown: choose 'cpu' or 'cuda'")
+    try:
+        import cupy  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise DeviceError(
+            "device 'cuda' needs CuPy: pip install 'lora_np[gpu]', or use 'cpu'"
+        ) from None
+    if not cupy.cuda.is_available():
+        raise DeviceError("device 'cuda' needs a CUDA GPU with its driver, none found: use 'cpu'")
+    return cupy
+
+
+def to_device(x: Array, device: str) -> Array:
+    """Return `x` on the device ("cpu" or "cuda"), the same array if it is there already."""
+    return to_host(x) if device == "cpu" else get_device(device).asarray(x)
+
+
+def to_host(x: Array) -> np.ndarray:
+    """Return `x` as a NumPy array, copied from the GPU if it lies there."""
+    xp = get_xp(x)
+    return np.asarray(x) if xp is np else xp.asnumpy(x)
+
+
+def like(x: np.ndarray, other: Array) -> Array:
+    """Return the host array `x` on the device where `other` lies (the same array on a CPU)."""
+    return get_xp(other).asarray(x)
+
+
+def read_only_view(x: Array) -> Array:
+    """Return a view of `x`'s memory; on the host, writing through it is an error."""
+    view = x.view()
+    if get_xp(x) is np:
+        view.flags.writeable = False  # CuPy has no such flag: there the Parameter alone says it
+    return view
+
+
+def one_blas_thread() -> Any:
+    """Return a context manager that holds BLAS at one thread and restores the setting after.
+
+    Small products gain nothing from a second BLAS thread, and independent runs then share the
+    cores; equal thread counts also make equal inputs give bit-equal results in every worker.
+    """
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(limits=1, user_api="blas")

@@ -1,0 +1,97 @@
+"""Files in and out, never half-written: a file is replaced in one step or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_np.backend import like, to_host
+from lora_np.layers import Layer
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be read as what it should be; the message names it and says why."""
+
+
+def save_parameters(path: str | Path, model: Layer, *, trainable_only: bool = False) -> None:
+    """Write a model's Parameters, by name, to an ``.npz`` file.
+
+    Parameters
+    ----------
+    path : str or Path
+    model : Layer
+    trainable_only : bool
+        Leave out what is frozen: an adapter alone is a small file.
+    """
+    chosen = {
+        name: to_host(p.value)
+        for name, p in model.parameters().items()
+        if p.trainable or not trainable_only
+    }
+    save_arrays(path, chosen)
+
+
+def load_parameters(path: str | Path, model: Layer) -> None:
+    """Read a file of :func:`save_parameters` into the Parameters of the same names.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is no such file, or has a name or a shape that the model has not. The model is
+        then unchanged.
+    """
+    arrays, parameters = load_arrays(path), model.parameters()
+    for name, array in arrays.items():
+        if name not in parameters:
+            raise CheckpointError(f"{path} holds {name!r}, which the model has not")
+        if array.shape != parameters[name].shape:
+            raise CheckpointError(
+                f"{path} holds {name} with shape {array.shape}, expected {parameters[name].shape}"
+            )
+    for name, array in arrays.items():
+        p = parameters[name]
+        p.value = like(array.astype(p.dtype), p.value)
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name to an ``.npz`` file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        np.savez(file, **dict(arrays))  # pyright: ignore[reportArgumentType]
+    temporary.replace(path)
+
+
+def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an ``.npz`` file by name."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is not a readable .npz file: {error}") from None
+
+
+def save_json(path: str | Path, content: Any) -> None:
+    """Write `content` as JSON."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def load_json(path: str | Path) -> Any:
+    """Read a JSON file."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable JSON file: {error}") from None

@@ -1,0 +1,310 @@
+"""Text to train on, as bytes: corpora at hand, a tokenizer of one line, slices, batches.
+
+Every Python brings two corpora with it, so nothing has to be downloaded: its language reference
+(English about Python) and the source of its standard library. One is the text that a base model
+learns, the other the text that LoRA adapts it to.
+
+A token is a byte of the text's UTF-8 form. Any text in any script is then a sequence over the same
+256 tokens, with no vocabulary file and no unknown word; the price is a longer sequence. A model of
+text predicts the next token, so a window of T inputs needs T + 1 tokens in a row:
+
+    tokens    t0 t1 t2 t3 t4
+    inputs    t0 t1 t2 t3
+    targets      t1 t2 t3 t4        targets[i] is what follows inputs[i]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lora_np.backend import to_host
+
+VOCAB_SIZE = 256  # one token for each value of a byte
+
+Tokens = np.ndarray | Sequence[int]
+
+
+class DataError(ValueError):
+    """A text cannot be used as asked; the message says what is wrong and what to do, in a line."""
+
+
+def language_reference() -> str:
+    """Return Python's language reference, as shipped with ``help()``: about 0.5 MB of English.
+
+    Returns
+    -------
+    str
+        The chapters of ``pydoc_data.topics`` in the order of their names, blank lines between.
+        The same for every run of one Python version; other versions have other text.
+
+    Raises
+    ------
+    DataError
+        If this Python comes without the module, as some slimmed distributions do.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise DataError(
+            "this Python comes without pydoc_data.topics: pass your own text to read_text instead"
+        ) from error
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def standard_library() -> str:
+    """Return the source of the standard library's top-level modules: about 4 MB of Python.
+
+    Returns
+    -------
+    str
+        The ``*.py`` files beside ``os.py`` in the order of their names, blank lines between.
+        Files that are not UTF-8 are left out. The same for every run of one Python version.
+
+    Raises
+    ------
+    DataError
+        If there are none, as in an installation that keeps its library in a zip file.
+    """
+    folder = Path(os.__file__).parent
+    sources = []
+    for path in sorted(folder.glob("*.py"), key=lambda path: path.name):
+        # Builds and distributions drop files of their own here (sitecustomize.py, build settings);
+        # they would make the corpus differ between two machines with the same Python.
+        if path.stem not in sys.stdlib_module_names:
+            continue
+        try:
+            sources.append(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            continue
+    if not sources:
+        raise DataError(
+            f"no standard library source in {folder}: pass your own text to read_text instead"
+        )
+    return "\n\n".join(sources)
+
+
+def read_text(*paths: str | os.PathLike[str]) -> str:
+    """Return the text of your own files, in the order given, blank lines between.
+
+    Parameters
+    ----------
+    *paths : str or path
+        Text files in UTF-8.
+
+    Returns
+    -------
+    str
+        Each file's characters exactly as they stand in it, line endings included.
+
+    Raises
+    ------
+    DataError
+        If no path is given, or a file is missing, unreadable, a directory, empty or not UTF-8.
+    """
+    if not paths:
+        raise DataError("read_text got no path: name at least one text file")
+    return "\n\n".join(_read_file(Path(path)) for path in paths)
+
+
+def _read_file(path: Path) -> str:
+    if path.is_dir():
+        raise DataError(f"{path} is a directory: name the text files in it one by one")
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    if not raw:
+        raise DataError(f"{path} is empty: name a file that holds text")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8 first"
+        ) from error
+
+
+def encode(text: str) -> np.ndarray:
+    """Return the tokens of a text: the bytes of its UTF-8 form.
+
+    Parameters
+    ----------
+    text : str
+
+    Returns
+    -------
+    ndarray, shape (n,), uint8
+        One to four tokens a character; in English nearly always one.
+    """
+    return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).copy()  # (n,)
+
+
+def decode(tokens: Tokens) -> str:
+    """Return the text of some tokens.
+
+    Parameters
+    ----------
+    tokens : integers, shape (n,)
+        Values from 0 to 255.
+
+    Returns
+    -------
+    str
+        Bytes that form no character come out as U+FFFD, the replacement character: a model that
+        writes bytes may stop inside a character, and that is no reason to fail.
+
+    Raises
+    ------
+    DataError
+        If `tokens` is not one row of integers from 0 to 255.
+    """
+    row = _as_row(to_host(tokens))  # (n,)
+    if row.size and not (row.min() >= 0 and row.max() < VOCAB_SIZE):
+        raise DataError(f"tokens run from {row.min()} to {row.max()}: a byte lies in 0..255")
+    return row.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+
+class Splits(NamedTuple):
+    """The three parts of a text, in the order in which they stand in it."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def split(tokens: Tokens, validation: float = 0.1, test: float = 0.1) -> Splits:
+    """Cut a text by position into train | validation | test.
+
+    Random windows drawn before the cut would overlap, and the model would be tested on text that
+    it has trained on. Cutting first leaves no window that reaches into two parts.
+
+    Parameters
+    ----------
+    tokens : integers, shape (n,)
+    validation, test : float
+        Their fractions of the text, from 0, together less than 1; train is the rest.
+
+    Returns
+    -------
+    Splits
+        Three arrays that together are `tokens`: views of it, where it is an array.
+
+    Raises
+    ------
+    DataError
+        If the fractions leave nothing to train on, or `tokens` is not one row of integers.
+    """
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise DataError(
+            f"validation={validation} and test={test}: each must be at least 0, their sum under 1"
+        )
+    row = _as_row(tokens)  # (n,)
+    test_start = row.size - round(row.size * test)
+    validation_start = test_start - round(row.size * validation)
+    return Splits(row[:validation_start], row[validation_start:test_start], row[test_start:])
+
+
+def sample_batch(
+    tokens: Tokens, batch_size: int, block_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw random windows to train on; every position is equally likely to start one.
+
+    Parameters
+    ----------
+    tokens : integers, shape (n,)
+    batch_size, block_size : int
+        How many windows, and how many inputs in each: B and T.
+    rng : numpy.random.Generator
+        The same state draws the same windows.
+
+    Returns
+    -------
+    inputs, targets : ndarray, shape (B, T), int64
+        Targets are the inputs shifted by one.
+
+    Raises
+    ------
+    DataError
+        If the text is too short for one window, or a size is less than 1.
+    """
+    row = _as_row(tokens)  # (n,)
+    _require_one_window(row, block_size)
+    _require_positive("batch_size", batch_size)
+    starts = rng.integers(0, row.size - block_size, size=batch_size)  # (B,)
+    positions = starts[:, None] + np.arange(block_size)  # (B, T)
+    return row[positions].astype(np.int64), row[positions + 1].astype(np.int64)
+
+
+def windows(
+    tokens: Tokens, block_size: int, limit: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return consecutive windows that cover a text, to evaluate on: nothing is left to chance.
+
+    Parameters
+    ----------
+    tokens : integers, shape (n,)
+    block_size : int
+        How many inputs each window has: T.
+    limit : int, optional
+        Keep at most so many windows, evenly spaced over the text.
+
+    Returns
+    -------
+    inputs, targets : ndarray, shape (N, T), int64
+        N = (n - 1) // T windows, or `limit` if that is less. Each token but the first is a target
+        once, up to the last incomplete window, which is dropped.
+
+    Raises
+    ------
+    DataError
+        If the text is too short for one window, or a size is less than 1.
+    """
+    row = _as_row(tokens)  # (n,)
+    _require_one_window(row, block_size)
+    count = (row.size - 1) // block_size
+    covered = count * block_size
+    inputs = row[:covered].reshape(count, block_size)  # (N, T)
+    targets = row[1 : covered + 1].reshape(count, block_size)  # (N, T)
+    if limit is not None:
+        _require_positive("limit", limit)
+        keep = _evenly_spaced(count, min(limit, count))
+        inputs, targets = inputs[keep], targets[keep]
+    return inputs.astype(np.int64), targets.astype(np.int64)
+
+
+def _evenly_spaced(count: int, limit: int) -> np.ndarray:
+    """Return the middle index of each of `limit` equal stretches of ``range(count)``."""
+    # A text changes its subject on the way, so its first windows would tell of its first chapters
+    # only; a few from everywhere estimate the loss on the whole of it.
+    return (2 * np.arange(limit) + 1) * count // (2 * limit)  # (limit,)
+
+
+def _as_row(tokens: Tokens) -> np.ndarray:
+    """Return `tokens` as an array, if it is one row of integers."""
+    row = np.asarray(tokens)
+    if row.ndim != 1:
+        raise DataError(f"tokens have shape {row.shape}: one row of tokens (n,) is expected")
+    if row.size == 0:
+        return row.astype(np.uint8)  # an empty list has no type of its own: NumPy calls it float64
+    if row.dtype.kind not in "iu":
+        raise DataError(f"tokens have dtype {row.dtype}: integers are expected, encode(text) first")
+    return row
+
+
+def _require_one_window(row: np.ndarray, block_size: int) -> None:
+    _require_positive("block_size", block_size)
+    if row.size < block_size + 1:
+        raise DataError(
+            f"the text has {row.size} tokens, a window of block_size={block_size} needs "
+            f"{block_size + 1}: use a longer text or a smaller block_size"
+        )
+
+
+def _require_positive(name: str, size: int) -> None:
+    if size < 1:
+        raise DataError(f"{name}={size}: at least 1 is needed")

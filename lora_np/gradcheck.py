@@ -1,0 +1,336 @@
+"""Is a pair right? Its backward against derivatives that nobody derived.
+
+Take a pair of pure functions and random numbers dy of the output's shape. Backward claims the
+gradient of the scalar L(inputs) = sum(dy * y). Three ways to hold it to that, all in float64::
+
+    central      dL/dx_i = (L(x + h e_i) - L(x - h e_i)) / 2h + O(h^2)    two calls an entry
+    complex      dL/dx_i = Im L(x + i h e_i) / h, h = 1e-30               one call an entry, exact
+    directional  <v, J^T dy> = <dy, J v>, v random                        two calls an input
+
+Central differences lose half the digits to cancellation; the complex step subtracts nothing and
+keeps them all, but asks that forward be analytic (no abs, no conjugation). The directional mode is
+the dot-product identity of a Jacobian J and its transpose: one number checks a whole array, so it
+scales to a whole model. The error of a gradient is max|analytic - numeric| / max(1, largest
+|numeric| of that input): relative for large gradients, absolute for small ones, so that a gradient
+that is identically zero is checked too.
+
+Source: Squire and Trapp (1998), SIAM Review 40(1), for the complex step.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TOLERANCE = {"central": 1e-7, "complex": 1e-12, "directional": 1e-7}
+STEP = {"central": 6e-6, "complex": 1e-30, "directional": 1e-6}  # central: cube root of epsilon
+
+
+class GradientError(AssertionError):
+    """A backward that is wrong; the message says which gradient, where, and by how much."""
+
+
+@dataclass(frozen=True)
+class GradientRow:
+    """The verdict on one input's gradient."""
+
+    name: str
+    shape: tuple[int, ...]
+    error: float
+    index: tuple[int, ...] | None  # where it is worst; None in the directional mode
+    analytic: float
+    numeric: float
+    note: str = ""
+
+    def __str__(self) -> str:
+        where = "" if self.index is None else f" at {list(self.index)}"
+        text = (
+            f"{self.name:<24} {self.shape!s:<14} error {self.error:8.1e}   "
+            f"analytic {self.analytic:+.6e}  numeric {self.numeric:+.6e}{where}"
+        )
+        return f"{text}   {self.note}" if self.note else text
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """What :func:`check_gradients` found: one row an input.
+
+    Attributes
+    ----------
+    rows : tuple of GradientRow
+    tolerance : float
+        The largest error that passes.
+    """
+
+    rows: tuple[GradientRow, ...]
+    method: str
+    tolerance: float
+
+    @property
+    def max_error(self) -> float:
+        """The largest error of all rows."""
+        return max(row.error for row in self.rows)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every error is within the tolerance."""
+        return self.max_error <= self.tolerance
+
+    def raise_if_wrong(self) -> None:
+        """Raise a GradientError that names every wrong gradient."""
+        wrong = [row for row in self.rows if not row.error <= self.tolerance]
+        if wrong:
+            lines = "\n".join(f"  {row}" for row in wrong)
+            raise GradientError(
+                f"{len(wrong)} of {len(self.rows)} gradients are wrong "
+                f"({self.method}, tolerance {self.tolerance:.0e}):\n{lines}"
+            )
+
+    def __str__(self) -> str:
+        head = f"{'ok' if self.ok else 'WRONG'}: {self.method}, tolerance {self.tolerance:.0e}"
+        return "\n".join([head, *(str(row) for row in self.rows)])
+
+
+def check_gradients(
+    forward: Callable[..., tuple[Any, Any]],
+    backward: Callable[..., Sequence[Any]],
+    inputs: Mapping[str, Any] | Sequence[Any],
+    *,
+    method: str = "central",
+    wrt: Sequence[str] | None = None,
+    rng: np.random.Generator | None = None,
+    **kwargs: Any,
+) -> GradientReport:
+    """Compare ``backward`` with a numeric derivative of ``forward``, in float64.
+
+    Parameters
+    ----------
+    forward : callable
+        ``forward(*inputs, **kwargs) -> (y, cache)``.
+    backward : callable
+        ``backward(dy, cache, need) -> gradients``, in the order of the inputs.
+    inputs : mapping or sequence
+        The arguments of forward, in order; a sequence takes its names from forward's signature.
+        Floating-point arrays are checked (converted to float64); integer arrays and None are not.
+    method : {"central", "complex", "directional"}
+    wrt : sequence of str, optional
+        Names of the inputs to check; the others are passed to backward as not needed.
+    rng : numpy.random.Generator, optional
+        Draws dy and the directions; by default seeded with 0.
+    **kwargs
+        Passed to forward: what takes no gradient, such as a scale or a mask.
+
+    Returns
+    -------
+    GradientReport
+
+    Raises
+    ------
+    ValueError
+        If the method or a name in `wrt` is unknown, or nothing is left to check.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import linear_forward, linear_backward
+    >>> rng = np.random.default_rng(0)
+    >>> x, W = rng.standard_normal((5, 3)), rng.standard_normal((4, 3))
+    >>> check_gradients(linear_forward, linear_backward, (x, W)).ok
+    True
+    """
+    if method not in TOLERANCE:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(TOLERANCE)}")
+    rng = rng if rng is not None else np.random.default_rng(0)
+    named = _named_float64(forward, inputs)
+    checked = _names_to_check(named, wrt)
+    frozen = {name: _copy(value) for name, value in named.items()}
+
+    def run(values: Mapping[str, Any]) -> tuple[Any, Any]:
+        return forward(*values.values(), **kwargs)
+
+    y, cache = run(named)
+    dy = rng.standard_normal(np.shape(y))
+    gradients = _slots(backward(dy, cache), named)
+    again = _slots(_call(backward, dy.copy(), cache, gradients, checked, wrt), named)
+    notes = {
+        name: _impurity(named[name], frozen[name], gradients[name], again[name]) for name in checked
+    }
+    numeric = _directional if method == "directional" else _entrywise
+    rows = tuple(
+        numeric(run, dy, named, name, gradients[name], notes[name], method, rng) for name in checked
+    )
+    return GradientReport(rows, method, TOLERANCE[method])
+
+
+def _named_float64(forward: Callable, inputs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
+    """Return forward's arguments by name, every floating-point one a float64 array of its own."""
+    if not isinstance(inputs, Mapping):
+        names = list(inspect.signature(forward).parameters)
+        if len(inputs) > len(names):
+            raise ValueError(f"{len(inputs)} inputs for a forward that takes {len(names)}")
+        inputs = dict(zip(names, inputs))
+    return {
+        name: np.array(x, dtype=np.float64)
+        if x is not None and np.issubdtype(np.asarray(x).dtype, np.floating)
+        else x
+        for name, x in inputs.items()
+    }
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype == np.float64
+
+
+def _copy(x: Any) -> Any:
+    return x.copy() if isinstance(x, np.ndarray) else x
+
+
+def _names_to_check(named: Mapping[str, Any], wrt: Sequence[str] | None) -> list[str]:
+    floats = [name for name, x in named.items() if _is_float(x)]
+    names = floats if wrt is None else list(wrt)
+    unknown = [name for name in names if name not in floats]
+    if unknown or not names:
+        raise ValueError(f"wrt names {unknown or 'nothing'}; floating-point inputs are {floats}")
+    return names
+
+
+def _slots(gradients: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Give backward's gradients their inputs' names.
+
+    An absent input has a slot in some pairs (the bias of linear) and none in others: the number of
+    gradients says which it is. What is left over belongs to arguments that were not passed.
+    """
+    floats = [name for name, x in named.items() if _is_float(x)]
+    with_absent = [name for name, x in named.items() if x is None or _is_float(x)]
+    names = floats if len(gradients) == len(floats) else with_absent
+    names = names + [f"argument {i}" for i in range(len(names), len(gradients))]
+    if len(gradients) < len(names):
+        raise GradientError(f"backward returned {len(gradients)} gradients, expected {len(names)}")
+    unasked = [n for n, g in zip(names, gradients) if n not in floats and g is not None]
+    if unasked:
+        raise GradientError(f"backward returned a gradient for {unasked}, which was not passed")
+    return dict(zip(names, gradients))
+
+
+def _call(
+    backward: Callable,
+    dy: Any,
+    cache: Any,
+    gradients: Mapping[str, Any],
+    checked: Sequence[str],
+    wrt: Sequence[str] | None,
+) -> Sequence[Any]:
+    """Call backward once more, for the gradients in `checked` alone when `wrt` was given."""
+    if wrt is None:
+        return backward(dy, cache)
+    need = [name in checked for name in gradients]
+    some = backward(dy, cache, need)
+    extra = [name for name, g, n in zip(gradients, some, need) if g is not None and not n]
+    if extra:
+        raise GradientError(f"backward formed the gradients of {extra}, which nobody needed")
+    return some
+
+
+def _impurity(x: Any, x_before: Any, gradient: Any, again: Any) -> str:
+    """Say what a pair of pure functions may not do: write to an input, to dy or to the cache."""
+    if not np.array_equal(x, x_before, equal_nan=True):
+        return "the pair wrote to this input"
+    if (gradient is None) != (again is None):
+        return "a second backward forgets this gradient"
+    if gradient is not None and not np.array_equal(gradient, again, equal_nan=True):
+        return "a second backward gives another gradient: it wrote to dy or to the cache"
+    return ""
+
+
+def _entrywise(
+    run: Callable,
+    dy: Any,
+    named: Mapping[str, Any],
+    name: str,
+    analytic: Any,
+    note: str,
+    method: str,
+    rng: np.random.Generator,
+) -> GradientRow:
+    """Perturb `name` entry by entry and compare with its analytic gradient."""
+    x = named[name]
+    if analytic is None or np.shape(analytic) != x.shape:
+        had = "None" if analytic is None else f"shape {np.shape(analytic)}"
+        return _wrong(name, x, f"the gradient is {had}, expected shape {x.shape}")
+    numeric = np.zeros(x.shape)
+    for index in np.ndindex(x.shape):
+        direction = np.zeros(x.shape)
+        direction[index] = 1.0
+        numeric[index] = _slope(run, dy, named, name, direction, method)
+    scale = max(1.0, float(np.abs(numeric).max(initial=0.0)))
+    difference = np.abs(np.asarray(analytic) - numeric)
+    if not np.isfinite(difference).all():
+        return _wrong(name, x, "a gradient is not finite")
+    worst = tuple(int(i) for i in np.unravel_index(difference.argmax(), x.shape))
+    error = math.inf if note else float(difference[worst]) / scale
+    note = note or _likeness(analytic, numeric, error, method)
+    here = float(np.asarray(analytic)[worst])
+    return GradientRow(name, x.shape, error, worst, here, float(numeric[worst]), note)
+
+
+def _directional(
+    run: Callable,
+    dy: Any,
+    named: Mapping[str, Any],
+    name: str,
+    analytic: Any,
+    note: str,
+    method: str,
+    rng: np.random.Generator,
+) -> GradientRow:
+    """Compare <v, gradient> with the slope of L along a random v of order one."""
+    x = named[name]
+    if analytic is None or np.shape(analytic) != x.shape:
+        had = "None" if analytic is None else f"shape {np.shape(analytic)}"
+        return _wrong(name, x, f"the gradient is {had}, expected shape {x.shape}")
+    v = rng.standard_normal(x.shape)
+    along = float((v * analytic).sum())
+    slope = _slope(run, dy, named, name, v, method)
+    error = abs(along - slope) / max(1.0, abs(slope))
+    if note or not math.isfinite(error):
+        error, note = math.inf, note or "a gradient is not finite"
+    return GradientRow(name, x.shape, error, None, along, slope, note)
+
+
+def _slope(
+    run: Callable, dy: Any, named: Mapping[str, Any], name: str, v: Any, method: str
+) -> float:
+    """Return the derivative of L = sum(dy * y) along `v` in the input `name`."""
+    h = STEP[method]
+    if method == "complex":
+        lifted = {k: x.astype(complex) if _is_float(x) else x for k, x in named.items()}
+        lifted[name] = named[name] + 1j * h * v
+        y, _ = run(lifted)
+        return float((dy * np.asarray(y)).sum().imag) / h
+    y_plus, _ = run({**named, name: named[name] + h * v})
+    y_minus, _ = run({**named, name: named[name] - h * v})
+    return float((dy * (np.asarray(y_plus) - np.asarray(y_minus))).sum()) / (2.0 * h)
+
+
+def _wrong(name: str, x: Any, note: str) -> GradientRow:
+    return GradientRow(name, x.shape, math.inf, None, math.nan, math.nan, note)
+
+
+def _likeness(analytic: Any, numeric: Any, error: float, method: str) -> str:
+    """Say how a wrong gradient resembles the right one: a constant factor, or its transpose."""
+    if error <= TOLERANCE[method]:
+        return ""
+    norm = float((numeric * numeric).sum())
+    factor = float((analytic * numeric).sum()) / norm if norm > 0.0 else 0.0
+    close = 1e-4 * math.sqrt(norm)
+    if factor != 0.0 and np.abs(analytic - factor * numeric).max() <= close:
+        return f"it is {factor:.4g} times the numeric gradient"
+    square = analytic.ndim == 2 and analytic.shape[0] == analytic.shape[1]
+    if square and np.abs(analytic.T - numeric).max() <= close:
+        return "it is the transpose of the numeric gradient"
+    return ""

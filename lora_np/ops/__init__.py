@@ -1,0 +1,52 @@
+"""The mathematics, one family a file: each operation a forward / backward pair."""
+
+from lora_np.ops.activation import (
+    gelu_backward,
+    gelu_forward,
+    relu_backward,
+    relu_forward,
+    silu_backward,
+    silu_forward,
+    softmax_backward,
+    softmax_forward,
+)
+from lora_np.ops.attention import attention_backward, attention_forward
+from lora_np.ops.dropout import dropout_backward, dropout_forward, dropout_mask
+from lora_np.ops.embedding import embedding_backward, embedding_forward
+from lora_np.ops.linear import linear_backward, linear_forward
+from lora_np.ops.lora import lora_linear_backward, lora_linear_forward
+from lora_np.ops.loss import (
+    cross_entropy_backward,
+    cross_entropy_forward,
+    mse_backward,
+    mse_forward,
+)
+from lora_np.ops.norm import layernorm_backward, layernorm_forward
+
+__all__ = [
+    "attention_backward",
+    "attention_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "dropout_mask",
+    "embedding_backward",
+    "embedding_forward",
+    "gelu_backward",
+    "gelu_forward",
+    "layernorm_backward",
+    "layernorm_forward",
+    "linear_backward",
+    "linear_forward",
+    "lora_linear_backward",
+    "lora_linear_forward",
+    "mse_backward",
+    "mse_forward",
+    "relu_backward",
+    "relu_forward",
+    "silu_backward",
+    "silu_forward",
+    "softmax_backward",
+    "softmax_forward",
+]

@@ -1,0 +1,108 @@
+r"""Activations: GELU, ReLU, SiLU entry by entry, softmax over the last axis.
+
+Entry by entry, y = f(x) gives dx = dy f'(x)::
+
+    gelu    y = x g,  g = (1 + tanh(u)) / 2,  u = c (x + k x^3),  c = sqrt(2 / pi),  k = 0.044715
+            y' = g + x g',  g' = (1 - tanh(u)^2) / 2 * u',  u' = c (1 + 3 k x^2)
+    relu    y = max(x, 0),  y' = 1 where x > 0, else 0 (also at the kink x = 0)
+    silu    y = x s,  s = 1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2,  y' = s (1 + x (1 - s))
+
+    softmax y_i = exp(x_i) / sum_j exp(x_j),  dy_i/dx_j = y_i (1[i = j] - y_j),  so
+            dx = dy * y - y sum_j dy_j y_j
+
+Sources: GELU in its tanh form, Hendrycks and Gimpel (2016), arXiv:1606.08415, section 2; SiLU,
+Elfwing, Uchibe and Doya (2017), arXiv:1702.03118.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from lora_np.backend import Array, get_xp
+from lora_np.ops.contract import Need, wanted
+
+GELU_C = math.sqrt(2.0 / math.pi)  # a Python float: an np.float64 would lift float32 to float64
+GELU_K = 0.044715
+
+
+class GeluCache(NamedTuple):
+    """What :func:`gelu_backward` reads."""
+
+    x: Array
+    t: Array  # tanh(u)
+
+
+def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
+    """Compute GELU in its tanh form, entry by entry; see the module's equations."""
+    t = get_xp(x).tanh(GELU_C * (x + GELU_K * (x * x * x)))
+    return 0.5 * x * (1.0 + t), GeluCache(x, t)
+
+
+def gelu_backward(dy: Array, cache: GeluCache, need: Need = None) -> tuple[Array | None]:
+    """Return (dx,) of :func:`gelu_forward`."""
+    if not wanted(need, 1)[0]:
+        return (None,)
+    x, t = cache
+    du = GELU_C * (1.0 + 3.0 * GELU_K * (x * x))  # u'
+    return (dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du),)
+
+
+class ReluCache(NamedTuple):
+    """What :func:`relu_backward` reads."""
+
+    positive: Array  # bool, like x
+
+
+def relu_forward(x: Array) -> tuple[Array, ReluCache]:
+    """Compute max(x, 0) entry by entry."""
+    positive = x.real > 0  # the complex step carries the derivative in the imaginary part
+    return x * positive, ReluCache(positive)
+
+
+def relu_backward(dy: Array, cache: ReluCache, need: Need = None) -> tuple[Array | None]:
+    """Return (dx,) of :func:`relu_forward`."""
+    return (dy * cache.positive if wanted(need, 1)[0] else None,)
+
+
+class SiluCache(NamedTuple):
+    """What :func:`silu_backward` reads."""
+
+    x: Array
+    s: Array  # the sigmoid of x
+
+
+def silu_forward(x: Array) -> tuple[Array, SiluCache]:
+    """Compute x times its sigmoid, entry by entry."""
+    s = 0.5 * (1.0 + get_xp(x).tanh(0.5 * x))  # tanh cannot overflow where exp(-x) would
+    return x * s, SiluCache(x, s)
+
+
+def silu_backward(dy: Array, cache: SiluCache, need: Need = None) -> tuple[Array | None]:
+    """Return (dx,) of :func:`silu_forward`."""
+    if not wanted(need, 1)[0]:
+        return (None,)
+    x, s = cache
+    return (dy * (s * (1.0 + x * (1.0 - s))),)
+
+
+class SoftmaxCache(NamedTuple):
+    """What :func:`softmax_backward` reads."""
+
+    y: Array  # (..., n), the probabilities
+
+
+def softmax_forward(x: Array) -> tuple[Array, SoftmaxCache]:
+    """Compute exp(x) / sum exp(x) over the last axis of `x` (..., n)."""
+    y = get_xp(x).exp(x - x.real.max(axis=-1, keepdims=True))  # the largest exponent is 0
+    y /= y.sum(axis=-1, keepdims=True)
+    return y, SoftmaxCache(y)
+
+
+def softmax_backward(dy: Array, cache: SoftmaxCache, need: Need = None) -> tuple[Array | None]:
+    """Return (dx,) of :func:`softmax_forward`."""
+    if not wanted(need, 1)[0]:
+        return (None,)
+    dx = dy * cache.y
+    dx -= cache.y * dx.sum(axis=-1, keepdims=True)
+    return (dx,)

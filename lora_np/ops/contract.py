@@ -1,0 +1,53 @@
+"""What every pair of operations shares: which gradients are wanted, and shapes that must fit.
+
+An operation is a pair of pure functions::
+
+    y, cache = op_forward(x, W)
+    dx, dW = op_backward(dy, cache, need)
+
+``need`` holds one bool per array argument, in forward order; a gradient that nobody needs is
+never formed and comes back as ``None``. ``need=None`` asks for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lora_np.backend import Array, ShapeError
+
+Need = Sequence[bool] | None
+
+
+def wanted(need: Need, n: int) -> Sequence[bool]:
+    """Return `need` as `n` bools, all true when it is None."""
+    if need is None:
+        return (True,) * n
+    if len(need) != n:
+        raise ValueError(f"need has {len(need)} entries, expected {n}: one per array argument")
+    return need
+
+
+def expect_shape(name: str, x: Array, *shape: int | None) -> None:
+    """Raise unless `x` has this shape; None stands for any length of an axis."""
+    fits = x.ndim == len(shape) and all(s is None or s == n for s, n in zip(shape, x.shape))
+    if not fits:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {_spell(shape)}")
+
+
+def expect_last(name: str, x: Array, size: int) -> None:
+    """Raise unless the last axis of `x` has this length."""
+    if x.ndim == 0 or x.shape[-1] != size:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected (..., {size})")
+
+
+def expect_same(name: str, x: Array, other: str, y: Array) -> None:
+    """Raise unless `x` and `y` have the same shape."""
+    if x.shape != y.shape:
+        raise ShapeError(
+            f"{name} has shape {tuple(x.shape)}, expected {tuple(y.shape)}, the shape of {other}"
+        )
+
+
+def _spell(shape: tuple[int | None, ...]) -> str:
+    sizes = ["any" if s is None else str(s) for s in shape]
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"

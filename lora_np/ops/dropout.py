@@ -1,0 +1,39 @@
+"""Dropout with the mask as an input: y = x * mask, dx = dy * mask.
+
+The mask holds 0 with probability p and 1 / (1 - p) otherwise, so that the mean of y is x. Drawing
+it is the caller's matter (:func:`dropout_mask`): the operation itself stays a pure function.
+
+Source: Srivastava et al. (2014), JMLR 15, pages 1929 to 1958, in its "inverted" scaling.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lora_np.backend import Array, like
+from lora_np.ops.contract import Need, expect_same, wanted
+
+
+class DropoutCache(NamedTuple):
+    """What :func:`dropout_backward` reads."""
+
+    mask: Array
+
+
+def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:
+    """Draw a mask of `x`'s shape, dtype and device: 0 with probability p, else 1 / (1 - p)."""
+    keep = rng.random(x.shape, dtype=np.float32) >= p
+    return like(keep.astype(x.real.dtype) * (1.0 / (1.0 - p)), x)
+
+
+def dropout_forward(x: Array, mask: Array) -> tuple[Array, DropoutCache]:
+    """Multiply `x` by `mask`, which has the same shape."""
+    expect_same("mask", mask, "x", x)
+    return x * mask, DropoutCache(mask)
+
+
+def dropout_backward(dy: Array, cache: DropoutCache, need: Need = None) -> tuple[Array | None]:
+    """Return (dx,) of :func:`dropout_forward`; the mask takes no slot."""
+    return (dy * cache.mask if wanted(need, 1)[0] else None,)

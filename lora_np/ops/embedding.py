@@ -1,0 +1,56 @@
+"""Embedding: row number `token` of a table, for every token.
+
+Shapes: tokens (...) integers, W (V, d), y (..., d). With the one-hot matrix H (N, V), whose row n
+has its single 1 at tokens[n], the lookup is the linear map y = H W, so dW = H^T dy: the gradients
+of equal tokens are summed. Backward builds H only over the tokens that occur, never all V columns.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lora_np.backend import Array, get_xp
+from lora_np.ops.contract import Need, expect_shape, wanted
+from lora_np.ops.linear import rows
+
+
+class EmbeddingCache(NamedTuple):
+    """What :func:`embedding_backward` reads."""
+
+    tokens: Array  # (...)
+    vocab_size: int
+
+
+def embedding_forward(tokens: Array, W: Array) -> tuple[Array, EmbeddingCache]:
+    """Look up `tokens` (...) in the table `W` (V, d).
+
+    Returns
+    -------
+    y : array, shape (..., d)
+    cache : EmbeddingCache
+
+    Raises
+    ------
+    IndexError
+        If a token lies outside 0 .. V - 1.
+    """
+    expect_shape("W", W, None, None)
+    vocab_size = W.shape[0]
+    if tokens.size and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocab_size):
+        raise IndexError(
+            f"tokens lie in {int(tokens.min())} .. {int(tokens.max())}, "
+            f"expected 0 .. {vocab_size - 1}: the table W has {vocab_size} rows"
+        )
+    return W[tokens], EmbeddingCache(tokens, vocab_size)
+
+
+def embedding_backward(dy: Array, cache: EmbeddingCache, need: Need = None) -> tuple[Array | None]:
+    """Return (dW,) of :func:`embedding_forward`, shape (V, d)."""
+    if not wanted(need, 1)[0]:
+        return (None,)
+    xp = get_xp(dy)
+    seen, place = xp.unique(cache.tokens.reshape(-1), return_inverse=True)  # (U,), (N,)
+    one_hot = (place[:, None] == xp.arange(len(seen))).astype(dy.dtype)  # (N, U)
+    dW = xp.zeros((cache.vocab_size, dy.shape[-1]), dtype=dy.dtype)  # (V, d)
+    dW[seen] = one_hot.T @ rows(dy)
+    return (dW,)

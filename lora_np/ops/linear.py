@@ -1,0 +1,71 @@
+"""The linear map: y = x W^T + b.
+
+Shapes: x (..., in), W (out, in), b (out,), y (..., out). Rows are samples, N of them in all.
+
+Derivation. With L a scalar loss and dy = dL/dy, entry by entry y_no = sum_i x_ni W_oi + b_o, so::
+
+    dL/dx_ni = sum_o dy_no W_oi        dx = dy W
+    dL/dW_oi = sum_n dy_no x_ni        dW = dy^T x      (samples are summed)
+    dL/db_o  = sum_n dy_no             db = 1^T dy
+
+Source: any text on backpropagation; e.g. Rumelhart, Hinton and Williams (1986).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lora_np.backend import Array
+from lora_np.ops.contract import Need, expect_last, expect_shape, wanted
+
+
+class LinearCache(NamedTuple):
+    """What :func:`linear_backward` reads; x is None when a layer knows that W is frozen."""
+
+    x: Array  # (..., in)
+    W: Array  # (out, in)
+    has_bias: bool
+
+
+def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, LinearCache]:
+    """Compute y = x W^T + b.
+
+    Parameters
+    ----------
+    x : array, shape (..., in)
+    W : array, shape (out, in)
+    b : array, shape (out,), optional
+
+    Returns
+    -------
+    y : array, shape (..., out)
+    cache : LinearCache
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit; the message names the argument.
+    """
+    expect_shape("W", W, None, None)
+    expect_last("x", x, W.shape[1])
+    y = x @ W.T  # (..., out)
+    if b is not None:
+        expect_shape("b", b, W.shape[0])
+        y += b
+    return y, LinearCache(x, W, b is not None)
+
+
+def linear_backward(
+    dy: Array, cache: LinearCache, need: Need = None
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Return (dx, dW, db) of :func:`linear_forward`; db is None where there was no bias."""
+    need_x, need_W, need_b = wanted(need, 3)
+    dx = dy @ cache.W if need_x else None  # (..., in)
+    dW = rows(dy).T @ rows(cache.x) if need_W else None  # (out, in)
+    db = rows(dy).sum(axis=0) if need_b and cache.has_bias else None  # (out,)
+    return dx, dW, db
+
+
+def rows(x: Array) -> Array:
+    """Return `x` (..., d) as a matrix (N, d) whose rows are the samples."""
+    return x.reshape(-1, x.shape[-1])

@@ -1,0 +1,114 @@
+"""LoRA, low-rank adaptation of a linear map: y = x W0^T + b + s ((x * m) A^T) B^T.
+
+Shapes: x (..., in), W0 (out, in), A (r, in), B (out, r), b (out,), m like x, y (..., out). The
+scale s is lora_alpha / r. The mask m is dropout's, on the adapter's path alone. For one sample and
+no mask this is h = W0 x + s B A x: W0 stays as it was and the change s B A has rank at most r.
+
+Derivation. Call u = (x * m) A^T (N, r), so that the adapter adds s u B^T: two linear maps, one
+after the other. Each is differentiated as in linear.py, from the outside in::
+
+    du = s dy B                        (N, r)
+    dB = s dy^T u                      (out, r)
+    dA = du^T (x * m)                  (r, in)
+    dx = dy W0 + (du A) * m            (N, in)   both paths reach x, so they add
+    dW0 = dy^T x                       (out, in) a frozen W0 skips this; dx it cannot skip
+
+At B = 0, where training starts, du and with it dA are zero while dB is not. Every product here has
+a side of length r: nothing of size (out, in) is formed for the adapter.
+
+Source: Hu et al. (2021), arXiv:2106.09685, equation 3.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lora_np.backend import Array
+from lora_np.ops.contract import Need, expect_last, expect_same, expect_shape, wanted
+from lora_np.ops.linear import rows
+
+
+class LoRALinearCache(NamedTuple):
+    """What :func:`lora_linear_backward` reads."""
+
+    x: Array  # (..., in)
+    W0: Array  # (out, in)
+    A: Array  # (r, in)
+    B: Array  # (out, r)
+    u: Array  # (..., r), the input seen through A
+    scale: float
+    mask: Array | None  # (..., in)
+    has_bias: bool
+
+
+def lora_linear_forward(
+    x: Array,
+    W0: Array,
+    A: Array,
+    B: Array,
+    b: Array | None = None,
+    *,
+    scale: float,
+    mask: Array | None = None,
+) -> tuple[Array, LoRALinearCache]:
+    """Compute y = x W0^T + b + scale ((x * mask) A^T) B^T.
+
+    Parameters
+    ----------
+    x : array, shape (..., in)
+    W0 : array, shape (out, in)
+        The pretrained weight.
+    A, B : arrays, shapes (r, in) and (out, r)
+        The adapter's factors.
+    b : array, shape (out,), optional
+    scale : float
+        lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA.
+    mask : array, shape (..., in), optional
+        Dropout mask of the adapter's path, entries 0 or 1 / (1 - p).
+
+    Returns
+    -------
+    y : array, shape (..., out)
+    cache : LoRALinearCache
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit; the message names the argument.
+    """
+    expect_shape("W0", W0, None, None)
+    expect_last("x", x, W0.shape[1])
+    expect_shape("A", A, None, W0.shape[1])
+    expect_shape("B", B, W0.shape[0], A.shape[0])
+    if mask is not None:
+        expect_same("mask", mask, "x", x)
+    x_in = x if mask is None else x * mask  # (..., in)
+    u = x_in @ A.T  # (..., r)
+    y = x @ W0.T  # (..., out)
+    y += (scale * u) @ B.T
+    if b is not None:
+        expect_shape("b", b, W0.shape[0])
+        y += b
+    return y, LoRALinearCache(x, W0, A, B, u, scale, mask, b is not None)
+
+
+def lora_linear_backward(
+    dy: Array, cache: LoRALinearCache, need: Need = None
+) -> tuple[Array | None, Array | None, Array | None, Array | None, Array | None]:
+    """Return (dx, dW0, dA, dB, db) of :func:`lora_linear_forward`."""
+    x, W0, A, B, u, scale, mask, has_bias = cache
+    need_x, need_W0, need_A, need_B, need_b = wanted(need, 5)
+    dx = dW0 = dA = dB = db = None
+    if need_x or need_A:
+        du = scale * (dy @ B)  # (..., r)
+        if need_A:
+            dA = rows(du).T @ rows(x if mask is None else x * mask)  # (r, in)
+        if need_x:
+            dx = dy @ W0 + (du @ A if mask is None else (du @ A) * mask)  # (..., in)
+    if need_W0:
+        dW0 = rows(dy).T @ rows(x)  # (out, in)
+    if need_B:
+        dB = scale * (rows(dy).T @ rows(u))  # (out, r)
+    if need_b and has_bias:
+        db = rows(dy).sum(axis=0)  # (out,)
+    return dx, dW0, dA, dB, db

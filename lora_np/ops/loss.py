@@ -1,0 +1,126 @@
+"""Losses: cross-entropy from logits, and the mean squared error.
+
+Cross-entropy over the kept tokens K (those whose target is not `ignore_index`), z (..., V)::
+
+    L = 1 / count  sum_{n in K} (log sum_j exp(z_nj) - z_n,target(n))        in nats
+    dL/dz_nj = (softmax(z_n)_j - 1[j = target(n)]) / count,   zero for ignored tokens
+
+`count` is by default the number of kept tokens, which makes L their mean. A batch that is split,
+by gradient accumulation or over threads, passes the whole batch's count: then the parts' losses
+and gradients simply add, while a mean of the parts' means would be another number.
+
+Mean squared error over all N entries: L = 1 / N sum (y - target)^2, dy = 2 (y - target) / N.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lora_np.backend import Array, ShapeError, get_xp
+from lora_np.ops.contract import Need, expect_same, wanted
+from lora_np.ops.linear import rows
+
+
+class CrossEntropyCache(NamedTuple):
+    """What :func:`cross_entropy_backward` reads."""
+
+    p: Array  # (N, V), softmax of the logits
+    targets: Array  # (N,), 0 where ignored
+    kept: Array  # (N,), bool
+    count: int
+    shape: tuple[int, ...]  # of the logits
+
+
+def cross_entropy_forward(
+    logits: Array, targets: Array, ignore_index: int = -100, count: int | None = None
+) -> tuple[Array, CrossEntropyCache]:
+    """Compute the cross-entropy of `targets` under softmax(logits), in nats a token.
+
+    Parameters
+    ----------
+    logits : array, shape (..., V)
+    targets : integer array, shape (...)
+    ignore_index : int
+        Tokens with this target add nothing.
+    count : int, optional
+        What the sum is divided by; by default the number of kept tokens.
+
+    Returns
+    -------
+    loss : scalar array of the logits' dtype
+    cache : CrossEntropyCache
+
+    Raises
+    ------
+    ValueError
+        If no token is kept, or a target lies outside 0 .. V - 1.
+    """
+    if targets.shape != logits.shape[:-1]:
+        raise ShapeError(
+            f"targets has shape {tuple(targets.shape)}, expected {tuple(logits.shape[:-1])}, "
+            f"as logits has shape {tuple(logits.shape)}"
+        )
+    xp = get_xp(logits)
+    z = rows(logits)  # (N, V)
+    kept, target = _kept_targets(targets.reshape(-1), ignore_index, z.shape[1])  # (N,), (N,)
+    if count is None:
+        count = int(kept.sum())
+    z = z - z.real.max(axis=1, keepdims=True)  # (N, V), no exponent above 0
+    p = xp.exp(z)  # (N, V)
+    total = p.sum(axis=1, keepdims=True)  # (N, 1)
+    p /= total
+    nll = xp.log(total[:, 0]) - z[xp.arange(len(z)), target]  # (N,)
+    loss = (nll * kept).sum() / count
+    return loss, CrossEntropyCache(p, target, kept, count, logits.shape)
+
+
+def cross_entropy_backward(
+    dy: Array | float, cache: CrossEntropyCache, need: Need = None
+) -> tuple[Array | None]:
+    """Return (dlogits,) of :func:`cross_entropy_forward`; the targets take no slot."""
+    if not wanted(need, 1)[0]:
+        return (None,)
+    p, target, kept, count, shape = cache
+    xp = get_xp(p)
+    weight = kept.astype(p.dtype) * (dy / count)  # (N,), zero for ignored tokens
+    dz = p * weight[:, None]  # (N, V)
+    dz[xp.arange(len(p)), target] -= weight
+    return (dz.reshape(shape),)
+
+
+def _kept_targets(targets: Array, ignore_index: int, vocab_size: int) -> tuple[Array, Array]:
+    """Return which tokens count, and their targets with 0 standing in for the ignored."""
+    kept = targets != ignore_index  # (N,)
+    if not bool(kept.any()):
+        raise ValueError(f"no token is kept: every target is ignore_index = {ignore_index}")
+    target = targets * kept  # (N,)
+    if int(target.min()) < 0 or int(target.max()) >= vocab_size:
+        raise ValueError(
+            f"targets lie in {int(target.min())} .. {int(target.max())}, "
+            f"expected 0 .. {vocab_size - 1} or ignore_index = {ignore_index}"
+        )
+    return kept, target
+
+
+class MseCache(NamedTuple):
+    """What :func:`mse_backward` reads."""
+
+    error: Array  # y - target
+
+
+def mse_forward(y: Array, target: Array) -> tuple[Array, MseCache]:
+    """Compute the mean of (y - target)^2 over all entries; the two have the same shape."""
+    expect_same("target", target, "y", y)
+    error = y - target
+    return (error * error).mean(), MseCache(error)
+
+
+def mse_backward(
+    dy: Array | float, cache: MseCache, need: Need = None
+) -> tuple[Array | None, Array | None]:
+    """Return (dy_in, dtarget) of :func:`mse_forward`."""
+    need_y, need_target = wanted(need, 2)
+    if not (need_y or need_target):
+        return None, None
+    g = cache.error * (dy * (2.0 / cache.error.size))
+    return (g if need_y else None), (-g if need_target else None)

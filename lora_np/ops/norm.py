@@ -1,0 +1,75 @@
+"""Layer normalisation: every sample is centred, scaled to variance one, then given gain and bias.
+
+Shapes: x (..., d), gamma and beta (d,), y (..., d); means over the last axis::
+
+    mu = mean(x)    v = mean((x - mu)^2)    rstd = 1 / sqrt(v + eps)    xhat = (x - mu) rstd
+    y = gamma xhat + beta
+
+Derivation. dbeta and dgamma sum over samples. For x, let g = dy gamma = dL/dxhat. A change of x_j
+moves xhat_i directly by rstd, through mu by -rstd / d, and through v by -xhat_i xhat_j rstd / d::
+
+    dx = rstd (g - mean(g) - xhat mean(g xhat))
+
+Source: Ba, Kiros and Hinton (2016), arXiv:1607.06450, equation 4.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lora_np.backend import Array
+from lora_np.ops.contract import Need, expect_shape, wanted
+from lora_np.ops.linear import rows
+
+
+class LayernormCache(NamedTuple):
+    """What :func:`layernorm_backward` reads."""
+
+    xhat: Array  # (..., d)
+    rstd: Array  # (..., 1)
+    gamma: Array  # (d,)
+
+
+def layernorm_forward(
+    x: Array, gamma: Array, beta: Array, eps: float = 1e-5
+) -> tuple[Array, LayernormCache]:
+    """Normalise the last axis of `x`, then scale by gamma and shift by beta.
+
+    Parameters
+    ----------
+    x : array, shape (..., d)
+    gamma, beta : arrays, shape (d,)
+    eps : float
+        Added to the variance.
+
+    Returns
+    -------
+    y : array, shape (..., d)
+    cache : LayernormCache
+    """
+    expect_shape("gamma", gamma, x.shape[-1])
+    expect_shape("beta", beta, x.shape[-1])
+    centred = x - x.mean(axis=-1, keepdims=True)  # (..., d)
+    # Written out: np.var conjugates, which would break the complex step.
+    variance = (centred * centred).mean(axis=-1, keepdims=True)  # (..., 1)
+    rstd = (variance + eps) ** -0.5  # (..., 1)
+    xhat = centred * rstd  # (..., d)
+    return xhat * gamma + beta, LayernormCache(xhat, rstd, gamma)
+
+
+def layernorm_backward(
+    dy: Array, cache: LayernormCache, need: Need = None
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Return (dx, dgamma, dbeta) of :func:`layernorm_forward`."""
+    xhat, rstd, gamma = cache
+    need_x, need_gamma, need_beta = wanted(need, 3)
+    dx = dgamma = dbeta = None
+    if need_x:
+        g = dy * gamma  # (..., d)
+        along_xhat = (g * xhat).mean(axis=-1, keepdims=True)  # (..., 1)
+        dx = rstd * (g - g.mean(axis=-1, keepdims=True) - xhat * along_xhat)  # (..., d)
+    if need_gamma:
+        dgamma = rows(dy * xhat).sum(axis=0)  # (d,)
+    if need_beta:
+        dbeta = rows(dy).sum(axis=0)  # (d,)
+    return dx, dgamma, dbeta

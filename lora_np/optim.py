@@ -1,0 +1,176 @@
+"""Optimizers over one flat vector, learning-rate schedules, and clipping.
+
+With g the gradient, t = 1, 2, ... the step and lr its learning rate::
+
+    SGD     u = mu u + g;  w = w - lr u
+    Adam    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+            w = w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+    AdamW   w = w - lr decay w on matrices first, then Adam's step
+
+Sources: Kingma and Ba (2014), arXiv:1412.6980, algorithm 1; Loshchilov and Hutter (2017),
+arXiv:1711.05101, algorithm 2; cosine schedule: the same authors (2016), arXiv:1608.03983.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from lora_np.backend import Array, get_xp
+from lora_np.parameters import Packed
+
+
+class SGD:
+    """Stochastic gradient descent, with momentum if asked.
+
+    Parameters
+    ----------
+    packed : Packed
+        Its vector is updated in place.
+    momentum : float
+    """
+
+    def __init__(self, packed: Packed, momentum: float = 0.0) -> None:
+        self.packed, self.momentum = packed, momentum
+        self.u = get_xp(packed.vector).zeros_like(packed.vector) if momentum else None
+
+    def step(self, gradient: Array, lr: float) -> None:
+        """Move the vector (n,) against `gradient` (n,)."""
+        update = gradient
+        if self.u is not None:
+            self.u *= self.momentum
+            self.u += gradient
+            update = self.u
+        self.packed.vector -= lr * update
+
+
+class Adam:
+    """Adam: each entry's step is its mean gradient over its root mean square.
+
+    Parameters
+    ----------
+    packed : Packed
+        Its vector is updated in place.
+    betas : pair of float
+        b1 and b2.
+    eps : float
+    """
+
+    def __init__(
+        self, packed: Packed, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> None:
+        self.packed, self.betas, self.eps = packed, betas, eps
+        self.m = get_xp(packed.vector).zeros_like(packed.vector)
+        self.v = get_xp(packed.vector).zeros_like(packed.vector)
+        self.t = 0
+
+    def step(self, gradient: Array, lr: float) -> None:
+        """Move the vector (n,) against `gradient` (n,)."""
+        (b1, b2), m, v = self.betas, self.m, self.v
+        self.t += 1
+        m *= b1
+        m += (1.0 - b1) * gradient
+        v *= b2
+        v += (1.0 - b2) * (gradient * gradient)
+        denominator = get_xp(v).sqrt(v / (1.0 - b2**self.t)) + self.eps
+        self.packed.vector -= (lr / (1.0 - b1**self.t)) * (m / denominator)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay, on matrices only (not on biases and gains).
+
+    Parameters
+    ----------
+    packed : Packed
+    betas, eps
+        As in :class:`Adam`.
+    weight_decay : float
+    """
+
+    def __init__(
+        self,
+        packed: Packed,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(packed, betas, eps)
+        self.weight_decay = weight_decay
+        self.matrices = [
+            place
+            for name, place in packed.slices().items()
+            if len(packed.parameters[name].shape) >= 2
+        ]
+
+    def step(self, gradient: Array, lr: float) -> None:
+        """Shrink the matrices, then take Adam's step."""
+        if self.weight_decay:
+            for place in self.matrices:
+                self.packed.vector[place] *= 1.0 - lr * self.weight_decay
+        super().step(gradient, lr)
+
+
+OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+
+
+def schedule(
+    name: str, steps: int, *, warmup: int = 0, floor: float = 0.0
+) -> Callable[[int], float]:
+    """Return the factor on the learning rate as a function of the step, 0 .. steps - 1.
+
+    Parameters
+    ----------
+    name : {"constant", "linear", "cosine"}
+        What follows the warmup: 1 throughout, or a fall from 1 to `floor` at the last step.
+    steps : int
+    warmup : int
+        The factor rises linearly over this many steps: 1 / warmup, 2 / warmup, ..., 1.
+    floor : float
+
+    Returns
+    -------
+    callable
+    """
+    if name not in ("constant", "linear", "cosine"):
+        raise ValueError(f"schedule {name!r} is unknown: choose constant, linear or cosine")
+    if not 0 <= warmup <= steps:
+        raise ValueError(f"warmup = {warmup}, expected 0 to steps = {steps}")
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(1, steps - 1 - warmup)  # 0 .. 1
+        if name == "constant":
+            return 1.0
+        fall = done if name == "linear" else (1.0 - math.cos(math.pi * done)) / 2.0
+        return 1.0 - (1.0 - floor) * fall
+
+    return factor
+
+
+def global_norm(gradient: Array) -> float:
+    """Return the Euclidean norm of the flat gradient (n,)."""
+    # Scaled by the largest entry first: squares of float32 numbers overflow from 1e19 on.
+    largest = float(abs(gradient).max())
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest
+    scaled = gradient / largest
+    return largest * math.sqrt(float(scaled @ scaled))
+
+
+def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[Array, float]:
+    """Shorten the flat gradient (n,) to at most `max_norm`, keeping its direction.
+
+    Returns
+    -------
+    clipped : array, shape (n,)
+        `gradient` itself where it is short enough.
+    norm : float
+        The norm before clipping.
+
+    Source: Pascanu, Mikolov and Bengio (2013), arXiv:1211.5063, algorithm 1.
+    """
+    norm = global_norm(gradient)
+    if norm > max_norm:
+        gradient = gradient * (max_norm / norm)
+    return gradient, norm

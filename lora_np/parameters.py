@@ -1,0 +1,188 @@
+"""Arrays that are learned: Parameter, their gradients, and one flat vector of all trainable ones.
+
+A layer holds Parameters; backward adds what it found to a :class:`Grads`, which the caller owns.
+:func:`pack` lays the trainable Parameters end to end in one vector and turns their arrays into
+views of it: an optimizer's step, clipping and a snapshot are then each one operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from weakref import WeakSet
+
+from lora_np.backend import Array, ShapeError, get_xp, read_only_view
+
+
+class Parameter:
+    """An array that a model holds, trainable or frozen.
+
+    Attributes
+    ----------
+    value : array
+    trainable : bool
+        Whether backward forms its gradient.
+    borrowed : bool
+        Whether `value` is a read-only view of another model's array.
+    """
+
+    def __init__(self, value: Array, trainable: bool = True) -> None:
+        self.value = value
+        self.trainable = trainable
+        self.borrowed = False
+        self._borrowers: WeakSet[Parameter] = WeakSet()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return self.value.shape
+
+    @property
+    def size(self) -> int:
+        """The array's number of entries."""
+        return self.value.size
+
+    @property
+    def dtype(self) -> Any:
+        """The array's type."""
+        return self.value.dtype
+
+    @property
+    def shared(self) -> bool:
+        """Whether two living models hold this memory."""
+        return self.borrowed or len(self._borrowers) > 0
+
+    def share(self) -> Parameter:
+        """Return a frozen Parameter over the same memory, as a read-only view."""
+        view = Parameter(read_only_view(self.value), trainable=False)
+        view.borrowed = True
+        self._borrowers.add(view)
+        return view
+
+    def copy(self) -> Parameter:
+        """Return an equal Parameter with memory of its own."""
+        return Parameter(self.value.copy(), self.trainable)
+
+    def __reduce__(self) -> tuple:
+        return Parameter, (self.value, self.trainable)
+
+    def __repr__(self) -> str:
+        kind = "trainable" if self.trainable else "frozen"
+        return f"Parameter({self.shape}, {self.dtype}, {kind})"
+
+
+def freeze(parameters: Mapping[str, Parameter] | Iterable[Parameter]) -> None:
+    """Make Parameters frozen: backward then forms no gradient for them."""
+    values = parameters.values() if isinstance(parameters, Mapping) else parameters
+    for parameter in values:
+        parameter.trainable = False
+
+
+class Grads:
+    """Gradients by Parameter, added up as backward finds them; one for each thread.
+
+    A Parameter that is used twice, as a tied embedding is, receives two gradients: their sum is
+    the gradient of the loss.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[Parameter, Array] = {}
+
+    def add(self, parameter: Parameter, gradient: Array | None) -> None:
+        """Add `gradient` to what the Parameter has; None adds nothing."""
+        if gradient is None:
+            return
+        if not parameter.trainable:
+            raise ValueError(f"a gradient was formed for a frozen {parameter!r}")
+        if gradient.shape != parameter.shape:
+            raise ShapeError(f"gradient has shape {gradient.shape}, expected {parameter.shape}")
+        held = self._sums.get(parameter)
+        self._sums[parameter] = gradient if held is None else held + gradient
+
+    def get(self, parameter: Parameter) -> Array | None:
+        """Return the Parameter's gradient, or None if none was added."""
+        return self._sums.get(parameter)
+
+    def __getitem__(self, parameter: Parameter) -> Array:
+        return self._sums[parameter]
+
+    def __contains__(self, parameter: Parameter) -> bool:
+        return parameter in self._sums
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+
+class Packed:
+    """The trainable Parameters of a model as one vector; made by :func:`pack`.
+
+    Attributes
+    ----------
+    vector : array, shape (n,)
+        All values end to end; the Parameters' arrays are views of it.
+    parameters : dict of str to Parameter
+        The trainable ones by name, in the vector's order.
+    """
+
+    def __init__(self, vector: Array, parameters: dict[str, Parameter]) -> None:
+        self.vector = vector
+        self.parameters = parameters
+
+    def slices(self) -> dict[str, slice]:
+        """Return each Parameter's place in the vector."""
+        places, start = {}, 0
+        for name, parameter in self.parameters.items():
+            places[name] = slice(start, start + parameter.size)
+            start += parameter.size
+        return places
+
+    def gather(self, grads: Grads) -> Array:
+        """Return the gradients as one vector (n,), zero where a Parameter received none."""
+        gradient = get_xp(self.vector).zeros_like(self.vector)
+        for name, place in self.slices().items():
+            found = grads.get(self.parameters[name])
+            if found is not None:
+                gradient[place] = found.reshape(-1)
+        return gradient
+
+
+def pack(parameters: Mapping[str, Parameter]) -> Packed:
+    """Lay the trainable Parameters end to end in one vector; frozen ones are left as they are.
+
+    Parameters
+    ----------
+    parameters : mapping of str to Parameter
+        What ``model.parameters()`` returns.
+
+    Returns
+    -------
+    Packed
+
+    Raises
+    ------
+    ValueError
+        If nothing is trainable, the dtypes differ, or another living model shares an array:
+        training it would change that model too. Start from ``copy_model(base)``.
+    """
+    chosen = {name: p for name, p in parameters.items() if p.trainable}
+    if not chosen:
+        raise ValueError("nothing is trainable: every Parameter is frozen")
+    shared = [name for name, p in chosen.items() if p.shared]
+    if shared:
+        raise ValueError(
+            f"another model shares {_first(shared)}: training would change it there too. "
+            "Full fine-tuning starts from copy_model(base)"
+        )
+    dtypes = {str(p.dtype) for p in chosen.values()}
+    if len(dtypes) > 1:
+        raise ValueError(f"trainable arrays have dtypes {sorted(dtypes)}, expected one")
+    values = [p.value.reshape(-1) for p in chosen.values()]
+    packed = Packed(get_xp(values[0]).concatenate(values), chosen)
+    for name, place in packed.slices().items():
+        parameter = chosen[name]
+        parameter.value = packed.vector[place].reshape(parameter.shape)
+    return packed
+
+
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

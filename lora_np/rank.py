@@ -1,0 +1,275 @@
+r"""How many directions does a matrix use? Its singular values, and the measures made of them.
+
+Let sigma_1 >= ... >= sigma_n >= 0 be the singular values of M (out, in), n = min(out, in), and let
+p_i = sigma_i^2 / sum_j sigma_j^2 be the energy in direction i, q_i = sigma_i / sum_j sigma_j.
+
+    numerical rank       #{i : sigma_i > max(out, in) eps sigma_1}
+        How many directions stand above the rounding of the numbers?      (numpy matrix_rank's rule)
+    stable rank          ||M||_F^2 / ||M||_2^2 = sum sigma_i^2 / sigma_1^2 = 1 / max_i p_i
+        How large is all of it beside its largest direction?              (Rudelson, Vershynin 2007)
+    participation ratio  (sum sigma_i^2)^2 / sum sigma_i^4 = 1 / sum p_i^2
+        Over how many equal directions would the energy be spread so?     (Bell, Dean 1970)
+    effective rank       exp(-sum q_i log q_i)
+        The same by entropy, of sigma and not sigma^2: it sees the tail.  (Roy, Vetterli 2007)
+    energy rank          least k with sum_{i<=k} sigma_i^2 >= fraction sum sigma_i^2
+        How large must r be to keep that fraction of ||M||_F^2?           (Jolliffe 2002, 6.1.1)
+
+All are 1 for a matrix of rank one and do not change when M is scaled or rotated. A zero matrix has
+0 of each. An orthogonal one has n of each, and the energy rank ceil(fraction n). For M != 0
+
+    1 <= stable rank <= participation ratio <= effective rank <= #{i : sigma_i > 0}
+    energy rank(fraction) >= fraction * stable rank
+
+The first line: max_i p_i >= sum p_i^2 as the p_i are weights; the exponentials of the Renyi
+entropies of p of order 2, 1 and 0 ascend; and between them, exp H(p) <= exp H(q), because for
+p_i(b) ~ sigma_i^b we have dH/db = -b Var(log sigma) <= 0, with p at b = 2 and q at b = 1. The
+second line: k directions hold at most k sigma_1^2. No such order holds for the NUMERICAL rank: a
+thousand values just under the tolerance count as nothing there, yet raise the effective rank.
+
+The best rank-r copy of M keeps its r largest directions; what it misses is the floor under every
+rank-versus-loss curve (Eckart, Young 1936): min over rank(N) <= r of 1/2 ||M - N||_F^2
+= 1/2 sum_{i>r} sigma_i^2.
+
+Bell, Dean: Discuss. Faraday Soc. 50, 55. Eckart, Young: Psychometrika 1, 211. Jolliffe: Principal
+Component Analysis, 2nd ed. Roy, Vetterli: EUSIPCO 2007, 606. Rudelson, Vershynin: J. ACM 54(4), 21.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_np.backend import Array, ShapeError, get_xp, to_host
+
+
+@dataclass(frozen=True, eq=False)  # eq would compare arrays, which have no single answer
+class Spectrum:
+    """The singular values of a matrix and the measures of rank made of them (see the module).
+
+    Parameters
+    ----------
+    singular_values : ndarray, shape (k,), float64
+        Descending. Those of the matrix that are left out are exactly zero.
+    shape : (int, int)
+        The matrix's (out, in).
+    eps : float
+        Relative spacing of the numbers that the matrix was given in: 1.2e-7 for float32.
+    """
+
+    singular_values: np.ndarray
+    shape: tuple[int, int]
+    eps: float
+
+    @property
+    def numerical_rank(self) -> int:
+        """How many singular values exceed max(out, in) eps sigma_1.
+
+        The tolerance bounds the worst that rounding can do, so in coarse numbers it grows beyond
+        use: in float16 (eps = 1e-3) it reaches sigma_1, and the rank 0, at a side of 1024.
+        """
+        # sigma / sigma_1 rather than sigma: the tolerance of a tiny matrix would underflow
+        return int(np.sum(self._relative > max(self.shape) * self.eps))
+
+    @property
+    def stable_rank(self) -> float:
+        """||M||_F^2 / ||M||_2^2; 0 for a zero matrix."""
+        return float(np.sum(self._relative**2))  # sigma_1 is 1 here
+
+    @property
+    def participation_ratio(self) -> float:
+        """(sum sigma^2)^2 / sum sigma^4; 0 for a zero matrix."""
+        energy = self._relative**2
+        return float(energy.sum() ** 2 / np.sum(energy**2)) if energy.size else 0.0
+
+    @property
+    def effective_rank(self) -> float:
+        """The exponential of the entropy of sigma_i / sum sigma; 0 for a zero matrix."""
+        share = self._relative / self._relative.sum()
+        share = share[share > 0]  # a direction without weight adds 0 log 0 = 0
+        return float(np.exp(-np.sum(share * np.log(share)))) if share.size else 0.0
+
+    @property
+    def energy_ranks(self) -> dict[float, int]:
+        """The energy rank at 90, 95 and 99 percent of the sum of squares."""
+        return {fraction: self.energy_rank(fraction) for fraction in (0.90, 0.95, 0.99)}
+
+    def energy_rank(self, fraction: float) -> int:
+        """Return the least k whose first k squared singular values hold `fraction` of their sum.
+
+        Parameters
+        ----------
+        fraction : float
+            More than 0, at most 1.
+
+        Returns
+        -------
+        int
+            0 for a zero matrix.
+
+        Raises
+        ------
+        ValueError
+            If `fraction` is outside (0, 1].
+        """
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction is {fraction}: it must be more than 0 and at most 1")
+        held = np.cumsum(self._relative**2)  # (k,)
+        if held.size == 0:
+            return 0
+        # Ten equal values reach 90% with the ninth, though rounding may leave them a bit short.
+        rounding = held.size * np.finfo(np.float64).eps
+        return int(np.argmax(held >= (fraction - rounding) * held[-1])) + 1
+
+    @property
+    def _relative(self) -> np.ndarray:
+        """The values over the largest, so that no square overflows; none for a zero matrix."""
+        sigma = self.singular_values
+        return sigma / sigma[0] if sigma[0] > 0 else sigma[:0]  # (k,) or (0,)
+
+    def __str__(self) -> str:
+        rows = [
+            ("numerical rank", f"{self.numerical_rank:d}"),
+            ("stable rank", f"{self.stable_rank:.2f}"),
+            ("participation ratio", f"{self.participation_ratio:.2f}"),
+            ("effective rank", f"{self.effective_rank:.2f}"),
+            *((f"{f:.0%} energy rank", f"{k:d}") for f, k in self.energy_ranks.items()),
+        ]
+        out, in_ = self.shape
+        title = f"{out} x {in_} matrix, sigma_1 = {self.singular_values[0]:.3g}"
+        return "\n".join([title, *(f"  {name:<20}{value:>10}" for name, value in rows)])
+
+
+def spectrum(M: Array | tuple[Array, Array], scale: float = 1.0) -> Spectrum:
+    """Return the singular values of a matrix, or of a product given by its two factors.
+
+    Parameters
+    ----------
+    M : array, shape (out, in), or a tuple (B, A) of shapes (out, r) and (r, in)
+        Real numbers, on the host or on a GPU. A tuple stands for the product B A, which is never
+        formed: with B = Q_B R_B and A^T = Q_A R_A, B A = Q_B (R_B R_A^T) Q_A^T has the singular
+        values of the small core in the middle.
+    scale : float
+        Multiplies the matrix: for LoRA, lora_alpha / r.
+
+    Returns
+    -------
+    Spectrum
+        With min(out, in) singular values, or min(out, in, r) of factors; the rest are exactly
+        zero. Those of factors carry a rounding error of about eps ||B|| ||A||, so a product that
+        cancels comes out as that small rather than as 0.
+
+    Raises
+    ------
+    ShapeError
+        If an array is not 2-D, is empty, or the inner sizes of B and A differ.
+    ValueError
+        If an entry or `scale` is not finite, or the singular values leave float64's range.
+    TypeError
+        If the entries are not real numbers.
+    """
+    if not math.isfinite(scale):
+        raise ValueError(f"scale is {scale}: it must be finite")
+    svd = _svd_of_factors(*_require_pair(M)) if isinstance(M, tuple) else _svd_of_matrix(M)
+    values, unit, shape, eps = svd
+    factor = unit * abs(float(scale))
+    if not math.isfinite(float(values[0]) * factor) or (factor == 0 and scale != 0):
+        raise ValueError("the singular values leave float64's range: rescale the matrix first")
+    return Spectrum(values * factor, shape, eps)
+
+
+def eckart_young_floor(singular_values: Array, r: int) -> float:
+    """Return the least 1/2 ||M - N||_F^2 over all N of rank at most `r`: 1/2 sum_{i>r} sigma_i^2.
+
+    Parameters
+    ----------
+    singular_values : array, shape (k,)
+        Those of M, descending.
+    r : int
+        From 0 (N = 0, and the floor is 1/2 ||M||_F^2); from k on the floor is 0.
+
+    Returns
+    -------
+    float
+        In the units of M squared.
+
+    Raises
+    ------
+    ShapeError
+        If `singular_values` is not 1-D.
+    ValueError
+        If they do not descend, or `r` is negative.
+
+    References
+    ----------
+    Eckart, Young: The approximation of one matrix by another of lower rank. Psychometrika 1 (1936).
+    """
+    sigma = to_host(singular_values).astype(np.float64)  # (k,)
+    if sigma.ndim != 1:
+        raise ShapeError(f"singular_values has shape {sigma.shape}: (k,) is expected")
+    if not np.all(sigma[:-1] >= sigma[1:]):
+        raise ValueError("singular_values do not descend: sort them, largest first")
+    if r < 0:
+        raise ValueError(f"r is {r}: it must be at least 0")
+    return 0.5 * float(np.sum(sigma[r:] ** 2))
+
+
+def _svd_of_matrix(M: Array) -> tuple[np.ndarray, float, tuple[int, int], float]:
+    """Return (values, unit, shape, eps): M has the singular values ``values * unit``."""
+    matrix, unit, eps = _prepare("M", M)
+    return _svd_values(matrix), unit, matrix.shape, eps
+
+
+def _svd_of_factors(B: Array, A: Array) -> tuple[np.ndarray, float, tuple[int, int], float]:
+    """Return the same of B A, in O((out + in) r^2) operations and no (out, in) array."""
+    B64, unit_B, eps_B = _prepare("B", B)  # (out, r)
+    A64, unit_A, eps_A = _prepare("A", A)  # (r, in)
+    out, r = B64.shape
+    inner, in_ = A64.shape
+    if inner != r:
+        raise ShapeError(f"A has shape {A64.shape}: ({r}, in) is expected, as B is {B64.shape}")
+    xp = get_xp(B64)
+    # Q has orthonormal columns: it turns singular vectors and leaves singular values alone
+    R_B = xp.linalg.qr(B64, mode="r")  # (min(out, r), r)
+    R_A = xp.linalg.qr(A64.T, mode="r")  # (min(in, r), r)
+    values = _svd_values(R_B @ R_A.T)  # (min(out, in, r),)
+    return values, unit_B * unit_A, (out, in_), max(eps_B, eps_A)  # the coarser factor limits B A
+
+
+def _prepare(name: str, x: Array) -> tuple[Array, float, float]:
+    """Return (matrix, unit, eps): x = matrix * unit in float64, and the eps of x's own numbers.
+
+    In float64, because an SVD's rounding error is eps sigma_1 in EVERY singular value: in float32
+    it would drown those below 1e-7 sigma_1, which the measures of the tail are about. And over a
+    power of two near its largest entry, so that no product on the way over- or underflows.
+    """
+    xp = get_xp(x)
+    x = xp.asarray(x)
+    if x.ndim != 2 or x.size == 0:
+        raise ShapeError(f"{name} has shape {x.shape}: 2-D is expected, no side of 0")
+    if x.dtype.kind not in "biuf":
+        raise TypeError(f"{name} has dtype {x.dtype}: real numbers are expected")
+    matrix = x.astype(xp.float64)
+    largest = float(xp.abs(matrix).max())
+    if not math.isfinite(largest):  # max hands on both inf and nan
+        raise ValueError(f"{name} has entries that are not finite (nan or inf)")
+    unit = math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
+    return matrix / unit, unit, _eps(x.dtype)
+
+
+def _eps(dtype: np.dtype) -> float:
+    """Return the relative spacing of a dtype's numbers, float64's at the least."""
+    eps64 = float(np.finfo(np.float64).eps)  # integers are exact: only our own rounding counts
+    return max(float(np.finfo(dtype).eps), eps64) if dtype.kind == "f" else eps64
+
+
+def _svd_values(matrix: Array) -> np.ndarray:
+    """Return the singular values, descending, on the host."""
+    return to_host(get_xp(matrix).linalg.svd(matrix, compute_uv=False))  # (min of the sides,)
+
+
+def _require_pair(factors: tuple) -> tuple[Array, Array]:
+    if len(factors) != 2:
+        raise ShapeError(f"M is a tuple of {len(factors)}: one matrix or (B, A) is expected")
+    return factors

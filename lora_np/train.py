@@ -1,0 +1,233 @@
+"""The training loop: batches in, a history out.
+
+A model offers ``loss(inputs, targets, rng)``, ``backward(dy, cache, grads)`` and ``parameters()``;
+nothing else is asked of it. A step is::
+
+    loss, cache = model.loss(inputs, targets, rng)
+    model.backward(1.0, cache, grads)
+    gradient = clip(packed.gather(grads))
+    optimizer.step(gradient, lr * factor(step))
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lora_np.backend import Array, like
+from lora_np.optim import OPTIMIZERS, clip_by_global_norm, global_norm, schedule
+from lora_np.parameters import Grads, Packed, pack
+
+Batch = tuple[Array, Array]
+
+
+class Diverged(ArithmeticError):
+    """The loss or the gradient stopped being finite; the model holds its last good state.
+
+    Attributes
+    ----------
+    history : History
+        Of the steps before.
+    """
+
+    def __init__(self, message: str, history: History) -> None:
+        super().__init__(message)
+        self.history = history
+
+
+@dataclass
+class History:
+    """What happened at each step.
+
+    Attributes
+    ----------
+    loss, lr, gradient_norm : list of float
+        One a step; the norm is that before clipping.
+    validation : list of (int, float)
+        Steps done, and the validation loss then.
+    tokens, seconds : int, float
+        Targets seen, and the time it took.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    gradient_norm: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def fit(
+    model: Any,
+    sample: Callable[[], Batch],
+    *,
+    steps: int,
+    lr: float,
+    optimizer: str = "adamw",
+    schedule_name: str = "cosine",
+    warmup: int = 0,
+    clip: float | None = 1.0,
+    accumulate: int = 1,
+    rng: np.random.Generator | None = None,
+    validate: Callable[[], float] | None = None,
+    validate_every: int = 0,
+    progress: bool = False,
+    **optimizer_options: Any,
+) -> History:
+    """Train the model's trainable Parameters in place.
+
+    Parameters
+    ----------
+    model : model
+        Offers ``loss``, ``backward`` and ``parameters``.
+    sample : callable
+        Gives the next batch, (inputs, targets), with the samples along the first axis.
+    steps : int
+    lr : float
+        The largest learning rate; the schedule scales it.
+    optimizer : {"adamw", "adam", "sgd"}
+    schedule_name : {"cosine", "linear", "constant"}
+    warmup : int
+        Steps over which the learning rate rises.
+    clip : float, optional
+        Largest global norm of the gradient; None does not clip.
+    accumulate : int
+        Parts in which a batch is worked through, to save memory; the result is the same.
+    rng : numpy.random.Generator, optional
+        Turns dropout on.
+    validate : callable, optional
+        Gives the validation loss; called after every `validate_every` steps and at the end.
+    progress : bool
+        Show a bar with the loss, tokens a second and the time left.
+    **optimizer_options
+        For the optimizer, e.g. ``weight_decay=0.1``.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    Diverged
+        If the loss or gradient is not finite: the model then holds the last parameters whose loss
+        and gradient were.
+    """
+    packed = pack(model.parameters())
+    stepper = OPTIMIZERS[optimizer](packed, **optimizer_options)
+    factor = schedule(schedule_name, steps, warmup=warmup)
+    history, start = History(), time.perf_counter()
+    good = packed.vector.copy()
+    with _bar(progress, steps) as bar, np.errstate(over="ignore", invalid="ignore"):
+        for step in range(steps):
+            batch = sample()
+            loss, gradient = loss_and_gradient(model, packed, batch, accumulate, rng)
+            norm = global_norm(gradient)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                packed.vector[...] = good
+                raise Diverged(_epitaph(step, loss, norm, lr), history)
+            good[...] = packed.vector
+            if clip is not None:
+                gradient, _ = clip_by_global_norm(gradient, clip)
+            stepper.step(gradient, lr * factor(step))
+            _record(history, loss, lr * factor(step), norm, batch, start)
+            if validate is not None and _due(step + 1, validate_every, steps):
+                history.validation.append((step + 1, validate()))
+            bar.update(loss, batch[1].size)
+    history.seconds = time.perf_counter() - start
+    return history
+
+
+def loss_and_gradient(
+    model: Any,
+    packed: Packed,
+    batch: Batch,
+    accumulate: int = 1,
+    rng: np.random.Generator | None = None,
+) -> tuple[float, Array]:
+    """Return the loss of a batch and its gradient (n,), worked through in `accumulate` parts.
+
+    Every part divides by the whole batch's count, so that losses and gradients simply add: the
+    mean of the parts' means would be another number where parts keep different counts.
+    """
+    inputs, targets = batch
+    if accumulate > len(inputs):
+        raise ValueError(f"accumulate = {accumulate} parts of a batch of {len(inputs)} samples")
+    whole = {} if accumulate == 1 else {"count": int((targets != -100).sum())}
+    grads, total = Grads(), 0.0
+    for part in np.array_split(np.arange(len(inputs)), accumulate):
+        rows = slice(int(part[0]), int(part[-1]) + 1)
+        loss, cache = model.loss(inputs[rows], targets[rows], rng, **whole)
+        model.backward(1.0, cache, grads)
+        total += float(loss)
+    return total, packed.gather(grads)
+
+
+def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: int = 32) -> float:
+    """Return the mean loss over all samples, in nats a token, without dropout.
+
+    Parameters
+    ----------
+    model : model
+    inputs, targets : host arrays, shape (N, T)
+    batch_size : int
+        Samples at a time; the result does not depend on it, beyond rounding.
+    """
+    on_device = next(iter(model.parameters().values())).value
+    total = 0.0
+    for start in range(0, len(inputs), batch_size):
+        rows = slice(start, start + batch_size)
+        x, y = like(inputs[rows], on_device), like(targets[rows], on_device)
+        total += float(model.loss(x, y)[0]) * len(x)
+    return total / len(inputs)
+
+
+def _record(
+    history: History, loss: float, lr: float, norm: float, batch: Batch, start: float
+) -> None:
+    history.loss.append(loss)
+    history.lr.append(lr)
+    history.gradient_norm.append(norm)
+    history.tokens += int(batch[1].size)
+    history.seconds = time.perf_counter() - start
+
+
+def _due(done: int, every: int, steps: int) -> bool:
+    return done == steps or (every > 0 and done % every == 0)
+
+
+def _epitaph(step: int, loss: float, norm: float, lr: float) -> str:
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+    return (
+        f"{what} at step {step}: the model holds its last good parameters; "
+        f"try a learning rate below {lr:g}, a longer warmup, or clip"
+    )
+
+
+class _bar:
+    """tqdm's bar in tokens, or nothing at all."""
+
+    def __init__(self, show: bool, steps: int) -> None:
+        self.show, self.steps, self.tqdm = show, steps, None
+
+    def __enter__(self) -> _bar:
+        return self
+
+    def update(self, loss: float, tokens: int) -> None:
+        """Advance by one step of `tokens`."""
+        if not self.show:
+            return
+        if self.tqdm is None:
+            from tqdm import tqdm
+
+            self.tqdm = tqdm(total=self.steps * tokens, unit="tok", unit_scale=True)
+        self.tqdm.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self.tqdm.update(tokens)
+
+    def __exit__(self, *args: object) -> None:
+        if self.tqdm is not None:
+            self.tqdm.close()
