@@ -344,8 +344,7 @@ def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2)
     -------
     Account
     """
-    if T is None:
-        T = getattr(getattr(model, "config", None), "block_size", 1)
+    T = T or int(getattr(getattr(model, "config", None), "block_size", 1))
     parameters = model.parameters().values()
     adapter = sum(layer.A.size + layer.B.size for layer in adapters(model).values())
     trainable = [p for p in parameters if p.trainable]
@@ -354,8 +353,8 @@ def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2)
         base=sum(p.size for p in parameters) - adapter,
         adapter=adapter,
         trainable=sum(p.size for p in trainable),
-        T=int(T),
-        flops=model.flops(int(T), False),
+        T=T,
+        flops=model.flops(T, False),
         weight_bytes=sum(p.size * p.dtype.itemsize for p in parameters),
         gradient_bytes=gradient_bytes,
         optimizer_bytes=state_per_parameter * gradient_bytes,

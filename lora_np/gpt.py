@@ -230,6 +230,7 @@ class GPT(Layer):
             dx = body.backward(dx, cache.body, grads, embeddings)
         if dx is not None:
             dx = self.drop.backward(dx, cache.drop, grads)  # (..., T, d)
+        if dx is not None:
             self.wte.backward(dx, cache.wte, grads)
             summed = dx.reshape(-1, *dx.shape[-2:]).sum(axis=0)  # (T, d), over the batch
             self.wpe.backward(summed, cache.wpe, grads)

@@ -89,7 +89,7 @@ def attention_backward(
     if need_v:
         dv = p_cache.y.swapaxes(-1, -2) @ dy  # (..., Tk, d_v)
     if need_q or need_k:
-        (ds,) = softmax_backward(dy @ v.swapaxes(-1, -2), p_cache)  # (..., Tq, Tk)
+        ds: Any = softmax_backward(dy @ v.swapaxes(-1, -2), p_cache)[0]  # (..., Tq, Tk)
         dq = (ds @ k) * scale if need_q else None  # (..., Tq, d_head)
         dk = (ds.swapaxes(-1, -2) @ q) * scale if need_k else None  # (..., Tk, d_head)
     return dq, dk, dv

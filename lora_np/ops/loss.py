@@ -27,7 +27,7 @@ class CrossEntropyCache(NamedTuple):
     p: Array  # (N, V), softmax of the logits
     targets: Array  # (N,), 0 where ignored
     kept: Array  # (N,), bool
-    count: int
+    divisor: int
     shape: tuple[int, ...]  # of the logits
 
 
@@ -80,9 +80,9 @@ def cross_entropy_backward(
     """Return (dlogits,) of :func:`cross_entropy_forward`; the targets take no slot."""
     if not wanted(need, 1)[0]:
         return (None,)
-    p, target, kept, count, shape = cache
+    p, target, kept, divisor, shape = cache
     xp = get_xp(p)
-    weight = kept.astype(p.dtype) * (dy / count)  # (N,), zero for ignored tokens
+    weight = kept.astype(p.dtype) * (dy / divisor)  # (N,), zero for ignored tokens
     dz = p * weight[:, None]  # (N, V)
     dz[xp.arange(len(p)), target] -= weight
     return (dz.reshape(shape),)

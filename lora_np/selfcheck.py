@@ -1,0 +1,174 @@
+"""The table of every pair and every layer, each ready for a gradient check.
+
+``lora-np gradcheck`` prints it; the tests walk through it. B is random wherever there is a B: at
+B = 0, where training starts, most wrong gradients look right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_np import ops
+from lora_np.adapt import LoraConfig, inject
+from lora_np.gpt import GPT, GPTConfig
+from lora_np.gradcheck import GradientReport, check_gradients
+from lora_np.layers import (
+    MLP,
+    CausalSelfAttention,
+    Chain,
+    Dropout,
+    Embedding,
+    Gelu,
+    Layer,
+    LayerNorm,
+    Linear,
+    LoRALinear,
+    Residual,
+    as_pair,
+)
+from lora_np.parameters import Parameter
+
+Draw = Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair with inputs of order one, in float64.
+
+    Attributes
+    ----------
+    name : str
+    forward, backward : callables
+    inputs : tuple or dict
+    kwargs : dict
+        What takes no gradient.
+    methods : tuple of str
+        How it is checked.
+    """
+
+    name: str
+    forward: Callable
+    backward: Callable
+    inputs: Any
+    kwargs: dict[str, Any]
+    methods: tuple[str, ...] = ("central", "complex")
+
+    def check(self, method: str) -> GradientReport:
+        """Check the gradients."""
+        return check_gradients(
+            self.forward, self.backward, self.inputs, method=method, **self.kwargs
+        )
+
+
+def cases(rng: np.random.Generator) -> list[Case]:
+    """Return the whole table: pairs, layers, models."""
+    return [*_pairs(rng), *_layers(rng), *_models(rng)]
+
+
+def _pair(name: str, *inputs: Any, label: str = "", **kwargs: Any) -> Case:
+    forward, backward = getattr(ops, f"{name}_forward"), getattr(ops, f"{name}_backward")
+    return Case(f"{name}{label}", forward, backward, inputs, kwargs)
+
+
+def _pairs(rng: np.random.Generator) -> list[Case]:
+    n = rng.standard_normal
+    x, W0, A, B, b = n((2, 3, 5)), n((4, 5)), n((2, 5)), n((4, 2)), n(4)
+    mask = (rng.random(x.shape) < 0.7) / 0.7
+    tokens = rng.integers(0, 6, (2, 4))
+    some = np.where(tokens == tokens[0, 0], -100, tokens)  # some targets are ignored
+    return [
+        _pair("linear", x, W0, b),
+        _pair("linear", x, W0, label=", no bias"),
+        _pair("lora_linear", x, W0, A, B, b, scale=0.7),
+        _pair("lora_linear", x, W0, A, B, label=", dropout, no bias", scale=0.7, mask=mask),
+        *(_pair(name, n((3, 4))) for name in ("gelu", "relu", "silu", "softmax")),
+        _pair("layernorm", x, n(5), n(5)),
+        _pair("embedding", tokens, n((6, 3))),
+        _pair("dropout", x, mask=mask),
+        _pair("attention", n((2, 2, 4, 3)), n((2, 2, 4, 3)), n((2, 2, 4, 3))),
+        _pair("attention", n((2, 2, 3)), n((2, 5, 3)), n((2, 5, 4)), label=", 2 queries, 5 keys"),
+        _pair("attention", n((1, 1, 1)), n((1, 1, 1)), n((1, 1, 1)), label=", one of each"),
+        _pair("cross_entropy", n((2, 4, 6)), tokens),
+        _pair("cross_entropy", n((2, 4, 6)), some, label=", some ignored"),
+        _pair("mse", n((3, 4)), n((3, 4))),
+    ]
+
+
+def _layers(rng: np.random.Generator) -> list[Case]:
+    d, x = 4, rng.standard_normal((2, 3, 4))
+    f64 = np.float64
+    lora = _lora(Linear(d, 6, rng, dtype=f64), 2, 0.25, rng)
+    norm, mlp = LayerNorm(d, dtype=f64), MLP(d, 8, rng, dtype=f64)
+    attention = CausalSelfAttention(d, 2, rng, dtype=f64)
+    tokens = rng.integers(0, 5, (2, 3))
+    table: list[tuple[str, Layer, np.ndarray]] = [
+        ("Linear", Linear(d, 6, rng, dtype=f64), x),
+        ("Linear, no bias", Linear(d, 6, rng, bias=False, dtype=f64), x),
+        ("LoRALinear", lora, x),
+        ("Embedding", Embedding(5, d, rng, dtype=f64), tokens),
+        ("LayerNorm", norm, x),
+        ("Dropout", Dropout(0.3), x),
+        ("Gelu", Gelu(), x),
+        ("MLP", mlp, x),
+        ("CausalSelfAttention", attention, x),
+        ("CausalSelfAttention, T = 1", attention, x[:, :1]),
+        ("Residual", Residual(mlp), x),
+        ("Chain", Chain(norm, attention, mlp), x),
+        ("Chain, one layer twice", Chain(mlp, Residual(mlp)), x),
+    ]
+    return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in table]
+
+
+def _layer_case(name: str, layer: Layer, x: np.ndarray, rng: np.random.Generator) -> Case:
+    at_random(layer, rng)
+    forward, backward, inputs = as_pair(layer, seed=1)
+    return Case(name, forward, backward, inputs(x), {})
+
+
+def _lora(linear: Linear, r: int, dropout: float, rng: np.random.Generator) -> LoRALinear:
+    d_out, d_in = linear.W.shape
+    A, B = Parameter(np.zeros((r, d_in))), Parameter(np.zeros((d_out, r)))
+    return LoRALinear(linear, A, B, 0.7, dropout)
+
+
+def at_random(layer: Layer, rng: np.random.Generator, std: float = 1.0) -> None:
+    """Redraw every Parameter from N(0, std^2), biases, gains and B included."""
+    for p in layer.parameters().values():
+        p.value = rng.standard_normal(p.shape) * std
+
+
+def _models(rng: np.random.Generator) -> list[Case]:
+    config = GPTConfig(vocab_size=11, block_size=6, n_layer=2, n_head=2, d_model=8, dropout=0.1)
+    base = GPT(config, rng, np.float64)
+    adapted = inject(base, LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear"), rng)
+    tokens, targets = rng.integers(0, 11, (2, 3, 5))
+
+    def loss(model: Any, x: np.ndarray) -> tuple[Any, Any]:
+        return model.loss(x, targets, np.random.default_rng(1))
+
+    found = []
+    for name, model in (("GPT", base), ("GPT with LoRA", adapted)):
+        at_random(model, rng, 0.5)
+        forward, backward, inputs = as_pair(model, loss)
+        methods = ("directional", "complex")
+        found.append(Case(name, forward, backward, inputs(tokens), {}, methods))
+    return found
+
+
+def table(rng: np.random.Generator) -> tuple[str, bool]:
+    """Check every case; return the table, and whether all passed."""
+    lines = [f"{'pair or layer':<36}{'gradients':>10}  {'method':<12}{'error':>9}{'limit':>9}"]
+    all_ok = True
+    for case in cases(rng):
+        for method in case.methods:
+            report = case.check(method)
+            all_ok = all_ok and report.ok
+            lines.append(
+                f"{case.name:<36}{len(report.rows):>10}  {method:<12}{report.max_error:>9.1e}"
+                f"{report.tolerance:>9.0e}{'' if report.ok else '  WRONG'}"
+            )
+    return "\n".join(lines), all_ok
