@@ -6,6 +6,8 @@ is ever converted in passing: what must cross says so with :func:`to_device` or 
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 from typing import Any
 
@@ -88,3 +90,25 @@ def one_blas_thread() -> Any:
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(limits=1, user_api="blas")
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory for reuse; elsewhere do nothing.
+
+    Large temporaries are otherwise returned to the system and page-faulted in again at every step.
+    The setting cannot be taken back, so only our own commands make it, never an import.
+    """
+    M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # not glibc: everything works, only slower
+    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(M_TRIM_THRESHOLD, 1 << 30)

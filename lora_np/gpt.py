@@ -286,7 +286,7 @@ class GPT(Layer):
             known += fresh.shape[1]
             new = sample_token(to_host(logits), temperature, top_k, rng)  # (B,)
             text = np.concatenate([text, new[:, None]], axis=1)
-        return text if np.ndim(tokens) == 2 else text[0]
+        return text if tokens.ndim == 2 else text[0]
 
     def _extend(self, fresh: np.ndarray, past: list[Any], known: int) -> tuple[Array, list[Any]]:
         """Return the logits (B, V) after the `fresh` tokens (B, T), which follow `known` others."""

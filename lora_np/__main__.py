@@ -1,0 +1,8 @@
+"""``python -m lora_np`` is ``lora-np``."""
+
+import sys
+
+from lora_np.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

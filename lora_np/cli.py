@@ -1,0 +1,245 @@
+"""The command line: ``lora-np sweep``, ``gradcheck``, ``generate`` and ``account``.
+
+A mistake in the input ends in one line on standard error and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from lora_np.backend import DeviceError, cores, get_device, keep_memory
+
+QUICK = {
+    "text": {"ranks": (1, 4, 16), "seeds": 1, "pretrain_steps": 80, "steps": 25, "windows": 32},
+    "linear": {"ranks": (1, 4, 16), "seeds": 1, "d_in": 24, "d_out": 16, "steps": 1000},
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    arguments = parser().parse_args(argv)
+    keep_memory()
+    try:
+        return arguments.run(arguments)
+    except BrokenPipeError:
+        return 0  # the reader of a pipe has seen enough
+    except (ValueError, DeviceError, OSError) as error:
+        print(f"lora-np: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nlora-np: interrupted", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(prog="lora-np", description="LoRA from scratch in pure NumPy.")
+    commands = top.add_subparsers(required=True, metavar="command")
+    _add_sweep(commands)
+    check = commands.add_parser("gradcheck", help="check every gradient against numeric ones")
+    check.add_argument("--seed", type=int, default=0)
+    check.set_defaults(run=run_gradcheck)
+    generate = commands.add_parser("generate", help="let a model of a sweep write")
+    generate.add_argument("--run", dest="folder", type=Path, required=True, metavar="DIR")
+    generate.add_argument("--prompt", default="def ", help='default: "def "')
+    generate.add_argument(
+        "--model", default="best", help="base, full, or a rank; default: the best on validation"
+    )
+    generate.add_argument("--tokens", type=int, default=300, help="bytes to write")
+    generate.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest")
+    generate.add_argument("--top-k", type=int)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--device", default="cpu", help="cpu or cuda")
+    generate.set_defaults(run=run_generate)
+    costs = commands.add_parser("account", help="what LoRA costs, here and on known models")
+    costs.set_defaults(run=run_account)
+    return top
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        help="loss against rank: pretrain, adapt at every rank, compare",
+        description="Options that a task does not have are refused. Steps are those of a run.",
+    )
+    add = sweep.add_argument
+    add("--task", choices=("text", "linear"), default="text")
+    add("--quick", action="store_true", help="a small sweep in 20 seconds")
+    add("--out", type=Path, metavar="DIR", help="default: runs/<task>-<settings>/")
+    add("--jobs", type=int, help="processes; default: one a core")
+    add("--ranks", type=_ranks, metavar="R,R,...")
+    add("--seeds", type=int, help="number of seeds")
+    add("--steps", type=int)
+    add("--target-modules", type=_targets, metavar="NAME,NAME|all-linear|REGEX")
+    add("--pretrain-text", metavar="FILE")
+    add("--adapt-text", metavar="FILE")
+    for name in ("pretrain-steps", "batch-size", "block-size", "d-model", "n-layer", "n-head"):
+        add(f"--{name}", type=int)
+    for name in ("windows", "d-in", "d-out", "samples"):
+        add(f"--{name}", type=int)
+    for name in ("pretrain-lr", "lora-lr", "full-lr", "decay"):
+        add(f"--{name}", type=float)
+    add("--device", help="cpu or cuda")
+    sweep.set_defaults(run=run_sweep)
+
+
+def _ranks(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, as in 1,2,4") from None
+
+
+def _targets(text: str) -> tuple[str, ...] | str:
+    names = text.split(",")
+    plain = all(re.fullmatch(r"[\w.]+", name) for name in names) and text != "all-linear"
+    return tuple(names) if plain else text
+
+
+# ------------------------------------------------------------------------------------- commands
+
+
+def run_gradcheck(arguments: argparse.Namespace) -> int:
+    """Print the table of every pair and layer; 1 if a gradient is wrong."""
+    import numpy as np
+
+    from lora_np.selfcheck import table
+
+    text, ok = table(np.random.default_rng(arguments.seed))
+    print(text)
+    print("all gradients agree" if ok else "SOME GRADIENTS ARE WRONG")
+    return 0 if ok else 1
+
+
+def run_account(arguments: argparse.Namespace) -> int:
+    """Print the accounts of the sweep's GPT, and LoRA's share of known models."""
+    import numpy as np
+
+    from lora_np.adapt import LoraConfig, account, inject, known_models
+    from lora_np.gpt import GPT
+    from lora_np.sweep import TextSettings
+
+    rng = np.random.default_rng(0)
+    base = GPT(TextSettings().gpt(), rng)
+    adapted = inject(base, LoraConfig(r=8, target_modules="all-linear"), rng)
+    print(f"full fine-tuning of the sweep's GPT\n{account(base)}\n")
+    print(f"LoRA, r = 8 on all linear layers\n{account(adapted)}\n")
+    print(known_models())
+    return 0
+
+
+def run_generate(arguments: argparse.Namespace) -> int:
+    """Continue the prompt with a model of a finished sweep."""
+    import numpy as np
+
+    from lora_np.data import decode, encode
+    from lora_np.sweep.models import load_model
+
+    model = load_model(arguments.folder, arguments.model, arguments.device)
+    if not arguments.prompt:
+        raise ValueError("the prompt is empty: give at least one character")
+    tokens = model.generate(
+        encode(arguments.prompt),
+        arguments.tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        rng=np.random.default_rng(arguments.seed),
+    )
+    print(decode(tokens))
+    return 0
+
+
+def run_sweep(arguments: argparse.Namespace) -> int:
+    """Run or resume a sweep, and write its pictures."""
+    from lora_np.plots import plot_rank_vs_loss, plot_spectrum
+    from lora_np.sweep import rank_sweep
+    from lora_np.sweep.report import Terminal, estimate, table
+    from lora_np.sweep.run import check_sweep
+
+    settings = sweep_settings(arguments)
+    get_device(settings.device)
+    out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
+    jobs = _jobs(arguments, settings)
+    terminal = Terminal(out)
+    if not check_sweep(settings, out):
+        terminal.start(estimate(settings, jobs), jobs)
+    try:
+        with _executor(jobs) as executor:
+            results = rank_sweep(
+                settings, out, executor=executor, listen=terminal, progress=terminal.is_screen
+            )
+    except KeyboardInterrupt:
+        terminal.interrupted()
+        return 130
+    terminal.close()
+    plot_rank_vs_loss(results, out / "rank_vs_loss.png")
+    plot_spectrum(results, out / "spectrum.png")
+    print(table(results))
+    print(f"written to {out}/: results.json, rank_vs_loss.png, spectrum.png")
+    return 0
+
+
+# ---------------------------------------------------------------------------------- the sweep's
+
+
+def sweep_settings(arguments: argparse.Namespace) -> Any:
+    """Return the task's settings: its defaults, or the quick ones, with the options given."""
+    from lora_np.sweep import LinearSettings, TextSettings
+
+    settings: Any = TextSettings() if arguments.task == "text" else LinearSettings()
+    names = {field.name for field in fields(settings)}
+    options = {**vars(arguments)}
+    for name in ("run", "task", "quick", "out", "jobs"):
+        del options[name]
+    given = {name: value for name, value in options.items() if value is not None}
+    foreign = [f"--{name.replace('_', '-')}" for name in given if name not in names]
+    if foreign:
+        raise ValueError(f"--task {arguments.task} has no option {', '.join(foreign)}")
+    return replace(settings, **{**(QUICK[arguments.task] if arguments.quick else {}), **given})
+
+
+def folder_name(settings: Any, quick: bool) -> str:
+    """Return a name that no other settings have: the task, and a hash of all settings."""
+    import hashlib
+
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    return f"{settings.task}-{'quick-' if quick else ''}{digest}"
+
+
+def _jobs(arguments: argparse.Namespace, settings: Any) -> int:
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise ValueError(f"--jobs {arguments.jobs}: expected at least 1")
+    if settings.device == "cuda":
+        return 1  # one device, one process
+    return arguments.jobs or cores()
+
+
+def _executor(jobs: int) -> AbstractContextManager[Executor | None]:
+    """Return a pool of fresh processes, or nothing for one job."""
+    if jobs == 1:
+        return nullcontext(None)
+    import multiprocessing
+
+    # Not forked: BLAS's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=start_worker)
+
+
+def start_worker() -> None:
+    """Prepare a worker: Ctrl-C ends it without a word, the parent does the talking."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    keep_memory()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

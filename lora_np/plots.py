@@ -1,0 +1,158 @@
+"""Pictures of a sweep: loss against rank, and the spectrum of the change.
+
+Colours are Okabe and Ito's, told apart by the colour-blind, and every series has its own marker or
+dash as well, so that a print in grey can be read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+LOSS_LABEL = {
+    "text": "test loss [nats a byte]",
+    "linear": r"population loss $\frac{1}{2}\|\Delta W - s\,BA\|_F^2$",
+}
+
+
+def summary(results: dict[str, Any], key: str) -> dict[int | None, tuple[float, float, int]]:
+    """Return by rank (None: full) the mean of `key` over seeds, its deviation, and the count.
+
+    Runs that diverged are left out; the deviation is the sample's, zero for a single run.
+    """
+    found: dict[int | None, list[float]] = {}
+    for run in results["runs"]:
+        if run[key] is not None:
+            found.setdefault(run["rank"], []).append(run[key])
+    return {
+        rank: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0, len(v))
+        for rank, v in found.items()
+    }
+
+
+def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
+    """Draw the loss of LoRA at every rank between the base's line and full fine-tuning's.
+
+    Text: the test loss. Linear: the population loss, on a log scale, and the Eckart-Young floor.
+    Error bars are one standard deviation over seeds. A second axis has the trainable parameters.
+
+    Parameters
+    ----------
+    results : dict
+        The content of ``results.json``.
+    path : str or Path
+        The PNG to write.
+    """
+    linear = results["settings"]["task"] == "linear"
+    figure, axis = _figure()
+    points = summary(results, "test_loss")
+    ranks = sorted(r for r in points if r is not None)
+    means, spread = [points[r][0] for r in ranks], [points[r][1] for r in ranks]
+    axis.errorbar(
+        ranks, means, yerr=spread, color=BLUE, marker="o", capsize=4, label="LoRA", zorder=3
+    )
+    base = results["base_test_loss"]
+    axis.axhline(base, color=GREY, linestyle="--", label=f"base, not adapted: {base:.3f}")
+    if linear:
+        floors = results["floors"]
+        shown = [(r, f) for r, f in enumerate(floors) if r >= 1 and f > 0.0]
+        axis.plot(*zip(*shown), color=ORANGE, marker="x", linestyle=":", label="Eckart-Young floor")
+        axis.set_yscale("log")
+    elif None in points:
+        mean, deviation, _ = points[None]
+        axis.axhline(mean, color=ORANGE, label=f"full fine-tuning: {mean:.3f}")
+        axis.axhspan(mean - deviation, mean + deviation, color=ORANGE, alpha=0.2, linewidth=0)
+    axis.set_ylabel(
+        f"{'population' if linear else 'test'} loss [{LOSS_UNIT['text' if not linear else 'linear']}]"
+    )
+    _rank_axis(axis, ranks)
+    _parameter_axis(axis, ranks, results)
+    seeds = results["settings"]["seeds"]
+    axis.set_title(f"Rank versus loss, {results['settings']['task']} task, {seeds} seeds")
+    axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_spectrum(results: dict[str, Any], path: str | Path) -> None:
+    """Draw the singular values of full fine-tuning's change, and the energy they add up to.
+
+    Parameters
+    ----------
+    results : dict
+        The content of ``results.json``, complete.
+    path : str or Path
+        The PNG to write.
+    """
+    from matplotlib import pyplot as plt
+
+    changes = results["spectrum"]
+    kinds = list(dict.fromkeys(_kind(c["name"]) for c in changes))
+    colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(kinds)))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for change in changes:
+        kind = _kind(change["name"])
+        style = {"color": colours[kinds.index(kind)], "linewidth": 1.3}
+        style["linestyle"] = ("-", "--", ":", "-.")[kinds.index(kind) % 4]
+        sigma = np.array(change["singular_values"])
+        index = np.arange(1, len(sigma) + 1)
+        first = change is next(c for c in changes if _kind(c["name"]) == kind)
+        left.plot(index, sigma, label=kind if first else None, **style)
+        right.plot(index, np.cumsum(sigma**2) / max(float((sigma**2).sum()), 1e-300), **style)
+    if "planted_singular_values" in results:
+        planted = results["planted_singular_values"]
+        left.plot(
+            range(1, len(planted) + 1), planted, "x", color=ORANGE, markersize=4, label="planted"
+        )
+    left.set(yscale="log", xlabel="index i", ylabel=r"singular value $\sigma_i$ of $\Delta W$")
+    right.axhline(0.9, color=GREY, linestyle=":", linewidth=1)
+    right.annotate("90 %", (0.98, 0.905), xycoords=("axes fraction", "data"), ha="right")
+    right.set(
+        xlabel="rank r", ylabel=r"energy in the first r: $\sum_{i\leq r}\sigma_i^2/\sum\sigma_i^2$"
+    )
+    right.set_ylim(0.0, 1.02)
+    left.legend(frameon=False, fontsize="small")
+    figure.suptitle(r"What full fine-tuning changed: $\Delta W = W - W_0$, every matrix")
+    _save(figure, path)
+
+
+def _figure() -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")  # files only: no screen is needed
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(figsize=(7, 4.6), layout="constrained")
+
+
+def _rank_axis(axis: Any, ranks: list[int]) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ranks, [str(r) for r in ranks])
+    axis.set_xticks([], minor=True)
+    axis.set_xlabel("rank r")
+    axis.grid(alpha=0.25)
+
+
+def _parameter_axis(axis: Any, ranks: list[int], results: dict[str, Any]) -> None:
+    """Label each rank with its trainable parameters along the top."""
+    count = {run["rank"]: run["trainable_parameters"] for run in results["runs"]}
+    top = axis.secondary_xaxis("top")
+    top.set_xticks(ranks, [f"{count[r] / 1000:.3g}k" for r in ranks])
+    top.set_xticks([], minor=True)
+    full = f" (full: {count[None] / 1000:.3g}k)" if None in count else ""
+    top.set_xlabel(f"trainable parameters{full}")
+
+
+def _kind(name: str) -> str:
+    """Return the projection's name: h.0.attn.q_proj.W is of kind q_proj."""
+    parts = name.split(".")
+    return parts[-2] if len(parts) > 1 else name
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    from matplotlib import pyplot as plt
+
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

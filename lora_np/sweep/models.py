@@ -1,0 +1,66 @@
+"""Models of a finished text sweep, read back from its folder."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from lora_np.backend import get_device, like
+from lora_np.checkpoint import load_arrays, load_json
+from lora_np.gpt import GPT
+from lora_np.sweep.plan import Trial
+from lora_np.sweep.run import SweepError
+from lora_np.sweep.text import TextSettings, adapted_model, rebuild_base
+
+
+def load_model(folder: Path, which: str = "best", device: str = "cpu") -> GPT:
+    """Return a model of a finished text sweep.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the sweep.
+    which : str
+        "base", "full", a rank as in "8", or "best": the run with the lowest validation loss.
+    device : {"cpu", "cuda"}
+
+    Raises
+    ------
+    SweepError
+        If the folder has no such model.
+    """
+    get_device(device)
+    results = load_json(folder / "results.json")
+    if results.get("settings", {}).get("task") != "text":
+        raise SweepError(f"{folder} is no text sweep: only those have a model that writes")
+    settings = text_settings(results["settings"], device)
+    base = rebuild_base(settings, load_arrays(folder / "base.npz"))
+    if which == "base":
+        return base
+    if not results["complete"]:
+        raise SweepError(f"{folder} is not finished: run the sweep again, or take --model base")
+    run = _pick(results["runs"], which)
+    model = adapted_model(settings, base, run["rank"], run["seed"])
+    trial = Trial(run["method"], run["rank"], run["seed"], run["lr"])
+    for name, array in load_arrays(folder / "models" / f"{trial}.npz").items():
+        p = model.parameters()[name]
+        p.value = like(array, p.value)
+    return model
+
+
+def text_settings(saved: dict[str, Any], device: str) -> TextSettings:
+    """Return the settings as the results hold them, on this device."""
+    names = {field.name for field in fields(TextSettings)}
+    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names}
+    return TextSettings(**{**kept, "device": device})
+
+
+def _pick(runs: list[dict[str, Any]], which: str) -> dict[str, Any]:
+    finite = [run for run in runs if run["validation_loss"] is not None]
+    if which != "best":
+        finite = [run for run in finite if str(run["rank"] or "full") == which]
+    if not finite:
+        have = list(dict.fromkeys(str(run["rank"] or "full") for run in runs))
+        raise SweepError(f"no model {which!r}: choose best, base, {', '.join(have)}")
+    return min(finite, key=lambda run: run["validation_loss"])
