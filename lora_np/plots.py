@@ -51,9 +51,8 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
     points = summary(results, "test_loss")
     ranks = sorted(r for r in points if r is not None)
     means, spread = [points[r][0] for r in ranks], [points[r][1] for r in ranks]
-    axis.errorbar(
-        ranks, means, yerr=spread, color=BLUE, marker="o", capsize=4, label="LoRA", zorder=3
-    )
+    name = "LoRA, mean and s.d. over seeds"
+    axis.errorbar(ranks, means, yerr=spread, color=BLUE, marker="o", capsize=4, label=name)
     base = results["base_test_loss"]
     axis.axhline(base, color=GREY, linestyle="--", label=f"base, not adapted: {base:.3f}")
     if linear:
@@ -65,9 +64,7 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
         mean, deviation, _ = points[None]
         axis.axhline(mean, color=ORANGE, label=f"full fine-tuning: {mean:.3f}")
         axis.axhspan(mean - deviation, mean + deviation, color=ORANGE, alpha=0.2, linewidth=0)
-    axis.set_ylabel(
-        f"{'population' if linear else 'test'} loss [{LOSS_UNIT['text' if not linear else 'linear']}]"
-    )
+    axis.set_ylabel(LOSS_LABEL[results["settings"]["task"]])
     _rank_axis(axis, ranks)
     _parameter_axis(axis, ranks, results)
     seeds = results["settings"]["seeds"]

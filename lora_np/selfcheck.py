@@ -14,6 +14,7 @@ import numpy as np
 
 from lora_np import ops
 from lora_np.adapt import LoraConfig, inject
+from lora_np.backend import like
 from lora_np.gpt import GPT, GPTConfig
 from lora_np.gradcheck import GradientReport, check_gradients
 from lora_np.layers import (
@@ -148,7 +149,7 @@ def _models(rng: np.random.Generator) -> list[Case]:
     tokens, targets = rng.integers(0, 11, (2, 3, 5))
 
     def loss(model: Any, x: np.ndarray) -> tuple[Any, Any]:
-        return model.loss(x, targets, np.random.default_rng(1))
+        return model.loss(x, like(targets, x), np.random.default_rng(1))
 
     found = []
     for name, model in (("GPT", base), ("GPT with LoRA", adapted)):

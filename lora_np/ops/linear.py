@@ -48,11 +48,11 @@ def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, L
     """
     expect_shape("W", W, None, None)
     expect_last("x", x, W.shape[1])
-    y = x @ W.T  # (..., out)
+    y = rows(x) @ W.T  # (N, out)
     if b is not None:
         expect_shape("b", b, W.shape[0])
         y += b
-    return y, LinearCache(x, W, b is not None)
+    return y.reshape(*x.shape[:-1], -1), LinearCache(x, W, b is not None)
 
 
 def linear_backward(
@@ -60,12 +60,16 @@ def linear_backward(
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Return (dx, dW, db) of :func:`linear_forward`; db is None where there was no bias."""
     need_x, need_W, need_b = wanted(need, 3)
-    dx = dy @ cache.W if need_x else None  # (..., in)
-    dW = rows(dy).T @ rows(cache.x) if need_W else None  # (out, in)
-    db = rows(dy).sum(axis=0) if need_b and cache.has_bias else None  # (out,)
+    g = rows(dy)  # (N, out)
+    dx = (g @ cache.W).reshape(*dy.shape[:-1], -1) if need_x else None  # (..., in)
+    dW = g.T @ rows(cache.x) if need_W else None  # (out, in)
+    db = g.sum(axis=0) if need_b and cache.has_bias else None  # (out,)
     return dx, dW, db
 
 
 def rows(x: Array) -> Array:
-    """Return `x` (..., d) as a matrix (N, d) whose rows are the samples."""
+    """Return `x` (..., d) as a matrix (N, d) whose rows are the samples: one large product.
+
+    A product over leading axes is worked through as many small ones.
+    """
     return x.reshape(-1, x.shape[-1])

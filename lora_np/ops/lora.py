@@ -35,7 +35,7 @@ class LoRALinearCache(NamedTuple):
     W0: Array  # (out, in)
     A: Array  # (r, in)
     B: Array  # (out, r)
-    u: Array  # (..., r), the input seen through A
+    u: Array  # (N, r), the input seen through A
     scale: float
     mask: Array | None  # (..., in)
     has_bias: bool
@@ -82,14 +82,13 @@ def lora_linear_forward(
     expect_shape("B", B, W0.shape[0], A.shape[0])
     if mask is not None:
         expect_same("mask", mask, "x", x)
-    x_in = x if mask is None else x * mask  # (..., in)
-    u = x_in @ A.T  # (..., r)
-    y = x @ W0.T  # (..., out)
+    u = rows(x if mask is None else x * mask) @ A.T  # (N, r)
+    y = rows(x) @ W0.T  # (N, out)
     y += (scale * u) @ B.T
     if b is not None:
         expect_shape("b", b, W0.shape[0])
         y += b
-    return y, LoRALinearCache(x, W0, A, B, u, scale, mask, b is not None)
+    return y.reshape(*x.shape[:-1], -1), LoRALinearCache(x, W0, A, B, u, scale, mask, b is not None)
 
 
 def lora_linear_backward(
@@ -99,16 +98,19 @@ def lora_linear_backward(
     x, W0, A, B, u, scale, mask, has_bias = cache
     need_x, need_W0, need_A, need_B, need_b = wanted(need, 5)
     dx = dW0 = dA = dB = db = None
+    g = rows(dy)  # (N, out)
     if need_x or need_A:
-        du = scale * (dy @ B)  # (..., r)
+        du = scale * (g @ B)  # (N, r)
         if need_A:
-            dA = rows(du).T @ rows(x if mask is None else x * mask)  # (r, in)
+            dA = du.T @ rows(x if mask is None else x * mask)  # (r, in)
         if need_x:
-            dx = dy @ W0 + (du @ A if mask is None else (du @ A) * mask)  # (..., in)
+            through_A = (du @ A).reshape(x.shape)  # (..., in)
+            dx = (g @ W0).reshape(x.shape)  # (..., in)
+            dx += through_A if mask is None else through_A * mask
     if need_W0:
-        dW0 = rows(dy).T @ rows(x)  # (out, in)
+        dW0 = g.T @ rows(x)  # (out, in)
     if need_B:
-        dB = scale * (rows(dy).T @ rows(u))  # (out, r)
+        dB = scale * (g.T @ u)  # (out, r)
     if need_b and has_bias:
-        db = rows(dy).sum(axis=0)  # (out,)
+        db = g.sum(axis=0)  # (out,)
     return dx, dW0, dA, dB, db
