@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def load_parameters(path: str | Path, model: Layer) -> None:
             raise CheckpointError(
                 f"{path} holds {name} with shape {array.shape}, expected {parameters[name].shape}"
             )
+        if array.dtype.kind != "f":
+            raise CheckpointError(f"{path} holds {name} as {array.dtype}, expected numbers")
+        if parameters[name].borrowed:
+            raise CheckpointError(
+                f"{path} holds {name}, which the model borrows from its base: "
+                "load it into the base, or save the adapter with trainable_only=True"
+            )
     for name, array in arrays.items():
         p = parameters[name]
         p.value = like(array.astype(p.dtype), p.value)
@@ -61,30 +69,37 @@ def load_parameters(path: str | Path, model: Layer) -> None:
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name to an ``.npz`` file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with _replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **dict(arrays))  # pyright: ignore[reportArgumentType]
-    temporary.replace(path)
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Read the arrays of an ``.npz`` file by name."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is not a readable .npz file: {error}") from None
 
 
 def save_json(path: str | Path, content: Any) -> None:
     """Write `content` as JSON."""
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary file to write, which takes the place of `path` if all went well."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_json(path: str | Path) -> Any:

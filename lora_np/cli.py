@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.backend import DeviceError, cores, get_device, keep_memory
+from lora_np.train import Diverged
 
 QUICK = {
     "text": {"ranks": (1, 4, 16), "seeds": 1, "pretrain_steps": 80, "steps": 25, "windows": 32},
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments)
     except BrokenPipeError:
         return 0  # the reader of a pipe has seen enough
-    except (ValueError, DeviceError, OSError) as error:
+    except (ValueError, DeviceError, Diverged, OSError) as error:
         print(f"lora-np: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -183,9 +184,12 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         return 130
     terminal.close()
     plot_rank_vs_loss(results, out / "rank_vs_loss.png")
-    plot_spectrum(results, out / "spectrum.png")
+    written = ["results.json", "rank_vs_loss.png"]
+    if "spectrum" in results:  # not where full fine-tuning diverged
+        plot_spectrum(results, out / "spectrum.png")
+        written.append("spectrum.png")
     print(table(results))
-    print(f"written to {out}/: results.json, rank_vs_loss.png, spectrum.png")
+    print(f"written to {out}/: {', '.join(written)}")
     return 0
 
 

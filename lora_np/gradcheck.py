@@ -23,7 +23,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -148,23 +148,36 @@ def check_gradients(
     rng = rng if rng is not None else np.random.default_rng(0)
     named = _named_float64(forward, inputs)
     checked = _names_to_check(named, wrt)
-    frozen = {name: _copy(value) for name, value in named.items()}
+    given = {name: x.copy() if _is_float(x) else x for name, x in named.items()}
+    y, cache = forward(*given.values(), **kwargs)
+    probe = _Probe(forward, kwargs, named, rng.standard_normal(np.shape(y)), method)
+    gradients, notes = _analytic(backward, cache, given, probe, checked, wrt)
+    rows = [_row(probe, name, gradients[name], notes.get(name, ""), rng) for name in checked]
+    return GradientReport(tuple(rows), method, TOLERANCE[method])
 
-    def run(values: Mapping[str, Any]) -> tuple[Any, Any]:
-        return forward(*values.values(), **kwargs)
 
-    y, cache = run(named)
-    dy = rng.standard_normal(np.shape(y))
-    gradients = _slots(backward(dy, cache), named)
-    again = _slots(_call(backward, dy.copy(), cache, gradients, checked, wrt), named)
-    notes = {
-        name: _impurity(named[name], frozen[name], gradients[name], again[name]) for name in checked
-    }
-    numeric = _directional if method == "directional" else _entrywise
-    rows = tuple(
-        numeric(run, dy, named, name, gradients[name], notes[name], method, rng) for name in checked
-    )
-    return GradientReport(rows, method, TOLERANCE[method])
+class _Probe(NamedTuple):
+    """The scalar L = sum(dy * forward(inputs)), and how to differentiate it numerically."""
+
+    forward: Callable
+    kwargs: dict[str, Any]
+    named: dict[str, Any]
+    dy: np.ndarray
+    method: str
+
+    def slope(self, name: str, v: np.ndarray) -> float:
+        """Return the derivative of L along `v` in the input `name`."""
+        x, h = self.named[name], STEP[self.method]
+        if self.method == "complex":
+            lifted = {k: u.astype(complex) if _is_float(u) else u for k, u in self.named.items()}
+            y = self._output({**lifted, name: x + 1j * h * v})
+            return float((self.dy * y).sum().imag) / h
+        y_plus = self._output({**self.named, name: x + h * v})
+        y_minus = self._output({**self.named, name: x - h * v})
+        return float((self.dy * (y_plus - y_minus)).sum()) / (2.0 * h)
+
+    def _output(self, values: Mapping[str, Any]) -> np.ndarray:
+        return np.asarray(self.forward(*values.values(), **self.kwargs)[0])
 
 
 def _named_float64(forward: Callable, inputs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
@@ -186,10 +199,6 @@ def _is_float(x: Any) -> bool:
     return isinstance(x, np.ndarray) and x.dtype == np.float64
 
 
-def _copy(x: Any) -> Any:
-    return x.copy() if isinstance(x, np.ndarray) else x
-
-
 def _names_to_check(named: Mapping[str, Any], wrt: Sequence[str] | None) -> list[str]:
     floats = [name for name, x in named.items() if _is_float(x)]
     names = floats if wrt is None else list(wrt)
@@ -197,6 +206,39 @@ def _names_to_check(named: Mapping[str, Any], wrt: Sequence[str] | None) -> list
     if unknown or not names:
         raise ValueError(f"wrt names {unknown or 'nothing'}; floating-point inputs are {floats}")
     return names
+
+
+def _analytic(
+    backward: Callable,
+    cache: Any,
+    given: Mapping[str, Any],
+    probe: _Probe,
+    checked: Sequence[str],
+    wrt: Sequence[str] | None,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return backward's gradients by name, and notes on what pure functions may not do.
+
+    Backward is called twice: with the same cache and dy it must give the same gradients again.
+    """
+    dy = probe.dy.copy()
+    first = _slots(backward(dy, cache), probe.named)
+    kept = {name: None if g is None else np.array(g) for name, g in first.items()}
+    again = _slots(_call_again(backward, dy, cache, first, checked, wrt), probe.named)
+    notes = {}
+    for name in checked:
+        if not _same(dy, probe.dy):
+            notes[name] = "backward wrote to dy"
+        elif not _same(given[name], probe.named[name]):
+            notes[name] = "the pair wrote to this input"
+        elif kept[name] is not None and again[name] is None:
+            notes[name] = "a second backward forgets this gradient"
+        elif kept[name] is not None and not _same(kept[name], again[name]):
+            notes[name] = "a second backward gives another gradient: it wrote to the cache"
+    return kept, notes
+
+
+def _same(x: Any, y: Any) -> bool:
+    return np.array_equal(x, y, equal_nan=True)
 
 
 def _slots(gradients: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +259,7 @@ def _slots(gradients: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]
     return dict(zip(names, gradients))
 
 
-def _call(
+def _call_again(
     backward: Callable,
     dy: Any,
     cache: Any,
@@ -236,100 +278,53 @@ def _call(
     return some
 
 
-def _impurity(x: Any, x_before: Any, gradient: Any, again: Any) -> str:
-    """Say what a pair of pure functions may not do: write to an input, to dy or to the cache."""
-    if not np.array_equal(x, x_before, equal_nan=True):
-        return "the pair wrote to this input"
-    if (gradient is None) != (again is None):
-        return "a second backward forgets this gradient"
-    if gradient is not None and not np.array_equal(gradient, again, equal_nan=True):
-        return "a second backward gives another gradient: it wrote to dy or to the cache"
-    return ""
-
-
-def _entrywise(
-    run: Callable,
-    dy: Any,
-    named: Mapping[str, Any],
-    name: str,
-    analytic: Any,
-    note: str,
-    method: str,
-    rng: np.random.Generator,
+def _row(
+    probe: _Probe, name: str, analytic: Any, note: str, rng: np.random.Generator
 ) -> GradientRow:
-    """Perturb `name` entry by entry and compare with its analytic gradient."""
-    x = named[name]
-    if analytic is None or np.shape(analytic) != x.shape:
-        had = "None" if analytic is None else f"shape {np.shape(analytic)}"
-        return _wrong(name, x, f"the gradient is {had}, expected shape {x.shape}")
-    numeric = np.zeros(x.shape)
-    for index in np.ndindex(x.shape):
-        direction = np.zeros(x.shape)
+    """Return the verdict on one gradient."""
+    x = probe.named[name]
+    note = note or _misfit(x, analytic)
+    if note:
+        return GradientRow(name, x.shape, math.inf, None, math.nan, math.nan, note)
+    if probe.method == "directional":
+        v = rng.standard_normal(x.shape)
+        along, slope = float((v * analytic).sum()), probe.slope(name, v)
+        error = abs(along - slope) / max(1.0, abs(slope))
+        return GradientRow(name, x.shape, error, None, along, slope)
+    return _entrywise(probe, name, analytic)
+
+
+def _misfit(x: np.ndarray, analytic: Any) -> str:
+    """Say why a gradient cannot even be compared."""
+    if analytic is None or analytic.shape != x.shape:
+        had = "None" if analytic is None else f"of shape {analytic.shape}"
+        return f"the gradient is {had}, expected shape {x.shape}"
+    return "" if np.isfinite(analytic).all() else "the gradient is not finite"
+
+
+def _entrywise(probe: _Probe, name: str, analytic: np.ndarray) -> GradientRow:
+    """Compare a gradient with the slope along every entry."""
+    numeric = np.zeros(analytic.shape)
+    for index in np.ndindex(analytic.shape):
+        direction = np.zeros(analytic.shape)
         direction[index] = 1.0
-        numeric[index] = _slope(run, dy, named, name, direction, method)
-    scale = max(1.0, float(np.abs(numeric).max(initial=0.0)))
-    difference = np.abs(np.asarray(analytic) - numeric)
-    if not np.isfinite(difference).all():
-        return _wrong(name, x, "a gradient is not finite")
-    worst = tuple(int(i) for i in np.unravel_index(difference.argmax(), x.shape))
-    error = math.inf if note else float(difference[worst]) / scale
-    note = note or _likeness(analytic, numeric, error, method)
-    here = float(np.asarray(analytic)[worst])
-    return GradientRow(name, x.shape, error, worst, here, float(numeric[worst]), note)
+        numeric[index] = probe.slope(name, direction)
+    difference = np.abs(analytic - numeric)
+    worst = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
+    error = float(difference[worst]) / max(1.0, float(np.abs(numeric).max()))
+    note = "" if error <= TOLERANCE[probe.method] else _likeness(analytic, numeric)
+    return GradientRow(
+        name, numeric.shape, error, worst, float(analytic[worst]), float(numeric[worst]), note
+    )
 
 
-def _directional(
-    run: Callable,
-    dy: Any,
-    named: Mapping[str, Any],
-    name: str,
-    analytic: Any,
-    note: str,
-    method: str,
-    rng: np.random.Generator,
-) -> GradientRow:
-    """Compare <v, gradient> with the slope of L along a random v of order one."""
-    x = named[name]
-    if analytic is None or np.shape(analytic) != x.shape:
-        had = "None" if analytic is None else f"shape {np.shape(analytic)}"
-        return _wrong(name, x, f"the gradient is {had}, expected shape {x.shape}")
-    v = rng.standard_normal(x.shape)
-    along = float((v * analytic).sum())
-    slope = _slope(run, dy, named, name, v, method)
-    error = abs(along - slope) / max(1.0, abs(slope))
-    if note or not math.isfinite(error):
-        error, note = math.inf, note or "a gradient is not finite"
-    return GradientRow(name, x.shape, error, None, along, slope, note)
-
-
-def _slope(
-    run: Callable, dy: Any, named: Mapping[str, Any], name: str, v: Any, method: str
-) -> float:
-    """Return the derivative of L = sum(dy * y) along `v` in the input `name`."""
-    h = STEP[method]
-    if method == "complex":
-        lifted = {k: x.astype(complex) if _is_float(x) else x for k, x in named.items()}
-        lifted[name] = named[name] + 1j * h * v
-        y, _ = run(lifted)
-        return float((dy * np.asarray(y)).sum().imag) / h
-    y_plus, _ = run({**named, name: named[name] + h * v})
-    y_minus, _ = run({**named, name: named[name] - h * v})
-    return float((dy * (np.asarray(y_plus) - np.asarray(y_minus))).sum()) / (2.0 * h)
-
-
-def _wrong(name: str, x: Any, note: str) -> GradientRow:
-    return GradientRow(name, x.shape, math.inf, None, math.nan, math.nan, note)
-
-
-def _likeness(analytic: Any, numeric: Any, error: float, method: str) -> str:
+def _likeness(analytic: np.ndarray, numeric: np.ndarray) -> str:
     """Say how a wrong gradient resembles the right one: a constant factor, or its transpose."""
-    if error <= TOLERANCE[method]:
-        return ""
+    close = 0.01 * float(np.abs(analytic - numeric).max())
     norm = float((numeric * numeric).sum())
     factor = float((analytic * numeric).sum()) / norm if norm > 0.0 else 0.0
-    close = 1e-4 * math.sqrt(norm)
     if factor != 0.0 and np.abs(analytic - factor * numeric).max() <= close:
-        return f"it is {factor:.4g} times the numeric gradient"
+        return f"it is {factor:.6g} times the numeric gradient"
     square = analytic.ndim == 2 and analytic.shape[0] == analytic.shape[1]
     if square and np.abs(analytic.T - numeric).max() <= close:
         return "it is the transpose of the numeric gradient"

@@ -438,13 +438,10 @@ class Chain(Layer):
         return dx if need_dx else None
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
-        """Return the layers' costs added up; below the lowest trainable one backward is free."""
-        total, below = Flops(0, 0), need_dx
+        """Return the layers' costs added up; what is frozen and needs no dx goes back for free."""
+        total = Flops(0, 0)
         for layer, needed in zip(self.layers, self._needs(need_dx)):
-            cost = layer.flops(T, needed)
-            reached = below or layer.trainable
-            total = total.plus(cost if reached else Flops(cost.forward, 0))
-            below = reached
+            total = total.plus(layer.flops(T, needed))
         return total
 
     def _needs(self, need_dx: bool) -> list[bool]:
@@ -470,7 +467,7 @@ class Residual(Layer):
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
         """Return dy + the layer's dx."""
         dx = self.layer.backward(dy, cache, grads, need_dx)
-        return dy + dx if dx is not None and need_dx else None
+        return None if dx is None else dy + dx
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return the layer's cost."""

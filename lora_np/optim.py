@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from lora_np.backend import Array, get_xp
 from lora_np.parameters import Packed
@@ -111,6 +112,13 @@ class AdamW(Adam):
 
 
 OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+
+
+def make_optimizer(name: str, packed: Packed, **options: Any) -> SGD | Adam:
+    """Return the optimizer of this name: "sgd", "adam" or "adamw"."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer {name!r} is unknown: choose {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[name](packed, **options)
 
 
 def schedule(

@@ -11,26 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from lora_np.sweep.report import summary, trainable_parameters
+
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 LOSS_LABEL = {
     "text": "test loss [nats a byte]",
     "linear": r"population loss $\frac{1}{2}\|\Delta W - s\,BA\|_F^2$",
 }
-
-
-def summary(results: dict[str, Any], key: str) -> dict[int | None, tuple[float, float, int]]:
-    """Return by rank (None: full) the mean of `key` over seeds, its deviation, and the count.
-
-    Runs that diverged are left out; the deviation is the sample's, zero for a single run.
-    """
-    found: dict[int | None, list[float]] = {}
-    for run in results["runs"]:
-        if run[key] is not None:
-            found.setdefault(run["rank"], []).append(run[key])
-    return {
-        rank: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0, len(v))
-        for rank, v in found.items()
-    }
 
 
 def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
@@ -47,7 +34,8 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
         The PNG to write.
     """
     linear = results["settings"]["task"] == "linear"
-    figure, axis = _figure()
+    figure = _figure(7, 4.6)
+    axis = figure.subplots()
     points = summary(results, "test_loss")
     ranks = sorted(r for r in points if r is not None)
     means, spread = [points[r][0] for r in ranks], [points[r][1] for r in ranks]
@@ -83,12 +71,13 @@ def plot_spectrum(results: dict[str, Any], path: str | Path) -> None:
     path : str or Path
         The PNG to write.
     """
-    from matplotlib import pyplot as plt
+    from matplotlib import colormaps
 
     changes = results["spectrum"]
     kinds = list(dict.fromkeys(_kind(c["name"]) for c in changes))
-    colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(kinds)))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(kinds)))
+    figure = _figure(10, 4.2)
+    left, right = figure.subplots(1, 2)
     for change in changes:
         kind = _kind(change["name"])
         style = {"color": colours[kinds.index(kind)], "linewidth": 1.3}
@@ -115,13 +104,11 @@ def plot_spectrum(results: dict[str, Any], path: str | Path) -> None:
     _save(figure, path)
 
 
-def _figure() -> tuple[Any, Any]:
-    import matplotlib
+def _figure(width: float, height: float) -> Any:
+    """Return a figure without pyplot: no screen is needed, and a notebook's settings are kept."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")  # files only: no screen is needed
-    from matplotlib import pyplot as plt
-
-    return plt.subplots(figsize=(7, 4.6), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")  # inches
 
 
 def _rank_axis(axis: Any, ranks: list[int]) -> None:
@@ -134,7 +121,7 @@ def _rank_axis(axis: Any, ranks: list[int]) -> None:
 
 def _parameter_axis(axis: Any, ranks: list[int], results: dict[str, Any]) -> None:
     """Label each rank with its trainable parameters along the top."""
-    count = {run["rank"]: run["trainable_parameters"] for run in results["runs"]}
+    count = trainable_parameters(results)
     top = axis.secondary_xaxis("top")
     top.set_xticks(ranks, [f"{count[r] / 1000:.3g}k" for r in ranks])
     top.set_xticks([], minor=True)
@@ -149,7 +136,4 @@ def _kind(name: str) -> str:
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    from matplotlib import pyplot as plt
-
     figure.savefig(path, dpi=150)
-    plt.close(figure)

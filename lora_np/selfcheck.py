@@ -143,10 +143,10 @@ def at_random(layer: Layer, rng: np.random.Generator, std: float = 1.0) -> None:
 
 
 def _models(rng: np.random.Generator) -> list[Case]:
-    config = GPTConfig(vocab_size=11, block_size=6, n_layer=2, n_head=2, d_model=8, dropout=0.1)
+    config = GPTConfig(vocab_size=7, block_size=5, n_layer=2, n_head=2, d_model=4, dropout=0.1)
     base = GPT(config, rng, np.float64)
     adapted = inject(base, LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear"), rng)
-    tokens, targets = rng.integers(0, 11, (2, 3, 5))
+    tokens, targets = rng.integers(0, 7, (2, 3, 4))
 
     def loss(model: Any, x: np.ndarray) -> tuple[Any, Any]:
         return model.loss(x, like(targets, x), np.random.default_rng(1))

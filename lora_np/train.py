@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from lora_np.backend import Array, like
-from lora_np.optim import OPTIMIZERS, clip_by_global_norm, global_norm, schedule
+from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, schedule
 from lora_np.parameters import Grads, Packed, pack
 
 Batch = tuple[Array, Array]
 
 
 class Diverged(ArithmeticError):
-    """The loss or the gradient stopped being finite; the model holds its last good state.
+    """A loss, gradient or parameter stopped being finite; the model holds its last good state.
 
     Attributes
     ----------
@@ -62,22 +62,44 @@ class History:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How gradients become steps.
+
+    Parameters
+    ----------
+    optimizer : {"adamw", "adam", "sgd"}
+    schedule : {"cosine", "linear", "constant"}
+        Of the learning rate, after the warmup.
+    warmup : int
+        Steps over which the learning rate rises.
+    clip : float, optional
+        Largest global norm of the gradient; None does not clip.
+    accumulate : int
+        Parts in which a batch is worked through, to save memory; the result is the same.
+    options : mapping
+        For the optimizer, e.g. ``{"weight_decay": 0.1}``.
+    """
+
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    warmup: int = 0
+    clip: float | None = 1.0
+    accumulate: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 def fit(
     model: Any,
     sample: Callable[[], Batch],
     *,
     steps: int,
     lr: float,
-    optimizer: str = "adamw",
-    schedule_name: str = "cosine",
-    warmup: int = 0,
-    clip: float | None = 1.0,
-    accumulate: int = 1,
     rng: np.random.Generator | None = None,
     validate: Callable[[], float] | None = None,
     validate_every: int = 0,
     progress: bool = False,
-    **optimizer_options: Any,
+    **recipe: Any,
 ) -> History:
     """Train the model's trainable Parameters in place.
 
@@ -87,25 +109,16 @@ def fit(
         Offers ``loss``, ``backward`` and ``parameters``.
     sample : callable
         Gives the next batch, (inputs, targets), with the samples along the first axis.
-    steps : int
-    lr : float
-        The largest learning rate; the schedule scales it.
-    optimizer : {"adamw", "adam", "sgd"}
-    schedule_name : {"cosine", "linear", "constant"}
-    warmup : int
-        Steps over which the learning rate rises.
-    clip : float, optional
-        Largest global norm of the gradient; None does not clip.
-    accumulate : int
-        Parts in which a batch is worked through, to save memory; the result is the same.
+    steps, lr : int, float
+        `lr` is the largest learning rate; the schedule scales it.
     rng : numpy.random.Generator, optional
         Turns dropout on.
     validate : callable, optional
         Gives the validation loss; called after every `validate_every` steps and at the end.
     progress : bool
         Show a bar with the loss, tokens a second and the time left.
-    **optimizer_options
-        For the optimizer, e.g. ``weight_decay=0.1``.
+    **recipe
+        Fields of :class:`Recipe`, e.g. ``warmup=10, clip=None``.
 
     Returns
     -------
@@ -117,29 +130,58 @@ def fit(
         If the loss or gradient is not finite: the model then holds the last parameters whose loss
         and gradient were.
     """
-    packed = pack(model.parameters())
-    stepper = OPTIMIZERS[optimizer](packed, **optimizer_options)
-    factor = schedule(schedule_name, steps, warmup=warmup)
-    history, start = History(), time.perf_counter()
-    good = packed.vector.copy()
+    trainer = _Trainer(model, Recipe(**recipe), steps, lr, rng)
     with _bar(progress, steps) as bar, np.errstate(over="ignore", invalid="ignore"):
         for step in range(steps):
             batch = sample()
-            loss, gradient = loss_and_gradient(model, packed, batch, accumulate, rng)
-            norm = global_norm(gradient)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                packed.vector[...] = good
-                raise Diverged(_epitaph(step, loss, norm, lr), history)
-            good[...] = packed.vector
-            if clip is not None:
-                gradient, _ = clip_by_global_norm(gradient, clip)
-            stepper.step(gradient, lr * factor(step))
-            _record(history, loss, lr * factor(step), norm, batch, start)
+            trainer.step(step, batch)
             if validate is not None and _due(step + 1, validate_every, steps):
-                history.validation.append((step + 1, validate()))
-            bar.update(loss, batch[1].size)
-    history.seconds = time.perf_counter() - start
-    return history
+                trainer.history.validation.append((step + 1, validate()))
+            bar.update(trainer.history.loss[-1], batch[1].size)
+        trainer.stop_unless_finite(steps, "parameters' norm", global_norm(trainer.packed.vector))
+    return trainer.history
+
+
+class _Trainer:
+    """The state of a training run: parameters, optimizer, history, and the last good state."""
+
+    def __init__(self, model: Any, recipe: Recipe, steps: int, lr: float, rng: Any) -> None:
+        self.model, self.recipe, self.lr, self.rng = model, recipe, lr, rng
+        self.packed = pack(model.parameters())
+        self.optimizer = make_optimizer(recipe.optimizer, self.packed, **recipe.options)
+        self.factor = schedule(recipe.schedule, steps, warmup=recipe.warmup)
+        self.good = self.packed.vector.copy()  # its loss and gradient were finite
+        self.history, self.start = History(), time.perf_counter()
+
+    def step(self, step: int, batch: Batch) -> None:
+        """Take one step and record it."""
+        recipe, history = self.recipe, self.history
+        loss, gradient = loss_and_gradient(
+            self.model, self.packed, batch, recipe.accumulate, self.rng
+        )
+        norm = global_norm(gradient)
+        self.stop_unless_finite(step, "loss", loss)
+        self.stop_unless_finite(step, "gradient's norm", norm)
+        self.good[...] = self.packed.vector
+        if recipe.clip is not None:
+            gradient, _ = clip_by_global_norm(gradient, recipe.clip)
+        lr = self.lr * self.factor(step)
+        self.optimizer.step(gradient, lr)
+        history.loss.append(loss)
+        history.lr.append(lr)
+        history.gradient_norm.append(norm)
+        history.tokens += int(batch[1].size)
+        history.seconds = time.perf_counter() - self.start
+
+    def stop_unless_finite(self, step: int, name: str, value: float) -> None:
+        """Restore the last good parameters and raise if a number is NaN or infinite."""
+        if not math.isfinite(value):
+            self.packed.vector[...] = self.good
+            raise Diverged(
+                f"the {name} is {value} at step {step}: the model holds its last good parameters; "
+                f"try a learning rate below {self.lr:g}, a longer warmup, or clip",
+                self.history,
+            )
 
 
 def loss_and_gradient(
@@ -178,34 +220,17 @@ def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: in
         Samples at a time; the result does not depend on it, beyond rounding.
     """
     on_device = next(iter(model.parameters().values())).value
+    count = int((targets != -100).sum())  # the whole's: parts of unequal length then simply add
     total = 0.0
     for start in range(0, len(inputs), batch_size):
         rows = slice(start, start + batch_size)
         x, y = like(inputs[rows], on_device), like(targets[rows], on_device)
-        total += float(model.loss(x, y)[0]) * len(x)
-    return total / len(inputs)
-
-
-def _record(
-    history: History, loss: float, lr: float, norm: float, batch: Batch, start: float
-) -> None:
-    history.loss.append(loss)
-    history.lr.append(lr)
-    history.gradient_norm.append(norm)
-    history.tokens += int(batch[1].size)
-    history.seconds = time.perf_counter() - start
+        total += float(model.loss(x, y, count=count)[0])
+    return total
 
 
 def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
-
-
-def _epitaph(step: int, loss: float, norm: float, lr: float) -> str:
-    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-    return (
-        f"{what} at step {step}: the model holds its last good parameters; "
-        f"try a learning rate below {lr:g}, a longer warmup, or clip"
-    )
 
 
 class _bar:

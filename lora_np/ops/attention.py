@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from lora_np.backend import Array, ShapeError, get_xp
 from lora_np.ops.activation import SoftmaxCache, softmax_backward, softmax_forward
-from lora_np.ops.contract import Need, expect_last, wanted
+from lora_np.ops.contract import Need, expect_shape, wanted
 
 
 class AttentionCache(NamedTuple):
@@ -64,13 +64,12 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, AttentionCac
     ShapeError
         If the shapes do not fit, or there are more queries than keys.
     """
-    expect_last("k", k, q.shape[-1])
+    expect_shape("k", k, *q.shape[:-2], None, q.shape[-1])
+    expect_shape("v", v, *k.shape[:-1], None)
     Tq, Tk = q.shape[-2], k.shape[-2]
-    if v.shape[:-1] != k.shape[:-1]:
-        raise ShapeError(f"v has shape {v.shape}, expected {(*k.shape[:-1], 'any')}, as k has")
     if Tq > Tk:
         raise ShapeError(f"q has shape {q.shape}, expected at most {Tk} queries, one for each key")
-    # Scale before masking: a complex -inf times a number is NaN, which breaks the complex step.
+    # Scale before masking: a complex -inf times a number has a NaN in it.
     scores = (q * (1.0 / math.sqrt(q.shape[-1]))) @ k.swapaxes(-1, -2)  # (..., Tq, Tk)
     if Tq > 1:
         scores += causal_mask(Tq, Tk, q.real.dtype, get_xp(q))

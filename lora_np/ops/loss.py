@@ -53,7 +53,7 @@ def cross_entropy_forward(
     Raises
     ------
     ValueError
-        If no token is kept, or a target lies outside 0 .. V - 1.
+        If no token is kept and no count is given, or a target lies outside 0 .. V - 1.
     """
     if targets.shape != logits.shape[:-1]:
         raise ShapeError(
@@ -65,6 +65,8 @@ def cross_entropy_forward(
     kept, target = _kept_targets(targets.reshape(-1), ignore_index, z.shape[1])  # (N,), (N,)
     if count is None:
         count = int(kept.sum())
+        if count == 0:
+            raise ValueError(f"no token is kept: every target is ignore_index = {ignore_index}")
     z = z - z.real.max(axis=1, keepdims=True)  # (N, V), no exponent above 0
     p = xp.exp(z)  # (N, V)
     total = p.sum(axis=1, keepdims=True)  # (N, 1)
@@ -91,8 +93,6 @@ def cross_entropy_backward(
 def _kept_targets(targets: Array, ignore_index: int, vocab_size: int) -> tuple[Array, Array]:
     """Return which tokens count, and their targets with 0 standing in for the ignored."""
     kept = targets != ignore_index  # (N,)
-    if not bool(kept.any()):
-        raise ValueError(f"no token is kept: every target is ignore_index = {ignore_index}")
     target = targets * kept  # (N,)
     if int(target.min()) < 0 or int(target.max()) >= vocab_size:
         raise ValueError(

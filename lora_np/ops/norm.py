@@ -47,8 +47,8 @@ def layernorm_forward(
     y : array, shape (..., d)
     cache : LayernormCache
     """
-    expect_shape("gamma", gamma, x.shape[-1])
-    expect_shape("beta", beta, x.shape[-1])
+    expect_shape("gamma", gamma, *x.shape[-1:])
+    expect_shape("beta", beta, *x.shape[-1:])
     centred = x - x.mean(axis=-1, keepdims=True)  # (..., d)
     # Written out: np.var conjugates, which would break the complex step.
     variance = (centred * centred).mean(axis=-1, keepdims=True)  # (..., 1)

@@ -29,7 +29,7 @@ from lora_np.layers import Layer, Linear, LoRALinear, copy_model
 from lora_np.ops import mse_backward, mse_forward
 from lora_np.parameters import Grads
 from lora_np.rank import eckart_young_floor
-from lora_np.sweep.plan import Trial
+from lora_np.sweep.plan import Trial, check_numbers
 from lora_np.sweep.text import describe_change
 from lora_np.train import fit
 
@@ -79,9 +79,7 @@ class LinearTask:
         s = self.settings = settings
         if not 0.0 < s.decay <= 1.0:
             raise ValueError(f"decay = {s.decay}, expected 0 < decay <= 1")
-        for name in ("steps", "seeds", "d_in", "d_out"):
-            if getattr(s, name) < 1:
-                raise ValueError(f"{name} = {getattr(s, name)}, expected at least 1")
+        check_numbers(s, ("steps", "seeds", "d_in", "d_out"), ("lora_lr", "full_lr"))
         if s.samples < s.d_in:
             raise ValueError(f"samples = {s.samples}, expected at least d_in = {s.d_in}")
         blank = Linear(s.d_in, s.d_out, np.random.default_rng(0))

@@ -52,6 +52,18 @@ class Trial:
 Done = Mapping[Trial, float | None]  # validation loss; None where training diverged
 
 
+def check_numbers(settings: Any, counts: tuple[str, ...], rates: tuple[str, ...]) -> None:
+    """Raise ValueError unless these counts are at least 1, these rates positive, and ranks some."""
+    for name in counts:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} = {getattr(settings, name)}, expected at least 1")
+    for name in rates:
+        if not 0.0 < getattr(settings, name) < math.inf:
+            raise ValueError(f"{name} = {getattr(settings, name)}, expected a positive number")
+    if not settings.ranks:
+        raise ValueError("ranks is empty: name at least one")
+
+
 def contenders(settings: Any) -> list[tuple[str, int | None]]:
     """Return what the sweep compares: LoRA at every rank, and full fine-tuning."""
     return [("full", None), *(("lora", r) for r in settings.ranks)]

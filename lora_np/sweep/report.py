@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.plots import summary
+from lora_np.gpt import GPT
 from lora_np.sweep.linear import LinearSettings
 from lora_np.sweep.plan import Trial, expected_number
 from lora_np.sweep.run import TASKS, TRIALS, Progress, Settings
@@ -26,8 +26,6 @@ def estimate(settings: Settings, jobs: int) -> float:
         return 1.0 + seconds * settings.steps * trials
     few = replace(settings, steps=2, windows=1)
     rng = np.random.default_rng(0)
-    from lora_np.gpt import GPT
-
     model = GPT(settings.gpt(), rng)
     arrays = {name: p.value for name, p in model.parameters().items()}
     arrays["adapt"] = rng.integers(0, 256, 100 * settings.block_size).astype(np.uint8)
@@ -85,7 +83,7 @@ class Terminal:
     def interrupted(self) -> None:
         """Say what is kept."""
         self.close()
-        kept = f"{self.done} runs are kept in {self.out}" if self.done else "no run was finished"
+        kept = f"{self.done} runs are kept in {self.out}" if self.done else "no new run is done"
         print(f"\nstopped: {kept}; the same command goes on", file=sys.stderr)
 
 
@@ -96,10 +94,31 @@ def spell(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes"
 
 
+def summary(results: dict[str, Any], key: str) -> dict[int | None, tuple[float, float, int]]:
+    """Return by rank (None: full) the mean of `key` over seeds, its deviation, and the count.
+
+    Runs that diverged are left out; the deviation is the sample's, zero for a single run.
+    """
+    found: dict[int | None, list[float]] = {}
+    for run in results["runs"]:
+        if run[key] is not None:
+            found.setdefault(run["rank"], []).append(run[key])
+    return {
+        rank: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0, len(v))
+        for rank, v in found.items()
+    }
+
+
+def trainable_parameters(results: dict[str, Any]) -> dict[int | None, int]:
+    """Return by rank (None: full) how many parameters were trained, from runs that ended well."""
+    ended = [run for run in results["runs"] if run["test_loss"] is not None]
+    return {run["rank"]: run["trainable_parameters"] for run in ended}
+
+
 def table(results: dict[str, Any]) -> str:
     """Return the curve as a table: losses are means over seeds, with the sample's deviation."""
     linear = results["settings"]["task"] == "linear"
-    count = {run["rank"]: run["trainable_parameters"] for run in results["runs"]}
+    count = trainable_parameters(results)
     rate = {run["rank"]: run["lr"] for run in results["runs"]}
     columns = {k: summary(results, f"{k}_loss") for k in ("train", "validation", "test")}
     base, full = results["base_test_loss"], columns["test"].get(None, (math.nan,))[0]
@@ -108,16 +127,16 @@ def table(results: dict[str, Any]) -> str:
         f"{'':<8}{'trainable':>10}{'lr':>10}{'train':>10}{'validation':>12}{'test':>20}{last:>16}",
         f"{'base':<8}{0:>10}{'':>10}{'':>10}{results['base_validation_loss']:>12.4g}{base:>11.4g}",
     ]
-    for rank in sorted(count, key=lambda r: math.inf if r is None else r):
-        if rank not in columns["test"]:
-            lines.append(f"{_label(rank):<8}{count[rank]:>10,}{rate[rank]:>10.2g}  diverged")
+    for rank in [*results["settings"]["ranks"], None]:
+        if rank not in count:
+            lines.append(f"{_label(rank):<8}  diverged at every learning rate that was tried")
             continue
         test, deviation, n = columns["test"][rank]
         spread = f" +- {deviation:.2g}" if n > 1 else ""
         if linear:
             final = "" if rank is None else f"{results['floors'][rank]:.4g}"
         else:
-            final = f"{100 * (base - test) / (base - full):.0f} %"
+            final = f"{100 * (base - test) / (base - full):.0f} %" if full < base else ""
         lines.append(
             f"{_label(rank):<8}{count[rank]:>10,}{rate[rank]:>10.2g}"
             f"{columns['train'][rank][0]:>10.4g}{columns['validation'][rank][0]:>12.4g}"

@@ -8,6 +8,7 @@ executor or on the order in which trials end.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable
@@ -27,6 +28,9 @@ from lora_np.train import Diverged
 Settings = TextSettings | LinearSettings
 Results = dict[str, Any]
 Arrays = dict[str, np.ndarray]
+
+LOSSES = ("train_loss", "validation_loss", "test_loss")
+MEASURED = ("trainable_parameters", *LOSSES, "seconds")
 
 TASKS: dict[str, Any] = {"text": TextTask, "linear": LinearTask}
 TRIALS: dict[str, Callable] = {"text": run_text_trial, "linear": run_linear_trial}
@@ -126,8 +130,8 @@ def open_results(folder: Path, settings: Settings, identity: dict[str, Any]) -> 
         return {"settings": made_with, "versions": versions, "complete": False, "trials": []}
     try:
         results = load_json(path)
-        before = results["settings"]
-    except (CheckpointError, KeyError, TypeError):
+        before = dict(results["settings"])
+    except (CheckpointError, KeyError, TypeError, ValueError):
         raise SweepError(f"{path} is no results file of a sweep: choose another --out") from None
     if before != made_with:
         raise SweepError(f"{path} is of other settings ({_difference(before, made_with)}): {_ELSE}")
@@ -162,38 +166,45 @@ def _run_trials(
 ) -> None:
     """Keep the executor busy until no trial is left to run."""
     running: dict[Future, Trial] = {}
-    while True:
-        waiting = next_trials(settings, done_trials(results))
-        for trial in (t for t in waiting if t not in running.values()):
-            future = executor.submit(guarded_trial, settings, arrays, trial)
-            running[future] = trial
-            if future.done():
-                break  # an executor without workers of its own: record this one first
-        if not running:
-            return
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in finished:
-            trial = running.pop(future)
-            result, trained = future.result()
-            if trained:
-                save_arrays(folder / "models" / f"{trial}.npz", trained)
-            results["trials"].append({**trial.as_dict(), **result})
-            save_json(folder / "results.json", results)
-            if listen is not None:
-                done = len(results["trials"])
-                expected = max(expected_number(settings), done + len(running))
-                listen(Progress(done, expected, trial, result))
+    try:
+        while True:
+            waiting = next_trials(settings, done_trials(results))
+            for trial in (t for t in waiting if t not in running.values()):
+                future = executor.submit(guarded_trial, settings, arrays, trial)
+                running[future] = trial
+                if future.done():
+                    break  # an executor without workers of its own: record this one first
+            if not running:
+                return
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                trial = running.pop(future)
+                result, trained = future.result()
+                if trained:
+                    save_arrays(folder / "models" / f"{trial}.npz", trained)
+                results["trials"].append({**trial.as_dict(), **result})
+                save_json(folder / "results.json", results)
+                if listen is not None:
+                    done = len(results["trials"])
+                    expected = max(expected_number(settings), done + len(running))
+                    listen(Progress(done, expected, trial, result))
+    finally:
+        for future in running:  # none is left, unless interrupted: what has not started shall not
+            future.cancel()
 
 
 def guarded_trial(
     settings: Settings, arrays: Arrays, trial: Trial
 ) -> tuple[dict[str, Any], Arrays]:
-    """Run a trial; one that diverges is a result too, with losses of None."""
+    """Run a trial; one that diverges is a result too, with None for what it did not reach."""
     try:
-        return TRIALS[settings.task](settings, arrays, trial)
+        with np.errstate(over="ignore", invalid="ignore"):
+            result, trained = TRIALS[settings.task](settings, arrays, trial)
     except Diverged as error:
-        losses = dict.fromkeys(("train_loss", "validation_loss", "test_loss"))
-        return {**losses, "diverged": str(error)}, {}
+        return {**dict.fromkeys(MEASURED), "diverged": str(error)}, {}
+    if not all(math.isfinite(result[name]) for name in MEASURED):
+        return {**result, **dict.fromkeys(LOSSES), "diverged": "the last step went too far"}, {}
+    return result, trained
 
 
 def _finish(

@@ -24,6 +24,7 @@ from lora_np.backend import one_blas_thread, to_device, to_host
 from lora_np.checkpoint import CheckpointError, load_arrays, load_json, save_arrays, save_json
 from lora_np.data import (
     VOCAB_SIZE,
+    DataError,
     Splits,
     encode,
     language_reference,
@@ -36,7 +37,7 @@ from lora_np.data import (
 from lora_np.gpt import GPT, GPTConfig
 from lora_np.layers import Linear, copy_model
 from lora_np.rank import spectrum
-from lora_np.sweep.plan import Trial
+from lora_np.sweep.plan import Trial, check_numbers
 from lora_np.train import evaluate, fit
 
 Arrays = dict[str, np.ndarray]
@@ -99,18 +100,20 @@ class TextTask:
     def __init__(self, settings: TextSettings) -> None:
         self.settings = settings
         s = settings
-        for name in ("steps", "pretrain_steps", "batch_size", "windows", "seeds"):
-            if getattr(s, name) < 1:
-                raise ValueError(f"{name} = {getattr(s, name)}, expected at least 1")
+        counts = ("steps", "pretrain_steps", "batch_size", "windows", "seeds")
+        check_numbers(s, counts, ("pretrain_lr", "lora_lr", "full_lr"))
         blank = GPT(s.gpt(), np.random.default_rng(0))
         for r in s.ranks:  # a rank or target that does not fit is told before anything is trained
             inject(blank, LoraConfig(r, target_modules=s.target_modules), np.random.default_rng(0))
         reference = read_text(s.pretrain_text) if s.pretrain_text else language_reference()
         source = read_text(s.adapt_text) if s.adapt_text else standard_library()
         self.pretraining, self.adaptation = encode(reference), encode(source)
-        for slices in (split(self.pretraining), split(self.adaptation)):
-            for part in slices:
-                windows(part, s.block_size, 1)  # a text that is too short is told now as well
+        for text, tokens in (("pretraining", self.pretraining), ("adaptation", self.adaptation)):
+            for name, part in split(tokens)._asdict().items():
+                try:
+                    windows(part, s.block_size, 1)
+                except DataError as error:  # a text that is too short is told now as well
+                    raise DataError(f"the {text} text's {name} slice: {error}") from None
 
     def identity(self) -> dict[str, Any]:
         """Return what the results depend on beside the settings: the two texts."""
@@ -199,7 +202,7 @@ def run_text_trial(
             steps=s.steps,
             lr=trial.lr,
             warmup=s.steps // 10,
-            weight_decay=0.0,
+            options={"weight_decay": 0.0},
         )
         losses = {
             f"{name}_loss": evaluate(model, *windows(part, s.block_size, s.windows))

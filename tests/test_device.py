@@ -1,0 +1,404 @@
+"""Everything runs on device arrays and stays there, shown without a GPU by tests/fake_cupy.py.
+
+The fake computes with NumPy, so each result must equal the host's to the last bit; what it adds is
+that an array that slips back to the host, or meets one that did, is an error.
+"""
+
+import operator
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lora_np import adapt, backend, checkpoint, selfcheck, train
+from lora_np.gpt import GPT, GPTConfig
+from lora_np.layers import Layer, Linear, copy_model
+from lora_np.parameters import Grads, Parameter
+from lora_np.rank import spectrum
+from lora_np.sweep import LinearSettings, TextSettings, rank_sweep
+from lora_np.sweep.models import load_model
+from tests import fake_cupy
+
+CONFIG = GPTConfig(vocab_size=13, block_size=6, n_layer=2, n_head=2, d_model=8, dropout=0.1)
+ALL = adapt.LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear")
+# Whole models need targets on the same device: they have tests of their own below.
+CASES = [c for c in selfcheck.cases(np.random.default_rng(0)) if not c.name.startswith("GPT")]
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch):
+    """Make "cuda" a device that this machine has."""
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+
+
+def on_device(tree):
+    """Return arrays, and dicts and tuples of them, on the device; all else as it is."""
+    if isinstance(tree, dict):
+        return {name: on_device(part) for name, part in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(on_device(part) for part in tree)
+    return backend.to_device(tree, "cuda") if isinstance(tree, np.ndarray) else tree
+
+
+def arrays(tree):
+    """Return all arrays and NumPy scalars in a cache, in order."""
+    if isinstance(tree, Layer):
+        return arrays([p.value for p in tree.parameters().values()])
+    if isinstance(tree, dict):
+        return arrays(list(tree.values()))
+    if isinstance(tree, list | tuple):
+        return [leaf for part in tree for leaf in arrays(part)]
+    if tree is None or type(tree) in (bool, int, float):
+        return []
+    return [tree]
+
+
+def assert_same(found, expected, tolerance=0.0):
+    """Assert that all arrays in `found` lie on the device and equal the host's.
+
+    `tolerance` is relative to the largest entry, or to 1 where that is smaller.
+    """
+    found, expected = arrays(found), arrays(expected)
+    assert len(found) == len(expected) > 0
+    for x, reference in zip(found, expected):
+        assert type(x) is sys.modules["cupy"].ndarray
+        assert x.dtype == reference.dtype
+        limit = tolerance * max(1.0, abs(reference).max())
+        np.testing.assert_allclose(backend.to_host(x), reference, rtol=0, atol=limit)
+
+
+def batch(rng, shape=(4, 5)):
+    """Return (tokens, targets) on the host, one target ignored."""
+    tokens, targets = rng.integers(0, CONFIG.vocab_size, (2, *shape))
+    targets[0, 0] = -100
+    return tokens, targets
+
+
+def models(rng, dtype=np.float32):
+    """Return a base and its adapted model on the host, every Parameter at random."""
+    base = GPT(CONFIG, rng, dtype)
+    for p in base.parameters().values():
+        p.value = (0.3 * rng.standard_normal(p.shape)).astype(dtype)
+    adapted = adapt.inject(base, ALL, rng)
+    for p in adapted.parameters().values():
+        if p.trainable:
+            p.value = (0.3 * rng.standard_normal(p.shape)).astype(dtype)
+    return base, adapted
+
+
+def gradients_of(model, tokens, targets):
+    """Return loss, its cache, and all gradients, with the same dropout masks at every call."""
+    loss, cache = model.loss(tokens, targets, np.random.default_rng(7))
+    grads = Grads()
+    model.backward(1.0, cache, grads)
+    return loss, cache, [grads[p] for p in model.parameters().values() if p.trainable]
+
+
+# ---------------------------------------------------------------------------- the fake is strict
+
+HOST = np.ones(3)
+LEAKS = {
+    "device + host": lambda x: x + HOST,
+    "host + device": lambda x: HOST + x,
+    "device @ host": lambda x: x @ HOST,
+    "host @ device": lambda x: HOST @ x,
+    "device == host": lambda x: x == HOST,
+    "device += host": lambda x: operator.iadd(x, HOST),
+    "host += device": lambda x: operator.iadd(HOST, x),
+    "device * numpy scalar": lambda x: x * np.float64(2),
+    "device[host]": lambda x: x[HOST > 0],
+    "host[device]": lambda x: HOST[x > 0],
+    "device[:] = host": lambda x: operator.setitem(x, slice(None), HOST),
+    "host[:] = device": lambda x: operator.setitem(HOST, slice(None), x),
+    "np.asarray": np.asarray,
+    "np.array of a list": lambda x: np.array([x, x]),
+    "np.exp": np.exp,
+    "np.sum": np.sum,
+    "np.ndim": np.ndim,
+    "xp.exp(host)": lambda x: fake_cupy.exp(HOST),
+    "xp.concatenate([device, host])": lambda x: fake_cupy.concatenate([x, HOST]),
+}
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_the_fake_refuses_to_meet_the_host(name):
+    with pytest.raises(TypeError, match=r"device|operand|conversion"):
+        LEAKS[name](fake_cupy.asarray(np.ones(3)))
+
+
+def test_the_fake_names_what_it_does_not_have():
+    with pytest.raises(AttributeError, match="einsum"):
+        _ = fake_cupy.einsum
+    with pytest.raises(AttributeError, match="flags"):
+        _ = fake_cupy.asarray(HOST).flags
+
+
+def test_the_fakes_reductions_and_entries_stay_on_the_device():
+    x = fake_cupy.asarray(np.arange(6.0).reshape(2, 3))
+    for found, expected in [(x.sum(), 15), (x.max(), 5), (x.mean(), 2.5), (x[1, 0], 3)]:
+        assert type(found) is fake_cupy.ndarray and found.shape == ()
+        assert float(found) == expected
+
+
+# -------------------------------------------------------------------------------------- backend
+
+
+def test_device_round_trip_copies_and_keeps_dtype(rng):
+    x = rng.standard_normal((2, 3)).astype(np.float32)
+    moved = backend.to_device(x, "cuda")
+    assert backend.get_xp(moved) is fake_cupy and backend.get_xp(x) is np
+    back = backend.to_host(moved)
+    moved *= 2.0
+    np.testing.assert_array_equal(back, x)
+    np.testing.assert_array_equal(backend.to_device(moved, "cpu"), 2 * x)
+    assert back.dtype == moved.dtype == np.float32
+    assert backend.to_device(moved, "cuda") is moved and backend.to_device(x, "cpu") is x
+    assert type(backend.like(x, moved)) is fake_cupy.ndarray and backend.like(x, x) is x
+
+
+def test_unknown_device_is_an_error_that_lists_the_known():
+    with pytest.raises(backend.DeviceError, match="'tpu' is unknown: choose 'cpu' or 'cuda'"):
+        backend.get_device("tpu")
+
+
+def test_cuda_without_cupy_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # an import of it now raises ImportError
+    with pytest.raises(backend.DeviceError, match=r"needs CuPy: pip install 'lora_np\[gpu\]'"):
+        backend.to_device(np.ones(2), "cuda")
+    assert backend.get_xp(np.ones(2)) is np
+
+
+def test_cuda_without_a_gpu_says_so(monkeypatch):
+    monkeypatch.setattr(fake_cupy.cuda, "is_available", lambda: False)
+    with pytest.raises(backend.DeviceError, match="needs a CUDA GPU with its driver, none found"):
+        copy_model(Linear(2, 2, np.random.default_rng(0)), device="cuda")
+
+
+# ------------------------------------------------------------------------------ pairs and layers
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_pair_or_layer_stays_on_the_device_and_equals_the_host(case, dtype):
+    def cast(x):
+        return x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+
+    is_layer = isinstance(case.inputs, dict)
+    inputs = [cast(x) for x in (case.inputs.values() if is_layer else case.inputs)]
+    kwargs = {name: cast(x) for name, x in case.kwargs.items()}
+    y, cache = case.forward(*inputs, **kwargs)
+    dy = np.random.default_rng(1).standard_normal(np.shape(y)).astype(dtype)
+    y_device, cache_device = case.forward(*on_device(tuple(inputs)), **on_device(kwargs))
+    assert_same(y_device, y)
+    assert_same((y_device, cache_device), (y, cache))
+    assert_same(case.backward(on_device(dy), cache_device), case.backward(dy, cache))
+
+
+# ---------------------------------------------------------------------------------- whole models
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["GPT", "GPT with LoRA"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_loss_caches_and_gradients_on_the_device_equal_the_host(rng, which, dtype):
+    model = models(rng, dtype)[which]
+    tokens, targets = batch(rng)
+    expected = gradients_of(model, tokens, targets)
+    moved = copy_model(model, device="cuda")
+    assert_same(moved, model)
+    found = gradients_of(moved, *on_device((tokens, targets)))
+    assert_same(found[0], expected[0])
+    assert_same(found, expected)
+    assert {x.dtype for x in arrays(expected) if x.dtype.kind == "f"} == {np.dtype(dtype)}
+
+
+def test_inject_merge_and_unmerge_work_on_the_device(rng):
+    base, adapted = models(rng)
+    seed, there = 3, copy_model(base, device="cuda")
+    fresh = [adapt.inject(model, ALL, np.random.default_rng(seed)) for model in (there, base)]
+    assert_same(*fresh)
+    moved, merged = copy_model(adapted, device="cuda"), adapt.merge(adapted)
+    assert_same(adapt.merge(moved), merged)
+    assert_same(adapt.unmerge(adapt.merge(moved), moved), adapt.unmerge(merged, adapted))
+
+
+def test_a_model_comes_back_from_the_device_as_it_was(rng):
+    model = models(rng)[1]
+    back = copy_model(copy_model(model, device="cuda"), device="cpu")
+    for found, expected in zip(arrays(back), arrays(model), strict=True):
+        assert type(found) is np.ndarray
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_adapters_on_the_device_share_the_bases_memory(rng):
+    base = copy_model(GPT(CONFIG, rng), device="cuda")
+    adapted = adapt.inject(base, ALL, rng)
+    base.wte.W.value[0] = 5.0  # writing to the base is seen through the adapted model
+    np.testing.assert_array_equal(backend.to_host(adapted.wte.W.value)[0], 5.0)
+
+
+OPTIMIZERS = {
+    "sgd": {"options": {"momentum": 0.9}, "clip": 0.1},
+    "adam": {"clip": None, "accumulate": 2},
+    "adamw": {"options": {"weight_decay": 0.1}, "schedule": "linear", "warmup": 2},
+}
+
+
+def fitted(model, device, optimizer, **options):
+    """Train for five steps with dropout, a validation among them; return the history."""
+    draw, held_out = np.random.default_rng(5), batch(np.random.default_rng(6))
+    return train.fit(
+        model,
+        lambda: tuple(backend.to_device(x, device) for x in batch(draw)),
+        steps=5,
+        lr=0.05,
+        optimizer=optimizer,
+        rng=np.random.default_rng(8),
+        validate=lambda: train.evaluate(model, *held_out, batch_size=3),
+        validate_every=3,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["GPT", "GPT with LoRA"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_on_the_device_equals_training_on_the_host(rng, optimizer, which):
+    host = copy_model(models(rng)[which])
+    moved = copy_model(host, device="cuda")
+    expected = fitted(host, "cpu", optimizer, **OPTIMIZERS[optimizer])
+    found = fitted(moved, "cuda", optimizer, **OPTIMIZERS[optimizer])
+    assert found.loss == expected.loss and found.gradient_norm == expected.gradient_norm
+    assert found.validation == expected.validation and len(found.validation) == 2
+    assert {type(x) for x in (*found.loss, *found.gradient_norm)} == {float}
+    assert_same(moved, host)
+
+
+def test_divergence_on_the_device_leaves_the_last_good_parameters(rng):
+    model, fixed = copy_model(models(rng)[1], device="cuda"), on_device(batch(rng))
+
+    def sample():
+        return fixed
+
+    with pytest.raises(train.Diverged, match="last good parameters"):
+        train.fit(model, sample, steps=9, lr=1e30, optimizer="sgd", clip=None)
+    assert all(np.isfinite(backend.to_host(x)).all() for x in arrays(model))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 0.8, "top_k": 4}])
+def test_generation_on_the_device_gives_the_hosts_tokens(rng, shape, options):
+    model = models(rng, np.float64)[1]
+    moved = copy_model(model, device="cuda")
+    prompt = rng.integers(0, CONFIG.vocab_size, shape)
+    expected = model.generate(prompt, 9, rng=np.random.default_rng(2), **options)
+    for start in (prompt, on_device(prompt)):  # nine tokens slide the window of six
+        found = moved.generate(start, 9, rng=np.random.default_rng(2), **options)
+        assert type(found) is np.ndarray
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_checkpoint_goes_through_the_host_and_back(rng, tmp_path):
+    model = copy_model(models(rng)[1], device="cuda")
+    twin = copy_model(model)
+    checkpoint.save_parameters(tmp_path / "all.npz", model)
+    for p in twin.parameters().values():
+        p.value *= 0.0
+    checkpoint.load_parameters(tmp_path / "all.npz", twin)
+    assert_same(twin, copy_model(model, device="cpu"))
+
+
+def test_spectrum_on_the_device_equals_the_host(rng):
+    M, B, A = rng.standard_normal((5, 7)), rng.standard_normal((6, 2)), rng.standard_normal((2, 4))
+    for host in (M, M.astype(np.float32), (B, A)):
+        found, expected = spectrum(on_device(host), 0.5), spectrum(host, 0.5)
+        assert type(found.singular_values) is np.ndarray
+        np.testing.assert_array_equal(found.singular_values, expected.singular_values)
+        assert str(found) == str(expected)
+
+
+# ----------------------------------------------------------------------------------- the main job
+
+TINY_TEXT = TextSettings(
+    ranks=(1, 2),
+    seeds=1,
+    pretrain_steps=2,
+    steps=3,
+    batch_size=2,
+    block_size=8,
+    d_model=8,
+    n_layer=1,
+    n_head=2,
+    windows=4,
+)
+TINY_LINEAR = LinearSettings(ranks=(1, 2), seeds=1, d_in=5, d_out=4, samples=8, steps=20)
+
+
+@pytest.mark.parametrize("settings", [TINY_TEXT, TINY_LINEAR], ids=["text", "linear"])
+def test_a_sweep_on_the_device_gives_the_hosts_results(tmp_path, settings):
+    if settings.task == "text":
+        text = tmp_path / "text.txt"
+        text.write_text("a text that is long enough for a window or two. " * 9, encoding="utf-8")
+        settings = replace(settings, pretrain_text=str(text), adapt_text=str(text))
+    host, device = (
+        rank_sweep(replace(settings, device=device), tmp_path / device)
+        for device in ("cpu", "cuda")
+    )
+    for results in (host, device):
+        del results["settings"]["device"]
+        for trial in results["trials"]:
+            assert trial.pop("seconds") >= 0
+    assert device == host
+    if settings.task == "text":
+        models = [load_model(tmp_path / device, "2", device) for device in ("cpu", "cuda")]
+        assert_same(*reversed(models))
+
+
+# -------------------------------------------------- the account, against products that were counted
+
+
+def counted_flops(model, tokens, targets):
+    """Return the products' FLOPs a token of a loss and its backward, on the device."""
+    counts = []
+    fake_cupy.ndarray.flops = 0
+    _, cache = model.loss(tokens, targets)
+    counts.append(fake_cupy.ndarray.flops / tokens.size)
+    model.backward(1.0, cache, Grads())
+    counts.append(fake_cupy.ndarray.flops / tokens.size - counts[0])
+    return tuple(counts)
+
+
+ADAPTERS = {
+    "all-linear": {"target_modules": "all-linear"},
+    "q_proj and v_proj": {},
+    "k_proj alone": {"target_modules": ["k_proj"]},
+    "down_proj alone": {"target_modules": ["down_proj"]},
+    "last block only": {"layers_to_transform": 1},
+    "last block's up_proj": {"layers_to_transform": 1, "target_modules": ["up_proj"]},
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_account_of_adapters_states_the_products_that_were_counted(rng, name):
+    config = adapt.LoraConfig(r=2, **ADAPTERS[name])
+    model = adapt.inject(GPT(CONFIG, rng), config, rng)
+    found = counted_flops(copy_model(model, device="cuda"), *on_device(batch(rng)))
+    assert found == adapt.account(model, T=5).flops
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("adapted", [0, 1], ids=["GPT", "GPT with LoRA"])
+def test_account_states_the_products_counted_whatever_is_frozen(rng, adapted, share):
+    # Embeddings stay frozen: the account leaves out the one-hot product of their backward.
+    model = models(rng)[adapted]
+    for _ in range(5):
+        for name, p in model.parameters().items():
+            p.trainable = not name.startswith(("wte", "wpe")) and rng.random() < share
+        found = counted_flops(copy_model(model, device="cuda"), *on_device(batch(rng)))
+        assert found == adapt.account(model, T=5).flops
+
+
+def test_parameter_on_the_device_copies_its_memory(rng):
+    p = Parameter(on_device(rng.standard_normal(3)))
+    twin = p.copy()
+    p.value *= 0.0
+    assert float(abs(twin.value).max()) > 0

@@ -1,0 +1,242 @@
+"""The house: which file may import which, how long a function may be, what an import costs."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lora_np
+
+PACKAGE = Path(lora_np.__file__).parent
+HOUSE = (
+    "backend ops gradcheck parameters layers gpt adapt optim data checkpoint train rank sweep "
+    "plots selfcheck cli __main__"
+)
+OPS = "contract linear lora activation norm embedding attention dropout loss __init__"
+ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
+NEVER_GPT = ("adapt", "train", "checkpoint", "rank")
+HEAVY = ("scipy", "matplotlib", "tqdm")
+LONGEST = 60  # lines of a function, decorators and docstring included
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+
+
+def place_of(path):
+    """The name of the file, or of the folder that it has become."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree):
+    """Yield every module that is imported, wherever in the file, `from a import b` as a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full: from lora_np.x import y"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(tree, within="lora_np"):
+    """Return the files or folders directly in `within` that are imported."""
+    depth = within.count(".") + 1
+    names = [n.split(".") for n in imports(tree) if n.startswith(f"{within}.")]
+    here = PACKAGE.joinpath(*within.split(".")[1:])
+    return {
+        n[depth] for n in names if (here / n[depth]).is_dir() or (here / f"{n[depth]}.py").exists()
+    }
+
+
+def misplaced(place, tree, order, within="lora_np"):
+    """Return what a file at `place` of `order` imports that does not stand above it."""
+    return {name for name in ours(tree, within) if order.index(name) >= order.index(place)}
+
+
+# --- the order -----------------------------------------------------------------------------------
+
+
+@every_file
+def test_a_file_imports_only_files_above_it(path):
+    place, tree = place_of(path), tree_of(path)
+    if place == "__init__":
+        assert ours(tree) == set()  # names load on first use
+    else:
+        in_a_folder = path.parent != PACKAGE  # whose files may import one another
+        assert misplaced(place, tree, ORDER) <= ({place} if in_a_folder else set())
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "ops").glob("*.py")), ids=lambda p: p.stem)
+def test_a_family_of_operations_imports_only_those_above_it(path):
+    assert misplaced(path.stem, tree_of(path), OPS_ORDER, "lora_np.ops") == set()
+
+
+@pytest.mark.parametrize("name", NEVER_GPT)
+def test_what_works_on_any_model_does_not_know_gpt(name):
+    files = [path for path in FILES if place_of(path) == name]
+    assert files
+    assert not any("gpt" in module.lower() for path in files for module in imports(tree_of(path)))
+
+
+@pytest.mark.parametrize(
+    "source, found",
+    [
+        ("from lora_np.backend import Array\nimport numpy", set()),
+        ("import lora_np.gpt", {"gpt"}),
+        ("from lora_np import train", {"train"}),
+        ("def f():\n    from lora_np.adapt import inject", {"adapt"}),
+        ("if TYPE_CHECKING:\n    from lora_np.layers import Layer", {"layers"}),
+    ],
+)
+def test_the_check_of_the_order_finds_imports_wherever_they_are(source, found):
+    assert misplaced("layers", ast.parse(source), ORDER) == found
+
+
+# --- the text ------------------------------------------------------------------------------------
+
+
+def functions(tree):
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+def first_line(node):
+    return min([node.lineno, *(d.lineno for d in node.decorator_list)])
+
+
+@every_file
+def test_no_function_is_longer_than_sixty_lines(path):
+    lengths = [(f.end_lineno - first_line(f) + 1, f.name) for f in functions(tree_of(path))]
+    assert [(n, name) for n, name in lengths if n > LONGEST] == []
+
+
+def public(body):
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return [node for node in body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+def without_docstring(tree):
+    """Return the public functions, classes and methods that say nothing."""
+    named = {node.name: node for node in public(tree.body)}
+    for name, node in list(named.items()):
+        if isinstance(node, ast.ClassDef):
+            named.update({f"{name}.{method.name}": method for method in public(node.body)})
+    return [name for name, node in named.items() if not ast.get_docstring(node)]
+
+
+@every_file
+def test_everything_public_has_a_docstring(path):
+    tree = tree_of(path)
+    assert ast.get_docstring(tree), "the file itself has none"
+    assert without_docstring(tree) == []
+
+
+def test_the_check_of_docstrings_finds_functions_classes_and_methods():
+    source = 'def f(): pass\nclass C:\n    "C"\n    def m(self): pass\n    def _n(self): pass'
+    assert without_docstring(ast.parse(source)) == ["f", "C.m"]
+
+
+def is_literal(node):
+    """Whether an expression is made of numbers and np.pi alone."""
+    parts = ast.Constant | ast.BinOp | ast.UnaryOp | ast.operator | ast.unaryop | ast.expr_context
+    constants = [
+        n for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr in ("pi", "e")
+    ]
+    allowed = {id(part) for constant in constants for part in ast.walk(constant)}
+    return all(isinstance(n, parts) or id(n) in allowed for n in ast.walk(node))
+
+
+def float64_scalars(tree):
+    """Return calls such as np.sqrt(2.0): an np.float64, which lifts float32 arrays to float64."""
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.args]
+    return [
+        ast.unparse(call)
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and ast.unparse(call.func.value) in ("np", "xp", "numpy")
+        and call.func.attr in ("sqrt", "log", "exp", "tanh", "float64", "power")
+        and all(is_literal(arg) for arg in call.args)
+    ]
+
+
+@every_file
+def test_no_float64_scalar_is_made_from_a_literal(path):
+    assert float64_scalars(tree_of(path)) == []
+
+
+def test_the_check_of_float64_scalars_finds_literals_and_leaves_arrays():
+    source = "np.sqrt(2.0 / np.pi); np.exp(-1); xp.log(2); math.sqrt(2); np.exp(x); np.sqrt(d / 2)"
+    assert float64_scalars(ast.parse(source)) == [
+        "np.sqrt(2.0 / np.pi)",
+        "np.exp(-1)",
+        "xp.log(2)",
+    ]
+
+
+@every_file
+def test_randomness_comes_from_a_generator(path):
+    used = {
+        node.attr
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("np.random", "random")
+    }
+    assert used <= {"Generator", "default_rng", "SeedSequence"}
+
+
+# --- what an import costs, and what it offers ----------------------------------------------------
+
+HOMES = {place_of(path) for path in FILES}
+NAMES = [name for name, home in lora_np._MODULE_OF.items() if home in HOMES]
+
+
+def loaded_after(code):
+    """Run `code` in a fresh interpreter; return the modules that it loaded."""
+    script = f"{code}\nimport sys\nprint(*sys.modules)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=PACKAGE.parent, timeout=120
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_else():
+    loaded = loaded_after("import lora_np")
+    assert {name for name in loaded if name.startswith("lora_np.")} == set()
+    assert not loaded & {*HEAVY, "numpy"}
+
+
+def test_importing_every_core_name_loads_nothing_heavy():
+    loaded = loaded_after(f"from lora_np import {', '.join(NAMES)}")
+    assert {"lora_np.gpt", "lora_np.adapt", "lora_np.train", "numpy"} <= loaded
+    assert not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_of_the_package_is_where_it_says(name):
+    home = importlib.import_module(f"lora_np.{lora_np._MODULE_OF[name]}")
+    found = getattr(lora_np, name)
+    assert found is getattr(home, name) and found.__module__.startswith(home.__name__)
+
+
+def test_the_package_lists_its_names_and_refuses_others():
+    assert set(lora_np.__all__) == {"__version__", *lora_np._MODULE_OF} <= set(dir(lora_np))
+    assert len(set(lora_np.__all__)) == len(lora_np.__all__)
+    assert lora_np.ops.linear_forward and lora_np.backend.get_xp  # modules too
+    with pytest.raises(AttributeError, match="has no attribute 'magic'"):
+        lora_np.magic  # noqa: B018
+
+
+@pytest.mark.parametrize("name", importlib.import_module("lora_np.ops").__all__)
+def test_every_operation_has_both_halves(name):
+    ops = lora_np.ops
+    pair, _, half = name.rpartition("_")
+    assert callable(getattr(ops, name))
+    if half != "mask":
+        assert callable(getattr(ops, f"{pair}_forward")) and f"{pair}_backward" in ops.__all__

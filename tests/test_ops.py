@@ -1,0 +1,526 @@
+"""lora_np.ops: every pair against its naive twin, its contract, and the cases known by hand."""
+
+import itertools
+import math
+import tracemalloc
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_np import ops
+from lora_np.backend import ShapeError
+from lora_np.selfcheck import cases
+from tests import naive
+
+TOL = 1e-12  # float64: relative to the largest entry of what is expected
+TOL32 = 2e-5  # float32
+
+
+def op(name):
+    return getattr(ops, f"{name}_forward"), getattr(ops, f"{name}_backward")
+
+
+def close(actual, expected, tolerance=TOL):
+    assert actual.shape == np.shape(expected)
+    limit = tolerance * max(1.0, float(np.abs(expected).max(initial=0.0)))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=limit)
+
+
+# --- how inputs are drawn: lead is any batch axes, the rest are sizes --------------------------
+
+
+@dataclass
+class Sizes:
+    """Lengths of axes, and random numbers of order one in them."""
+
+    lead: tuple[int, ...]
+    n_in: int
+    n_out: int
+    r: int
+    T: int
+    seed: int
+
+    def __post_init__(self):
+        self.rng = np.random.default_rng(self.seed)
+
+    def normal(self, *shape):
+        return self.rng.standard_normal(shape)
+
+    def x(self):
+        return self.normal(*self.lead, self.n_in)
+
+    def mask(self):
+        return (self.rng.random((*self.lead, self.n_in)) < 0.7) / 0.7
+
+    def integers(self, high):
+        return self.rng.integers(0, high, self.lead)
+
+
+def lora_inputs(s, *more):
+    return s.x(), s.normal(s.n_out, s.n_in), s.normal(s.r, s.n_in), s.normal(s.n_out, s.r), *more
+
+
+def some_ignored(s):
+    targets = s.integers(s.n_in)
+    targets.reshape(-1)[1::2] = -100  # the first is always kept
+    return targets
+
+
+def attention_inputs(s, n_q, n_k):
+    return s.normal(*s.lead, n_q, s.n_in), *(s.normal(*s.lead, n_k, n) for n in (s.n_in, s.n_out))
+
+
+# label: (pair, how many slots backward has, inputs, keyword arguments)
+PAIRS = {
+    "linear": ("linear", 3, lambda s: (s.x(), s.normal(s.n_out, s.n_in), s.normal(s.n_out)), None),
+    "linear, no bias": ("linear", 3, lambda s: (s.x(), s.normal(s.n_out, s.n_in)), None),
+    "lora": (
+        "lora_linear",
+        5,
+        lambda s: lora_inputs(s, s.normal(s.n_out)),
+        lambda s: {"scale": 0.7},
+    ),
+    "lora, dropout, no bias": (
+        "lora_linear",
+        5,
+        lora_inputs,
+        lambda s: {"scale": -2.0, "mask": s.mask()},
+    ),
+    "gelu": ("gelu", 1, lambda s: (s.x(),), None),
+    "relu": ("relu", 1, lambda s: (s.x(),), None),
+    "silu": ("silu", 1, lambda s: (s.x(),), None),
+    "softmax": ("softmax", 1, lambda s: (s.x(),), None),
+    "layernorm": ("layernorm", 3, lambda s: (s.x(), s.normal(s.n_in), s.normal(s.n_in)), None),
+    "layernorm, eps": (
+        "layernorm",
+        3,
+        lambda s: (s.x(), s.normal(s.n_in), s.normal(s.n_in)),
+        lambda s: {"eps": 0.1},
+    ),
+    "embedding": ("embedding", 1, lambda s: (s.integers(s.T), s.normal(s.T, s.n_in)), None),
+    "dropout": ("dropout", 1, lambda s: (s.x(), s.mask()), None),
+    "attention": ("attention", 3, lambda s: attention_inputs(s, s.T, s.T), None),
+    "attention, fewer queries": (
+        "attention",
+        3,
+        lambda s: attention_inputs(s, s.T, s.T + s.r),
+        None,
+    ),
+    "cross-entropy": ("cross_entropy", 1, lambda s: (s.x(), s.integers(s.n_in)), None),
+    "cross-entropy, some ignored": (
+        "cross_entropy",
+        1,
+        lambda s: (s.x(), some_ignored(s)),
+        lambda s: {"count": 7},
+    ),
+    "mse": ("mse", 2, lambda s: (s.x(), s.x()), None),
+}
+LOSSES = ("cross_entropy", "mse")
+axis = st.integers(1, 4)
+leads = st.lists(st.integers(1, 3), max_size=3).map(tuple)
+sizes = st.builds(Sizes, leads, axis, axis, axis, axis, st.integers(0, 2**32))
+every_pair = pytest.mark.parametrize("label", PAIRS)
+
+
+class Drawn:
+    """One pair with inputs, its output, and a dy of the output's shape."""
+
+    def __init__(self, label, s, dtype=np.float64):
+        self.name, self.slots, args, kwargs = PAIRS[label]
+        self.forward, self.backward = op(self.name)
+        self.args = [cast(a, dtype) for a in args(s)]
+        self.kwargs = {k: cast(v, dtype) for k, v in (kwargs(s) if kwargs else {}).items()}
+        self.y, self.cache = self.forward(*self.args, **self.kwargs)
+        self.dy = cast(s.rng.standard_normal(np.shape(self.y)), dtype)
+        if self.name in LOSSES:
+            self.dy = float(self.dy)
+
+    def arrays(self):
+        held = [*self.args, *self.kwargs.values(), self.dy, *leaves(self.cache)]
+        return [a for a in held if isinstance(a, np.ndarray)]
+
+
+def cast(x, dtype):
+    return np.asarray(x, dtype) if getattr(x, "dtype", None) == np.float64 else x
+
+
+def leaves(cache):
+    for part in cache:
+        yield from leaves(part) if isinstance(part, tuple) else (part,)
+
+
+def small():
+    return Sizes((2, 3), 3, 4, 2, 3, seed=1)
+
+
+# --- every pair --------------------------------------------------------------------------------
+
+
+@every_pair
+@given(sizes)
+def test_forward_equals_the_naive_twin(label, s):
+    d = Drawn(label, s)
+    close(d.y, getattr(naive, f"{d.name}_forward")(*d.args, **d.kwargs))
+
+
+@every_pair
+@given(sizes)
+def test_backward_equals_the_naive_twin(label, s):
+    d = Drawn(label, s)
+    expected = getattr(naive, f"{d.name}_backward")(d.dy, *d.args, **d.kwargs)
+    actual = d.backward(d.dy, d.cache)
+    assert len(actual) == len(expected) == d.slots
+    for a, e in zip(actual, expected):
+        assert (a is None) == (e is None)  # an absent bias
+        if e is not None:
+            close(a, e)
+
+
+@every_pair
+def test_need_forms_what_is_wanted_and_nothing_else(label):
+    d = Drawn(label, small())
+    everything = d.backward(d.dy, d.cache)
+    for need in itertools.product((True, False), repeat=d.slots):
+        some = d.backward(d.dy, d.cache, need)
+        for gradient, full, wanted in zip(some, everything, need, strict=True):
+            if wanted and full is not None:
+                np.testing.assert_array_equal(gradient, full)
+            else:
+                assert gradient is None
+
+
+@every_pair
+@pytest.mark.parametrize("extra", [-1, 1])
+def test_need_of_the_wrong_length_is_refused(label, extra):
+    d = Drawn(label, small())
+    need = (True,) * (d.slots + extra)
+    with pytest.raises(ValueError, match=f"need has {len(need)} entries, expected {d.slots}"):
+        d.backward(d.dy, d.cache, need)
+
+
+@every_pair
+@given(sizes)
+def test_nothing_is_written_to(label, s):
+    d = Drawn(label, s)
+    for array in d.arrays():
+        array.flags.writeable = False  # from here on a write raises
+    y, cache = d.forward(*d.args, **d.kwargs)
+    for array in leaves(cache):
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
+    np.testing.assert_array_equal(y, d.y)
+    first, second = d.backward(d.dy, cache), d.backward(d.dy, cache)
+    for a, b in zip(first, second):
+        np.testing.assert_array_equal(a, b)
+
+
+@every_pair
+@given(sizes)
+def test_output_and_gradients_share_no_memory_with_the_inputs(label, s):
+    d = Drawn(label, s)
+    made = [d.y, *(g for g in d.backward(d.dy, d.cache) if g is not None)]
+    inputs = [a for a in [*d.args, d.dy] if isinstance(a, np.ndarray)]
+    assert not any(np.shares_memory(m, a) for m in made for a in inputs)
+
+
+@every_pair
+@given(sizes)
+def test_float32_stays_float32(label, s):
+    d = Drawn(label, s, np.float32)
+    gradients = [g for g in d.backward(d.dy, d.cache) if g is not None]
+    floats = [a for a in leaves(d.cache) if getattr(a, "dtype", np.dtype(int)).kind == "f"]
+    assert [a.dtype for a in [d.y, *gradients, *floats]] == [np.float32] * (
+        1 + len(gradients) + len(floats)
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dy", [1.0, 1, np.float32(1.0)])
+def test_a_loss_of_float32_has_float32_gradients_at_dy_one(name, dy):
+    d = Drawn({"cross_entropy": "cross-entropy", "mse": "mse"}[name], small(), np.float32)
+    for gradient in d.backward(dy, d.cache):
+        assert gradient.dtype == np.float32
+
+
+@every_pair
+def test_float32_agrees_with_float64(label):
+    wide, narrow = Drawn(label, small()), Drawn(label, small(), np.float32)
+    close(narrow.y, wide.y, TOL32)
+    for a, e in zip(narrow.backward(narrow.dy, narrow.cache), wide.backward(wide.dy, wide.cache)):
+        if e is not None:
+            close(a, e, TOL32)
+
+
+# --- gradients: the table that `lora-np gradcheck` prints --------------------------------------
+
+CHECKS = [(case, m) for case in cases(np.random.default_rng(0)) for m in case.methods]
+
+
+@pytest.mark.parametrize("case, method", CHECKS, ids=[f"{c.name}: {m}" for c, m in CHECKS])
+def test_gradients_match(case, method):
+    case.check(method).raise_if_wrong()
+
+
+def test_every_pair_is_in_the_table():
+    pairs = {n.removesuffix("_forward") for n in ops.__all__ if n.endswith("_forward")}
+    assert pairs == {name for name, *_ in PAIRS.values()}
+    checked = {case.forward for case, _ in CHECKS}
+    assert all(op(name)[0] in checked for name in pairs)
+
+
+# --- LoRA --------------------------------------------------------------------------------------
+
+W0 = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+A, B = np.array([[0.1, -0.2]]), np.array([[0.3], [-0.4], [0.5]])
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (1, 1)])
+def test_lora_worked_by_hand(batch):
+    """y = W0 x + B A x, dA = B^T g x^T, dB = g (A x)^T, dx = W0^T g + A^T B^T g, by pencil."""
+    x, g = np.array([1.0, 2.0]), np.array([0.2, -0.1, 0.3])
+    y, cache = ops.lora_linear_forward(x.reshape(*batch, 2), W0, A, B, scale=1.0)
+    dx, dW0, dA, dB, db = ops.lora_linear_backward(g.reshape(*batch, 3), cache)
+    close(y, np.array([4.91, 11.12, 16.85]).reshape(*batch, 3))
+    close(dA, [[0.25, 0.50]])
+    close(dB, [[-0.06], [0.03], [-0.09]])
+    close(dW0, [[0.2, 0.4], [-0.1, -0.2], [0.3, 0.6]])
+    close(dx, np.array([1.425, 1.75]).reshape(*batch, 2))
+    assert db is None
+
+
+@given(sizes)
+def test_lora_at_b_zero_changes_nothing_and_moves_b_alone(s):
+    d = Drawn("lora", s)
+    x, W, A_, B_, b = d.args
+    y, cache = ops.lora_linear_forward(x, W, A_, np.zeros_like(B_), b, scale=0.7)
+    np.testing.assert_array_equal(y, ops.linear_forward(x, W, b)[0])
+    _, _, dA, dB, _ = ops.lora_linear_backward(d.dy, cache)
+    assert not dA.any() and dB.all()
+
+
+def test_lora_forms_nothing_of_the_weights_size():
+    n, r = 4000, 2
+    rng = np.random.default_rng(0)
+    x, A_, B_ = rng.standard_normal((1, n)), rng.standard_normal((r, n)), np.ones((n, r))
+    W = np.zeros((n, n))
+    tracemalloc.start()
+    try:
+        _, cache = ops.lora_linear_forward(x, W, A_, B_, scale=0.5)
+        ops.lora_linear_backward(x, cache, (True, False, True, True, False))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < W.nbytes / 100  # dense: 128 MB; the thin products: under a megabyte
+
+
+def test_a_frozen_layer_never_reads_what_its_gradient_would_need():
+    _, cache = ops.linear_forward(np.ones((2, 2)), W0)
+    dx, dW, _ = ops.linear_backward(np.ones((2, 3)), cache._replace(x=None), (True, False, False))
+    assert dW is None
+    close(dx, [[9.0, 12.0], [9.0, 12.0]])
+
+
+# --- gradients that are zero -------------------------------------------------------------------
+
+
+@given(sizes)
+def test_a_bias_of_the_keys_changes_nothing(s):
+    """q . (k + b) adds the number q . b to a whole row of scores: softmax does not see it."""
+    d = Drawn("attention, fewer queries", s)
+    q, k, v = d.args
+    close(ops.attention_forward(q, k + s.normal(s.n_in), v)[0], d.y, 10 * TOL)
+    _, dk, _ = d.backward(d.dy, d.cache)
+    close(dk.sum(axis=-2), np.zeros((*s.lead, s.n_in)), 10 * TOL)
+
+
+@given(sizes)
+def test_one_position_has_no_choice(s):
+    q, k, v = attention_inputs(s, 1, 1)
+    y, cache = ops.attention_forward(q, k, v)
+    dy = s.normal(*y.shape)
+    dq, dk, dv = ops.attention_backward(dy, cache)
+    np.testing.assert_array_equal(y, v)
+    np.testing.assert_array_equal(dv, dy)
+    assert not dq.any() and not dk.any()
+
+
+@given(leads, st.integers(0, 99))
+def test_size_one_axes_have_zero_gradient(lead, seed):
+    s = Sizes(lead, 1, 1, 1, 1, seed)
+    soft, norm, loss = (Drawn(label, s) for label in ("softmax", "layernorm", "cross-entropy"))
+    assert (soft.y == 1).all() and not soft.backward(soft.dy, soft.cache)[0].any()
+    assert (norm.y == norm.args[2]).all()
+    dx, dgamma, _ = norm.backward(norm.dy, norm.cache)
+    assert not dx.any() and not dgamma.any()
+    assert loss.y == 0 and not loss.backward(1.0, loss.cache)[0].any()
+
+
+@given(sizes)
+def test_softmax_and_layernorm_ignore_a_constant(s):
+    for label in ("softmax", "layernorm"):
+        d = Drawn(label, s)
+        dx = d.backward(d.dy, d.cache)[0]
+        limit = TOL * max(1.0, float(np.abs(dx).max()))  # tiny variances amplify rounding
+        np.testing.assert_allclose(dx.sum(axis=-1), 0.0, atol=10 * limit)
+
+
+# --- attention -----------------------------------------------------------------------------------
+
+
+def test_queries_align_to_the_last_key():
+    q, k, v = attention_inputs(Sizes((2,), 3, 4, 1, 1, 0), 5, 5)
+    whole, _ = ops.attention_forward(q, k, v)
+    for n in range(1, 6):
+        close(ops.attention_forward(q[:, -n:], k, v)[0], whole[:, -n:])
+
+
+def test_no_position_sees_the_future():
+    q, k, v = attention_inputs(Sizes((), 3, 4, 1, 1, 0), 4, 4)
+    y, _ = ops.attention_forward(q, k, v)
+    k[2], v[2] = 100.0, 100.0
+    changed, _ = ops.attention_forward(q, k, v)
+    np.testing.assert_array_equal(changed[:2], y[:2])
+    assert (np.abs(changed[3] - y[3]) > 0).all()
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+def test_cross_entropy_of_equal_logits_is_log_v():
+    loss, cache = ops.cross_entropy_forward(np.zeros((2, 5)), np.array([0, 3]))
+    (dz,) = ops.cross_entropy_backward(1.0, cache)
+    assert abs(loss - math.log(5)) < TOL
+    close(dz, [[-0.4, 0.1, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, -0.4, 0.1]])
+
+
+@given(sizes, st.integers(-3, -1))
+def test_ignored_tokens_count_for_nothing(s, ignore_index):
+    z, targets = s.normal(5, s.n_in), s.rng.integers(0, s.n_in, 5)
+    targets[[1, 3]] = ignore_index
+    loss, cache = ops.cross_entropy_forward(z, targets, ignore_index)
+    kept, kept_cache = ops.cross_entropy_forward(z[::2], targets[::2])
+    close(loss, kept)
+    (dz,), (dkept,) = (ops.cross_entropy_backward(1.0, c) for c in (cache, kept_cache))
+    close(dz[::2], dkept)
+    assert not dz[1::2].any()
+
+
+def test_parts_with_the_whole_count_add_up_and_a_mean_of_means_does_not():
+    s = Sizes((6,), 5, 1, 1, 1, 0)
+    z, targets = s.x(), s.integers(5)
+    targets[0] = -100  # the first half keeps two, the second three
+    whole, whole_cache = ops.cross_entropy_forward(z, targets)
+    parts = [ops.cross_entropy_forward(z[i : i + 3], targets[i : i + 3], count=5) for i in (0, 3)]
+    close(parts[0][0] + parts[1][0], whole)
+    dz = np.concatenate([ops.cross_entropy_backward(1.0, cache)[0] for _, cache in parts])
+    close(dz, ops.cross_entropy_backward(1.0, whole_cache)[0])
+    means = [ops.cross_entropy_forward(z[i : i + 3], targets[i : i + 3])[0] for i in (0, 3)]
+    assert abs(sum(means) / 2 - whole) > 0.01
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_logits_are_finite(dtype):
+    z = np.array([[1e4, 0.0, -1e4], [-1e4, 1e4, 1e4]], dtype)
+    loss, cache = ops.cross_entropy_forward(z, np.array([2, 1]))
+    (dz,) = ops.cross_entropy_backward(1.0, cache)
+    assert abs(loss - (2e4 + math.log(2)) / 2) < 2e-7 * 1e4
+    close(dz, [[0.5, 0.0, -0.5], [0.0, -0.25, 0.25]], TOL32)
+    y, _ = ops.softmax_forward(z)
+    close(y, [[1, 0, 0], [0, 0.5, 0.5]], TOL32)
+    for name, expected in (("gelu", [1e4, 0, -1e4]), ("silu", [1e4, 0, -1e4])):
+        forward, backward = op(name)
+        y, cache = forward(z[0])
+        close(y, np.maximum(expected, 0.0), TOL32)
+        close(backward(np.ones(3, dtype), cache)[0], [1.0, 0.5, 0.0], TOL32)
+
+
+def test_relu_has_gradient_zero_at_its_kink():
+    y, cache = ops.relu_forward(np.array([-1.0, 0.0, 2.0]))
+    np.testing.assert_array_equal(y, [0, 0, 2])
+    np.testing.assert_array_equal(ops.relu_backward(np.full(3, 3.0), cache)[0], [0, 0, 3])
+
+
+def test_no_kept_token_is_an_error():
+    with pytest.raises(ValueError, match="no token is kept: every target is ignore_index = -7"):
+        ops.cross_entropy_forward(np.zeros((2, 3)), np.array([-7, -7]), ignore_index=-7)
+
+
+@pytest.mark.parametrize("wrong, span", [(3, "0 .. 3"), (-1, "-1 .. 1")])
+def test_a_target_outside_the_vocabulary_is_an_error(wrong, span):
+    with pytest.raises(ValueError, match=rf"targets lie in {span}, expected 0 .. 2"):
+        ops.cross_entropy_forward(np.zeros((3, 3)), np.array([1, wrong, -100]))
+
+
+@pytest.mark.parametrize("wrong, span", [(3, "1 .. 3"), (-1, "-1 .. 1")])
+def test_a_token_outside_the_table_is_an_error(wrong, span):
+    with pytest.raises(IndexError, match=rf"tokens lie in {span}, expected 0 .. 2: .* 3 rows"):
+        ops.embedding_forward(np.array([1, wrong]), np.zeros((3, 2)))
+
+
+# --- dropout -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_dropout_mask_keeps_the_mean(dtype):
+    x = np.ones((200, 300), dtype)
+    mask = ops.dropout_mask(x, 0.25, np.random.default_rng(0))
+    assert mask.dtype == dtype and mask.shape == x.shape
+    np.testing.assert_array_equal(np.unique(mask), np.array([0, 1 / 0.75], dtype))
+    # standard deviation of the mean: sqrt(p / (1 - p) / 60000) = 0.0024; four of them
+    assert abs(float(mask.mean(dtype=np.float64)) - 1) < 4 * math.sqrt(0.25 / 0.75 / mask.size)
+
+
+# --- shapes that do not fit ----------------------------------------------------------------------
+
+o = np.ones
+MISFITS = [
+    ("linear", (o((2, 3)), o(4)), r"W has shape \(4,\), expected \(any, any\)"),
+    ("linear", (o((2, 3)), o((4, 5))), r"x has shape \(2, 3\), expected \(\.\.\., 5\)"),
+    ("linear", (o(()), o((4, 5))), r"x has shape \(\), expected \(\.\.\., 5\)"),
+    ("linear", (o((2, 5)), o((4, 5)), o(5)), r"b has shape \(5,\), expected \(4,\)"),
+    ("linear", (o((2, 5)), o((4, 5)), o((1, 4))), r"b has shape \(1, 4\), expected \(4,\)"),
+    ("lora_linear", (o(3), o((4, 5, 1)), A, B), r"W0 has shape \(4, 5, 1\), expected \(any, any\)"),
+    ("lora_linear", (o(3), W0, A, B), r"x has shape \(3,\), expected \(\.\.\., 2\)"),
+    ("lora_linear", (o(2), W0, A.T, B), r"A has shape \(2, 1\), expected \(any, 2\)"),
+    ("lora_linear", (o(2), W0, A, B.T), r"B has shape \(1, 3\), expected \(3, 1\)"),
+    ("lora_linear", (o(2), W0, o((2, 2)), B), r"B has shape \(3, 1\), expected \(3, 2\)"),
+    ("lora_linear", (o(2), W0, A, B, o(2)), r"b has shape \(2,\), expected \(3,\)"),
+    ("layernorm", (o((2, 3)), o(2), o(3)), r"gamma has shape \(2,\), expected \(3,\)"),
+    ("layernorm", (o((2, 3)), o(3), o((2, 3))), r"beta has shape \(2, 3\), expected \(3,\)"),
+    ("embedding", (np.array([0]), o(4)), r"W has shape \(4,\), expected \(any, any\)"),
+    ("dropout", (o((2, 3)), o((2, 1))), r"mask has shape \(2, 1\), expected \(2, 3\), .* of x"),
+    ("attention", (o((2, 3)), o((2, 4)), o((2, 4))), r"k has shape \(2, 4\), expected .*, 3\)"),
+    ("attention", (o((2, 3)), o((4, 3)), o((5, 3))), r"v has shape \(5, 3\), expected \(4, "),
+    ("attention", (o((4, 3)), o((2, 3)), o((2, 3))), r"q has shape \(4, 3\), .* at most 2 queries"),
+    ("cross_entropy", (o((2, 3)), o(3, int)), r"targets has shape \(3,\), expected \(2,\)"),
+    ("mse", (o((2, 3)), o((3, 2))), r"target has shape \(3, 2\), expected \(2, 3\), .* of y"),
+]
+
+
+@pytest.mark.parametrize("name, args, message", MISFITS)
+def test_a_shape_error_names_the_argument_its_shape_and_the_expected_one(name, args, message):
+    kwargs = {"scale": 1.0} if name == "lora_linear" else {}
+    with pytest.raises(ShapeError, match=message):
+        op(name)[0](*args, **kwargs)
+
+
+def test_a_lora_mask_has_the_shape_of_x():
+    with pytest.raises(ShapeError, match=r"mask has shape \(1,\), expected \(2,\), the shape of x"):
+        ops.lora_linear_forward(o(2), W0, A, B, scale=1.0, mask=o(1))
+
+
+@pytest.mark.parametrize("wrong", ["q", "k"])
+def test_attention_refuses_batch_axes_that_differ(wrong):
+    shapes = {"q": (2, 3, 4), "k": (2, 3, 4), "v": (2, 3, 4)}
+    shapes[wrong] = shapes[wrong][1:]
+    shapes["v"] = shapes["k"]
+    with pytest.raises(ShapeError, match="k has shape"):
+        ops.attention_forward(*(o(shape) for shape in shapes.values()))
+
+
+def test_layernorm_refuses_a_scalar():
+    with pytest.raises(ShapeError, match="has shape"):
+        ops.layernorm_forward(o(()), o(1), o(1))
