@@ -10,9 +10,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -228,15 +228,21 @@ def _jobs(arguments: argparse.Namespace, settings: Any) -> int:
     return arguments.jobs or cores()
 
 
-def _executor(jobs: int) -> AbstractContextManager[Executor | None]:
-    """Return a pool of fresh processes, or nothing for one job."""
+@contextmanager
+def _executor(jobs: int) -> Iterator[Executor | None]:
+    """Give a pool of fresh processes, or nothing for one job; leaving it drops what still waits."""
     if jobs == 1:
-        return nullcontext(None)
+        yield None
+        return
     import multiprocessing
 
     # Not forked: BLAS's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=start_worker)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=start_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def start_worker() -> None:

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.counting import product_flops
+
 __all__ = [
     "abs",
     "arange",
@@ -33,6 +35,7 @@ __all__ = [
     "linalg",
     "log",
     "ndarray",
+    "ones",
     "sqrt",
     "tanh",
     "unique",
@@ -89,7 +92,7 @@ class ndarray:
 
     def __matmul__(self, other: Any) -> ndarray:
         y = np.asarray(self._host @ _operand(other))
-        ndarray.flops += 2 * y.size * self.shape[-1]
+        ndarray.flops += product_flops(self._host, _operand(other), y)
         return ndarray(y)
 
     __rmatmul__ = __matmul__  # only ever reached with a host array on the left: refused
@@ -177,6 +180,11 @@ def arange(*bounds: int) -> ndarray:
 def zeros(shape: tuple[int, ...], dtype: Any) -> ndarray:
     """Return zeros."""
     return ndarray(np.zeros(shape, dtype))
+
+
+def ones(shape: Any, dtype: Any) -> ndarray:
+    """Return ones."""
+    return ndarray(np.ones(shape, dtype))
 
 
 def concatenate(arrays: list[ndarray], axis: int = 0) -> ndarray:

@@ -21,6 +21,7 @@ from lora_np.layers import MLP, Linear, LoRALinear, copy_model
 from lora_np.parameters import Grads, Parameter, pack
 from lora_np.selfcheck import at_random
 from lora_np.train import fit
+from tests.counting import Counting
 
 TOLERANCE = {np.float32: 2e-6, np.float64: 1e-12}
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=3, n_head=2, d_model=16)
@@ -427,21 +428,6 @@ def test_a_bare_layer_is_a_model_too(rng):
 
 
 # --------------------------------------------------------------------------------- the account
-
-
-class Counting(np.ndarray):
-    """An array that counts the multiplications and additions of every matrix product."""
-
-    flops = 0
-
-    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
-        plain = [x.view(np.ndarray) if isinstance(x, Counting) else x for x in inputs]
-        if out is not None:
-            kwargs["out"] = tuple(x.view(np.ndarray) if isinstance(x, Counting) else x for x in out)
-        y = getattr(ufunc, method)(*plain, **kwargs)
-        if ufunc is np.matmul:
-            Counting.flops += 2 * y.size * plain[0].shape[-1]
-        return y.view(Counting) if isinstance(y, np.ndarray) else y
 
 
 def counted_flops(model, tokens, targets):

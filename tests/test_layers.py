@@ -28,6 +28,7 @@ from lora_np.layers import (
 )
 from lora_np.parameters import Grads, Parameter, freeze
 from lora_np.selfcheck import at_random
+from tests.counting import Counting
 
 TOL = 1e-12  # float64, numbers of order one
 D = 4
@@ -274,29 +275,14 @@ def test_a_frozen_linear_layer_lets_go_of_its_input(rng):
 # --- FLOPs: the count is what is multiplied ------------------------------------------------------
 
 
-class Counted(np.ndarray):
-    """An array that counts the floating-point operations of its matrix products."""
-
-    total = 0
-
-    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
-        plain = [np.asarray(i) if isinstance(i, Counted) else i for i in inputs]
-        if out is not None:
-            kwargs["out"] = tuple(np.asarray(o) for o in out)
-        result = getattr(ufunc, method)(*plain, **kwargs)
-        if ufunc is np.matmul:
-            Counted.total += 2 * result.size * plain[0].shape[-1]
-        return result.view(Counted) if out is None else out[0]
-
-
 def count(layer, x, dy, need_dx):
     """Return the operations of forward and of backward."""
-    counted = rebuild(layer, lambda p: Parameter(p.value.view(Counted), p.trainable))
-    Counted.total = 0
-    _, cache = counted.forward(x.view(Counted) if x.dtype == F64 else x)
-    forward, Counted.total = Counted.total, 0
-    counted.backward(dy.view(Counted), cache, Grads(), need_dx)
-    return forward, Counted.total
+    counted = rebuild(layer, lambda p: Parameter(p.value.view(Counting), p.trainable))
+    Counting.flops = 0
+    _, cache = counted.forward(x.view(Counting) if x.dtype == F64 else x)
+    forward, Counting.flops = Counting.flops, 0
+    counted.backward(dy.view(Counting), cache, Grads(), need_dx)
+    return forward, Counting.flops
 
 
 @every_layer
@@ -320,7 +306,7 @@ def test_flops_of_an_adapted_gpt_are_the_products_that_are_carried_out(targets, 
     lora_config = LoraConfig(r=2, target_modules=targets, layers_to_transform=blocks)
     adapted = inject(GPT(config, rng, F64), lora_config, rng)
     tokens = np.array([[1, 2, 3], [4, 5, 6]])
-    forward, backward = count(adapted, tokens, np.ones((2, 3, 7)), False)
+    forward, backward = count(adapted, tokens, rng.standard_normal((2, 3, 7)), False)
     flops = adapted.flops(3)
     assert (forward, backward) == (6 * flops.forward, 6 * flops.backward)
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from lora_np.backend import Array, get_xp
 from lora_np.ops.contract import Need, wanted
+from lora_np.ops.linear import sum_last
 
 GELU_C = math.sqrt(2.0 / math.pi)  # a Python float: an np.float64 would lift float32 to float64
 GELU_K = 0.044715
@@ -35,8 +36,16 @@ class GeluCache(NamedTuple):
 
 def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
     """Compute GELU in its tanh form, entry by entry; see the module's equations."""
-    t = get_xp(x).tanh(GELU_C * (x + GELU_K * (x * x * x)))
-    return 0.5 * x * (1.0 + t), GeluCache(x, t)
+    t = x * x
+    t *= GELU_K
+    t += 1.0
+    t *= x
+    t *= GELU_C  # u
+    t = get_xp(x).tanh(t)
+    y = t + 1.0
+    y *= x
+    y *= 0.5
+    return y, GeluCache(x, t)
 
 
 def gelu_backward(dy: Array, cache: GeluCache, need: Need = None) -> tuple[Array | None]:
@@ -44,8 +53,16 @@ def gelu_backward(dy: Array, cache: GeluCache, need: Need = None) -> tuple[Array
     if not wanted(need, 1)[0]:
         return (None,)
     x, t = cache
-    du = GELU_C * (1.0 + 3.0 * GELU_K * (x * x))  # u'
-    return (dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du),)
+    dx = x * x
+    dx *= 3.0 * GELU_K * GELU_C
+    dx += GELU_C  # u'
+    dx *= 1.0 - t * t
+    dx *= x
+    dx += t
+    dx += 1.0
+    dx *= 0.5  # y'
+    dx *= dy
+    return (dx,)
 
 
 class ReluCache(NamedTuple):
@@ -95,7 +112,7 @@ class SoftmaxCache(NamedTuple):
 def softmax_forward(x: Array) -> tuple[Array, SoftmaxCache]:
     """Compute exp(x) / sum exp(x) over the last axis of `x` (..., n)."""
     y = get_xp(x).exp(x - x.real.max(axis=-1, keepdims=True))  # the largest exponent is 0
-    y /= y.sum(axis=-1, keepdims=True)
+    y /= sum_last(y)
     return y, SoftmaxCache(y)
 
 
@@ -104,5 +121,5 @@ def softmax_backward(dy: Array, cache: SoftmaxCache, need: Need = None) -> tuple
     if not wanted(need, 1)[0]:
         return (None,)
     dx = dy * cache.y
-    dx -= cache.y * dx.sum(axis=-1, keepdims=True)
+    dx -= cache.y * sum_last(dx)
     return (dx,)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from lora_np.backend import Array
 from lora_np.ops.contract import Need, expect_last, expect_same, expect_shape, wanted
-from lora_np.ops.linear import rows
+from lora_np.ops.linear import rows, sum_rows
 
 
 class LoRALinearCache(NamedTuple):
@@ -112,5 +112,5 @@ def lora_linear_backward(
     if need_B:
         dB = scale * (g.T @ u)  # (out, r)
     if need_b and has_bias:
-        db = g.sum(axis=0)  # (out,)
+        db = sum_rows(dy)  # (out,)
     return dx, dW0, dA, dB, db

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from lora_np.backend import Array
 from lora_np.ops.contract import Need, expect_shape, wanted
-from lora_np.ops.linear import rows
+from lora_np.ops.linear import sum_last, sum_rows
 
 
 class LayernormCache(NamedTuple):
@@ -49,12 +49,15 @@ def layernorm_forward(
     """
     expect_shape("gamma", gamma, *x.shape[-1:])
     expect_shape("beta", beta, *x.shape[-1:])
-    centred = x - x.mean(axis=-1, keepdims=True)  # (..., d)
+    d = x.shape[-1]
+    xhat = x - sum_last(x) / d  # (..., d), centred
     # Written out: np.var conjugates, which would break the complex step.
-    variance = (centred * centred).mean(axis=-1, keepdims=True)  # (..., 1)
+    variance = sum_last(xhat * xhat) / d  # (..., 1)
     rstd = (variance + eps) ** -0.5  # (..., 1)
-    xhat = centred * rstd  # (..., d)
-    return xhat * gamma + beta, LayernormCache(xhat, rstd, gamma)
+    xhat *= rstd
+    y = xhat * gamma
+    y += beta
+    return y, LayernormCache(xhat, rstd, gamma)
 
 
 def layernorm_backward(
@@ -65,11 +68,14 @@ def layernorm_backward(
     need_x, need_gamma, need_beta = wanted(need, 3)
     dx = dgamma = dbeta = None
     if need_x:
-        g = dy * gamma  # (..., d)
-        along_xhat = (g * xhat).mean(axis=-1, keepdims=True)  # (..., 1)
-        dx = rstd * (g - g.mean(axis=-1, keepdims=True) - xhat * along_xhat)  # (..., d)
+        d = dy.shape[-1]
+        dx = dy * gamma  # (..., d), g in the equations
+        along_xhat = sum_last(dx * xhat) / d  # (..., 1)
+        dx -= sum_last(dx) / d
+        dx -= xhat * along_xhat
+        dx *= rstd
     if need_gamma:
-        dgamma = rows(dy * xhat).sum(axis=0)  # (d,)
+        dgamma = sum_rows(dy * xhat)  # (d,)
     if need_beta:
-        dbeta = rows(dy).sum(axis=0)  # (d,)
+        dbeta = sum_rows(dy)  # (d,)
     return dx, dgamma, dbeta

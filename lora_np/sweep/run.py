@@ -166,31 +166,27 @@ def _run_trials(
 ) -> None:
     """Keep the executor busy until no trial is left to run."""
     running: dict[Future, Trial] = {}
-    try:
-        while True:
-            waiting = next_trials(settings, done_trials(results))
-            for trial in (t for t in waiting if t not in running.values()):
-                future = executor.submit(guarded_trial, settings, arrays, trial)
-                running[future] = trial
-                if future.done():
-                    break  # an executor without workers of its own: record this one first
-            if not running:
-                return
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                trial = running.pop(future)
-                result, trained = future.result()
-                if trained:
-                    save_arrays(folder / "models" / f"{trial}.npz", trained)
-                results["trials"].append({**trial.as_dict(), **result})
-                save_json(folder / "results.json", results)
-                if listen is not None:
-                    done = len(results["trials"])
-                    expected = max(expected_number(settings), done + len(running))
-                    listen(Progress(done, expected, trial, result))
-    finally:
-        for future in running:  # none is left, unless interrupted: what has not started shall not
-            future.cancel()
+    while True:
+        waiting = next_trials(settings, done_trials(results))
+        for trial in (t for t in waiting if t not in running.values()):
+            future = executor.submit(guarded_trial, settings, arrays, trial)
+            running[future] = trial
+            if future.done():
+                break  # an executor without workers of its own: record this one first
+        if not running:
+            return
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            trial = running.pop(future)
+            result, trained = future.result()
+            if trained:
+                save_arrays(folder / "models" / f"{trial}.npz", trained)
+            results["trials"].append({**trial.as_dict(), **result})
+            save_json(folder / "results.json", results)
+            if listen is not None:
+                done = len(results["trials"])
+                expected = max(expected_number(settings), done + len(running))
+                listen(Progress(done, expected, trial, result))
 
 
 def guarded_trial(
