@@ -15,7 +15,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lora_np.backend import DeviceError, cores, get_device, keep_memory
 from lora_np.train import Diverged
@@ -42,9 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all of ours are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and where the help is."""
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help has the options\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    top = argparse.ArgumentParser(prog="lora-np", description="LoRA from scratch in pure NumPy.")
+    top = OneLineParser(prog="lora-np", description="LoRA from scratch in pure NumPy.")
     commands = top.add_subparsers(required=True, metavar="command")
     _add_sweep(commands)
     check = commands.add_parser("gradcheck", help="check every gradient against numeric ones")
@@ -172,10 +180,11 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
     jobs = _jobs(arguments, settings)
     terminal = Terminal(out)
-    if not check_sweep(settings, out):
-        terminal.start(estimate(settings, jobs), jobs)
+    complete = check_sweep(settings, out)
     try:
-        with _executor(jobs) as executor:
+        with _executor(1 if complete else jobs) as executor:
+            if not complete:
+                terminal.start(estimate(settings, executor, jobs), jobs)
             results = rank_sweep(
                 settings, out, executor=executor, listen=terminal, progress=terminal.is_screen
             )

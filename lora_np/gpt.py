@@ -154,13 +154,13 @@ class GPT(Layer):
         """Return what lies between the embeddings and the head."""
         return Chain(*self.h, self.ln_f)
 
-    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, GPTCache]:
+    def forward(self, tokens: Array, rng: Rng = None) -> tuple[Array, GPTCache]:
         """Compute the logits of the next token at every position.
 
         Parameters
         ----------
-        x : integer array, shape (..., T)
-            Tokens, T at most block_size.
+        tokens : integer array, shape (..., T)
+            T at most block_size.
         rng : numpy.random.Generator, optional
             Turns dropout on.
 
@@ -169,9 +169,9 @@ class GPT(Layer):
         logits : array, shape (..., T, vocab_size)
         cache : GPTCache
         """
-        T = self._length(x)
-        token, c_wte = self.wte.forward(x)  # (..., T, d)
-        position, c_wpe = self.wpe.forward(get_xp(x).arange(T))  # (T, d)
+        T = self._length(tokens)
+        token, c_wte = self.wte.forward(tokens)  # (..., T, d)
+        position, c_wpe = self.wpe.forward(get_xp(tokens).arange(T))  # (T, d)
         e, c_drop = self.drop.forward(token + position, rng)
         y, c_body = self.body().forward(e, rng)  # (..., T, d)
         logits, c_head = linear_forward(y, self.wte.W.value)  # (..., T, V)

@@ -59,7 +59,7 @@ class Layer:
     they were set.
     """
 
-    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, /, rng: Rng = None) -> tuple[Array, Any]:
         """Return (y, cache)."""
         raise TypeError(f"{type(self).__name__} has no forward of its own")
 
@@ -350,9 +350,9 @@ class Embedding(Layer):
     ) -> None:
         self.W = Parameter(normal(rng, (vocab_size, d), std, dtype))
 
-    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
-        """Return the rows (..., d) of the tokens `x` (...)."""
-        return embedding_forward(x, self.W.value)
+    def forward(self, tokens: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return the rows (..., d) of `tokens` (...)."""
+        return embedding_forward(tokens, self.W.value)
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = False) -> None:
         """Add dW; tokens have no gradient."""

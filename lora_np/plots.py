@@ -40,7 +40,11 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
     ranks = sorted(r for r in points if r is not None)
     means, spread = [points[r][0] for r in ranks], [points[r][1] for r in ranks]
     name = "LoRA, mean and s.d. over seeds"
-    axis.errorbar(ranks, means, yerr=spread, color=BLUE, marker="o", capsize=4, label=name)
+    # The floor bends between ranks: a straight line from point to point would run below it.
+    line = "none" if linear else "-"
+    axis.errorbar(
+        ranks, means, yerr=spread, color=BLUE, marker="o", capsize=4, linestyle=line, label=name
+    )
     base = results["base_test_loss"]
     axis.axhline(base, color=GREY, linestyle="--", label=f"base, not adapted: {base:.3f}")
     if linear:
@@ -123,10 +127,14 @@ def _parameter_axis(axis: Any, ranks: list[int], results: dict[str, Any]) -> Non
     """Label each rank with its trainable parameters along the top."""
     count = trainable_parameters(results)
     top = axis.secondary_xaxis("top")
-    top.set_xticks(ranks, [f"{count[r] / 1000:.3g}k" for r in ranks])
+    top.set_xticks(ranks, [_short(count[r]) for r in ranks])
     top.set_xticks([], minor=True)
-    full = f" (full: {count[None] / 1000:.3g}k)" if None in count else ""
+    full = f" (full: {_short(count[None])})" if None in count else ""
     top.set_xlabel(f"trainable parameters{full}")
+
+
+def _short(number: int) -> str:
+    return f"{number / 1000:.3g}k" if number >= 1000 else str(number)
 
 
 def _kind(name: str) -> str:

@@ -93,6 +93,10 @@ class LinearTask:
 
     def prepare(self, folder: Path, progress: bool) -> Arrays:
         """Return W0, the planted Delta W with its singular values, and the statistics R."""
+        with one_blas_thread():  # the last bits depend on the number of threads
+            return self._plant()
+
+    def _plant(self) -> Arrays:
         s, rng = self.settings, np.random.default_rng(0)
         n = min(s.d_in, s.d_out)
         sigma = s.decay ** np.arange(n)  # (n,)

@@ -93,7 +93,8 @@ def best_lr(settings: Any, method: str, rank: int | None, done: Done) -> float |
     """Return the learning rate with the lowest validation loss on the first seed."""
     rates = _tried(method, rank, done)
     finite = {lr: loss for lr, loss in rates.items() if loss < math.inf}
-    return min(finite, key=lambda lr: finite[lr]) if finite else None
+    # Sorted: of equal losses the lowest rate wins, in whatever order trials ended.
+    return min(sorted(finite), key=lambda lr: finite[lr]) if finite else None
 
 
 def chosen_trials(settings: Any, done: Done) -> list[Trial]:

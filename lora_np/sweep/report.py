@@ -5,39 +5,61 @@ from __future__ import annotations
 import math
 import sys
 import time
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lora_np.checkpoint import load_json
 from lora_np.gpt import GPT
 from lora_np.sweep.linear import LinearSettings
 from lora_np.sweep.plan import Trial, expected_number
-from lora_np.sweep.run import TASKS, TRIALS, Progress, Settings
+from lora_np.sweep.run import TASKS, TRIALS, InProcess, Progress, Settings
+from lora_np.sweep.text import TextSettings
 
 
-def estimate(settings: Settings, jobs: int) -> float:
-    """Return about how many seconds the sweep takes: a few steps are timed, the rest is counted."""
-    trials = math.ceil(expected_number(settings) / jobs)
-    if isinstance(settings, LinearSettings):
-        few = replace(settings, steps=200)
-        seconds = _time_trial(few, TASKS["linear"](few).prepare(Path(), False)) / few.steps
-        return 1.0 + seconds * settings.steps * trials
-    few = replace(settings, steps=2, windows=1)
+def estimate(settings: Settings, executor: Executor | None = None, jobs: int = 1) -> float:
+    """Return about how many seconds the sweep takes.
+
+    A few steps are timed in `jobs` trials at once, since busy neighbours slow each other down; the
+    rest is counted.
+    """
     rng = np.random.default_rng(0)
-    model = GPT(settings.gpt(), rng)
-    arrays = {name: p.value for name, p in model.parameters().items()}
-    arrays["adapt"] = rng.integers(0, 256, 100 * settings.block_size).astype(np.uint8)
-    once = _time_trial(few, arrays)
-    more = replace(few, steps=12)
-    step = max(_time_trial(more, arrays) - once, 0.0) / 10
-    # A forward alone costs a third of a step, and windows are counted in batches.
-    evaluation = 3 * settings.windows / settings.batch_size / 3 * step
-    return 1.0 + step * settings.pretrain_steps + trials * (settings.steps * step + evaluation)
+    trials = expected_number(settings) + len(settings.ranks) // 2  # some searches go further
+    rounds = math.ceil(trials / jobs)
+    if isinstance(settings, LinearSettings):
+        arrays = TASKS["linear"](settings).prepare(Path(), False)
+        small, large = replace(settings, steps=20), replace(settings, steps=220)
+    else:
+        model = GPT(settings.gpt(), rng)
+        arrays = {name: p.value for name, p in model.parameters().items()}
+        arrays["adapt"] = rng.integers(0, 256, 100 * settings.block_size).astype(np.uint8)
+        small = replace(settings, steps=2, windows=1)
+        large = replace(small, steps=12)
+    _slowest(small, arrays, executor, jobs)  # starts the workers
+    once, more = (_slowest(s, arrays, executor, jobs) for s in (small, large))
+    step = max(more - once, 0.0) / (large.steps - small.steps)
+    seconds = rounds * (settings.steps * step)
+    if isinstance(settings, TextSettings):
+        # A forward alone costs a third of a step; there are three slices to evaluate.
+        evaluation = settings.windows / settings.batch_size * step
+        seconds += step * settings.pretrain_steps + rounds * evaluation
+    return seconds + 1.0
 
 
-def _time_trial(settings: Settings, arrays: dict[str, np.ndarray]) -> float:
+def _slowest(
+    settings: Settings, arrays: dict[str, np.ndarray], executor: Executor | None, jobs: int
+) -> float:
+    """Run `jobs` equal trials at once; return the longest one's seconds."""
+    where = executor or InProcess()
+    futures = [where.submit(time_trial, settings, arrays) for _ in range(jobs)]
+    return max(future.result() for future in futures)
+
+
+def time_trial(settings: Settings, arrays: dict[str, np.ndarray]) -> float:
+    """Return how many seconds a trial takes."""
     start = time.perf_counter()
     TRIALS[settings.task](settings, arrays, Trial("full", None, 0, 1e-4))
     return time.perf_counter() - start
@@ -50,7 +72,6 @@ class Terminal:
         self.out = out
         self.is_screen = sys.stderr.isatty()
         self.bar: Any = None
-        self.done = 0
 
     def start(self, seconds: float, jobs: int) -> None:
         """Say how long the whole sweep takes."""
@@ -62,7 +83,6 @@ class Terminal:
 
     def __call__(self, progress: Progress) -> None:
         """Hear of a finished trial."""
-        self.done = progress.done
         if not self.is_screen:
             return
         if self.bar is None:
@@ -83,7 +103,10 @@ class Terminal:
     def interrupted(self) -> None:
         """Say what is kept."""
         self.close()
-        kept = f"{self.done} runs are kept in {self.out}" if self.done else "no new run is done"
+        path = self.out / "results.json"
+        done = len(load_json(path)["trials"]) if path.exists() else 0
+        runs = "1 run is" if done == 1 else f"{done} runs are"
+        kept = f"{runs} kept in {self.out}" if done else "no run was finished"
         print(f"\nstopped: {kept}; the same command goes on", file=sys.stderr)
 
 
@@ -161,5 +184,5 @@ def _flat(test: dict[int | None, tuple[float, float, int]]) -> list[str]:
 
     flat = [r for i, r in enumerate(ranks) if not any(gains(r, q) for q in ranks[i + 1 :])]
     if flat[0] == ranks[-1]:
-        return [f"every rank up to {ranks[-1]} gains beyond two standard errors: not flat yet"]
+        return [f"not flat yet: r = {ranks[-1]} still gains beyond two standard errors"]
     return [f"flat from r = {flat[0]} on: no higher rank gains beyond two standard errors"]

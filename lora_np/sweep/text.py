@@ -74,8 +74,8 @@ class TextSettings:
     target_modules: tuple[str, ...] | str = "all-linear"
     pretrain_text: str | None = None
     adapt_text: str | None = None
-    pretrain_steps: int = 600
-    steps: int = 90
+    pretrain_steps: int = 700
+    steps: int = 100
     batch_size: int = 16
     block_size: int = 64
     d_model: int = 64

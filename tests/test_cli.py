@@ -1,0 +1,443 @@
+"""lora_np.cli: the commands end to end, and one line with exit status 2 for every mistake."""
+
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lora_np
+from lora_np import cli, ops, selfcheck
+from lora_np.backend import keep_memory
+from lora_np.sweep import LinearSettings, TextSettings, run
+from lora_np.sweep.text import run_text_trial
+
+REPOSITORY = Path(lora_np.__file__).parents[1]
+PNG = b"\x89PNG\r\n\x1a\n"
+TINY = shlex.split(
+    "--ranks 1,2 --seeds 2 --pretrain-steps 3 --steps 3 --batch-size 4 --block-size 16 "
+    "--d-model 16 --n-layer 1 --n-head 2 --windows 2 --jobs 1"
+)
+TINY_LINEAR = shlex.split("--task linear --ranks 1,3 --seeds 1 --d-in 6 --d-out 5 --samples 20")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """The options that name a text to pretrain on and one to adapt to."""
+    folder = tmp_path_factory.mktemp("texts")
+    english, code = folder / "english.txt", folder / "code.txt"
+    english.write_text("".join(f"line {i} says that {i * i} is a square\n" for i in range(60)))
+    code.write_text("".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(60)))
+    return ["--pretrain-text", str(english), "--adapt-text", str(code)]
+
+
+@pytest.fixture
+def command(capsys):
+    """Run a command line in this process; return its status and what it said."""
+
+    def call(*arguments):
+        status = cli.main([str(a) for a in arguments])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(texts, tmp_path_factory):
+    """The folder of a finished text sweep."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert cli.main(["sweep", *TINY, *texts, "--out", str(folder)]) == 0
+    return folder
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def one_line(said):
+    """What a mistake leaves: its message, and nothing else."""
+    status, out, err = said
+    assert (status, out, err.count("\n")) == (2, "", 1) and err.startswith("lora-np: "), said
+    return err
+
+
+# ------------------------------------------------------------------------------- gradcheck
+
+
+def case(name="linear", backward=ops.linear_backward):
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((3, 4)), rng.standard_normal((2, 4)), rng.standard_normal(2)
+    return selfcheck.Case(name, ops.linear_forward, backward, inputs, {})
+
+
+def without_the_sum_over_rows(dy, cache, need=None):
+    dx, dW, _ = ops.linear_backward(dy, cache, need)
+    return dx, dW, dy[0]
+
+
+def test_gradcheck_prints_the_table_and_exits_0(command, monkeypatch):
+    monkeypatch.setattr(selfcheck, "cases", lambda rng: [case("a pair"), case("another")])
+    status, out, err = command("gradcheck", "--seed", 3)
+    assert (status, err) == (0, "")
+    header, *rows, last = out.splitlines()
+    assert header.split()[:4] == ["pair", "or", "layer", "gradients"]
+    assert [row.split("  ")[0] for row in rows] == ["a pair"] * 2 + ["another"] * 2
+    assert [row.split()[-3] for row in rows] == ["central", "complex"] * 2
+    assert all(float(row.split()[-2]) < float(row.split()[-1]) for row in rows)  # error, limit
+    assert last == "all gradients agree"
+
+
+def test_gradcheck_exits_1_and_marks_a_wrong_pair(command, monkeypatch):
+    wrong = case("planted", without_the_sum_over_rows)
+    monkeypatch.setattr(selfcheck, "cases", lambda rng: [case(), wrong])
+    status, out, _ = command("gradcheck")
+    assert status == 1 and out.splitlines()[-1] == "SOME GRADIENTS ARE WRONG"
+    marked = [line.split()[0] for line in out.splitlines() if line.endswith("  WRONG")]
+    assert marked == ["planted", "planted"]
+
+
+# ----------------------------------------------------------------------------------- sweep
+
+
+def test_a_text_sweep_writes_results_and_pictures_and_prints_the_table(texts, tmp_path, command):
+    out_folder = tmp_path / "out"
+    status, out, err = command("sweep", *TINY, *texts, "--out", out_folder)
+    assert status == 0 and "seconds in 1 process" in err
+    results = json.loads((out_folder / "results.json").read_text())
+    assert results["complete"] and len(results["runs"]) == 6
+    for name in ("rank_vs_loss.png", "spectrum.png"):
+        assert (out_folder / name).read_bytes().startswith(PNG)
+    lines = [line.split() for line in out.splitlines()]
+    labels = [line[:3] if line[0] == "r" else line[:1] for line in lines[1:5]]
+    assert labels == [["base"], ["r", "=", "1"], ["r", "=", "2"], ["full"]]
+    assert lines[4][-2:] == ["100", "%"]
+    named = f"written to {out_folder}/: results.json, rank_vs_loss.png, spectrum.png"
+    assert out.splitlines()[-1] == named
+
+
+def test_a_second_call_runs_nothing_again(texts, finished, command, monkeypatch):
+    before = (finished / "results.json").read_bytes()
+    monkeypatch.setitem(run.TRIALS, "text", None)  # calling it would be an error
+    (finished / "spectrum.png").unlink()
+    status, out, err = command("sweep", *TINY, *texts, "--out", finished)
+    assert (status, err) == (0, "")  # nothing is announced, since nothing is run
+    assert "of full's gain" in out
+    assert (finished / "results.json").read_bytes() == before
+    assert (finished / "spectrum.png").read_bytes().startswith(PNG)  # drawn anew
+
+
+def test_a_linear_sweep_in_two_processes_sits_on_the_floor(tmp_path, command):
+    arguments = [*TINY_LINEAR, "--steps", 1000, "--jobs", 2, "--out", tmp_path / "out"]
+    status, out, err = command("sweep", *arguments)
+    assert status == 0 and "in 2 processes" in err
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    adapted = [r for r in results["runs"] if r["rank"]]
+    assert [r["rank"] for r in adapted] == [1, 3]
+    assert all(r["validation_loss"] == pytest.approx(r["floor"], rel=0.01) for r in adapted)
+    assert out.splitlines()[0].endswith("floor")
+
+
+def test_without_out_the_folder_is_named_after_the_settings(tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for steps in (20, 30):
+        assert command("sweep", *TINY_LINEAR, "--steps", steps, "--jobs", 1)[0] == 0
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert len(folders) == 2 and all(f.name.startswith("linear-") for f in folders)
+    found = {json.loads((f / "results.json").read_text())["settings"]["steps"] for f in folders}
+    assert found == {20, 30}
+
+
+@pytest.mark.parametrize("settings", [TextSettings(), LinearSettings()], ids=["text", "linear"])
+def test_any_two_settings_have_different_folders(settings):
+    other = {int: 7, float: 0.123, str: "x", tuple: (3,), type(None): "file"}
+    changed = [
+        dataclasses.replace(settings, **{f.name: other[type(getattr(settings, f.name))]})
+        for f in dataclasses.fields(settings)
+    ]
+    names = {cli.folder_name(s, quick) for s in (settings, *changed) for quick in (False, True)}
+    assert len(names) == 2 * (1 + len(changed))
+
+
+def settings_of(*arguments):
+    return cli.sweep_settings(cli.parser().parse_args(["sweep", *arguments]))
+
+
+def test_options_become_settings():
+    assert settings_of() == TextSettings()
+    assert settings_of("--task", "linear") == LinearSettings()
+    given = settings_of("--ranks", "8,2,8", "--target-modules", "q_proj,v_proj", "--lora-lr", "1")
+    assert (given.ranks, given.target_modules) == ((2, 8), ("q_proj", "v_proj"))
+    assert given.lora_lr == 1.0
+    quick = settings_of("--quick", "--steps", "9")
+    assert (quick.steps, quick.seeds, quick.ranks) == (9, 1, (1, 4, 16))
+
+
+@pytest.mark.parametrize(
+    "text, targets",
+    [
+        ("all-linear", "all-linear"),
+        ("q_proj", ("q_proj",)),
+        (r".*\.(q|v)_proj", r".*\.(q|v)_proj"),
+    ],
+)
+def test_target_modules_are_names_or_a_regular_expression(text, targets):
+    assert settings_of("--target-modules", text).target_modules == targets
+
+
+def test_full_fine_tuning_that_diverges_leaves_out_its_spectrum(texts, tmp_path, command):
+    folder = tmp_path / "out"
+    status, out, _ = command("sweep", *TINY, *texts, "--full-lr", "1e30", "--out", folder)
+    assert status == 0 and "full      diverged at every learning rate" in out
+    assert out.splitlines()[-1] == f"written to {folder}/: results.json, rank_vs_loss.png"
+    assert not (folder / "spectrum.png").exists()
+
+
+# ------------------------------------------------------------------------------- bad input
+
+
+BAD = [
+    ("--ranks 0", "rank r = 0, expected a whole number of at least 1"),
+    ("--ranks 1,17", "is above the limit 16"),
+    ("--target-modules k_prjo", "did you mean k_proj"),
+    ("--target-modules ((", "is no regular expression"),
+    ("--adapt-text empty", "empty is empty: name a file that holds text"),
+    ("--adapt-text short", "use a longer text or a smaller block_size"),
+    ("--pretrain-text latin", "latin is not UTF-8 at byte 3"),
+    ("--pretrain-text missing", "missing cannot be read"),
+    ("--d-in 9", "--task text has no option --d-in"),
+    ("--device cuda", "device 'cuda' needs CuPy"),
+    ("--device tpu", "device 'tpu' is unknown: choose 'cpu' or 'cuda'"),
+    ("--jobs 0", "--jobs 0: expected at least 1"),
+    ("--steps 0", "steps = 0, expected at least 1"),
+    ("--seeds 0", "seeds = 0, expected at least 1"),
+    ("--block-size 0", "block_size is 0, expected at least 1"),
+    ("--n-head 3", "n_head"),
+    ("--lora-lr 0", "lora_lr = 0.0, expected a positive number"),
+    ("--full-lr nan", "full_lr = nan, expected a positive number"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", BAD, ids=[arguments for arguments, _ in BAD])
+def test_a_mistake_is_one_line_and_exit_2_and_nothing_is_written(
+    texts, tmp_path, command, monkeypatch, arguments, message
+):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
+    monkeypatch.chdir(tmp_path)
+    files = {"empty": b"", "short": b"x" * 100, "latin": "caf\xe9 ".encode("latin-1") * 99}
+    for name, content in files.items():
+        Path(name).write_bytes(content)
+    said = command("sweep", *TINY, *texts, "--out", "out", *arguments.split())
+    assert message in one_line(said)
+    assert {p.name for p in tmp_path.iterdir()} == set(files)
+
+
+def test_pretraining_that_diverges_is_one_line(texts, tmp_path, command):
+    arguments = [*TINY, *texts, "--pretrain-lr", "1e30", "--out", tmp_path]
+    status, _, err = command("sweep", *arguments)
+    *_, last = err.splitlines()  # the first line says how long it takes
+    assert status == 2 and len(err.splitlines()) == 2
+    assert last.startswith("lora-np: the ") and "try a learning rate below 1e+30" in last
+
+
+def test_an_out_folder_that_cannot_be_written_is_one_line(texts, tmp_path, command):
+    (tmp_path / "file").write_text("in the way")
+    said = command("sweep", *TINY, *texts, "--out", tmp_path / "file" / "below")
+    assert "cannot be written: choose another --out" in one_line(said)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_results_of_other_settings_are_one_line_and_stay(texts, finished, command):
+    before = contents(finished)
+    said = command("sweep", *TINY, *texts, "--out", finished, "--steps", 4)
+    assert "is of other settings (steps 3, now 4): choose another --out" in one_line(said)
+    assert contents(finished) == before
+
+
+def test_results_that_are_garbage_are_one_line_and_stay(texts, tmp_path, command):
+    (tmp_path / "results.json").write_text("{ half a fi")
+    said = command("sweep", *TINY, *texts, "--out", tmp_path)
+    assert "is no results file of a sweep" in one_line(said)
+    assert (tmp_path / "results.json").read_text() == "{ half a fi"
+
+
+def test_ranks_that_are_no_numbers_are_an_error_of_usage(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sweep", "--ranks", "1,two"])
+    assert ended.value.code == 2
+    assert "'1,two': expected whole numbers, as in 1,2,4" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------- stopping
+
+
+@pytest.mark.parametrize("k, kept", [(3, "3 runs are kept in"), (0, "no run was finished")])
+def test_ctrl_c_exits_130_and_says_what_is_kept(texts, tmp_path, command, monkeypatch, k, kept):
+    trials = []
+
+    def stop_after_k(settings, arrays, trial):
+        trials.append(trial)
+        if len(trials) > k:
+            raise KeyboardInterrupt
+        return run_text_trial(settings, arrays, trial)
+
+    from lora_np.sweep import report
+
+    monkeypatch.setattr(report, "estimate", lambda *_: 60.0)
+    monkeypatch.setitem(run.TRIALS, "text", stop_after_k)
+    status, out, err = command("sweep", *TINY, *texts, "--out", tmp_path)
+    assert (status, out) == (130, "")
+    assert err.splitlines()[-1].startswith(f"stopped: {kept}")
+    assert err.endswith("the same command goes on\n")
+    assert len(json.loads((tmp_path / "results.json").read_text())["trials"]) == k
+    monkeypatch.setitem(run.TRIALS, "text", run_text_trial)
+    assert command("sweep", *TINY, *texts, "--out", tmp_path)[0] == 0
+
+
+def start(*arguments):
+    """Start the command in a process group of its own, its two outputs in pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "lora_np", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_trials(process, path, number, limit=120.0):
+    """Return when the results hold so many trials."""
+    end = time.monotonic() + limit
+    while not path.exists() or len(json.loads(path.read_text())["trials"]) < number:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "no trial was recorded"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups to send SIGINT to")
+@pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["to the group", "to the parent"])
+def test_sigint_ends_the_command_and_its_workers_and_keeps_the_results(tmp_path, send):
+    path = tmp_path / "results.json"
+    long = "--task linear --d-in 12 --d-out 10 --samples 50 --steps 5000 --jobs 2"
+    ranks = "1,2,3,4,5,6,7,8,9,10"
+    process = start("sweep", *shlex.split(long), "--ranks", ranks, "--out", str(tmp_path))
+    try:
+        wait_for_trials(process, path, 2)
+        send(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=120)  # the pipes end with the last of the workers
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 130, err
+    assert out == "" and "Traceback" not in err
+    results = json.loads(path.read_text())
+    assert 2 <= len(results["trials"]) < 30 and not results["complete"]
+    assert f"{len(results['trials'])} runs are kept in {tmp_path}" in err
+
+
+def test_leaving_the_pool_drops_what_has_not_started():
+    with pytest.raises(KeyboardInterrupt), cli._executor(2) as pool:
+        futures = [pool.submit(sum, range(10**6)) for _ in range(1000)]
+        raise KeyboardInterrupt
+    assert all(f.done() for f in futures) and any(f.cancelled() for f in futures)
+
+
+# -------------------------------------------------------------------------------- generate
+
+
+def generate(command, folder, *more):
+    return command("generate", "--run", folder, "--tokens", 24, *more)
+
+
+@pytest.mark.parametrize("model", ["base", "full", "2", "best"])
+def test_generate_continues_the_prompt(finished, command, model):
+    status, out, err = generate(command, finished, "--model", model, "--prompt", "def f")
+    assert (status, err) == (0, "") and out.startswith("def f") and out.endswith("\n")
+    written = out.removeprefix("def f")[:-1]
+    assert 1 <= len(written) <= 24  # bytes: a character may take several
+
+
+def test_generate_is_decided_by_its_seed(finished, command):
+    said = [generate(command, finished, "--seed", seed)[1] for seed in (1, 1, 2)]
+    assert said[0] == said[1] != said[2]
+    likeliest = [generate(command, finished, "--temperature", 0, "--seed", s)[1] for s in (1, 2)]
+    assert likeliest[0] == likeliest[1]
+    top = [generate(command, finished, "--top-k", 1, "--seed", s)[1] for s in (1, 2)]
+    assert top == likeliest
+
+
+def test_generate_refuses_what_it_cannot_do(finished, tmp_path, command):
+    def said(*more, folder=finished):
+        return one_line(generate(command, folder, *more))
+
+    assert "results.json does not exist" in said(folder=tmp_path)
+    assert "the prompt is empty: give at least one character" in said("--prompt", "")
+    assert "no model '99': choose best, base, full, 1, 2" in said("--model", "99")
+    assert "temperature = -1.0" in said("--temperature", "-1")
+    assert "device 'tpu' is unknown" in said("--device", "tpu")
+    shutil.copytree(finished, tmp_path / "broken")
+    (tmp_path / "broken" / "base.npz").write_bytes(b"half")
+    assert "base.npz is not a readable .npz file" in said(folder=tmp_path / "broken")
+
+
+def test_generate_needs_a_text_sweep(tmp_path, command):
+    command("sweep", *TINY_LINEAR, "--steps", 20, "--jobs", 1, "--out", tmp_path)
+    said = generate(command, tmp_path)
+    assert "is no text sweep: only those have a model that writes" in one_line(said)
+
+
+# ------------------------------------------------------------------------------- the rest
+
+
+def test_account_prints_the_share_of_a_4096_matrix(command):
+    status, out, err = command("account")
+    assert (status, err) == (0, "")
+    (row,) = [line for line in out.splitlines() if line.startswith("one 4096 x 4096 matrix")]
+    assert row.split()[-5:] == ["8", "65,536", "0.391", "%", "0.1"]  # 8 x 8192 / 4096^2
+    assert out.count("trainable / base") == 2 and "100.00 %" in out
+
+
+def test_python_m_lora_np_shows_its_commands():
+    process = start("--help")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert out.startswith("usage: lora-np")
+    assert all(name in out for name in ("sweep", "gradcheck", "generate", "account"))
+
+
+def test_a_closed_pipe_is_no_error(command, monkeypatch):
+    def broken(rng):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(selfcheck, "cases", broken)
+    assert command("gradcheck") == (0, "", "")
+
+
+def test_ctrl_c_outside_a_sweep_exits_130(command, monkeypatch):
+    def interrupted(rng):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selfcheck, "cases", interrupted)
+    assert command("gradcheck") == (130, "", "\nlora-np: interrupted\n")
+
+
+def test_start_worker_lets_sigint_end_a_process_without_a_word():
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        cli.start_worker()
+        handler = signal.getsignal(signal.SIGINT)
+        assert callable(handler) and handler is not before
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert keep_memory() is None  # may be asked for twice

@@ -1,0 +1,190 @@
+"""lora_np.plots: what the figures show, read back from them."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from lora_np import plots
+
+TOL = 1e-12  # float64, relative
+PNG = b"\x89PNG\r\n\x1a\n"
+LOSSES = {1: [2.0, 2.2, 2.1], 4: [1.5, 1.7, 1.9], 16: [1.2, 1.2, 1.2], None: [1.0, 1.1, 1.2]}
+PARAMETERS = {1: 1280, 4: 5120, 16: 20480, None: 123456}
+
+
+def results(task="text", losses=LOSSES, base=3.0):
+    """A sweep's results with these losses by rank (None: full), one a seed."""
+    runs = [
+        {
+            "method": "full" if rank is None else "lora",
+            "rank": rank,
+            "seed": seed,
+            "trainable_parameters": None if loss is None else PARAMETERS[rank],
+            "test_loss": loss,
+        }
+        for rank, values in losses.items()
+        for seed, loss in enumerate(values)
+    ]
+    found = {
+        "settings": {"task": task, "seeds": 3},
+        "base_test_loss": base,
+        "runs": runs,
+        "spectrum": [
+            change("h.0.attn.q_proj.W", [3.0, 4.0]),
+            change("h.0.mlp.up_proj.W", [2.0, 1.0, 0.5, 0.1]),
+            change("h.1.attn.q_proj.W", [1.0, 1.0, 1.0]),
+        ],
+    }
+    if task == "linear":
+        found |= {"floors": [4.0, 2.0, 1.0, 0.5, 0.0], "planted_singular_values": [2.0, 1.0, 0.5]}
+        found["spectrum"] = [change("W", [2.0, 1.0, 0.5])]
+    return found
+
+
+def change(name, sigma):
+    return {"name": name, "singular_values": sigma}
+
+
+@pytest.fixture
+def figure(monkeypatch):
+    """Return what a plot would save."""
+
+    def draw(plot, content):
+        caught = []
+        monkeypatch.setattr(plots, "_save", lambda figure, path: caught.append(figure))
+        plot(content, "unused.png")
+        return caught[0]
+
+    return draw
+
+
+@pytest.fixture
+def curve(figure):
+    return lambda content: figure(plots.plot_rank_vs_loss, content).axes[0]
+
+
+@pytest.fixture
+def spectra(figure):
+    return lambda content: figure(plots.plot_spectrum, content).axes
+
+
+def line(axis, label):
+    """The one line whose label starts so."""
+    (found,) = [a for a in axis.get_lines() if str(a.get_label()).startswith(label)]
+    return found
+
+
+def points(axis):
+    """The ranks and the means, shape (2, ranks)."""
+    (container,) = axis.containers
+    return np.array(container.lines[0].get_data(), dtype=float)
+
+
+def bars(axis):
+    """The error bars' lower and upper ends, shape (ranks, 2)."""
+    (container,) = axis.containers
+    return np.array([segment[:, 1] for segment in container.lines[2][0].get_segments()])
+
+
+def test_points_are_means_and_error_bars_the_standard_deviation_over_seeds(curve):
+    axis = curve(results())
+    ranks, means = points(axis)
+    np.testing.assert_array_equal(ranks, [1, 4, 16])
+    np.testing.assert_allclose(means, [2.1, 1.7, 1.2], rtol=TOL)
+    np.testing.assert_allclose(np.diff(bars(axis))[:, 0] / 2, [0.1, 0.2, 0.0], atol=TOL)
+    np.testing.assert_allclose(bars(axis).mean(axis=1), means, rtol=TOL)
+
+
+def test_the_base_and_full_fine_tuning_are_lines_at_their_losses(curve):
+    axis = curve(results())
+    assert set(line(axis, "base, not adapted: 3.000").get_ydata()) == {3.0}
+    np.testing.assert_allclose(line(axis, "full fine-tuning: 1.100").get_ydata(), 1.1, rtol=TOL)
+    (band,) = axis.patches  # full's standard deviation
+    np.testing.assert_allclose(band.get_extents().transformed(axis.transData.inverted()).y0, 1.0)
+    np.testing.assert_allclose(band.get_extents().transformed(axis.transData.inverted()).y1, 1.2)
+
+
+def test_the_rank_axis_has_a_tick_at_every_rank_and_names_its_units(curve):
+    axis = curve(results())
+    assert axis.get_xscale() == "log" and axis.get_yscale() == "linear"
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["1", "4", "16"]
+    assert axis.get_xlabel() == "rank r" and axis.get_ylabel() == "test loss [nats a byte]"
+    assert axis.get_title() == "Rank versus loss, text task, 3 seeds"
+
+
+def test_the_second_axis_has_the_trainable_parameters(curve):
+    (top,) = curve(results()).child_axes
+    assert list(top.get_xticks()) == [1, 4, 16]
+    assert [t.get_text() for t in top.get_xticklabels()] == ["1.28k", "5.12k", "20.5k"]
+    assert top.get_xlabel() == "trainable parameters (full: 123k)"
+
+
+def test_runs_that_diverged_are_left_out(curve):
+    losses = {1: [2.0, None, 2.2], 4: [None, None, None], 16: [1.2], None: [None]}
+    axis = curve(results(losses=losses))
+    ranks, means = points(axis)
+    np.testing.assert_array_equal(ranks, [1, 16])
+    np.testing.assert_allclose(means, [2.1, 1.2], rtol=TOL)
+    spread = np.diff(bars(axis))[:, 0] / 2
+    np.testing.assert_allclose(spread, [np.std([2.0, 2.2], ddof=1), 0.0], atol=TOL)
+    assert [t.get_text() for t in axis.child_axes[0].get_xticklabels()] == ["1.28k", "20.5k"]
+    assert not [a for a in axis.get_lines() if str(a.get_label()).startswith("full")]
+
+
+def test_the_linear_picture_shows_the_floor_on_a_log_scale(curve):
+    axis = curve(results("linear"))
+    floor = line(axis, "Eckart-Young floor")
+    np.testing.assert_array_equal(floor.get_xdata(), [1, 2, 3])  # a floor of zero has no logarithm
+    np.testing.assert_array_equal(floor.get_ydata(), [2.0, 1.0, 0.5])
+    assert axis.get_yscale() == "log" and "population loss" in axis.get_ylabel()
+
+
+def test_spectra_show_singular_values_and_the_share_of_energy(spectra):
+    left, right = spectra(results())
+    assert left.get_yscale() == "log" and left.get_xlabel() == "index i"
+    assert "singular value" in left.get_ylabel() and "energy" in right.get_ylabel()
+    np.testing.assert_array_equal(left.get_lines()[0].get_data(), [[1, 2], [3.0, 4.0]])
+    curves = [np.array(a.get_ydata()) for a in right.get_lines()[:3]]
+    np.testing.assert_allclose(curves[0], [9 / 25, 1.0], rtol=TOL)
+    np.testing.assert_allclose(curves[2], [1 / 3, 2 / 3, 1.0], rtol=TOL)
+    assert all(abs(c[-1] - 1.0) < TOL for c in curves)
+    assert set(right.get_lines()[3].get_ydata()) == {0.9}
+
+
+def test_matrices_of_a_kind_share_a_colour_and_one_entry_of_the_legend(spectra):
+    left, _ = spectra(results())
+    q0, up, q1 = (tuple(a.get_color()) for a in left.get_lines())
+    assert q0 == q1 != up
+    assert [t.get_text() for t in left.get_legend().get_texts()] == ["q_proj", "up_proj"]
+
+
+def test_the_linear_spectrum_shows_the_planted_one(spectra):
+    left, right = spectra(results("linear"))
+    np.testing.assert_array_equal(line(left, "planted").get_ydata(), [2.0, 1.0, 0.5])
+    assert line(left, "planted").get_marker() == "x" and len(right.get_lines()) == 2
+
+
+def test_a_change_of_zero_has_no_energy_and_no_error(spectra):
+    still, moved = change("h.0.attn.q_proj.W", [0.0, 0.0]), change("h.0.mlp.up_proj.W", [1.0])
+    _, right = spectra(results() | {"spectrum": [still, moved]})
+    np.testing.assert_array_equal(right.get_lines()[0].get_ydata(), [0.0, 0.0])
+
+
+@pytest.mark.parametrize("task", ["text", "linear"])
+@pytest.mark.parametrize("plot", [plots.plot_rank_vs_loss, plots.plot_spectrum])
+def test_the_png_is_written_and_not_blank(tmp_path, task, plot):
+    from matplotlib.image import imread
+
+    path = tmp_path / "picture.png"
+    plot(results(task), path)
+    assert path.read_bytes().startswith(PNG)
+    image = imread(path)  # (height, width, 4)
+    assert min(image.shape[:2]) > 500 and 0.01 < (image[..., :3].min(axis=2) < 0.9).mean() < 0.9
+
+
+def test_pictures_need_no_screen_and_leave_pyplot_alone(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would be an error
+    plots.plot_rank_vs_loss(results(), tmp_path / "a.png")
+    plots.plot_spectrum(results(), tmp_path / "b.png")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.png", "b.png"}
