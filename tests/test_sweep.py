@@ -693,8 +693,8 @@ def test_two_standard_errors_are_the_border_of_flat():
 def test_estimate_is_made_of_steps_trials_and_processes(monkeypatch, tiny):
     # As if a trial took half a second to start, and 10 ms a step.
     monkeypatch.setattr(report, "time_trial", lambda settings, arrays: 0.5 + 0.01 * settings.steps)
-    full = replace(tiny, steps=100, pretrain_steps=200, windows=8)  # 12 trials and one search that goes on
-    # 1 s, 200 steps, then a trial is 100 steps and 2 batches to evaluate, each as long as a step
+    full = replace(tiny, steps=100, pretrain_steps=200, windows=8)
+    # 1 s, 200 steps, then 12 trials and one more rate: each is 100 steps and 2 batches to evaluate
     assert report.estimate(full) == pytest.approx(1 + 2.0 + 13 * 1.02)
     assert report.estimate(full, None, 5) == pytest.approx(1 + 2.0 + 3 * 1.02)  # three rounds
     linear = replace(SMALL, steps=4000)
