@@ -11,6 +11,7 @@ nothing else is asked of it. A step is::
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -194,19 +195,52 @@ def loss_and_gradient(
     """Return the loss of a batch and its gradient (n,), worked through in `accumulate` parts.
 
     Every part divides by the whole batch's count, so that losses and gradients simply add: the
-    mean of the parts' means would be another number where parts keep different counts.
+    mean of the parts' means would be another number where parts keep different counts. Dropout's
+    masks are those of the whole batch.
     """
     inputs, targets = batch
     if accumulate > len(inputs):
         raise ValueError(f"accumulate = {accumulate} parts of a batch of {len(inputs)} samples")
-    whole = {} if accumulate == 1 else {"count": int((targets != -100).sum())}
-    grads, total = Grads(), 0.0
+    if accumulate == 1:
+        return _add_up(model, packed, [(inputs, targets, rng)])
+    count = int((targets != -100).sum())
+    parts, draws = [], []
     for part in np.array_split(np.arange(len(inputs)), accumulate):
         rows = slice(int(part[0]), int(part[-1]) + 1)
-        loss, cache = model.loss(inputs[rows], targets[rows], rng, **whole)
+        draws.append(None if rng is None else RowsOfBatch(rng, rows, len(inputs)))
+        parts.append((inputs[rows], targets[rows], draws[-1]))
+    result = _add_up(model, packed, parts, count=count)
+    if rng is not None:  # as if the whole batch had drawn
+        rng.bit_generator.state = draws[0].bit_generator.state
+    return result
+
+
+def _add_up(
+    model: Any, packed: Packed, parts: list[tuple[Array, Array, Any]], **whole: int
+) -> tuple[float, Array]:
+    """Return the parts' losses added up, and their gradients (n,)."""
+    grads, total = Grads(), 0.0
+    for inputs, targets, rng in parts:
+        loss, cache = model.loss(inputs, targets, rng, **whole)
         model.backward(1.0, cache, grads)
         total += float(loss)
     return total, packed.gather(grads)
+
+
+class RowsOfBatch(np.random.Generator):
+    """A Generator for some rows of a batch: it draws for the whole batch and gives their share.
+
+    Dropout's masks then do not depend on how a batch is split. Every part draws from a copy of one
+    generator, and the first axis of what is drawn is the batch's.
+    """
+
+    def __init__(self, rng: np.random.Generator, rows: slice, batch_size: int) -> None:
+        super().__init__(copy.deepcopy(rng.bit_generator))
+        self.rows, self.batch_size = rows, batch_size
+
+    def random(self, size: Any = None, dtype: Any = np.float64, **_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the rows' share of numbers in [0, 1) drawn for the whole batch."""
+        return super().random((self.batch_size, *size[1:]), dtype=dtype)[self.rows]
 
 
 def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: int = 32) -> float:
