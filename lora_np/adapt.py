@@ -61,10 +61,21 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         for name, rank in {"r": self.r, **(self.rank_pattern or {})}.items():
-            if not isinstance(rank, int | np.integer) or rank < 1:
-                raise ValueError(f"rank {name} = {rank}, expected a whole number of at least 1")
-        if not 0.0 <= self.lora_dropout < 1.0:
-            raise ValueError(f"lora_dropout = {self.lora_dropout}, expected 0 <= p < 1")
+            if not isinstance(rank, int | np.integer) or isinstance(rank, bool) or rank < 1:
+                raise ValueError(
+                    f"rank {name} = {rank!r}, expected a whole number from 1 to min(in, out) of "
+                    "the matrices it adapts"
+                )
+        for alpha in (self.lora_alpha, *(self.alpha_pattern or {}).values()):
+            if not isinstance(alpha, int | float | np.number) or not 0.0 < alpha < math.inf:
+                raise ValueError(f"lora_alpha = {alpha!r}, expected a number above 0")
+        p = self.lora_dropout
+        if not isinstance(p, int | float | np.number) or not 0.0 <= p < 1.0:
+            raise ValueError(f"lora_dropout = {p!r}, expected 0 <= p < 1")
+        if not self.target_modules:
+            raise ValueError("target_modules is empty: name at least one, or 'all-linear'")
+        for key in {**(self.rank_pattern or {}), **(self.alpha_pattern or {})}:
+            _check_regex("pattern", key)
 
     def rank_of(self, path: str) -> int:
         """Return the rank for the module at `path`."""
@@ -76,9 +87,18 @@ class LoraConfig:
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
 
+def _check_regex(name: str, text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{name} {text!r} is no regular expression: {error}") from None
+
+
 def _lookup(pattern: Mapping[str, Any] | None, path: str, default: Any) -> Any:
+    names = path.split(".")
+    ends = [".".join(names[i:]) for i in range(len(names))]  # h.0.mlp, 0.mlp, mlp
     for key, value in (pattern or {}).items():
-        if re.fullmatch(rf"(.*\.)?({key})", path):
+        if any(re.fullmatch(key, end) for end in ends):
             return value
     return default
 
@@ -160,7 +180,7 @@ def _in_blocks(chosen: list[str], blocks: int | Sequence[int] | None) -> list[st
     """Return the paths that lie in these blocks."""
     if blocks is None:
         return chosen
-    blocks = [blocks] if isinstance(blocks, int) else list(blocks)
+    blocks = [int(b) for b in np.atleast_1d(blocks)]
     kept = [path for path in chosen if _block_of(path) in blocks]
     missing = sorted(set(blocks) - {_block_of(path) for path in kept})
     if missing or not kept:
@@ -174,20 +194,19 @@ def _named(linear: list[str], targets: Sequence[str] | str) -> list[str]:
     if targets == "all-linear":
         return linear
     if isinstance(targets, str):
-        try:
-            chosen = [path for path in linear if re.fullmatch(targets, path)]
-        except re.error as error:
+        _check_regex("target_modules", targets)
+        chosen = [path for path in linear if re.fullmatch(targets, path)]
+        if not chosen and any(_ends_with(path, targets) for path in linear):
             raise ValueError(
-                f"target_modules {targets!r} is no regular expression: {error}"
-            ) from None
+                f"target_modules {targets!r} is a string, so a regular expression for a whole "
+                f"path: pass [{targets!r}] to name modules"
+            )
         if not chosen:
             raise _no_match(targets, linear)
         return chosen
     for name in targets:
         if not any(_ends_with(path, name) for path in linear):
             raise _no_match(name, linear)
-    if not targets:
-        raise ValueError("target_modules is empty: name at least one, or 'all-linear'")
     return [path for path in linear if any(_ends_with(path, name) for name in targets)]
 
 
@@ -216,8 +235,8 @@ def adapters(model: Layer) -> dict[str, LoRALinear]:
 def merge(adapted: Any) -> Any:
     """Return a new plain model with W = W0 + scale B A: no adapters, no extra cost, own memory.
 
-    All its Parameters are trainable. W is rounded once to its dtype, so the merged model's logits
-    equal the adapted one's to rounding.
+    All its Parameters are trainable. W is computed and rounded in its dtype, so the merged model's
+    logits equal the adapted one's to rounding.
 
     Raises
     ------
@@ -237,9 +256,7 @@ def merge(adapted: Any) -> Any:
 
 def _with_weight(lora: LoRALinear, change: Any) -> Linear:
     """Return a plain linear layer with W0 + change and the same bias."""
-    linear = object.__new__(Linear)
-    linear.W, linear.b = Parameter(lora.W0.value + change), lora.b
-    return linear
+    return Linear.over(Parameter(lora.W0.value + change), lora.b)
 
 
 def unmerge(merged: Any, adapted: Any) -> Any:
@@ -352,7 +369,10 @@ def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2)
     -------
     Account
     """
-    T = T or int(getattr(getattr(model, "config", None), "block_size", 1))
+    if T is None:
+        T = int(getattr(getattr(model, "config", None), "block_size", 1))
+    if T < 1:
+        raise ValueError(f"T = {T}, expected at least 1 token in a sequence")
     parameters = model.parameters().values()
     adapter = sum(layer.A.size + layer.B.size for layer in adapters(model).values())
     trainable = [p for p in parameters if p.trainable]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,7 @@ def get_device(name: str) -> Any:
     try:
         import cupy  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise DeviceError(
-            "device 'cuda' needs CuPy: pip install 'lora_np[gpu]', or use 'cpu'"
-        ) from None
+        raise DeviceError("device 'cuda' needs CuPy: pip install '.[gpu]', or use 'cpu'") from None
     if not cupy.cuda.is_available():
         raise DeviceError("device 'cuda' needs a CUDA GPU with its driver, none found: use 'cpu'")
     return cupy
@@ -81,15 +80,34 @@ def read_only_view(x: Array) -> Array:
     return view
 
 
-def one_blas_thread() -> Any:
-    """Return a context manager that holds BLAS at one thread and restores the setting after.
+class one_blas_thread:
+    """A context that holds BLAS at one thread and restores the setting after.
 
     Small products gain nothing from a second BLAS thread, and independent runs then share the
-    cores; equal thread counts also make equal inputs give bit-equal results in every worker.
+    cores; equal thread counts also make equal inputs give bit-equal results in every worker. The
+    setting belongs to the whole process: of several Python threads in here, the first sets it and
+    the last one out restores it.
     """
-    from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(limits=1, user_api="blas")
+    _lock = threading.Lock()
+    _inside = 0
+    _limits: Any = None
+
+    def __enter__(self) -> None:
+        from threadpoolctl import threadpool_limits
+
+        here = one_blas_thread
+        with here._lock:
+            if here._inside == 0:
+                here._limits = threadpool_limits(limits=1, user_api="blas")
+            here._inside += 1
+
+    def __exit__(self, *args: object) -> None:
+        here = one_blas_thread
+        with here._lock:
+            here._inside -= 1
+            if here._inside == 0:
+                here._limits.restore_original_limits()
 
 
 def cores() -> int:

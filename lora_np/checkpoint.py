@@ -44,27 +44,35 @@ def load_parameters(path: str | Path, model: Layer) -> None:
     Raises
     ------
     CheckpointError
-        If the file is no such file, or has a name or a shape that the model has not. The model is
-        then unchanged.
+        If the file is no such file, has a name or a shape that the model has not, lacks a
+        trainable Parameter, or would change another model. The model is then unchanged.
     """
-    arrays, parameters = load_arrays(path), model.parameters()
+    fill(model, load_arrays(path), str(path))
+
+
+def fill(model: Layer, arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """Set a model's Parameters to `arrays`; errors are :func:`load_parameters`'s."""
+    parameters = model.parameters()
     for name, array in arrays.items():
         if name not in parameters:
-            raise CheckpointError(f"{path} holds {name!r}, which the model has not")
+            raise CheckpointError(f"{source} holds {name!r}, which the model has not")
         if array.shape != parameters[name].shape:
             raise CheckpointError(
-                f"{path} holds {name} with shape {array.shape}, expected {parameters[name].shape}"
+                f"{source} holds {name} with shape {array.shape}, expected {parameters[name].shape}"
             )
         if array.dtype.kind != "f":
-            raise CheckpointError(f"{path} holds {name} as {array.dtype}, expected numbers")
-        if parameters[name].borrowed:
+            raise CheckpointError(f"{source} holds {name} as {array.dtype}, expected numbers")
+        if parameters[name].shared:
             raise CheckpointError(
-                f"{path} holds {name}, which the model borrows from its base: "
-                "load it into the base, or save the adapter with trainable_only=True"
+                f"{source} holds {name}, which two models share: load into the base before "
+                "inject(), and save an adapter with trainable_only=True"
             )
+    missing = [name for name, p in parameters.items() if p.trainable and name not in arrays]
+    if missing:
+        raise CheckpointError(f"{source} lacks {missing[0]}, which the model trains")
     for name, array in arrays.items():
         p = parameters[name]
-        p.value = like(array.astype(p.dtype), p.value)
+        p.value[...] = like(array.astype(p.dtype), p.value)  # in place: views stay views
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -80,8 +88,8 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except (ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is not a readable .npz file: {error}") from None
+    except (ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile):
+        raise CheckpointError(f"{path} is not a readable .npz file: remove it") from None
 
 
 def save_json(path: str | Path, content: Any) -> None:

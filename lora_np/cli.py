@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     arguments = parser().parse_args(argv)
     keep_memory()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is Ctrl-C too
     try:
         return arguments.run(arguments)
     except BrokenPipeError:
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, DeviceError, Diverged, OSError) as error:
         print(f"lora-np: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenExecutor:
+        print("lora-np: a worker process died; the same command goes on", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nlora-np: interrupted", file=sys.stderr)
         return 130
@@ -94,7 +98,7 @@ def _add_sweep(commands: Any) -> None:
     add("--adapt-text", metavar="FILE")
     for name in ("pretrain-steps", "batch-size", "block-size", "d-model", "n-layer", "n-head"):
         add(f"--{name}", type=int)
-    for name in ("windows", "d-in", "d-out", "samples"):
+    for name in ("windows", "d-in", "d-out"):
         add(f"--{name}", type=int)
     for name in ("pretrain-lr", "lora-lr", "full-lr", "decay"):
         add(f"--{name}", type=float)
@@ -110,7 +114,7 @@ def _ranks(text: str) -> tuple[int, ...]:
 
 
 def _targets(text: str) -> tuple[str, ...] | str:
-    names = text.split(",")
+    names = [name.strip() for name in text.split(",")]
     plain = all(re.fullmatch(r"[\w.]+", name) for name in names) and text != "all-linear"
     return tuple(names) if plain else text
 
@@ -155,6 +159,10 @@ def run_generate(arguments: argparse.Namespace) -> int:
     from lora_np.sweep.models import load_model
 
     model = load_model(arguments.folder, arguments.model, arguments.device)
+    if arguments.tokens < 0 or arguments.seed < 0:
+        raise ValueError(
+            f"--tokens {arguments.tokens} and --seed {arguments.seed}: expected at least 0"
+        )
     if not arguments.prompt:
         raise ValueError("the prompt is empty: give at least one character")
     tokens = model.generate(
@@ -172,7 +180,8 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     """Run or resume a sweep, and write its pictures."""
     from lora_np.plots import plot_rank_vs_loss, plot_spectrum
     from lora_np.sweep import rank_sweep
-    from lora_np.sweep.report import Terminal, estimate, table
+    from lora_np.sweep.estimate import estimate
+    from lora_np.sweep.report import Terminal, table
     from lora_np.sweep.run import check_sweep
 
     settings = sweep_settings(arguments)
@@ -181,6 +190,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     jobs = _jobs(arguments, settings)
     terminal = Terminal(out)
     complete = check_sweep(settings, out)
+    written = ["results.json", "rank_vs_loss.png"]
     try:
         with _executor(1 if complete else jobs) as executor:
             if not complete:
@@ -188,15 +198,14 @@ def run_sweep(arguments: argparse.Namespace) -> int:
             results = rank_sweep(
                 settings, out, executor=executor, listen=terminal, progress=terminal.is_screen
             )
+        terminal.close()
+        plot_rank_vs_loss(results, out / "rank_vs_loss.png")
+        if "spectrum" in results:  # not where full fine-tuning diverged
+            plot_spectrum(results, out / "spectrum.png")
+            written.append("spectrum.png")
     except KeyboardInterrupt:
         terminal.interrupted()
         return 130
-    terminal.close()
-    plot_rank_vs_loss(results, out / "rank_vs_loss.png")
-    written = ["results.json", "rank_vs_loss.png"]
-    if "spectrum" in results:  # not where full fine-tuning diverged
-        plot_spectrum(results, out / "spectrum.png")
-        written.append("spectrum.png")
     print(table(results))
     print(f"written to {out}/: {', '.join(written)}")
     return 0
@@ -249,14 +258,28 @@ def _executor(jobs: int) -> Iterator[Executor | None]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=start_worker)
     try:
+        # Workers inherit this until start_worker runs: a Ctrl-C now is the parent's alone.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        pool.submit(int)  # starts the processes
+        signal.signal(signal.SIGINT, before)
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def start_worker() -> None:
-    """Prepare a worker: Ctrl-C ends it without a word, the parent does the talking."""
+    """Prepare a worker: it ends with its parent, and on Ctrl-C without a word of its own."""
+    import multiprocessing
+    import threading
+
+    def follow_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(130)
+
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    threading.Thread(target=follow_parent, daemon=True).start()
     keep_memory()
 
 

@@ -6,7 +6,7 @@
 
 All linear layers have biases, the MLP is four times as wide as the model, and GELU is in its tanh
 form. Weights are drawn from N(0, 0.02^2), those that write to the residual stream (o_proj,
-down_proj) from N(0, 0.02^2 / 2 n_layer), since 2 n_layer of them add up.
+down_proj) from N(0, 0.02^2 / (2 n_layer)), since 2 n_layer of them add up.
 
 Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners", section 2.3.
 """
@@ -41,6 +41,7 @@ from lora_np.ops import (
     linear_backward,
     linear_forward,
 )
+from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.parameters import Grads
 
 
@@ -173,7 +174,8 @@ class GPT(Layer):
         token, c_wte = self.wte.forward(tokens)  # (..., T, d)
         position, c_wpe = self.wpe.forward(get_xp(tokens).arange(T))  # (T, d)
         e, c_drop = self.drop.forward(token + position, rng)
-        y, c_body = self.body().forward(e, rng)  # (..., T, d)
+        below = self.wte.trainable or self.wpe.trainable
+        y, c_body = self.body().forward(e, rng, below)  # (..., T, d)
         logits, c_head = linear_forward(y, self.wte.W.value)  # (..., T, V)
         head = lean(c_head, self.wte.W)
         return logits, GPTCache(c_wte, c_wpe, c_drop, c_body, head)
@@ -184,7 +186,7 @@ class GPT(Layer):
         targets: Array,
         rng: Rng = None,
         *,
-        ignore_index: int = -100,
+        ignore_index: int = IGNORE_INDEX,
         count: int | None = None,
     ) -> tuple[Array, LossCache]:
         """Compute the cross-entropy of `targets` in nats a token.
@@ -232,8 +234,9 @@ class GPT(Layer):
             dx = self.drop.backward(dx, cache.drop, grads)  # (..., T, d)
         if dx is not None:
             self.wte.backward(dx, cache.wte, grads)
-            summed = dx.reshape(-1, *dx.shape[-2:]).sum(axis=0)  # (T, d), over the batch
-            self.wpe.backward(summed, cache.wpe, grads)
+            if self.wpe.trainable:
+                over_batch = dx.reshape(-1, *dx.shape[-2:]).sum(axis=0)  # (T, d)
+                self.wpe.backward(over_batch, cache.wpe, grads)
 
     def flops(self, T: int, need_dx: bool = False) -> Flops:
         """Return the matrix products' cost for one token of a sequence of `T`."""
@@ -272,8 +275,9 @@ class GPT(Layer):
         -------
         numpy.ndarray, shape (T + n,) or (B, T + n)
         """
-        _check_sampling(tokens, temperature, top_k, rng)
-        text = np.atleast_2d(to_host(tokens))  # (B, T)
+        start = to_host(tokens)
+        _check_sampling(start, n, temperature, top_k, rng)
+        text = np.atleast_2d(start)  # (B, T)
         past: list[Any] = [None] * len(self.h)
         known = 0  # positions in the KV cache
         for _ in range(n):
@@ -286,7 +290,7 @@ class GPT(Layer):
             known += fresh.shape[1]
             new = sample_token(to_host(logits), temperature, top_k, rng)  # (B,)
             text = np.concatenate([text, new[:, None]], axis=1)
-        return text if tokens.ndim == 2 else text[0]
+        return text if start.ndim == 2 else text[0]
 
     def _extend(self, fresh: np.ndarray, past: list[Any], known: int) -> tuple[Array, list[Any]]:
         """Return the logits (B, V) after the `fresh` tokens (B, T), which follow `known` others."""
@@ -325,21 +329,27 @@ def sample_token(logits: np.ndarray, temperature: float, top_k: int | None, rng:
     -------
     array of int64, shape (B,)
     """
-    if temperature == 0 or rng is None:
+    if temperature == 0:
         return logits.argmax(axis=1)
+    if rng is None:
+        raise ValueError("a token is drawn: pass rng, or temperature=0 for the likeliest")
     z = logits.astype(np.float64) / temperature
     if top_k is not None and top_k < z.shape[1]:
-        threshold = np.partition(z, -top_k, axis=1)[:, -top_k, None]  # the k-th largest
-        z = np.where(z < threshold, -np.inf, z)
+        others = np.argpartition(-z, top_k, axis=1)[:, top_k:]  # all but the k largest
+        np.put_along_axis(z, others, -np.inf, axis=1)
     cumulative = np.cumsum(np.exp(z - z.max(axis=1, keepdims=True)), axis=1)  # (B, V)
     draw = rng.random((len(z), 1)) * cumulative[:, -1:]
     return (cumulative <= draw).sum(axis=1)
 
 
-def _check_sampling(tokens: Array, temperature: float, top_k: int | None, rng: Rng) -> None:
+def _check_sampling(
+    tokens: np.ndarray, n: int, temperature: float, top_k: int | None, rng: Rng
+) -> None:
+    if n < 0:
+        raise ValueError(f"n = {n} tokens to write, expected at least 0")
     if tokens.ndim not in (1, 2) or tokens.shape[-1] == 0:
         raise ShapeError(f"tokens has shape {tokens.shape}, expected (T,) or (B, T) with T >= 1")
-    if temperature < 0 or (top_k is not None and top_k < 1):
+    if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
         raise ValueError(
             f"temperature = {temperature} and top_k = {top_k}, expected >= 0 and >= 1 (or None)"
         )

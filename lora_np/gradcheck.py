@@ -290,7 +290,7 @@ def _row(
         v = rng.standard_normal(x.shape)
         along, slope = float((v * analytic).sum()), probe.slope(name, v)
         error = abs(along - slope) / max(1.0, abs(slope))
-        return GradientRow(name, x.shape, error, None, along, slope)
+        return _verdict(name, x.shape, error, None, along, slope)
     return _entrywise(probe, name, analytic)
 
 
@@ -313,9 +313,17 @@ def _entrywise(probe: _Probe, name: str, analytic: np.ndarray) -> GradientRow:
     worst = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
     error = float(difference[worst]) / max(1.0, float(np.abs(numeric).max()))
     note = "" if error <= TOLERANCE[probe.method] else _likeness(analytic, numeric)
-    return GradientRow(
-        name, numeric.shape, error, worst, float(analytic[worst]), float(numeric[worst]), note
-    )
+    here, there = float(analytic[worst]), float(numeric[worst])
+    return _verdict(name, numeric.shape, error, worst, here, there, note)
+
+
+def _verdict(
+    name: str, shape: Any, error: float, index: Any, analytic: float, numeric: float, note: str = ""
+) -> GradientRow:
+    """Return a row, whose error is infinite where the numeric derivative is not finite."""
+    if not math.isfinite(error):
+        error, note = math.inf, "the numeric derivative is not finite: forward breaks here"
+    return GradientRow(name, shape, error, index, analytic, numeric, note)
 
 
 def _likeness(analytic: np.ndarray, numeric: np.ndarray) -> str:

@@ -116,31 +116,29 @@ def rebuild(
     ----------
     layer : Layer
     make : callable
-        Gives the new tree's Parameter for one of the old; called once for each, so ties stay ties.
+        Gives the new tree's Parameter for one of the old. Called once for each, as `replace` is
+        for each layer, so that what is used twice stays one thing.
     replace : callable, optional
         ``replace(path, layer)`` gives the layer that takes this one's place, which is then used
         as it is, or None to go on.
     """
-    memo: dict[int, Parameter] = {}
-
-    def once(p: Parameter) -> Parameter:
-        if id(p) not in memo:
-            memo[id(p)] = make(p)
-        return memo[id(p)]
+    memo: dict[int, Any] = {}
 
     def build(path: str, part: Any) -> Any:
-        if isinstance(part, Parameter):
-            return once(part)
         if isinstance(part, list):
             return [build(f"{path}.{i}", item) for i, item in enumerate(part)]
-        if not isinstance(part, Layer):
+        if not isinstance(part, Parameter | Layer):
             return part
+        if id(part) not in memo:
+            memo[id(part)] = make(part) if isinstance(part, Parameter) else descend(path, part)
+        return memo[id(part)]
+
+    def descend(path: str, part: Layer) -> Layer:
         new = replace(path, part)
-        if new is not None:
-            return new
-        new = copy.copy(part)
-        for name, inner in vars(part).items():
-            setattr(new, name, build(f"{path}.{name}" if path else name, inner))
+        if new is None:
+            new = copy.copy(part)
+            for name, inner in vars(part).items():
+                setattr(new, name, build(f"{path}.{name}" if path else name, inner))
         return new
 
     return build("", layer)
@@ -235,6 +233,13 @@ class Linear(Layer):
         self.W = Parameter(normal(rng, (d_out, d_in), std, dtype))
         self.b = Parameter(np.zeros(d_out, dtype)) if bias else None
 
+    @classmethod
+    def over(cls, W: Parameter, b: Parameter | None) -> Linear:
+        """Return a linear layer that holds these Parameters, (out, in) and (out,)."""
+        linear = cls.__new__(cls)
+        linear.W, linear.b = W, b
+        return linear
+
     @property
     def d_out(self) -> int:
         """The length of an output."""
@@ -262,6 +267,13 @@ class Linear(Layer):
 def normal(rng: np.random.Generator, shape: tuple[int, ...], std: float, dtype: Any) -> np.ndarray:
     """Draw normal numbers with this standard deviation."""
     return (rng.standard_normal(shape) * std).astype(dtype)
+
+
+def probability(p: float) -> float:
+    """Return p if dropout can use it."""
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"dropout = {p}, expected 0 <= p < 1")
+    return p
 
 
 def lean(cache: LinearCache, W: Parameter) -> LinearCache:
@@ -294,7 +306,7 @@ class LoRALinear(Layer):
     ) -> None:
         self.W0, self.b = linear.W, linear.b
         self.A, self.B = A, B
-        self.scale, self.dropout = scale, dropout
+        self.scale, self.dropout = scale, probability(dropout)
 
     @property
     def d_out(self) -> int:
@@ -384,7 +396,7 @@ class Dropout(Layer):
     """Dropout with probability p when rng is given, else nothing."""
 
     def __init__(self, p: float) -> None:
-        self.p = p
+        self.p = probability(p)
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
         """Return x with entries dropped, and the cache (None when nothing was dropped)."""
@@ -420,12 +432,16 @@ class Chain(Layer):
     def __init__(self, *layers: Layer) -> None:
         self.layers = list(layers)
 
-    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
-        """Return the last layer's output and the list of caches."""
-        caches = []
+    def forward(self, x: Array, rng: Rng = None, need_dx: bool = True) -> tuple[Array, Any]:
+        """Return the last layer's output and the list of caches.
+
+        With need_dx=False, the caches that backward with need_dx=False will not read are None.
+        """
+        caches, reached = [], need_dx
         for layer in self.layers:
+            reached = reached or layer.trainable
             x, cache = layer.forward(x, rng)
-            caches.append(cache)
+            caches.append(cache if reached else None)
         return x, caches
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:

@@ -5,10 +5,11 @@ With g the gradient, t = 1, 2, ... the step and lr its learning rate::
     SGD     u = mu u + g;  w = w - lr u
     Adam    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
             w = w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
-    AdamW   w = w - lr decay w on matrices first, then Adam's step
+    AdamW   w = w - lr decay w first, then Adam's step; here on matrices only
 
 Sources: Kingma and Ba (2014), arXiv:1412.6980, algorithm 1; Loshchilov and Hutter (2017),
-arXiv:1711.05101, algorithm 2; cosine schedule: the same authors (2016), arXiv:1608.03983.
+arXiv:1711.05101, algorithm 2 (there the decay is scaled by the schedule alone, here by lr as well,
+as libraries do); cosine schedule: the same authors (2016), arXiv:1608.03983.
 """
 
 from __future__ import annotations
@@ -129,7 +130,8 @@ def schedule(
     Parameters
     ----------
     name : {"constant", "linear", "cosine"}
-        What follows the warmup: 1 throughout, or a fall from 1 to `floor` at the last step.
+        What follows the warmup: 1 throughout, or a fall from 1 to `floor`, reached when all steps
+        are done, so that the last one still moves.
     steps : int
     warmup : int
         The factor rises linearly over this many steps: 1 / warmup, 2 / warmup, ..., 1.
@@ -147,7 +149,7 @@ def schedule(
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        done = (step - warmup) / max(1, steps - 1 - warmup)  # 0 .. 1
+        done = (step - warmup) / max(1, steps - warmup)  # 0 <= done < 1
         if name == "constant":
             return 1.0
         fall = done if name == "linear" else (1.0 - math.cos(math.pi * done)) / 2.0

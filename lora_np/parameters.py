@@ -162,7 +162,8 @@ def pack(parameters: Mapping[str, Parameter]) -> Packed:
     ------
     ValueError
         If nothing is trainable, the dtypes differ, or another living model shares an array:
-        training it would change that model too. Start from ``copy_model(base)``.
+        training it would change that model too. Start from ``copy_model(base)``. The check is
+        made here, once: do not go on training a base after inject() has lent its arrays.
     """
     chosen = {name: p for name, p in parameters.items() if p.trainable}
     if not chosen:
@@ -174,8 +175,10 @@ def pack(parameters: Mapping[str, Parameter]) -> Packed:
             "Full fine-tuning starts from copy_model(base)"
         )
     dtypes = {str(p.dtype) for p in chosen.values()}
-    if len(dtypes) > 1:
-        raise ValueError(f"trainable arrays have dtypes {sorted(dtypes)}, expected one")
+    if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
+        raise ValueError(
+            f"trainable arrays have dtypes {sorted(dtypes)}, expected one, float32 or float64"
+        )
     values = [p.value.reshape(-1) for p in chosen.values()]
     packed = Packed(get_xp(values[0]).concatenate(values), chosen)
     for name, place in packed.slices().items():

@@ -60,7 +60,9 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
     _rank_axis(axis, ranks)
     _parameter_axis(axis, ranks, results)
     seeds = results["settings"]["seeds"]
-    axis.set_title(f"Rank versus loss, {results['settings']['task']} task, {seeds} seeds")
+    lost = sum(run["test_loss"] is None for run in results["runs"])
+    note = f", {lost} runs diverged and are left out" if lost else ""
+    axis.set_title(f"Rank versus loss, {results['settings']['task']} task, {seeds} seeds{note}")
     axis.legend(frameon=False)
     _save(figure, path)
 

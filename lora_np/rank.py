@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -127,6 +128,17 @@ class Spectrum:
         """The values over the largest, so that no square overflows; none for a zero matrix."""
         sigma = self.singular_values
         return sigma / sigma[0] if sigma[0] > 0 else sigma[:0]  # (k,) or (0,)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the shape, the singular values to 6 digits, and the measures, ready for JSON."""
+        return {
+            "shape": list(self.shape),
+            "singular_values": [float(f"{s:.6g}") for s in self.singular_values],
+            "stable_rank": self.stable_rank,
+            "effective_rank": self.effective_rank,
+            "participation_ratio": self.participation_ratio,
+            "energy_ranks": {f"{f:.2f}": k for f, k in self.energy_ranks.items()},
+        }
 
     def __str__(self) -> str:
         rows = [

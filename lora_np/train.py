@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import Array, like
+from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, schedule
 from lora_np.parameters import Grads, Packed, pack
 
@@ -89,6 +90,12 @@ class Recipe:
     accumulate: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip = {self.clip}, expected a norm above 0, or None")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate = {self.accumulate}, expected at least 1 part")
+
 
 def fit(
     model: Any,
@@ -131,6 +138,8 @@ def fit(
         If the loss or gradient is not finite: the model then holds the last parameters whose loss
         and gradient were.
     """
+    if steps < 1 or not 0.0 < lr < math.inf:
+        raise ValueError(f"steps = {steps} and lr = {lr}, expected at least 1, and above 0")
     trainer = _Trainer(model, Recipe(**recipe), steps, lr, rng)
     with _bar(progress, steps) as bar, np.errstate(over="ignore", invalid="ignore"):
         for step in range(steps):
@@ -203,7 +212,7 @@ def loss_and_gradient(
         raise ValueError(f"accumulate = {accumulate} parts of a batch of {len(inputs)} samples")
     if accumulate == 1:
         return _add_up(model, packed, [(inputs, targets, rng)])
-    count = int((targets != -100).sum())
+    count = int((targets != IGNORE_INDEX).sum())
     parts, draws = [], []
     for part in np.array_split(np.arange(len(inputs)), accumulate):
         rows = slice(int(part[0]), int(part[-1]) + 1)
@@ -238,9 +247,11 @@ class RowsOfBatch(np.random.Generator):
         super().__init__(copy.deepcopy(rng.bit_generator))
         self.rows, self.batch_size = rows, batch_size
 
-    def random(self, size: Any = None, dtype: Any = np.float64, **_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def random(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, size: Any = None, dtype: Any = np.float64, out: Any = None
+    ) -> Any:
         """Return the rows' share of numbers in [0, 1) drawn for the whole batch."""
-        return super().random((self.batch_size, *size[1:]), dtype=dtype)[self.rows]
+        return super().random((self.batch_size, *size[1:]), dtype, out)[self.rows]
 
 
 def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: int = 32) -> float:
@@ -254,7 +265,7 @@ def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: in
         Samples at a time; the result does not depend on it, beyond rounding.
     """
     on_device = next(iter(model.parameters().values())).value
-    count = int((targets != -100).sum())  # the whole's: parts of unequal length then simply add
+    count = int((targets != IGNORE_INDEX).sum())  # of all: parts then simply add
     total = 0.0
     for start in range(0, len(inputs), batch_size):
         rows = slice(start, start + batch_size)

@@ -17,7 +17,7 @@ from lora_np.adapt import (
     unmerge,
 )
 from lora_np.gpt import GPT, GPTConfig
-from lora_np.layers import MLP, Linear, LoRALinear, copy_model
+from lora_np.layers import MLP, Chain, Linear, LoRALinear, Residual, copy_model
 from lora_np.parameters import Grads, Parameter, pack
 from lora_np.selfcheck import at_random
 from lora_np.train import fit
@@ -75,7 +75,7 @@ def test_defaults_are_those_of_the_paper_and_of_peft(rng):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"r": 0}, "rank r = 0, expected a whole number of at least 1"),
+        ({"r": 0}, "rank r = 0, expected a whole number from 1 to min"),
         ({"r": -2}, "rank r = -2"),
         ({"r": 2.5}, "rank r = 2.5, expected a whole number"),
         ({"rank_pattern": {"q_proj": 0}}, "rank q_proj = 0"),
@@ -172,7 +172,7 @@ def test_layers_to_transform_picks_blocks(rng, blocks, expected):
         ({"target_modules": ["zzzz"]}, "there are q_proj, k_proj, v_proj, o_proj, up_proj, down"),
         ({"target_modules": ["attn"]}, "'attn' matches no linear layer"),
         ({"target_modules": ["wte"]}, "'wte' matches no linear layer"),
-        ({"target_modules": "q_proj"}, "did you mean q_proj"),  # a pattern meets the whole path
+        ({"target_modules": "q_proj"}, r"is a string, so a regular .*: pass \['q_proj'\]"),
         ({"target_modules": "h.(0"}, r"'h.\(0' is no regular expression"),
         ({"target_modules": []}, "target_modules is empty"),
         ({"layers_to_transform": 3}, r"names blocks \[3\]; targets are in \[0, 1, 2\]"),
@@ -552,3 +552,28 @@ def test_known_models_have_the_sizes_that_their_shapes_give(
     assert line.split()[-4:] == [f"{adapter:,}", percent, "%", megabytes]
     assert f"{100 * adapter / base:.3f}" == percent
     assert f"{2 * adapter / 1e6:.1f}" == megabytes
+
+
+def test_a_layer_that_is_used_twice_gets_one_adapter(rng):
+    twice = Linear(4, 4, rng, dtype=np.float64)
+    config = LoraConfig(r=2, target_modules="all-linear")
+    adapted = inject(Chain(twice, Residual(twice)), config, rng)
+    first, second = adapted.layers[0], adapted.layers[1].layer
+    assert first is second and isinstance(first, LoRALinear)
+    plain = merge(adapted)
+    assert plain.layers[0] is plain.layers[1].layer
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"lora_alpha": math.nan}, "lora_alpha = nan, expected a number above 0"),
+        ({"lora_alpha": "16"}, "lora_alpha = '16', expected a number"),
+        ({"r": True}, "rank r = True"),
+        ({"rank_pattern": {"(": 2}}, "pattern '\\(' is no regular expression"),
+        ({"target_modules": []}, "target_modules is empty"),
+    ],
+)
+def test_configuration_says_which_value_is_wrong(options, message):
+    with pytest.raises(ValueError, match=message):
+        LoraConfig(**options)

@@ -164,7 +164,7 @@ def test_unknown_device_is_an_error_that_lists_the_known():
 
 def test_cuda_without_cupy_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)  # an import of it now raises ImportError
-    with pytest.raises(backend.DeviceError, match=r"needs CuPy: pip install 'lora_np\[gpu\]'"):
+    with pytest.raises(backend.DeviceError, match=r"needs CuPy: pip install '\.\[gpu\]'"):
         backend.to_device(np.ones(2), "cuda")
     assert backend.get_xp(np.ones(2)) is np
 
@@ -330,7 +330,7 @@ TINY_TEXT = TextSettings(
     n_head=2,
     windows=4,
 )
-TINY_LINEAR = LinearSettings(ranks=(1, 2), seeds=1, d_in=5, d_out=4, samples=8, steps=20)
+TINY_LINEAR = LinearSettings(ranks=(1, 2), seeds=1, d_in=5, d_out=4, steps=20)
 
 
 @pytest.mark.parametrize("settings", [TINY_TEXT, TINY_LINEAR], ids=["text", "linear"])

@@ -482,3 +482,18 @@ def test_np_var_breaks_the_complex_step_though_the_gradient_is_right():
     dx, dgamma, dbeta = run("complex").rows
     assert dx.error > 0.01  # what np.var's conjugate lost
     assert max(dgamma.error, dbeta.error) <= TOLERANCE["complex"]
+
+
+@pytest.mark.parametrize("method", ["central", "complex", "directional"])
+def test_a_forward_that_breaks_under_the_method_is_not_ok(method):
+    def forward(x, w):
+        broken = w * np.nan if not np.array_equal(w, W0) else 0.0
+        return x * 2.0 + broken, None
+
+    def backward(dy, cache, need=None):
+        return 2.0 * dy, np.zeros_like(dy)
+
+    W0 = np.ones(3)
+    report = check_gradients(forward, backward, (np.ones(3), W0), method=method)
+    assert not report.ok and report.rows[0].error <= report.tolerance
+    assert "numeric derivative is not finite" in report.rows[1].note

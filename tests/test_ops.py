@@ -524,3 +524,14 @@ def test_attention_refuses_batch_axes_that_differ(wrong):
 def test_layernorm_refuses_a_scalar():
     with pytest.raises(ShapeError, match="has shape"):
         ops.layernorm_forward(o(()), o(1), o(1))
+
+
+# --------------------------------------------------------------------- dy of another shape
+
+
+@pytest.mark.parametrize("label", [label for label in PAIRS if PAIRS[label][0] not in LOSSES])
+def test_backward_refuses_a_dy_of_another_shape(label):  # that of a loss is one number
+    d = Drawn(label, small())
+    for wrong in (np.ones((*d.y.shape[:-1], d.y.shape[-1] + 1)), np.ones((2, *d.y.shape))):
+        with pytest.raises(ShapeError, match=r"^dy has shape .*, expected "):
+            d.backward(wrong, d.cache)

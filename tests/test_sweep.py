@@ -23,6 +23,7 @@ from lora_np.sweep import (
     SweepError,
     TextSettings,
     Trial,
+    estimate,
     rank_sweep,
     report,
     run,
@@ -47,7 +48,7 @@ SIX_DIGITS = 1e-5  # relative: singular values are written with six digits
 F32 = 1e-6  # float32, relative: a mean loss computed twice
 
 PLAN = SimpleNamespace(ranks=(1, 8), seeds=3, lora_lr=0.02, full_lr=0.004)
-SMALL = LinearSettings(ranks=(1, 2), seeds=2, d_in=12, d_out=10, samples=200, steps=600)
+SMALL = LinearSettings(ranks=(1, 2), seeds=2, d_in=12, d_out=10, steps=600)
 LOSSES = ("train_loss", "validation_loss", "test_loss")
 
 
@@ -249,11 +250,10 @@ def test_population_loss_is_float64_whatever_comes_in():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"ranks": (0,)}, r"rank r = 0, expected a whole number of at least 1"),
+        ({"ranks": (0,)}, r"rank r = 0, expected a whole number from 1 to min"),
         ({"ranks": (1, 11)}, r"rank 11 .* is above the limit 10"),
         ({"ranks": ()}, r"ranks is empty"),
         ({"decay": 1.5}, r"decay = 1\.5, expected 0 < decay <= 1"),
-        ({"samples": 11}, r"samples = 11, expected at least d_in = 12"),
         ({"seeds": 0}, r"seeds = 0, expected at least 1"),
         ({"lora_lr": 0.0}, r"lora_lr = 0\.0, expected a positive number"),
         ({"full_lr": math.nan}, r"full_lr = nan, expected a positive number"),
@@ -551,7 +551,7 @@ def test_a_model_that_is_not_there_is_an_error(finished, linear, tmp_path):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"ranks": (0,)}, r"rank r = 0, expected a whole number of at least 1"),
+        ({"ranks": (0,)}, r"rank r = 0, expected a whole number from 1 to min"),
         ({"ranks": (1, 17)}, r"rank 17 for h\.0\..* is above the limit 16"),
         ({"target_modules": ("k_prjo",)}, r"'k_prjo' matches no .*did you mean .*k_proj"),
         ({"windows": 0}, r"windows = 0, expected at least 1"),
@@ -636,7 +636,8 @@ def made_up(losses, task="text", base=3.0):
         for r, values in losses.items()
         for seed, loss in enumerate(values)
     ]
-    settings = {"task": task, "ranks": [r for r in losses if r is not None]}
+    ranks = [r for r in losses if r is not None]
+    settings = {"task": task, "ranks": ranks, "seeds": max(map(len, losses.values()))}
     return {
         "settings": settings,
         "base_validation_loss": base,
@@ -672,7 +673,11 @@ def test_a_gain_is_not_given_as_a_share_of_no_gain():
     [
         ({1: [2.0, 2.1], 2: [1.5, 1.6], 4: [1.5, 1.61]}, "flat from r = 2 on"),
         ({1: [2.0, 2.1], 2: [2.0, 2.11], 4: [1.0, 1.1]}, "not flat yet: r = 4 still gains"),
-        ({1: [1.0, 2.0], 2: [0.9, 1.9], 4: [0.8, 1.8]}, "flat from r = 1 on"),
+        # the same gain on every seed, though the seeds lie far apart
+        ({1: [1.0, 2.0], 2: [0.9, 1.9], 4: [0.8, 1.8]}, "not flat yet: r = 4 still gains"),
+        # nothing beats r = 2, which is wide, but r = 8 does beat r = 4
+        ({1: [2.4, 2.3], 2: [2.05, 2.35], 4: [2.2, 2.19], 8: [2.1, 2.1]}, "not flat yet: r = 8"),
+        ({1: [2.0, 2.1], 2: [2.0, 2.11], 4: [2.01, 2.1]}, "flat from r = 1 on"),
         ({1: [2.0], 2: [1.5], 4: [1.5]}, None),  # one seed has no spread
         ({4: [1.0, 1.1]}, None),
     ],
@@ -683,27 +688,35 @@ def test_the_report_says_where_the_curve_is_flat(losses, said):
 
 
 def test_two_standard_errors_are_the_border_of_flat():
-    def flat(gain):  # both deviations are 0.1 sqrt 2, n = 2: the border is 2 sqrt(0.02) = 0.2828
-        table = report.table(made_up({1: [2.1, 1.9], 2: [2.1 - gain, 1.9 - gain], None: [1.0]}))
-        return "flat from r = 1 on" in table
+    def flat(gain):  # the gains are gain + 0.1 and gain - 0.1: their standard error is 0.1
+        two = [2.1 - gain - 0.1, 1.9 - gain + 0.1]
+        return "flat from r = 1 on" in report.table(made_up({1: [2.1, 1.9], 2: two, None: [1.0]}))
 
-    assert flat(0.28) and not flat(0.29)
+    assert flat(0.19) and not flat(0.21)
+
+
+def test_seeds_that_diverged_are_counted_in_the_table():
+    table = report.table(made_up({1: [2.0, 2.1, None], None: [1.0, 1.0, 1.0]}))
+    assert "(2 of 3 seeds, the others diverged)" in table and table.count("others") == 1
 
 
 def test_estimate_is_made_of_steps_trials_and_processes(monkeypatch, tiny):
     # As if a trial took half a second to start, and 10 ms a step.
-    monkeypatch.setattr(report, "time_trial", lambda settings, arrays: 0.5 + 0.01 * settings.steps)
+    def trial(settings, arrays):
+        return 0.5 + 0.01 * settings.steps
+
+    monkeypatch.setattr(estimate, "time_trial", trial)
     full = replace(tiny, steps=100, pretrain_steps=200, windows=8)
     # 1 s, 200 steps, then 12 trials and one more rate: each is 100 steps and 2 batches to evaluate
-    assert report.estimate(full) == pytest.approx(1 + 2.0 + 13 * 1.02)
-    assert report.estimate(full, None, 5) == pytest.approx(1 + 2.0 + 3 * 1.02)  # three rounds
+    assert estimate.estimate(full) == pytest.approx(1 + 2.0 + 13 * 1.02)
+    assert estimate.estimate(full, None, 5) == pytest.approx(1 + 2.0 + 3 * 1.02)  # three rounds
     linear = replace(SMALL, steps=4000)
-    assert report.estimate(linear, None, 2) == pytest.approx(1 + 7 * 40.0)
+    assert estimate.estimate(linear, None, 2) == pytest.approx(1 + 7 * 40.0)
 
 
 @pytest.mark.parametrize("settings", ["tiny", "small"])
 def test_estimate_times_real_trials(tiny, settings):
-    seconds = report.estimate(tiny if settings == "tiny" else SMALL, None, 2)
+    seconds = estimate.estimate(tiny if settings == "tiny" else SMALL, None, 2)
     assert math.isfinite(seconds) and seconds >= 1.0
 
 
@@ -740,3 +753,77 @@ def test_a_linear_trial_measures_the_same_again():
     first, again = (run_linear_trial(few, arrays, Trial("lora", 2, 1, 0.05))[0] for _ in range(2))
     assert first | {"seconds": 0} == again | {"seconds": 0}
     assert first["train_loss"] == pytest.approx(first["validation_loss"], rel=F64)  # whitened
+
+
+# ------------------------------------------------------------------ what is somebody else's
+
+
+@pytest.mark.parametrize("name", ["base.npz", "rank_vs_loss.png", "models/mine.npz"])
+def test_a_folder_of_something_else_is_refused_and_stays(tiny, tmp_path, name):
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(SweepError, match=r"but no results\.json: choose another --out"):
+        rank_sweep(tiny, tmp_path)
+    assert mine.read_bytes() == b"mine" and not (tmp_path / "results.json").exists()
+
+
+def test_other_files_in_a_sweeps_models_folder_stay(tiny, tmp_path, calls):
+    def stop(trial):
+        raise KeyboardInterrupt
+
+    calls.before = stop
+    with pytest.raises(KeyboardInterrupt):
+        rank_sweep(tiny, tmp_path)
+    calls.before = lambda trial: None
+    (tmp_path / "models" / "mine.npz").write_bytes(b"mine")
+    rank_sweep(tiny, tmp_path)
+    assert (tmp_path / "models" / "mine.npz").read_bytes() == b"mine"
+
+
+def test_of_two_sweeps_at_once_in_one_folder_the_second_is_refused(tiny, tmp_path):
+    run.check_sweep(tiny, tmp_path)  # the first has begun, and has no results yet
+    with pytest.raises(SweepError, match=r"of other settings \(steps 3, now 4\)"):
+        rank_sweep(replace(tiny, steps=4), tmp_path)
+
+
+@pytest.mark.parametrize("damage", [None, b"junk"], ids=["removed", "junk"])
+def test_a_trial_whose_model_is_lost_is_run_again(tiny, tmp_path, damage):
+    whole = rank_sweep(tiny, tmp_path)
+    lost = tmp_path / "models" / f"{Trial(*[whole['runs'][0][k] for k in KEY])}.npz"
+    content = json.loads((tmp_path / "results.json").read_text())
+    content["complete"] = False
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    lost.unlink()
+    if damage is not None:
+        lost.write_bytes(damage)
+    again = rank_sweep(tiny, tmp_path)
+    assert lost.exists() and len(again["trials"]) == len(whole["trials"])
+    assert [r["test_loss"] for r in again["runs"]] == [r["test_loss"] for r in whole["runs"]]
+
+
+KEY = ("method", "rank", "seed", "lr")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"settings": {}, "complete": False},
+        {"settings": {}, "complete": False, "trials": [{"method": "full"}]},
+        {"settings": {}, "complete": True, "trials": []},
+    ],
+)
+def test_a_results_file_that_lacks_its_parts_is_an_error(tiny, tmp_path, content):
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(SweepError, match=r"is no results file of a sweep: choose another --out"):
+        rank_sweep(tiny, tmp_path)
+
+
+def test_a_base_that_was_tampered_with_is_not_borrowed(tiny, tmp_path):
+    rank_sweep(tiny, tmp_path / "one")
+    arrays = load_arrays(tmp_path / "one" / "base.npz")
+    np.savez(tmp_path / "one" / "base.npz", **{k: v + np.nan for k, v in arrays.items()})
+    rank_sweep(tiny, tmp_path / "two")
+    found = load_arrays(tmp_path / "two" / "base.npz")
+    assert load_json(tmp_path / "two" / "base.json")["made"] == "here"
+    assert all(np.array_equal(found[k], arrays[k]) for k in arrays)

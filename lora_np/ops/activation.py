@@ -20,7 +20,7 @@ import math
 from typing import NamedTuple
 
 from lora_np.backend import Array, get_xp
-from lora_np.ops.contract import Need, wanted
+from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.ops.linear import sum_last
 
 GELU_C = math.sqrt(2.0 / math.pi)  # a Python float: an np.float64 would lift float32 to float64
@@ -53,6 +53,7 @@ def gelu_backward(dy: Array, cache: GeluCache, need: Need = None) -> tuple[Array
     if not wanted(need, 1)[0]:
         return (None,)
     x, t = cache
+    expect_shape("dy", dy, *x.shape)
     dx = x * x
     dx *= 3.0 * GELU_K * GELU_C
     dx += GELU_C  # u'
@@ -79,6 +80,7 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
 
 def relu_backward(dy: Array, cache: ReluCache, need: Need = None) -> tuple[Array | None]:
     """Return (dx,) of :func:`relu_forward`."""
+    expect_shape("dy", dy, *cache.positive.shape)
     return (dy * cache.positive if wanted(need, 1)[0] else None,)
 
 
@@ -100,6 +102,7 @@ def silu_backward(dy: Array, cache: SiluCache, need: Need = None) -> tuple[Array
     if not wanted(need, 1)[0]:
         return (None,)
     x, s = cache
+    expect_shape("dy", dy, *x.shape)
     return (dy * (s * (1.0 + x * (1.0 - s))),)
 
 
@@ -120,6 +123,7 @@ def softmax_backward(dy: Array, cache: SoftmaxCache, need: Need = None) -> tuple
     """Return (dx,) of :func:`softmax_forward`."""
     if not wanted(need, 1)[0]:
         return (None,)
+    expect_shape("dy", dy, *cache.y.shape)
     dx = dy * cache.y
     dx -= cache.y * sum_last(dx)
     return (dx,)

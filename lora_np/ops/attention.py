@@ -83,6 +83,7 @@ def attention_backward(
     """Return (dq, dk, dv) of :func:`attention_forward`."""
     q, k, v, p_cache = cache
     need_q, need_k, need_v = wanted(need, 3)
+    expect_shape("dy", dy, *q.shape[:-1], v.shape[-1])
     scale = 1.0 / math.sqrt(q.shape[-1])
     dq = dk = dv = None
     if need_v:

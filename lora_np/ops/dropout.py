@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_np.backend import Array, like
-from lora_np.ops.contract import Need, expect_same, wanted
+from lora_np.ops.contract import Need, expect_same, expect_shape, wanted
 
 
 class DropoutCache(NamedTuple):
@@ -23,7 +23,10 @@ class DropoutCache(NamedTuple):
 
 
 def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:
-    """Draw a mask of `x`'s shape, dtype and device: 0 with probability p, else 1 / (1 - p)."""
+    """Draw a mask of `x`'s shape, dtype and device: 0 with probability p, else 1 / (1 - p).
+
+    The first axis of `x` is the batch's: training in parts gives each part its rows of the mask.
+    """
     keep = rng.random(x.shape, dtype=np.float32) >= p
     return like(keep.astype(x.real.dtype) * (1.0 / (1.0 - p)), x)
 
@@ -36,4 +39,5 @@ def dropout_forward(x: Array, mask: Array) -> tuple[Array, DropoutCache]:
 
 def dropout_backward(dy: Array, cache: DropoutCache, need: Need = None) -> tuple[Array | None]:
     """Return (dx,) of :func:`dropout_forward`; the mask takes no slot."""
+    expect_shape("dy", dy, *cache.mask.shape)
     return (dy * cache.mask if wanted(need, 1)[0] else None,)

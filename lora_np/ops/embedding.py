@@ -2,7 +2,8 @@
 
 Shapes: tokens (...) integers, W (V, d), y (..., d). With the one-hot matrix H (N, V), whose row n
 has its single 1 at tokens[n], the lookup is the linear map y = H W, so dW = H^T dy: the gradients
-of equal tokens are summed. Backward builds H only over the tokens that occur, never all V columns.
+of equal tokens are summed. Backward builds H only over the U tokens that occur, never all V
+columns: a dense (N, U) array, small for bytes, 100 MB at N = 8192 and U = 3000.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class EmbeddingCache(NamedTuple):
     """What :func:`embedding_backward` reads."""
 
     tokens: Array  # (...)
-    vocab_size: int
+    table: tuple[int, int]  # the shape (V, d) of W
 
 
 def embedding_forward(tokens: Array, W: Array) -> tuple[Array, EmbeddingCache]:
@@ -41,16 +42,17 @@ def embedding_forward(tokens: Array, W: Array) -> tuple[Array, EmbeddingCache]:
             f"tokens lie in {int(tokens.min())} .. {int(tokens.max())}, "
             f"expected 0 .. {vocab_size - 1}: the table W has {vocab_size} rows"
         )
-    return W[tokens], EmbeddingCache(tokens, vocab_size)
+    return W[tokens], EmbeddingCache(tokens, W.shape)
 
 
 def embedding_backward(dy: Array, cache: EmbeddingCache, need: Need = None) -> tuple[Array | None]:
     """Return (dW,) of :func:`embedding_forward`, shape (V, d)."""
     if not wanted(need, 1)[0]:
         return (None,)
+    expect_shape("dy", dy, *cache.tokens.shape, cache.table[1])
     xp = get_xp(dy)
     seen, place = xp.unique(cache.tokens.reshape(-1), return_inverse=True)  # (U,), (N,)
     one_hot = (place[:, None] == xp.arange(len(seen))).astype(dy.dtype)  # (N, U)
-    dW = xp.zeros((cache.vocab_size, dy.shape[-1]), dtype=dy.dtype)  # (V, d)
+    dW = xp.zeros(cache.table, dtype=dy.dtype)  # (V, d)
     dW[seen] = one_hot.T @ rows(dy)
     return (dW,)

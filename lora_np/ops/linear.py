@@ -25,6 +25,7 @@ class LinearCache(NamedTuple):
     x: Array  # (..., in)
     W: Array  # (out, in)
     has_bias: bool
+    shape: tuple[int, ...]  # of y
 
 
 def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, LinearCache]:
@@ -52,7 +53,8 @@ def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, L
     if b is not None:
         expect_shape("b", b, W.shape[0])
         y += b
-    return y.reshape(*x.shape[:-1], -1), LinearCache(x, W, b is not None)
+    shape = (*x.shape[:-1], W.shape[0])
+    return y.reshape(shape), LinearCache(x, W, b is not None, shape)
 
 
 def linear_backward(
@@ -60,8 +62,9 @@ def linear_backward(
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Return (dx, dW, db) of :func:`linear_forward`; db is None where there was no bias."""
     need_x, need_W, need_b = wanted(need, 3)
+    expect_shape("dy", dy, *cache.shape)
     g = rows(dy)  # (N, out)
-    dx = (g @ cache.W).reshape(*dy.shape[:-1], -1) if need_x else None  # (..., in)
+    dx = (g @ cache.W).reshape(*dy.shape[:-1], cache.W.shape[1]) if need_x else None  # (..., in)
     dW = g.T @ rows(cache.x) if need_W else None  # (out, in)
     db = sum_rows(dy) if need_b and cache.has_bias else None  # (out,)
     return dx, dW, db

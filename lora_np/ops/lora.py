@@ -82,13 +82,16 @@ def lora_linear_forward(
     expect_shape("B", B, W0.shape[0], A.shape[0])
     if mask is not None:
         expect_same("mask", mask, "x", x)
+    scale = float(scale)  # an np.float64 would lift float32 to float64
     u = rows(x if mask is None else x * mask) @ A.T  # (N, r)
     y = rows(x) @ W0.T  # (N, out)
     y += (scale * u) @ B.T
     if b is not None:
         expect_shape("b", b, W0.shape[0])
         y += b
-    return y.reshape(*x.shape[:-1], -1), LoRALinearCache(x, W0, A, B, u, scale, mask, b is not None)
+    return y.reshape(*x.shape[:-1], W0.shape[0]), LoRALinearCache(
+        x, W0, A, B, u, scale, mask, b is not None
+    )
 
 
 def lora_linear_backward(
@@ -97,6 +100,7 @@ def lora_linear_backward(
     """Return (dx, dW0, dA, dB, db) of :func:`lora_linear_forward`."""
     x, W0, A, B, u, scale, mask, has_bias = cache
     need_x, need_W0, need_A, need_B, need_b = wanted(need, 5)
+    expect_shape("dy", dy, *x.shape[:-1], W0.shape[0])
     dx = dW0 = dA = dB = db = None
     g = rows(dy)  # (N, out)
     if need_x or need_A:

@@ -20,6 +20,8 @@ from lora_np.backend import Array, ShapeError, get_xp
 from lora_np.ops.contract import Need, expect_same, wanted
 from lora_np.ops.linear import rows
 
+IGNORE_INDEX = -100  # the target that counts for nothing, PyTorch's convention
+
 
 class CrossEntropyCache(NamedTuple):
     """What :func:`cross_entropy_backward` reads."""
@@ -32,7 +34,7 @@ class CrossEntropyCache(NamedTuple):
 
 
 def cross_entropy_forward(
-    logits: Array, targets: Array, ignore_index: int = -100, count: int | None = None
+    logits: Array, targets: Array, ignore_index: int = IGNORE_INDEX, count: int | None = None
 ) -> tuple[Array, CrossEntropyCache]:
     """Compute the cross-entropy of `targets` under softmax(logits), in nats a token.
 
@@ -53,7 +55,7 @@ def cross_entropy_forward(
     Raises
     ------
     ValueError
-        If no token is kept and no count is given, or a target lies outside 0 .. V - 1.
+        If no token is kept, unless a count is given, or a target lies outside 0 .. V - 1.
     """
     if targets.shape != logits.shape[:-1]:
         raise ShapeError(
@@ -65,14 +67,14 @@ def cross_entropy_forward(
     kept, target = _kept_targets(targets.reshape(-1), ignore_index, z.shape[1])  # (N,), (N,)
     if count is None:
         count = int(kept.sum())
-        if count == 0:
-            raise ValueError(f"no token is kept: every target is ignore_index = {ignore_index}")
+    if count < 1:
+        raise ValueError(f"no token is kept: every target is ignore_index = {ignore_index}")
     z = z - z.real.max(axis=1, keepdims=True)  # (N, V), no exponent above 0
     p = xp.exp(z)  # (N, V)
     total = p.sum(axis=1, keepdims=True)  # (N, 1)
     p /= total
     nll = xp.log(total[:, 0]) - z[xp.arange(len(z)), target]  # (N,)
-    loss = (nll * kept).sum() / count
+    loss = nll[kept].sum() / count
     return loss, CrossEntropyCache(p, target, kept, count, logits.shape)
 
 
@@ -84,7 +86,7 @@ def cross_entropy_backward(
         return (None,)
     p, target, kept, divisor, shape = cache
     xp = get_xp(p)
-    weight = kept.astype(p.dtype) * (dy / divisor)  # (N,), zero for ignored tokens
+    weight = (kept * (dy / divisor)).astype(p.dtype)  # (N,), zero for ignored tokens
     dz = p * weight[:, None]  # (N, V)
     dz[xp.arange(len(p)), target] -= weight
     return (dz.reshape(shape),)
@@ -122,5 +124,6 @@ def mse_backward(
     need_y, need_target = wanted(need, 2)
     if not (need_y or need_target):
         return None, None
-    g = cache.error * (dy * (2.0 / cache.error.size))
+    e = cache.error
+    g = (e * (dy * (2.0 / e.size))).astype(e.dtype)
     return (g if need_y else None), (-g if need_target else None)

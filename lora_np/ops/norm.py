@@ -6,9 +6,10 @@ Shapes: x (..., d), gamma and beta (d,), y (..., d); means over the last axis::
     y = gamma xhat + beta
 
 Derivation. dbeta and dgamma sum over samples. For x, let g = dy gamma = dL/dxhat. A change of x_j
-moves xhat_i directly by rstd, through mu by -rstd / d, and through v by -xhat_i xhat_j rstd / d::
+moves xhat_i directly (where i = j), through mu, and through v::
 
-    dx = rstd (g - mean(g) - xhat mean(g xhat))
+    dxhat_i / dx_j = rstd (1[i = j] - 1 / d - xhat_i xhat_j / d)
+    dx_j = sum_i g_i dxhat_i / dx_j,  that is  dx = rstd (g - mean(g) - xhat mean(g xhat))
 
 Source: Ba, Kiros and Hinton (2016), arXiv:1607.06450, equation 4.
 """
@@ -49,7 +50,7 @@ def layernorm_forward(
     """
     expect_shape("gamma", gamma, *x.shape[-1:])
     expect_shape("beta", beta, *x.shape[-1:])
-    d = x.shape[-1]
+    d, eps = x.shape[-1], float(eps)  # an np.float64 would lift float32 to float64
     xhat = x - sum_last(x) / d  # (..., d), centred
     # Written out: np.var conjugates, which would break the complex step.
     variance = sum_last(xhat * xhat) / d  # (..., 1)
@@ -66,6 +67,7 @@ def layernorm_backward(
     """Return (dx, dgamma, dbeta) of :func:`layernorm_forward`."""
     xhat, rstd, gamma = cache
     need_x, need_gamma, need_beta = wanted(need, 3)
+    expect_shape("dy", dy, *xhat.shape)
     dx = dgamma = dbeta = None
     if need_x:
         d = dy.shape[-1]

@@ -2,7 +2,8 @@
 
 from lora_np.sweep.linear import LinearSettings
 from lora_np.sweep.plan import Trial
-from lora_np.sweep.run import SweepError, rank_sweep
+from lora_np.sweep.run import rank_sweep
+from lora_np.sweep.store import SweepError
 from lora_np.sweep.text import TextSettings
 
 __all__ = ["LinearSettings", "SweepError", "TextSettings", "Trial", "rank_sweep"]

@@ -6,11 +6,12 @@ inputs x are whitened, E[x x^T] = I, so the population loss of a change N is exa
     1/2 E ||(Delta W - N) x||^2 = 1/2 ||Delta W - N||_F^2
 
 By Eckart and Young (1936) no N of rank r gets below the floor 1/2 sum_{i>r} sigma_i^2. The sweep
-trains A and B by gradient descent and shows whether the measured loss sits on that floor.
+trains A and B (with Adam) and shows whether the measured loss sits on that floor.
 
-Sufficient statistics: a squared loss sees the data X (n, in) only through X^T X, so any R with
-R^T R = X^T X / n gives the same loss and gradient. R is the triangular factor of X's QR
-decomposition: in rows instead of n. Whitened, its rows are orthonormal.
+Sufficient statistics: with targets free of noise, the squared loss sees the data X (n, in) only
+through X^T X. So any R with R^T R = X^T X / n gives the same loss and gradient, and the triangular
+factor of X's QR decomposition is one with `in` rows where X had n. Whitened, R is diagonal with
+entries 1 or -1: the data are gone, and only the matrix problem is left.
 """
 
 from __future__ import annotations
@@ -28,9 +29,8 @@ from lora_np.backend import Array, one_blas_thread, to_device, to_host
 from lora_np.layers import Layer, Linear, LoRALinear, copy_model
 from lora_np.ops import mse_backward, mse_forward
 from lora_np.parameters import Grads
-from lora_np.rank import eckart_young_floor
+from lora_np.rank import eckart_young_floor, spectrum
 from lora_np.sweep.plan import Trial, check_numbers
-from lora_np.sweep.text import describe_change
 from lora_np.train import fit
 
 Arrays = dict[str, np.ndarray]
@@ -49,8 +49,6 @@ class LinearSettings:
         W0 is (d_out, d_in).
     decay : float
         The planted singular values are 1, decay, decay^2, ...
-    samples : int
-        Rows of X.
     steps : int
         Of every trial.
     lora_lr, full_lr : float
@@ -63,7 +61,6 @@ class LinearSettings:
     d_in: int = 64
     d_out: int = 48
     decay: float = 0.9
-    samples: int = 4096
     steps: int = 2000
     lora_lr: float = 0.05
     full_lr: float = 0.05
@@ -80,8 +77,6 @@ class LinearTask:
         if not 0.0 < s.decay <= 1.0:
             raise ValueError(f"decay = {s.decay}, expected 0 < decay <= 1")
         check_numbers(s, ("steps", "seeds", "d_in", "d_out"), ("lora_lr", "full_lr"))
-        if s.samples < s.d_in:
-            raise ValueError(f"samples = {s.samples}, expected at least d_in = {s.d_in}")
         blank = Linear(s.d_in, s.d_out, np.random.default_rng(0))
         for r in s.ranks:  # a rank that does not fit is told before anything is trained
             config = LoraConfig(r, target_modules="all-linear")
@@ -103,8 +98,8 @@ class LinearTask:
         U, _ = np.linalg.qr(rng.standard_normal((s.d_out, n)))  # orthonormal columns
         V, _ = np.linalg.qr(rng.standard_normal((s.d_in, n)))
         W0 = rng.standard_normal((s.d_out, s.d_in)) / math.sqrt(s.d_in)
-        X = whiten(rng.standard_normal((s.samples, s.d_in)))  # (samples, in)
-        _, R = np.linalg.qr(X / math.sqrt(s.samples))  # (in, in), R^T R = X^T X / samples
+        X = whiten(rng.standard_normal((8 * s.d_in, s.d_in)))  # (n, in)
+        _, R = np.linalg.qr(X / math.sqrt(len(X)))  # (in, in), R^T R = X^T X / n
         return {"W0": W0, "change": (U * sigma) @ V.T, "sigma": sigma, "R": R}
 
     def baseline(self, arrays: Arrays) -> dict[str, float]:
@@ -120,7 +115,7 @@ class LinearTask:
 
     def change_spectrum(self, arrays: Arrays, trained: Arrays) -> list[dict[str, Any]]:
         """Return the spectrum of the change that full training found."""
-        return [describe_change("W", trained["linear.W"] - arrays["W0"])]
+        return [{"name": "W", **spectrum(trained["linear.W"] - arrays["W0"]).as_dict()}]
 
 
 def whiten(X: np.ndarray) -> np.ndarray:

@@ -6,11 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lora_np.backend import get_device, like
-from lora_np.checkpoint import load_arrays, load_json
+from lora_np.backend import get_device
+from lora_np.checkpoint import load_arrays, load_parameters
 from lora_np.gpt import GPT
-from lora_np.sweep.plan import Trial
-from lora_np.sweep.run import SweepError
+from lora_np.sweep.store import SweepError, as_trial, model_file, read_results
 from lora_np.sweep.text import TextSettings, adapted_model, rebuild_base
 
 
@@ -31,8 +30,8 @@ def load_model(folder: Path, which: str = "best", device: str = "cpu") -> GPT:
         If the folder has no such model.
     """
     get_device(device)
-    results = load_json(folder / "results.json")
-    if results.get("settings", {}).get("task") != "text":
+    results = read_results(folder / "results.json")
+    if results["settings"].get("task") != "text":
         raise SweepError(f"{folder} is no text sweep: only those have a model that writes")
     settings = text_settings(results["settings"], device)
     base = rebuild_base(settings, load_arrays(folder / "base.npz"))
@@ -42,10 +41,7 @@ def load_model(folder: Path, which: str = "best", device: str = "cpu") -> GPT:
         raise SweepError(f"{folder} is not finished: run the sweep again, or take --model base")
     run = _pick(results["runs"], which)
     model = adapted_model(settings, base, run["rank"], run["seed"])
-    trial = Trial(run["method"], run["rank"], run["seed"], run["lr"])
-    for name, array in load_arrays(folder / "models" / f"{trial}.npz").items():
-        p = model.parameters()[name]
-        p.value = like(array, p.value)
+    load_parameters(model_file(folder, as_trial(run)), model)
     return model
 
 

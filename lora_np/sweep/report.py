@@ -1,68 +1,16 @@
-"""What a sweep says: how long it will take, how far it is, and the table at the end."""
+"""What a sweep says: how far it is, and the table at the end."""
 
 from __future__ import annotations
 
 import math
 import sys
-import time
-from concurrent.futures import Executor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lora_np.checkpoint import load_json
-from lora_np.gpt import GPT
-from lora_np.sweep.linear import LinearSettings
-from lora_np.sweep.plan import Trial, expected_number
-from lora_np.sweep.run import TASKS, TRIALS, InProcess, Progress, Settings
-from lora_np.sweep.text import TextSettings
-
-
-def estimate(settings: Settings, executor: Executor | None = None, jobs: int = 1) -> float:
-    """Return about how many seconds the sweep takes.
-
-    A few steps are timed in `jobs` trials at once, since busy neighbours slow each other down; the
-    rest is counted.
-    """
-    rng = np.random.default_rng(0)
-    trials = expected_number(settings) + len(settings.ranks) // 2  # some searches go further
-    rounds = math.ceil(trials / jobs)
-    if isinstance(settings, LinearSettings):
-        arrays = TASKS["linear"](settings).prepare(Path(), False)
-        small, large = replace(settings, steps=20), replace(settings, steps=220)
-    else:
-        model = GPT(settings.gpt(), rng)
-        arrays = {name: p.value for name, p in model.parameters().items()}
-        arrays["adapt"] = rng.integers(0, 256, 100 * settings.block_size).astype(np.uint8)
-        small = replace(settings, steps=2, windows=1)
-        large = replace(small, steps=12)
-    _slowest(small, arrays, executor, jobs)  # starts the workers
-    once, more = (_slowest(s, arrays, executor, jobs) for s in (small, large))
-    step = max(more - once, 0.0) / (large.steps - small.steps)
-    seconds = rounds * (settings.steps * step)
-    if isinstance(settings, TextSettings):
-        # A forward alone costs a third of a step; there are three slices to evaluate.
-        evaluation = settings.windows / settings.batch_size * step
-        seconds += step * settings.pretrain_steps + rounds * evaluation
-    return seconds + 1.0
-
-
-def _slowest(
-    settings: Settings, arrays: dict[str, np.ndarray], executor: Executor | None, jobs: int
-) -> float:
-    """Run `jobs` equal trials at once; return the longest one's seconds."""
-    where = executor or InProcess()
-    futures = [where.submit(time_trial, settings, arrays) for _ in range(jobs)]
-    return max(future.result() for future in futures)
-
-
-def time_trial(settings: Settings, arrays: dict[str, np.ndarray]) -> float:
-    """Return how many seconds a trial takes."""
-    start = time.perf_counter()
-    TRIALS[settings.task](settings, arrays, Trial("full", None, 0, 1e-4))
-    return time.perf_counter() - start
+from lora_np.sweep.run import Progress
 
 
 class Terminal:
@@ -156,6 +104,8 @@ def table(results: dict[str, Any]) -> str:
             continue
         test, deviation, n = columns["test"][rank]
         spread = f" +- {deviation:.2g}" if n > 1 else ""
+        if n < results["settings"]["seeds"]:
+            spread += f" ({n} of {results['settings']['seeds']} seeds, the others diverged)"
         if linear:
             final = "" if rank is None else f"{results['floors'][rank]:.4g}"
         else:
@@ -165,24 +115,34 @@ def table(results: dict[str, Any]) -> str:
             f"{columns['train'][rank][0]:>10.4g}{columns['validation'][rank][0]:>12.4g}"
             f"{test:>11.4g}{spread:<9}{final:>16}"
         )
-    return "\n".join([*lines, *([] if linear else _flat(columns["test"]))])
+    return "\n".join([*lines, *([] if linear else _flat(results))])
 
 
 def _label(rank: int | None) -> str:
     return "full" if rank is None else f"r = {rank}"
 
 
-def _flat(test: dict[int | None, tuple[float, float, int]]) -> list[str]:
-    """Say from which rank on a higher one gains nothing beyond the spread over seeds."""
-    ranks = sorted(r for r in test if r is not None)
-    if len(ranks) < 2 or min(test[r][2] for r in ranks) < 2:
+def _flat(results: dict[str, Any]) -> list[str]:
+    """Say from which rank on no rank gains on a lower one beyond the spread over seeds.
+
+    Equal seeds see equal batches, so a gain is the mean of the differences seed by seed; it counts
+    beyond two of its standard errors. That is a rule of thumb: with three seeds one in ten such
+    gains would be chance.
+    """
+    loss: dict[int, dict[int, float]] = {}
+    for run in results["runs"]:
+        if run["rank"] is not None and run["test_loss"] is not None:
+            loss.setdefault(run["rank"], {})[run["seed"]] = run["test_loss"]
+    ranks = sorted(loss)
+    if len(ranks) < 2 or min(len(seeds) for seeds in loss.values()) < 2:
         return []  # one seed has no spread to compare with
 
     def gains(low: int, high: int) -> bool:
-        (a, da, n), (b, db, m) = test[low], test[high]
-        return a - b > 2.0 * math.sqrt(da * da / n + db * db / m)  # two standard errors
+        d = [loss[low][s] - loss[high][s] for s in loss[low] if s in loss[high]]
+        return len(d) > 1 and float(np.mean(d)) > 2.0 * float(np.std(d, ddof=1)) / math.sqrt(len(d))
 
-    flat = [r for i, r in enumerate(ranks) if not any(gains(r, q) for q in ranks[i + 1 :])]
+    rough = [low for i, low in enumerate(ranks) if any(gains(low, q) for q in ranks[i + 1 :])]
+    flat = [r for r in ranks if all(r > low for low in rough)]
     if flat[0] == ranks[-1]:
         return [f"not flat yet: r = {ranks[-1]} still gains beyond two standard errors"]
-    return [f"flat from r = {flat[0]} on: no higher rank gains beyond two standard errors"]
+    return [f"flat from r = {flat[0]} on: no further gain beyond two standard errors, seed by seed"]

@@ -9,35 +9,54 @@ executor or on the order in which trials end.
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from lora_np.checkpoint import CheckpointError, load_arrays, load_json, save_arrays, save_json
+from lora_np.checkpoint import load_arrays, save_arrays, save_json
 from lora_np.sweep.linear import LinearSettings, LinearTask, run_linear_trial
 from lora_np.sweep.plan import Trial, chosen_trials, expected_number, next_trials
+from lora_np.sweep.store import Results, done_trials, model_file, open_results
 from lora_np.sweep.text import TextSettings, TextTask, run_text_trial
 from lora_np.train import Diverged
 
 Settings = TextSettings | LinearSettings
-Results = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
 LOSSES = ("train_loss", "validation_loss", "test_loss")
 MEASURED = ("trainable_parameters", *LOSSES, "seconds")
 
-TASKS: dict[str, Any] = {"text": TextTask, "linear": LinearTask}
+
+class Task(Protocol):
+    """What a task offers; its trials are the functions in TRIALS, which travel to the workers."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the results depend on beside the settings."""
+        ...
+
+    def prepare(self, folder: Path, progress: bool) -> Arrays:
+        """Return the arrays that trials need."""
+        ...
+
+    def baseline(self, arrays: Arrays) -> dict[str, float]:
+        """Return the losses of the base, not adapted."""
+        ...
+
+    def facts(self, arrays: Arrays) -> dict[str, Any]:
+        """Return what theory knows beforehand: nothing, or a floor."""
+        ...
+
+    def change_spectrum(self, arrays: Arrays, trained: Arrays) -> list[dict[str, Any]]:
+        """Return the spectrum of what full fine-tuning changed, matrix by matrix."""
+        ...
+
+
+TASKS: dict[str, Callable[[Any], Task]] = {"text": TextTask, "linear": LinearTask}
 TRIALS: dict[str, Callable] = {"text": run_text_trial, "linear": run_linear_trial}
-
-
-class SweepError(ValueError):
-    """A sweep that cannot be run or resumed as asked; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,7 @@ def rank_sweep(
     """
     task = TASKS[settings.task](settings)
     folder = Path(out)
-    results = open_results(folder, settings, task.identity())
+    results = _open(settings, task, folder)
     if results["complete"]:
         return results
     arrays = task.prepare(folder, progress)
@@ -110,50 +129,12 @@ def rank_sweep(
 def check_sweep(settings: Settings, out: str | Path) -> bool:
     """Return whether `out` holds this sweep, complete; raise what rank_sweep would raise."""
     task = TASKS[settings.task](settings)
-    return open_results(Path(out), settings, task.identity())["complete"]
+    return bool(_open(settings, task, out)["complete"])
 
 
-def open_results(folder: Path, settings: Settings, identity: dict[str, Any]) -> Results:
-    """Return the results in `folder`, or new ones if it has none."""
-    made_with = {"task": settings.task, **asdict(settings), **identity}
-    made_with = {k: list(v) if isinstance(v, tuple) else v for k, v in made_with.items()}
-    path = folder / "results.json"
-    try:
-        (folder / "models").mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise SweepError(f"{folder} cannot be written: choose another --out")
-    if not path.exists():
-        versions = {"python": platform.python_version(), "numpy": np.__version__}
-        return {"settings": made_with, "versions": versions, "complete": False, "trials": []}
-    try:
-        results = load_json(path)
-        before = dict(results["settings"])
-    except (CheckpointError, KeyError, TypeError, ValueError):
-        raise SweepError(f"{path} is no results file of a sweep: choose another --out") from None
-    if before != made_with:
-        raise SweepError(f"{path} is of other settings ({_difference(before, made_with)}): {_ELSE}")
-    return results
-
-
-_ELSE = "choose another --out, or remove it"
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
-    name = changed[0]
-    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-    return f"{name} {before.get(name)}, now {now.get(name)}{more}"
-
-
-def done_trials(results: Results) -> dict[Trial, float | None]:
-    """Return the validation loss of every trial that is done."""
-    return {
-        Trial(t["method"], t["rank"], t["seed"], t["lr"]): t["validation_loss"]
-        for t in results["trials"]
-    }
+def _open(settings: Settings, task: Task, out: str | Path) -> Results:
+    made_with = {"task": settings.task, **asdict(settings), **task.identity()}
+    return open_results(Path(out), made_with)
 
 
 def _run_trials(
@@ -180,7 +161,7 @@ def _run_trials(
             trial = running.pop(future)
             result, trained = future.result()
             if trained:
-                save_arrays(folder / "models" / f"{trial}.npz", trained)
+                save_arrays(model_file(folder, trial), trained)
             results["trials"].append({**trial.as_dict(), **result})
             save_json(folder / "results.json", results)
             if listen is not None:
@@ -204,7 +185,7 @@ def guarded_trial(
 
 
 def _finish(
-    settings: Settings, task: Any, arrays: Arrays, results: Results, folder: Path
+    settings: Settings, task: Task, arrays: Arrays, results: Results, folder: Path
 ) -> Results:
     """Pick the runs that make up the curve, take the change's spectrum, drop the other models."""
     done = done_trials(results)
@@ -213,12 +194,11 @@ def _finish(
     results["runs"] = [by_trial[trial] for trial in chosen]
     full = next((t for t in chosen if t.method == "full"), None)
     if full is not None:
-        trained = load_arrays(folder / "models" / f"{full}.npz")
+        trained = load_arrays(model_file(folder, full))
         results["spectrum"] = task.change_spectrum(arrays, trained)
     results["complete"] = True
     save_json(folder / "results.json", results)
-    kept = {f"{trial}.npz" for trial in chosen}
-    for path in (folder / "models").glob("*.npz"):
-        if path.name not in kept:
-            path.unlink()
+    for trial in done:
+        if trial not in chosen:
+            model_file(folder, trial).unlink(missing_ok=True)
     return results

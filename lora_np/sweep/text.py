@@ -21,7 +21,7 @@ import numpy as np
 
 from lora_np.adapt import LoraConfig, inject
 from lora_np.backend import one_blas_thread, to_device, to_host
-from lora_np.checkpoint import CheckpointError, load_arrays, load_json, save_arrays, save_json
+from lora_np.checkpoint import CheckpointError, fill, load_arrays, load_json, save_arrays, save_json
 from lora_np.data import (
     VOCAB_SIZE,
     DataError,
@@ -38,7 +38,8 @@ from lora_np.gpt import GPT, GPTConfig
 from lora_np.layers import Linear, copy_model
 from lora_np.rank import spectrum
 from lora_np.sweep.plan import Trial, check_numbers
-from lora_np.train import evaluate, fit
+from lora_np.sweep.store import SweepError
+from lora_np.train import Diverged, evaluate, fit
 
 Arrays = dict[str, np.ndarray]
 
@@ -127,8 +128,7 @@ class TextTask:
         base = self._cached_base(folder)
         if base is None:
             base = self._pretrain(progress)
-            save_arrays(folder / "base.npz", base)
-            save_json(folder / "base.json", self._base_key())
+            self._store_base(folder, base, "here")
         return {**base, "adapt": self.adaptation}
 
     def baseline(self, arrays: Arrays) -> dict[str, float]:
@@ -150,31 +150,50 @@ class TextTask:
         """Return the spectrum of every linear layer's change under full fine-tuning."""
         model = GPT(self.settings.gpt(), np.random.default_rng(0))
         names = [f"{path}.W" for path, m in model.modules().items() if isinstance(m, Linear)]
-        return [describe_change(name, trained[name] - arrays[name]) for name in names]
+        return [
+            {"name": name, **spectrum(trained[name] - arrays[name]).as_dict()} for name in names
+        ]
 
     def _base_key(self) -> dict[str, Any]:
         names = ("pretrain_steps", "batch_size", "block_size", "d_model", "n_layer", "n_head")
         kept = {name: getattr(self.settings, name) for name in (*names, "pretrain_lr", "device")}
         return {**kept, "pretrain_text_sha256": _sha256(self.pretraining)}
 
+    def _store_base(self, folder: Path, base: Arrays, made: str) -> None:
+        """Write the base, and then what it was made from: a key never names another base."""
+        (folder / "base.json").unlink(missing_ok=True)
+        save_arrays(folder / "base.npz", base)
+        key, total = self._base_key(), _sha256(*base.values())
+        save_json(folder / "base.json", {"key": key, "sha256": total, "made": made})
+
     def _cached_base(self, folder: Path) -> Arrays | None:
         """Look for an equal base in this run's folder, then in its neighbours."""
         for found in [folder / "base.json", *sorted(folder.parent.glob("*/base.json"))]:
             try:
-                if load_json(found) == self._base_key():
-                    base = load_arrays(found.with_suffix(".npz"))
-                    if found.parent != folder:
-                        save_arrays(folder / "base.npz", base)
-                        save_json(folder / "base.json", self._base_key())
-                    return base
-            except CheckpointError:
+                about, base = load_json(found), load_arrays(found.with_suffix(".npz"))
+                if (about["key"], about["sha256"]) != (self._base_key(), _sha256(*base.values())):
+                    continue
+            except (CheckpointError, KeyError, TypeError):
                 continue
+            if found.parent != folder:
+                self._store_base(folder, base, f"copied from {found.parent}")
+            return base
         return None
 
     def _pretrain(self, progress: bool) -> Arrays:
         s, rng = self.settings, np.random.default_rng(0)
         model = copy_model(GPT(s.gpt(), rng), device=s.device)
         train = split(self.pretraining).train
+        try:
+            self._fit_base(model, train, rng, progress)
+        except Diverged as error:
+            raise SweepError(f"pretraining: {error}; --pretrain-lr sets it") from None
+        return {name: to_host(p.value) for name, p in model.parameters().items()}
+
+    def _fit_base(
+        self, model: GPT, train: np.ndarray, rng: np.random.Generator, progress: bool
+    ) -> None:
+        s = self.settings
         with one_blas_thread():
             fit(
                 model,
@@ -184,7 +203,6 @@ class TextTask:
                 warmup=min(50, s.pretrain_steps // 4),
                 progress=progress,
             )
-        return {name: to_host(p.value) for name, p in model.parameters().items()}
 
 
 def run_text_trial(
@@ -217,9 +235,8 @@ def run_text_trial(
 def rebuild_base(settings: TextSettings, arrays: Arrays) -> GPT:
     """Return the pretrained GPT from its arrays."""
     model = GPT(settings.gpt(), np.random.default_rng(0))
-    for name, p in model.parameters().items():
-        p.value = to_device(arrays[name], settings.device)
-    return model
+    fill(model, {name: array for name, array in arrays.items() if name != "adapt"}, "base.npz")
+    return copy_model(model, device=settings.device)
 
 
 def adapted_model(settings: TextSettings, base: GPT, rank: int | None, seed: int) -> GPT:
@@ -242,19 +259,8 @@ def batches(
     return draw
 
 
-def describe_change(name: str, change: np.ndarray) -> dict[str, Any]:
-    """Return a change's singular values and rank measures, ready for JSON."""
-    found = spectrum(change)
-    return {
-        "name": name,
-        "shape": list(change.shape),
-        "singular_values": [float(f"{s:.6g}") for s in found.singular_values],
-        "stable_rank": found.stable_rank,
-        "effective_rank": found.effective_rank,
-        "participation_ratio": found.participation_ratio,
-        "energy_ranks": {f"{f:.2f}": k for f, k in found.energy_ranks.items()},
-    }
-
-
-def _sha256(tokens: np.ndarray) -> str:
-    return hashlib.sha256(tokens.tobytes()).hexdigest()[:16]
+def _sha256(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]

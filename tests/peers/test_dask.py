@@ -9,7 +9,7 @@ from lora_np.sweep import LinearSettings, TextSettings, rank_sweep
 
 pytestmark = pytest.mark.peers
 
-LINEAR = LinearSettings(ranks=(1, 3), seeds=2, d_in=12, d_out=10, samples=100, steps=200)
+LINEAR = LinearSettings(ranks=(1, 3), seeds=2, d_in=12, d_out=10, steps=200)
 TEXT = TextSettings(
     ranks=(1, 2),
     seeds=2,
