@@ -26,6 +26,27 @@ QUICK = {
 }
 
 
+WHOLE = {
+    "seeds": "number of seeds",
+    "steps": "of each run",
+    "pretrain-steps": "of the base",
+    "batch-size": "windows a batch",
+    "block-size": "bytes a window",
+    "d-model": "width of the transformer",
+    "n-layer": "its blocks",
+    "n-head": "heads a block",
+    "windows": "held-out windows to evaluate",
+    "d-in": "linear task: columns of W0",
+    "d-out": "linear task: rows of W0",
+}
+REAL = {
+    "pretrain-lr": "learning rate of the base",
+    "lora-lr": "where LoRA's searches for a learning rate start",
+    "full-lr": "where full fine-tuning's search starts",
+    "decay": "linear task: ratio of neighbouring planted singular values",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     arguments = parser().parse_args(argv)
@@ -83,7 +104,9 @@ def _add_sweep(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep",
         help="loss against rank: pretrain, adapt at every rank, compare",
-        description="Options that a task does not have are refused. Steps are those of a run.",
+        description="Defaults are those of lora_np.sweep.TextSettings and LinearSettings; "
+        "an option that the task does not have is refused. An equal pretrained base in a folder "
+        "beside DIR is copied rather than trained again.",
     )
     add = sweep.add_argument
     add("--task", choices=("text", "linear"), default="text")
@@ -91,17 +114,13 @@ def _add_sweep(commands: Any) -> None:
     add("--out", type=Path, metavar="DIR", help="default: runs/<task>-<settings>/")
     add("--jobs", type=int, help="processes; default: one a core")
     add("--ranks", type=_ranks, metavar="R,R,...")
-    add("--seeds", type=int, help="number of seeds")
-    add("--steps", type=int)
     add("--target-modules", type=_targets, metavar="NAME,NAME|all-linear|REGEX")
-    add("--pretrain-text", metavar="FILE")
-    add("--adapt-text", metavar="FILE")
-    for name in ("pretrain-steps", "batch-size", "block-size", "d-model", "n-layer", "n-head"):
-        add(f"--{name}", type=int)
-    for name in ("windows", "d-in", "d-out"):
-        add(f"--{name}", type=int)
-    for name in ("pretrain-lr", "lora-lr", "full-lr", "decay"):
-        add(f"--{name}", type=float)
+    add("--pretrain-text", metavar="FILE", help="your own text for the base")
+    add("--adapt-text", metavar="FILE", help="your own text to adapt it to")
+    for name, meaning in WHOLE.items():
+        add(f"--{name}", type=int, help=meaning)
+    for name, meaning in REAL.items():
+        add(f"--{name}", type=float, help=meaning)
     add("--device", help="cpu or cuda")
     sweep.set_defaults(run=run_sweep)
 
