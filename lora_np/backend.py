@@ -10,6 +10,9 @@ import ctypes
 import os
 import sys
 import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -108,6 +111,42 @@ class one_blas_thread:
             here._inside -= 1
             if here._inside == 0:
                 here._limits.restore_original_limits()
+
+
+class Crew:
+    """Python threads that share work; with more than one, BLAS is held at one thread each.
+
+    NumPy's loops and BLAS release the interpreter's lock, so two halves of a batch run side by
+    side. Threads inside BLAS would compete with these: the two together are slower than either.
+
+    Parameters
+    ----------
+    threads : int
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pool: Executor | None = None
+
+    def __enter__(self) -> Crew:
+        if self.threads > 1:
+            self._blas = one_blas_thread()
+            self._blas.__enter__()
+            self._pool = ThreadPoolExecutor(self.threads)
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._blas.__exit__()
+
+    def map(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """Return `work` of each item, in order."""
+        if self._pool is None:
+            return [work(item) for item in items]
+        # np.errstate lives in a thread's context: hand it on.
+        contexts = [copy_context() for _ in items]
+        return list(self._pool.map(lambda c, item: c.run(work, item), contexts, items))
 
 
 def cores() -> int:

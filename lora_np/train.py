@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.backend import Array, like
+from lora_np.backend import Array, Crew, like
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, schedule
 from lora_np.parameters import Grads, Packed, pack
@@ -79,6 +79,9 @@ class Recipe:
         Largest global norm of the gradient; None does not clip.
     accumulate : int
         Parts in which a batch is worked through, to save memory; the result is the same.
+    threads : int
+        Python threads that share every batch, with BLAS at one thread each; the result is the
+        same to rounding, and bit for bit from run to run.
     options : mapping
         For the optimizer, e.g. ``{"weight_decay": 0.1}``.
     """
@@ -88,6 +91,7 @@ class Recipe:
     warmup: int = 0
     clip: float | None = 1.0
     accumulate: int = 1
+    threads: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,6 +99,8 @@ class Recipe:
             raise ValueError(f"clip = {self.clip}, expected a norm above 0, or None")
         if self.accumulate < 1:
             raise ValueError(f"accumulate = {self.accumulate}, expected at least 1 part")
+        if self.threads < 1:
+            raise ValueError(f"threads = {self.threads}, expected at least 1")
 
 
 def fit(
@@ -140,8 +146,10 @@ def fit(
     """
     if steps < 1 or not 0.0 < lr < math.inf:
         raise ValueError(f"steps = {steps} and lr = {lr}, expected at least 1, and above 0")
-    trainer = _Trainer(model, Recipe(**recipe), steps, lr, rng)
-    with _bar(progress, steps) as bar, np.errstate(over="ignore", invalid="ignore"):
+    how = Recipe(**recipe)
+    trainer = _Trainer(model, how, steps, lr, rng)
+    quiet = np.errstate(over="ignore", invalid="ignore")
+    with _bar(progress, steps) as bar, quiet, Crew(how.threads) as trainer.crew:
         for step in range(steps):
             batch = sample()
             trainer.step(step, batch)
@@ -162,12 +170,13 @@ class _Trainer:
         self.factor = schedule(recipe.schedule, steps, warmup=recipe.warmup)
         self.good = self.packed.vector.copy()  # its loss and gradient were finite
         self.history, self.start = History(), time.perf_counter()
+        self.crew = Crew(1)
 
     def step(self, step: int, batch: Batch) -> None:
         """Take one step and record it."""
         recipe, history = self.recipe, self.history
         loss, gradient = loss_and_gradient(
-            self.model, self.packed, batch, recipe.accumulate, self.rng
+            self.model, self.packed, batch, recipe.accumulate, self.rng, self.crew
         )
         norm = global_norm(gradient)
         self.stop_unless_finite(step, "loss", loss)
@@ -200,28 +209,36 @@ def loss_and_gradient(
     batch: Batch,
     accumulate: int = 1,
     rng: np.random.Generator | None = None,
+    crew: Crew | None = None,
 ) -> tuple[float, Array]:
     """Return the loss of a batch and its gradient (n,), worked through in `accumulate` parts.
 
-    Every part divides by the whole batch's count, so that losses and gradients simply add: the
-    mean of the parts' means would be another number where parts keep different counts. Dropout's
-    masks are those of the whole batch.
+    A crew of several threads shares each part. Every piece divides by the whole batch's count, so
+    that losses and gradients simply add: the mean of the pieces' means would be another number
+    where pieces keep different counts. Dropout's masks are those of the whole batch. Pieces are
+    added up in a fixed order.
     """
     inputs, targets = batch
+    crew = crew or Crew(1)
+    pieces = min(accumulate * crew.threads, max(accumulate, len(inputs)))
     if accumulate > len(inputs):
         raise ValueError(f"accumulate = {accumulate} parts of a batch of {len(inputs)} samples")
-    if accumulate == 1:
+    if pieces == 1:
         return _add_up(model, packed, [(inputs, targets, rng)])
     count = int((targets != IGNORE_INDEX).sum())
-    parts, draws = [], []
-    for part in np.array_split(np.arange(len(inputs)), accumulate):
+    parts = []
+    for part in np.array_split(np.arange(len(inputs)), pieces):
         rows = slice(int(part[0]), int(part[-1]) + 1)
-        draws.append(None if rng is None else RowsOfBatch(rng, rows, len(inputs)))
-        parts.append((inputs[rows], targets[rows], draws[-1]))
-    result = _add_up(model, packed, parts, count=count)
+        draws = None if rng is None else RowsOfBatch(rng, rows, len(inputs))
+        parts.append((inputs[rows], targets[rows], draws))
+    shares = [parts[i :: crew.threads] for i in range(min(crew.threads, pieces))]
+    done = crew.map(lambda share: _add_up(model, packed, share, count=count), shares)
     if rng is not None:  # as if the whole batch had drawn
-        rng.bit_generator.state = draws[0].bit_generator.state
-    return result
+        rng.bit_generator.state = parts[0][2].bit_generator.state
+    gradient = done[0][1]
+    for _, other in done[1:]:
+        gradient += other
+    return sum(loss for loss, _ in done), gradient
 
 
 def _add_up(

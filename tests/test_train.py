@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from lora_np.adapt import LoraConfig, inject
 from lora_np.gpt import GPT, GPTConfig
@@ -144,6 +145,45 @@ def test_training_in_parts_gives_the_model_of_whole_batches(dropout):
     assert_equal(found[1][0], found[0][0], atol=TIGHT)
     assert found[1][1] == pytest.approx(found[0][1], abs=TIGHT)
     assert found[1][2] == found[0][2] == 6 * 4 * T
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_threads_that_share_a_batch_give_the_model_of_one(dropout, parts):
+    found = []
+    for threads in (1, 2, 3, 3):
+        model = make_gpt(dropout=dropout)
+        options = {"steps": 4, "lr": 0.1, "optimizer": "sgd", "accumulate": parts}
+        rng = np.random.default_rng(5)
+        history = fit(model, sampler(B=4), threads=threads, rng=rng, **options)
+        found.append((values(model), history.loss))
+    for other, losses in found[1:]:
+        assert_equal(other, found[0][0], atol=TIGHT)
+        assert losses == pytest.approx(found[0][1], abs=TIGHT)
+    assert found[2][1] == found[3][1]  # bit for bit, with a fixed number of threads
+
+
+def test_more_threads_than_samples_are_not_used():
+    one, many = (
+        fit(make_gpt(), sampler(B=2), steps=2, lr=0.1, threads=threads) for threads in (1, 5)
+    )
+    assert many.loss == pytest.approx(one.loss, abs=TIGHT)
+
+
+def test_threads_leave_blas_as_they_found_it():
+    def blas():
+        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+    seen, before = [], blas()
+    fit(make_gpt(), sampler(), steps=1, lr=0.1, threads=2, validate=lambda: seen.append(blas()))
+    assert seen == [[1] * len(before)] and blas() == before
+
+
+def test_a_loss_that_is_not_finite_stops_threads_without_a_warning():
+    model = make_gpt()
+    model.ln_f.gamma.value[...] = 1e308
+    with pytest.raises(Diverged, match="at step 0"):
+        fit(model, sampler(B=4), steps=2, lr=0.1, threads=2)
 
 
 def test_more_parts_than_samples_is_an_error():
