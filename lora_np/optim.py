@@ -22,6 +22,9 @@ from lora_np.backend import Array, get_xp
 from lora_np.parameters import Packed
 
 
+CHUNK = 1 << 16  # entries; every entry's update is its own, so chunks change no bit
+
+
 class SGD:
     """Stochastic gradient descent, with momentum if asked.
 
@@ -68,14 +71,17 @@ class Adam:
 
     def step(self, gradient: Array, lr: float) -> None:
         """Move the vector (n,) against `gradient` (n,)."""
-        (b1, b2), m, v = self.betas, self.m, self.v
-        self.t += 1
-        m *= b1
-        m += (1.0 - b1) * gradient
-        v *= b2
-        v += (1.0 - b2) * (gradient * gradient)
-        denominator = get_xp(v).sqrt(v / (1.0 - b2**self.t)) + self.eps
-        self.packed.vector -= (lr / (1.0 - b1**self.t)) * (m / denominator)
+        (b1, b2), self.t = self.betas, self.t + 1
+        for start in range(0, len(self.m), CHUNK):  # what a chunk needs stays in the cache
+            part = slice(start, start + CHUNK)
+            g, m, v = gradient[part], self.m[part], self.v[part]
+            m *= b1
+            m += (1.0 - b1) * g
+            v *= b2
+            v += (1.0 - b2) * (g * g)
+            denominator = get_xp(v).sqrt(v / (1.0 - b2**self.t))
+            denominator += self.eps
+            self.packed.vector[part] -= (lr / (1.0 - b1**self.t)) * (m / denominator)
 
 
 class AdamW(Adam):
