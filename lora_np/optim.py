@@ -21,7 +21,6 @@ from typing import Any
 from lora_np.backend import Array, get_xp
 from lora_np.parameters import Packed
 
-
 CHUNK = 1 << 16  # entries; every entry's update is its own, so chunks change no bit
 
 
