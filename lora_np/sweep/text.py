@@ -201,7 +201,7 @@ class TextTask:
                 steps=s.pretrain_steps,
                 lr=s.pretrain_lr,
                 warmup=min(50, s.pretrain_steps // 4),
-                threads=2 if s.device == "cpu" else 1,  # fixed: the cores must not matter
+                threads=2,  # a fixed number: how many cores there are must not matter
                 progress=progress,
             )
 
