@@ -1,0 +1,66 @@
+"""NumPy against itself: memory kept or not, LoRA's memory, merged and unmerged inference."""
+
+from __future__ import annotations
+
+from tests.benchmarks.measure import Result, Row, Spread, Turn, take_turns
+from tests.benchmarks.plan import MERGED_GOAL, METHODS, RANK, UNMERGED_GOALS, Plan
+from tests.benchmarks.workers import Worker
+
+SIDE = "numpy_side.NumpySide"
+
+
+def measure_allocator(plan: Plan) -> Result:
+    """Measure a step where freed memory goes back to the system / where it is kept.
+
+    Only the first two sizes: in larger ones the products hide the difference.
+    """
+    result = Result()
+    with (
+        Worker(SIDE, threads=plan.threads, keep=False) as plain,
+        Worker(SIDE, threads=plan.threads, keep=True) as kept,
+    ):
+        for size in plan.sizes[:2]:
+            turns: dict[str, Turn] = {}
+            for label, worker in {"given back": plain, "kept": kept}.items():
+                worker.call("forget")
+                for method, rank in METHODS.items():
+                    worker.call("add_step", method, size, rank)
+                    turns[f"{label}, {method}"] = (worker, method)
+            times = take_turns(turns, plan.rounds, plan.slice_seconds / 2)
+            result.note(times, size.name)
+            for method in METHODS:
+                ratio = times[f"given back, {method}"].over(times[f"kept, {method}"])
+                result.add(Row(f"{method}: memory given back / kept", size.name, ratio))
+        result.waited({"given back": plain, "kept": kept})
+    return result
+
+
+def measure_memory(plan: Plan) -> Result:
+    """Measure the most memory held during a LoRA step / a full one; a count, without spread."""
+    result = Result()
+    with Worker(SIDE, threads=plan.threads) as worker:
+        for size in plan.sizes:
+            peaks = {name: worker.call("peak_memory", size, r) for name, r in METHODS.items()}
+            ratio = Spread((peaks["LoRA"] / peaks["full"],))
+            result.add(Row("LoRA / full, peak memory", size.name, ratio))
+            for method, peak in peaks.items():
+                what = f"peak memory, {method}"
+                result.add(Row(what, size.name, Spread((peak / 2**20,)), unit="MiB"))
+    return result
+
+
+def measure_inference(plan: Plan) -> Result:
+    """Measure the forward of a merged and of an unmerged model / the base's."""
+    result = Result()
+    with Worker(SIDE, threads=plan.threads) as worker:
+        for size in plan.sizes:
+            worker.call("forget")
+            worker.call("add_inference", size, RANK)
+            turns = {name: (worker, name) for name in ("base", "merged", "unmerged")}
+            times = take_turns(turns, plan.rounds, plan.slice_seconds)
+            result.note(times, size.name)
+            goals = {"merged": MERGED_GOAL, "unmerged": UNMERGED_GOALS.get(size.name)}
+            for name, goal in goals.items():
+                ratio = times[name].over(times["base"])
+                result.add(Row(f"{name} / base, forward", size.name, ratio, goal))
+    return result

@@ -1,0 +1,237 @@
+"""tests.benchmarks: the harness at toy sizes, without PyTorch. What it measures is not asserted."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.benchmarks import __main__ as command
+from tests.benchmarks import measure, report
+from tests.benchmarks.measure import Result, Row, Spread, exponent
+from tests.benchmarks.models import step_flops
+from tests.benchmarks.plan import DEFAULT, QUICK, RANK, Plan, Size
+from tests.benchmarks.steps import Disagreement, check_losses
+from tests.benchmarks.workers import THREAD_SETTINGS, Worker, WorkerError, thread_settings
+
+EXACT = 1e-12  # relative, of a few operations on Python floats
+TOY = Size("toy", d_model=8, n_layer=1, n_head=2, T=4, batch_size=2, vocab_size=16)
+PLAN = Plan(
+    sizes=(TOY,),
+    rounds=2,
+    slice_seconds=1e-3,
+    ledger={"T": (4, 8), "r": (1, 8)},
+    slow_rounds=1,
+    threads=1,
+    peers=False,
+)
+INSIDE = ("steps", "allocator", "memory", "inference", "generation", "ledger", "first-step")
+FIELDS = {
+    "benchmark", "what", "case", "unit", "median", "low", "high", "rounds", "reference",
+    "reference_is", "verdict",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The content of benchmarks.json and the folder of a whole run, all but the sweep."""
+    out = tmp_path_factory.mktemp("benchmarks")
+    assert command.main(["--only", ",".join(INSIDE), "--out", str(out)], PLAN) == 0
+    return json.loads((out / "benchmarks.json").read_text(encoding="utf-8")), out
+
+
+@pytest.fixture
+def worker():
+    with Worker("numpy_side.NumpySide", threads=1) as worker:
+        yield worker
+
+
+def rows_of(content, name):
+    return {(r["what"], r["case"]): r for r in content["rows"] if r["benchmark"] == name}
+
+
+# ---------------------------------------------------------------------------------- a run and files
+
+
+def test_the_json_has_the_documented_fields(finished):
+    content, _ = finished
+    documented = ("machine", "settings", "left_out", "rows", "seconds", "idle_cpu")
+    assert tuple(content) == documented
+    assert {"cpu", "cores", "system", "python", "numpy", "blas", "date"} <= set(content["machine"])
+    assert {row["benchmark"] for row in content["rows"]} == set(INSIDE)
+    for row in content["rows"]:
+        assert set(row) == FIELDS
+        assert 0 < row["low"] <= row["median"] <= row["high"] or "exponent" in row["what"]
+    assert content["settings"]["rounds"] == 2 and content["settings"]["sizes"][0]["name"] == "toy"
+    assert all(seconds > 0 for seconds in content["seconds"].values())
+
+
+def test_without_peers_numpys_own_ratios_are_measured_and_the_rest_is_named(finished):
+    content, _ = finished
+    assert "PyTorch, PEFT and transformers" in content["left_out"][0]
+    whats = {what for what, _ in rows_of(content, "steps")}
+    assert whats == {
+        "full: share of the sgemm peak, lora_np",
+        "LoRA: share of the sgemm peak, lora_np",
+        "LoRA / full step, lora_np",
+        "LoRA / full step, FLOPs of account()",
+    }
+
+
+def test_figures_that_are_no_times_are_right(finished):
+    content, _ = finished
+    ratio = rows_of(content, "steps")["LoRA / full step, FLOPs of account()", "toy"]["median"]
+    assert ratio == pytest.approx(step_flops(TOY, RANK) / step_flops(TOY, None), rel=EXACT)
+    memory = rows_of(content, "memory")
+    full, lora = (memory[f"peak memory, {m}", "toy"]["median"] for m in ("full", "LoRA"))
+    ratio = memory["LoRA / full, peak memory", "toy"]["median"]
+    assert ratio == pytest.approx(lora / full, rel=EXACT)
+    predicted = rows_of(content, "ledger")["growth exponent of a step's time", "in T"]
+    assert predicted["reference_is"] == "predicted" and 1.0 < predicted["reference"] < 2.0
+
+
+def test_the_picture_is_drawn_where_steps_were_measured(finished, tmp_path):
+    _, out = finished
+    assert (out / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+    assert not report.draw(tmp_path / "none.png", Result(), "")
+
+
+def test_a_run_prints_tables_and_what_is_left_out(capsys, tmp_path):
+    assert command.main(["--only", "memory", "--out", str(tmp_path)], PLAN) == 0
+    printed = capsys.readouterr().out
+    assert "Peak memory of a step" in printed and "LoRA / full, peak memory" in printed
+    assert "cpu" in printed and "blas" in printed and "left out: all comparisons" in printed
+
+
+def test_a_benchmark_that_fails_is_said_and_the_others_go_on(capsys, monkeypatch, tmp_path):
+    def fail(plan):
+        raise Disagreement("losses of ours 1, of theirs 2")
+
+    monkeypatch.setitem(command.BENCHMARKS, "steps", ("Steps", fail))
+    assert command.main(["--only", "steps,memory", "--out", str(tmp_path)], PLAN) == 1
+    printed = capsys.readouterr().out
+    assert "steps, which FAILED: losses of ours 1, of theirs 2" in printed
+    assert "LoRA / full, peak memory" in printed
+
+
+@pytest.mark.parametrize("arguments", [["--only", "speed"], ["--rounds", "0"]])
+def test_a_wrong_option_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    assert "speed" in capsys.readouterr().err or "0" in arguments
+
+
+def test_the_sweep_runs_with_one_job_and_with_two():
+    options = "--ranks 1 --steps 1 --pretrain-steps 1 --windows 1 --d-model 8 --n-layer 1"
+    sizes = f"{options} --n-head 2 --block-size 4 --batch-size 2".split()
+    result = command.commands.measure_sweep(replace(PLAN, sweep=tuple(sizes)))
+    assert set(result.seconds) == {"1 process", "2 processes"}
+    (row,) = result.rows
+    ratio = result.seconds["1 process"] / result.seconds["2 processes"]
+    assert row.measured.median == pytest.approx(ratio, rel=EXACT)
+
+
+# ------------------------------------------------------------------------------------- the measures
+
+
+def test_a_spread_is_the_median_and_the_middle_half_of_the_rounds():
+    spread = Spread((5.0, 1.0, 2.0, 3.0, 4.0))
+    assert (spread.low, spread.median, spread.high) == (2.0, 3.0, 4.0)
+    assert (Spread((7.0,)).low, Spread((7.0,)).high) == (7.0, 7.0)
+
+
+def test_a_ratio_is_taken_round_by_round():
+    # A machine that slows down by half in the second round changes no ratio.
+    assert Spread((1.0, 2.0)).over(Spread((2.0, 4.0))).rounds == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "rounds, kind, verdict",
+    [
+        ((0.8, 0.9, 1.0), "at most", "reached"),
+        ((0.9, 1.1, 1.2), "at most", "within the spread"),
+        ((1.2, 1.2, 1.2), "at most", "missed by 20 %"),
+        ((1.2, 1.2, 1.2), "at least", "reached"),
+        ((0.8, 0.95, 1.1), "at least", "within the spread"),
+        ((0.8, 0.8, 0.8), "at least", "missed by 20 %"),
+        ((2.0, 2.0, 2.0), "predicted", ""),
+    ],
+)
+def test_the_verdict_on_a_goal(rounds, kind, verdict):
+    assert Row("x", "toy", Spread(rounds), 1.0, kind).verdict() == verdict
+
+
+def test_the_exponent_of_a_power_is_the_power():
+    xs = (1.0, 2.0, 5.0, 7.0)
+    assert exponent(xs, [3.0 * x**1.7 for x in xs]) == pytest.approx(1.7, rel=EXACT)
+
+
+def test_sides_take_turns_and_every_other_round_runs_backwards():
+    class Recorder:
+        def __init__(self):
+            self.calls = []
+
+        def call(self, method, action, count):
+            self.calls.append((action, count))
+            return [0.5] * count
+
+    recorder = Recorder()
+    turns = {"a": (recorder, "a"), "b": (recorder, "b")}
+    times = measure.take_turns(turns, rounds=2, slice_seconds=1.6)
+    assert recorder.calls == [(s, n) for s, n in zip("ababba", (1, 1, 4, 4, 4, 4))]
+    assert times == {"a": Spread((0.5, 0.5)), "b": Spread((0.5, 0.5))}
+
+
+def test_a_side_that_computes_something_else_is_found():
+    class Fixed:
+        def __init__(self, loss):
+            self.loss = loss
+
+        def call(self, method, action, count):
+            return [self.loss] * count
+
+    def turns(theirs):
+        sides = {"lora_np": 2.0, "PyTorch eager": theirs}
+        return {f"{s}, {m}": (Fixed(v), s) for s, v in sides.items() for m in ("full", "LoRA")}
+
+    check_losses(turns(2.0001), TOY)
+    with pytest.raises(Disagreement, match="toy, full"):
+        check_losses(turns(2.001), TOY)
+    with pytest.raises(Disagreement):
+        check_losses(turns(float("nan")), TOY)
+
+
+# ------------------------------------------------------------------------------------------ workers
+
+
+def test_a_worker_says_what_went_wrong_over_there_and_goes_on(worker):
+    with pytest.raises(WorkerError, match="KeyError: 'nothing'"):
+        worker.call("run", "nothing", 1)
+    worker.call("add_step", "step", TOY, None)
+    first, second = worker.call("results", "step", 2)
+    assert first == pytest.approx(2.77, abs=0.1) and first != second  # log 16; another batch
+    assert len(worker.call("run", "step", 3)) == 3
+    worker.call("forget")
+    with pytest.raises(WorkerError, match="KeyError"):
+        worker.call("run", "step", 1)
+
+
+def test_a_side_that_cannot_start_says_why():
+    with pytest.raises(WorkerError, match="No module named"), Worker("no_side.Side"):
+        pass
+
+
+def test_thread_settings_hold_meanwhile_and_are_restored(monkeypatch):
+    import os
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with thread_settings(1):
+        assert {os.environ[name] for name in THREAD_SETTINGS} == {"1"}
+    with thread_settings(None):
+        assert not set(THREAD_SETTINGS) & set(os.environ)
+    assert os.environ["OMP_NUM_THREADS"] == "3" and "MKL_NUM_THREADS" not in os.environ
+
+
+def test_the_plans_measure_the_sizes_of_the_goals():
+    assert [s.name for s in DEFAULT.sizes] == ["tiny", "small", "medium"]
+    assert set(QUICK.sizes) < set(DEFAULT.sizes) and QUICK.rounds < DEFAULT.rounds
