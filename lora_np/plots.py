@@ -13,7 +13,7 @@ import numpy as np
 
 from lora_np.sweep.report import summary, trainable_parameters
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 LOSS_LABEL = {
     "text": "test loss [nats a byte]",
     "linear": r"population loss $\frac{1}{2}\|\Delta W - s\,BA\|_F^2$",

@@ -33,8 +33,6 @@ from lora_np.layers import (
 )
 from lora_np.parameters import Parameter
 
-Draw = Callable[..., np.ndarray]
-
 
 @dataclass(frozen=True)
 class Case:

@@ -220,9 +220,9 @@ def loss_and_gradient(
     """
     inputs, targets = batch
     crew = crew or Crew(1)
-    pieces = min(accumulate * crew.threads, max(accumulate, len(inputs)))
     if accumulate > len(inputs):
         raise ValueError(f"accumulate = {accumulate} parts of a batch of {len(inputs)} samples")
+    pieces = min(accumulate * crew.threads, len(inputs))
     if pieces == 1:
         return _add_up(model, packed, [(inputs, targets, rng)])
     count = int((targets != IGNORE_INDEX).sum())

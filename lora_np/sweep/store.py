@@ -79,8 +79,8 @@ def read_results(path: Path) -> Results:
     try:
         results = load_json(path)
         done_trials(results)
-        held = results["complete"] is False or (results["runs"] and results["base_test_loss"])
-        if not held or not isinstance(results["settings"], dict):
+        finished = ("runs", "base_test_loss") if results["complete"] else ()
+        if not isinstance(results["settings"], dict) or any(k not in results for k in finished):
             raise KeyError
     except (CheckpointError, KeyError, TypeError, AttributeError):
         raise SweepError(f"{path} is no results file of a sweep: {ELSEWHERE}") from None
