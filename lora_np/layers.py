@@ -341,7 +341,10 @@ class LoRALinear(Layer):
         return dx
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
-        """Return W0's cost and the adapter's: two thin products, and those of du, dA, dB, dx."""
+        """Return W0's cost and the adapter's: two thin products, and those of du, dA, dB, dx.
+
+        In a large batch less is done: W0 + s B A is formed once (see ops/lora.py).
+        """
         a, b = 2 * self.A.size, 2 * self.B.size
         reach_u = b * (need_dx or self.A.trainable)
         thin = reach_u + a * (need_dx + self.A.trainable) + b * self.B.trainable

@@ -28,12 +28,16 @@ __all__ = [
     "arange",
     "asarray",
     "asnumpy",
+    "bincount",
     "concatenate",
     "cuda",
+    "divide",
+    "empty_like",
     "exp",
     "float64",
     "linalg",
     "log",
+    "minimum",
     "ndarray",
     "ones",
     "sqrt",
@@ -165,11 +169,30 @@ def _held(x: Any) -> np.ndarray:
 
 
 def _elementwise(function: Any) -> Any:
-    return lambda x: ndarray(function(_held(x)))
+    def compute(*inputs: Any, out: ndarray | None = None) -> ndarray:
+        y = function(*map(_operand, inputs), out=None if out is None else _held(out))
+        return ndarray(y) if out is None else out
+
+    return compute
 
 
 abs, exp, log, sqrt, tanh = map(_elementwise, (np.abs, np.exp, np.log, np.sqrt, np.tanh))
-zeros_like = _elementwise(np.zeros_like)
+divide, minimum = _elementwise(np.divide), _elementwise(np.minimum)
+
+
+def zeros_like(x: ndarray) -> ndarray:
+    """Return zeros of `x`'s shape and dtype."""
+    return ndarray(np.zeros_like(_held(x)))
+
+
+def empty_like(x: ndarray, shape: tuple[int, ...], dtype: Any) -> ndarray:
+    """Return memory whose axes lie as `x`'s do."""
+    return ndarray(np.empty_like(_held(x), shape=shape, dtype=dtype))
+
+
+def bincount(x: ndarray, weights: ndarray, minlength: int) -> ndarray:
+    """Add up the weights of equal numbers in `x` (n,)."""
+    return ndarray(np.bincount(_held(x), _held(weights), minlength))
 
 
 def arange(*bounds: int) -> ndarray:

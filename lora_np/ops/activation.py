@@ -2,8 +2,10 @@ r"""Activations: GELU, ReLU, SiLU entry by entry, softmax over the last axis.
 
 Entry by entry, y = f(x) gives dx = dy f'(x)::
 
-    gelu    y = x g,  g = (1 + tanh(u)) / 2,  u = c (x + k x^3),  c = sqrt(2 / pi),  k = 0.044715
-            y' = g + x g',  g' = (1 - tanh(u)^2) / 2 * u',  u' = c (1 + 3 k x^2)
+    gelu    y = x g,  g = (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u)),  u = c (x + k x^3),
+            c = sqrt(2 / pi),  k = 0.044715
+            y' = g + x g',  g' = g (1 - g) 2 u',  u' = c (1 + 3 k x^2),  so y' = g + y (1 - g) 2 u'
+            forward has all of this at hand: it keeps the slope y' and neither x nor g
     relu    y = max(x, 0),  y' = 1 where x > 0, else 0 (also at the kink x = 0)
     silu    y = x s,  s = 1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2,  y' = s (1 + x (1 - s))
 
@@ -30,40 +32,36 @@ GELU_K = 0.044715
 class GeluCache(NamedTuple):
     """What :func:`gelu_backward` reads."""
 
-    x: Array
-    t: Array  # tanh(u)
+    slope: Array  # y', like x
 
 
 def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
-    """Compute GELU in its tanh form, entry by entry; see the module's equations."""
-    t = x * x
-    t *= GELU_K
-    t += 1.0
-    t *= x
-    t *= GELU_C  # u
-    t = get_xp(x).tanh(t)
-    y = t + 1.0
-    y *= x
-    y *= 0.5
-    return y, GeluCache(x, t)
+    """Compute GELU in its tanh form, entry by entry, and its slope; see the module's equations."""
+    xp = get_xp(x)
+    w = x * x
+    w *= -2.0 * GELU_C * GELU_K  # the cubic part of -2 u, divided by x
+    g = w - 2.0 * GELU_C
+    g *= x  # -2 u
+    xp.minimum(g, 80.0, out=g)  # exp must not overflow; exp(-80) is as good as 0
+    xp.exp(g, out=g)
+    g += 1.0
+    xp.divide(1.0, g, out=g)
+    y = x * g
+    slope = w  # from here on: -2 u' = 3 w - 2 c, then y' = g - 2 u' y (g - 1)
+    slope *= 3.0
+    slope -= 2.0 * GELU_C
+    slope *= y
+    slope *= g - 1.0
+    slope += g
+    return y, GeluCache(slope)
 
 
 def gelu_backward(dy: Array, cache: GeluCache, need: Need = None) -> tuple[Array | None]:
     """Return (dx,) of :func:`gelu_forward`."""
     if not wanted(need, 1)[0]:
         return (None,)
-    x, t = cache
-    expect_shape("dy", dy, *x.shape)
-    dx = x * x
-    dx *= 3.0 * GELU_K * GELU_C
-    dx += GELU_C  # u'
-    dx *= 1.0 - t * t
-    dx *= x
-    dx += t
-    dx += 1.0
-    dx *= 0.5  # y'
-    dx *= dy
-    return (dx,)
+    expect_shape("dy", dy, *cache.slope.shape)
+    return (dy * cache.slope,)
 
 
 class ReluCache(NamedTuple):

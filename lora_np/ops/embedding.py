@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from lora_np.backend import Array, get_xp
 from lora_np.ops.contract import Need, expect_shape, wanted
-from lora_np.ops.linear import rows
 
 
 class EmbeddingCache(NamedTuple):
@@ -50,9 +49,10 @@ def embedding_backward(dy: Array, cache: EmbeddingCache, need: Need = None) -> t
     if not wanted(need, 1)[0]:
         return (None,)
     expect_shape("dy", dy, *cache.tokens.shape, cache.table[1])
-    xp = get_xp(dy)
+    xp, d = get_xp(dy), cache.table[1]
     seen, place = xp.unique(cache.tokens.reshape(-1), return_inverse=True)  # (U,), (N,)
-    one_hot = (place[:, None] == xp.arange(len(seen))).astype(dy.dtype)  # (N, U)
+    cell = place[:, None] * d + xp.arange(d)  # (N, d), where each entry of dy is added
+    sums = xp.bincount(cell.reshape(-1), weights=dy.reshape(-1), minlength=len(seen) * d)
     dW = xp.zeros(cache.table, dtype=dy.dtype)  # (V, d)
-    dW[seen] = one_hot.T @ rows(dy)
+    dW[seen] = sums.reshape(len(seen), d)
     return (dW,)

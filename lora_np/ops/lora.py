@@ -13,8 +13,13 @@ after the other. Each is differentiated as in linear.py, from the outside in::
     dx = dy W0 + (du A) * m            (N, in)   both paths reach x, so they add
     dW0 = dy^T x                       (out, in) a frozen W0 skips this; dx it cannot skip
 
-At B = 0, where training starts, du and with it dA are zero while dB is not. Every product here has
-a side of length r: nothing of size (out, in) is formed for the adapter.
+At B = 0, where training starts, du and with it dA are zero while dB is not. Every product of the
+adapter has a side of length r.
+
+Without a mask the two paths are one linear map with the weight W = W0 + s B A. Where there are many
+more samples than entries in a row of W0, forming W costs less than sending every sample through A
+and B: then y = x W^T + b and dx = dy W, while dA, dB and dW0 stay as above. W lives for one product
+and is not cached; with few samples, as when one token is generated, it is never formed.
 
 Source: Hu et al. (2021), arXiv:2106.09685, equation 3.
 """
@@ -35,7 +40,7 @@ class LoRALinearCache(NamedTuple):
     W0: Array  # (out, in)
     A: Array  # (r, in)
     B: Array  # (out, r)
-    u: Array  # (N, r), the input seen through A
+    u: Array | None  # (N, r), the input seen through A; None where forward did not need it
     scale: float
     mask: Array | None  # (..., in)
     has_bias: bool
@@ -83,9 +88,13 @@ def lora_linear_forward(
     if mask is not None:
         expect_same("mask", mask, "x", x)
     scale = float(scale)  # an np.float64 would lift float32 to float64
-    u = rows(x if mask is None else x * mask) @ A.T  # (N, r)
-    y = rows(x) @ W0.T  # (N, out)
-    y += (scale * u) @ B.T
+    u = None
+    if mask is None and _merging_pays(x, W0):
+        y = rows(x) @ _merged(W0, A, B, scale).T  # (N, out)
+    else:
+        u = rows(_masked(x, mask)) @ A.T  # (N, r)
+        y = rows(x) @ W0.T  # (N, out)
+        y += (scale * u) @ B.T
     if b is not None:
         expect_shape("b", b, W0.shape[0])
         y += b
@@ -103,18 +112,38 @@ def lora_linear_backward(
     expect_shape("dy", dy, *x.shape[:-1], W0.shape[0])
     dx = dW0 = dA = dB = db = None
     g = rows(dy)  # (N, out)
-    if need_x or need_A:
+    merged = u is None
+    if need_A or (need_x and not merged):
         du = scale * (g @ B)  # (N, r)
         if need_A:
-            dA = du.T @ rows(x if mask is None else x * mask)  # (r, in)
-        if need_x:
-            through_A = (du @ A).reshape(x.shape)  # (..., in)
+            dA = du.T @ rows(_masked(x, mask))  # (r, in)
+        if need_x and not merged:
             dx = (g @ W0).reshape(x.shape)  # (..., in)
-            dx += through_A if mask is None else through_A * mask
+            dx += _masked((du @ A).reshape(x.shape), mask)
+    if need_x and merged:
+        dx = (g @ _merged(W0, A, B, scale)).reshape(x.shape)  # (..., in)
     if need_W0:
         dW0 = g.T @ rows(x)  # (out, in)
     if need_B:
-        dB = scale * (g.T @ u)  # (out, r)
+        dB = scale * (g.T @ (rows(x) @ A.T if merged else u))  # (out, r)
     if need_b and has_bias:
         db = sum_rows(dy)  # (out,)
     return dx, dW0, dA, dB, db
+
+
+def _masked(x: Array, mask: Array | None) -> Array:
+    return x if mask is None else x * mask
+
+
+def _merged(W0: Array, A: Array, B: Array, scale: float) -> Array:
+    """Return W0 + scale B A (out, in)."""
+    W = (scale * B) @ A
+    W += W0
+    return W
+
+
+def _merging_pays(x: Array, W0: Array) -> bool:
+    """Return whether forming W, forward and backward, costs less than thin products on x do."""
+    d_out, d_in = W0.shape
+    samples = x.size // d_in
+    return samples * (d_in + d_out) > 2 * d_in * d_out

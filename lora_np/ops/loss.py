@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from lora_np.backend import Array, ShapeError, get_xp
 from lora_np.ops.contract import Need, expect_same, wanted
-from lora_np.ops.linear import rows
+from lora_np.ops.linear import rows, sum_last
 
 IGNORE_INDEX = -100  # the target that counts for nothing, PyTorch's convention
 
@@ -26,7 +26,8 @@ IGNORE_INDEX = -100  # the target that counts for nothing, PyTorch's convention
 class CrossEntropyCache(NamedTuple):
     """What :func:`cross_entropy_backward` reads."""
 
-    p: Array  # (N, V), softmax of the logits
+    e: Array  # (N, V), exp of the logits less each row's largest
+    t: Array  # (N,), row sums of e: softmax is e / t
     targets: Array  # (N,), 0 where ignored
     kept: Array  # (N,), bool
     divisor: int
@@ -70,12 +71,12 @@ def cross_entropy_forward(
     if count < 1:
         raise ValueError(f"no token is kept: every target is ignore_index = {ignore_index}")
     z = z - z.real.max(axis=1, keepdims=True)  # (N, V), no exponent above 0
-    p = xp.exp(z)  # (N, V)
-    total = p.sum(axis=1, keepdims=True)  # (N, 1)
-    p /= total
-    nll = xp.log(total[:, 0]) - z[xp.arange(len(z)), target]  # (N,)
+    z_target = z[xp.arange(len(z)), target]  # (N,)
+    e = xp.exp(z, out=z)  # (N, V)
+    t = sum_last(e)[:, 0]  # (N,)
+    nll = xp.log(t) - z_target  # (N,)
     loss = nll[kept].sum() / count
-    return loss, CrossEntropyCache(p, target, kept, count, logits.shape)
+    return loss, CrossEntropyCache(e, t, target, kept, count, logits.shape)
 
 
 def cross_entropy_backward(
@@ -84,11 +85,10 @@ def cross_entropy_backward(
     """Return (dlogits,) of :func:`cross_entropy_forward`; the targets take no slot."""
     if not wanted(need, 1)[0]:
         return (None,)
-    p, target, kept, divisor, shape = cache
-    xp = get_xp(p)
-    weight = (kept * (dy / divisor)).astype(p.dtype)  # (N,), zero for ignored tokens
-    dz = p * weight[:, None]  # (N, V)
-    dz[xp.arange(len(p)), target] -= weight
+    e, t, target, kept, divisor, shape = cache
+    weight = (kept * (dy / divisor)).astype(e.dtype)  # (N,), zero for ignored tokens
+    dz = e * (weight / t)[:, None]  # (N, V), weight softmax(z)
+    dz[get_xp(e).arange(len(e)), target] -= weight
     return (dz.reshape(shape),)
 
 

@@ -69,15 +69,15 @@ def layernorm_backward(
     need_x, need_gamma, need_beta = wanted(need, 3)
     expect_shape("dy", dy, *xhat.shape)
     dx = dgamma = dbeta = None
+    along = dy * xhat  # (..., d), dgamma before it is summed over samples
     if need_x:
         d = dy.shape[-1]
         dx = dy * gamma  # (..., d), g in the equations
-        along_xhat = sum_last(dx * xhat) / d  # (..., 1)
-        dx -= sum_last(dx) / d
-        dx -= xhat * along_xhat
+        dx -= (dy @ gamma / d)[..., None]  # mean(g), as a product
+        dx -= xhat * (along @ gamma / d)[..., None]  # mean(g xhat)
         dx *= rstd
     if need_gamma:
-        dgamma = sum_rows(dy * xhat)  # (d,)
+        dgamma = sum_rows(along)  # (d,)
     if need_beta:
         dbeta = sum_rows(dy)  # (d,)
     return dx, dgamma, dbeta

@@ -105,8 +105,12 @@ def test_cupy_has_every_name_the_package_uses(cupy):
 def test_cupy_takes_every_keyword_the_package_passes(cupy):
     for name, keywords in package_names().items():
         if keywords:
-            taken = inspect.signature(find(cupy, name)).parameters
-            assert keywords <= set(taken), name
+            found = find(cupy, name)
+            if isinstance(found, cupy.ufunc):  # has no signature to ask; it takes these
+                taken = {"out", "dtype", "casting"}
+            else:
+                taken = set(inspect.signature(found).parameters)
+            assert keywords <= taken, name
 
 
 def test_the_fake_has_every_name_the_package_uses():
