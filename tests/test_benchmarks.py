@@ -215,6 +215,19 @@ def test_a_worker_says_what_went_wrong_over_there_and_goes_on(worker):
         worker.call("run", "step", 1)
 
 
+def test_a_step_on_two_threads_can_be_timed_and_its_losses_read():
+    with (
+        Worker("numpy_side.NumpySide", threads=1) as one,
+        Worker("numpy_side.NumpySide", threads=2) as two,
+    ):
+        losses = []
+        for worker in (one, two):
+            worker.call("add_step", "step", TOY, None)
+            assert len(worker.call("run", "step", 2)) == 2
+            losses.append(worker.call("results", "step", 2))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # float32; the batch is split
+
+
 def test_a_side_that_cannot_start_says_why():
     with pytest.raises(WorkerError, match="No module named"), Worker("no_side.Side"):
         pass

@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from lora_np.adapt import merge
-from lora_np.backend import Array, keep_memory
+from lora_np.backend import Array, Crew, keep_memory
 from lora_np.optim import AdamW
 from lora_np.parameters import Packed, pack
 from lora_np.train import Batch, loss_and_gradient
@@ -30,19 +30,19 @@ PRODUCT = 1536  # rows and columns of the product that finds the machine's peak
 PRODUCT_FLOPS = 2 * PRODUCT**3
 
 
-def numpy_step(model: Any, packed: Packed, optimizer: AdamW, batch: Batch) -> float:
+def numpy_step(model: Any, packed: Packed, optimizer: AdamW, batch: Batch, crew: Crew) -> float:
     """Take the training step that is measured; return the loss."""
-    loss, gradient = loss_and_gradient(model, packed, batch)
+    loss, gradient = loss_and_gradient(model, packed, batch, crew=crew)
     optimizer.step(gradient, LEARNING_RATE)
     return loss
 
 
-def training(size: Size, rank: int | None) -> Callable[[], float]:
+def training(size: Size, rank: int | None) -> Callable[[Crew], float]:
     """Return a function that takes one step after the other on a model of its own."""
     model = model_for(size, rank)
     packed = pack(model.parameters())
     optimizer, turn = AdamW(packed), itertools.cycle(batches(size))
-    return lambda: numpy_step(model, packed, optimizer, next(turn))
+    return lambda crew: numpy_step(model, packed, optimizer, next(turn), crew)
 
 
 class NumpySide(Side):
@@ -51,20 +51,31 @@ class NumpySide(Side):
     Parameters
     ----------
     threads : int
-        Of BLAS.
+        Of BLAS; in a training step, Python threads with BLAS at one thread each.
     keep : bool
         Whether freed memory is kept, as ``lora-np``'s own commands do.
     """
 
     def __init__(self, threads: int, keep: bool = True) -> None:
         super().__init__()
+        self.threads, self.crew = threads, Crew(1)
+        self.steps: set[str] = set()  # the actions that are training steps
         self._limits = threadpool_limits(threads, user_api="blas")
         if keep:
             keep_memory()
 
     def add_step(self, name: str, size: Size, rank: int | None) -> None:
         """Prepare a training step."""
-        self.actions[name] = training(size, rank)
+        step = training(size, rank)
+        self.actions[name] = lambda: step(self.crew)
+        self.steps.add(name)
+
+    def run(self, action: str, count: int) -> list[float]:
+        """Time `count` calls; a step's batch is shared by Python threads, as by ``fit``."""
+        with Crew(self.threads if action in self.steps else 1) as self.crew:
+            seconds = super().run(action, count)
+        self.crew = Crew(1)  # the other has gone home
+        return seconds
 
     def add_inference(self, size: Size, rank: int) -> None:
         """Prepare the forwards "base", "merged" and "unmerged"."""
@@ -89,9 +100,9 @@ class NumpySide(Side):
         """Return the most bytes that Python and NumPy held during a step: state and activations."""
         tracemalloc.start()
         step = training(size, rank)
-        step()
+        step(self.crew)
         tracemalloc.reset_peak()
-        step()
+        step(self.crew)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return peak
