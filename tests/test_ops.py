@@ -368,6 +368,13 @@ def test_softmax_and_layernorm_ignore_a_constant(s):
         np.testing.assert_allclose(dx.sum(axis=-1), 0.0, atol=10 * limit)
 
 
+def test_gelu_far_out_is_the_identity_or_zero():
+    x = np.array([-1e10, -1e3, -20.0, 20.0, 1e3, 1e10], np.float32)
+    y, cache = ops.gelu_forward(x)
+    np.testing.assert_allclose(y, np.maximum(x, 0), rtol=1e-6, atol=1e-6)
+    close(ops.gelu_backward(np.ones_like(x), cache)[0], (x > 0).astype(np.float32), TOL32)
+
+
 # --- attention -----------------------------------------------------------------------------------
 
 

@@ -50,8 +50,8 @@ def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
     slope = w  # from here on: -2 u' = 3 w - 2 c, then y' = g - 2 u' y (g - 1)
     slope *= 3.0
     slope -= 2.0 * GELU_C
+    slope *= g - 1.0  # 0 where x is large, before y can make it overflow
     slope *= y
-    slope *= g - 1.0
     slope += g
     return y, GeluCache(slope)
 
