@@ -91,15 +91,17 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, AttentionCac
         raise ShapeError(f"q has shape {q.shape}, expected at most {Tk} queries, one for each key")
     xp = get_xp(q)
     q = q * (1.0 / math.sqrt(q.shape[-1]))
-    mask = causal_mask(min(Tq, BLOCK), min(Tq, BLOCK), q.real.dtype, xp)
+    n = min(Tq, BLOCK)
+    mask = causal_mask(n, n, q.real.dtype, xp) if n > 1 else None  # the newest query sees all keys
     shift = Tq == 1 or _largest_score(q, k) > SAFE  # of one row the maximum costs nothing
     dtype = np.result_type(q.dtype, k.dtype, v.dtype)  # complex, where one of them is
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]), dtype=dtype)
     blocks = []
     for queries, keys in _blocks(Tq, Tk):
         s = q[..., queries, :] @ k[..., :keys, :].swapaxes(-1, -2)  # (..., n, keys)
-        n = s.shape[-2]
-        s[..., keys - n :] += mask[:n, :n]
+        if mask is not None:
+            n = s.shape[-2]
+            s[..., keys - n :] += mask[:n, :n]
         if shift:
             s -= s.real.max(axis=-1, keepdims=True)
         e = xp.exp(s, out=s)

@@ -68,8 +68,9 @@ def layernorm_backward(
     xhat, rstd, gamma = cache
     need_x, need_gamma, need_beta = wanted(need, 3)
     expect_shape("dy", dy, *xhat.shape)
-    dx = dgamma = dbeta = None
-    along = dy * xhat  # (..., d), dgamma before it is summed over samples
+    dx = dgamma = dbeta = along = None
+    if need_x or need_gamma:
+        along = dy * xhat  # (..., d), dgamma before it is summed over samples
     if need_x:
         d = dy.shape[-1]
         dx = dy * gamma  # (..., d), g in the equations
