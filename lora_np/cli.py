@@ -17,7 +17,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lora_np.backend import DeviceError, cores, get_device, keep_memory
+from lora_np.backend import DeviceError, get_device
+from lora_np.crew import cores, keep_memory
 from lora_np.train import Diverged
 
 QUICK = {

@@ -136,13 +136,20 @@ class Packed:
             start += parameter.size
         return places
 
-    def gather(self, grads: Grads) -> Array:
+    def move_to(self, vector: Array) -> None:
+        """Copy the values to another vector (n,), and make the Parameters' arrays views of it."""
+        vector[...] = self.vector
+        self.vector = vector
+        for name, place in self.slices().items():
+            parameter = self.parameters[name]
+            parameter.value = vector[place].reshape(parameter.shape)
+
+    def gather(self, grads: Grads, out: Array | None = None) -> Array:
         """Return the gradients as one vector (n,), zero where a Parameter received none."""
-        gradient = get_xp(self.vector).zeros_like(self.vector)
+        gradient = get_xp(self.vector).zeros_like(self.vector) if out is None else out
         for name, place in self.slices().items():
             found = grads.get(self.parameters[name])
-            if found is not None:
-                gradient[place] = found.reshape(-1)
+            gradient[place] = 0.0 if found is None else found.reshape(-1)
         return gradient
 
 
@@ -181,9 +188,7 @@ def pack(parameters: Mapping[str, Parameter]) -> Packed:
         )
     values = [p.value.reshape(-1) for p in chosen.values()]
     packed = Packed(get_xp(values[0]).concatenate(values), chosen)
-    for name, place in packed.slices().items():
-        parameter = chosen[name]
-        parameter.value = packed.vector[place].reshape(parameter.shape)
+    packed.move_to(packed.vector)
     return packed
 
 

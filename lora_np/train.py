@@ -15,12 +15,14 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lora_np.backend import Array, Crew, like
+from lora_np.backend import Array, get_xp, like
+from lora_np.crew import Alone, Processes, Threads, shared_empty
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, schedule
 from lora_np.parameters import Grads, Packed, pack
@@ -79,9 +81,11 @@ class Recipe:
         Largest global norm of the gradient; None does not clip.
     accumulate : int
         Parts in which a batch is worked through, to save memory; the result is the same.
-    threads : int
-        Python threads that share every batch, with BLAS at one thread each; the result is the
-        same to rounding, and bit for bit from run to run.
+    threads, processes : int
+        Python threads, or forked processes (Linux, arrays on the host), that share every batch,
+        with BLAS at one thread each; not both above 1. Processes are faster; threads disturb
+        nothing in a program that has threads of its own, as Jupyter's kernels do. The result is
+        the same to rounding, and bit for bit for the same number of either.
     options : mapping
         For the optimizer, e.g. ``{"weight_decay": 0.1}``.
     """
@@ -92,6 +96,7 @@ class Recipe:
     clip: float | None = 1.0
     accumulate: int = 1
     threads: int = 1
+    processes: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -99,8 +104,13 @@ class Recipe:
             raise ValueError(f"clip = {self.clip}, expected a norm above 0, or None")
         if self.accumulate < 1:
             raise ValueError(f"accumulate = {self.accumulate}, expected at least 1 part")
-        if self.threads < 1:
-            raise ValueError(f"threads = {self.threads}, expected at least 1")
+        both = (self.threads, self.processes)
+        if min(both) != 1:
+            raise ValueError(
+                "threads = {} and processes = {}, expected at least 1 and one of them 1".format(
+                    *both
+                )
+            )
 
 
 def fit(
@@ -149,7 +159,7 @@ def fit(
     how = Recipe(**recipe)
     trainer = _Trainer(model, how, steps, lr, rng)
     quiet = np.errstate(over="ignore", invalid="ignore")
-    with _bar(progress, steps) as bar, quiet, Crew(how.threads) as trainer.crew:
+    with _bar(progress, steps) as bar, quiet, trainer.gradient:
         for step in range(steps):
             batch = sample()
             trainer.step(step, batch)
@@ -170,14 +180,14 @@ class _Trainer:
         self.factor = schedule(recipe.schedule, steps, warmup=recipe.warmup)
         self.good = self.packed.vector.copy()  # its loss and gradient were finite
         self.history, self.start = History(), time.perf_counter()
-        self.crew = Crew(1)
+        self.gradient = BatchGradient(
+            model, self.packed, recipe.accumulate, recipe.threads, recipe.processes
+        )
 
     def step(self, step: int, batch: Batch) -> None:
         """Take one step and record it."""
         recipe, history = self.recipe, self.history
-        loss, gradient = loss_and_gradient(
-            self.model, self.packed, batch, recipe.accumulate, self.rng, self.crew
-        )
+        loss, gradient = self.gradient(batch, self.rng)
         norm = global_norm(gradient)
         self.stop_unless_finite(step, "loss", loss)
         self.stop_unless_finite(step, "gradient's norm", norm)
@@ -203,54 +213,108 @@ class _Trainer:
             )
 
 
+class BatchGradient:
+    """The loss of a batch and its gradient, worked through by a crew; use it in a ``with``.
+
+    Every piece divides by the whole batch's count, so that losses and gradients simply add: the
+    mean of the pieces' means would be another number where pieces keep different counts. Dropout's
+    masks are those of the whole batch. Pieces are added up in a fixed order.
+
+    Parameters
+    ----------
+    model : model
+    packed : Packed
+        Of the model's Parameters.
+    accumulate : int
+        Parts, one after the other, to save memory.
+    threads, processes : int
+        Which share each part; not both above 1. Processes keep the trainable values in shared
+        memory meanwhile, and see no other change to the model.
+    """
+
+    def __init__(
+        self, model: Any, packed: Packed, accumulate: int = 1, threads: int = 1, processes: int = 1
+    ) -> None:
+        self.model, self.packed, self.accumulate = model, packed, accumulate
+        self.members, shape = max(threads, processes), packed.vector.shape
+        xp, dtype = get_xp(packed.vector), packed.vector.dtype
+        if processes > 1:
+            if xp is not np:
+                raise ValueError(f"processes = {processes} share host memory: on a GPU take 1")
+            self.crew = Processes(self._add_up, processes)
+            self.rows = shared_empty((processes, *shape), dtype)  # a gradient for each member
+        else:
+            self.crew = Threads(self._add_up, threads) if threads > 1 else Alone(self._add_up)
+            self.rows = xp.zeros((threads, *shape), dtype)
+
+    def __enter__(self) -> BatchGradient:
+        with ExitStack() as stack:
+            if isinstance(self.crew, Processes):
+                vector = self.packed.vector
+                self.packed.move_to(shared_empty(vector.shape, vector.dtype))
+                # Later forks, of anybody, are to have parameters of their own again.
+                stack.callback(lambda: self.packed.move_to(self.packed.vector.copy()))
+            stack.enter_context(self.crew)
+            self._leave = stack.pop_all()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._leave.close()
+
+    def __call__(self, batch: Batch, rng: np.random.Generator | None = None) -> tuple[float, Array]:
+        """Return the loss and its gradient (n,), which the next call overwrites."""
+        inputs, targets = batch
+        if self.accumulate > len(inputs):
+            raise ValueError(
+                f"accumulate = {self.accumulate} parts of a batch of {len(inputs)} samples"
+            )
+        pieces = _cut(batch, min(self.accumulate * self.members, len(inputs)), rng)
+        whole = {} if len(pieces) == 1 else {"count": int((targets != IGNORE_INDEX).sum())}
+        members = min(self.members, len(pieces))
+        shares = [(pieces[member :: self.members], whole) for member in range(members)]
+        losses, states = zip(*self.crew.map(shares))
+        if rng is not None:  # as if the whole batch had drawn
+            rng.bit_generator.state = states[0]
+        gradient = self.rows[0]
+        for other in self.rows[1:members]:
+            gradient += other
+        return sum(losses), gradient
+
+    def _add_up(self, member: int, share: tuple[list, dict[str, int]]) -> tuple[float, Any]:
+        """Gather the gradient of a member's pieces; return their loss, and the draws' state."""
+        pieces, whole = share
+        grads, total, state = Grads(), 0.0, None
+        for inputs, targets, rng in pieces:
+            loss, cache = self.model.loss(inputs, targets, rng, **whole)
+            self.model.backward(1.0, cache, grads)
+            total += float(loss)
+            state = None if rng is None else rng.bit_generator.state
+        self.packed.gather(grads, self.rows[member])
+        return total, state
+
+
 def loss_and_gradient(
     model: Any,
     packed: Packed,
     batch: Batch,
     accumulate: int = 1,
     rng: np.random.Generator | None = None,
-    crew: Crew | None = None,
 ) -> tuple[float, Array]:
-    """Return the loss of a batch and its gradient (n,), worked through in `accumulate` parts.
+    """Return the loss of one batch and its gradient (n,); see :class:`BatchGradient`."""
+    return BatchGradient(model, packed, accumulate)(batch, rng)
 
-    A crew of several threads shares each part. Every piece divides by the whole batch's count, so
-    that losses and gradients simply add: the mean of the pieces' means would be another number
-    where pieces keep different counts. Dropout's masks are those of the whole batch. Pieces are
-    added up in a fixed order.
-    """
+
+def _cut(batch: Batch, number: int, rng: np.random.Generator | None) -> list[tuple]:
+    """Cut a batch in pieces of nearly equal size, each with what draws for its rows."""
     inputs, targets = batch
-    crew = crew or Crew(1)
-    if accumulate > len(inputs):
-        raise ValueError(f"accumulate = {accumulate} parts of a batch of {len(inputs)} samples")
-    pieces = min(accumulate * crew.threads, len(inputs))
-    if pieces == 1:
-        return _add_up(model, packed, [(inputs, targets, rng)])
-    count = int((targets != IGNORE_INDEX).sum())
-    parts = []
-    for part in np.array_split(np.arange(len(inputs)), pieces):
-        rows = slice(int(part[0]), int(part[-1]) + 1)
+    if number == 1:
+        return [(inputs, targets, rng)]
+    pieces = []
+    for indices in np.array_split(np.arange(len(inputs)), number):
+        rows = slice(int(indices[0]), int(indices[-1]) + 1)
         draws = None if rng is None else RowsOfBatch(rng, rows, len(inputs))
-        parts.append((inputs[rows], targets[rows], draws))
-    shares = [parts[i :: crew.threads] for i in range(min(crew.threads, pieces))]
-    done = crew.map(lambda share: _add_up(model, packed, share, count=count), shares)
-    if rng is not None:  # as if the whole batch had drawn
-        rng.bit_generator.state = parts[0][2].bit_generator.state
-    gradient = done[0][1]
-    for _, other in done[1:]:
-        gradient += other
-    return sum(loss for loss, _ in done), gradient
-
-
-def _add_up(
-    model: Any, packed: Packed, parts: list[tuple[Array, Array, Any]], **whole: int
-) -> tuple[float, Array]:
-    """Return the parts' losses added up, and their gradients (n,)."""
-    grads, total = Grads(), 0.0
-    for inputs, targets, rng in parts:
-        loss, cache = model.loss(inputs, targets, rng, **whole)
-        model.backward(1.0, cache, grads)
-        total += float(loss)
-    return total, packed.gather(grads)
+        pieces.append((inputs[rows], targets[rows], draws))
+    return pieces
 
 
 class RowsOfBatch(np.random.Generator):
@@ -263,6 +327,9 @@ class RowsOfBatch(np.random.Generator):
     def __init__(self, rng: np.random.Generator, rows: slice, batch_size: int) -> None:
         super().__init__(copy.deepcopy(rng.bit_generator))
         self.rows, self.batch_size = rows, batch_size
+
+    def __reduce__(self) -> tuple:  # for the way to another process
+        return RowsOfBatch, (np.random.Generator(self.bit_generator), self.rows, self.batch_size)
 
     def random(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, size: Any = None, dtype: Any = np.float64, out: Any = None

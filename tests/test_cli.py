@@ -16,7 +16,7 @@ import pytest
 
 import lora_np
 from lora_np import cli, ops, selfcheck
-from lora_np.backend import keep_memory
+from lora_np.crew import keep_memory
 from lora_np.sweep import LinearSettings, TextSettings, run
 from lora_np.sweep.text import run_text_trial
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lora_np import adapt, backend, checkpoint, selfcheck, train
+from lora_np.crew import can_fork
 from lora_np.gpt import GPT, GPTConfig
 from lora_np.layers import Layer, Linear, copy_model
 from lora_np.parameters import Grads, Parameter
@@ -283,6 +284,13 @@ def test_divergence_on_the_device_leaves_the_last_good_parameters(rng):
     with pytest.raises(train.Diverged, match="last good parameters"):
         train.fit(model, sample, steps=9, lr=1e30, optimizer="sgd", clip=None)
     assert all(np.isfinite(backend.to_host(x)).all() for x in arrays(model))
+
+
+@pytest.mark.skipif(not can_fork(), reason="fork is Linux's")
+def test_processes_are_refused_on_the_device(rng):
+    model = copy_model(models(rng)[1], device="cuda")
+    with pytest.raises(ValueError, match="processes = 2 share host memory: on a GPU take 1"):
+        train.fit(model, lambda: on_device(batch(rng)), steps=1, lr=0.1, processes=2)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3)])

@@ -12,7 +12,7 @@ import lora_np
 
 PACKAGE = Path(lora_np.__file__).parent
 HOUSE = (
-    "backend ops gradcheck parameters layers gpt adapt optim data checkpoint train rank sweep "
+    "backend crew ops gradcheck parameters layers gpt adapt optim data checkpoint train rank sweep "
     "plots selfcheck cli __main__"
 )
 OPS = "contract linear lora activation norm embedding attention dropout loss __init__"

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_np.backend import one_blas_thread
 from lora_np.checkpoint import load_arrays, load_json
+from lora_np.crew import one_blas_thread
 from lora_np.data import encode, read_text, split, windows
 from lora_np.layers import Linear
 from lora_np.parameters import Grads

@@ -7,6 +7,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from lora_np.adapt import LoraConfig, inject
+from lora_np.crew import Processes, can_fork
 from lora_np.gpt import GPT, GPTConfig
 from lora_np.optim import schedule
 from lora_np.parameters import freeze, pack
@@ -147,43 +148,99 @@ def test_training_in_parts_gives_the_model_of_whole_batches(dropout):
     assert found[1][2] == found[0][2] == 6 * 4 * T
 
 
+CREWS = [
+    "threads",
+    pytest.param("processes", marks=pytest.mark.skipif(not can_fork(), reason="fork is Linux's")),
+]
+
+
+@pytest.mark.parametrize("kind", CREWS)
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_threads_that_share_a_batch_give_the_model_of_one(dropout, parts):
+def test_a_crew_that_shares_a_batch_gives_the_model_of_one(dropout, parts, kind):
     found = []
-    for threads in (1, 2, 3, 3):
+    for size in (1, 2, 3, 3):
         model = make_gpt(dropout=dropout)
-        options = {"steps": 4, "lr": 0.1, "optimizer": "sgd", "accumulate": parts}
+        options = {"steps": 4, "lr": 0.1, "optimizer": "sgd", "accumulate": parts, kind: size}
         rng = np.random.default_rng(5)
-        history = fit(model, sampler(B=4), threads=threads, rng=rng, **options)
-        found.append((values(model), history.loss))
-    for other, losses in found[1:]:
+        history = fit(model, sampler(B=4), rng=rng, **options)
+        found.append((values(model), history.loss, rng.random()))
+    for other, losses, drawn in found[1:]:
         assert_equal(other, found[0][0], atol=TIGHT)
         assert losses == pytest.approx(found[0][1], abs=TIGHT)
-    assert found[2][1] == found[3][1]  # bit for bit, with a fixed number of threads
+        assert drawn == found[0][2]  # the generator is where it would be
+    assert found[2][1] == found[3][1]  # bit for bit, with a fixed number
 
 
-def test_more_threads_than_samples_are_not_used():
-    one, many = (
-        fit(make_gpt(), sampler(B=2), steps=2, lr=0.1, threads=threads) for threads in (1, 5)
-    )
+@pytest.mark.skipif(not can_fork(), reason="fork is Linux's")
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "LoRA"])
+def test_processes_give_bit_for_bit_what_as_many_threads_give(rng, adapted):
+    found = []
+    for kind in ("threads", "processes"):
+        model = make_gpt(np.float32, dropout=0.1)
+        if adapted:
+            model = inject(model, LoraConfig(r=2, lora_dropout=0.2), np.random.default_rng(3))
+        draws = np.random.default_rng(5)
+        options = {"steps": 5, "lr": 0.01, "rng": draws, kind: 2}
+        found.append((fit(model, sampler(B=5), **options), values(model)))
+    assert found[0][0].loss == found[1][0].loss
+    assert found[0][0].gradient_norm == found[1][0].gradient_norm
+    assert_equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("kind", CREWS)
+def test_more_workers_than_samples_are_not_used(kind):
+    one, many = (fit(make_gpt(), sampler(B=2), steps=2, lr=0.1, **{kind: n}) for n in (1, 5))
     assert many.loss == pytest.approx(one.loss, abs=TIGHT)
 
 
-def test_threads_leave_blas_as_they_found_it():
+@pytest.mark.parametrize("kind", CREWS)
+def test_a_crew_leaves_blas_as_it_found_it(kind):
     def blas():
         return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
 
     seen, before = [], blas()
-    fit(make_gpt(), sampler(), steps=1, lr=0.1, threads=2, validate=lambda: seen.append(blas()))
+    fit(make_gpt(), sampler(), steps=1, lr=0.1, validate=lambda: seen.append(blas()), **{kind: 2})
     assert seen == [[1] * len(before)] and blas() == before
 
 
-def test_a_loss_that_is_not_finite_stops_threads_without_a_warning():
+@pytest.mark.parametrize("kind", CREWS)
+def test_a_loss_that_is_not_finite_stops_a_crew_without_a_warning(kind):
     model = make_gpt()
     model.ln_f.gamma.value[...] = 1e308
+    before = values(model)
     with pytest.raises(Diverged, match="at step 0"):
-        fit(model, sampler(B=4), steps=2, lr=0.1, threads=2)
+        fit(model, sampler(B=4), steps=2, lr=0.1, **{kind: 2})
+    assert_equal(values(model), before)
+
+
+@pytest.mark.skipif(not can_fork(), reason="fork is Linux's")
+def test_what_processes_trained_is_seen_meanwhile_and_private_afterwards():
+    model, losses = make_gpt(), []
+    inputs, targets = sampler(B=4)()
+
+    def validate():
+        losses.append(evaluate(model, inputs, targets))
+        return losses[-1]
+
+    options = {"steps": 4, "lr": 0.05, "validate": validate, "validate_every": 1}
+    fit(model, lambda: (inputs, targets), processes=2, **options)
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.1
+    after = values(model)
+
+    def overwrite(member, item):
+        for p in model.parameters().values():
+            p.value[...] = item
+
+    with Processes(overwrite, 1) as others:
+        others.map([7.0])
+    assert_equal(values(model), after)
+
+
+def test_threads_and_processes_together_are_an_error():
+    for wrong in ({"threads": 2, "processes": 2}, {"threads": 0}, {"processes": -1}):
+        with pytest.raises(ValueError, match=r"threads = \S+ and processes = \S+, exp"):
+            fit(make_gpt(), sampler(), steps=1, lr=0.1, **wrong)
 
 
 def test_more_parts_than_samples_is_an_error():

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from lora_np.adapt import LoraConfig, inject
-from lora_np.backend import one_blas_thread, to_device, to_host
+from lora_np.backend import to_device, to_host
 from lora_np.checkpoint import CheckpointError, fill, load_arrays, load_json, save_arrays, save_json
+from lora_np.crew import one_blas_thread
 from lora_np.data import (
     VOCAB_SIZE,
     DataError,

@@ -36,7 +36,8 @@ from lora_np import GPT, GPTConfig, LoraConfig, fit, inject
 rng = np.random.default_rng(0)
 model = inject(GPT(GPTConfig(**{SIZES}), rng), LoraConfig(**{LORA}), rng)
 batch = rng.integers(0, {SMALL.vocab_size}, (2, *{SHAPE}))
-assert np.isfinite(fit(model, lambda: batch, steps=1, lr={LEARNING_RATE}, clip=None).loss[0])
+options = {{"lr": {LEARNING_RATE}, "clip": None, "processes": {THREADS}}}
+assert np.isfinite(fit(model, lambda: batch, steps=1, **options).loss[0])
 """,
     "bare NumPy": "import numpy",
     PEER: f"""

@@ -12,12 +12,13 @@ SIDE = "numpy_side.NumpySide"
 def measure_allocator(plan: Plan) -> Result:
     """Measure a step where freed memory goes back to the system / where it is kept.
 
-    Only the first two sizes: in larger ones the products hide the difference.
+    Only the first two sizes: in larger ones the products hide the difference. In threads: the
+    processes of a crew always keep theirs.
     """
     result = Result()
     with (
-        Worker(SIDE, threads=plan.threads, keep=False) as plain,
-        Worker(SIDE, threads=plan.threads, keep=True) as kept,
+        Worker(SIDE, threads=plan.threads, keep=False, workers="threads") as plain,
+        Worker(SIDE, threads=plan.threads, keep=True, workers="threads") as kept,
     ):
         for size in plan.sizes[:2]:
             turns: dict[str, Turn] = {}

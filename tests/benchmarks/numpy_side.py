@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import tracemalloc
-from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from lora_np.adapt import merge
-from lora_np.backend import Array, Crew, keep_memory
+from lora_np.backend import Array
+from lora_np.crew import keep_memory
 from lora_np.optim import AdamW
-from lora_np.parameters import Packed, pack
-from lora_np.train import Batch, loss_and_gradient
+from lora_np.parameters import pack
+from lora_np.train import BatchGradient
 from tests.benchmarks.models import (
     LEARNING_RATE,
     adapted_model,
@@ -30,19 +31,34 @@ PRODUCT = 1536  # rows and columns of the product that finds the machine's peak
 PRODUCT_FLOPS = 2 * PRODUCT**3
 
 
-def numpy_step(model: Any, packed: Packed, optimizer: AdamW, batch: Batch, crew: Crew) -> float:
-    """Take the training step that is measured; return the loss."""
-    loss, gradient = loss_and_gradient(model, packed, batch, crew=crew)
-    optimizer.step(gradient, LEARNING_RATE)
-    return loss
+class Training:
+    """Training steps, one after the other, on a model of its own; use it in a ``with`` statement.
 
+    Parameters
+    ----------
+    size, rank
+    **crew
+        ``threads`` or ``processes``, as for :class:`BatchGradient`.
+    """
 
-def training(size: Size, rank: int | None) -> Callable[[Crew], float]:
-    """Return a function that takes one step after the other on a model of its own."""
-    model = model_for(size, rank)
-    packed = pack(model.parameters())
-    optimizer, turn = AdamW(packed), itertools.cycle(batches(size))
-    return lambda crew: numpy_step(model, packed, optimizer, next(turn), crew)
+    def __init__(self, size: Size, rank: int | None, **crew: int) -> None:
+        model = model_for(size, rank)
+        packed = pack(model.parameters())
+        self.gradient = BatchGradient(model, packed, **crew)
+        self.optimizer, self.turn = AdamW(packed), itertools.cycle(batches(size))
+
+    def __enter__(self) -> Training:
+        self.gradient.__enter__()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.gradient.__exit__()
+
+    def step(self) -> float:
+        """Take the training step that is measured; return the loss."""
+        loss, gradient = self.gradient(next(self.turn))
+        self.optimizer.step(gradient, LEARNING_RATE)
+        return loss
 
 
 class NumpySide(Side):
@@ -51,31 +67,40 @@ class NumpySide(Side):
     Parameters
     ----------
     threads : int
-        Of BLAS; in a training step, Python threads with BLAS at one thread each.
+        Of BLAS; in a training step, as many workers with BLAS at one thread each.
     keep : bool
         Whether freed memory is kept, as ``lora-np``'s own commands do.
+    workers : {"processes", "threads"}
+        Of a training step.
     """
 
-    def __init__(self, threads: int, keep: bool = True) -> None:
+    def __init__(self, threads: int, keep: bool = True, workers: str = "processes") -> None:
         super().__init__()
-        self.threads, self.crew = threads, Crew(1)
-        self.steps: set[str] = set()  # the actions that are training steps
+        self.threads, self.workers = threads, workers
+        self.trainings: dict[str, Training] = {}
         self._limits = threadpool_limits(threads, user_api="blas")
         if keep:
             keep_memory()
 
     def add_step(self, name: str, size: Size, rank: int | None) -> None:
         """Prepare a training step."""
-        step = training(size, rank)
-        self.actions[name] = lambda: step(self.crew)
-        self.steps.add(name)
+        training = Training(size, rank, **{self.workers: self.threads})
+        self.trainings[name], self.actions[name] = training, training.step
 
     def run(self, action: str, count: int) -> list[float]:
-        """Time `count` calls; a step's batch is shared by Python threads, as by ``fit``."""
-        with Crew(self.threads if action in self.steps else 1) as self.crew:
-            seconds = super().run(action, count)
-        self.crew = Crew(1)  # the other has gone home
-        return seconds
+        """Time `count` calls; the workers of a training step are there meanwhile, as in ``fit``."""
+        with self.trainings.get(action) or nullcontext():
+            return super().run(action, count)
+
+    def results(self, action: str, count: int) -> list[Any]:
+        """Return what `count` calls return."""
+        with self.trainings.get(action) or nullcontext():
+            return super().results(action, count)
+
+    def forget(self) -> None:
+        """Drop all actions, and the models that they hold."""
+        super().forget()
+        self.trainings.clear()
 
     def add_inference(self, size: Size, rank: int) -> None:
         """Prepare the forwards "base", "merged" and "unmerged"."""
@@ -99,10 +124,11 @@ class NumpySide(Side):
     def peak_memory(self, size: Size, rank: int | None) -> int:
         """Return the most bytes that Python and NumPy held during a step: state and activations."""
         tracemalloc.start()
-        step = training(size, rank)
-        step(self.crew)
-        tracemalloc.reset_peak()
-        step(self.crew)
+        training = Training(size, rank)
+        with training:
+            training.step()
+            tracemalloc.reset_peak()
+            training.step()
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return peak

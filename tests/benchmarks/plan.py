@@ -93,7 +93,7 @@ class Plan:
         }
     )
     slow_rounds: int = 3
-    sweep: tuple[str, ...] = ("--ranks", "1,4", "--steps", "30", "--windows", "64")
+    sweep: tuple[str, ...] = ("--ranks", "1,4,16,32", "--steps", "60", "--windows", "128")
     threads: int = THREADS
     peers: bool = True
 

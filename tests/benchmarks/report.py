@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lora_np.backend import cores
+from lora_np.crew import cores
 from tests.benchmarks.measure import Result, Row, as_dict
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.workers import Worker

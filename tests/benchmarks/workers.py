@@ -80,7 +80,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")  # thread pools do not survive a fork
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, f"tests.benchmarks.{side}", options)
-        self._process = context.Process(target=serve, args=arguments, daemon=True)
+        self._process = context.Process(target=serve, args=arguments)  # no daemon: it may fork
         with thread_settings(None):
             self._process.start()
         theirs.close()

@@ -1,0 +1,269 @@
+"""Who does the work: this thread alone, Python threads, or forked processes; and BLAS's threads.
+
+A crew shares the samples of a batch. Every member works with BLAS at one thread: threads inside
+BLAS would compete with the crew, and the two together are slower than either. What pays:
+
+- Threads run side by side where NumPy's loops and BLAS have released the interpreter's lock. For
+  each of a step's hundreds of calls they must take it back, and then wait for one another.
+- Processes have a lock each. They see the model as it was when they were forked, and afterwards
+  only what lies in shared memory (:func:`shared_empty`) or is sent to them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+Work = Callable[[int, Any], Any]  # (the member's number, its item) -> a result
+PATIENCE = 5.0  # seconds that a process has to end by itself
+
+
+class CrewError(RuntimeError):
+    """A process of a crew ended in the middle of its work."""
+
+
+class one_blas_thread:
+    """A context that holds BLAS at one thread and restores the setting after.
+
+    Small products gain nothing from a second BLAS thread, and independent runs then share the
+    cores; equal thread counts also make equal inputs give bit-equal results in every worker. The
+    setting belongs to the whole process: of several Python threads in here, the first sets it and
+    the last one out restores it.
+    """
+
+    _lock = threading.Lock()
+    _inside = 0
+    _limits: Any = None
+
+    def __enter__(self) -> None:
+        from threadpoolctl import threadpool_limits
+
+        here = one_blas_thread
+        with here._lock:
+            if here._inside == 0:
+                here._limits = threadpool_limits(limits=1, user_api="blas")
+            here._inside += 1
+
+    def __exit__(self, *args: object) -> None:
+        here = one_blas_thread
+        with here._lock:
+            here._inside -= 1
+            if here._inside == 0:
+                _release_blas()
+                here._limits.restore_original_limits()
+                _release_blas()
+
+
+def _release_blas() -> None:
+    """Let any thread change BLAS's setting: threadpoolctl 3.8 minds only the one that set it."""
+    import threadpoolctl
+
+    release = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", None)
+    if release is not None:
+        release(force=True)
+
+
+class Alone:
+    """A crew of one: this thread. BLAS is left as it is.
+
+    Parameters
+    ----------
+    work : callable
+        ``work(member, item)`` is called for every item.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def __enter__(self) -> Alone:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+    def map(self, items: Sequence[Any]) -> list[Any]:
+        """Return the work of each item, in order."""
+        return [self.work(member, item) for member, item in enumerate(items)]
+
+
+class Threads(Alone):
+    """A crew of Python threads, for use in a ``with`` statement.
+
+    Parameters
+    ----------
+    work : callable
+    size : int
+        How many threads; `map` takes at most as many items.
+    """
+
+    def __init__(self, work: Work, size: int) -> None:
+        super().__init__(work)
+        self.size, self.blas = size, one_blas_thread()
+
+    def __enter__(self) -> Threads:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self.blas.__enter__()
+        self.pool = ThreadPoolExecutor(self.size)
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.pool.shutdown()
+        self.blas.__exit__()
+
+    def map(self, items: Sequence[Any]) -> list[Any]:
+        """Return the work of each item, in order."""
+        # np.errstate lives in a thread's context: hand it on.
+        futures = [
+            self.pool.submit(copy_context().run, self.work, member, item)
+            for member, item in enumerate(items)
+        ]
+        return [future.result() for future in futures]
+
+
+class Processes(Alone):
+    """A crew of processes, forked when the ``with`` statement is entered.
+
+    Parameters
+    ----------
+    work : callable
+        Is not pickled: a process has it, and all that it refers to, from its parent.
+    size : int
+        How many processes; `map` takes at most as many items. Items and results are pickled.
+    """
+
+    def __init__(self, work: Work, size: int) -> None:
+        super().__init__(work)
+        if not can_fork():
+            raise ValueError("processes are forked, which only Linux does safely: take threads")
+        self.size, self.blas = size, one_blas_thread()
+        self.pipes: list[Connection] = []
+        self.processes: list[Any] = []
+
+    def __enter__(self) -> Processes:
+        self.blas.__enter__()  # the processes inherit it
+        try:
+            for member in range(self.size):
+                self._fork(member)
+        except OSError:  # no memory, or no more processes
+            self.__exit__()
+            raise
+        return self
+
+    def _fork(self, member: int) -> None:
+        import multiprocessing
+
+        context: Any = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        self.pipes.append(ours)
+        task = (self.work, member, theirs, tuple(self.pipes))
+        process = context.Process(target=_serve, args=task, daemon=True)
+        process.start()
+        theirs.close()
+        self.processes.append(process)
+
+    def __exit__(self, *args: object) -> None:
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join(PATIENCE)
+            process.kill()  # nothing, if it has ended
+            process.join()
+        self.pipes, self.processes = [], []
+        self.blas.__exit__()
+
+    def map(self, items: Sequence[Any]) -> list[Any]:
+        """Return the work of each item, in order; raise the first error after all are done."""
+        try:
+            for pipe, item in zip(self.pipes, items):
+                pipe.send(item)
+            replies = [pipe.recv() for pipe, _ in zip(self.pipes, items)]
+        except (EOFError, OSError):
+            raise CrewError(
+                f"one of {self.size} processes was ended from outside (was memory short?)"
+            ) from None
+        for error, _ in replies:
+            if error is not None:
+                raise error
+        return [result for _, result in replies]
+
+
+def _serve(work: Work, member: int, pipe: Connection, parents: Sequence[Connection]) -> None:
+    """Do what the pipe asks for until the parent closes it, or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in parents:
+        other.close()  # or this process would keep the others' pipes open
+    keep_memory()
+    while True:
+        try:
+            item = pipe.recv()
+        except EOFError:
+            return
+        try:
+            reply = (None, work(member, item))
+        except Exception as error:
+            reply = (_portable(error), None)
+        try:
+            pipe.send(reply)
+        except OSError:
+            return  # the parent did not wait for it
+
+
+def _portable(error: Exception) -> Exception:
+    """Return the error if it survives pickling, else its text."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return CrewError(traceback.format_exc())
+
+
+def can_fork() -> bool:
+    """Return whether this process may fork others: on Linux, unless it is a daemon itself."""
+    import multiprocessing
+
+    return sys.platform == "linux" and not multiprocessing.current_process().daemon
+
+
+def shared_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return an array in memory that processes forked from now on share, filled with zeros."""
+    count = math.prod(shape)
+    memory = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize))
+    return np.frombuffer(memory, dtype, count).reshape(shape)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory for reuse; elsewhere do nothing.
+
+    Large temporaries are otherwise returned to the system and page-faulted in again at every step.
+    The setting cannot be taken back, so only processes of our own make it, never an import.
+    """
+    M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # not glibc: everything works, only slower
+    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(M_TRIM_THRESHOLD, 1 << 30)
