@@ -30,6 +30,7 @@ _HOME = {
     "gpt": ("GPT", "GPTConfig"),
     "adapt": ("LoraConfig", "inject", "merge", "unmerge", "account"),
     "optim": ("SGD", "Adam", "AdamW", "schedule", "clip_by_global_norm"),
+    "checkpoint": ("open_adapter", "write_adapter"),
     "train": ("fit", "evaluate"),
     "rank": ("spectrum",),
     "sweep": ("rank_sweep",),
@@ -38,7 +39,6 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
     *_HOME,
     "backend",
-    "checkpoint",
     "cli",
     "data",
     "ops",

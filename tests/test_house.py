@@ -18,7 +18,7 @@ HOUSE = (
 OPS = "contract linear lora activation norm embedding attention dropout loss __init__"
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("adapt", "train", "checkpoint", "rank")
-HEAVY = ("scipy", "matplotlib", "tqdm")
+HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes")
 LONGEST = 60  # lines of a function, decorators and docstring included
 
 FILES = sorted(PACKAGE.rglob("*.py"))
