@@ -250,7 +250,7 @@ def merge(adapted: Any) -> Any:
     ValueError
         If there is no adapter.
     """
-    _check_adapted(adapted)
+    check_adapted(adapted)
 
     def plain(path: str, layer: Layer) -> Layer | None:
         return _with_weight(layer, layer.delta()) if isinstance(layer, LoRALinear) else None
@@ -287,7 +287,7 @@ def unmerge(merged: Any, adapted: Any) -> Any:
     ValueError
         If the two do not belong together.
     """
-    _check_adapted(adapted)
+    check_adapted(adapted)
     changes = {path: layer.delta() for path, layer in adapters(adapted).items()}
     modules = {"": merged, **merged.modules()}
     for path, change in changes.items():
@@ -301,7 +301,8 @@ def unmerge(merged: Any, adapted: Any) -> Any:
     return plain
 
 
-def _check_adapted(model: Layer) -> None:
+def check_adapted(model: Layer) -> None:
+    """Raise ValueError if the model has no adapter."""
     if not adapters(model):
         raise ValueError("the model has no adapters: inject() gives it some")
 
