@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,8 @@ class PeftConfig:
         self._check_modules()
 
     def _wrong(self, field: str, expected: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {field} = {self._fields.get(field)!r}, {expected}")
+        value = reprlib.repr(self._fields.get(field))  # cut short: a file may hold anything
+        return CheckpointError(f"{self.path}: {field} = {value}, {expected}")
 
     def _refuse_what_is_not_computed(self) -> None:
         fields = self._fields
