@@ -31,7 +31,13 @@ _HOME = {
     "adapt": ("LoraConfig", "inject", "merge", "unmerge", "account"),
     "optim": ("SGD", "Adam", "AdamW", "schedule", "clip_by_global_norm"),
     "train": ("fit", "evaluate"),
-    "rank": ("spectrum",),
+    "rank": (
+        "spectrum",
+        "svd_of_factors",
+        "principal_angles",
+        "subspace_similarity",
+        "random_similarity",
+    ),
     "sweep": ("rank_sweep",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -36,13 +36,20 @@ Component Analysis, 2nd ed. Roy, Vetterli: EUSIPCO 2007, 606. Rudelson, Vershyni
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lora_np.backend import Array, ShapeError, get_xp, to_host
+from lora_np.backend import Array, get_xp, to_host
+from lora_np.rank.inputs import (
+    in_range,
+    prepare,
+    prepare_factors,
+    require_descending,
+    require_pair,
+    require_scale,
+)
 
 
 @dataclass(frozen=True, eq=False)  # eq would compare arrays, which have no single answer
@@ -181,14 +188,10 @@ def spectrum(M: Array | tuple[Array, Array], scale: float = 1.0) -> Spectrum:
     TypeError
         If the entries are not real numbers.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"scale is {scale}: it must be finite")
-    svd = _svd_of_factors(*_require_pair(M)) if isinstance(M, tuple) else _svd_of_matrix(M)
+    require_scale(scale)
+    svd = _svd_of_factors(*require_pair("M", M)) if isinstance(M, tuple) else _svd_of_matrix(M)
     values, unit, shape, eps = svd
-    factor = unit * abs(float(scale))
-    if not math.isfinite(float(values[0]) * factor) or (factor == 0 and scale != 0):
-        raise ValueError("the singular values leave float64's range: rescale the matrix first")
-    return Spectrum(values * factor, shape, eps)
+    return Spectrum(in_range(values, unit, scale), shape, eps)
 
 
 def eckart_young_floor(singular_values: Array, r: int) -> float:
@@ -217,11 +220,7 @@ def eckart_young_floor(singular_values: Array, r: int) -> float:
     ----------
     Eckart, Young: The approximation of one matrix by another of lower rank. Psychometrika 1 (1936).
     """
-    sigma = to_host(singular_values).astype(np.float64)  # (k,)
-    if sigma.ndim != 1:
-        raise ShapeError(f"singular_values has shape {sigma.shape}: (k,) is expected")
-    if not np.all(sigma[:-1] >= sigma[1:]):
-        raise ValueError("singular_values do not descend: sort them, largest first")
+    sigma = require_descending(singular_values)  # (k,)
     if r < 0:
         raise ValueError(f"r is {r}: it must be at least 0")
     return 0.5 * float(np.sum(sigma[r:] ** 2))
@@ -229,59 +228,21 @@ def eckart_young_floor(singular_values: Array, r: int) -> float:
 
 def _svd_of_matrix(M: Array) -> tuple[np.ndarray, float, tuple[int, int], float]:
     """Return (values, unit, shape, eps): M has the singular values ``values * unit``."""
-    matrix, unit, eps = _prepare("M", M)
+    matrix, unit, eps = prepare("M", M)
     return _svd_values(matrix), unit, matrix.shape, eps
 
 
 def _svd_of_factors(B: Array, A: Array) -> tuple[np.ndarray, float, tuple[int, int], float]:
     """Return the same of B A, in O((out + in) r^2) operations and no (out, in) array."""
-    B64, unit_B, eps_B = _prepare("B", B)  # (out, r)
-    A64, unit_A, eps_A = _prepare("A", A)  # (r, in)
-    out, r = B64.shape
-    inner, in_ = A64.shape
-    if inner != r:
-        raise ShapeError(f"A has shape {A64.shape}: ({r}, in) is expected, as B is {B64.shape}")
+    B64, A64, unit, eps = prepare_factors(B, A)  # (out, r), (r, in)
     xp = get_xp(B64)
     # Q has orthonormal columns: it turns singular vectors and leaves singular values alone
     R_B = xp.linalg.qr(B64, mode="r")  # (min(out, r), r)
     R_A = xp.linalg.qr(A64.T, mode="r")  # (min(in, r), r)
     values = _svd_values(R_B @ R_A.T)  # (min(out, in, r),)
-    return values, unit_B * unit_A, (out, in_), max(eps_B, eps_A)  # the coarser factor limits B A
-
-
-def _prepare(name: str, x: Array) -> tuple[Array, float, float]:
-    """Return (matrix, unit, eps): x = matrix * unit in float64, and the eps of x's own numbers.
-
-    In float64, because an SVD's rounding error is eps sigma_1 in EVERY singular value: in float32
-    it would drown those below 1e-7 sigma_1, which the measures of the tail are about. And over a
-    power of two near its largest entry, so that no product on the way over- or underflows.
-    """
-    xp = get_xp(x)
-    x = xp.asarray(x)
-    if x.ndim != 2 or x.size == 0:
-        raise ShapeError(f"{name} has shape {x.shape}: 2-D is expected, no side of 0")
-    if x.dtype.kind not in "biuf":
-        raise TypeError(f"{name} has dtype {x.dtype}: real numbers are expected")
-    matrix = x.astype(xp.float64)
-    largest = float(xp.abs(matrix).max())
-    if not math.isfinite(largest):  # max hands on both inf and nan
-        raise ValueError(f"{name} has entries that are not finite (nan or inf)")
-    unit = math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
-    return matrix / unit, unit, _eps(x.dtype)
-
-
-def _eps(dtype: np.dtype) -> float:
-    """Return the relative spacing of a dtype's numbers, float64's at the least."""
-    eps64 = float(np.finfo(np.float64).eps)  # integers are exact: only our own rounding counts
-    return max(float(np.finfo(dtype).eps), eps64) if dtype.kind == "f" else eps64
+    return values, unit, (B64.shape[0], A64.shape[1]), eps
 
 
 def _svd_values(matrix: Array) -> np.ndarray:
     """Return the singular values, descending, on the host."""
     return to_host(get_xp(matrix).linalg.svd(matrix, compute_uv=False))  # (min of the sides,)
-
-
-def _require_pair(factors: tuple) -> tuple[Array, Array]:
-    if len(factors) != 2:
-        raise ShapeError(f"M is a tuple of {len(factors)}: one matrix or (B, A) is expected")
-    return factors
