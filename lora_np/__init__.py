@@ -37,6 +37,13 @@ _HOME = {
         "principal_angles",
         "subspace_similarity",
         "random_similarity",
+        "amplification",
+        "intruder_dimensions",
+        "best_rank_error",
+        "smallest_rank",
+        "estimate_noise",
+        "gavish_donoho_threshold",
+        "randomised_svd",
     ),
     "sweep": ("rank_sweep",),
 }

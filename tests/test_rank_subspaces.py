@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from lora_np.backend import ShapeError
 from lora_np.rank import (
+    amplification,
+    intruder_dimensions,
     principal_angles,
     random_similarity,
     subspace_similarity,
@@ -205,3 +207,135 @@ def test_what_is_wrong_with_the_spaces_is_said(call, error, message):
 def test_float32_singular_vectors_are_orthonormal_enough():
     U = np.linalg.svd(normal(0, 50, 20).astype(np.float32), full_matrices=False)[0]
     assert subspace_similarity(U, U)[-1, -1] == pytest.approx(1, abs=1e-5)
+
+
+# --- amplification ---------------------------------------------------------------------------
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 4), seeds)
+def test_amplification_equals_its_definition_through_dense_svds(out, in_, r, seed):
+    r = min(r, out, in_)
+    W0, B, A = normal(seed, out, in_), normal(seed + 1, out, r), normal(seed + 2, r, in_)
+    delta = -2.0 * B @ A
+    U, _, Vt = np.linalg.svd(delta)
+    U0, _, V0t = np.linalg.svd(W0)
+    expected = {
+        "in_delta": np.linalg.norm(U[:, :r].T @ W0 @ Vt[:r].T),
+        "in_W0": np.linalg.norm(U0[:, :r].T @ W0 @ V0t[:r].T),
+        "norm_W0": np.linalg.norm(W0),
+        "norm_delta": np.linalg.norm(delta),
+    }
+    for found in (amplification(W0, delta, r), amplification(W0, (B, A), r, scale=-2.0)):
+        got = {name: getattr(found, name) for name in expected}
+        assert got == pytest.approx(expected, rel=1e-7, abs=1e-9)
+        factor = expected["norm_delta"] / expected["in_delta"]
+        assert found.factor == pytest.approx(factor, rel=1e-6)
+        assert found.in_delta <= found.in_W0 * (1 + TOL)
+
+
+def test_random_directions_hold_the_stated_part_of_W0_in_root_mean_square():
+    W0, r = normal(0, 12, 8) @ np.diag(np.arange(1.0, 9.0)), 3
+    squares = [
+        np.linalg.norm(orthonormal(2 * s, 12, r).T @ W0 @ orthonormal(2 * s + 1, 8, r)) ** 2
+        for s in range(1, 2000)
+    ]
+    error = np.std(squares) / math.sqrt(len(squares))
+    expected = amplification(W0, normal(1, 12, 8), r).in_random ** 2
+    assert abs(np.mean(squares) - expected) < 4 * error < 0.05 * expected
+
+
+def test_random_directions_agree_with_the_published_figure_of_gpt_3():
+    # table 7: ||W_q||_F = 61.95 in 12288 x 12288; 0.02 is printed at r = 4, 0.33 at r = 64
+    for r, published in ((4, 0.02), (64, 0.33)):
+        assert r * 61.95 / 12288 == pytest.approx(published, abs=0.01)
+
+
+def test_a_change_along_W0s_own_directions_and_one_across_them():
+    W0 = np.diag([4.0, 3.0, 0.0, 0.0])
+    along = amplification(W0, 2 * W0, 2)
+    assert along.in_delta == along.in_W0 == pytest.approx(5) and along.factor == pytest.approx(2)
+    across = amplification(W0, np.diag([0.0, 0.0, 1.0, 1.0]), 2)
+    assert across.in_delta == 0 and across.factor == math.inf
+    assert across.in_random == pytest.approx(2 * 5 / 4)
+
+
+@pytest.mark.parametrize(
+    "delta, r, error, message",
+    [
+        (np.eye(3), 0, ValueError, "r is 0: it must be from 1 to the numerical rank of delta, 3"),
+        (np.diag([1.0, 1.0, 0.0]), 3, ValueError, "numerical rank of delta, 2"),
+        (np.diag([1.0, 1.0, 1e-9]).astype(np.float32), 3, ValueError, "rank of delta, 2"),
+        ((np.eye(3, 2), np.zeros((2, 3))), 1, ValueError, "numerical rank of delta, 0"),
+        (np.eye(4), 1, ShapeError, r"delta has shape \(4, 4\): \(3, 3\) is expected"),
+        ((np.eye(3),), 1, ShapeError, "delta is a tuple of 1"),
+        (np.full((3, 3), np.nan), 1, ValueError, "delta has entries"),
+    ],
+)
+def test_amplification_says_what_is_wrong(delta, r, error, message):
+    with pytest.raises(error, match=message):
+        amplification(np.eye(3), delta, r)
+
+
+# --- intruders -------------------------------------------------------------------------------
+
+
+def naive_intruders(W0, W, k, threshold):
+    """Algorithm 1 with its two loops."""
+    before, after = (np.linalg.svd(X, full_matrices=False)[0] for X in (W0, W))
+    found = []
+    for j in range(k):
+        similar = False
+        for i in range(before.shape[1]):
+            similar = similar or abs(float(before[:, i] @ after[:, j])) >= threshold
+        if not similar:
+            found.append(j)
+    return found
+
+
+@given(st.integers(2, 10), st.integers(2, 10), seeds, st.floats(0.1, 0.9), st.floats(0, 5))
+def test_intruders_equal_those_of_the_algorithms_two_loops(out, in_, seed, threshold, size):
+    W0, B, A = normal(seed, out, in_), normal(seed + 1, out, 2), normal(seed + 2, 2, in_)
+    k = min(out, in_, 4)
+    expected = naive_intruders(W0, W0 + size * B @ A, k, threshold)
+    for found in (
+        intruder_dimensions(W0, W0 + size * B @ A, k, threshold),
+        intruder_dimensions(W0, (B, A), k, threshold, scale=size),
+    ):
+        assert found.indices == expected and found.count == len(expected)
+        assert found.cosines.shape == (k,) and 0 <= found.cosines.min() <= found.cosines.max() <= 1
+
+
+def test_a_strong_new_direction_is_the_first_intruder_and_an_old_one_is_none():
+    n = 40
+    U, V = orthonormal(0, n, n), orthonormal(1, n, n)
+    W0 = (U * np.linspace(2, 1, n)) @ V.T
+    new = U.sum(axis=1, keepdims=True) / math.sqrt(n)  # cosine 0.16 with each of W0's
+    found = intruder_dimensions(W0, (1e4 * new, V[:, :1].T))
+    assert found.indices[0] == 0 and found.cosines[0] == pytest.approx(1 / math.sqrt(n), rel=0.01)
+    stronger = intruder_dimensions(W0, (50 * U[:, :1], V[:, :1].T))
+    assert stronger.count == 0 and stronger.cosines[0] == pytest.approx(1)
+
+
+def test_directions_that_W0_does_not_have_at_all_are_intruders():
+    W0 = np.diag([1.0, 1.0, 0.0, 0.0])  # rank 2: its other vectors are arbitrary and do not count
+    found = intruder_dimensions(W0, np.diag([1.0, 1.0, 9.0, 0.0]), k=3)
+    assert found.indices == [0] and found.cosines[0] == 0
+    assert intruder_dimensions(np.zeros((3, 3)), np.eye(3), k=2).indices == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "W, options, error, message",
+    [
+        (np.eye(3), {"k": 4}, ValueError, "k is 4: it must be from 1 to 3"),
+        (np.eye(3), {"k": 0}, ValueError, "k is 0"),
+        (np.eye(3), {"k": 1, "threshold": 1.5}, ValueError, "threshold is 1.5"),
+        (np.eye(3), {"k": 1, "scale": 2.0}, ValueError, "scale is 2.0: it belongs to factors"),
+        (np.eye(4), {"k": 1}, ShapeError, r"W has shape \(4, 4\)"),
+        ((np.eye(4, 1), np.eye(1, 3)), {"k": 1}, ShapeError, r"B A has shape \(4, 3\)"),
+        ((np.eye(3), np.eye(3)), {"k": 1, "scale": math.nan}, ValueError, "scale is nan"),
+        (np.full((3, 3), np.inf), {"k": 1}, ValueError, "W has entries"),
+    ],
+)
+def test_intruder_dimensions_says_what_is_wrong(W, options, error, message):
+    with pytest.raises(error, match=message):
+        intruder_dimensions(np.eye(3), W, **options)

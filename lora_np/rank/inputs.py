@@ -42,7 +42,7 @@ def prepare(name: str, x: Array) -> tuple[Array, float, float]:
     if not math.isfinite(largest):  # max hands on both inf and nan
         raise ValueError(f"{name} has entries that are not finite (nan or inf)")
     unit = math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
-    return matrix / unit, unit, _eps(x.dtype)
+    return matrix / unit, unit, spacing(x.dtype)
 
 
 def prepare_factors(B: Array, A: Array) -> tuple[Array, Array, float, float]:
@@ -127,7 +127,7 @@ def require_descending(singular_values: Array) -> np.ndarray:
     return sigma
 
 
-def _eps(dtype: np.dtype) -> float:
+def spacing(dtype: np.dtype) -> float:
     """Return the relative spacing of a dtype's numbers, float64's at the least."""
     eps64 = float(np.finfo(np.float64).eps)  # integers are exact: only our own rounding counts
     return max(float(np.finfo(dtype).eps), eps64) if dtype.kind == "f" else eps64

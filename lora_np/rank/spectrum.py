@@ -50,6 +50,14 @@ from lora_np.rank.inputs import (
     require_pair,
     require_scale,
 )
+from lora_np.rank.noise import (
+    estimate_noise,
+    gavish_donoho_threshold,
+    has_noise_floor,
+    marchenko_pastur_edge,
+)
+
+EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True, eq=False)  # eq would compare arrays, which have no single answer
@@ -123,12 +131,36 @@ class Spectrum:
         """
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction is {fraction}: it must be more than 0 and at most 1")
-        held = np.cumsum(self._relative**2)  # (k,)
-        if held.size == 0:
+        sigma = self._relative
+        if sigma.size == 0:
             return 0
-        # Ten equal values reach 90% with the ninth, though rounding may leave them a bit short.
-        rounding = held.size * np.finfo(np.float64).eps
-        return int(np.argmax(held >= (fraction - rounding) * held[-1])) + 1
+        # Ten equal values reach 90 % with the ninth, though rounding may leave them a bit short.
+        return max(1, _least_rank(sigma, 1 - fraction + sigma.size * EPS))
+
+    @property
+    def noise(self) -> float | None:
+        """Standard deviation of an entry's noise, if the median singular value is noise (noise.py).
+
+        None where that has no meaning: of factors, whose product has exact zeros and no noise
+        floor, and where the median is no larger than rounding (see `numerical_rank`).
+        """
+        if not has_noise_floor(self.singular_values, self.shape, self.eps):
+            return None
+        return estimate_noise(self.singular_values, self.shape)
+
+    @property
+    def bulk_rank(self) -> int | None:
+        """How many singular values stand above the Marchenko-Pastur edge; None as for `noise`."""
+        if (noise := self.noise) is None:
+            return None
+        return int(np.sum(self.singular_values > marchenko_pastur_edge(noise, self.shape)))
+
+    @property
+    def hard_threshold_rank(self) -> int | None:
+        """How many are worth keeping (Gavish, Donoho 2014); None as for `noise`."""
+        if (noise := self.noise) is None:
+            return None
+        return int(np.sum(self.singular_values > gavish_donoho_threshold(self.shape, noise)))
 
     @property
     def _relative(self) -> np.ndarray:
@@ -220,10 +252,82 @@ def eckart_young_floor(singular_values: Array, r: int) -> float:
     ----------
     Eckart, Young: The approximation of one matrix by another of lower rank. Psychometrika 1 (1936).
     """
-    sigma = require_descending(singular_values)  # (k,)
+    sigma = _require_rank(singular_values, r)
+    return 0.5 * float(np.sum(sigma[r:] ** 2))
+
+
+def best_rank_error(singular_values: Array, r: int, relative: bool = True) -> float:
+    """Return the least ||M - N||_F over all N of rank at most `r`: sqrt(sum_{i>r} sigma_i^2).
+
+    Parameters
+    ----------
+    singular_values : array, shape (k,)
+        Those of M, descending.
+    r : int
+        From 0.
+    relative : bool
+        Whether to divide by ||M||_F: then from 1 at r = 0 down to 0. A zero matrix has 0.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ShapeError, ValueError
+        As :func:`eckart_young_floor`, which is half its square.
+    """
+    sigma = _require_rank(singular_values, r)
+    unit = float(sigma[0]) if sigma.size and sigma[0] > 0 else 1.0  # so that no square overflows
+    missed = float(np.linalg.norm(sigma[r:] / unit))
+    whole = float(np.linalg.norm(sigma / unit))
+    return missed / (whole or 1.0) if relative else missed * unit
+
+
+def smallest_rank(singular_values: Array, error: float) -> int:
+    """Return the least r with ``best_rank_error(singular_values, r) <= error``.
+
+    Parameters
+    ----------
+    singular_values : array, shape (k,)
+        Those of M, descending.
+    error : float
+        Of ||M - N||_F / ||M||_F, from 0 to 1. An energy rank at `fraction` asks for
+        sqrt(1 - fraction): 99 % of the energy is an error of 0.1.
+
+    Returns
+    -------
+    int
+        From 0, which a zero matrix needs, to k.
+
+    Raises
+    ------
+    ShapeError
+        If `singular_values` is not 1-D.
+    ValueError
+        If they do not descend, or `error` is outside [0, 1].
+    """
+    if not 0 <= error <= 1:
+        raise ValueError(f"error is {error}: it must be from 0 to 1, as it is relative to ||M||_F")
+    sigma = _require_rank(singular_values, 0)
+    if sigma.size == 0 or sigma[0] == 0:
+        return 0
+    return _least_rank(sigma / sigma[0], error**2)
+
+
+def _require_rank(singular_values: Array, r: int) -> np.ndarray:
     if r < 0:
         raise ValueError(f"r is {r}: it must be at least 0")
-    return 0.5 * float(np.sum(sigma[r:] ** 2))
+    return require_descending(singular_values)
+
+
+def _least_rank(sigma: np.ndarray, missed: float) -> int:
+    """Return the least k whose values beyond the k-th hold at most the share `missed` of sigma^2.
+
+    The shares are added up from the small end, so that a tiny one is not lost beside a large sum.
+    """
+    tails = np.append(np.cumsum(sigma[::-1] ** 2)[::-1], 0.0)  # (k + 1,) beyond 0, 1, ..., k
+    return int(np.argmax(tails <= missed * (1 + sigma.size * EPS) * tails[0]))
 
 
 def _svd_of_matrix(M: Array) -> tuple[np.ndarray, float, tuple[int, int], float]:
