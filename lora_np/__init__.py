@@ -33,7 +33,20 @@ _HOME = {
     "checkpoint": ("open_adapter", "write_adapter", "save_adapter", "load_adapter"),
     "pretrained": ("load_gpt2",),
     "train": ("fit", "evaluate"),
-    "rank": ("spectrum",),
+    "rank": (
+        "spectrum",
+        "svd_of_factors",
+        "principal_angles",
+        "subspace_similarity",
+        "random_similarity",
+        "amplification",
+        "intruder_dimensions",
+        "best_rank_error",
+        "smallest_rank",
+        "estimate_noise",
+        "gavish_donoho_threshold",
+        "randomised_svd",
+    ),
     "sweep": ("rank_sweep",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
