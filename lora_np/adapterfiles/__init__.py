@@ -1,0 +1,1 @@
+"""Adapters as files: made smaller, taken from checkpoints, merged into them, combined."""
