@@ -48,6 +48,13 @@ _HOME = {
         "randomised_svd",
     ),
     "sweep": ("rank_sweep",),
+    "adapterfiles": (
+        "Keep",
+        "resize_adapter",
+        "extract_adapter",
+        "merge_adapter",
+        "combine_adapters",
+    ),
     "analyse": ("analyse_adapter", "analyse_checkpoints", "analyse_sweep"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
