@@ -44,6 +44,12 @@ def test_tensors_come_back_bit_equal_with_shape_and_dtype(tmp_path, rng, dtype):
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
+def test_others_may_read_a_file_of_tensors_as_any_new_file(tmp_path):
+    save_tensors(tmp_path / "x.safetensors", {"a": np.ones(2)})
+    (tmp_path / "new").touch()
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_names_come_in_the_order_of_the_file(tmp_path):
     header = {"b": entry(0, 16), "c": entry(16, 32), "a": entry(32, 48)}
     (tmp_path / "x.safetensors").write_bytes(raw(header, bytes(48)))
@@ -130,7 +136,7 @@ SHAPES = {  # out, r, in, scale
     "h.0.q": (6, 2, 5, 2.0),
     "h.0.v": (6, 3, 5, 2.0),
     "h.10.q": (6, 2, 5, 0.1),
-    "q": (7, 2, 5, 2.0),  # the end of others' names
+    "q": (7, 4, 5, 5.0),  # the end of others' names
     "odd+name[0].q": (6, 1, 4, 1 / 3),
 }
 
@@ -194,7 +200,7 @@ def test_any_other_scale_is_kept_to_a_last_bit(r, scale):
 PATTERNS = [
     ("q", True), ("h.0.q", True), ("0.q", True), (r".*\.q", True), ("^h.0.q", True), ("q|v", True),
     (r"h\.[0-5]\..*", True), ("^0.q", False), ("^q", False), ("h.0", False), ("0.", False),
-    ("xq", False), ("Q", False),
+    ("xq", False), ("Q", False), ("h|x", False),
 ]  # fmt: skip
 
 

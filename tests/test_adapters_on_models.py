@@ -126,6 +126,10 @@ def test_an_adapter_at_its_start_loads_as_no_change(tmp_path, rng):
     save_adapter(inject(base, LoraConfig(r=2), rng), tmp_path / "a")
     loaded = load_adapter(base, tmp_path / "a")
     np.testing.assert_array_equal(loaded.forward(TOKENS)[0], base.forward(TOKENS)[0])
+    # no column of B says whose it is, so q, k and v have all: rank 2 + 2
+    assert {path: layer.r for path, layer in adapters(loaded).items()} == {
+        f"h.{i}.attn.{x}_proj": 4 for i in range(2) for x in "qkv"
+    }
 
 
 def test_a_model_that_names_no_places_uses_its_own_paths(tmp_path, rng):

@@ -195,9 +195,9 @@ def _exactly(name: str) -> str:
 def _alphas(ranks: Mapping[str, int], scales: Mapping[str, float]) -> tuple[bool, dict[str, float]]:
     """Return whether to divide by sqrt(r), and the alphas.
 
-    Dividing must give every scale to the last bit. By r it does wherever the scale once was an
-    alpha / r, and for every power of two; by sqrt(r) where it came from rsLoRA. For the rest, whose
-    scale may lie between two quotients, the nearest alpha stands: off by a last bit, 1e-16.
+    Dividing must give every scale to the last bit. By r it does for powers of two, and wherever
+    the scale once was an alpha / r; by sqrt(r) where it came from rsLoRA. Other scales may lie
+    between two quotients: one in ten does for r, and is then off by a last bit, 1e-16.
     """
     for use_rslora, root in ((False, float), (True, math.sqrt)):
         alphas = {name: _alpha(scale, root(ranks[name])) for name, scale in scales.items()}
@@ -207,8 +207,5 @@ def _alphas(ranks: Mapping[str, int], scales: Mapping[str, float]) -> tuple[bool
 
 
 def _alpha(scale: float, root: float) -> float:
-    """Return the number nearest to ``scale * root`` whose quotient by root is the scale."""
-    near = scale * root
-    neighbours = (near, math.nextafter(near, 0.0), math.nextafter(near, math.inf))
-    alpha = next((x for x in neighbours if x / root == scale), near)
+    alpha = scale * root
     return int(alpha) if alpha.is_integer() and alpha < 2**53 else alpha

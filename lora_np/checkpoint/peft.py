@@ -84,7 +84,8 @@ def _stacked(group: list[tuple[Place, LoRALinear]]) -> tuple[np.ndarray, np.ndar
     column = 0
     for place, layer in group:
         rows = slice(place.start, place.start + layer.d_out)
-        B[rows, column : column + layer.r] = to_host(layer.B.value) * (layer.scale / scale)
+        ratio = 1.0 if layer.scale == scale else layer.scale / scale
+        B[rows, column : column + layer.r] = to_host(layer.B.value) * ratio
         column += 0 if alike else layer.r
     return B, A, scale
 

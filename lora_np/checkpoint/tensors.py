@@ -255,4 +255,7 @@ def save_tensors(
             )
         whole[name] = np.asarray(array, order="C")  # save_file writes memory as it lies
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # others may read it as any new file; save_file forbids it
         save_file(whole, temporary, None if metadata is None else dict(metadata))
+        temporary.chmod(mode)
