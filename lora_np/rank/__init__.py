@@ -6,6 +6,13 @@ from lora_np.rank.noise import (
     marchenko_pastur_edge,
     marchenko_pastur_median,
 )
+from lora_np.rank.planted import (
+    Recovery,
+    bootstrap_interval,
+    planted_matrix,
+    recovery,
+    recovery_table,
+)
 from lora_np.rank.randomised import ResidualBound, dense_svd, randomised_svd
 from lora_np.rank.spectrum import (
     Spectrum,
@@ -28,10 +35,12 @@ from lora_np.rank.subspaces import (
 __all__ = [
     "Amplification",
     "Intruders",
+    "Recovery",
     "ResidualBound",
     "Spectrum",
     "amplification",
     "best_rank_error",
+    "bootstrap_interval",
     "dense_svd",
     "eckart_young_floor",
     "estimate_noise",
@@ -39,9 +48,12 @@ __all__ = [
     "intruder_dimensions",
     "marchenko_pastur_edge",
     "marchenko_pastur_median",
+    "planted_matrix",
     "principal_angles",
     "random_similarity",
     "randomised_svd",
+    "recovery",
+    "recovery_table",
     "smallest_rank",
     "spectrum",
     "subspace_similarity",

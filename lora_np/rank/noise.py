@@ -36,6 +36,7 @@ Information Theory 60, 5040 (2014), arXiv:1305.5870. Marchenko, Pastur: Mat. Sb.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ def marchenko_pastur_edge(noise: float, shape: tuple[int, int]) -> float:
     return _require_noise(noise) * (math.sqrt(short) + math.sqrt(long))
 
 
+@lru_cache(maxsize=256)  # a model has few shapes and many matrices
 def marchenko_pastur_median(beta: float) -> float:
     """Return the median squared singular value of noise, in units of noise^2 times the longer side.
 
