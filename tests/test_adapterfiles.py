@@ -379,11 +379,22 @@ def test_a_prefix_that_the_checkpoint_has_not_is_left_off_if_all_have_it(tmp_pat
     assert {m.name for m in merged} == {f"{name}.weight" for name in SHAPES}
 
 
-@pytest.mark.parametrize("kind, square", [("gpt2", True), (None, True), ("gpt2", False)])
-def test_a_gpt2s_weights_are_merged_as_they_lie(tmp_path, rng, kind, square):
+def test_prefixes_that_differ_are_not_left_off(tmp_path, rng):
+    write_adapter(tmp_path / "a", modules_of(rng, {"x.q": (4, 1, 3, 1.0), "y.k": (4, 1, 3, 1.0)}))
+    W0 = {"q.weight": np.ones((4, 3)), "k.weight": np.ones((4, 3))}
+    save_tensors(tmp_path / "base.safetensors", W0)
+    with pytest.raises(CheckpointError, match=r"adapts: x\.q, y\.k$"):
+        merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "kind, said, square", [("gpt2", False, True), (None, True, True), ("gpt2", True, False)]
+)
+def test_a_gpt2s_weights_are_merged_as_they_lie(tmp_path, rng, kind, said, square):
+    """The base's config decides; without one, what the adapter's says."""
     name = "h.0.attn.c_proj"
     out, in_ = (6, 6) if square else (9, 6)
-    write_adapter(tmp_path / "a", modules_of(rng, {name: (out, 2, in_, 1.0)}), fan_in_fan_out=True)
+    write_adapter(tmp_path / "a", modules_of(rng, {name: (out, 2, in_, 1.0)}), fan_in_fan_out=said)
     W0 = rng.standard_normal((in_, out))
     save_tensors(tmp_path / "model.safetensors", {f"{name}.weight": W0})
     if kind:
@@ -421,9 +432,16 @@ def test_a_sum_too_large_for_the_type_is_refused_and_an_existing_file_stays(tmp_
 
 
 def test_the_header_of_a_merged_file_is_padded_and_its_numbers_are_aligned(tmp_path, rng, adapter):
-    W0 = base_for(rng, SHAPES, np.float32, {"odd": np.ones(3, np.float16), "wide": np.ones(3)})
-    save_tensors(tmp_path / "base.safetensors", W0)
-    merge_adapter(tmp_path / "base.safetensors", adapter, tmp_path / "m.safetensors")
+    parts = {
+        "1.safetensors": {"odd": np.ones(3, np.float16)},
+        "2.safetensors": {"wide": np.ones(3)},
+    }
+    parts["2.safetensors"] |= base_for(rng, SHAPES, np.float32)
+    for file, held in parts.items():
+        save_tensors(tmp_path / file, held)
+    places = {name: file for file, held in parts.items() for name in held}
+    save_json(tmp_path / "model.safetensors.index.json", {"weight_map": places})
+    merge_adapter(tmp_path, adapter, tmp_path / "m.safetensors")
     raw = (tmp_path / "m.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + length])
@@ -507,6 +525,13 @@ def test_linear_sums_the_factors_and_tells_the_cross_terms(tmp_path, two):
             assert norm(after[fit.name] - true[fit.name] - cross) < SINGLE * norm(cross)
             assert ranks[fit.name] == SHAPES[fit.name][1]
     assert total_errors(fits)[0] > 0.1
+
+
+def test_linear_makes_two_equal_halves_twice_what_they_should_be(tmp_path, adapter):
+    fits = combine_adapters([adapter, adapter], (0.5, 0.5), tmp_path / "c", "linear")
+    before, after = deltas(adapter)[0], deltas(tmp_path / "c")[0]
+    assert all(norm(after[n] - 2 * before[n]) < SINGLE * norm(before[n]) for n in before)
+    assert total_errors(fits)[0] == pytest.approx(1)
 
 
 def test_a_module_of_one_adapter_alone_is_weighted_and_linear_refuses_it(tmp_path, rng, adapter):

@@ -81,7 +81,7 @@ def test_the_sentence_has_the_largest_rank_of_each_kind_and_of_all(tmp_path):
     def exact(sigma, out, in_):
         return np.eye(out, len(sigma)) * sigma, np.eye(len(sigma), in_)
 
-    ranks = {"layers.0.q": [1, 1], "layers.1.q": [1, 1, 1], "layers.0.v": [5, 0, 0, 0]}
+    ranks = {"layers.0.q": [1, 1, 1], "layers.1.q": [1, 1], "layers.0.v": [5, 0, 0, 0]}
     modules = [(n, *exact(np.array(s, float), 6, 5), 1.0) for n, s in ranks.items()]
     write_adapter(tmp_path / "a", modules)
     found = analyse_adapter(tmp_path / "a")
@@ -154,7 +154,9 @@ def pair(tmp_path, rng):
     }
     B, A = factors(rng, 40, 2, 30, np.float64)
     W = dict(W0)
-    W["layers.0.q.weight"] = W0["layers.0.q.weight"] + B @ A + 0.01 * rng.standard_normal((40, 30))
+    W["layers.0.q.weight"] = (
+        W0["layers.0.q.weight"] + 5 * B @ A + 0.01 * rng.standard_normal((40, 30))
+    )
     W["layers.1.q.weight"] = W0["layers.1.q.weight"] + 0.1 * np.eye(24, 30)
     W["norm.weight"] = 2 * W0["norm.weight"]
     W["head.weight"] = np.ones((2, 2))
@@ -176,7 +178,7 @@ def test_a_pair_is_measured_by_its_differences_and_against_its_base(pair):
         assert module.effective_rank == pytest.approx(expected.effective_rank)
         assert module.intruders == intruder_dimensions(before, after).count
     planted = next(m for m in found.modules if m.name == "layers.0.q")
-    assert (planted.bulk_rank, planted.hard_threshold_rank) == (2, 2)
+    assert (planted.bulk_rank, planted.hard_threshold_rank, planted.intruders) == (2, 2, 2)
     assert found.unchanged == ["embed.weight"]
     assert found.unmatched == [f"head.weight: only in {tuned}"]
 
