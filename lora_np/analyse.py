@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.adapterfiles.report import text_table
+from lora_np.adapterfiles.report import natural, text_table
 from lora_np.adapterfiles.weights import CheckpointPair, is_small, leading_svd
 from lora_np.checkpoint import CheckpointError, load_json, open_adapter, save_json
 from lora_np.rank import Spectrum, intruder_dimensions, spectrum
@@ -96,7 +96,7 @@ class Analysis:
     source : dict of str to str
         The paths of what was analysed, see :func:`source_of`.
     modules : list of ModuleRanks
-        In the order of the file.
+        By name, layer 2 before layer 10.
     unchanged : list of str
         Matrices of a pair that are equal in both.
     unmatched : list of str
@@ -216,7 +216,7 @@ def analyse_adapter(path: str | Path) -> Analysis:
             _of_spectrum(name, spectrum(module.factors(), module.scale), r=module.r)
             for name, module in adapter.modules.items()
         ]
-    return Analysis(source_of(path), modules)
+    return Analysis(source_of(path), _sorted(modules))
 
 
 def analyse_checkpoints(
@@ -256,7 +256,7 @@ def analyse_checkpoints(
                 modules.append(_of_change(name.removesuffix(".weight"), W0, W, rng))
     if not modules:
         raise ValueError(f"{base} and {tuned} differ in no matrix that both have")
-    return Analysis(source_of(tuned, base), modules, unchanged, pair.unmatched)
+    return Analysis(source_of(tuned, base), _sorted(modules), unchanged, pair.unmatched)
 
 
 def analyse_sweep(folder: str | Path) -> Analysis:
@@ -286,7 +286,7 @@ def analyse_sweep(folder: str | Path) -> Analysis:
         values = np.array(change["singular_values"], np.float64)
         found = Spectrum(values, (change["shape"][0], change["shape"][1]), eps)
         modules.append(_of_spectrum(change["name"].removesuffix(".W"), found))
-    return Analysis(source_of(folder), modules)
+    return Analysis(source_of(folder), _sorted(modules))
 
 
 def source_of(path: str | Path, base: str | Path | None = None) -> dict[str, str]:
@@ -301,6 +301,10 @@ def source_of(path: str | Path, base: str | Path | None = None) -> dict[str, str
     """
     places = {"path": path} if base is None else {"path": path, "base": base}
     return {name: str(Path(place).resolve()) for name, place in places.items()}
+
+
+def _sorted(modules: list[ModuleRanks]) -> list[ModuleRanks]:
+    return sorted(modules, key=lambda module: natural(module.name))
 
 
 def _of_spectrum(

@@ -54,7 +54,7 @@ def test_every_measure_of_an_adapter_is_that_of_its_dense_products(tmp_path, rng
     found = analyse_adapter(tmp_path / "a")
     squares = []
     with open_adapter(tmp_path / "a") as adapter:
-        assert [m.name for m in found.modules] == list(adapter.modules)
+        assert {m.name for m in found.modules} == set(adapter.modules)
         for module in found.modules:
             held = adapter.modules[module.name]
             B, A = (x.astype(np.float64) for x in held.factors())
@@ -100,6 +100,13 @@ def test_shares_of_a_tiny_adapter_do_not_underflow(tmp_path):
     modules = [(n, np.full((2, 1), 1e-170), np.full((1, 2), 1e-3), 1.0) for n in "ab"]
     write_adapter(tmp_path / "a", modules, dtype="float64")
     assert analyse_adapter(tmp_path / "a").shares == [0.5, 0.5]
+
+
+def test_layers_are_in_the_order_of_their_numbers(tmp_path, rng):
+    shapes = {f"layers.{i}.q": (3, 1, 2, 1.0) for i in (10, 2, 1)}
+    write_adapter(tmp_path / "a", modules_of(rng, shapes))
+    found = analyse_adapter(tmp_path / "a")
+    assert [layer for layer, _ in found.places] == ["1", "2", "10"]
 
 
 def test_one_module_is_in_memory_at_a_time(tmp_path, rng):

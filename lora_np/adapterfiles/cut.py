@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.adapterfiles.report import text_table
+from lora_np.adapterfiles.report import natural, text_table
 from lora_np.checkpoint import float_dtype
 from lora_np.rank import Spectrum, smallest_rank, spectrum
 
@@ -171,6 +171,7 @@ def total_errors(fits: Sequence[Fit]) -> tuple[float, float]:
 def fit_table(fits: Sequence[Fit]) -> str:
     """Return one line for each module, with its relative Frobenius errors, and one for all."""
     missed, written = total_errors(fits)
+    fits = sorted(fits, key=lambda fit: natural(fit.name))
     columns = {
         "module": [*(fit.name for fit in fits), "all"],
         "shape": [*(f"{fit.shape[0]} x {fit.shape[1]}" for fit in fits), ""],

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_np.adapterfiles.cut import rounded
-from lora_np.adapterfiles.report import text_table
+from lora_np.adapterfiles.report import natural, text_table
 from lora_np.adapterfiles.weights import is_conv1d, model_type
 from lora_np.checkpoint import (
     AdapterFile,
@@ -136,7 +136,7 @@ def merge_table(merged: Sequence[Merged]) -> str:
     """
     norm = math.hypot(*(m.norm for m in merged))
     rounding = math.hypot(*(m.rounding for m in merged))
-    rows = [*merged, Merged("all", "", norm, rounding)]
+    rows = [*sorted(merged, key=lambda m: natural(m.name)), Merged("all", "", norm, rounding)]
     return text_table(
         {
             "tensor": [m.name for m in rows],

@@ -1,6 +1,19 @@
-"""Tables of text."""
+"""Tables of text, in the order in which a reader counts."""
 
 from __future__ import annotations
+
+import re
+
+
+def natural(name: str) -> list[str | int]:
+    """Return a key by which layer 2 is sorted before layer 10.
+
+    Parameters
+    ----------
+    name : str
+    """
+    parts = re.split(r"(\d+)", name)  # text and digits by turns
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def text_table(columns: dict[str, list[str]]) -> str:
