@@ -78,7 +78,7 @@ class Row:
         # Seen as costs: what should be at least so much counts inversely.
         sign = 1 if self.reference_is == "at most" else -1
         nearest = self.measured.low if sign == 1 else self.measured.high
-        if sign * (self.measured.median - self.reference) <= 0:
+        if sign * round(self.measured.median - self.reference, 2) <= 0:  # as it is printed
             return "reached"
         if sign * (nearest - self.reference) <= 0:
             return "within the spread"
