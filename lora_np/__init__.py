@@ -31,7 +31,20 @@ _HOME = {
     "adapt": ("LoraConfig", "inject", "merge", "unmerge", "account"),
     "optim": ("SGD", "Adam", "AdamW", "schedule", "clip_by_global_norm"),
     "train": ("fit", "evaluate"),
-    "rank": ("spectrum",),
+    "rank": (
+        "spectrum",
+        "svd_of_factors",
+        "principal_angles",
+        "subspace_similarity",
+        "random_similarity",
+        "amplification",
+        "intruder_dimensions",
+        "best_rank_error",
+        "smallest_rank",
+        "estimate_noise",
+        "gavish_donoho_threshold",
+        "randomised_svd",
+    ),
     "sweep": ("rank_sweep",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

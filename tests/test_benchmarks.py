@@ -21,10 +21,11 @@ PLAN = Plan(
     slice_seconds=1e-3,
     ledger={"T": (4, 8), "r": (1, 8)},
     slow_rounds=1,
+    spectra=((32, 2),),
     threads=1,
     peers=False,
 )
-INSIDE = ("steps", "allocator", "memory", "inference", "generation", "ledger", "first-step")
+INSIDE = ("steps", "allocator", "memory", "inference", "generation", "ledger", "first-step", "rank")
 FIELDS = {
     "benchmark", "what", "case", "unit", "median", "low", "high", "rounds", "reference",
     "reference_is", "verdict",
@@ -87,6 +88,13 @@ def test_figures_that_are_no_times_are_right(finished):
     assert ratio == pytest.approx(lora / full, rel=EXACT)
     predicted = rows_of(content, "ledger")["growth exponent of a step's time", "in T"]
     assert predicted["reference_is"] == "predicted" and 1.0 < predicted["reference"] < 2.0
+
+
+def test_the_spectrum_of_factors_agrees_with_the_dense_one(finished):
+    content, _ = finished
+    apart = rows_of(content, "rank")["largest difference of values / sigma_1", "32"]
+    assert len(apart["rounds"]) == 2 and apart["high"] < 1e-13
+    assert apart["verdict"] == "reached" and apart["reference"] == 1e-6
 
 
 def test_the_picture_is_drawn_where_steps_were_measured(finished, tmp_path):

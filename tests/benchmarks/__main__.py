@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Plan], Result]]] = {
     "generation": ("Greedy generation with the KV cache, batch 1", generation.measure),
     "ledger": ("FLOPs of account() against time", ledger.measure),
     "first-step": ("From process start to the first trained step", commands.measure_first_step),
+    "rank": ("Singular values of a product, r = 16, float64", inside.measure_spectra),
     "sweep": ("lora-np sweep, BLAS at one thread", commands.measure_sweep),
 }
 

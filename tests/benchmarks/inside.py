@@ -1,12 +1,21 @@
-"""NumPy against itself: memory kept or not, LoRA's memory, merged and unmerged inference."""
+"""NumPy against itself: memory kept or not, LoRA's memory, merged inference, spectra."""
 
 from __future__ import annotations
 
 from tests.benchmarks.measure import Result, Row, Spread, Turn, take_turns
-from tests.benchmarks.plan import MERGED_GOAL, METHODS, RANK, UNMERGED_GOALS, Plan
+from tests.benchmarks.plan import (
+    MERGED_GOAL,
+    METHODS,
+    RANK,
+    SPECTRUM_GOALS,
+    SPECTRUM_RANK,
+    UNMERGED_GOALS,
+    Plan,
+)
 from tests.benchmarks.workers import Worker
 
 SIDE = "numpy_side.NumpySide"
+SPECTRA_APART = 1e-6  # of two routes in float64
 
 
 def measure_allocator(plan: Plan) -> Result:
@@ -64,4 +73,24 @@ def measure_inference(plan: Plan) -> Result:
             for name, goal in goals.items():
                 ratio = times[name].over(times["base"])
                 result.add(Row(f"{name} / base, forward", size.name, ratio, goal))
+    return result
+
+
+def measure_spectra(plan: Plan) -> Result:
+    """Measure the dense SVD of B A / ``spectrum((B, A))``, and the largest difference of values.
+
+    The dense one takes half a minute at the largest size: it is taken as often as the plan says,
+    and not warmed up.
+    """
+    result = Result()
+    with Worker(SIDE, threads=plan.threads) as worker:
+        for size, count in plan.spectra:
+            rounds = [worker.call("spectra", size, SPECTRUM_RANK) for _ in range(count)]
+            dense, factors, apart = (Spread(figures) for figures in zip(*rounds))
+            case = str(size)
+            result.note({"dense SVD": dense, "spectrum of factors": factors}, case)
+            goal = SPECTRUM_GOALS.get(size)
+            ratio = dense.over(factors)
+            result.add(Row("dense SVD of B A / spectrum((B, A))", case, ratio, goal, "at least"))
+            result.add(Row("largest difference of values / sigma_1", case, apart, SPECTRA_APART))
     return result

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import statistics
+import time
 import tracemalloc
 from contextlib import nullcontext
 from typing import Any
@@ -15,6 +17,7 @@ from lora_np.backend import Array
 from lora_np.crew import keep_memory
 from lora_np.optim import AdamW
 from lora_np.parameters import pack
+from lora_np.rank import spectrum
 from lora_np.train import BatchGradient
 from tests.benchmarks.models import (
     LEARNING_RATE,
@@ -132,6 +135,26 @@ class NumpySide(Side):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return peak
+
+    def spectra(self, size: int, rank: int) -> tuple[float, float, float]:
+        """Return the seconds of a dense SVD of B A and of ``spectrum((B, A))``, and how far apart.
+
+        Singular values only, by either. Apart is the largest difference over sigma_1.
+        """
+        rng = np.random.default_rng(0)
+        B, A = rng.standard_normal((size, rank)), rng.standard_normal((rank, size))
+        found = spectrum((B, A)).singular_values  # (rank,)
+        seconds = []
+        for _ in range(11):
+            start = time.perf_counter()
+            spectrum((B, A))
+            seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        dense = np.linalg.svd(B @ A, compute_uv=False)  # (size,)
+        dense_seconds = time.perf_counter() - start
+        expected = np.concatenate([found, np.zeros(size - rank)])  # what is left out is zero
+        apart = float(np.abs(dense - expected).max() / dense[0])
+        return dense_seconds, statistics.median(seconds), apart
 
     def logits(self, size: Size) -> Array:
         """Return the base's logits (B, T, V) for the first batch."""

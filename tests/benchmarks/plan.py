@@ -51,6 +51,7 @@ STEP_GOALS = {
     "LoRA": {"tiny": 0.55, "small": 0.65, "medium": 0.74},
 }
 SHARE_GOALS = {"full": {"tiny": 0.40, "small": 0.60, "medium": 0.75}, "LoRA": {}}
+SPECTRUM_RANK, SPECTRUM_GOALS = 16, {4096: 1000.0}  # by the side of the square product
 LORA_GOALS = {"tiny": 0.80, "small": 0.75, "medium": 0.70}
 UNMERGED_GOALS = {"tiny": 1.08, "small": 1.05, "medium": 1.05}
 MERGED_GOAL, GENERATION_GOAL, FIRST_STEP_GOAL, SWEEP_GOAL = 1.0, 2.0, 15.0, 1.6
@@ -75,6 +76,8 @@ class Plan:
         Rounds of what starts processes: first-step and sweep.
     sweep : tuple of str
         Options for ``lora-np sweep``.
+    spectra : tuple of (int, int)
+        Sides of square products of factors, and how often their dense SVD is taken.
     threads : int
     peers : bool
         Whether to compare with PyTorch, PEFT and transformers at all.
@@ -94,6 +97,7 @@ class Plan:
     )
     slow_rounds: int = 3
     sweep: tuple[str, ...] = ("--ranks", "1,4,16,32", "--steps", "60", "--windows", "128")
+    spectra: tuple[tuple[int, int], ...] = ((1024, 3), (4096, 1))
     threads: int = THREADS
     peers: bool = True
 
@@ -107,4 +111,5 @@ QUICK = Plan(
     ledger={"T": (32, 128), "d": (64, 256), "L": (1, 4), "r": (4, 64)},
     slow_rounds=1,
     sweep=("--ranks", "4", "--steps", "20", "--windows", "32"),
+    spectra=((512, 1),),
 )

@@ -98,7 +98,9 @@ def line(what: str, row: Row) -> str:
 
 
 def figure(x: float) -> str:
-    """Return a number with three digits, or as many as its whole part has."""
+    """Return a number with three digits, as many as its whole part has, or as a power of ten."""
+    if 0 < abs(x) < 0.001:
+        return f"{x:.0e}"
     return f"{x:.2f}" if abs(x) < 10 else f"{x:.1f}" if abs(x) < 100 else f"{x:,.0f}"
 
 

@@ -36,13 +36,28 @@ Component Analysis, 2nd ed. Roy, Vetterli: EUSIPCO 2007, 606. Rudelson, Vershyni
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lora_np.backend import Array, ShapeError, get_xp, to_host
+from lora_np.backend import Array, get_xp, to_host
+from lora_np.rank.inputs import (
+    in_range,
+    prepare,
+    prepare_factors,
+    require_descending,
+    require_pair,
+    require_scale,
+)
+from lora_np.rank.noise import (
+    estimate_noise,
+    gavish_donoho_threshold,
+    has_noise_floor,
+    marchenko_pastur_edge,
+)
+
+EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True, eq=False)  # eq would compare arrays, which have no single answer
@@ -116,12 +131,36 @@ class Spectrum:
         """
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction is {fraction}: it must be more than 0 and at most 1")
-        held = np.cumsum(self._relative**2)  # (k,)
-        if held.size == 0:
+        sigma = self._relative
+        if sigma.size == 0:
             return 0
-        # Ten equal values reach 90% with the ninth, though rounding may leave them a bit short.
-        rounding = held.size * np.finfo(np.float64).eps
-        return int(np.argmax(held >= (fraction - rounding) * held[-1])) + 1
+        # Ten equal values reach 90 % with the ninth, though rounding may leave them a bit short.
+        return max(1, _least_rank(sigma, 1 - fraction + sigma.size * EPS))
+
+    @property
+    def noise(self) -> float | None:
+        """Standard deviation of an entry's noise, if the median singular value is noise (noise.py).
+
+        None where that has no meaning: of factors, whose product has exact zeros and no noise
+        floor, and where the median is no larger than rounding (see `numerical_rank`).
+        """
+        if not has_noise_floor(self.singular_values, self.shape, self.eps):
+            return None
+        return estimate_noise(self.singular_values, self.shape)
+
+    @property
+    def bulk_rank(self) -> int | None:
+        """How many singular values stand above the Marchenko-Pastur edge; None as for `noise`."""
+        if (noise := self.noise) is None:
+            return None
+        return int(np.sum(self.singular_values > marchenko_pastur_edge(noise, self.shape)))
+
+    @property
+    def hard_threshold_rank(self) -> int | None:
+        """How many are worth keeping (Gavish, Donoho 2014); None as for `noise`."""
+        if (noise := self.noise) is None:
+            return None
+        return int(np.sum(self.singular_values > gavish_donoho_threshold(self.shape, noise)))
 
     @property
     def _relative(self) -> np.ndarray:
@@ -181,14 +220,10 @@ def spectrum(M: Array | tuple[Array, Array], scale: float = 1.0) -> Spectrum:
     TypeError
         If the entries are not real numbers.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"scale is {scale}: it must be finite")
-    svd = _svd_of_factors(*_require_pair(M)) if isinstance(M, tuple) else _svd_of_matrix(M)
+    require_scale(scale)
+    svd = _svd_of_factors(*require_pair("M", M)) if isinstance(M, tuple) else _svd_of_matrix(M)
     values, unit, shape, eps = svd
-    factor = unit * abs(float(scale))
-    if not math.isfinite(float(values[0]) * factor) or (factor == 0 and scale != 0):
-        raise ValueError("the singular values leave float64's range: rescale the matrix first")
-    return Spectrum(values * factor, shape, eps)
+    return Spectrum(in_range(values, unit, scale), shape, eps)
 
 
 def eckart_young_floor(singular_values: Array, r: int) -> float:
@@ -217,71 +252,101 @@ def eckart_young_floor(singular_values: Array, r: int) -> float:
     ----------
     Eckart, Young: The approximation of one matrix by another of lower rank. Psychometrika 1 (1936).
     """
-    sigma = to_host(singular_values).astype(np.float64)  # (k,)
-    if sigma.ndim != 1:
-        raise ShapeError(f"singular_values has shape {sigma.shape}: (k,) is expected")
-    if not np.all(sigma[:-1] >= sigma[1:]):
-        raise ValueError("singular_values do not descend: sort them, largest first")
+    sigma = _require_rank(singular_values, r)
+    return 0.5 * float(np.sum(sigma[r:] ** 2))
+
+
+def best_rank_error(singular_values: Array, r: int, relative: bool = True) -> float:
+    """Return the least ||M - N||_F over all N of rank at most `r`: sqrt(sum_{i>r} sigma_i^2).
+
+    Parameters
+    ----------
+    singular_values : array, shape (k,)
+        Those of M, descending.
+    r : int
+        From 0.
+    relative : bool
+        Whether to divide by ||M||_F: then from 1 at r = 0 down to 0. A zero matrix has 0.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ShapeError, ValueError
+        As :func:`eckart_young_floor`, which is half its square.
+    """
+    sigma = _require_rank(singular_values, r)
+    unit = float(sigma[0]) if sigma.size and sigma[0] > 0 else 1.0  # so that no square overflows
+    missed = float(np.linalg.norm(sigma[r:] / unit))
+    whole = float(np.linalg.norm(sigma / unit))
+    return missed / (whole or 1.0) if relative else missed * unit
+
+
+def smallest_rank(singular_values: Array, error: float) -> int:
+    """Return the least r with ``best_rank_error(singular_values, r) <= error``.
+
+    Parameters
+    ----------
+    singular_values : array, shape (k,)
+        Those of M, descending.
+    error : float
+        Of ||M - N||_F / ||M||_F, from 0 to 1. An energy rank at `fraction` asks for
+        sqrt(1 - fraction): 99 % of the energy is an error of 0.1.
+
+    Returns
+    -------
+    int
+        From 0, which a zero matrix needs, to k.
+
+    Raises
+    ------
+    ShapeError
+        If `singular_values` is not 1-D.
+    ValueError
+        If they do not descend, or `error` is outside [0, 1].
+    """
+    if not 0 <= error <= 1:
+        raise ValueError(f"error is {error}: it must be from 0 to 1, as it is relative to ||M||_F")
+    sigma = _require_rank(singular_values, 0)
+    if sigma.size == 0 or sigma[0] == 0:
+        return 0
+    return _least_rank(sigma / sigma[0], error**2)
+
+
+def _require_rank(singular_values: Array, r: int) -> np.ndarray:
     if r < 0:
         raise ValueError(f"r is {r}: it must be at least 0")
-    return 0.5 * float(np.sum(sigma[r:] ** 2))
+    return require_descending(singular_values)
+
+
+def _least_rank(sigma: np.ndarray, missed: float) -> int:
+    """Return the least k whose values beyond the k-th hold at most the share `missed` of sigma^2.
+
+    The shares are added up from the small end, so that a tiny one is not lost beside a large sum.
+    """
+    tails = np.append(np.cumsum(sigma[::-1] ** 2)[::-1], 0.0)  # (k + 1,) beyond 0, 1, ..., k
+    return int(np.argmax(tails <= missed * (1 + sigma.size * EPS) * tails[0]))
 
 
 def _svd_of_matrix(M: Array) -> tuple[np.ndarray, float, tuple[int, int], float]:
     """Return (values, unit, shape, eps): M has the singular values ``values * unit``."""
-    matrix, unit, eps = _prepare("M", M)
+    matrix, unit, eps = prepare("M", M)
     return _svd_values(matrix), unit, matrix.shape, eps
 
 
 def _svd_of_factors(B: Array, A: Array) -> tuple[np.ndarray, float, tuple[int, int], float]:
     """Return the same of B A, in O((out + in) r^2) operations and no (out, in) array."""
-    B64, unit_B, eps_B = _prepare("B", B)  # (out, r)
-    A64, unit_A, eps_A = _prepare("A", A)  # (r, in)
-    out, r = B64.shape
-    inner, in_ = A64.shape
-    if inner != r:
-        raise ShapeError(f"A has shape {A64.shape}: ({r}, in) is expected, as B is {B64.shape}")
+    B64, A64, unit, eps = prepare_factors(B, A)  # (out, r), (r, in)
     xp = get_xp(B64)
     # Q has orthonormal columns: it turns singular vectors and leaves singular values alone
     R_B = xp.linalg.qr(B64, mode="r")  # (min(out, r), r)
     R_A = xp.linalg.qr(A64.T, mode="r")  # (min(in, r), r)
     values = _svd_values(R_B @ R_A.T)  # (min(out, in, r),)
-    return values, unit_B * unit_A, (out, in_), max(eps_B, eps_A)  # the coarser factor limits B A
-
-
-def _prepare(name: str, x: Array) -> tuple[Array, float, float]:
-    """Return (matrix, unit, eps): x = matrix * unit in float64, and the eps of x's own numbers.
-
-    In float64, because an SVD's rounding error is eps sigma_1 in EVERY singular value: in float32
-    it would drown those below 1e-7 sigma_1, which the measures of the tail are about. And over a
-    power of two near its largest entry, so that no product on the way over- or underflows.
-    """
-    xp = get_xp(x)
-    x = xp.asarray(x)
-    if x.ndim != 2 or x.size == 0:
-        raise ShapeError(f"{name} has shape {x.shape}: 2-D is expected, no side of 0")
-    if x.dtype.kind not in "biuf":
-        raise TypeError(f"{name} has dtype {x.dtype}: real numbers are expected")
-    matrix = x.astype(xp.float64)
-    largest = float(xp.abs(matrix).max())
-    if not math.isfinite(largest):  # max hands on both inf and nan
-        raise ValueError(f"{name} has entries that are not finite (nan or inf)")
-    unit = math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
-    return matrix / unit, unit, _eps(x.dtype)
-
-
-def _eps(dtype: np.dtype) -> float:
-    """Return the relative spacing of a dtype's numbers, float64's at the least."""
-    eps64 = float(np.finfo(np.float64).eps)  # integers are exact: only our own rounding counts
-    return max(float(np.finfo(dtype).eps), eps64) if dtype.kind == "f" else eps64
+    return values, unit, (B64.shape[0], A64.shape[1]), eps
 
 
 def _svd_values(matrix: Array) -> np.ndarray:
     """Return the singular values, descending, on the host."""
     return to_host(get_xp(matrix).linalg.svd(matrix, compute_uv=False))  # (min of the sides,)
-
-
-def _require_pair(factors: tuple) -> tuple[Array, Array]:
-    if len(factors) != 2:
-        raise ShapeError(f"M is a tuple of {len(factors)}: one matrix or (B, A) is expected")
-    return factors

@@ -1,0 +1,61 @@
+"""The analyser: spectra, measures of rank, the spaces directions span, where noise begins."""
+
+from lora_np.rank.noise import (
+    estimate_noise,
+    gavish_donoho_threshold,
+    marchenko_pastur_edge,
+    marchenko_pastur_median,
+)
+from lora_np.rank.planted import (
+    Recovery,
+    bootstrap_interval,
+    planted_matrix,
+    recovery,
+    recovery_table,
+)
+from lora_np.rank.randomised import ResidualBound, dense_svd, randomised_svd
+from lora_np.rank.spectrum import (
+    Spectrum,
+    best_rank_error,
+    eckart_young_floor,
+    smallest_rank,
+    spectrum,
+)
+from lora_np.rank.subspaces import (
+    Amplification,
+    Intruders,
+    amplification,
+    intruder_dimensions,
+    principal_angles,
+    random_similarity,
+    subspace_similarity,
+    svd_of_factors,
+)
+
+__all__ = [
+    "Amplification",
+    "Intruders",
+    "Recovery",
+    "ResidualBound",
+    "Spectrum",
+    "amplification",
+    "best_rank_error",
+    "bootstrap_interval",
+    "dense_svd",
+    "eckart_young_floor",
+    "estimate_noise",
+    "gavish_donoho_threshold",
+    "intruder_dimensions",
+    "marchenko_pastur_edge",
+    "marchenko_pastur_median",
+    "planted_matrix",
+    "principal_angles",
+    "random_similarity",
+    "randomised_svd",
+    "recovery",
+    "recovery_table",
+    "smallest_rank",
+    "spectrum",
+    "subspace_similarity",
+    "svd_of_factors",
+]

@@ -1,0 +1,237 @@
+r"""Where does signal end and noise begin?
+
+Let M (m, n), m <= n, beta = m / n, be noise: independent entries, mean 0, standard deviation s. Its
+singular values are not small and not equal. As M grows, those of M / (s sqrt(n)), squared, fill
+the interval between (1 - sqrt(beta))^2 and (1 + sqrt(beta))^2 with the density
+
+    f(x) = sqrt((b - x)(x - a)) / (2 pi beta x),   a, b = (1 -+ sqrt(beta))^2
+
+(Marchenko, Pastur 1967). Hence the largest singular value of noise tends to the edge
+
+    s sqrt(n) (1 + sqrt(beta)) = s (sqrt(m) + sqrt(n)),
+
+and the median one to s sqrt(n mu), mu the median of f. From the median, which a signal of low rank
+hardly moves, the noise is read: s = median / sqrt(n mu).
+
+The median. With x = 1 + beta + 2 sqrt(beta) cos t, t from 0 (the upper end) to pi, the mass above
+x is the integral of (2 / pi) sin^2 t' / x(t') over t' from 0 to t: smooth, and 1 at t = pi.
+
+Above the edge there is signal, but a direction just above it is so blurred by noise that keeping it
+does more harm than good. Of all hard thresholds (keep what is larger, as it is) the one with the
+least ||signal - kept||_F^2 for large matrices is (Gavish, Donoho 2014, equation 11)
+
+    lambda(beta) sqrt(n) s,
+    lambda(beta) = sqrt(2 (beta + 1) + 8 beta / (beta + 1 + sqrt(beta^2 + 14 beta + 1))),
+
+and for unknown noise omega(beta) times the median singular value, omega = lambda / sqrt(mu). For a
+square matrix lambda = 4 / sqrt(3), against 2 at the edge, and omega = 2.858.
+
+All of this needs every singular value. A product of low rank has exact zeros and no noise floor:
+the question is then not defined, and the functions say so.
+
+Gavish, Donoho: The optimal hard threshold for singular values is 4/sqrt(3). IEEE Transactions on
+Information Theory 60, 5040 (2014), arXiv:1305.5870. Marchenko, Pastur: Mat. Sb. 72, 507 (1967).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from lora_np.backend import Array, ShapeError
+from lora_np.rank.inputs import require_descending
+
+
+def marchenko_pastur_edge(noise: float, shape: tuple[int, int]) -> float:
+    """Return the largest singular value of pure noise, as its size grows.
+
+    Of one finite matrix it lies beside the edge by about noise n^(-1/6), more often below it: of
+    square ones about one in six has a value above.
+
+    Parameters
+    ----------
+    noise : float
+        Standard deviation of an entry, at least 0.
+    shape : (int, int)
+
+    Returns
+    -------
+    float
+        noise (sqrt(out) + sqrt(in)).
+
+    Raises
+    ------
+    ShapeError, ValueError
+        If the shape is not two sizes of at least 1, or `noise` is negative or not finite.
+    """
+    short, long = _sides(shape)
+    return _require_noise(noise) * (math.sqrt(short) + math.sqrt(long))
+
+
+@lru_cache(maxsize=256)  # a model has few shapes and many matrices
+def marchenko_pastur_median(beta: float) -> float:
+    """Return the median squared singular value of noise, in units of noise^2 times the longer side.
+
+    Parameters
+    ----------
+    beta : float
+        Shorter side over longer side, in (0, 1].
+
+    Returns
+    -------
+    float
+        Between (1 - sqrt(beta))^2 and (1 + sqrt(beta))^2; to about 1e-12.
+
+    Raises
+    ------
+    ValueError
+        If `beta` is outside (0, 1].
+    """
+    from scipy.integrate import quad
+    from scipy.optimize import brentq
+
+    _require_beta(beta)
+    root = 2 * math.sqrt(beta)
+
+    def x(t: float) -> float:
+        return 1 + beta + root * math.cos(t)
+
+    def mass_above(t: float) -> float:
+        integral = quad(lambda u: math.sin(u) ** 2 / x(u), 0, t, epsabs=1e-13, epsrel=1e-13)
+        return 2 / math.pi * integral[0]
+
+    # the median is never near the lower end, where for beta = 1 the quotient is 0 / 0
+    found: Any = brentq(lambda t: mass_above(t) - 0.5, 0.5, 2.5, xtol=1e-14)
+    return x(found)
+
+
+def estimate_noise(singular_values: Array, shape: tuple[int, int]) -> float:
+    """Return the standard deviation of the noise in a matrix, from its median singular value.
+
+    Parameters
+    ----------
+    singular_values : array, shape (min(out, in),)
+        All of them, descending.
+    shape : (int, int)
+        The matrix's (out, in).
+
+    Returns
+    -------
+    float
+        Too high where the signal takes up more than a small part of the directions.
+
+    Raises
+    ------
+    ShapeError
+        If they are not 1-D, or `shape` is not two sizes of at least 1.
+    ValueError
+        If they do not descend, some are left out, or their median is zero to rounding: a matrix of
+        low rank has no noise floor.
+
+    References
+    ----------
+    Gavish, Donoho: arXiv:1305.5870, section III.E.
+    """
+    short, long = _sides(shape)
+    sigma = require_descending(singular_values)  # (short,)
+    if sigma.size != short:
+        raise ValueError(
+            f"{sigma.size} singular values of a {shape[0]} x {shape[1]} matrix: noise is read from "
+            f"all {short}; a product of low rank has no noise floor"
+        )
+    if not has_noise_floor(sigma, shape):
+        raise ValueError("the median singular value is zero to rounding: there is no noise floor")
+    return float(np.median(sigma)) / math.sqrt(long * marchenko_pastur_median(short / long))
+
+
+def has_noise_floor(
+    singular_values: np.ndarray, shape: tuple[int, int], eps: float = float(np.finfo(float).eps)
+) -> bool:
+    """Return whether all singular values are there and their median is more than rounding.
+
+    Parameters
+    ----------
+    singular_values : ndarray, shape (k,)
+        Descending.
+    shape : (int, int)
+    eps : float
+        Relative spacing of the numbers that the matrix was given in.
+    """
+    if len(singular_values) != min(shape):
+        return False
+    return bool(np.median(singular_values) > max(shape) * eps * singular_values[0])
+
+
+def gavish_donoho_threshold(
+    shape: tuple[int, int], noise: float | None = None, singular_values: Array | None = None
+) -> float:
+    """Return the threshold above which a singular value is worth keeping.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        The matrix's (out, in).
+    noise : float, optional
+        Standard deviation of the noise in an entry, where it is known.
+    singular_values : array, shape (min(out, in),), optional
+        All of them, descending, where it is not: then their median tells. Give one of the two.
+
+    Returns
+    -------
+    float
+        In the units of the singular values.
+
+    Raises
+    ------
+    ShapeError, ValueError
+        As :func:`estimate_noise`; if `noise` is negative or not finite; if none or both are given.
+
+    References
+    ----------
+    Gavish, Donoho: arXiv:1305.5870, equations 10 and 11 and section III.E.
+    """
+    if (noise is None) == (singular_values is None):
+        raise ValueError("give either noise or singular_values: the one tells what the other would")
+    if noise is None:
+        noise = estimate_noise(singular_values, shape)  # omega times the median, in two steps
+    short, long = _sides(shape)
+    return optimal_coefficient(short / long) * math.sqrt(long) * _require_noise(noise)
+
+
+def optimal_coefficient(beta: float) -> float:
+    """Return lambda(beta), the optimal threshold in units of noise times sqrt(longer side).
+
+    Parameters
+    ----------
+    beta : float
+        Shorter side over longer side, in (0, 1].
+
+    Raises
+    ------
+    ValueError
+        If `beta` is outside (0, 1].
+    """
+    _require_beta(beta)
+    inner = (beta + 1) + math.sqrt(beta**2 + 14 * beta + 1)
+    return math.sqrt(2 * (beta + 1) + 8 * beta / inner)
+
+
+def _sides(shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the shorter and the longer side."""
+    if len(shape) != 2 or min(shape) < 1:
+        raise ShapeError(f"shape is {tuple(shape)}: two sizes of at least 1 are expected")
+    return min(shape), max(shape)
+
+
+def _require_noise(noise: float) -> float:
+    if not (math.isfinite(noise) and noise >= 0):
+        raise ValueError(f"noise is {noise}: a standard deviation is finite and at least 0")
+    return float(noise)
+
+
+def _require_beta(beta: float) -> None:
+    if not 0 < beta <= 1:
+        raise ValueError(f"beta is {beta}: shorter side over longer side lies in (0, 1]")

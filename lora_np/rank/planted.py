@@ -1,0 +1,242 @@
+r"""How far can the estimators of rank be trusted? Ask them where the answer was planted.
+
+M = signal + noise, the signal of rank k with random singular vectors, the entries of the noise
+Gaussian of standard deviation 1. How loud the signal is, is said by its weakest direction:
+
+    signal-to-noise = sigma_k(signal) / (sqrt(out) + sqrt(in)),   the edge of the noise alone.
+
+At 1 the weakest direction would stand at the edge if it stood alone. Noise lifts what it is added
+to, so directions can be seen somewhat below 1; at (out in)^(1/4) / (sqrt(out) + sqrt(in)) and
+below, 1/2 for a square matrix, the values of a large matrix show no trace of them
+(Benaych-Georges, Nadakuditi 2012). The other values of the signal are evenly spaced from twice
+sigma_k down to it.
+
+Benaych-Georges, Nadakuditi: Journal of Multivariate Analysis 111, 120. The percentile bootstrap:
+Efron, Tibshirani: An introduction to the bootstrap (1993), chapter 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_np.backend import Array, ShapeError, to_host
+from lora_np.rank.noise import gavish_donoho_threshold, marchenko_pastur_edge
+from lora_np.rank.spectrum import Spectrum, spectrum
+
+NOISE = 1.0  # standard deviation of an entry
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What one estimator answered over the trials at one planted rank and signal-to-noise.
+
+    Attributes
+    ----------
+    estimator : str
+    k : int
+        The planted rank.
+    ratio : float
+        Signal-to-noise, as the module defines it.
+    mean : float
+        Its mean answer.
+    low, high : float
+        A 95 % bootstrap interval of that mean.
+    exact : float
+        The share of the trials whose answer, rounded to a whole number, is k.
+    """
+
+    estimator: str
+    k: int
+    ratio: float
+    mean: float
+    low: float
+    high: float
+    exact: float
+
+
+def planted_matrix(
+    shape: tuple[int, int], k: int, signal_to_noise: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a matrix of known rank under noise of standard deviation 1, and the matrix alone.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        (out, in).
+    k : int
+        Rank of the signal, from 1 to min(out, in).
+    signal_to_noise : float
+        The signal's sigma_k over the edge of the noise; more than 0.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    matrix, signal : ndarray, shape (out, in), float64
+
+    Raises
+    ------
+    ShapeError
+        If `shape` is not two sizes of at least 1.
+    ValueError
+        If `k` or `signal_to_noise` is outside its range.
+    """
+    edge = marchenko_pastur_edge(NOISE, shape)  # refuses what is no shape
+    out, in_ = shape
+    if not 1 <= k <= min(shape):
+        raise ValueError(f"k is {k}: it must be from 1 to {min(shape)}, the shorter side")
+    if not 0 < signal_to_noise < float("inf"):
+        raise ValueError(f"signal_to_noise is {signal_to_noise}: it must be more than 0 and finite")
+    U = np.linalg.qr(rng.standard_normal((out, k)))[0]  # (out, k)
+    V = np.linalg.qr(rng.standard_normal((in_, k)))[0]  # (in, k)
+    sigma = signal_to_noise * edge * np.linspace(1, 2, k)[::-1]  # (k,) down to the weakest
+    signal = (U * sigma) @ V.T  # (out, in)
+    return signal + NOISE * rng.standard_normal(shape), signal
+
+
+def answers(found: Spectrum) -> dict[str, float]:
+    """Return what each estimator says of a planted matrix, by its name.
+
+    "known noise" is told that the noise is 1; all others see the singular values alone.
+
+    Parameters
+    ----------
+    found : Spectrum
+        Of the whole matrix; an answer that is not defined is nan.
+    """
+    known = gavish_donoho_threshold(found.shape, NOISE)
+    undefined = float("nan")
+    bulk, hard = found.bulk_rank, found.hard_threshold_rank
+    return {
+        "numerical rank": found.numerical_rank,
+        "stable rank": found.stable_rank,
+        "participation ratio": found.participation_ratio,
+        "effective rank": found.effective_rank,
+        **{f"{f:.0%} energy rank": k for f, k in found.energy_ranks.items()},
+        "bulk edge": undefined if bulk is None else bulk,
+        "Gavish-Donoho": undefined if hard is None else hard,
+        "Gavish-Donoho, known noise": int(np.sum(found.singular_values > known)),
+    }
+
+
+def recovery(
+    shape: tuple[int, int],
+    ks: Sequence[int],
+    ratios: Sequence[float],
+    trials: int,
+    rng: np.random.Generator,
+) -> list[Recovery]:
+    """Return what every estimator answers, for every planted rank and signal-to-noise.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        (out, in) of the matrices; each trial takes one SVD.
+    ks : sequence of int
+        Planted ranks.
+    ratios : sequence of float
+        Signal-to-noise, as for :func:`planted_matrix`.
+    trials : int
+        Matrices for each pair of the two.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    list of Recovery
+
+    Raises
+    ------
+    ShapeError, ValueError
+        As :func:`planted_matrix`; if `trials` is below 1.
+    """
+    if trials < 1:
+        raise ValueError(f"trials is {trials}: it must be at least 1")
+    rows = []
+    for k in ks:
+        for ratio in ratios:
+            drawn = (planted_matrix(shape, k, ratio, rng)[0] for _ in range(trials))
+            found = [answers(spectrum(matrix)) for matrix in drawn]
+            for name in found[0]:
+                said = np.array([answer[name] for answer in found], dtype=np.float64)  # (trials,)
+                low, high = bootstrap_interval(said, rng)
+                exact = float(np.mean(np.round(said) == k))
+                rows.append(Recovery(name, k, ratio, float(said.mean()), low, high, exact))
+    return rows
+
+
+def bootstrap_interval(
+    values: Array, rng: np.random.Generator, level: float = 0.95, resamples: int = 2000
+) -> tuple[float, float]:
+    """Return a percentile bootstrap interval of a mean.
+
+    The values are drawn anew with replacement, many times; the interval holds the middle `level` of
+    the means. Of few values (below 20 or so) it is too narrow, and of equal ones it has no width.
+
+    Parameters
+    ----------
+    values : array, shape (n,)
+        Independent trials.
+    rng : numpy.random.Generator
+    level : float
+        Between 0 and 1.
+    resamples : int
+        At least 1.
+
+    Returns
+    -------
+    low, high : float
+
+    Raises
+    ------
+    ShapeError
+        If `values` is not 1-D or is empty.
+    ValueError
+        If `level` or `resamples` is outside its range.
+    """
+    sample = to_host(values).astype(np.float64)  # (n,)
+    if sample.ndim != 1 or sample.size == 0:
+        raise ShapeError(f"values has shape {sample.shape}: (n,) is expected, n at least 1")
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: it must lie between 0 and 1")
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}: it must be at least 1")
+    drawn = sample[rng.integers(sample.size, size=(resamples, sample.size))]  # (resamples, n)
+    low, high = np.quantile(drawn.mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def recovery_table(rows: Sequence[Recovery]) -> str:
+    """Return Markdown tables, one a planted rank: a line an estimator, a column a signal-to-noise.
+
+    A cell has the mean answer, the 95 % interval of that mean where it has any width, and the share
+    of the trials whose answer was exactly right.
+
+    Parameters
+    ----------
+    rows : sequence of Recovery
+        As :func:`recovery` returns them.
+    """
+    return "\n\n".join(
+        _table_of_rank([row for row in rows if row.k == k])
+        for k in dict.fromkeys(r.k for r in rows)
+    )
+
+
+def _table_of_rank(rows: Sequence[Recovery]) -> str:
+    ratios = list(dict.fromkeys(row.ratio for row in rows))
+    cells = {(row.estimator, row.ratio): _cell(row) for row in rows}
+    head = [f"k = {rows[0].k}, signal-to-noise", *(f"{ratio:g}" for ratio in ratios)]
+    lines = [head, ["---"] * len(head)]
+    for name in dict.fromkeys(row.estimator for row in rows):
+        lines.append([name, *(cells[name, ratio] for ratio in ratios)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(row: Recovery) -> str:
+    if row.mean != row.mean:
+        return "not defined"
+    low, high = f"{row.low:.1f}", f"{row.high:.1f}"
+    interval = f" [{low}, {high}]" if low != high else ""
+    return f"{row.mean:.1f}{interval}; {row.exact:.0%}"
