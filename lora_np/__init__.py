@@ -30,6 +30,8 @@ _HOME = {
     "gpt": ("GPT", "GPTConfig"),
     "adapt": ("LoraConfig", "inject", "merge", "unmerge", "account"),
     "optim": ("SGD", "Adam", "AdamW", "schedule", "clip_by_global_norm"),
+    "checkpoint": ("open_adapter", "write_adapter", "save_adapter", "load_adapter"),
+    "pretrained": ("load_gpt2",),
     "train": ("fit", "evaluate"),
     "rank": (
         "spectrum",
@@ -51,7 +53,6 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
     *_HOME,
     "backend",
-    "checkpoint",
     "cli",
     "data",
     "ops",

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ class LoraConfig:
         if not self.target_modules:
             raise ValueError("target_modules is empty: name at least one, or 'all-linear'")
         for key in {**(self.rank_pattern or {}), **(self.alpha_pattern or {})}:
-            _check_regex("pattern", key)
+            _check_regex("pattern", key, _at_the_end)
 
     def rank_of(self, path: str) -> int:
         """Return the rank for the module at `path`."""
@@ -87,18 +88,23 @@ class LoraConfig:
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
 
-def _check_regex(name: str, text: str) -> None:
+def _check_regex(name: str, text: str, compiled: Callable[[str], Any] = re.compile) -> None:
     try:
-        re.compile(text)
-    except re.error as error:
+        compiled(text)
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{name} {text!r} is no regular expression: {error}") from None
 
 
+@cache
+def _at_the_end(key: str) -> re.Pattern[str]:
+    """Compile a key as PEFT does: ^ in it holds it to the whole path."""
+    return re.compile(rf"(.*\.)?({key})$")
+
+
 def _lookup(pattern: Mapping[str, Any] | None, path: str, default: Any) -> Any:
-    names = path.split(".")
-    ends = [".".join(names[i:]) for i in range(len(names))]  # h.0.mlp, 0.mlp, mlp
+    """Return the value of the first key that matches the end of `path`, from a dot on."""
     for key, value in (pattern or {}).items():
-        if any(re.fullmatch(key, end) for end in ends):
+        if _at_the_end(key).match(path):
             return value
     return default
 
@@ -196,7 +202,7 @@ def _named(linear: list[str], targets: Sequence[str] | str) -> list[str]:
     if isinstance(targets, str):
         _check_regex("target_modules", targets)
         chosen = [path for path in linear if re.fullmatch(targets, path)]
-        if not chosen and any(_ends_with(path, targets) for path in linear):
+        if not chosen and any(ends_with(path, targets) for path in linear):
             raise ValueError(
                 f"target_modules {targets!r} is a string, so a regular expression for a whole "
                 f"path: pass [{targets!r}] to name modules"
@@ -205,12 +211,13 @@ def _named(linear: list[str], targets: Sequence[str] | str) -> list[str]:
             raise _no_match(targets, linear)
         return chosen
     for name in targets:
-        if not any(_ends_with(path, name) for path in linear):
+        if not any(ends_with(path, name) for path in linear):
             raise _no_match(name, linear)
-    return [path for path in linear if any(_ends_with(path, name) for name in targets)]
+    return [path for path in linear if any(ends_with(path, name) for name in targets)]
 
 
-def _ends_with(path: str, name: str) -> bool:
+def ends_with(path: str, name: str) -> bool:
+    """Whether `name` is the path or an end of it, from a dot on."""
     return path == name or path.endswith(f".{name}")
 
 
@@ -243,7 +250,7 @@ def merge(adapted: Any) -> Any:
     ValueError
         If there is no adapter.
     """
-    _check_adapted(adapted)
+    check_adapted(adapted)
 
     def plain(path: str, layer: Layer) -> Layer | None:
         return _with_weight(layer, layer.delta()) if isinstance(layer, LoRALinear) else None
@@ -280,7 +287,7 @@ def unmerge(merged: Any, adapted: Any) -> Any:
     ValueError
         If the two do not belong together.
     """
-    _check_adapted(adapted)
+    check_adapted(adapted)
     changes = {path: layer.delta() for path, layer in adapters(adapted).items()}
     modules = {"": merged, **merged.modules()}
     for path, change in changes.items():
@@ -294,7 +301,8 @@ def unmerge(merged: Any, adapted: Any) -> Any:
     return plain
 
 
-def _check_adapted(model: Layer) -> None:
+def check_adapted(model: Layer) -> None:
+    """Raise ValueError if the model has no adapter."""
     if not adapters(model):
         raise ValueError("the model has no adapters: inject() gives it some")
 

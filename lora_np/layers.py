@@ -52,12 +52,34 @@ class Flops(NamedTuple):
         return Flops(self.forward + other.forward, self.backward + other.backward)
 
 
+class Place(NamedTuple):
+    """Where other people's files keep a linear layer: the rows from `start` on of `name`.
+
+    A file may stack several of our layers in one matrix of `total` rows.
+    """
+
+    name: str
+    start: int
+    total: int
+
+
 class Layer:
     """What every layer offers: its parts by name, forward, backward, and its cost.
 
     Attributes that are Parameters, Layers, or lists of Layers are its parts, in the order in which
     they were set.
+
+    Attributes
+    ----------
+    fan_in_fan_out : bool
+        Whether other people's files keep this model's weights as (in, out). Ours are (out, in).
     """
+
+    fan_in_fan_out: bool = False
+
+    def file_places(self) -> dict[str, Place]:
+        """Return the places of linear layers by path; one that is not named keeps its path."""
+        return {}
 
     def forward(self, x: Array, /, rng: Rng = None) -> tuple[Array, Any]:
         """Return (y, cache)."""

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from lora_np import checkpoint
 from lora_np.adapt import LoraConfig, inject
 from lora_np.checkpoint import (
     CheckpointError,
+    arrays,
     load_arrays,
     load_json,
     load_parameters,
@@ -173,7 +173,7 @@ def failing_savez(file, **arrays):
 def test_a_failed_write_leaves_the_old_arrays_and_no_other_file(tmp_path, monkeypatch):
     path, model = tmp_path / "model.npz", make_gpt(1)
     save_parameters(path, model)
-    monkeypatch.setattr(checkpoint.np, "savez", failing_savez)
+    monkeypatch.setattr(arrays.np, "savez", failing_savez)
     with pytest.raises(OSError, match="no space left"):
         save_parameters(path, make_gpt(2))
     assert [file.name for file in tmp_path.iterdir()] == ["model.npz"]

@@ -12,13 +12,13 @@ import lora_np
 
 PACKAGE = Path(lora_np.__file__).parent
 HOUSE = (
-    "backend crew ops gradcheck parameters layers gpt adapt optim data checkpoint train rank sweep "
-    "plots selfcheck cli __main__"
+    "backend crew ops gradcheck parameters layers gpt adapt optim data checkpoint pretrained train "
+    "rank sweep plots selfcheck cli __main__"
 )
 OPS = "contract linear lora activation norm embedding attention dropout loss __init__"
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("adapt", "train", "checkpoint", "rank")
-HEAVY = ("scipy", "matplotlib", "tqdm")
+HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes")
 LONGEST = 60  # lines of a function, decorators and docstring included
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -77,7 +77,7 @@ def fill(model: Layer, arrays: Mapping[str, np.ndarray], source: str) -> None:
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name to an ``.npz`` file."""
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **dict(arrays))  # pyright: ignore[reportArgumentType]
 
 
@@ -94,12 +94,12 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 def save_json(path: str | Path, content: Any) -> None:
     """Write `content` as JSON."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary file to write, which takes the place of `path` if all went well."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -116,5 +116,5 @@ def load_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a readable JSON file: {error}") from None

@@ -1,0 +1,182 @@
+"""Other people's weights in our models: Hugging Face's GPT-2.
+
+Its Conv1D keeps a weight as (in, out), ours are (out, in): they are transposed here and nowhere
+else. Which rows of which matrix a layer takes is what ``GPT.file_places`` says.
+
+Source: the format of transformers' GPT2LMHeadModel.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_np.checkpoint import CheckpointError, TensorFile, load_json
+from lora_np.gpt import GPT, GPTConfig
+from lora_np.layers import Embedding, LayerNorm, Linear
+from lora_np.parameters import Parameter
+
+PREFIX = "transformer."
+BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old files hold
+SIZES = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")
+ALLOWED = {  # what would change the mathematics; an absent field means the first value
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False, None),
+    "tie_word_embeddings": (True,),
+    "is_encoder_decoder": (False, None),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None, {}),
+}
+
+
+def load_gpt2(folder: str | Path, dtype: Any = np.float32) -> GPT:
+    """Read a GPT-2 of Hugging Face's.
+
+    Parameters
+    ----------
+    folder : str or Path
+        With config.json and model.safetensors, or the model.safetensors.index.json of several.
+    dtype : dtype
+        float32 or float64, whatever the file's floats are.
+
+    Returns
+    -------
+    GPT
+        All its Parameters are trainable. There is no dropout: how the model was trained is no
+        advice for the next training.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is broken or does not fit the config, or a field of the config asks for other
+        mathematics; the message names it.
+    """
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise ValueError(f"dtype {np.dtype(dtype)}: expected float32 or float64")
+    folder = Path(folder)
+    fields = _fields(folder / "config.json")
+    with TensorFile(_tensors_of(folder)) as file:
+        held = {name.removeprefix(PREFIX): name for name in file.names}
+        if len(held) < len(file.names):
+            raise CheckpointError(f"{file.path} holds names with and without {PREFIX!r}")
+        _check_sizes(file, held, fields)
+        model = _empty_gpt(fields, dtype)
+        targets = _targets(model)
+        for name, parts in targets.items():
+            _read(file, held, name, parts)
+        _check_rest(file, held, set(targets))
+    return model
+
+
+def _tensors_of(folder: Path) -> Path:
+    """Return the file to read; without any, the first name, for the error."""
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    files = [folder / name for name in names]
+    return next((file for file in files if file.exists()), files[0])
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """Read the config, and refuse what our GPT is not."""
+    fields = load_json(path)
+    if not isinstance(fields, dict) or fields.get("model_type") != "gpt2":
+        raise CheckpointError(f"{path} is not a GPT-2's: its model_type is not 'gpt2'")
+    for name in SIZES:
+        if type(fields.get(name)) is not int or fields[name] < 1:
+            raise CheckpointError(f"{path}: {name} = {fields.get(name)!r}, expected a whole number")
+    if fields["n_embd"] % fields["n_head"]:
+        raise CheckpointError(f"{path}: n_embd is no multiple of n_head = {fields['n_head']}")
+    d_hidden = 4 * fields["n_embd"]
+    for name, allowed in {**ALLOWED, "n_inner": (None, d_hidden)}.items():
+        value = fields.get(name, allowed[0])
+        if value not in allowed:
+            raise CheckpointError(f"{path}: {name} = {value!r}, expected {allowed[-1]!r}")
+    eps = fields.setdefault("layer_norm_epsilon", 1e-5)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise CheckpointError(f"{path}: layer_norm_epsilon = {eps!r}, expected 0 < epsilon < 1")
+    return fields
+
+
+def _check_sizes(file: TensorFile, held: dict[str, str], fields: dict[str, Any]) -> None:
+    """Hold the config's sizes to the file's, before a model of these sizes is made."""
+    d = fields["n_embd"]
+    expected = {
+        "wte.weight": (fields["vocab_size"], d),
+        "wpe.weight": (fields["n_positions"], d),
+        f"h.{fields['n_layer'] - 1}.ln_1.weight": (d,),
+    }
+    for name, shape in expected.items():
+        _check_shape(file, held, name, shape)
+
+
+def _check_shape(file: TensorFile, held: dict[str, str], name: str, shape: tuple) -> None:
+    found = file.shape(held.get(name, name))
+    if found != shape:
+        raise CheckpointError(
+            f"{file.path} holds {name!r} with shape {found}, the config says {shape}"
+        )
+
+
+def _empty_gpt(fields: dict[str, Any], dtype: Any) -> GPT:
+    """Return a model of the config's sizes, whose weights are still to be replaced."""
+    vocab_size, block_size, n_layer, n_head, d_model = (fields[name] for name in SIZES)
+    config = GPTConfig(vocab_size, block_size, n_layer, n_head, d_model)
+    model = GPT(config, np.random.default_rng(0), dtype)
+    for layer in model.modules().values():
+        if isinstance(layer, LayerNorm):
+            layer.eps = fields["layer_norm_epsilon"]
+    return model
+
+
+class _Target(NamedTuple):
+    """A Parameter, and its first row in a tensor of the file, whose (out, ...) shape is given."""
+
+    parameter: Parameter
+    start: int
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+
+def _targets(model: GPT) -> dict[str, list[_Target]]:
+    """Return what each tensor of the file fills, by the tensor's name without prefix."""
+    targets: dict[str, list[_Target]] = {}
+    places = model.file_places()
+    for path, layer in model.modules().items():
+        if isinstance(layer, Linear) and layer.b is not None:
+            name, start, total = places[path]
+            name = name.removeprefix(PREFIX)
+            weight = _Target(layer.W, start, (total, layer.W.shape[1]), model.fan_in_fan_out)
+            targets.setdefault(f"{name}.weight", []).append(weight)
+            targets.setdefault(f"{name}.bias", []).append(_Target(layer.b, start, (total,)))
+        elif isinstance(layer, LayerNorm):
+            targets[f"{path}.weight"] = [_Target(layer.gamma, 0, layer.gamma.shape)]
+            targets[f"{path}.bias"] = [_Target(layer.beta, 0, layer.beta.shape)]
+        elif isinstance(layer, Embedding):
+            targets[f"{path}.weight"] = [_Target(layer.W, 0, layer.W.shape)]
+    return targets
+
+
+def _read(file: TensorFile, held: dict[str, str], name: str, targets: list[_Target]) -> None:
+    """Read one tensor into the Parameters that it fills."""
+    shape, transposed = targets[0].shape, targets[0].transposed
+    _check_shape(file, held, name, shape[::-1] if transposed else shape)
+    x = file.read(held[name], targets[0].parameter.dtype)
+    whole = x.T if transposed else x  # (out, in)
+    for parameter, start, *_ in targets:
+        parameter.value[...] = whole[start : start + parameter.shape[0]]
+
+
+def _check_rest(file: TensorFile, held: dict[str, str], read: set[str]) -> None:
+    """Allow a head that is the embedding again and the masks; refuse all else."""
+    for name in held.keys() - read:
+        if name == "lm_head.weight":
+            head, wte = (file.read(held[n], None) for n in (name, "wte.weight"))
+            if not np.array_equal(head, wte):
+                raise CheckpointError(
+                    f"{file.path}: 'lm_head.weight' is not 'wte.weight', to which our head is tied"
+                )
+        elif not name.endswith(BUFFERS):
+            raise CheckpointError(f"{file.path} holds {held[name]!r}, which a GPT-2 has not")

@@ -1,0 +1,204 @@
+"""Files against transformers and PEFT: their models and adapters here, our adapters there."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+
+from lora_np import load_adapter, load_gpt2, save_adapter
+from lora_np.adapt import LoraConfig, adapters, inject
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning"),  # PEFT's
+]
+
+D, LAYERS, VOCAB = 16, 3, 31
+
+
+@pytest.fixture
+def torch():
+    """Without torch this is an error, not a skip."""
+    torch = importlib.import_module("torch")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    return torch
+
+
+@pytest.fixture
+def theirs(torch):
+    """A tiny GPT-2 whose every parameter is random."""
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB, n_positions=12, n_embd=D, n_layer=LAYERS, n_head=4,
+        layer_norm_epsilon=1e-3, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.GPT2LMHeadModel(config).double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    return model
+
+
+def logits(model, tokens):
+    """Theirs (..., T, V) in float64."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens)).logits.double().numpy()
+
+
+def assert_same(ours, tokens, expected, tolerance):
+    """Logits within `tolerance` of the largest."""
+    found = ours.forward(tokens)[0]
+    assert np.abs(found - expected).max() < tolerance * max(1, np.abs(expected).max())
+
+
+@pytest.fixture
+def tokens(rng):
+    return rng.integers(0, VOCAB, (2, 9))
+
+
+# ----------------------------------------------------------------------------- pretrained weights
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("float64", 1e-10)])
+def test_logits_of_a_loaded_gpt2_are_transformers(
+    tmp_path, torch, theirs, tokens, dtype, tolerance
+):
+    theirs.to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    ours = load_gpt2(tmp_path, dtype)
+    assert ours.wte.W.dtype == dtype
+    assert_same(ours, tokens, logits(theirs, tokens), tolerance)
+
+
+def test_a_checkpoint_in_several_files_or_without_prefix_loads_alike(tmp_path, theirs, tokens):
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="20kB")
+    theirs.transformer.save_pretrained(tmp_path / "body")  # a GPT2Model: names without prefix
+    assert (tmp_path / "shards" / "model.safetensors.index.json").exists()
+    for folder in ("shards", "body"):
+        ours = load_gpt2(tmp_path / folder, np.float64)
+        assert_same(ours, tokens, logits(theirs, tokens), 1e-10)
+
+
+def test_a_bfloat16_checkpoint_loads_with_its_rounded_values(tmp_path, torch, theirs, tokens):
+    rounded = theirs.to(torch.bfloat16)
+    rounded.save_pretrained(tmp_path)
+    assert_same(load_gpt2(tmp_path, np.float64), tokens, logits(rounded.double(), tokens), 1e-10)
+
+
+def test_greedy_generation_is_transformers(tmp_path, torch, theirs, tokens):
+    theirs.save_pretrained(tmp_path)
+    start = tokens[:1, :4]
+    found = load_gpt2(tmp_path, np.float64).generate(start, 8, temperature=0)
+    expected = theirs.generate(
+        torch.from_numpy(start), max_new_tokens=8, do_sample=False, eos_token_id=None,
+        attention_mask=torch.ones(1, 4, dtype=torch.long),
+    )  # fmt: skip
+    np.testing.assert_array_equal(found, expected.numpy())
+
+
+# -------------------------------------------------------------------------------- PEFT's adapters
+
+ADAPTERS = {
+    "plain": {"r": 4, "lora_alpha": 8},
+    "patterns": {
+        "r": 4, "lora_alpha": 8,
+        # in the alphabet's order, in which PEFT saves them: the first that matches counts
+        "rank_pattern": {"^transformer.h.2.attn.c_attn": 5, "c_fc": 2, r"h\.1\..*": 3},
+        "alpha_pattern": {r".*\.h\.0\..*": 3, "mlp.c_proj": 5},
+    },
+    "rslora and patterns": {
+        "r": 3, "lora_alpha": 7, "use_rslora": True, "rank_pattern": {"0.attn.c_attn": 6},
+        "alpha_pattern": {"attn.c_proj": 2}, "lora_dropout": 0.1,
+    },
+    "one block": {"r": 4, "lora_alpha": 8, "layers_to_transform": [1], "layers_pattern": "h"},
+}  # fmt: skip
+
+
+def peft_adapter(torch, theirs, options):
+    """Their model, adapted, with random A and B."""
+    import peft
+
+    targets = ["c_attn", "c_proj", "c_fc"]
+    config = peft.LoraConfig(target_modules=targets, fan_in_fan_out=True, **options)
+    adapted = peft.get_peft_model(theirs, config).double().eval()
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_" in name:
+                p.copy_(torch.randn_like(p) * 0.3)
+    return adapted
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_an_adapter_of_pefts_loads_with_its_logits(tmp_path, torch, theirs, tokens, name, dtype):
+    theirs.save_pretrained(tmp_path / "base")
+    adapted = peft_adapter(torch, theirs, ADAPTERS[name])
+    for parameter_name, p in adapted.named_parameters():
+        if "lora_" in parameter_name:
+            p.data = p.data.to(getattr(torch, dtype))
+    adapted.save_pretrained(tmp_path / "adapter")
+    ours = load_adapter(load_gpt2(tmp_path / "base", np.float64), tmp_path / "adapter")
+    expected = logits(adapted.double(), tokens)
+    assert_same(ours, tokens, expected, 1e-10)
+    ours = load_adapter(load_gpt2(tmp_path / "base", np.float32), tmp_path / "adapter")
+    assert_same(ours, tokens, expected, 1e-5)
+    assert {layer.dropout for layer in adapters(ours).values()} == {
+        ADAPTERS[name].get("lora_dropout", 0)
+    }
+
+
+@pytest.mark.parametrize("name", ["patterns", "rslora and patterns"])
+def test_an_adapter_saved_again_is_pefts_to_the_same_ranks_and_scales(
+    tmp_path, torch, theirs, tokens, name
+):
+    import peft
+
+    theirs.save_pretrained(tmp_path / "base")
+    adapted = peft_adapter(torch, theirs, ADAPTERS[name])
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = logits(adapted, tokens)
+    ranks = {n: (m.r, m.scaling) for n, m in adapted.named_modules() if hasattr(m, "lora_A")}
+    ours = load_adapter(load_gpt2(tmp_path / "base", np.float64), tmp_path / "adapter")
+    save_adapter(ours, tmp_path / "again")
+    again = peft.PeftModel.from_pretrained(
+        adapted.unload(), tmp_path / "again", autocast_adapter_dtype=False
+    ).double()
+    assert ranks == {n: (m.r, m.scaling) for n, m in again.named_modules() if hasattr(m, "lora_A")}
+    assert np.abs(logits(again.eval(), tokens) - expected).max() < 1e-5  # read into float32
+
+
+# --------------------------------------------------------------------------------- our adapters
+
+OURS = {
+    "q, v and up": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "up_proj"]},
+    "all, of several ranks and scales": {
+        "r": 4, "lora_alpha": 7, "target_modules": "all-linear",
+        "rank_pattern": {"q_proj": 2, "1.attn.v_proj": 1, "down_proj": 5},
+        "alpha_pattern": {"k_proj": 3, "0.mlp.up_proj": 0.3},
+    },
+    "rslora": {"r": 5, "lora_alpha": 3, "target_modules": ["k_proj"], "use_rslora": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
+def test_our_adapter_loads_in_peft_with_our_logits(
+    tmp_path, rng, torch, theirs, tokens, name, dtype
+):
+    import peft
+
+    theirs.save_pretrained(tmp_path / "base")
+    ours = inject(load_gpt2(tmp_path / "base", np.float64), LoraConfig(**OURS[name]), rng)
+    for layer in adapters(ours).values():
+        layer.B.value = rng.standard_normal(layer.B.shape) * 0.3
+    save_adapter(ours, tmp_path / "adapter", base_model="gpt2", dtype=dtype)
+    adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").double().eval()
+    if dtype == "bfloat16":  # what the file rounds to
+        ours = load_adapter(load_gpt2(tmp_path / "base", np.float64), tmp_path / "adapter")
+    assert_same(ours, tokens, logits(adapted, tokens), 1e-5)
+    held = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert held["fan_in_fan_out"] is True and held["base_model_name_or_path"] == "gpt2"

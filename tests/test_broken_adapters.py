@@ -1,0 +1,284 @@
+"""Files that are broken or hostile: each is one CheckpointError of one line that says where."""
+
+import math
+import pickle
+import re
+
+import numpy as np
+import pytest
+
+from lora_np.checkpoint import CheckpointError, open_adapter, save_tensors
+from tests.files import PREFIX, entry, modules_of, raw, tampered, write_adapter
+
+A, B = "h.0.q.lora_A.weight", "h.0.q.lora_B.weight"
+ONE = np.ones
+
+
+def read_all(path):
+    with open_adapter(path) as adapter:
+        for module in adapter.modules.values():
+            module.factors()
+
+
+def assert_refused(path, words):
+    """One CheckpointError of one line, with these words."""
+    with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
+        read_all(path)
+    assert "\n" not in str(caught.value) and type(caught.value) is CheckpointError
+
+
+# ------------------------------------------------------------------ the file itself is no such file
+
+PAIR = {"a": entry(0, 16), "b": entry(16, 32)}
+BYTES = {
+    "empty": (b"", "header too small"),
+    "cut within the length": (b"\x10\x00", "header too small"),
+    "cut within the header": (raw(PAIR)[:20], "not a readable .safetensors file"),
+    "cut within the numbers": (raw(PAIR, bytes(31)), "not a readable .safetensors file"),
+    "numbers left over": (raw(PAIR, bytes(40)), "not a readable .safetensors file"),
+    "a header of 2^63 bytes": (raw(PAIR, bytes(32), 2**63), "header too large"),
+    "a header longer than the file": (raw(PAIR, bytes(32), 10**6), "not a readable"),
+    "no JSON": (raw(b"{nope}"), "invalid JSON"),
+    "JSON, no object": (raw([1, 2]), "invalid JSON"),
+    "JSON without end": (raw(b"[" * 100_000), "not a readable .safetensors file"),
+    "tensors overlap": (raw({"a": entry(0, 16), "b": entry(8, 24)}, bytes(24)), "tensor `b`"),
+    "a gap": (raw({"a": entry(0, 16), "b": entry(20, 36)}, bytes(36)), "tensor `b`"),
+    "beyond the end": (raw({"a": entry(0, 16), "b": entry(16, 1024, (252,))}, bytes(32)), "not a"),
+    "the end before the start": (raw({"a": entry(16, 0)}, bytes(16)), "tensor `a`"),
+    "a negative start": (raw({"a": entry(-4, 12)}, bytes(16)), "invalid value: integer `-4`"),
+    "a shape that does not fit": (raw({"a": entry(0, 16, (3, 3))}, bytes(16)), "invalid shape"),
+    "a shape of 2^124": (raw({"a": entry(0, 16, (2**62, 2**62))}, bytes(16)), "overflow"),
+    "an unknown dtype": (raw({"a": entry(0, 16, dtype="F99")}, bytes(16)), "F99"),
+    "a name of two lines": (raw({"a\nb": entry(0, 16)}, bytes(16)), r"'a\nb'"),
+    "a zip": (b"PK\x03\x04" + bytes(100), "not a readable .safetensors file"),
+    "a pickle": (pickle.dumps({"a": [1.0] * 100}), "not a readable .safetensors file"),
+    "no tensor": (raw({}), "holds no tensor"),
+    "a note alone": (raw({"__metadata__": {"a": "b"}}), "holds no tensor"),
+}
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_a_file_of_such_bytes_is_refused(tmp_path, kind):
+    content, words = BYTES[kind]
+    (tmp_path / "x.safetensors").write_bytes(content)
+    assert_refused(tmp_path / "x.safetensors", words)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert_refused(folder, words)
+
+
+@pytest.mark.parametrize("name", ["x.bin", "x.pt", "x.pth", "x.ckpt"])
+def test_a_pickle_is_not_even_opened(tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps({}))
+    assert_refused(tmp_path / name, f"{name} may be a pickle, which can run code")
+
+
+def test_what_is_missing_or_a_folder_is_named(tmp_path, rng):
+    assert_refused(tmp_path / "none.safetensors", "none.safetensors does not exist")
+    assert_refused(tmp_path, "has no adapter_config.json: it is no PEFT adapter")
+    folder = tampered(tmp_path / "a", rng)
+    (folder / "adapter_model.safetensors").unlink()
+    assert_refused(folder, "adapter_model.safetensors does not exist")
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps({}))
+    assert_refused(folder, "adapter_model.bin may be a pickle")
+    (folder / "adapter_model.safetensors").mkdir()
+    assert_refused(folder, "adapter_model.safetensors is a folder")
+
+
+# ------------------------------------------------------------------------------ what tensors say
+
+TENSORS = {
+    "A is missing": ({A: None}, f"'{PREFIX}{B}' without its factor A"),
+    "B is missing": ({B: None}, f"'{PREFIX}{A}' without its factor B"),
+    "ranks that do not meet": ({B: ONE((6, 3))}, f"'{PREFIX}{B}' with shape (6, 3)"),
+    "A is a vector": ({A: ONE(10)}, f"'{PREFIX}{A}' with shape (10,)"),
+    "B is a vector": ({B: ONE(12)}, f"'{PREFIX}{B}' with shape (12,)"),
+    "A has three axes": ({A: ONE((2, 5, 1))}, f"'{PREFIX}{A}' with shape (2, 5, 1)"),
+    "B has three axes": ({B: ONE((6, 2, 1))}, f"'{PREFIX}{B}' with shape (6, 2, 1)"),
+    "B is a 3 x 3 kernel": ({B: ONE((6, 2, 3, 3))}, f"'{PREFIX}{B}' with shape (6, 2, 3, 3)"),
+    "A is a number": ({A: np.array(1.0)}, f"'{PREFIX}{A}' with shape ()"),
+    "A has no row": ({A: ONE((0, 5)), B: ONE((6, 0))}, f"'{PREFIX}{A}' with shape (0, 5)"),
+    "A has no column": ({A: ONE((2, 0))}, f"'{PREFIX}{A}' with shape (2, 0)"),
+    "B has no row": ({B: ONE((0, 2))}, f"'{PREFIX}{B}' with shape (0, 2)"),
+    "rank is not the config's": ({A: ONE((3, 5)), B: ONE((6, 3))}, f"'{PREFIX}{A}' of rank 3"),
+    "integers": ({A: ONE((2, 5), np.int8)}, f"'{PREFIX}{A}' as I8"),
+    "complex numbers": ({B: ONE((6, 2), np.complex64)}, f"'{PREFIX}{B}' as C64"),
+    "truth values": ({B: ONE((6, 2), bool)}, f"'{PREFIX}{B}' as BOOL"),
+    "NaN in A": ({A: np.full((2, 5), math.nan, "f4")}, f"'{PREFIX}{A}' with entries not finite"),
+    "infinity in B": ({B: np.full((6, 2), -math.inf, "f2")}, f"'{PREFIX}{B}' with entries not"),
+    "a stranger": ({"h.0.q.weight": ONE(2)}, f"'{PREFIX}h.0.q.weight', which is no factor"),
+    "a magnitude of DoRA's": ({"h.0.q.lora_magnitude_vector": ONE(6)}, "lora_magnitude_vector'"),
+    "an embedding": ({"wte.lora_embedding_A": ONE((2, 9))}, "wte.lora_embedding_A'"),
+    "a bias": ({"h.0.q.base_layer.bias": ONE(6)}, "h.0.q.base_layer.bias'"),
+    "a bias of B": ({"h.0.q.lora_B.bias": ONE(6)}, "h.0.q.lora_B.bias'"),
+    "kohya's alpha beside a config": ({"h.0.q.alpha": ONE(1)}, "h.0.q.alpha'"),
+    "twice, under two names": ({"h.0.q.lora_A.default.weight": ONE((2, 5))}, "again as"),
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_a_tensor_that_does_not_fit_is_named(tmp_path, rng, kind):
+    tensors, words = TENSORS[kind]
+    assert_refused(tampered(tmp_path / "a", rng, tensors=tensors), words)
+
+
+def test_a_module_with_and_without_the_prefix_is_there_twice(tmp_path):
+    save_tensors(tmp_path / "x.safetensors", {A: ONE((2, 5)), PREFIX + A: ONE((2, 5))})
+    assert_refused(tmp_path / "x.safetensors", "again as")
+
+
+@pytest.mark.parametrize("alpha", [math.nan, math.inf, 0.0, [1.0, 2.0], []])
+def test_an_alpha_that_is_no_number_is_named(tmp_path, alpha):
+    tensors = {"m.lora_down.weight": ONE((2, 5)), "m.lora_up.weight": ONE((6, 2))}
+    save_tensors(tmp_path / "x.safetensors", {**tensors, "m.alpha": np.array(alpha, "f4")})
+    assert_refused(tmp_path / "x.safetensors", "'m.alpha'")
+
+
+@pytest.mark.parametrize(
+    "name", ["m.lora_mid.weight", "m.dora_scale", "m.hada_w1_a", "m.lokr_w1", "m.diff_b"]
+)
+def test_what_kohyas_relatives_hold_beside_lora_is_named(tmp_path, name):
+    tensors = {"m.lora_down.weight": ONE((2, 5)), "m.lora_up.weight": ONE((6, 2)), name: ONE(2)}
+    save_tensors(tmp_path / "x.safetensors", tensors)
+    assert_refused(tmp_path / "x.safetensors", f"{name!r}, which is no factor of plain LoRA")
+
+
+def test_an_alpha_without_factors_is_named(tmp_path):
+    save_tensors(tmp_path / "x.safetensors", {"m.alpha": np.array(1.0)})
+    assert_refused(tmp_path / "x.safetensors", "'m.alpha' without its factor A")
+
+
+# ---------------------------------------------------------------------------- what the config says
+
+OBJECT = {"a": 1}
+FIELDS = {  # of PEFT's LoraConfig: each would change what is computed, or cannot be read
+    "peft_type": ["LOHA", "lora", None, 1, ["LORA"]],
+    "r": [0, -1, "8", 2.0, True, None, [2], 3, 10**400],
+    "lora_alpha": [math.nan, math.inf, 0, -1, "16", None, True, 10**400],
+    "lora_dropout": [1.0, -0.1, "x", math.nan],
+    "rank_pattern": [[1], "x", {"q": 0}, {"q": "2"}, {"q": 3}],
+    "alpha_pattern": [[1], {"q": math.nan}, {"q": None}, {"x": "1"}],
+    "use_rslora": [1, "yes", None],
+    "fan_in_fan_out": ["yes", 0],
+    "bias": ["all", "lora_only", True],
+    "init_lora_weights": [
+        *("pissa", "pissa_niter_16", "olora", "loftq", "corda", "eva", "lora_ga", "mica"),
+        *(None, 3, [True], "unknown"),
+    ],
+    "target_modules": [["v"], "h.0.k", "q", ["h.1.q"], [], [1], 7, "("],
+    "exclude_modules": [["q"], "h.*", "(", 7],
+    "layers_to_transform": [1, [1, 2], ["x"], "0", 0.5],
+    "use_dora": [True],
+    "modules_to_save": [["lm_head"]],
+    "lora_bias": [True],
+    "layer_replication": [[[0, 4], [2, 5]]],
+    "megatron_config": [OBJECT],
+    "trainable_token_indices": [[1, 2], OBJECT],
+    "target_parameters": [["experts.gate"]],
+    "loftq_config": [OBJECT],
+    "eva_config": [OBJECT],
+    "corda_config": [OBJECT],
+    "lora_ga_config": [OBJECT],
+    "velora_config": [OBJECT],
+    "kasa_config": [OBJECT],
+    "arrow_config": [OBJECT],
+    "monteclora_config": [OBJECT],
+    "use_bdlora": [OBJECT],
+    "use_qalora": [True],
+    "alora_invocation_tokens": [[7]],
+    "ensure_weight_tying": [True],
+    "a_field_of_tomorrow": ["anything", 1, 0.5, OBJECT],
+}
+CASES = [(field, value) for field, values in FIELDS.items() for value in values]
+
+
+@pytest.mark.parametrize("field, value", CASES, ids=[f"{f}={str(v)[:20]}" for f, v in CASES])
+def test_a_field_that_is_not_computed_or_makes_no_sense_is_named(tmp_path, rng, field, value):
+    words = {"r": "rank", "rank_pattern": "rank"}.get(field, field)
+    assert_refused(tampered(tmp_path / "a", rng, {field: value}), words)
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("key", ["(", "a{9999999999999}", "(" * 5000 + ")" * 5000])
+def test_a_pattern_that_is_no_regular_expression_is_named(tmp_path, rng, field, key):
+    assert_refused(tampered(tmp_path / "a", rng, {field: {key: 2}}), "is no regular expression")
+
+
+@pytest.mark.parametrize("changes", [{"r": None}, {"peft_type": None}, {"lora_alpha": None}])
+def test_a_config_must_name_what_has_no_safe_default(tmp_path, rng, changes):
+    assert_refused(tampered(tmp_path / "a", rng, changes), next(iter(changes)))
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "not a readable JSON file"),
+        ("{", "not a readable JSON file"),
+        ("[" * 100_000, "not a readable JSON file"),
+        ('{"r": ' + "1" * 5000 + "}", "not a readable JSON file"),
+        ("[]", "holds a list, expected an object"),
+        ("null", "holds a NoneType, expected an object"),
+        ("{}", "peft_type"),
+    ],
+    ids=["empty", "cut", "deep", "a number of 5000 digits", "a list", "null", "no field"],
+)
+def test_a_config_that_is_none_is_named(tmp_path, rng, text, words):
+    folder = tampered(tmp_path / "a", rng)
+    (folder / "adapter_config.json").write_text(text)
+    assert_refused(folder, words)
+
+
+def test_a_config_that_is_a_folder_is_named(tmp_path, rng):
+    folder = tampered(tmp_path / "a", rng)
+    (folder / "adapter_config.json").unlink()
+    (folder / "adapter_config.json").mkdir()
+    assert_refused(folder, "adapter_config.json is not a readable JSON file")
+
+
+QUIET = {
+    "use_dora": False, "modules_to_save": None, "loftq_config": {}, "layer_replication": None,
+    "a_field_of_tomorrow": None, "another": [], "one_more": "", "megatron_core": "megatron.core",
+    "qalora_group_size": 16, "peft_version": "0.21.2", "task_type": "CAUSAL_LM", "bias": "none",
+    "auto_mapping": OBJECT, "revision": "main", "inference_mode": True, "lora_dropout": 0.1,
+    "init_lora_weights": "gaussian", "exclude_modules": ["v"], "layers_to_transform": [0, 3],
+    "layers_pattern": ["x", "h"], "target_modules": "(x.)*h.[0-3].q", "rank_pattern": None,
+}  # fmt: skip
+
+
+def test_fields_that_change_nothing_pass(tmp_path, rng):
+    folder = tampered(tmp_path / "a", rng, QUIET, shapes={"x.h.0.q": (6, 2, 5, 2.0)})
+    with open_adapter(folder) as adapter:
+        assert adapter.modules["x.h.0.q"].scale == 2 and adapter.lora_dropout == 0.1
+
+
+def test_every_field_of_a_default_config_of_pefts_passes(tmp_path, rng):
+    """The fields of PEFT 0.21's LoraConfig(target_modules=["q"]).to_dict(), as it saves them."""
+    fields = {
+        "alora_invocation_tokens": None, "alpha_pattern": {}, "arrow_config": None,
+        "auto_mapping": None, "base_model_name_or_path": None, "bias": "none",
+        "corda_config": None, "ensure_weight_tying": False, "eva_config": None,
+        "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True,
+        "init_lora_weights": True, "kasa_config": None, "layer_replication": None,
+        "layers_pattern": None, "layers_to_transform": None, "loftq_config": {},
+        "lora_alpha": 8, "lora_bias": False, "lora_dropout": 0.0, "lora_ga_config": None,
+        "megatron_config": None, "megatron_core": "megatron.core", "modules_to_save": None,
+        "monteclora_config": None, "peft_type": "LORA", "peft_version": "0.21.2",
+        "qalora_group_size": 16, "r": 2, "rank_pattern": {}, "revision": None,
+        "target_modules": ["q"], "target_parameters": None, "task_type": None,
+        "trainable_token_indices": None, "use_bdlora": None, "use_dora": False,
+        "use_qalora": False, "use_rslora": False, "velora_config": None,
+    }  # fmt: skip
+    with open_adapter(tampered(tmp_path / "a", rng, fields)) as adapter:
+        assert adapter.modules["h.0.q"].scale == 4
+
+
+def test_hundreds_of_patterns_do_not_take_their_square_in_time(tmp_path, rng):
+    """600 modules, each of its own rank: 360,000 matches, each compiled once."""
+    shapes = {f"model.layers.{i}.q": (2, 1 + i % 7, 2, 1.0 + i) for i in range(600)}
+    write_adapter(tmp_path / "a", modules_of(rng, shapes))
+    with open_adapter(tmp_path / "a") as adapter:
+        assert {n: (m.r, m.scale) for n, m in adapter.modules.items()} == {
+            name: (r, scale) for name, (_, r, _, scale) in shapes.items()
+        }
