@@ -33,6 +33,7 @@ _HOME = {
     "train": ("fit", "evaluate"),
     "rank": ("spectrum",),
     "sweep": ("rank_sweep",),
+    "intrinsic": ("IntrinsicModel", "intrinsic_dimension"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
