@@ -322,6 +322,24 @@ def test_gradient_descent_in_the_subspace_finds_its_least_squares_solution(rng):
     assert model.loss(X, Y)[0] == pytest.approx(0.5 * residual[0], rel=1e-10)
 
 
+@pytest.mark.parametrize("optimizer, same", [("sgd", True), ("adam", False)])
+def test_turning_the_basis_changes_nothing_for_gradient_descent_but_does_for_adam(optimizer, same):
+    # Why training at d = D is not full training: docs/intrinsic_dimension.md.
+    rng = np.random.default_rng(0)
+    full = Regression(Linear(4, 4, rng, bias=False, dtype=np.float64))
+    data = rng.standard_normal((9, 4)), rng.standard_normal((9, 4))
+    turned = IntrinsicModel(full, 16, rng)
+    P = turned.projection
+    P.gauss, P.lengths[...] = np.sign(P.gauss), 1.0 / 16.0
+    np.testing.assert_allclose(dense(P) @ dense(P).T, np.eye(16), rtol=0, atol=ROUNDING)
+    one, other = (
+        fit(model, lambda: data, steps=20, lr=0.02, optimizer=optimizer, clip=None).loss
+        for model in (full, turned)
+    )
+    assert one[-1] < 0.9 * one[0]
+    assert np.allclose(one, other, rtol=1e-10, atol=0) == same
+
+
 def test_a_run_that_diverges_leaves_the_last_good_z(rng):
     model = IntrinsicModel(Regression(Linear(3, 2, rng, dtype=np.float64)), 4, rng)
     data = rng.standard_normal((5, 3)), rng.standard_normal((5, 2))
