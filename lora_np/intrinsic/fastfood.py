@@ -15,7 +15,7 @@ degrees of freedom, which is that of a Gaussian vector's length. Every row is th
 N(0, I / D), though the rows of one block are not independent, and E ||P z||^2 = ||z||^2: on average
 a step in z moves theta as far as it moves z, at every d.
 
-Source: Le, Sarlos and Smola, Fastfood, ICML 2013. They stop at E ||V z||^2 = D ||z||^2.
+Source: Le, Sarlos and Smola, Fastfood, ICML 2013; the division by sqrt(D) is ours.
 """
 
 from __future__ import annotations
