@@ -48,6 +48,7 @@ _HOME = {
         "randomised_svd",
     ),
     "sweep": ("rank_sweep",),
+    "intrinsic": ("IntrinsicModel", "intrinsic_dimension"),
     "adapterfiles": (
         "Keep",
         "resize_adapter",

@@ -11,6 +11,7 @@ BLAS would compete with the crew, and the two together are slower than either. W
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -34,7 +35,7 @@ PATIENCE = 5.0  # seconds that a process has to end by itself
 
 
 class CrewError(RuntimeError):
-    """A process of a crew ended in the middle of its work."""
+    """A crew cannot work: one of its processes has ended, or it is not inside its with block."""
 
 
 class one_blas_thread:
@@ -114,6 +115,7 @@ class Threads(Alone):
     def __init__(self, work: Work, size: int) -> None:
         super().__init__(work)
         self.size, self.blas = size, one_blas_thread()
+        self.pool: Any = None
 
     def __enter__(self) -> Threads:
         from concurrent.futures import ThreadPoolExecutor
@@ -124,10 +126,13 @@ class Threads(Alone):
 
     def __exit__(self, *args: object) -> None:
         self.pool.shutdown()
+        self.pool = None
         self.blas.__exit__()
 
     def map(self, items: Sequence[Any]) -> list[Any]:
         """Return the work of each item, in order."""
+        if self.pool is None:
+            raise CrewError("a crew works inside its with block")
         # np.errstate lives in a thread's context: hand it on.
         futures = [
             self.pool.submit(copy_context().run, self.work, member, item)
@@ -145,12 +150,20 @@ class Processes(Alone):
         Is not pickled: a process has it, and all that it refers to, from its parent.
     size : int
         How many processes; `map` takes at most as many items. Items and results are pickled.
+
+    Raises
+    ------
+    ValueError
+        Where processes cannot be forked.
     """
 
     def __init__(self, work: Work, size: int) -> None:
         super().__init__(work)
         if not can_fork():
-            raise ValueError("processes are forked, which only Linux does safely: take threads")
+            raise ValueError(
+                "processes are forked, which only Linux does safely, and a daemon process (as a "
+                "Pool's are) may not: take threads"
+            )
         self.size, self.blas = size, one_blas_thread()
         self.pipes: list[Connection] = []
         self.processes: list[Any] = []
@@ -160,7 +173,7 @@ class Processes(Alone):
         try:
             for member in range(self.size):
                 self._fork(member)
-        except OSError:  # no memory, or no more processes
+        except BaseException:  # no memory, no more processes, or Ctrl-C
             self.__exit__()
             raise
         return self
@@ -178,24 +191,47 @@ class Processes(Alone):
         self.processes.append(process)
 
     def __exit__(self, *args: object) -> None:
+        try:
+            self._dismiss()
+            for process in self.processes:
+                process.join(PATIENCE)
+        finally:  # whatever else interrupts: no process stays, and BLAS is as it was
+            for process in self.processes:
+                process.kill()  # nothing, if it has ended
+                process.join()
+            self.pipes, self.processes = [], []
+            self.blas.__exit__()
+
+    def _dismiss(self) -> None:
         for pipe in self.pipes:
+            with contextlib.suppress(OSError):  # closed already, or its process has ended
+                pipe.send(None)  # closing alone is not seen while another fork holds the pipe
             pipe.close()
-        for process in self.processes:
-            process.join(PATIENCE)
-            process.kill()  # nothing, if it has ended
-            process.join()
-        self.pipes, self.processes = [], []
-        self.blas.__exit__()
 
     def map(self, items: Sequence[Any]) -> list[Any]:
-        """Return the work of each item, in order; raise the first error after all are done."""
+        """Return the work of each item, in order; raise the first error after all are done.
+
+        Raises
+        ------
+        CrewError
+            If a process has ended; the crew is then of no more use.
+        """
+        if len(items) > len(self.pipes):
+            raise CrewError(
+                f"{len(items)} items for {len(self.pipes)} processes; a crew works inside its with "
+                "block"
+            )
         try:
             for pipe, item in zip(self.pipes, items):
-                pipe.send(item)
+                pipe.send((item,))
             replies = [pipe.recv() for pipe, _ in zip(self.pipes, items)]
-        except (EOFError, OSError):
+        except BaseException as error:
+            self._dismiss()  # replies still under way must not be taken for the next call's
+            if not isinstance(error, EOFError | OSError):
+                raise
             raise CrewError(
-                f"one of {self.size} processes was ended from outside (was memory short?)"
+                f"one of {self.size} processes was ended from outside (was memory short?), or the "
+                "crew was interrupted before"
             ) from None
         for error, _ in replies:
             if error is not None:
@@ -212,20 +248,23 @@ def _serve(work: Work, member: int, pipe: Connection, parents: Sequence[Connecti
     keep_memory()
     while True:
         try:
-            item = pipe.recv()
-        except EOFError:
-            return
-        try:
-            reply = (None, work(member, item))
-        except Exception as error:
-            reply = (_portable(error), None)
-        try:
-            pipe.send(reply)
-        except OSError:
-            return  # the parent did not wait for it
+            message = pipe.recv()
+            if message is None:
+                return
+            pipe.send(_reply(work, member, *message))
+        except (EOFError, OSError):
+            return  # the parent has ended, or did not wait
 
 
-def _portable(error: Exception) -> Exception:
+def _reply(work: Work, member: int, item: Any) -> tuple[BaseException | None, Any]:
+    """Return (None, result), or (what was raised, None)."""
+    try:
+        return None, work(member, item)
+    except BaseException as error:
+        return _portable(error), None
+
+
+def _portable(error: BaseException) -> BaseException:
     """Return the error if it survives pickling, else its text."""
     try:
         return pickle.loads(pickle.dumps(error))

@@ -1,7 +1,8 @@
 """The training loop: batches in, a history out.
 
-A model offers ``loss(inputs, targets, rng)``, ``backward(dy, cache, grads)`` and ``parameters()``;
-nothing else is asked of it. A step is::
+A model offers ``loss(inputs, targets, rng, count=None)``, which divides the sum over its targets by
+`count` where it is given and by their own number where not, ``backward(dy, cache, grads)`` and
+``parameters()``; nothing else is asked of it. Targets equal to -100 do not count. A step is::
 
     loss, cache = model.loss(inputs, targets, rng)
     model.backward(1.0, cache, grads)
@@ -24,7 +25,7 @@ import numpy as np
 from lora_np.backend import Array, get_xp, like
 from lora_np.crew import Alone, Processes, Threads, shared_empty
 from lora_np.ops.loss import IGNORE_INDEX
-from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, schedule
+from lora_np.optim import global_norm, make_optimizer, schedule
 from lora_np.parameters import Grads, Packed, pack
 
 Batch = tuple[Array, Array]
@@ -104,13 +105,6 @@ class Recipe:
             raise ValueError(f"clip = {self.clip}, expected a norm above 0, or None")
         if self.accumulate < 1:
             raise ValueError(f"accumulate = {self.accumulate}, expected at least 1 part")
-        both = (self.threads, self.processes)
-        if min(both) != 1:
-            raise ValueError(
-                "threads = {} and processes = {}, expected at least 1 and one of them 1".format(
-                    *both
-                )
-            )
 
 
 def fit(
@@ -130,13 +124,14 @@ def fit(
     Parameters
     ----------
     model : model
-        Offers ``loss``, ``backward`` and ``parameters``.
+        Offers ``loss``, ``backward`` and ``parameters``, as described in this module.
     sample : callable
         Gives the next batch, (inputs, targets), with the samples along the first axis.
     steps, lr : int, float
         `lr` is the largest learning rate; the schedule scales it.
     rng : numpy.random.Generator, optional
-        Turns dropout on.
+        Turns dropout on. Where a batch is split, a model may draw from it only by
+        ``rng.random((samples, ...))``, whose first axis is the batch's.
     validate : callable, optional
         Gives the validation loss; called after every `validate_every` steps and at the end.
     progress : bool
@@ -192,8 +187,8 @@ class _Trainer:
         self.stop_unless_finite(step, "loss", loss)
         self.stop_unless_finite(step, "gradient's norm", norm)
         self.good[...] = self.packed.vector
-        if recipe.clip is not None:
-            gradient, _ = clip_by_global_norm(gradient, recipe.clip)
+        if recipe.clip is not None and norm > recipe.clip:
+            gradient *= recipe.clip / norm
         lr = self.lr * self.factor(step)
         self.optimizer.step(gradient, lr)
         history.loss.append(loss)
@@ -228,14 +223,20 @@ class BatchGradient:
     accumulate : int
         Parts, one after the other, to save memory.
     threads, processes : int
-        Which share each part; not both above 1. Processes keep the trainable values in shared
-        memory meanwhile, and see no other change to the model.
+        Which share each part; one of them is 1. Processes keep the trainable values in shared
+        memory meanwhile, and see no other change to the model; when they leave, every trainable
+        Parameter gets a new array of its own, and a model that borrowed the old one keeps that.
     """
 
     def __init__(
         self, model: Any, packed: Packed, accumulate: int = 1, threads: int = 1, processes: int = 1
     ) -> None:
         self.model, self.packed, self.accumulate = model, packed, accumulate
+        if min(threads, processes) != 1:
+            raise ValueError(
+                f"threads = {threads} and processes = {processes}, expected at least 1 and one of "
+                "them 1"
+            )
         self.members, shape = max(threads, processes), packed.vector.shape
         xp, dtype = get_xp(packed.vector), packed.vector.dtype
         if processes > 1:
@@ -317,11 +318,16 @@ def _cut(batch: Batch, number: int, rng: np.random.Generator | None) -> list[tup
     return pieces
 
 
+OTHER_DRAWS = {
+    name for name in dir(np.random.Generator) if not name.startswith("_")
+} - {"random", "bit_generator"}  # fmt: skip
+
+
 class RowsOfBatch(np.random.Generator):
     """A Generator for some rows of a batch: it draws for the whole batch and gives their share.
 
     Dropout's masks then do not depend on how a batch is split. Every part draws from a copy of one
-    generator, and the first axis of what is drawn is the batch's.
+    generator, and the first axis of what is drawn is the batch's. Only ``random`` can be split so.
     """
 
     def __init__(self, rng: np.random.Generator, rows: slice, batch_size: int) -> None:
@@ -335,7 +341,16 @@ class RowsOfBatch(np.random.Generator):
         self, size: Any = None, dtype: Any = np.float64, out: Any = None
     ) -> Any:
         """Return the rows' share of numbers in [0, 1) drawn for the whole batch."""
-        return super().random((self.batch_size, *size[1:]), dtype, out)[self.rows]
+        rows = self.rows.stop - self.rows.start
+        if not isinstance(size, tuple) or size[:1] != (rows,) or out is not None:
+            raise ValueError(f"random({size}) for {rows} samples, expected random(({rows}, ...))")
+        return super().random((self.batch_size, *size[1:]), dtype)[self.rows]
+
+    def __getattribute__(self, name: str) -> Any:
+        """Refuse what would draw the same numbers for every part."""
+        if name in OTHER_DRAWS:
+            raise AttributeError(f"rng.{name}: of a batch that is split, only rng.random can draw")
+        return super().__getattribute__(name)
 
 
 def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: int = 32) -> float:

@@ -37,6 +37,7 @@ __all__ = [
     "float64",
     "linalg",
     "log",
+    "maximum",
     "minimum",
     "ndarray",
     "ones",
@@ -177,7 +178,8 @@ def _elementwise(function: Any) -> Any:
 
 
 abs, exp, log, sqrt, tanh = map(_elementwise, (np.abs, np.exp, np.log, np.sqrt, np.tanh))
-divide, minimum = _elementwise(np.divide), _elementwise(np.minimum)
+divide = _elementwise(np.divide)
+maximum, minimum = _elementwise(np.maximum), _elementwise(np.minimum)
 
 
 def zeros_like(x: ndarray) -> ndarray:

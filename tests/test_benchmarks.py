@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import measure, report
+from tests.benchmarks import measure, page, report
 from tests.benchmarks.measure import Result, Row, Spread, exponent
 from tests.benchmarks.models import step_flops
 from tests.benchmarks.plan import DEFAULT, QUICK, RANK, AdapterSize, Plan, Size
@@ -174,6 +174,8 @@ def test_a_ratio_is_taken_round_by_round():
     "rounds, kind, verdict",
     [
         ((0.8, 0.9, 1.0), "at most", "reached"),
+        ((1.002, 1.004, 1.1), "at most", "reached"),  # 1.00 is what is printed
+        ((1.002, 1.006, 1.1), "at most", "missed by 1 %"),
         ((0.9, 1.1, 1.2), "at most", "within the spread"),
         ((1.2, 1.2, 1.2), "at most", "missed by 20 %"),
         ((1.2, 1.2, 1.2), "at least", "reached"),
@@ -184,6 +186,20 @@ def test_a_ratio_is_taken_round_by_round():
 )
 def test_the_verdict_on_a_goal(rounds, kind, verdict):
     assert Row("x", "toy", Spread(rounds), 1.0, kind).verdict() == verdict
+
+
+@pytest.mark.parametrize("path", page.PAGES, ids=lambda path: path.name)
+def test_the_pages_hold_the_figures_of_the_run_that_they_name(path):
+    content = json.loads(page.SOURCE.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    assert len(page.PLACE.findall(text)) == text.count("<!-- benchmarks: ") >= 1
+    assert text == page.filled(text, content)  # else: python -m tests.benchmarks.page
+    assert content["machine"]["date"] in text
+    changed = {
+        **content,
+        "rows": [{**r, "median": 7.77, "rounds": [7.77]} for r in content["rows"]],
+    }
+    assert "7.77" in page.filled(text, changed)
 
 
 def test_the_exponent_of_a_power_is_the_power():

@@ -1,6 +1,7 @@
 """Crews: alone, threads, forked processes. Also memory that processes share, and BLAS's threads."""
 
 import functools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -150,6 +151,87 @@ with Processes(lambda member, item: print("worked", flush=True), 2) as workers:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
     assert done.returncode != 0 and done.stdout.count("worked") == 2 and done.stderr == ""
+
+
+@pytest.mark.parametrize("make", CREWS[1:], ids=["threads", "processes"])
+def test_a_crew_outside_its_with_block_says_so(make):
+    workers = make(lambda member, item: item)
+    with pytest.raises(CrewError, match="inside its with block"):
+        workers.map([1])
+    with workers:
+        assert workers.map([1]) == [1]
+    with pytest.raises(CrewError, match="inside its with block"):
+        workers.map([1])
+
+
+@needs_fork
+def test_no_answer_is_taken_for_that_of_a_later_question():
+    with Processes(lambda member, item: item, 2) as workers:
+        with pytest.raises(Exception, match="pickle"):
+            workers.map([1, lambda: 0])  # the first is on its way when the second fails
+        with pytest.raises(CrewError, match="interrupted before"):
+            workers.map([5, 6])
+
+
+@needs_fork
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_whatever_ends_the_work_reaches_the_caller(error):
+    def leave(member, item):
+        raise error("on purpose")
+
+    with Processes(leave, 1) as workers, pytest.raises(error, match="on purpose"):
+        workers.map([0])
+
+
+@needs_fork
+def test_a_fork_of_somebody_else_does_not_keep_processes_waiting():
+    with Processes(lambda member, item: item, 2) as workers:
+        other = multiprocessing.get_context("fork").Process(target=signal.pause)
+        other.start()  # holds the ends of all pipes
+        running = list(workers.processes)
+    other.kill()
+    other.join()
+    assert [process.exitcode for process in running] == [0, 0]  # not killed after some patience
+
+
+@needs_fork
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_in_the_middle_leaves_no_process_and_blas_as_it_was(times):
+    program = f"""
+import multiprocessing, os, signal
+from threadpoolctl import threadpool_limits, threadpool_info
+import numpy
+from lora_np.crew import Processes
+
+def blas():
+    return [lib["num_threads"] for lib in threadpool_info()]
+
+def work(member, item):
+    if member == 1:
+        os.kill(os.getppid(), signal.SIGINT)
+        while item and os.getppid() != 1:  # until it is killed
+            pass
+    return member
+
+before = blas()
+workers = Processes(work, 2)
+try:
+    with workers:
+        if {times} == 2:  # Ctrl-C again, while the processes are waited for
+            first = workers.processes[0]
+            join = first.join
+            def interrupted(*args):
+                first.join = join
+                os.kill(os.getpid(), signal.SIGINT)
+            first.join = interrupted
+        workers.map([False, {times} == 2])
+except KeyboardInterrupt:
+    print("stopped", blas() == before, multiprocessing.active_children())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "stopped True []\n" and done.stderr == ""
 
 
 @needs_fork

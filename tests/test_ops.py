@@ -369,10 +369,11 @@ def test_softmax_and_layernorm_ignore_a_constant(s):
 
 
 def test_gelu_far_out_is_the_identity_or_zero():
-    x = np.array([-1e10, -1e3, -20.0, 20.0, 1e3, 1e10], np.float32)
-    y, cache = ops.gelu_forward(x)
-    np.testing.assert_allclose(y, np.maximum(x, 0), rtol=1e-6, atol=1e-6)
-    close(ops.gelu_backward(np.ones_like(x), cache)[0], (x > 0).astype(np.float32), TOL32)
+    far = np.array([10.0, 20.0, 1e3, 1e10, 1e12, 1e20, 3e38])
+    for x in (np.concatenate([-far, far]).astype(dtype) for dtype in (np.float32, np.float64)):
+        y, cache = ops.gelu_forward(x)
+        np.testing.assert_allclose(y, np.maximum(x, 0), rtol=1e-6, atol=1e-6)
+        close(ops.gelu_backward(np.ones_like(x), cache)[0], (x > 0).astype(x.dtype), TOL32)
 
 
 # --- attention -----------------------------------------------------------------------------------
@@ -411,11 +412,23 @@ def test_blocks_and_the_shift_change_nothing(Tq, Tk, size):
         close(ours, theirs, 10 * TOL)
 
 
-def test_scores_beyond_what_exp_can_take_are_shifted():
-    q, k, v = (1000.0 * x for x in attention_inputs(Sizes((), 3, 4, 1, 1, 0), 5, 5))
-    y, cache = ops.attention_forward(q, k, v)
-    close(y, naive.attention_forward(q, k, v))
-    assert all(np.isfinite(d).all() for d in ops.attention_backward(np.ones_like(y), cache))
+@pytest.mark.parametrize("size", [5.0, 10.0, 30.0, 1000.0])
+def test_scores_beyond_what_exp_can_take_are_shifted(size):
+    q, k, v = (size * x for x in attention_inputs(Sizes((), 3, 4, 1, 1, 0), 5, 5))
+    for dtype, tolerance in ((np.float64, TOL), (np.float32, TOL32)):
+        inputs = [x.astype(dtype) for x in (q, k, v)]
+        y, cache = ops.attention_forward(*inputs)
+        close(y, naive.attention_forward(*(x.astype(np.float64) for x in inputs)), tolerance)
+        assert all(np.isfinite(d).all() for d in ops.attention_backward(np.ones_like(y), cache))
+
+
+def test_scores_are_shifted_where_their_bound_is_no_number():
+    q = np.full((3, 2), 1e30, np.float32)  # q . q overflows and k . k is 0
+    k = 1e-24 * np.arange(1, 4, dtype=np.float32)[:, None] * np.ones(2, np.float32)
+    v = np.arange(6, dtype=np.float32).reshape(3, 2)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        y, _ = ops.attention_forward(q, k, v)
+    close(y, naive.attention_forward(q.astype(np.float64), k.astype(np.float64), v), TOL32)
 
 
 @pytest.mark.parametrize("n", [2, 40])

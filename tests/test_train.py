@@ -237,6 +237,26 @@ def test_what_processes_trained_is_seen_meanwhile_and_private_afterwards():
     assert_equal(values(model), after)
 
 
+@pytest.mark.parametrize("split", [{"threads": 2}, {"accumulate": 2}])
+@pytest.mark.parametrize(
+    "draw, error, message",
+    [
+        (lambda rng, x: rng.standard_normal(x.shape), AttributeError, "only rng.random can draw"),
+        (lambda rng, x: rng.random(), ValueError, r"random\(None\) for 2 samples"),
+        (lambda rng, x: rng.random((3, 2)), ValueError, r"expected random\(\(2, \.\.\.\)\)"),
+    ],
+)
+def test_draws_that_cannot_be_split_are_refused(split, draw, error, message):
+    class Noisy(Poisoned):
+        def loss(self, inputs, targets, rng, **whole):
+            draw(rng, inputs)
+            return self.model.loss(inputs, targets, None, **whole)
+
+    options = {"steps": 1, "lr": 0.1, "rng": np.random.default_rng(0)}
+    with pytest.raises(error, match=message):
+        fit(Noisy(make_gpt(), 0), sampler(B=4), **options, **split)
+
+
 def test_threads_and_processes_together_are_an_error():
     for wrong in ({"threads": 2, "processes": 2}, {"threads": 0}, {"processes": -1}):
         with pytest.raises(ValueError, match=r"threads = \S+ and processes = \S+, exp"):

@@ -27,6 +27,7 @@ from lora_np.ops.linear import sum_last
 
 GELU_C = math.sqrt(2.0 / math.pi)  # a Python float: an np.float64 would lift float32 to float64
 GELU_K = 0.044715
+GELU_FLAT = 9.7  # from here on y is x or 0, to 1e-33; exp(2 u) = exp(82) is still a float32
 
 
 class GeluCache(NamedTuple):
@@ -38,15 +39,17 @@ class GeluCache(NamedTuple):
 def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
     """Compute GELU in its tanh form, entry by entry, and its slope; see the module's equations."""
     xp = get_xp(x)
-    w = x * x
+    low = xp.maximum(x, -GELU_FLAT)
+    near = xp.minimum(low, GELU_FLAT)
+    w = near * near
     w *= -2.0 * GELU_C * GELU_K  # the cubic part of -2 u, divided by x
     g = w - 2.0 * GELU_C
-    g *= x  # -2 u
-    xp.minimum(g, 80.0, out=g)  # exp must not overflow; exp(-80) is as good as 0
+    g *= near  # -2 u
     xp.exp(g, out=g)
     g += 1.0
     xp.divide(1.0, g, out=g)
-    y = x * g
+    y = low
+    y *= g
     slope = w  # from here on: -2 u' = 3 w - 2 c, then y' = g - 2 u' y (g - 1)
     slope *= 3.0
     slope -= 2.0 * GELU_C

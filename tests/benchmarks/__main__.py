@@ -70,7 +70,7 @@ def run(plan: Plan, names: Sequence[str], out: Path, left_out: list[str]) -> int
         left_out += results[name].left_out
         print(f"\n{report.table(title, results[name])}", flush=True)
         say(f"{name}: {time.perf_counter() - start:.0f} s")
-    facts |= {"load_before": load, "date": time.strftime("%Y-%m-%d")}
+    facts |= {"load": None if load is None else round(load, 2), "date": time.strftime("%Y-%m-%d")}
     written = write(out, facts, plan, results, left_out)
     print("".join(f"\nleft out: {reason}" for reason in left_out))
     print(f"written to {out}/: {', '.join(written)}")

@@ -84,7 +84,7 @@ class Plan:
     rounds : int
         In which all sides take turns.
     slice_seconds : float
-        What a side gets in a round, at least one repetition.
+        What a side gets in a round, at least three repetitions.
     compile : bool
         Whether to measure torch.compile; the first run on a machine compiles for some minutes.
     ledger : mapping of str to tuple of int

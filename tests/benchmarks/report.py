@@ -40,7 +40,7 @@ def machine(plan: Plan) -> dict[str, Any]:
     return {
         "cpu": cpu_model(),
         "cores": cores(),
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **versions,
     }
