@@ -602,7 +602,6 @@ MISTAKES = {
     "resize a --rank 0 --out s": "expected at least 1",
     "resize a --energy 1.5 --out s": "expected more than 0",
     "resize a --rank 2 --out b": "exists already",
-    "resize kohya.safetensors --rank 1 --out s": "kohya",
     "resize nan --rank 1 --out s": "not finite",
     "extract --base base --tuned none --rank 1 --out s": "does not exist",
     "extract --base base --tuned base --rank 1 --out s": "differ in no matrix",
@@ -631,6 +630,33 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert files_in(tmp_path) == before and {p.name for p in tmp_path.iterdir()} == {
         "a", "b", "base", "tuned", "nan", "kohya.safetensors"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_kohyas_adapter_is_resized_in_its_own_form(tmp_path, rng, dtype):
+    shapes = {"up": (8, 4, 1, 1), "down": (4, 3, 3, 2)}
+    kernels = {n: rng.standard_normal(s).astype(dtype) for n, s in shapes.items()}
+    B, A = (x.astype(dtype) for x in factors(rng, 6, 5, 7))
+    tensors = {f"unet_conv.lora_{half}.weight": x for half, x in kernels.items()}
+    tensors |= {"unet_conv.alpha": np.array(6.0, dtype)}
+    tensors |= {"unet_q.lora_up.weight": B, "unet_q.lora_down.weight": A}  # alpha = r
+    save_tensors(tmp_path / "style.safetensors", tensors)
+    fits = resize_adapter(tmp_path / "style.safetensors", tmp_path / "small", Keep(rank=2))
+    small = tmp_path / "small" / "style.safetensors"
+    assert [p.name for p in (tmp_path / "small").iterdir()] == ["style.safetensors"]
+    with TensorFile(small) as file:
+        assert file.shape("unet_conv.lora_down.weight") == (2, 3, 3, 2)
+        assert file.shape("unet_conv.lora_up.weight") == (8, 2, 1, 1)
+        assert file.dtype("unet_q.lora_up.weight") == np.dtype(dtype).name
+    with open_adapter(tmp_path / "style.safetensors") as old, open_adapter(small) as new:
+        assert new.naming == "kohya" and list(new.modules) == list(old.modules)
+        for fit in fits:
+            before, after = old.modules[fit.name], new.modules[fit.name]
+            assert (after.r, after.shape, after.scale) == (2, before.shape, before.scale)
+            changes = [m.scale * np.matmul(*(x.astype(float) for x in m.factors()))
+                       for m in (before, after)]  # fmt: skip
+            error = np.linalg.norm(changes[1] - changes[0])
+            assert error == pytest.approx(fit.written, rel=1e-9) and error > 0.01
 
 
 @pytest.mark.parametrize("options", ["", "--rank 1 --energy 0.5"])

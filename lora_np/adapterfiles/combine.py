@@ -32,8 +32,8 @@ from lora_np.adapterfiles.cut import (
     rounded,
     stacked,
 )
-from lora_np.adapterfiles.resize import Written, require_peft
-from lora_np.checkpoint import AdapterFile, open_adapter, write_adapter
+from lora_np.adapterfiles.resize import Written
+from lora_np.checkpoint import AdapterFile, CheckpointError, open_adapter, write_adapter
 from lora_np.rank import svd_of_factors
 
 Terms = list[Term]  # (w s, B, A) of each adapter that has the module
@@ -82,7 +82,11 @@ def combine_adapters(
     with ExitStack() as stack:
         files = [stack.enter_context(open_adapter(path)) for path in adapters]
         for file, path in zip(files, adapters):
-            require_peft(file, path)
+            if file.naming == "kohya":
+                raise CheckpointError(
+                    f"{path} has kohya's names: what is combined is written in PEFT's form, where "
+                    "they fit no model"
+                )
         modules = _check_alike(files, adapters, same_modules=method == "linear")
         write_adapter(
             folder,

@@ -8,13 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_np.adapterfiles.cut import Fit, Keep, distance, factors_of, rounded
-from lora_np.checkpoint import (
-    AdapterFile,
-    AdapterModule,
-    CheckpointError,
-    open_adapter,
-    write_adapter,
-)
+from lora_np.checkpoint import AdapterFile, AdapterModule, open_adapter, write_like
 from lora_np.rank import best_rank_error, svd_of_factors
 
 Written = tuple[str, np.ndarray, np.ndarray, float]  # as write_adapter takes it
@@ -26,7 +20,7 @@ def resize_adapter(adapter: str | Path, folder: str | Path, keep: Keep) -> list[
     Parameters
     ----------
     adapter : str or Path
-        In PEFT's form.
+        In PEFT's form or in kohya's, in which it is written again.
     folder : str or Path
         A new or an empty one.
     keep : Keep
@@ -41,7 +35,7 @@ def resize_adapter(adapter: str | Path, folder: str | Path, keep: Keep) -> list[
     Raises
     ------
     CheckpointError
-        If the adapter is broken or kohya's, or the folder is not empty. Nothing is then written.
+        If the adapter is broken, or the folder is not empty. Nothing is then written.
 
     References
     ----------
@@ -49,32 +43,8 @@ def resize_adapter(adapter: str | Path, folder: str | Path, keep: Keep) -> list[
     """
     fits: list[Fit] = []
     with open_adapter(adapter) as file:
-        require_peft(file, adapter)
-        write_adapter(
-            folder,
-            _resized(file, keep, fits),
-            base_model=file.base_model,
-            dtype=None,
-            fan_in_fan_out=file.fan_in_fan_out,
-            lora_dropout=file.lora_dropout,
-        )
+        write_like(file, folder, _resized(file, keep, fits))
     return fits
-
-
-def require_peft(file: AdapterFile, path: str | Path) -> None:
-    """Raise CheckpointError if an adapter has kohya's names: written as PEFT's they fit no model.
-
-    Parameters
-    ----------
-    file : AdapterFile
-    path : str or Path
-        What the error calls it.
-    """
-    if file.naming == "kohya":
-        raise CheckpointError(
-            f"{path} has kohya's names, and adapters are written in PEFT's form, where these fit "
-            "no model: convert it to PEFT's first"
-        )
 
 
 def _resized(file: AdapterFile, keep: Keep, fits: list[Fit]) -> Iterator[Written]:

@@ -1,6 +1,12 @@
 """Files in and out: a model's arrays, other people's tensors, and adapters in PEFT's form."""
 
-from lora_np.checkpoint.adapter import AdapterFile, AdapterModule, open_adapter, write_adapter
+from lora_np.checkpoint.adapter import (
+    AdapterFile,
+    AdapterModule,
+    open_adapter,
+    write_adapter,
+    write_like,
+)
 from lora_np.checkpoint.arrays import (
     CheckpointError,
     fill,
@@ -35,4 +41,5 @@ __all__ = [
     "save_parameters",
     "save_tensors",
     "write_adapter",
+    "write_like",
 ]
