@@ -106,22 +106,19 @@ def below_the_top(grid: list[list[float]], d: int) -> tuple[float, float]:
     return (corner - row - column + grid[0][0]) / (i - 1), (i - 1) / d
 
 
-def shared_directions(grid: list[list[float]], d: int) -> int:
-    """Return the largest i such that phi(1, 1), ..., phi(i, i) are all nearer to 1 than to chance.
+def mean_excess(grid: list[list[float]], d: int) -> float:
+    """Return the excess of phi(i, i) over chance, averaged over i.
 
     Parameters
     ----------
     grid : list of list of float
         phi(i, j).
     d : int
-        Dimensions of the whole space.
+        Dimensions of the whole space; at i = d any two are equal, so that i is left out.
     """
-    count = 0
-    for i in range(1, min(len(grid), d - 1) + 1):
-        if excess(grid[i - 1][i - 1], random_similarity(d, i, i)) <= 0.5:
-            break
-        count = i
-    return count
+    diagonal = np.diag(np.array(grid))[: d - 1]
+    found = [excess(phi, random_similarity(d, i, i)) for i, phi in enumerate(diagonal, start=1)]
+    return float(np.mean(found))
 
 
 def table7(

@@ -36,6 +36,11 @@ def table5(table: Mapping[str, Any]) -> str:
             f"{row['targets']:<10}{row['rank']:>4}{row['trainable_parameters']:>11,}{_ours(row)}"
             f"{_paper(row)}"
         )
+    means = {
+        r["targets"]: np.mean(list(r["losses"].values())) for r in table["rows"] if r["losses"]
+    }
+    if means:
+        lines.append(f"lowest of all: {min(means, key=lambda targets: means[targets])}")
     return "\n".join(lines)
 
 
