@@ -276,6 +276,8 @@ def run_paper_command(arguments: argparse.Namespace) -> int:
     text = report(content)
     (out / "paper.txt").write_text(f"{text}\n", encoding="utf-8")
     print(text)
+    if arguments.quick:
+        print("\na quick run: there is nothing to conclude from it")
     print(f"\nwritten to {out}/: paper.json, paper.txt, figure3.png, figure4.png")
     return 0
 

@@ -423,7 +423,8 @@ def test_the_command_resumes_and_writes_tables_and_pictures(tiny, finished, monk
     assert cli.main(["paper", "--quick", "--out", str(out), "--jobs", "1"]) == 0
     said = capsys.readouterr().out
     text = (out / "paper.txt").read_text()
-    assert said == f"{text}\nwritten to {out}/: paper.json, paper.txt, figure3.png, figure4.png\n"
+    assert said.startswith(text) and "nothing to conclude" in said
+    assert said.endswith(f"written to {out}/: paper.json, paper.txt, figure3.png, figure4.png\n")
     assert text == f"{report.report(finished[1])}\n"
     assert all((out / f"figure{i}.png").stat().st_size > 10_000 for i in (3, 4))
 

@@ -40,7 +40,8 @@ def folders(settings: PaperSettings, out: str | Path) -> dict[Targets, Path]:
 def check_paper(settings: PaperSettings, out: str | Path) -> bool:
     """Return whether `out` holds all of it, complete; raise what run_paper would raise."""
     where = folders(settings, out)
-    return all([check_sweep(s, where[t]) for t, s in sweeps(settings).items()])  # noqa: C419
+    complete = [check_sweep(s, where[t]) for t, s in sweeps(settings).items()]  # every one of them
+    return all(complete)
 
 
 def run_paper(
