@@ -48,6 +48,7 @@ _HOME = {
         "randomised_svd",
     ),
     "sweep": ("rank_sweep",),
+    "intrinsic": ("IntrinsicModel", "intrinsic_dimension"),
     "paper": ("run_paper",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -1,4 +1,4 @@
-"""The command line: ``lora-np sweep``, ``paper``, ``gradcheck``, ``generate`` and ``account``.
+"""The command line: ``lora-np sweep``, ``paper``, ``intrinsic``, ``gradcheck``, and the others.
 
 A mistake in the input ends in one line on standard error and exit status 2.
 """
@@ -97,9 +97,25 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--device", default="cpu", help="cpu or cuda")
     generate.set_defaults(run=run_generate)
+    _add_intrinsic(commands)
     costs = commands.add_parser("account", help="what LoRA costs, here and on known models")
     costs.set_defaults(run=run_account)
     return top
+
+
+def _add_intrinsic(commands: Any) -> None:
+    intrinsic = commands.add_parser(
+        "intrinsic",
+        help="how many directions does training need? d90, pretrained and not",
+        description="Settings are those of lora_np.intrinsic.IntrinsicSettings. An equal "
+        "pretrained base in a folder beside DIR is copied rather than trained again.",
+    )
+    intrinsic.add_argument("--quick", action="store_true", help="a small one in 20 seconds")
+    intrinsic.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: runs/intrinsic[-quick]"
+    )
+    intrinsic.add_argument("--jobs", type=int, help="processes; default: one a core")
+    intrinsic.set_defaults(run=run_intrinsic)
 
 
 def _add_sweep(commands: Any) -> None:
@@ -242,6 +258,21 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         return 130
     print(table(results))
     print(f"written to {out}/: {', '.join(written)}")
+    return 0
+
+
+def run_intrinsic(arguments: argparse.Namespace) -> int:
+    """Measure the intrinsic dimension, and draw it."""
+    from lora_np.intrinsic import QUICK, IntrinsicSettings, Listener, intrinsic_run, table
+    from lora_np.plots import plot_intrinsic
+
+    settings = QUICK if arguments.quick else IntrinsicSettings()
+    out = arguments.out or Path("runs") / ("intrinsic-quick" if arguments.quick else "intrinsic")
+    with _executor(_jobs(arguments, settings.text)) as executor, Listener() as listen:
+        results = intrinsic_run(settings, out, executor=executor, listen=listen)
+    plot_intrinsic(results, out / "intrinsic_dimension.png")
+    print(table(results))
+    print(f"written to {out}/: results.json, intrinsic_dimension.png")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: loss against rank, and the spectrum of the change.
+"""Pictures: loss against rank, the spectrum of the change, and loss against dimension.
 
 Colours are Okabe and Ito's, told apart by the colour-blind, and every series has its own marker or
 dash as well, so that a print in grey can be read.
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from lora_np.intrinsic.dimension import VARIANTS, losses_of
+from lora_np.intrinsic.text import STARTS
 from lora_np.rank.planted import Recovery
 from lora_np.sweep.report import summary, trainable_parameters
 
@@ -234,6 +236,37 @@ def _diagonal(axis: Any, grid: Sequence[Sequence[float]], **style: Any) -> None:
 
 def _ratio(row: Recovery) -> float:
     return row.ratio
+
+
+def plot_intrinsic(results: dict[str, Any], path: str | Path) -> None:
+    """Draw the loss against the dimension d, pretrained and not, with the line that d90 needs.
+
+    Parameters
+    ----------
+    results : dict
+        What :func:`lora_np.intrinsic.intrinsic_run` returns.
+    path : str or Path
+        The PNG to write.
+    """
+    figure = _figure(10, 4.4)
+    for axis, start in zip(figure.subplots(1, 2), STARTS):
+        found = results[start]
+        axis.axhline(found["base"], color=GREY, linestyle="--", label="at the start")
+        axis.axhline(found["target"], color=GREY, linestyle=":", label="90 % of the way")
+        axis.axhline(found["full"], color=GREY, label=f"full training, D = {found['D']:,}")
+        for variant, colour, marker in zip(VARIANTS, (BLUE, ORANGE), "os"):
+            losses, d = losses_of(found["rows"], variant), found["d90"][variant]
+            reached = "not reached" if d is None else f"$d_{{90}}$ = {d:,}"
+            label = f"{variant}, {reached}"
+            axis.plot(losses.keys(), losses.values(), marker + "-", color=colour, label=label)
+            if d is not None:
+                ring = {"markersize": 13, "markerfacecolor": "none", "color": colour}
+                axis.plot(d, losses[d], marker, **ring)
+        axis.set(xscale="log", xlabel="trained dimensions d", title=f"start: {start}")
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize="small")
+        axis.set_ylabel("validation loss [nats a byte]")
+    _save(figure, path)
 
 
 def _figure(width: float, height: float) -> Any:

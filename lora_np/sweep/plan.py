@@ -93,8 +93,12 @@ def next_trials(settings: Any, done: Done) -> list[Trial]:
 
 def best_lr(settings: Any, method: str, rank: int | None, done: Done) -> float | None:
     """Return the learning rate with the lowest validation loss on the first seed."""
-    rates = _tried(method, rank, done)
-    finite = {lr: loss for lr, loss in rates.items() if loss < math.inf}
+    return best_rate(_tried(method, rank, done))
+
+
+def best_rate(tried: Mapping[float, float]) -> float | None:
+    """Return the learning rate with the lowest loss; None if none is finite."""
+    finite = {lr: loss for lr, loss in tried.items() if loss < math.inf}
     # Sorted: of equal losses the lowest rate wins, in whatever order trials ended.
     return min(sorted(finite), key=lambda lr: finite[lr]) if finite else None
 
@@ -126,12 +130,25 @@ def _tried(method: str, rank: int | None, done: Done) -> dict[float, float]:
 def _search(settings: Any, method: str, rank: int | None, done: Done) -> list[Trial]:
     """Return the trials that the search for a learning rate still needs."""
     start = settings.full_lr if method == "full" else settings.lora_lr
+    missing = rates_to_try(start, _tried(method, rank, done))
+    return [Trial(method, rank, 0, lr) for lr in missing]
+
+
+def rates_to_try(start: float, tried: Mapping[float, float]) -> list[float]:
+    """Return the learning rates that a search still needs; none means that it is done.
+
+    Parameters
+    ----------
+    start : float
+        Where the search starts: the middle of its first three rates.
+    tried : mapping of float to float
+        The loss by learning rate; infinite where training diverged.
+    """
     grid = [_neighbour(start, k) for k in (-1, 0, 1)]
-    tried = _tried(method, rank, done)
     missing = [lr for lr in grid if lr not in tried]
     if not missing and len(tried) < MOST_RATES:
         missing = _beyond(tried)
-    return [Trial(method, rank, 0, lr) for lr in missing]
+    return missing
 
 
 def _beyond(tried: Mapping[float, float]) -> list[float]:

@@ -1,0 +1,618 @@
+"""lora_np.intrinsic: the projection against dense twins, gradients against numeric ones, d90."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_np import cli
+from lora_np.backend import ShapeError
+from lora_np.crew import can_fork
+from lora_np.gpt import GPT, GPTConfig
+from lora_np.gradcheck import check_gradients
+from lora_np.intrinsic import (
+    Fastfood,
+    IntrinsicModel,
+    IntrinsicSettings,
+    Listener,
+    d90,
+    intrinsic_dimension,
+    intrinsic_run,
+    table,
+    walsh_hadamard,
+)
+from lora_np.intrinsic import text as text_module
+from lora_np.intrinsic.dimension import Problem, Run, next_runs
+from lora_np.layers import Linear, copy_model
+from lora_np.parameters import Grads, freeze, pack
+from lora_np.plots import BLUE, ORANGE, plot_intrinsic
+from lora_np.selfcheck import at_random
+from lora_np.sweep import SweepError, TextSettings
+from lora_np.sweep.linear import Regression
+from lora_np.train import Diverged, evaluate, fit, loss_and_gradient
+
+ROUNDING = 1e-12  # float64, relative: the same sum in another order
+V, T = 7, 5
+MODELS = ("plain", "structured")
+
+
+def hadamard(n):
+    """The slow twin: H_2n = [[H_n, H_n], [H_n, -H_n]]."""
+    if n == 1:
+        return np.ones((1, 1))
+    H = hadamard(n // 2)
+    return np.block([[H, H], [H, -H]])
+
+
+def dense(P):
+    """P (D, d), column by column."""
+    return np.stack([P.forward(e) for e in np.eye(P.d)], axis=1)
+
+
+def dense_of_factors(P):
+    """P (D, d) as its definition says it: S H G Pi H B, every factor a dense matrix."""
+    n = P.signs.shape[1]
+    H, blocks = hadamard(n), []
+    for b in range(len(P.signs)):
+        Pi = np.eye(n)[P.places[b] - b * n]
+        blocks.append(
+            np.diag(P.lengths[b]) @ H @ np.diag(P.gauss[b]) @ Pi @ H @ np.diag(P.signs[b])
+        )
+    return np.concatenate(blocks)[: P.D, : P.d]
+
+
+def fastfood(D, d, seed=0):
+    return Fastfood(D, d, np.random.default_rng(seed), np.float64)
+
+
+def make_gpt(dtype=np.float64, dropout=0.0, spread=0.3):
+    config = GPTConfig(V, T, n_layer=1, n_head=2, d_model=8, dropout=dropout)
+    model = GPT(config, np.random.default_rng(0), np.float64)
+    at_random(model, np.random.default_rng(1), spread)
+    return copy_model(model, dtype=dtype)
+
+
+def intrinsic(model, d=40, variant="plain", seed=2, moved=0.0):
+    """An IntrinsicModel; `moved` sets z (and the scales, off one) to random numbers."""
+    found = IntrinsicModel(model, d, np.random.default_rng(seed), variant == "structured")
+    draw = np.random.default_rng(seed + 1)
+    for p in found.parameters().values():
+        p.value += (moved * draw.standard_normal(p.shape)).astype(p.dtype)
+    return found
+
+
+def batch(B=4, seed=3):
+    return tuple(np.random.default_rng(seed).integers(0, V, (2, B, T)))
+
+
+def values(model):
+    return {name: p.value.copy() for name, p in model.parameters().items()}
+
+
+# --------------------------------------------------------------------------------- the projection
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 32])
+@pytest.mark.parametrize("dtype", [np.float64, complex])
+def test_the_transform_is_the_product_with_the_recursive_matrix(rng, n, dtype):
+    x = rng.standard_normal((3, 2, n)) + (1j * rng.standard_normal(n) if dtype is complex else 0)
+    before = x.copy()
+    y = walsh_hadamard(x)
+    np.testing.assert_allclose(y, x @ hadamard(n), rtol=0, atol=ROUNDING * n)
+    np.testing.assert_allclose(walsh_hadamard(y), n * x, rtol=0, atol=ROUNDING * n * n)
+    assert np.array_equal(x, before) and y is not x
+
+
+def test_the_transform_keeps_float32_and_refuses_other_lengths():
+    assert walsh_hadamard(np.ones(4, np.float32)).dtype == np.float32
+    with pytest.raises(ShapeError, match="length 6, expected a power of two"):
+        walsh_hadamard(np.ones(6))
+
+
+@given(D=st.integers(1, 70), part=st.floats(0, 1), seed=st.integers(0, 99))
+def test_the_fast_projection_is_the_dense_one_and_the_adjoint_its_transpose(D, part, seed):
+    d = 1 + int(part * (D - 1))
+    P, rng = fastfood(D, d, seed), np.random.default_rng(seed)
+    z, g = rng.standard_normal(d), rng.standard_normal(D)
+    twin = dense_of_factors(P)
+    np.testing.assert_allclose(P.forward(z), twin @ z, rtol=0, atol=ROUNDING * D)
+    np.testing.assert_allclose(P.adjoint(g), twin.T @ g, rtol=0, atol=ROUNDING * D)
+
+
+@pytest.mark.parametrize("D, d", [(1, 1), (100, 1), (1000, 33), (4096, 4096)])
+def test_forward_and_adjoint_are_each_others(D, d, rng):
+    P, z, g = fastfood(D, d), rng.standard_normal(d), rng.standard_normal(D)
+    left, right = P.forward(z) @ g, z @ P.adjoint(g)
+    assert left == pytest.approx(right, rel=0, abs=ROUNDING * np.linalg.norm(z) * np.linalg.norm(g))
+
+
+@pytest.mark.parametrize("D, d", [(50, 1), (50, 5), (50, 50)])
+def test_a_projection_keeps_the_squared_length_on_average(D, d, rng):
+    z = rng.standard_normal(d)
+    ratios = np.array([(fastfood(D, d, s).forward(z) ** 2).sum() / (z @ z) for s in range(2000)])
+    assert ratios.mean() == pytest.approx(1.0, abs=4.0 * ratios.std() / math.sqrt(len(ratios)))
+    assert ratios.std() < 1.5  # so that the mean above says something
+
+
+def test_every_entry_is_gaussian_with_variance_one_over_D():
+    from scipy.stats import kstest, norm
+
+    D, d, draws = 20, 3, 3000
+    entries = np.array([dense(fastfood(D, d, s))[[4, 17], [0, 2]] for s in range(draws)])
+    for column in entries.T:
+        assert kstest(column * math.sqrt(D), norm.cdf).pvalue > 1e-3
+    # Without S the lengths of a block's rows would all be equal: no Gaussian has that.
+    assert np.linalg.norm(fastfood(4, 4).lengths[0] / fastfood(4, 4).lengths[0, 0] - 1) > 0.1
+
+
+@pytest.mark.parametrize("D", [1, 5, 16, 37])
+def test_with_as_many_dimensions_as_parameters_every_direction_is_reached(D):
+    assert np.linalg.matrix_rank(dense(fastfood(D, D))) == D
+    d = max(1, D // 2)
+    assert np.linalg.matrix_rank(dense(fastfood(D, d))) == d
+
+
+def test_a_projection_follows_its_seed():
+    z = np.ones(9)
+    one, same, other = (fastfood(30, 9, seed).forward(z) for seed in (1, 1, 2))
+    assert np.array_equal(one, same) and not np.allclose(one, other)
+
+
+@pytest.mark.parametrize("d", [0, -1, 11])
+def test_a_dimension_that_does_not_fit_is_refused(d):
+    with pytest.raises(ValueError, match=rf"d = {d}, expected 1 <= d <= D = 10"):
+        fastfood(10, d)
+
+
+def test_vectors_of_other_lengths_are_refused():
+    P = fastfood(10, 3)
+    with pytest.raises(ShapeError, match=r"z has shape \(4,\), expected \(3,\)"):
+        P.forward(np.ones(4))
+    with pytest.raises(ShapeError, match=r"g has shape \(3,\), expected \(10,\)"):
+        P.adjoint(np.ones(3))
+
+
+# -------------------------------------------------------------------------------------- the model
+
+
+def as_functions(model):
+    """A pair of functions of z (and the scales), as the gradient checker wants it."""
+
+    def forward(*arrays):
+        twin = IntrinsicModel.__new__(IntrinsicModel)
+        vars(twin).update(vars(model))
+        for name, value in zip(model.parameters(), arrays):
+            setattr(twin, name, type(model.z)(value))
+        loss, cache = twin.loss(*batch())
+        return np.asarray(loss), (twin, cache)
+
+    def backward(dy, cache, need=None):
+        twin, inner = cache
+        grads = Grads()
+        twin.backward(dy, inner, grads)
+        return tuple(grads[p] for p in twin.parameters().values())
+
+    return forward, backward, {name: p.value for name, p in model.parameters().items()}
+
+
+@pytest.mark.parametrize("variant", MODELS)
+@pytest.mark.parametrize("method", ["central", "complex"])
+def test_the_gradient_matches_numeric_ones_at_random_z(variant, method):
+    model = intrinsic(make_gpt(), variant=variant, moved=0.5)
+    report = check_gradients(*as_functions(model), method=method)
+    assert [row.name for row in report.rows] == list(model.parameters())
+    assert all(abs(row.numeric) > 1e-4 for row in report.rows)
+    report.raise_if_wrong()
+
+
+@pytest.mark.parametrize("variant", MODELS)
+def test_the_point_is_theta0_plus_the_dense_projection_of_z(variant):
+    base = make_gpt()
+    model = intrinsic(base, variant=variant, moved=0.5)
+    change = dense(model.projection) @ model.z.value  # (D,)
+    start = 0
+    for name, p in base.parameters().items():
+        part = change[start : start + p.size].reshape(p.shape)
+        if variant == "structured":
+            layers = list(dict.fromkeys(n.rpartition(".")[0] for n in base.parameters()))
+            part = part * model.scales.value[layers.index(name.rpartition(".")[0])]
+        found = model.point().parameters()[name].value
+        np.testing.assert_allclose(found, p.value + part, rtol=0, atol=ROUNDING, err_msg=name)
+        start += p.size
+    assert start == model.theta0.size and np.abs(change).max() > 0.1
+
+
+def test_training_starts_at_the_base_itself():
+    base = make_gpt(np.float32)
+    for variant in MODELS:
+        model = intrinsic(base, variant=variant)
+        assert model.loss(*batch())[0] == base.loss(*batch())[0]
+        assert {p.dtype for p in model.parameters().values()} == {np.dtype(np.float32)}
+
+
+def test_scales_count_in_d_and_there_is_one_for_each_layer_with_parameters():
+    base = make_gpt()
+    model = intrinsic(base, 40, "structured")
+    # Two embeddings, three norms, four projections of attention, two of the MLP.
+    assert model.scales.size == 11 and model.z.size == 29
+    assert sum(p.size for p in intrinsic(base, 40).parameters().values()) == 40
+    with pytest.raises(ValueError, match="d = 11, expected more than the 11 scales"):
+        intrinsic(base, 11, "structured")
+
+
+def test_frozen_parameters_stay_where_they_are(rng):
+    base = make_gpt()
+    parameters = base.parameters()
+    freeze({n: p for n, p in parameters.items() if not n.startswith("h.0.mlp")})
+    model = intrinsic(base, 10, moved=0.5)
+    assert model.theta0.size == sum(p.size for p in parameters.values() if p.trainable)
+    for name, p in model.point().parameters().items():
+        stayed = np.array_equal(p.value, parameters[name].value)
+        assert stayed == (not parameters[name].trainable), name
+    freeze(parameters)
+    with pytest.raises(ValueError, match="nothing is trainable"):
+        intrinsic(base)
+
+
+@pytest.mark.parametrize("variant", MODELS)
+def test_training_lowers_the_loss_and_leaves_the_base_as_it_was(variant):
+    base = make_gpt(np.float32)
+    before = values(base)
+    model = intrinsic(base, 200, variant)
+    history = fit(model, batch, steps=30, lr=0.1)
+    assert history.loss[-1] < 0.8 * history.loss[0]
+    after = values(base)
+    assert all(np.array_equal(before[n], after[n]) for n in before)
+    assert evaluate(model, *batch()) == pytest.approx(evaluate(model.point(), *batch()), rel=1e-6)
+
+
+def test_equal_seeds_give_bit_equal_runs():
+    def run(seed):
+        model = intrinsic(make_gpt(np.float32), seed=seed)
+        fit(model, batch, steps=3, lr=0.1)
+        return model.z.value
+
+    assert np.array_equal(run(5), run(5)) and not np.allclose(run(5), run(6))
+
+
+@pytest.mark.parametrize("variant", MODELS)
+@pytest.mark.parametrize("share", [{"threads": 2}, {"processes": 2}, {"accumulate": 3}])
+def test_a_batch_may_be_shared_or_worked_through_in_parts(variant, share):
+    if "processes" in share and not can_fork():
+        pytest.skip("processes are forked, which this system does not do")
+    found = []
+    for how in ({}, share):
+        model = intrinsic(make_gpt(dropout=0.2), variant=variant, moved=0.1)
+        draws = np.random.default_rng(1)
+        history = fit(model, batch, steps=4, lr=0.05, rng=draws, **how)
+        found.append([*history.loss, *(p.value for p in model.parameters().values())])
+    for alone, shared in zip(*found):
+        np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-10)  # Adam divides by sqrt(v)
+
+
+@pytest.mark.parametrize("variant", MODELS)
+def test_a_loss_writes_nothing_that_another_thread_could_see(variant):
+    model = intrinsic(make_gpt(), variant=variant, moved=0.5)
+    packed = pack(model.parameters())
+    vector, held = packed.vector.copy(), set(vars(model))
+    _, gradient = loss_and_gradient(model, packed, batch())
+    _, cache = model.loss(*batch())
+    model.loss(*batch(seed=9))  # between the two halves of the other one
+    grads = Grads()
+    model.backward(1.0, cache, grads)
+    assert np.array_equal(packed.gather(grads), gradient) and set(vars(model)) == held
+    assert np.array_equal(packed.vector, vector)
+
+
+def test_gradient_descent_in_the_subspace_finds_its_least_squares_solution(rng):
+    linear = Linear(6, 4, rng, bias=False, dtype=np.float64)
+    X, Y, d = rng.standard_normal((30, 6)), rng.standard_normal((30, 4)), 5
+    model = IntrinsicModel(Regression(linear), d, rng)
+    fit(model, lambda: (X, Y), steps=3000, lr=0.01, optimizer="sgd", schedule="constant", clip=None)
+    # vec(X W^T) = (I kron X) vec(W) in W's row order: a plain least-squares problem in z.
+    A = np.kron(np.eye(4), X) @ dense(model.projection)  # (120, d)
+    rest = (Y - X @ linear.W.value.T).T.reshape(-1)
+    z, residual, rank, _ = np.linalg.lstsq(A, rest, rcond=None)
+    assert rank == d
+    np.testing.assert_allclose(model.z.value, z, rtol=0, atol=1e-8)
+    assert model.loss(X, Y)[0] == pytest.approx(0.5 * residual[0], rel=1e-10)
+
+
+@pytest.mark.parametrize("optimizer, same", [("sgd", True), ("adam", False)])
+def test_turning_the_basis_changes_nothing_for_gradient_descent_but_does_for_adam(optimizer, same):
+    # Why training at d = D is not full training: docs/intrinsic_dimension.md.
+    rng = np.random.default_rng(0)
+    full = Regression(Linear(4, 4, rng, bias=False, dtype=np.float64))
+    data = rng.standard_normal((9, 4)), rng.standard_normal((9, 4))
+    turned = IntrinsicModel(full, 16, rng)
+    P = turned.projection
+    P.gauss, P.lengths[...] = np.sign(P.gauss), 1.0 / 16.0
+    np.testing.assert_allclose(dense(P) @ dense(P).T, np.eye(16), rtol=0, atol=ROUNDING)
+    one, other = (
+        fit(model, lambda: data, steps=20, lr=0.02, optimizer=optimizer, clip=None).loss
+        for model in (full, turned)
+    )
+    assert one[-1] < 0.9 * one[0]
+    assert np.allclose(one, other, rtol=1e-10, atol=0) == same
+
+
+def test_a_run_that_diverges_leaves_the_last_good_z(rng):
+    model = IntrinsicModel(Regression(Linear(3, 2, rng, dtype=np.float64)), 4, rng)
+    data = rng.standard_normal((5, 3)), rng.standard_normal((5, 2))
+    with pytest.raises(Diverged):
+        fit(model, lambda: data, steps=2000, lr=1e3, optimizer="sgd", clip=None)
+    assert np.isfinite(model.loss(*data)[0])
+
+
+def test_arrays_of_several_types_are_refused():
+    base = make_gpt()
+    base.wte.W.value = base.wte.W.value.astype(np.float32)
+    with pytest.raises(ValueError, match="of one dtype, on the host"):
+        intrinsic(base)
+
+
+# ---------------------------------------------------------------------------------- the dimension
+
+
+@pytest.mark.parametrize(
+    "losses, found",
+    [
+        ({8: 2.5, 64: 1.1, 512: 1.05}, 64),  # the target is 3 - 0.9 * 2 = 1.2
+        ({8: 1.19, 64: 1.3}, 8),  # the smallest, though a larger one failed
+        ({8: 2.5, 64: 1.21}, None),
+        ({}, None),
+    ],
+)
+def test_d90_is_the_smallest_d_that_gets_nine_tenths_of_the_way(losses, found):
+    assert d90(losses, base=3.0, full=1.0) == found
+
+
+@pytest.mark.parametrize("full", [3.0, 3.5, math.nan])
+def test_d90_needs_a_full_training_that_gains(full):
+    with pytest.raises(ValueError, match="there is no way to go"):
+        d90({8: 1.0}, base=3.0, full=full)
+
+
+def test_the_search_tries_rates_at_every_d_and_runs_the_best_on_the_other_seeds():
+    def play(best):
+        done = {}
+        while waiting := next_runs({("plain", 64): 0.1, ("plain", 128): 0.2}, 3, done):
+            for run in waiting:
+                done[run] = math.inf if best is None else 1.0 + abs(math.log2(run.lr / best))
+        return {run for run in done if run.d == 64}
+
+    found = play(best=0.1)
+    assert found == {Run("plain", 64, 0, lr) for lr in (0.05, 0.1, 0.2)} | {
+        Run("plain", 64, seed, 0.1) for seed in (1, 2)
+    }
+    assert Run("plain", 64, 2, 0.4) in play(best=0.4)  # the search went on
+    assert {run.seed for run in play(best=None)} == {0}  # all diverged
+
+
+D_TOY, M_TOY = 15, 1
+
+
+def toy_problem(seed):
+    """Fit a linear map (3, 5), which all 15 directions together can do exactly."""
+    rng = np.random.default_rng(7)
+    linear = Linear(5, 3, rng, bias=False, dtype=np.float64)
+    X, W = np.eye(5), rng.standard_normal((3, 5))
+    model, data = Regression(linear), (X, X @ W.T)
+    return Problem(model, lambda: data, lambda trained: float(trained.loss(*data)[0]))
+
+
+@pytest.fixture(scope="module")
+def measured():
+    heard = []
+    found = intrinsic_dimension(
+        toy_problem,
+        (1, 7, 15),
+        lr=0.1,
+        fit_options={"steps": 400, "optimizer": "adam", "clip": None},
+        seeds=2,
+        listen=lambda run, loss: heard.append((run, loss)),
+    )
+    return found, heard
+
+
+def test_the_dimension_of_a_toy_is_that_of_its_parameters(measured):
+    found, heard = measured
+    rows = {(row["variant"], row["d"]): row for row in found["rows"]}
+    assert (found["D"], found["layers"]) == (D_TOY, M_TOY)
+    assert set(rows) == {
+        ("full", None),
+        *(("plain", d) for d in (1, 7, 15)),
+        *(("structured", d) for d in (7, 15)),  # at d = 1 the scale leaves nothing to z
+    }
+    assert found["base"] == toy_problem(0).validate(toy_problem(0).model)
+    assert found["target"] == pytest.approx(0.1 * found["base"], rel=1e-4)  # full reaches zero
+    assert found["d90"] == {"plain": 15, "structured": None}
+    assert found["square"] == rows["plain", 15]["loss"] > found["full"]
+    assert found["d90_square"] == found["d90"]
+    # No z does better than least squares in the columns of that seed's P, and training finds it.
+    model, sample, _ = toy_problem(0)
+    change = (sample()[1].T - model.linear.W.value).reshape(-1)  # (15,)
+    for d, tolerance in ((1, 1e-6), (7, 1e-6), (15, None)):
+        for seed, loss in enumerate(rows["plain", d]["losses"]):
+            P = dense(Fastfood(D_TOY, d, np.random.default_rng([seed, 2]), np.float64))
+            z = np.linalg.lstsq(P, change, rcond=None)[0]
+            best = 0.5 * ((change - P @ z) ** 2).sum()
+            assert loss > best * (1.0 - 1e-9)
+            if tolerance is not None:  # a square Gaussian P is too ill-conditioned to finish
+                assert loss == pytest.approx(best, rel=tolerance)
+    assert len(heard) == len({run for run, _ in heard}) > 3 * len(rows)
+
+
+def test_each_row_is_the_mean_over_seeds_at_the_best_rate_of_the_first(measured):
+    found, heard = measured
+    done = dict(heard)
+    for row in found["rows"]:
+        tried = {
+            run.lr: loss
+            for run, loss in heard
+            if (run.variant, run.d, run.seed) == (row["variant"], row["d"], 0)
+        }
+        assert tried[row["lr"]] == min(tried.values())
+        assert row["losses"] == [done[Run(row["variant"], row["d"], s, row["lr"])] for s in (0, 1)]
+        assert row["loss"] == pytest.approx(np.mean(row["losses"]))
+
+
+@pytest.mark.parametrize("ds", [(), (0, 4), (4, 16)])
+def test_dimensions_that_do_not_fit_the_model_are_refused(ds):
+    with pytest.raises(ValueError, match="expected 1 <= d <= D = 15"):
+        intrinsic_dimension(toy_problem, ds, lr=0.1, fit_options={"steps": 1})
+
+
+def test_a_dimension_where_all_rates_diverge_has_no_loss_and_is_not_d90():
+    options = {"steps": 5, "optimizer": "sgd", "schedule": "constant", "clip": None}
+    heard = {}
+
+    def fragile(seed):
+        model, sample, validate = toy_problem(seed)
+        return Problem(model, sample, lambda m: validate(m) if m is model else math.nan)
+
+    found = intrinsic_dimension(
+        fragile, (3,), lr=0.3, fit_options=options, listen=heard.__setitem__
+    )
+    assert {r["loss"] for r in found["rows"][1:]} == {None} and set(found["d90"].values()) == {None}
+    assert sum(math.isinf(loss) for loss in heard.values()) == 2 * 7  # each search to its end
+
+
+def test_full_training_that_diverges_leaves_nothing_to_compare_with():
+    options = {"steps": 2, "optimizer": "sgd", "clip": None}
+
+    def fragile(seed):
+        return toy_problem(seed)._replace(validate=lambda model: math.nan)
+
+    with pytest.raises(ValueError, match="full training diverged at every learning rate"):
+        intrinsic_dimension(fragile, (3,), lr=0.3, fit_options=options)
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+TINY = IntrinsicSettings(
+    ds=(40, 300),
+    text=TextSettings(
+        seeds=1,
+        pretrain_steps=3,
+        steps=3,
+        batch_size=4,
+        block_size=16,
+        d_model=16,
+        n_layer=1,
+        n_head=2,
+        windows=2,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    return folder, intrinsic_run(TINY, folder)
+
+
+def test_a_run_measures_both_starts_and_is_read_back_the_second_time(finished, monkeypatch):
+    folder, results = finished
+    assert results["complete"] and results["random"]["base"] == pytest.approx(
+        math.log(256), abs=0.1
+    )
+    assert results["pretrained"]["base"] < results["random"]["base"]
+    assert json.loads((folder / "results.json").read_text()) == results
+    monkeypatch.setattr(text_module, "intrinsic_dimension", None)  # nothing is run again
+    assert intrinsic_run(TINY, folder) == results
+
+
+def test_an_unfinished_run_starts_again_and_comes_to_the_same(finished, tmp_path):
+    _, results = finished
+    half = tmp_path / "half"
+    half.mkdir()
+    unfinished = {k: v for k, v in results.items() if k in ("settings", "versions")}
+    (half / "results.json").write_text(json.dumps({**unfinished, "complete": False}))
+    assert intrinsic_run(TINY, half) == results
+
+
+def test_a_folder_of_other_settings_or_of_something_else_is_left_as_it_is(finished, tmp_path):
+    folder, _ = finished
+    before = (folder / "results.json").read_bytes()
+    with pytest.raises(SweepError, match="is of other settings: choose another --out"):
+        intrinsic_run(replace(TINY, ds=(50,)), folder)
+    assert (folder / "results.json").read_bytes() == before
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(SweepError, match=r"holds files, but no results\.json"):
+        intrinsic_run(TINY, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SweepError, match="cannot be written"):
+        intrinsic_run(TINY, tmp_path / "file" / "deep")
+
+
+def made_up():
+    rows = [
+        {"variant": "full", "d": None, "lr": 0.004, "losses": [2.0], "loss": 2.0},
+        {"variant": "plain", "d": 10, "lr": 0.1, "losses": [2.5], "loss": 2.5},
+        {"variant": "plain", "d": 100, "lr": 0.2, "losses": [2.05], "loss": 2.05},
+        {"variant": "structured", "d": 100, "lr": None, "losses": [], "loss": None},
+    ]
+    one = {"D": 1000, "layers": 19, "base": 3.0, "full": 2.0, "target": 2.1, "rows": rows}
+    first = {"d90": {"plain": 100, "structured": None}, "square": None, "d90_square": None}
+    second = {"d90": {"plain": 10, "structured": None}, "square": 2.5, "d90_square": first["d90"]}
+    return {"pretrained": one | first, "random": one | second}
+
+
+def test_the_table_says_how_far_each_d_gets_and_between_which_two_d90_lies():
+    first, second = table(made_up()).split("\n\n")
+    lines = [" ".join(line.split()) for line in first.splitlines()]
+    assert lines[2] == "d = 10 0.1 2.5000 50 % needs d > m"
+    assert lines[3] == "d = 100 0.2 2.0500 95 % diverged"
+    assert lines[4] == "full 0.004 2.0000 100 %"
+    assert first.endswith("d90: plain 100 (10 is not enough); structured unknown")
+    assert second.splitlines()[-2:] == [
+        "d90: plain 10 (the smallest tried); structured unknown",
+        "d90 against plain at d = D (2.5000): plain 100 (10 is not enough); structured unknown",
+    ]
+
+
+def test_the_bar_counts_runs_on_a_screen_and_is_silent_elsewhere(monkeypatch, capsys):
+    with Listener() as silent:
+        silent(Run("plain", 64, 0, 0.1), 2.0)
+    assert silent.bar is None and capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Listener() as listen:
+        listen(Run("full", None, 0, 0.1), 3.0)
+        listen(Run("structured", 64, 0, 0.25), 2.0)
+        assert listen.bar.n == 2 and "structured d = 64, lr 0.25: 2" in str(listen.bar)
+
+
+def test_the_picture_has_both_variants_the_line_and_a_ring_at_d90(tmp_path, monkeypatch):
+    caught = []
+    monkeypatch.setattr("lora_np.plots._save", lambda figure, path: caught.append(figure))
+    plot_intrinsic(made_up(), "unused.png")
+    for axis, start in zip(caught[0].axes, ("pretrained", "random")):
+        drawn = {line.get_label(): line for line in axis.get_lines()}
+        assert axis.get_xscale() == "log" and start in axis.get_title()
+        assert axis.get_ylabel() == "validation loss [nats a byte]"
+        assert set(drawn["90 % of the way"].get_ydata()) == {2.1}
+        (plain,) = (line for name, line in drawn.items() if name.startswith("plain"))
+        assert plain.get_xydata().tolist() == [[10, 2.5], [100, 2.05]]
+        assert plain.get_color() == BLUE
+        assert drawn["structured, not reached"].get_color() == ORANGE
+        rings = [line for line in axis.get_lines() if line.get_markersize() > 10]
+        assert [ring.get_xdata()[0] for ring in rings] == [100 if start == "pretrained" else 10]
+
+
+def test_the_command_writes_the_results_the_picture_and_the_table(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("lora_np.intrinsic.QUICK", TINY)
+    out = tmp_path / "out"
+    command = ["intrinsic", "--quick", "--jobs", "1", "--out", str(out)]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(table(json.loads((out / "results.json").read_text())))
+    assert (out / "intrinsic_dimension.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main([*command[:1], *command[2:]]) == 2  # the default settings, in that folder
+    assert "is of other settings" in capsys.readouterr().err
