@@ -50,6 +50,14 @@ _HOME = {
     "sweep": ("rank_sweep",),
     "intrinsic": ("IntrinsicModel", "intrinsic_dimension"),
     "paper": ("run_paper",),
+    "adapterfiles": (
+        "Keep",
+        "resize_adapter",
+        "extract_adapter",
+        "merge_adapter",
+        "combine_adapters",
+    ),
+    "analyse": ("analyse_adapter", "analyse_checkpoints", "analyse_sweep"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (

@@ -1,4 +1,4 @@
-"""Pictures: loss against rank, the spectrum of the change, and loss against dimension.
+"""Pictures: loss against rank and dimension, spectra, and ranks layer by layer.
 
 Colours are Okabe and Ito's, told apart by the colour-blind, and every series has its own marker or
 dash as well, so that a print in grey can be read.
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_np.analyse import Analysis
 from lora_np.intrinsic.dimension import VARIANTS, losses_of
 from lora_np.intrinsic.text import STARTS
 from lora_np.rank.planted import Recovery
@@ -125,6 +126,41 @@ def plot_spectrum(results: dict[str, Any], path: str | Path) -> None:
     right.set_ylim(0.0, 1.02)
     left.legend(frameon=False, fontsize="small")
     figure.suptitle(r"What full fine-tuning changed: $\Delta W = W - W_0$, every matrix")
+    _save(figure, path)
+
+
+def plot_rank_map(analysis: Analysis, path: str | Path) -> None:
+    """Draw the rank that keeps 99 % of the energy as a map: a row a layer, a column a kind.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    path : str or Path
+        The PNG to write.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    layers, kinds = (list(dict.fromkeys(names)) for names in zip(*analysis.places))
+    grid = np.full((len(layers), len(kinds)), np.nan)  # nan: no such module, or more than known
+    marks = {}
+    for (layer, kind), module in zip(analysis.places, analysis.modules):
+        row, column = layers.index(layer), kinds.index(kind)
+        rank = module.energy_ranks[0.99]
+        grid[row, column] = np.nan if rank is None else rank
+        marks[row, column] = f">{len(module.singular_values)}" if rank is None else str(rank)
+    longest = max(map(len, kinds))
+    figure = _figure(4 + 0.7 * len(kinds), 2.2 + 0.08 * longest + 0.24 * len(layers))
+    axis = figure.subplots()
+    top = float(np.nanmax(grid)) if np.isfinite(grid).any() else 1.0
+    image = axis.imshow(grid, cmap="cividis", vmin=0, vmax=max(top, 1), aspect="auto")
+    for (row, column), mark in marks.items():
+        colour = "black" if grid[row, column] > 0.55 * top or mark[0] == ">" else "white"
+        axis.text(column, row, mark, ha="center", va="center", color=colour, fontsize="x-small")
+    axis.set_xticks(range(len(kinds)), kinds, rotation=90 if longest > 8 else 0)
+    axis.set_yticks(range(len(layers)), [layer or "-" for layer in layers])
+    axis.set(xlabel="module", ylabel="layer")
+    axis.set_title("Rank that keeps 99 % of the change's energy", fontsize="medium")
+    figure.colorbar(image, label="rank (directions)", ticks=MaxNLocator(integer=True))
     _save(figure, path)
 
 
@@ -305,4 +341,4 @@ def _kind(name: str) -> str:
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")

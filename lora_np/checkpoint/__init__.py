@@ -7,12 +7,13 @@ from lora_np.checkpoint.arrays import (
     load_arrays,
     load_json,
     load_parameters,
+    replacing,
     save_arrays,
     save_json,
     save_parameters,
 )
 from lora_np.checkpoint.peft import load_adapter, save_adapter
-from lora_np.checkpoint.tensors import TensorFile, float_dtype, save_tensors
+from lora_np.checkpoint.tensors import TensorFile, float_dtype, open_weights, save_tensors
 
 __all__ = [
     "AdapterFile",
@@ -26,6 +27,8 @@ __all__ = [
     "load_json",
     "load_parameters",
     "open_adapter",
+    "open_weights",
+    "replacing",
     "save_adapter",
     "save_arrays",
     "save_json",

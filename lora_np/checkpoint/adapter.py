@@ -92,6 +92,8 @@ class AdapterFile:
         Whether that model keeps its weights as (in, out).
     lora_dropout : float
         With which it was trained.
+    naming : {"peft", "kohya"}
+        How the file calls its tensors.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -104,6 +106,8 @@ class AdapterFile:
         try:
             found = _by_module(self._file, self._config is not None)
             self.modules = {name: self._module(name, names) for name, names in found.items()}
+            kohya = any(".lora_down." in names["A"] for names in found.values())
+            self.naming = "kohya" if kohya else "peft"
         except BaseException:
             self.close()
             raise

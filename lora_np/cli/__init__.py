@@ -1,5 +1,7 @@
 """The command line: ``lora-np sweep``, ``paper``, ``intrinsic``, ``gradcheck``, and the others.
 
+The commands that work on adapters' files are in adapters.py.
+
 A mistake in the input ends in one line on standard error and exit status 2.
 """
 
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lora_np.backend import DeviceError, get_device
+from lora_np.cli.adapters import add_adapter_commands
 from lora_np.crew import cores, keep_memory
 from lora_np.train import Diverged
 
@@ -100,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     _add_intrinsic(commands)
     costs = commands.add_parser("account", help="what LoRA costs, here and on known models")
     costs.set_defaults(run=run_account)
+    add_adapter_commands(commands)
     return top
 
 
