@@ -49,6 +49,7 @@ _HOME = {
     ),
     "sweep": ("rank_sweep",),
     "intrinsic": ("IntrinsicModel", "intrinsic_dimension"),
+    "paper": ("run_paper",),
     "adapterfiles": (
         "Keep",
         "resize_adapter",
