@@ -101,12 +101,15 @@ class Analysis:
         Matrices of a pair that are equal in both.
     unmatched : list of str
         Tensors of a pair that could not be compared, with the reason.
+    scale_known : bool
+        Whether the file says by which scale B A is multiplied.
     """
 
     source: dict[str, str]
     modules: list[ModuleRanks]
     unchanged: Sequence[str] = ()
     unmatched: Sequence[str] = ()
+    scale_known: bool = True
 
     @property
     def shares(self) -> list[float]:
@@ -167,6 +170,10 @@ class Analysis:
                 f"large matrices ({len(large)}): {LEADING} directions by a randomised SVD, which "
                 f"leave out at most {worst:.1%} of the norm; energy ranks are upper bounds"
             )
+        if not self.scale_known:
+            found.append(
+                "no adapter_config.json tells the scale of B A: norms are those at scale 1"
+            )
         if any(m.intruders is not None for m in self.modules):
             found.append(
                 "MP edge, G-D: directions above the Marchenko-Pastur edge and above Gavish and "
@@ -216,7 +223,8 @@ def analyse_adapter(path: str | Path) -> Analysis:
             _of_spectrum(name, spectrum(module.factors(), module.scale), r=module.r)
             for name, module in adapter.modules.items()
         ]
-    return Analysis(source_of(path), _sorted(modules))
+        known = adapter.scale_known
+    return Analysis(source_of(path), _sorted(modules), scale_known=known)
 
 
 def analyse_checkpoints(

@@ -1,11 +1,13 @@
 """lora_np.adapterfiles: resize, extract, merge and combine, against dense products and SVDs."""
 
 import json
+import shutil
 import struct
 
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ from lora_np.adapterfiles import (
     weights,
 )
 from lora_np.adapterfiles.cut import norm_of_sum
+from lora_np.analyse import analyse_adapter, analyse_checkpoints
 from lora_np.checkpoint import (
     CheckpointError,
     TensorFile,
@@ -178,9 +181,11 @@ def test_an_adapter_of_zeros_keeps_rank_1_and_an_A_to_train_from(tmp_path, rng):
 
 def test_factors_of_two_types_stay_exact(tmp_path, rng):
     B, A = factors(rng, 4, 2, 3)
+    write_adapter(tmp_path / "a", [("q", B, A, 1.0)], dtype="float64")
     names = (f"base_model.model.q.lora_{half}.weight" for half in "BA")
-    save_tensors(tmp_path / "a.safetensors", dict(zip(names, (B, A.astype(np.float16)))))
-    resize_adapter(tmp_path / "a.safetensors", tmp_path / "b", Keep(rank=2))
+    tensors = dict(zip(names, (B, A.astype(np.float16))))
+    save_tensors(tmp_path / "a" / "adapter_model.safetensors", tensors)
+    resize_adapter(tmp_path / "a", tmp_path / "b", Keep(rank=2))
     with open_adapter(tmp_path / "b") as new:
         assert np.array_equal(new.modules["q"].factors()[0], B)
 
@@ -632,15 +637,83 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     }  # fmt: skip
 
 
+def test_where_nothing_tells_the_scale_nothing_is_made_of_it(tmp_path, two, checkpoints):
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(tmp_path / "a" / "adapter_model.safetensors", alone)
+    for make in (
+        lambda: resize_adapter(alone, tmp_path / "s", Keep(rank=1)),
+        lambda: merge_adapter(tmp_path / "base", alone, tmp_path / "m.safetensors"),
+        lambda: combine_adapters([tmp_path / "a", alone], [1, 1], tmp_path / "c"),
+    ):
+        with pytest.raises(CheckpointError, match=r"no adapter_config\.json .* give PEFT's folder"):
+            make()
+    assert not {"s", "m.safetensors", "c"} & {path.name for path in tmp_path.iterdir()}
+    notes = analyse_adapter(alone).notes()
+    assert any("norms are those at scale 1" in note for note in notes)
+    assert analyse_adapter(tmp_path / "a").notes() == []
+
+
+def test_a_convolution_is_not_written_in_pefts_form(tmp_path, rng):
+    write_adapter(tmp_path / "a", [("conv", *factors(rng, 8, 2, 27), 1.0)])
+    up, down = rng.standard_normal((8, 2, 1, 1)), rng.standard_normal((2, 3, 3, 3))
+    names = [f"base_model.model.conv.lora_{half}.weight" for half in "BA"]
+    save_tensors(tmp_path / "a" / "adapter_model.safetensors", dict(zip(names, (up, down))))
+    for make in (
+        lambda: resize_adapter(tmp_path / "a", tmp_path / "s", Keep(rank=9)),
+        lambda: combine_adapters([tmp_path / "a"] * 2, [1, 1], tmp_path / "s"),
+    ):
+        with pytest.raises(CheckpointError, match="'conv', a convolution"):
+            make()
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_class_of_the_base_stays_in_the_config(tmp_path, two):
+    path = tmp_path / "a" / "adapter_config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "task_type": "CAUSAL_LM", "revision": "v2"}))
+    resize_adapter(tmp_path / "a", tmp_path / "s", Keep(rank=1))
+    kept = json.loads((tmp_path / "s" / "adapter_config.json").read_text())
+    assert (kept["task_type"], kept["revision"]) == ("CAUSAL_LM", "v2")
+
+
+def test_numbers_that_leave_the_range_are_an_error_that_names_the_module(tmp_path, rng):
+    huge = [("big", np.full((3, 2), 1e200), np.full((2, 4), 1e200), 1.0)]
+    write_adapter(tmp_path / "a", huge, dtype="float64")
+    with pytest.raises(CheckpointError, match="'big': the singular values leave"):
+        resize_adapter(tmp_path / "a", tmp_path / "s", Keep(rank=1))
+
+
+def test_a_square_weight_of_unknown_layout_is_not_merged(tmp_path, rng):
+    write_adapter(tmp_path / "a", [("q", *factors(rng, 4, 2, 4), 1.0)], fan_in_fan_out=True)
+    (tmp_path / "base").mkdir()
+    save_tensors(tmp_path / "base" / "model.safetensors", {"q.weight": rng.standard_normal((4, 4))})
+    config, out = tmp_path / "base" / "config.json", tmp_path / "m.safetensors"
+    config.write_text('{"model_type": "imagegpt"}')
+    with pytest.raises(CheckpointError, match="of imagegpt is not known here"):
+        merge_adapter(tmp_path / "base", tmp_path / "a", out)
+    assert not out.exists()
+    config.write_text('{"model_type": "openai-gpt"}')
+    merge_adapter(tmp_path / "base", tmp_path / "a", tmp_path / "deep" / "m.safetensors")
+    assert (tmp_path / "deep" / "m.safetensors").exists()
+
+
+def test_tensors_of_other_types_are_named_and_not_left_out_in_silence(tmp_path, rng):
+    for name, step in (("base", 0.0), ("tuned", 1.0)):
+        tensors = {"a.weight": np.full(4, step).reshape(2, 2), "q.weight": np.eye(2, dtype=np.int8)}
+        safetensors.numpy.save_file(tensors, tmp_path / f"{name}.safetensors")
+    analysis = analyse_checkpoints(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+    assert analysis.unmatched == ["q.weight: of types I8 and I8, floats are compared"]
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_kohyas_adapter_is_resized_in_its_own_form(tmp_path, rng, dtype):
     shapes = {"up": (8, 4, 1, 1), "down": (4, 3, 3, 2)}
     kernels = {n: rng.standard_normal(s).astype(dtype) for n, s in shapes.items()}
     B, A = (x.astype(dtype) for x in factors(rng, 6, 5, 7))
     tensors = {f"unet_conv.lora_{half}.weight": x for half, x in kernels.items()}
-    tensors |= {"unet_conv.alpha": np.array(6.0, dtype)}
+    tensors |= {"unet_conv.alpha": np.array(-6)}  # an integer, as some tools write it
     tensors |= {"unet_q.lora_up.weight": B, "unet_q.lora_down.weight": A}  # alpha = r
-    save_tensors(tmp_path / "style.safetensors", tensors)
+    safetensors.numpy.save_file(tensors, tmp_path / "style.safetensors", {"ss_v2": "True"})
     fits = resize_adapter(tmp_path / "style.safetensors", tmp_path / "small", Keep(rank=2))
     small = tmp_path / "small" / "style.safetensors"
     assert [p.name for p in (tmp_path / "small").iterdir()] == ["style.safetensors"]
@@ -648,6 +721,8 @@ def test_kohyas_adapter_is_resized_in_its_own_form(tmp_path, rng, dtype):
         assert file.shape("unet_conv.lora_down.weight") == (2, 3, 3, 2)
         assert file.shape("unet_conv.lora_up.weight") == (8, 2, 1, 1)
         assert file.dtype("unet_q.lora_up.weight") == np.dtype(dtype).name
+        assert file.dtype("unet_conv.alpha") == np.dtype(dtype).name
+        assert file.metadata == {"ss_v2": "True"}
     with open_adapter(tmp_path / "style.safetensors") as old, open_adapter(small) as new:
         assert new.naming == "kohya" and list(new.modules) == list(old.modules)
         for fit in fits:

@@ -153,10 +153,13 @@ def test_ranks_above_the_noise_are_not_defined_where_there_is_no_noise_floor(M):
     assert s.noise is None and s.bulk_rank is None and s.hard_threshold_rank is None
 
 
-def test_factors_as_wide_as_the_matrix_have_every_singular_value():
+def test_a_product_has_no_noise_floor_even_with_factors_as_wide_as_the_matrix():
     rng = np.random.default_rng(0)
     B, A = rng.standard_normal((30, 20)), rng.standard_normal((20, 20))
-    assert spectrum((B, A)).bulk_rank == spectrum(B @ A).bulk_rank is not None
+    product, matrix = spectrum((B, A)), spectrum(B @ A)
+    np.testing.assert_allclose(product.singular_values, matrix.singular_values, rtol=1e-10)
+    assert product.bulk_rank is product.hard_threshold_rank is product.noise is None
+    assert matrix.bulk_rank is not None
 
 
 def test_a_single_number_is_all_noise():

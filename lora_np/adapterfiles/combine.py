@@ -28,12 +28,20 @@ from lora_np.adapterfiles.cut import (
     Term,
     distance,
     factors_of,
+    naming,
     norm_of_sum,
     rounded,
     stacked,
 )
 from lora_np.adapterfiles.resize import Written
-from lora_np.checkpoint import AdapterFile, CheckpointError, open_adapter, write_adapter
+from lora_np.checkpoint import (
+    AdapterFile,
+    AdapterModule,
+    CheckpointError,
+    open_adapter,
+    write_adapter,
+)
+from lora_np.checkpoint.adapter import require_matrices
 from lora_np.rank import svd_of_factors
 
 Terms = list[Term]  # (w s, B, A) of each adapter that has the module
@@ -87,6 +95,8 @@ def combine_adapters(
                     f"{path} has kohya's names: what is combined is written in PEFT's form, where "
                     "they fit no model"
                 )
+            file.require_scale()
+            require_matrices(file)
         modules = _check_alike(files, adapters, same_modules=method == "linear")
         write_adapter(
             folder,
@@ -95,6 +105,7 @@ def combine_adapters(
             dtype=None,
             fan_in_fan_out=files[0].fan_in_fan_out,
             lora_dropout=_common([file.lora_dropout for file in files]) or 0.0,
+            origin=_common([file.origin for file in files]),
         )
     return fits
 
@@ -150,23 +161,31 @@ def _combined(
 ) -> Iterator[Written]:
     for name in names:
         held = [(w, f.modules[name]) for w, f in zip(weights, files) if name in f.modules]
-        terms = [(w * module.scale, *module.factors()) for w, module in held]
-        B, A, missed = make(terms)
-        wide = any(x.dtype == np.float64 for _, *factors in terms for x in factors)
-        dtype = np.float64 if wide else np.float32
-        new_B, new_A = rounded(B, dtype), rounded(A, dtype)
-        fits.append(
-            Fit(
-                name=name,
-                shape=held[0][1].shape,
-                before=sum(module.r for _, module in held),
-                r=len(new_A),
-                norm=norm_of_sum(terms),
-                missed=missed,
-                written=distance(new_B, new_A, terms),
-            )
-        )
-        yield name, new_B, new_A, 1.0
+        with naming(name):
+            B, A, fit = _together(held, make)
+        fits.append(fit)
+        yield name, B, A, 1.0
+
+
+def _together(
+    held: list[tuple[float, AdapterModule]], make: Callable[[Terms], Made]
+) -> tuple[np.ndarray, np.ndarray, Fit]:
+    """Return one module's factors as they will be written, and their errors."""
+    terms = [(w * module.scale, *module.factors()) for w, module in held]
+    B, A, missed = make(terms)
+    wide = any(x.dtype == np.float64 for _, *factors in terms for x in factors)
+    dtype = np.float64 if wide else np.float32
+    new_B, new_A = rounded(B, dtype), rounded(A, dtype)
+    fit = Fit(
+        name=held[0][1].name,
+        shape=held[0][1].shape,
+        before=sum(module.r for _, module in held),
+        r=len(new_A),
+        norm=norm_of_sum(terms),
+        missed=missed,
+        written=distance(new_B, new_A, terms),
+    )
+    return new_B, new_A, fit
 
 
 def _method(method: str, rank: int | None) -> Callable[[Terms], Made]:

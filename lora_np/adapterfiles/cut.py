@@ -14,17 +14,35 @@ distance of two products is the norm of one, which is never formed:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lora_np.adapterfiles.report import natural, text_table
-from lora_np.checkpoint import float_dtype
+from lora_np.checkpoint import CheckpointError, float_dtype
 from lora_np.rank import Spectrum, smallest_rank, spectrum
 
 EPS = float(np.finfo(np.float64).eps)
+
+
+@contextmanager
+def naming(module: str) -> Iterator[None]:
+    """Give errors of the numbers inside the module's name.
+
+    Parameters
+    ----------
+    module : str
+    """
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities are refused when written
+            yield
+    except CheckpointError:
+        raise  # which names the tensor
+    except ValueError as error:
+        raise CheckpointError(f"{module!r}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ import numpy as np
 from lora_np.adapterfiles.cut import Fit, Keep, factors_of, rounded
 from lora_np.adapterfiles.report import text_table
 from lora_np.adapterfiles.resize import Written
-from lora_np.adapterfiles.weights import CheckpointPair, leading_svd
+from lora_np.adapterfiles.weights import CONV1D_MODELS, CheckpointPair, leading_svd
 from lora_np.checkpoint import write_adapter
 
-EMBEDDING = re.compile(r"(?:^|\.)(?:wte|wpe|shared|[^.]*embed[^.]*)(?:\.|$)")
+EMBEDDING = re.compile(
+    r"(?:^|\.)(?:wte|wpe|shared|relative_attention_bias|[^.]*embed[^.]*)(?:\.|$)"
+)
 FIRST = 64  # directions of a large matrix that are tried first where no rank is given
 
 
@@ -55,8 +57,8 @@ def extract_adapter(
     Parameters
     ----------
     base, tuned : str or Path
-        Safetensors files, or folders of Hugging Face's. A config.json of model_type "gpt2" says
-        that Conv1D weights are (in, out); without one all are taken as (out, in).
+        Safetensors files, or folders of Hugging Face's. A config.json of model_type "gpt2" or
+        "openai-gpt" says that Conv1D weights are (in, out); without one all are (out, in).
     folder : str or Path
         A new or an empty one.
     keep : Keep
@@ -81,7 +83,7 @@ def extract_adapter(
     with CheckpointPair(base, tuned) as pair:
         result.unmatched = pair.unmatched
         modules = _extracted(pair, keep, rng, result)
-        write_adapter(folder, modules, dtype=None, fan_in_fan_out=pair.kind == "gpt2")
+        write_adapter(folder, modules, dtype=None, fan_in_fan_out=pair.kind in CONV1D_MODELS)
     return result
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lora_np.adapterfiles.cut import rounded
 from lora_np.adapterfiles.report import natural, text_table
-from lora_np.adapterfiles.weights import is_conv1d, model_type
+from lora_np.adapterfiles.weights import CONV1D_MODELS, is_conv1d, model_type
 from lora_np.checkpoint import (
     AdapterFile,
     AdapterModule,
@@ -77,17 +77,32 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
     """
     merged: list[Merged] = []
     with open_adapter(adapter) as file, open_weights(base) as weights:
+        file.require_scale()
         modules = _by_tensor(file, weights, str(adapter))
         kind = model_type(base)
 
         def replacement(name: str) -> np.ndarray | None:
             if name not in modules:
                 return None
-            transposed = is_conv1d(kind, name) if kind else file.fan_in_fan_out
+            transposed = _is_transposed(kind, name, modules[name], file.fan_in_fan_out)
             return _sum(weights, name, modules[name], transposed, merged)
 
         rewrite_tensors(weights, out, replacement)
     return merged
+
+
+def _is_transposed(
+    kind: str | None, name: str, module: AdapterModule, fan_in_fan_out: bool
+) -> bool:
+    """Whether a weight lies as (in, out): as the model's type says, else as the adapter says."""
+    if kind is None or kind in CONV1D_MODELS:
+        return is_conv1d(kind, name) if kind else fan_in_fan_out
+    if fan_in_fan_out and module.shape[0] == module.shape[1]:
+        raise CheckpointError(
+            f"the adapter says fan_in_fan_out, which of {kind} is not known here, and {name!r} is "
+            "square: its shape cannot tell; let PEFT merge it"
+        )
+    return fan_in_fan_out
 
 
 def _by_tensor(file: AdapterFile, weights: TensorFile, source: str) -> dict[str, AdapterModule]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_np.adapterfiles.cut import Fit, Keep, distance, factors_of, rounded
+from lora_np.adapterfiles.cut import Fit, Keep, distance, factors_of, naming, rounded
 from lora_np.checkpoint import AdapterFile, AdapterModule, open_adapter, write_like
 from lora_np.rank import best_rank_error, svd_of_factors
 
@@ -49,28 +49,34 @@ def resize_adapter(adapter: str | Path, folder: str | Path, keep: Keep) -> list[
 
 def _resized(file: AdapterFile, keep: Keep, fits: list[Fit]) -> Iterator[Written]:
     for name, module in file.modules.items():
-        B, A = module.factors()  # (out, r), (r, in)
-        U, sigma, Vt = svd_of_factors(B, A)  # without the scale, which stays
-        k = keep.of(sigma, module.shape)
-        if max(k, keep.rank or 0) >= module.r:
-            k, missed = module.r, 0.0
-            new_B, new_A = _as_it_was(module, B, A)
-        else:
-            missed = best_rank_error(sigma, k, relative=False)
-            new_B, new_A = (rounded(x, module.dtype) for x in factors_of(U, sigma, Vt, k))
-        scale = abs(module.scale)
-        fits.append(
-            Fit(
-                name=name,
-                shape=module.shape,
-                before=module.r,
-                r=k,
-                norm=scale * float(np.linalg.norm(sigma)),
-                missed=scale * missed,
-                written=scale * distance(new_B, new_A, [(1.0, B, A)]),
-            )
-        )
-        yield name, new_B, new_A, module.scale
+        with naming(name):
+            B, A, fit = _smaller(module, keep)
+        fits.append(fit)
+        yield name, B, A, module.scale
+
+
+def _smaller(module: AdapterModule, keep: Keep) -> tuple[np.ndarray, np.ndarray, Fit]:
+    """Return the factors of one module as they will be written, and their errors."""
+    B, A = module.factors()  # (out, r), (r, in)
+    U, sigma, Vt = svd_of_factors(B, A)  # without the scale, which stays
+    k = keep.of(sigma, module.shape)
+    if max(k, keep.rank or 0) >= module.r:
+        k, missed = module.r, 0.0
+        new_B, new_A = _as_it_was(module, B, A)
+    else:
+        missed = best_rank_error(sigma, k, relative=False)
+        new_B, new_A = (rounded(x, module.dtype) for x in factors_of(U, sigma, Vt, k))
+    scale = abs(module.scale)
+    fit = Fit(
+        name=module.name,
+        shape=module.shape,
+        before=module.r,
+        r=k,
+        norm=scale * float(np.linalg.norm(sigma)),
+        missed=scale * missed,
+        written=scale * distance(new_B, new_A, [(1.0, B, A)]),
+    )
+    return new_B, new_A, fit
 
 
 def _as_it_was(

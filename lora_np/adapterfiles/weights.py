@@ -1,8 +1,8 @@
 """Two checkpoints of one model, side by side: which tensors can be compared, and by how much
 each has changed. One pair of tensors is in memory at a time.
 
-Weights are (out, in) here as everywhere. Hugging Face's GPT-2 alone keeps its Conv1D weights as
-(in, out); whether a checkpoint is a GPT-2's is read from the config.json in its folder.
+Weights are (out, in) here as everywhere. Hugging Face's GPT and GPT-2 alone keep their Conv1D
+weights as (in, out); whether a checkpoint is of theirs is read from the config.json in its folder.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from lora_np.checkpoint import load_json, open_weights
+from lora_np.checkpoint.tensors import FLOATS
 from lora_np.rank import ResidualBound, dense_svd, randomised_svd
 
-CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # GPT-2's layers of that kind
-FLOATS = ("float64", "float32", "float16", "bfloat16")
+CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # layers of that kind
+CONV1D_MODELS = ("gpt2", "openai-gpt")  # the model types that have them
 DENSE_WORK = 2**31  # short side^2 * long side: a dense SVD of some seconds, 768 x 3072
 
 
@@ -50,7 +51,7 @@ def is_conv1d(kind: str | None, tensor: str) -> bool:
     tensor : str
         Its name, as in "h.0.attn.c_attn.weight".
     """
-    return kind == "gpt2" and tensor.removesuffix(".weight").split(".")[-1] in CONV1D
+    return kind in CONV1D_MODELS and tensor.removesuffix(".weight").split(".")[-1] in CONV1D
 
 
 class CheckpointPair:
@@ -101,8 +102,11 @@ class CheckpointPair:
         elif self.base.shape(name) != self.tuned.shape(name):
             shapes = f"{self.base.shape(name)} and {self.tuned.shape(name)}"
             self.unmatched.append(f"{name}: of shapes {shapes}")
-        elif all(file.dtype(name) in FLOATS for file in files):
+        elif all(file.dtype(name) in FLOATS.values() for file in files):
             self.names.append(name)
+        else:
+            types = " and ".join(file.dtype(name) for file in files)
+            self.unmatched.append(f"{name}: of types {types}, floats are compared")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, as the files have it."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +75,11 @@ class AdapterModule:
         B, A = (self._read(self._names[half]) for half in "BA")
         return B.reshape(-1, self.r), A.reshape(self.r, -1)  # (out, r), (r, in)
 
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the file itself has an alpha for this module."""
+        return "alpha" in self._names
+
     def kernel(self, half: str) -> tuple[int, ...]:
         """Return the axes of "A" or "B" in the file after its first: (in,) or (in, kh, kw)."""
         return self._file.shape(self._names[half])[1:]
@@ -99,8 +104,12 @@ class AdapterFile:
         With which it was trained.
     naming : {"peft", "kohya"}
         How the file calls its tensors.
+    metadata : dict of str to str
+        The notes in the file's header.
     path : Path
         Of the file of tensors.
+    origin : dict
+        What PEFT's config says of the model's class and version: task_type, auto_mapping, revision.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -109,7 +118,9 @@ class AdapterFile:
         self.base_model = self._config.base_model if self._config else None
         self.fan_in_fan_out = self._config.fan_in_fan_out if self._config else False
         self.lora_dropout = self._config.lora.lora_dropout if self._config else 0.0
+        self.origin = self._config.origin if self._config else {}
         self._file, self.path = TensorFile(tensors), Path(tensors)
+        self.metadata = self._file.metadata
         try:
             found = _by_module(self._file, self._config is not None)
             self.modules = {name: self._module(name, names) for name, names in found.items()}
@@ -118,6 +129,20 @@ class AdapterFile:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def scale_known(self) -> bool:
+        """Whether the scales are told; PEFT's names without its config tell none."""
+        told = all(module.has_alpha for module in self.modules.values())
+        return self._config is not None or self.naming == "kohya" or told
+
+    def require_scale(self) -> None:
+        """Raise CheckpointError where nothing tells the scales."""
+        if not self.scale_known:
+            raise CheckpointError(
+                f"{self.path} has no {CONFIG} beside it, which would tell the scale of B A: give "
+                "PEFT's folder"
+            )
 
     def _module(self, name: str, names: dict[str, str]) -> AdapterModule:
         """Check one module's header entries, and its scalar alpha if it has one."""
@@ -149,12 +174,7 @@ class AdapterFile:
             return self._config.lora.scale_of(name)
         if "alpha" not in names:
             return 1.0  # kohya's default: alpha = r
-        alpha = self._file.read(names["alpha"], np.float64)
-        if alpha.size != 1 or alpha.item() == 0:
-            raise CheckpointError(
-                f"{self._file.path} holds {names['alpha']!r}, expected one number other than 0"
-            )
-        return alpha.item() / r
+        return self._file.read_number(names["alpha"]) / r
 
     def close(self) -> None:
         """Close the file; factors can then no longer be read."""
@@ -275,6 +295,7 @@ def write_adapter(
     dtype: Any = np.float32,
     fan_in_fan_out: bool = False,
     lora_dropout: float = 0.0,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an adapter as a folder that PEFT loads.
 
@@ -293,14 +314,15 @@ def write_adapter(
         Whether that model keeps its weights as (in, out), as Hugging Face's GPT-2 does.
     lora_dropout : float
         With which PEFT should go on training.
+    origin : mapping, optional
+        Further fields of the config, as :class:`AdapterFile` has them.
 
     Raises
     ------
     CheckpointError
         If the folder is not empty: an adapter is not overwritten.
     ValueError
-        If there is no module, one comes twice, shapes do not fit, or a number is not finite in
-        `dtype`. Nothing is then written.
+        If there is no module, one comes twice, shapes do not fit, or a number is not finite.
     """
     folder = _new_folder(folder)
     tensors: dict[str, np.ndarray] = {}
@@ -320,6 +342,7 @@ def write_adapter(
         "base_model_name_or_path": base_model,
         "fan_in_fan_out": fan_in_fan_out,
         "lora_dropout": float(lora_dropout),
+        **(origin or {}),
     }
     with _folder_beside(folder) as temporary:
         save_tensors(temporary / TENSORS, tensors, {"format": "pt"})
@@ -347,7 +370,9 @@ def write_like(
     CheckpointError, ValueError
         As from :func:`write_adapter`.
     """
+    file.require_scale()
     if file.naming == "peft":
+        require_matrices(file)
         write_adapter(
             folder,
             modules,
@@ -355,24 +380,41 @@ def write_like(
             dtype=None,
             fan_in_fan_out=file.fan_in_fan_out,
             lora_dropout=file.lora_dropout,
+            origin=file.origin,
         )
         return
     folder = _new_folder(folder)
     tensors: dict[str, np.ndarray] = {}
     for name, B, A, scale in modules:
-        _check_written(name, B, A, scale)
+        _check_written(name, B, A, abs(scale))  # kohya's alpha may be negative
         module, r = file.modules[name], len(A)
         A = A.reshape(r, *module.kernel("A"))  # (r, in) or (r, in, kh, kw)
         B = B.reshape(-1, r, *module.kernel("B")[1:])  # (out, r) or (out, r, 1, 1)
         tensors[f"{name}.lora_down.weight"] = _as_written(name, "A", A, None)
         tensors[f"{name}.lora_up.weight"] = _as_written(name, "B", B, None)
-        tensors[f"{name}.alpha"] = np.array(scale * r)
+        tensors[f"{name}.alpha"] = _narrowest(scale * r, (A.dtype, np.dtype(np.float32)))
     with _folder_beside(folder) as temporary:
-        save_tensors(temporary / file.path.name, tensors)
+        save_tensors(temporary / file.path.name, tensors, file.metadata)
+
+
+def require_matrices(file: AdapterFile) -> None:
+    """Raise CheckpointError if a module is a convolution's: PEFT's form is written for matrices."""
+    for name, module in file.modules.items():
+        if len(module.kernel("A")) > 1:
+            raise CheckpointError(
+                f"{file.path} adapts {name!r}, a convolution, which is not written in PEFT's form"
+            )
+
+
+def _narrowest(x: float, dtypes: Iterable[np.dtype]) -> np.ndarray:
+    """Return a number in the first type that holds it exactly, else in float64."""
+    with np.errstate(over="ignore"):
+        fits = [y for dtype in dtypes if float(y := np.array(x, dtype)) == x]
+    return fits[0] if fits else np.array(x)
 
 
 def _new_folder(folder: str | Path) -> Path:
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # "." has no name, and a link is not replaced
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists already: give the adapter a folder of its own")
     return folder

@@ -28,6 +28,7 @@ NO_EFFECT = {  # where an adapter comes from, and settings of what other fields 
     *("auto_mapping", "revision", "task_type", "inference_mode", "peft_version"),
     *("megatron_core", "qalora_group_size", "runtime_config"),
 }
+ORIGIN = ("task_type", "auto_mapping", "revision")  # of which class and version the base is
 BASE_UNCHANGED = (True, False, "gaussian", "orthogonal")  # others start from an altered base
 
 
@@ -47,6 +48,8 @@ class PeftConfig:
         Whether the base keeps its weights as (in, out). A and B do not depend on it.
     base_model : str or None
         The base's name.
+    origin : dict
+        The fields of :data:`ORIGIN` that are set.
 
     Raises
     ------
@@ -64,6 +67,7 @@ class PeftConfig:
         self.lora = self._lora_config()
         self.fan_in_fan_out = self._flag("fan_in_fan_out")
         self.base_model = fields.get("base_model_name_or_path")
+        self.origin = {key: fields[key] for key in ORIGIN if fields.get(key) is not None}
         self._check_modules()
 
     def _wrong(self, field: str, expected: str) -> CheckpointError:
@@ -108,12 +112,13 @@ class PeftConfig:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 < value < 1e300:
                 raise self._wrong(field, "expected a number above 0")
+        use_rslora = self._flag("use_rslora")
         try:
             return LoraConfig(
                 r=self._fields.get("r", 8),
                 lora_alpha=alpha,
                 lora_dropout=self._fields.get("lora_dropout", 0.0),
-                use_rslora=self._flag("use_rslora"),
+                use_rslora=use_rslora,
                 rank_pattern=ranks,
                 alpha_pattern=alphas,
             )

@@ -119,6 +119,7 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     if adapters(base):
         raise ValueError("the model is adapted already: load onto its base, or merge() it first")
     with open_adapter(folder) as adapter:
+        adapter.require_scale()
         factors = _by_path(base, adapter, str(folder))
         scales = {path: module.scale for path, (module, _, _) in factors.items()}
         dropout = adapter.lora_dropout

@@ -47,15 +47,13 @@ def rewrite_tensors(
     Raises
     ------
     CheckpointError
-        If the file exists, or its folder does not.
+        If the file exists.
     ValueError
         If a replacement has another shape or dtype.
     """
     path = Path(path)
     if path.exists():
         raise CheckpointError(f"{path} exists already: give the result a name of its own")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"{path.parent} is no folder: make it first")
     metadata, places = _places(source)
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     start = 0
@@ -65,6 +63,7 @@ def rewrite_tensors(
         start += place.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight, as is usual
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for name, place in places.items():

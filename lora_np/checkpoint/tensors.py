@@ -19,6 +19,7 @@ import numpy as np
 from lora_np.checkpoint.arrays import CheckpointError, load_json, replacing
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+INTEGERS = ("I64", "I32", "I16", "I8", "U8")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -142,6 +143,22 @@ class TensorFile:
             )
         return x
 
+    def read_number(self, name: str) -> float:
+        """Read a tensor of one entry, other than 0, of floats or of integers.
+
+        Raises
+        ------
+        CheckpointError
+            If it is none.
+        """
+        if self.dtype(name) in INTEGERS:
+            x = self._home[name].get_tensor(name)
+        else:
+            x = self.read(name, np.float64)
+        if x.size != 1 or x.item() == 0:
+            raise CheckpointError(f"{self.path} holds {name!r}, expected one number other than 0")
+        return float(x.item())
+
     def _slice(self, name: str) -> Any:
         if name not in self._home:
             state = "is closed: read within its with block" if self._closed else f"lacks {name!r}"
@@ -245,6 +262,7 @@ def save_tensors(
     ValueError
         If an array has another type.
     """
+    import safetensors
     from safetensors.numpy import save_file
 
     whole = {}
@@ -257,5 +275,10 @@ def save_tensors(
     with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # others may read it as any new file; save_file forbids it
-        save_file(whole, temporary, None if metadata is None else dict(metadata))
+        try:
+            save_file(whole, temporary, dict(metadata) if metadata else None)
+        except safetensors.SafetensorError as error:  # a full disk, most often
+            raise CheckpointError(
+                f"{path} cannot be written: {' '.join(str(error).split())}"
+            ) from None
         temporary.chmod(mode)

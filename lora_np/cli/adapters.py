@@ -57,7 +57,8 @@ def _analysis(path: Path, base: Path | None) -> Analysis:
 
     if base is not None:
         return analyse_checkpoints(base, path)
-    if (path / "results.json").is_file():
+    is_adapter = (path / "adapter_config.json").is_file()
+    if (path / "results.json").is_file() and not is_adapter:
         return analyse_sweep(path)
     return analyse_adapter(path)
 

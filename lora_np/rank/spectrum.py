@@ -72,11 +72,14 @@ class Spectrum:
         The matrix's (out, in).
     eps : float
         Relative spacing of the numbers that the matrix was given in: 1.2e-7 for float32.
+    of_factors : bool
+        Whether the matrix was given as a product, which has no noise of its own.
     """
 
     singular_values: np.ndarray
     shape: tuple[int, int]
     eps: float
+    of_factors: bool = False
 
     @property
     def numerical_rank(self) -> int:
@@ -141,10 +144,11 @@ class Spectrum:
     def noise(self) -> float | None:
         """Standard deviation of an entry's noise, if the median singular value is noise (noise.py).
 
-        None where that has no meaning: of factors, whose product has exact zeros and no noise
-        floor, and where the median is no larger than rounding (see `numerical_rank`).
+        None where that has no meaning: of factors, whose product has no noise floor, and where the
+        median is no larger than rounding (see `numerical_rank`).
         """
-        if not has_noise_floor(self.singular_values, self.shape, self.eps):
+        floor = has_noise_floor(self.singular_values, self.shape, self.eps)
+        if self.of_factors or not floor:
             return None
         return estimate_noise(self.singular_values, self.shape)
 
@@ -223,7 +227,7 @@ def spectrum(M: Array | tuple[Array, Array], scale: float = 1.0) -> Spectrum:
     require_scale(scale)
     svd = _svd_of_factors(*require_pair("M", M)) if isinstance(M, tuple) else _svd_of_matrix(M)
     values, unit, shape, eps = svd
-    return Spectrum(in_range(values, unit, scale), shape, eps)
+    return Spectrum(in_range(values, unit, scale), shape, eps, of_factors=isinstance(M, tuple))
 
 
 def eckart_young_floor(singular_values: Array, r: int) -> float:

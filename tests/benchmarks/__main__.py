@@ -25,7 +25,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Plan], Result]]] = {
     "ledger": ("FLOPs of account() against time", ledger.measure),
     "first-step": ("From process start to the first trained step", commands.measure_first_step),
     "rank": ("Singular values of a product, r = 16, float64", inside.measure_spectra),
-    "adapters": ("Adapters as files, of Llama-7B's size", adapters.measure),
+    "adapters": ("LoRA adapters as files", adapters.measure),
     "sweep": ("lora-np sweep, BLAS at one thread", commands.measure_sweep),
 }
 
