@@ -49,6 +49,7 @@ _HOME = {
     ),
     "sweep": ("rank_sweep",),
     "intrinsic": ("IntrinsicModel", "intrinsic_dimension"),
+    "diagnose": ("run_isolated",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
