@@ -98,7 +98,8 @@ def spell(error: BaseException) -> tuple[str, str]:
     else:
         text = str(error)
     message = " ".join(text.split())[:300]
-    return type(error).__name__, message if line is None else f"{message} (line {line})"
+    where = "" if line is None else f"(line {line})"
+    return type(error).__name__, f"{message} {where}".strip()
 
 
 def main(folder: str) -> None:
