@@ -49,6 +49,15 @@ _HOME = {
     ),
     "sweep": ("rank_sweep",),
     "intrinsic": ("IntrinsicModel", "intrinsic_dimension"),
+    "paper": ("run_paper",),
+    "adapterfiles": (
+        "Keep",
+        "resize_adapter",
+        "extract_adapter",
+        "merge_adapter",
+        "combine_adapters",
+    ),
+    "analyse": ("analyse_adapter", "analyse_checkpoints", "analyse_sweep"),
     "diagnose": ("run_isolated",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

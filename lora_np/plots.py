@@ -1,4 +1,4 @@
-"""Pictures: loss against rank, the spectrum of the change, and loss against dimension.
+"""Pictures: loss against rank and dimension, spectra, and ranks layer by layer.
 
 Colours are Okabe and Ito's, told apart by the colour-blind, and every series has its own marker or
 dash as well, so that a print in grey can be read.
@@ -6,12 +6,14 @@ dash as well, so that a print in grey can be read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lora_np.analyse import Analysis
 from lora_np.intrinsic.dimension import VARIANTS, losses_of
 from lora_np.intrinsic.text import STARTS
 from lora_np.rank.planted import Recovery
@@ -127,6 +129,41 @@ def plot_spectrum(results: dict[str, Any], path: str | Path) -> None:
     _save(figure, path)
 
 
+def plot_rank_map(analysis: Analysis, path: str | Path) -> None:
+    """Draw the rank that keeps 99 % of the energy as a map: a row a layer, a column a kind.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    path : str or Path
+        The PNG to write.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    layers, kinds = (list(dict.fromkeys(names)) for names in zip(*analysis.places))
+    grid = np.full((len(layers), len(kinds)), np.nan)  # nan: no such module, or more than known
+    marks = {}
+    for (layer, kind), module in zip(analysis.places, analysis.modules):
+        row, column = layers.index(layer), kinds.index(kind)
+        rank = module.energy_ranks[0.99]
+        grid[row, column] = np.nan if rank is None else rank
+        marks[row, column] = f">{len(module.singular_values)}" if rank is None else str(rank)
+    longest = max(map(len, kinds))
+    figure = _figure(4 + 0.7 * len(kinds), 2.2 + 0.08 * longest + 0.24 * len(layers))
+    axis = figure.subplots()
+    top = float(np.nanmax(grid)) if np.isfinite(grid).any() else 1.0
+    image = axis.imshow(grid, cmap="cividis", vmin=0, vmax=max(top, 1), aspect="auto")
+    for (row, column), mark in marks.items():
+        colour = "black" if grid[row, column] > 0.55 * top or mark[0] == ">" else "white"
+        axis.text(column, row, mark, ha="center", va="center", color=colour, fontsize="x-small")
+    axis.set_xticks(range(len(kinds)), kinds, rotation=90 if longest > 8 else 0)
+    axis.set_yticks(range(len(layers)), [layer or "-" for layer in layers])
+    axis.set(xlabel="module", ylabel="layer")
+    axis.set_title("Rank that keeps 99 % of the change's energy", fontsize="medium")
+    figure.colorbar(image, label="rank (directions)", ticks=MaxNLocator(integer=True))
+    _save(figure, path)
+
+
 def plot_recovery(rows: Sequence[Recovery], path: str | Path) -> None:
     """Draw what estimators of rank answer where the rank was planted, against signal-to-noise.
 
@@ -169,6 +206,68 @@ def plot_recovery(rows: Sequence[Recovery], path: str | Path) -> None:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
                   frameon=False, fontsize="small")  # fmt: skip
     _save(figure, path)
+
+
+def plot_similarity(found: Mapping[str, Any], path: str | Path) -> None:
+    """Draw phi(i, j) of two ranks, or of one rank's seeds, for every matrix (figures 3 and 4).
+
+    A row of heat maps for each kind of matrix, a column for each layer. Then random matrices, and
+    the diagonals phi(i, i) of all with the level by chance.
+
+    Parameters
+    ----------
+    found : mapping
+        As :func:`lora_np.paper.directions.figure` returns it.
+    path : str or Path
+        The PNG to write.
+    """
+    (r1, r2), d = found["ranks"], found["d"]
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in found["panels"]))
+    rows = [[n for n in found["panels"] if n.endswith(kind)] for kind in kinds]
+    columns = len(rows[0]) + 1
+    figure = _figure(3.7 * columns + 1, 2.9 * len(rows) + 0.6)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    labels = (f"first i of r = {r1}", f"first j directions of r = {r2}")
+    for across, names in zip(axes, rows):
+        for axis, name in zip(across, names):
+            _heat_map(axis, name, found["panels"][name], labels)
+    image = _heat_map(axes[0, -1], "random matrices", found["control"], labels)
+    _diagonals(axes[1, -1], found)
+    figure.colorbar(image, ax=axes, label=r"similarity $\phi(i, j)$", shrink=0.8)
+    what = f"r = {r1} and r = {r2}, of two seeds," if r1 != r2 else f"two seeds at r = {r1}"
+    pairs = f"mean over all pairs of {found['seeds']} seeds"
+    figure.suptitle(f"Input directions that A of {what} share; d = {d}, {pairs}")
+    _save(figure, path)
+
+
+def _heat_map(
+    axis: Any, title: str, grid: Sequence[Sequence[float]], labels: tuple[str, str]
+) -> Any:
+    rows, columns = len(grid), len(grid[0])
+    extent = (0.5, columns + 0.5, rows + 0.5, 0.5)  # so that cell (1, 1) has its middle there
+    axis.set(title=title, ylabel=labels[0], xlabel=labels[1])
+    for side in (axis.xaxis, axis.yaxis):
+        side.get_major_locator().set_params(integer=True)
+    return axis.imshow(grid, vmin=0, vmax=1, aspect="auto", extent=extent, cmap="viridis")
+
+
+def _diagonals(axis: Any, found: Mapping[str, Any]) -> None:
+    """Draw phi(i, i) of every matrix over i."""
+    styles = zip((BLUE, SKY, ORANGE, AMBER, GREEN, PURPLE), "osDv^<", ("-", "--", "-.") * 2)
+    for (name, grid), (colour, marker, dash) in zip(found["panels"].items(), cycle(styles)):
+        _diagonal(axis, grid, color=colour, marker=marker, linestyle=dash, label=name)
+    _diagonal(axis, found["control"], color="black", marker="x", linestyle=":", label="random")
+    i = np.arange(1, len(found["control"]) + 1)
+    axis.plot(i, i / found["d"], color=GREY, linewidth=1, label="chance, i / d")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(xlabel="first i directions of both", ylabel=r"$\phi(i, i)$", ylim=(0, 1.03))
+    axis.legend(frameon=False, fontsize="x-small")
+    axis.grid(alpha=0.25)
+
+
+def _diagonal(axis: Any, grid: Sequence[Sequence[float]], **style: Any) -> None:
+    values = np.diag(np.array(grid))
+    axis.plot(range(1, len(values) + 1), values, markersize=4, markerfacecolor="none", **style)
 
 
 def _ratio(row: Recovery) -> float:
@@ -242,4 +341,4 @@ def _kind(name: str) -> str:
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")

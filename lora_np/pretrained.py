@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_np.checkpoint import CheckpointError, TensorFile, load_json
+from lora_np.checkpoint import CheckpointError, TensorFile, load_json, open_weights
 from lora_np.gpt import GPT, GPTConfig
 from lora_np.layers import Embedding, LayerNorm, Linear
 from lora_np.parameters import Parameter
@@ -59,7 +59,7 @@ def load_gpt2(folder: str | Path, dtype: Any = np.float32) -> GPT:
         raise ValueError(f"dtype {np.dtype(dtype)}: expected float32 or float64")
     folder = Path(folder)
     fields = _fields(folder / "config.json")
-    with TensorFile(_tensors_of(folder)) as file:
+    with open_weights(folder) as file:
         held = {name.removeprefix(PREFIX): name for name in file.names}
         if len(held) < len(file.names):
             raise CheckpointError(f"{file.path} holds names with and without {PREFIX!r}")
@@ -70,13 +70,6 @@ def load_gpt2(folder: str | Path, dtype: Any = np.float32) -> GPT:
             _read(file, held, name, parts)
         _check_rest(file, held, set(targets))
     return model
-
-
-def _tensors_of(folder: Path) -> Path:
-    """Return the file to read; without any, the first name, for the error."""
-    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    files = [folder / name for name in names]
-    return next((file for file in files if file.exists()), files[0])
 
 
 def _fields(path: Path) -> dict[str, Any]:

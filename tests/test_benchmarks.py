@@ -9,7 +9,7 @@ from tests.benchmarks import __main__ as command
 from tests.benchmarks import measure, page, report
 from tests.benchmarks.measure import Result, Row, Spread, exponent
 from tests.benchmarks.models import step_flops
-from tests.benchmarks.plan import DEFAULT, QUICK, RANK, Plan, Size
+from tests.benchmarks.plan import DEFAULT, QUICK, RANK, AdapterSize, Plan, Size
 from tests.benchmarks.steps import Disagreement, check_losses
 from tests.benchmarks.workers import THREAD_SETTINGS, Worker, WorkerError, thread_settings
 
@@ -22,10 +22,21 @@ PLAN = Plan(
     ledger={"T": (4, 8), "r": (1, 8)},
     slow_rounds=1,
     spectra=((32, 2),),
+    adapter=AdapterSize(layers=2, side=32, resized=2),
     threads=1,
     peers=False,
 )
-INSIDE = ("steps", "allocator", "memory", "inference", "generation", "ledger", "first-step", "rank")
+INSIDE = (
+    "steps",
+    "allocator",
+    "memory",
+    "inference",
+    "generation",
+    "ledger",
+    "first-step",
+    "adapters",
+    "rank",
+)
 FIELDS = {
     "benchmark", "what", "case", "unit", "median", "low", "high", "rounds", "reference",
     "reference_is", "verdict",
@@ -95,6 +106,13 @@ def test_the_spectrum_of_factors_agrees_with_the_dense_one(finished):
     apart = rows_of(content, "rank")["largest difference of values / sigma_1", "32"]
     assert len(apart["rounds"]) == 2 and apart["high"] < 1e-13
     assert apart["verdict"] == "reached" and apart["reference"] == 1e-6
+
+
+def test_an_adapter_is_resized_alike_by_factors_and_by_the_dense_product(finished):
+    content, _ = finished
+    for (what, _), row in rows_of(content, "adapters").items():
+        if "apart" in what:
+            assert len(row["rounds"]) == 2 and row["high"] < 1e-12 and row["verdict"] == "reached"
 
 
 def test_the_picture_is_drawn_where_steps_were_measured(finished, tmp_path):

@@ -616,3 +616,9 @@ def test_the_command_writes_the_results_the_picture_and_the_table(monkeypatch, t
     assert (out / "intrinsic_dimension.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main([*command[:1], *command[2:]]) == 2  # the default settings, in that folder
     assert "is of other settings" in capsys.readouterr().err
+
+
+def test_settings_without_a_rate_to_start_from_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="full_lr is None, expected a learning rate"):
+        intrinsic_run(replace(TINY, text=replace(TINY.text, full_lr=None)), tmp_path / "new")
+    assert not (tmp_path / "new").exists()

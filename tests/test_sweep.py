@@ -637,7 +637,8 @@ def made_up(losses, task="text", base=3.0):
         for seed, loss in enumerate(values)
     ]
     ranks = [r for r in losses if r is not None]
-    settings = {"task": task, "ranks": ranks, "seeds": max(map(len, losses.values()))}
+    seeds = max(map(len, losses.values()))
+    settings = {"task": task, "ranks": ranks, "seeds": seeds, "full_lr": 0.004}
     return {
         "settings": settings,
         "base_validation_loss": base,

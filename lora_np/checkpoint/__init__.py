@@ -1,18 +1,25 @@
 """Files in and out: a model's arrays, other people's tensors, and adapters in PEFT's form."""
 
-from lora_np.checkpoint.adapter import AdapterFile, AdapterModule, open_adapter, write_adapter
+from lora_np.checkpoint.adapter import (
+    AdapterFile,
+    AdapterModule,
+    open_adapter,
+    write_adapter,
+    write_like,
+)
 from lora_np.checkpoint.arrays import (
     CheckpointError,
     fill,
     load_arrays,
     load_json,
     load_parameters,
+    replacing,
     save_arrays,
     save_json,
     save_parameters,
 )
 from lora_np.checkpoint.peft import load_adapter, save_adapter
-from lora_np.checkpoint.tensors import TensorFile, float_dtype, save_tensors
+from lora_np.checkpoint.tensors import TensorFile, float_dtype, open_weights, save_tensors
 
 __all__ = [
     "AdapterFile",
@@ -26,10 +33,13 @@ __all__ = [
     "load_json",
     "load_parameters",
     "open_adapter",
+    "open_weights",
+    "replacing",
     "save_adapter",
     "save_arrays",
     "save_json",
     "save_parameters",
     "save_tensors",
     "write_adapter",
+    "write_like",
 ]

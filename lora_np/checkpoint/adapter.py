@@ -5,7 +5,8 @@ No model is needed and none is built. Two ways of naming are read::
     base_model.model.PATH.lora_A.weight, .lora_B.weight     PEFT: r and alpha in a config
     NAME.lora_down.weight, .lora_up.weight, .alpha          kohya: alpha beside the factors
 
-A is (r, in), B (out, r), and the change of a weight is ``scale * B A``. PEFT's form is written.
+A is (r, in), B (out, r), and the change of a weight is ``scale * B A``. PEFT's form is written, and
+kohya's where an adapter came in it.
 
 Source: the formats of PEFT 0.21 and of kohya-ss/sd-scripts.
 """
@@ -74,6 +75,10 @@ class AdapterModule:
         B, A = (self._read(self._names[half]) for half in "BA")
         return B.reshape(-1, self.r), A.reshape(self.r, -1)  # (out, r), (r, in)
 
+    def kernel(self, half: str) -> tuple[int, ...]:
+        """Return the axes of "A" or "B" in the file after its first: (in,) or (in, kh, kw)."""
+        return self._file.shape(self._names[half])[1:]
+
     def _read(self, name: str) -> np.ndarray:
         wide = self._file.dtype(name) == "float64"
         return self._file.read(name, np.float64 if wide else np.float32)
@@ -92,6 +97,10 @@ class AdapterFile:
         Whether that model keeps its weights as (in, out).
     lora_dropout : float
         With which it was trained.
+    naming : {"peft", "kohya"}
+        How the file calls its tensors.
+    path : Path
+        Of the file of tensors.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -100,10 +109,12 @@ class AdapterFile:
         self.base_model = self._config.base_model if self._config else None
         self.fan_in_fan_out = self._config.fan_in_fan_out if self._config else False
         self.lora_dropout = self._config.lora.lora_dropout if self._config else 0.0
-        self._file = TensorFile(tensors)
+        self._file, self.path = TensorFile(tensors), Path(tensors)
         try:
             found = _by_module(self._file, self._config is not None)
             self.modules = {name: self._module(name, names) for name, names in found.items()}
+            kohya = any(".lora_down." in names["A"] for names in found.values())
+            self.naming = "kohya" if kohya else "peft"
         except BaseException:
             self.close()
             raise
@@ -291,9 +302,7 @@ def write_adapter(
         If there is no module, one comes twice, shapes do not fit, or a number is not finite in
         `dtype`. Nothing is then written.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists already: give the adapter a folder of its own")
+    folder = _new_folder(folder)
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     scales: dict[str, float] = {}
@@ -315,6 +324,58 @@ def write_adapter(
     with _folder_beside(folder) as temporary:
         save_tensors(temporary / TENSORS, tensors, {"format": "pt"})
         save_json(temporary / CONFIG, config)
+
+
+def write_like(
+    file: AdapterFile,
+    folder: str | Path,
+    modules: Iterable[tuple[str, np.ndarray, np.ndarray, float]],
+) -> None:
+    """Write an adapter in the form of another one: PEFT's folder, or kohya's single file in one.
+
+    Parameters
+    ----------
+    file : AdapterFile
+        Whose names, types, kernels and configuration are taken over; ranks may differ.
+    folder : str or Path
+        A new or an empty one.
+    modules : iterable of (name, B, A, scale)
+        As :func:`write_adapter` takes them, with names of `file`.
+
+    Raises
+    ------
+    CheckpointError, ValueError
+        As from :func:`write_adapter`.
+    """
+    if file.naming == "peft":
+        write_adapter(
+            folder,
+            modules,
+            base_model=file.base_model,
+            dtype=None,
+            fan_in_fan_out=file.fan_in_fan_out,
+            lora_dropout=file.lora_dropout,
+        )
+        return
+    folder = _new_folder(folder)
+    tensors: dict[str, np.ndarray] = {}
+    for name, B, A, scale in modules:
+        _check_written(name, B, A, scale)
+        module, r = file.modules[name], len(A)
+        A = A.reshape(r, *module.kernel("A"))  # (r, in) or (r, in, kh, kw)
+        B = B.reshape(-1, r, *module.kernel("B")[1:])  # (out, r) or (out, r, 1, 1)
+        tensors[f"{name}.lora_down.weight"] = _as_written(name, "A", A, None)
+        tensors[f"{name}.lora_up.weight"] = _as_written(name, "B", B, None)
+        tensors[f"{name}.alpha"] = np.array(scale * r)
+    with _folder_beside(folder) as temporary:
+        save_tensors(temporary / file.path.name, tensors)
+
+
+def _new_folder(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists already: give the adapter a folder of its own")
+    return folder
 
 
 def _check_written(name: str, B: np.ndarray, A: np.ndarray, scale: float) -> None:

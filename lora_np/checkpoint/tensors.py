@@ -164,6 +164,33 @@ class TensorFile:
         self.close()
 
 
+def open_weights(path: str | Path) -> TensorFile:
+    """Open a model's weights: a file, or a folder as Hugging Face's save_pretrained writes it.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.safetensors`` file or an index; of a folder, model.safetensors or
+        model.safetensors.index.json.
+
+    Returns
+    -------
+    TensorFile
+        To be used in a ``with`` block.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or it is broken or a pickle.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return TensorFile(path)
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    files = [path / name for name in names]
+    return TensorFile(next((file for file in files if file.exists()), files[0]))
+
+
 def _open_safetensors(path: Path) -> Any:
     """Open one file; its header is then checked: no overlap, no gap, no end beyond the file's."""
     import safetensors

@@ -101,8 +101,12 @@ def intrinsic_run(
     ------
     SweepError
         If the folder cannot be written, or holds anything else.
+    ValueError
+        If the text settings have no ``full_lr``.
     """
     s, folder = settings.text, Path(out)
+    if s.full_lr is None:
+        raise ValueError("full_lr is None, expected a learning rate: searches start there")
     task = TextTask(replace(s, ranks=(1,)))  # it checks ranks, which are not used here
     results = _open(settings, task, folder)
     if results["complete"]:

@@ -65,8 +65,9 @@ def check_numbers(settings: Any, counts: tuple[str, ...], rates: tuple[str, ...]
 
 
 def contenders(settings: Any) -> list[tuple[str, int | None]]:
-    """Return what the sweep compares: LoRA at every rank, and full fine-tuning."""
-    return [("full", None), *(("lora", r) for r in settings.ranks)]
+    """Return what the sweep compares: LoRA at every rank, and full fine-tuning if it has a rate."""
+    full = [] if settings.full_lr is None else [("full", None)]
+    return [*full, *(("lora", r) for r in settings.ranks)]
 
 
 def next_trials(settings: Any, done: Done) -> list[Trial]:
@@ -75,7 +76,8 @@ def next_trials(settings: Any, done: Done) -> list[Trial]:
     Parameters
     ----------
     settings : settings of a task
-        Has ``ranks``, ``seeds`` (a number), and where searches start: ``lora_lr``, ``full_lr``.
+        Has ``ranks``, ``seeds`` (a number), and where searches start: ``lora_lr``, ``full_lr``;
+        where ``full_lr`` is None, full fine-tuning is left out.
     done : mapping of Trial to float or None
     """
     wanted = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from lora_np.sweep.run import Progress
 class Terminal:
     """Tells the person in front of the terminal how the sweep goes, on standard error."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, sweeps: Sequence[Path] = ()) -> None:
         self.out = out
+        self.sweeps = sweeps or (out,)  # folders of the sweeps that are run, one after the other
         self.is_screen = sys.stderr.isatty()
         self.bar: Any = None
 
@@ -51,8 +53,8 @@ class Terminal:
     def interrupted(self) -> None:
         """Say what is kept."""
         self.close()
-        path = self.out / "results.json"
-        done = len(load_json(path)["trials"]) if path.exists() else 0
+        paths = [folder / "results.json" for folder in self.sweeps]
+        done = sum(len(load_json(path)["trials"]) for path in paths if path.exists())
         runs = "1 run is" if done == 1 else f"{done} runs are"
         kept = f"{runs} kept in {self.out}" if done else "no run was finished"
         print(f"\nstopped: {kept}; the same command goes on", file=sys.stderr)
@@ -98,7 +100,8 @@ def table(results: dict[str, Any]) -> str:
         f"{'':<8}{'trainable':>10}{'lr':>10}{'train':>10}{'validation':>12}{'test':>20}{last:>16}",
         f"{'base':<8}{0:>10}{'':>10}{'':>10}{results['base_validation_loss']:>12.4g}{base:>11.4g}",
     ]
-    for rank in [*results["settings"]["ranks"], None]:
+    full_too = results["settings"]["full_lr"] is not None
+    for rank in [*results["settings"]["ranks"], *([None] if full_too else [])]:
         if rank not in count:
             lines.append(f"{_label(rank):<8}  diverged at every learning rate that was tried")
             continue
@@ -115,31 +118,54 @@ def table(results: dict[str, Any]) -> str:
             f"{columns['train'][rank][0]:>10.4g}{columns['validation'][rank][0]:>12.4g}"
             f"{test:>11.4g}{spread:<9}{final:>16}"
         )
-    return "\n".join([*lines, *([] if linear else _flat(results))])
+    return "\n".join([*lines, *([] if linear else flat(results))])
 
 
 def _label(rank: int | None) -> str:
     return "full" if rank is None else f"r = {rank}"
 
 
-def _flat(results: dict[str, Any]) -> list[str]:
-    """Say from which rank on no rank gains on a lower one beyond the spread over seeds.
-
-    Equal seeds see equal batches, so a gain is the mean of the differences seed by seed; it counts
-    beyond two of its standard errors. That is a rule of thumb: with three seeds one in ten such
-    gains would be chance.
-    """
+def losses_by_seed(results: dict[str, Any]) -> dict[int, dict[int, float]]:
+    """Return the test losses of LoRA by rank and seed, without runs that diverged."""
     loss: dict[int, dict[int, float]] = {}
     for run in results["runs"]:
         if run["rank"] is not None and run["test_loss"] is not None:
             loss.setdefault(run["rank"], {})[run["seed"]] = run["test_loss"]
+    return loss
+
+
+def beats(one: dict[int, float], other: dict[int, float]) -> bool | None:
+    """Return whether `one` has the lower losses, beyond the spread over seeds.
+
+    Equal seeds see equal batches, so a gain is the mean of the differences seed by seed; it counts
+    beyond two of its standard errors. That is a rule of thumb: with three seeds one in ten such
+    gains would be chance.
+
+    Parameters
+    ----------
+    one, other : dict of int to float
+        Losses by seed.
+
+    Returns
+    -------
+    bool or None
+        None where they share fewer than two seeds: one difference has no spread.
+    """
+    d = [other[seed] - one[seed] for seed in one if seed in other]
+    if len(d) < 2:
+        return None
+    return float(np.mean(d)) > 2.0 * float(np.std(d, ddof=1)) / math.sqrt(len(d))
+
+
+def flat(results: dict[str, Any]) -> list[str]:
+    """Say from which rank on no rank gains on a lower one beyond the spread over seeds."""
+    loss = losses_by_seed(results)
     ranks = sorted(loss)
     if len(ranks) < 2 or min(len(seeds) for seeds in loss.values()) < 2:
         return []  # one seed has no spread to compare with
 
-    def gains(low: int, high: int) -> bool:
-        d = [loss[low][s] - loss[high][s] for s in loss[low] if s in loss[high]]
-        return len(d) > 1 and float(np.mean(d)) > 2.0 * float(np.std(d, ddof=1)) / math.sqrt(len(d))
+    def gains(low: int, high: int) -> bool | None:
+        return beats(loss[high], loss[low])
 
     rough = [low for i, low in enumerate(ranks) if any(gains(low, q) for q in ranks[i + 1 :])]
     flat = [r for r in ranks if all(r > low for low in rough)]

@@ -65,7 +65,8 @@ class TextSettings:
     d_model, n_layer, n_head : int
         The GPT's sizes.
     pretrain_lr, lora_lr, full_lr : float
-        Learning rates; the last two are where the searches start.
+        Learning rates; the last two are where the searches start. With full_lr None, full
+        fine-tuning is left out.
     windows : int
         How many windows of each held-out slice are evaluated.
     device : {"cpu", "cuda"}
@@ -85,7 +86,7 @@ class TextSettings:
     n_head: int = 4
     pretrain_lr: float = 5e-3
     lora_lr: float = 2e-2
-    full_lr: float = 4e-3
+    full_lr: float | None = 4e-3
     windows: int = 128
     device: str = "cpu"
 
@@ -103,7 +104,8 @@ class TextTask:
         self.settings = settings
         s = settings
         counts = ("steps", "pretrain_steps", "batch_size", "windows", "seeds")
-        check_numbers(s, counts, ("pretrain_lr", "lora_lr", "full_lr"))
+        rates = ("pretrain_lr", "lora_lr", "full_lr")
+        check_numbers(s, counts, rates if s.full_lr is not None else rates[:-1])
         blank = GPT(s.gpt(), np.random.default_rng(0))
         for r in s.ranks:  # a rank or target that does not fit is told before anything is trained
             inject(blank, LoraConfig(r, target_modules=s.target_modules), np.random.default_rng(0))

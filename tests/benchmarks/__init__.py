@@ -11,6 +11,7 @@ printed is a ratio of two sides that took turns in one run, so that both met the
     ledger       the FLOPs that ``account()`` predicts against measured time over T, d, L and r
     first-step   from process start to the first trained step
     rank         the dense SVD of B A / ``spectrum((B, A))``, and how far their values lie apart
+    adapters     ``analyse`` at Llama-7B's size; ``resize`` by a dense SVD / by the factors
     sweep        ``lora-np sweep`` in two processes / in one
 
 How a ratio is measured. Each side lives in a process of its own (workers.py), so that their thread

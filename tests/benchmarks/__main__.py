@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tests.benchmarks import commands, generation, inside, ledger, report, steps
+from tests.benchmarks import adapters, commands, generation, inside, ledger, report, steps
 from tests.benchmarks.measure import Result
 from tests.benchmarks.plan import DEFAULT, QUICK, Plan
 from tests.benchmarks.workers import WorkerError
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Plan], Result]]] = {
     "ledger": ("FLOPs of account() against time", ledger.measure),
     "first-step": ("From process start to the first trained step", commands.measure_first_step),
     "rank": ("Singular values of a product, r = 16, float64", inside.measure_spectra),
+    "adapters": ("Adapters as files, of Llama-7B's size", adapters.measure),
     "sweep": ("lora-np sweep, BLAS at one thread", commands.measure_sweep),
 }
 

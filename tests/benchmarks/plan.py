@@ -51,10 +51,27 @@ STEP_GOALS = {
     "LoRA": {"tiny": 0.55, "small": 0.65, "medium": 0.74},
 }
 SHARE_GOALS = {"full": {"tiny": 0.40, "small": 0.60, "medium": 0.75}, "LoRA": {}}
+ADAPTER_RANK, ADAPTER_SMALLER = 16, 8  # of a file, and what it is resized to
 SPECTRUM_RANK, SPECTRUM_GOALS = 16, {4096: 1000.0}  # by the side of the square product
 LORA_GOALS = {"tiny": 0.80, "small": 0.75, "medium": 0.70}
 UNMERGED_GOALS = {"tiny": 1.08, "small": 1.05, "medium": 1.05}
 MERGED_GOAL, GENERATION_GOAL, FIRST_STEP_GOAL, SWEEP_GOAL = 1.0, 2.0, 15.0, 1.6
+
+
+@dataclass(frozen=True)
+class AdapterSize:
+    """An adapter's file, with four square modules a layer.
+
+    Parameters
+    ----------
+    layers, side : int
+    resized : int
+        How many of its modules take the dense route too, half a minute each at 4096.
+    """
+
+    layers: int = 32
+    side: int = 4096
+    resized: int = 2
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,7 @@ class Plan:
         Options for ``lora-np sweep``.
     spectra : tuple of (int, int)
         Sides of square products of factors, and how often their dense SVD is taken.
+    adapter : AdapterSize
     threads : int
     peers : bool
         Whether to compare with PyTorch, PEFT and transformers at all.
@@ -98,6 +116,7 @@ class Plan:
     slow_rounds: int = 3
     sweep: tuple[str, ...] = ("--ranks", "1,4,16,32", "--steps", "60", "--windows", "128")
     spectra: tuple[tuple[int, int], ...] = ((1024, 3), (4096, 1))
+    adapter: AdapterSize = AdapterSize()
     threads: int = THREADS
     peers: bool = True
 
@@ -112,4 +131,5 @@ QUICK = Plan(
     slow_rounds=1,
     sweep=("--ranks", "4", "--steps", "20", "--windows", "32"),
     spectra=((512, 1),),
+    adapter=AdapterSize(layers=4, side=512),
 )

@@ -1,4 +1,6 @@
-"""The command line: ``lora-np sweep``, ``intrinsic``, ``gradcheck``, ``generate``, and more.
+"""The command line: ``lora-np sweep``, ``paper``, ``intrinsic``, ``gradcheck``, and the others.
+
+The commands that work on adapters' files are in adapters.py.
 
 A mistake in the input ends in one line on standard error and exit status 2.
 """
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lora_np.backend import DeviceError, get_device
+from lora_np.cli.adapters import add_adapter_commands
 from lora_np.crew import cores, keep_memory
 from lora_np.train import Diverged
 
@@ -81,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     top = OneLineParser(prog="lora-np", description="LoRA from scratch in pure NumPy.")
     commands = top.add_subparsers(required=True, metavar="command")
     _add_sweep(commands)
+    _add_paper(commands)
     check = commands.add_parser("gradcheck", help="check every gradient against numeric ones")
     check.add_argument("--seed", type=int, default=0)
     check.set_defaults(run=run_gradcheck)
@@ -99,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     _add_intrinsic(commands)
     costs = commands.add_parser("account", help="what LoRA costs, here and on known models")
     costs.set_defaults(run=run_account)
+    add_adapter_commands(commands)
     grade = commands.add_parser("grade", help="grade FOLDER/TASK/STUDENT.py and say what is wrong")
     grade.add_argument("folder", type=Path)
     grade.add_argument("--seed", type=int, default=0, help="draws the inputs; default: 0")
@@ -144,6 +149,19 @@ def _add_sweep(commands: Any) -> None:
         add(f"--{name}", type=float, help=meaning)
     add("--device", help="cpu or cuda")
     sweep.set_defaults(run=run_sweep)
+
+
+def _add_paper(commands: Any) -> None:
+    paper = commands.add_parser(
+        "paper",
+        help="the LoRA paper's section 7 on the sweep's text task, beside its own numbers",
+        description="Tables 5, 6 and 7 and figures 3 and 4, and whether ours agree with what the "
+        "paper says of them. docs/paper.md is a run of it.",
+    )
+    paper.add_argument("--quick", action="store_true", help="shows in half a minute that it runs")
+    paper.add_argument("--out", type=Path, metavar="DIR", help="default: runs/paper-<settings>/")
+    paper.add_argument("--jobs", type=int, help="processes; default: one a core")
+    paper.set_defaults(run=run_paper_command)
 
 
 def _ranks(text: str) -> tuple[int, ...]:
@@ -278,6 +296,43 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
     plot_intrinsic(results, out / "intrinsic_dimension.png")
     print(table(results))
     print(f"written to {out}/: results.json, intrinsic_dimension.png")
+    return 0
+
+
+def run_paper_command(arguments: argparse.Namespace) -> int:
+    """Run or resume section 7 of the paper; write its tables and pictures."""
+    from lora_np.paper import run_paper
+    from lora_np.paper.report import report
+    from lora_np.paper.run import check_paper, folders
+    from lora_np.paper.settings import DEFAULT, QUICK, all_trials
+    from lora_np.plots import plot_similarity
+    from lora_np.sweep.estimate import estimate
+    from lora_np.sweep.report import Terminal
+
+    settings = QUICK if arguments.quick else DEFAULT
+    out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
+    jobs = _jobs(arguments, settings.text)
+    terminal = Terminal(out, list(folders(settings, out).values()))
+    complete = check_paper(settings, out)
+    try:
+        with _executor(1 if complete else jobs) as executor:
+            if not complete:
+                terminal.start(estimate(all_trials(settings), executor, jobs), jobs)
+            content = run_paper(
+                settings, out, executor=executor, listen=terminal, progress=terminal.is_screen
+            )
+        terminal.close()
+    except KeyboardInterrupt:
+        terminal.interrupted()
+        return 130
+    for name in ("figure3", "figure4"):
+        plot_similarity(content[name], out / f"{name}.png")
+    text = report(content)
+    (out / "paper.txt").write_text(f"{text}\n", encoding="utf-8")
+    print(text)
+    if arguments.quick:
+        print("\na quick run: there is nothing to conclude from it")
+    print(f"\nwritten to {out}/: paper.json, paper.txt, figure3.png, figure4.png")
     return 0
 
 

@@ -1,0 +1,165 @@
+"""The commands that work on adapters and checkpoints as files, whatever model they belong to."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_np.adapterfiles import Keep
+    from lora_np.analyse import Analysis
+
+
+def add_adapter_commands(commands: Any) -> None:
+    """Add the parsers of these commands."""
+    _add_analyse(commands)
+    _add_resize(commands)
+    _add_extract(commands)
+    _add_merge(commands)
+    _add_combine(commands)
+
+
+def _add_analyse(commands: Any) -> None:
+    analyse = commands.add_parser(
+        "analyse",
+        help="which rank does an adapter, or the change between two checkpoints, need?",
+        description="PATH is a LoRA adapter (a folder of PEFT's, or a .safetensors file), the "
+        "folder of a sweep, or, with --base, a checkpoint that is compared with another.",
+    )
+    analyse.add_argument("path", type=Path, metavar="PATH")
+    analyse.add_argument("--base", type=Path, metavar="FILE_OR_FOLDER", help="of before the change")
+    analyse.add_argument("--out", type=Path, metavar="DIR", help="default: runs/analyse-<name>/")
+    analyse.set_defaults(run=run_analyse)
+
+
+def run_analyse(arguments: argparse.Namespace) -> int:
+    """Print the ranks of every module, and write them with their picture."""
+    from lora_np.analyse import check_folder, save_analysis, source_of
+    from lora_np.checkpoint import replacing
+    from lora_np.plots import plot_rank_map
+
+    name = arguments.path.resolve().name.removesuffix(".safetensors")
+    out = arguments.out or Path("runs") / f"analyse-{name}"
+    check_folder(out, source_of(arguments.path, arguments.base))  # before the work
+    analysis = _analysis(arguments.path, arguments.base)
+    print(analysis.table())
+    print("\n".join(["", *analysis.notes(), analysis.sentence()]))
+    save_analysis(analysis, out)
+    with replacing(out / "ranks.png") as picture:
+        plot_rank_map(analysis, picture)
+    print(f"written to {out}/: analysis.json, ranks.png")
+    return 0
+
+
+def _analysis(path: Path, base: Path | None) -> Analysis:
+    from lora_np.analyse import analyse_adapter, analyse_checkpoints, analyse_sweep
+
+    if base is not None:
+        return analyse_checkpoints(base, path)
+    if (path / "results.json").is_file():
+        return analyse_sweep(path)
+    return analyse_adapter(path)
+
+
+# ------------------------------------------------------------------------- adapters out of others
+
+
+def _add_resize(commands: Any) -> None:
+    resize = commands.add_parser("resize", help="write an adapter of lower rank, the nearest one")
+    resize.add_argument("adapter", type=Path, metavar="ADAPTER")
+    _add_keep(resize)
+    _add_folder(resize)
+    resize.set_defaults(run=run_resize)
+
+
+def _add_extract(commands: Any) -> None:
+    extract = commands.add_parser("extract", help="write an adapter for what training changed")
+    extract.add_argument("--base", type=Path, required=True, metavar="FILE_OR_FOLDER")
+    extract.add_argument("--tuned", type=Path, required=True, metavar="FILE_OR_FOLDER")
+    _add_keep(extract)
+    _add_folder(extract)
+    extract.set_defaults(run=run_extract)
+
+
+def _add_merge(commands: Any) -> None:
+    merge = commands.add_parser("merge", help="write a checkpoint with an adapter merged into it")
+    merge.add_argument("--base", type=Path, required=True, metavar="FILE_OR_FOLDER")
+    merge.add_argument("--adapter", type=Path, required=True, metavar="ADAPTER")
+    merge.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new file")
+    merge.set_defaults(run=run_merge)
+
+
+def _add_combine(commands: Any) -> None:
+    combine = commands.add_parser("combine", help="write one adapter for what several do together")
+    combine.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER")
+    combine.add_argument("--weights", type=float, nargs="+", required=True, metavar="W")
+    combine.add_argument(
+        "--method",
+        choices=("cat", "svd", "linear"),
+        default="cat",
+        help="cat: exact, ranks add up (the default); svd: cut to --rank; linear: as PEFT's linear",
+    )
+    combine.add_argument("--rank", type=int, metavar="R", help="for svd")
+    _add_folder(combine)
+    combine.set_defaults(run=run_combine)
+
+
+def _add_keep(command: Any) -> None:
+    rule = command.add_mutually_exclusive_group(required=True)
+    rule.add_argument("--rank", type=int, metavar="R", help="of every module")
+    rule.add_argument("--energy", type=float, metavar="SHARE", help="to keep, as in 0.99")
+    rule.add_argument("--error", type=float, metavar="SHARE", help="to allow, as in 0.05")
+
+
+def _add_folder(command: Any) -> None:
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+
+
+def _keep(arguments: argparse.Namespace) -> Keep:
+    from lora_np.adapterfiles import Keep
+
+    return Keep(arguments.rank, arguments.energy, arguments.error)
+
+
+def run_resize(arguments: argparse.Namespace) -> int:
+    """Write a smaller adapter, and say how far it is from the old one."""
+    from lora_np.adapterfiles import fit_table, resize_adapter
+
+    fits = resize_adapter(arguments.adapter, arguments.out, _keep(arguments))
+    print(f"{fit_table(fits)}\nwritten to {arguments.out}/")
+    return 0
+
+
+def run_extract(arguments: argparse.Namespace) -> int:
+    """Write an adapter from two checkpoints, and say what it lacks."""
+    from lora_np.adapterfiles import beyond_table, extract_adapter, fit_table
+
+    found = extract_adapter(arguments.base, arguments.tuned, arguments.out, _keep(arguments))
+    print(fit_table(found.fits))
+    if found.beyond:
+        print(f"\nchanged too, and not in the adapter:\n{beyond_table(found)}")
+    for reason in found.unmatched:
+        print(f"not compared: {reason}")
+    print(f"written to {arguments.out}/")
+    return 0
+
+
+def run_merge(arguments: argparse.Namespace) -> int:
+    """Write a merged checkpoint, and say what rounding cost."""
+    from lora_np.adapterfiles import merge_adapter, merge_table
+
+    merged = merge_adapter(arguments.base, arguments.adapter, arguments.out)
+    print(f"{merge_table(merged)}\nwritten to {arguments.out}")
+    return 0
+
+
+def run_combine(arguments: argparse.Namespace) -> int:
+    """Write one adapter from several, and say how far it is from their weighted sum."""
+    from lora_np.adapterfiles import combine_adapters, fit_table
+
+    fits = combine_adapters(
+        arguments.adapters, arguments.weights, arguments.out, arguments.method, arguments.rank
+    )
+    print(f"{fit_table(fits)}\nwritten to {arguments.out}/")
+    return 0

@@ -1,0 +1,106 @@
+"""The tables and claims of section 7 as text, ours beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+
+WIDTH = 100  # characters of a line
+
+
+def report(content: Mapping[str, Any]) -> str:
+    """Return the content of ``paper.json`` as text."""
+    s = content["settings"]["text"]
+    head = (
+        f"Section 7 of Hu et al. (2021), arXiv:2106.09685, on a GPT of d = {s['d_model']}, "
+        f"{s['n_layer']} layers: {s['seeds']} seeds, {s['steps']} steps. Losses are on the test "
+        f"slice, in nats a byte, +- the deviation over seeds; the base's is "
+        f"{content['base_test_loss']:.4f}. The paper: GPT-3, d = 12288, accuracy in percent."
+    )
+    tables = (table5(content["table5"]), table6(content["table6"]), table7(content["table7"]))
+    return "\n\n".join([fill(head, WIDTH), *tables, claims(content["claims"])])
+
+
+def table5(table: Mapping[str, Any]) -> str:
+    """Return table 5 as text."""
+    lines = [
+        f"Table 5. A budget of {table['budget']:,} trainable parameters on different matrices",
+        f"{'matrices':<10}{'r':>4}{'trainable':>11}{'lr':>8}{'test loss':>21}"
+        f"{'| paper: r':>12}{'WikiSQL':>9}{'MultiNLI':>10}",
+    ]
+    for row in table["rows"]:
+        lines.append(
+            f"{row['targets']:<10}{row['rank']:>4}{row['trainable_parameters']:>11,}{_ours(row)}"
+            f"{_paper(row)}"
+        )
+    means = {
+        r["targets"]: np.mean(list(r["losses"].values())) for r in table["rows"] if r["losses"]
+    }
+    if means:
+        lines.append(f"lowest of all: {min(means, key=lambda targets: means[targets])}")
+    return "\n".join(lines)
+
+
+def table6(table: Mapping[str, Any]) -> str:
+    """Return table 6 as text."""
+    lines = [
+        "Table 6. Rank",
+        f"{'matrices':<10}{'r':>4}{'lr':>8}{'test loss':>21}"
+        f"{'| paper: r':>12}{'WikiSQL':>9}{'MultiNLI':>10}",
+    ]
+    for row in table["rows"]:
+        lines.append(f"{row['targets']:<10}{row['rank']:>4}{_ours(row)}{_paper(row)}")
+    said = [f"{targets}: {line}" for targets, found in table["flat"].items() for line in found]
+    return "\n".join([*lines, *said])
+
+
+def table7(table: Mapping[str, Any]) -> str:
+    """Return table 7 as text."""
+    columns = ("in_delta", "in_W0", "in_random", "norm_W0", "norm_delta", "factor")
+    names = ("delta's", "W0's own", "random", "||W0||", "||delta||", "factor")
+    lines = [
+        "Table 7. ||U^T W0 V^T||_F in the top r directions of the change, of W0, and random ones",
+        f"{'matrix':<20}{'r':>4}" + "".join(f"{name:>11}" for name in names),
+    ]
+    paper = [
+        {"path": "paper: q, layer 48", "rank": r, **row, "factor": _factor(row)}
+        for r, row in table["paper"].items()
+    ]
+    for row in (*table["rows"], *paper):
+        numbers = "".join(f"{row[column]:>11.2f}" for column in columns)
+        lines.append(f"{row['path']:<20}{row['rank']:>4}{numbers}")
+    return "\n".join(lines)
+
+
+def claims(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the paper says, and whether our numbers say it too."""
+    verdicts = {True: "agrees", False: "does not agree", None: "cannot tell"}
+    lines = ["What the paper says, and whether ours agrees"]
+    for claim in found:
+        lines.append(f"{verdicts[claim['agrees']]}: {claim['of']}, {claim['says']}")
+        for name in ("rule", "measured"):
+            said = f"    {name}: {claim[name]}"
+            lines.append(fill(said, WIDTH, subsequent_indent=" " * 8))
+    return "\n".join(lines)
+
+
+def _ours(row: Mapping[str, Any]) -> str:
+    values = list(row["losses"].values())
+    if not values:
+        return f"{'':>8}{'diverged':>21}"
+    deviation = f" +- {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{row['lr']:>8.2g}{f'{np.mean(values):.4f}{deviation}':>21}"
+
+
+def _paper(row: Mapping[str, Any]) -> str:
+    if row["paper"] is None:
+        return f"{'| -':>12}"
+    r, wikisql, multinli = row["paper"]
+    return f"{f'| {r}':>12}{wikisql:>9}{multinli:>10}"
+
+
+def _factor(row: Mapping[str, float]) -> float:
+    return row["norm_delta"] / row["in_delta"]
