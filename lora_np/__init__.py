@@ -58,6 +58,7 @@ _HOME = {
         "combine_adapters",
     ),
     "analyse": ("analyse_adapter", "analyse_checkpoints", "analyse_sweep"),
+    "diagnose": ("run_isolated",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (

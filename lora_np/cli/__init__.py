@@ -104,6 +104,10 @@ def parser() -> argparse.ArgumentParser:
     costs = commands.add_parser("account", help="what LoRA costs, here and on known models")
     costs.set_defaults(run=run_account)
     add_adapter_commands(commands)
+    grade = commands.add_parser("grade", help="grade FOLDER/TASK/STUDENT.py and say what is wrong")
+    grade.add_argument("folder", type=Path)
+    grade.add_argument("--seed", type=int, default=0, help="draws the inputs; default: 0")
+    grade.set_defaults(run=run_grade)
     return top
 
 
@@ -186,6 +190,21 @@ def run_gradcheck(arguments: argparse.Namespace) -> int:
     print(text)
     print("all gradients agree" if ok else "SOME GRADIENTS ARE WRONG")
     return 0 if ok else 1
+
+
+def run_grade(arguments: argparse.Namespace) -> int:
+    """Grade a folder of submissions; print one line each, and what is wrong."""
+    import time
+
+    from lora_np.diagnose.grade import grade_folder, table
+
+    start = time.perf_counter()
+    graded = grade_folder(arguments.folder, seed=arguments.seed)
+    print(table(graded))
+    right = sum(report.passed for report in graded.values())
+    seconds = time.perf_counter() - start
+    print(f"{len(graded)} submissions, {right} right, in {seconds:.1f} s")
+    return 0
 
 
 def run_account(arguments: argparse.Namespace) -> int:

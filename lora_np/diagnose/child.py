@@ -1,0 +1,191 @@
+"""What runs beside the student's code: this file alone, in a process of its own.
+
+It is started as a script, imports nothing of lora_np, and knows no right answer: it reads inputs
+from a folder, calls the student's function on copies of them, and writes the outputs back as .npy
+bytes. What the student's code patches here changes nothing but its own answer.
+
+Limits are set before that code is read, and cannot be raised again. An audit hook (PEP 578), which
+nothing can remove, refuses to import or read what holds the solution, to start or signal processes,
+to open sockets, and to change files outside the folder. This keeps honest mistakes and easy tricks
+out; it is no sandbox, so grade strangers' code in a container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes  # noqa: F401  scipy wants it, and the audit hook refuses to load it later
+import errno
+import importlib.util
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REFUSED_EVENTS = """
+os.exec os.fork os.forkpty os.kill os.killpg os.posix_spawn os.spawn os.system pty.spawn
+subprocess.Popen socket.connect socket.bind socket.getaddrinfo ctypes.dlopen
+os.remove os.rename os.rmdir os.link os.symlink os.chmod os.truncate shutil.rmtree shutil.move
+gc.get_objects gc.get_referrers gc.get_referents
+"""
+NAME = "<your code>"
+
+
+def cubic(C: np.ndarray) -> Any:
+    """Return f(x) = sum C x^3, whose central difference is not its derivative: it adds C h^2."""
+
+    def f(x: np.ndarray) -> float:
+        return float((C * x**3).sum())
+
+    return f
+
+
+def prepared(draw: dict[str, Any]) -> dict[str, Any]:
+    """Return copies of a draw's arrays; an argument called f becomes the cubic of its numbers."""
+    copies = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in draw.items()}
+    return {k: cubic(v) if k == "f" else v for k, v in copies.items()}
+
+
+def attempt(function: Any, draw: dict[str, Any]) -> dict[str, Any]:
+    """Call a function on copies of a draw.
+
+    Returns
+    -------
+    dict
+        Either "raised": (type, message), or "outputs": a list of arrays; and "changed": the names
+        of the inputs that the function wrote to.
+    """
+    given = prepared(draw)
+    try:
+        outputs = arrays_of(function(*given.values()))
+    except BaseException as error:  # exit() too: it ends this call alone
+        return {"raised": spell(error)}
+    changed = [
+        name
+        for name, value in given.items()
+        if isinstance(value, np.ndarray) and value.tobytes() != draw[name].tobytes()
+    ]
+    return {"outputs": outputs, "changed": changed}
+
+
+def arrays_of(found: Any) -> list[np.ndarray]:
+    """Return what a function returned as a list of arrays of numbers."""
+    if found is None:
+        raise TypeError("the function returned None: is its return statement missing?")
+    several = isinstance(found, tuple | list)
+    arrays = [np.array(a) for a in (found if several else [found])]
+    for array in arrays:
+        if array.dtype.kind not in "biufc":
+            raise TypeError(f"an output has dtype {array.dtype}: arrays of numbers are expected")
+    return arrays
+
+
+def spell(error: BaseException) -> tuple[str, str]:
+    """Return an exception's type and its message with the student's line."""
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "OutputLimit", "it prints or writes too much"
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == NAME:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError):
+        line = error.lineno
+        text = error.msg
+    else:
+        text = str(error)
+    message = " ".join(text.split())[:300]
+    where = "" if line is None else f"(line {line})"
+    return type(error).__name__, f"{message} {where}".strip()
+
+
+def main(folder: str) -> None:
+    """Read the job in `folder`, run it under its limits, leave the answer there."""
+    job = json.loads(Path(folder, "job.json").read_text(encoding="utf-8"))
+    with open(Path(folder, "inputs.npys"), "rb") as file:
+        draws = [
+            {k: np.load(file) if v is None else v for k, v in draw.items()} for draw in job["draws"]
+        ]
+    limit(job["limits"])
+    sys.dont_write_bytecode = True
+    closed = (*job["closed"], *folders_of(job["refused"]))
+    sys.addaudithook(guard(folder, closed, frozenset(job["refused"])))
+    function, problem = define(job["chunks"], job["name"])
+    answers = [{"raised": problem}] if problem else [attempt(function, draw) for draw in draws]
+    try:
+        with open(Path(folder, "answer.npys"), "wb") as file:
+            for answer in answers:
+                for array in answer.get("outputs", ()):
+                    np.save(file, array, allow_pickle=False)
+    except OSError:
+        answers = [{"raised": ("OutputLimit", "it returns too much")}]
+    text = json.dumps([{**a, "outputs": len(a.get("outputs", ()))} for a in answers])
+    Path(folder, "answer.json").write_text(text, encoding="utf-8")
+    os._exit(0)  # nothing that the code has left behind runs now
+
+
+def define(chunks: list[str], name: str) -> tuple[Any, tuple[str, str] | None]:
+    """Run the student's cells one after the other; return the function, or why there is none."""
+    space: dict[str, Any] = {"np": np, "math": math, "__name__": "submission"}
+    problem = None
+    for chunk in chunks:
+        try:
+            exec(compile(chunk, NAME, "exec"), space)
+        except BaseException as error:
+            problem = problem or spell(error)
+    if callable(space.get(name)):
+        return space[name], None
+    return None, problem or ("NameError", f"no function called {name} is defined")
+
+
+def limit(limits: dict[str, int]) -> None:
+    """Set the process's limits, where the system has them."""
+    try:
+        import resource
+    except ImportError:  # Windows: the parent's clock is the only limit
+        return
+    wanted = {
+        resource.RLIMIT_CPU: limits["seconds"],
+        resource.RLIMIT_AS: limits["memory_mib"] * 2**20,
+        resource.RLIMIT_FSIZE: limits["output_mib"] * 2**20,
+        resource.RLIMIT_CORE: 0,
+    }
+    for what, most in wanted.items():
+        with contextlib.suppress(ValueError, OSError):  # lower already, or none of this kind
+            resource.setrlimit(what, (most, most))
+
+
+def folders_of(packages: list[str]) -> list[str]:
+    """Return where packages lie, as there are ways round the import statement."""
+    specs = [importlib.util.find_spec(name) for name in packages]
+    places = [p for spec in specs if spec for p in spec.submodule_search_locations or ()]
+    return [os.path.join(os.path.realpath(place), "") for place in places]
+
+
+def guard(folder: str, closed: tuple[str, ...], refused: frozenset[str]) -> Any:
+    """Return an audit hook; all it uses is bound here, where the student's code does not reach."""
+    inside = os.path.join(os.path.realpath(folder), "")
+    events, writes = frozenset(REFUSED_EVENTS.split()), os.O_WRONLY | os.O_RDWR
+    decode, real, number = os.fsdecode, os.path.realpath, int
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "import" and arguments[0].partition(".")[0] in refused:
+            root = arguments[0].partition(".")[0]
+            raise ImportError(f"{root} may not be imported here: write the formula yourself")
+        if event in events:
+            raise PermissionError(f"{event} is refused here")
+        if event == "open" and not isinstance(arguments[0], number):  # not a file descriptor
+            path = real(decode(arguments[0]))
+            if path.startswith(closed):
+                raise PermissionError(f"{path} is closed here")
+            if arguments[2] & writes and not path.startswith((inside, "/dev/null")):
+                raise PermissionError("files outside the working folder are not written here")
+
+    return hook
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,325 @@
+"""Which misconception does a wrong answer have? Compare it with each one's, on every draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_np.diagnose.child import attempt
+from lora_np.diagnose.task import TASKS, Draw, Misconception, Outputs, Task
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4}  # of an array's largest entry
+
+
+class WrongAnswer(AssertionError):
+    """An answer that is wrong; the message is the diagnosis."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Tell IPython to show the diagnosis and no source: a hidden test stays hidden."""
+        return str(self).splitlines()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes
+    ----------
+    name : str
+        The misconception's, or one of "raises", "limit", "count", "shape", "value", "not finite",
+        "dtype", "writes".
+    sentence : str
+    """
+
+    name: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found; nothing, if the answer is right.
+
+    Attributes
+    ----------
+    task : str
+    findings : tuple of Finding
+    """
+
+    task: str
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+    @property
+    def sentences(self) -> list[str]:
+        """The diagnosis, one sentence a finding."""
+        return [finding.sentence for finding in self.findings]
+
+    def raise_if_wrong(self) -> None:
+        """Raise a WrongAnswer that says what is wrong."""
+        if not self.passed:
+            raise WrongAnswer(str(self))
+
+    def __str__(self) -> str:
+        if self.passed:
+            return f"{self.task}: right"
+        return "\n".join([f"{self.task}: not yet right", *(f"  - {s}." for s in self.sentences)])
+
+
+def task_called(name: str) -> Task:
+    """Return a task by its name.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if name not in TASKS:
+        raise ValueError(f"there is no task {name!r}: choose from {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def diagnose(task: str, function: Callable, seed: int = 0) -> Report:
+    """Try a function in this process and say what is wrong with it.
+
+    Parameters
+    ----------
+    task : str
+        A key of TASKS.
+    function : callable
+        Takes the task's arguments by position, returns its outputs.
+    seed : int
+        Draws the inputs.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ValueError
+        If there is no such task.
+    """
+    found = task_called(task)
+    draws = found.draws(seed)
+    with np.errstate(all="ignore"):
+        return judge(found, draws, [attempt(function, draw) for draw in draws])
+
+
+def checker(space: Mapping[str, Any]) -> Callable[..., None]:
+    """Return ``check(task, seed=0)`` for a notebook, whose functions are in `space`.
+
+    Parameters
+    ----------
+    space : mapping
+        The notebook's ``globals()``.
+
+    Returns
+    -------
+    callable
+        Prints that the function called `task` is right, or raises a WrongAnswer.
+    """
+
+    def check(task: str, seed: int = 0) -> None:
+        if task not in space:
+            raise WrongAnswer(f"no function called {task} is defined yet")
+        report = diagnose(task, space[task], seed)
+        report.raise_if_wrong()
+        print(report)
+
+    return check
+
+
+def judge(task: Task, draws: Sequence[Draw], answers: Sequence[dict[str, Any]]) -> Report:
+    """Compare answers with the right ones, and where they differ with the misconceptions'.
+
+    Parameters
+    ----------
+    task : Task
+    draws : sequence of dict
+    answers : sequence of dict
+        One a draw, as from :func:`lora_np.diagnose.child.attempt`.
+
+    Returns
+    -------
+    Report
+    """
+    trial = _Trial(task, draws, answers)
+    if (found := trial.whole()) is not None:
+        return Report(task.name, (found,))
+    counts = {len(a["outputs"]) for a in trial.answered}
+    if counts - {len(task.outputs)}:
+        names = ", ".join(task.outputs)
+        sentence = f"Your function returned {min(counts - {len(task.outputs)})} values, expected "
+        return Report(task.name, (Finding("count", f"{sentence}{len(task.outputs)}: {names}"),))
+    findings = [f for i in range(len(task.outputs)) if (f := trial.output(i)) is not None]
+    findings += [f for f in (trial.raises(), trial.dtype(), trial.writes()) if f is not None]
+    return Report(task.name, tuple(findings))
+
+
+class _Trial:
+    """Answers beside the right ones."""
+
+    def __init__(
+        self, task: Task, draws: Sequence[Draw], answers: Sequence[dict[str, Any]]
+    ) -> None:
+        self.task, self.draws, self.answers = task, draws, answers
+        self.right = [task.right(draw) for draw in draws]
+        self.known = [task.known(draw, right) for draw, right in zip(draws, self.right)]
+        self.answered = [a for a in answers if "outputs" in a]
+        self.explained: set[int] = set()  # draws on which a matched misconception raises too
+
+    def whole(self) -> Finding | None:
+        """Return the misconception that explains the whole answer, if there is one."""
+        entries = [m for m in self.task.misconceptions if m.output is None]
+        return self._match(entries, None)
+
+    def output(self, i: int) -> Finding | None:
+        """Return what is wrong with output `i`, if anything is."""
+        wrong = [
+            n
+            for n, answer in enumerate(self.answers)
+            if "outputs" in answer
+            and not same(answer["outputs"][i], self.right[n][i], tolerance(self.draws[n]))
+        ]
+        if not wrong:
+            return None
+        name = self.task.outputs[i]
+        entries = [m for m in self.task.misconceptions if m.output == name]
+        return self._match(entries, i) or self._describe(name, i, wrong[0])
+
+    def _match(self, entries: Sequence[Misconception], i: int | None) -> Finding | None:
+        """Return the entry that agrees on every draw, and raises only where the answer did."""
+        best: tuple[int, Misconception, set[int]] | None = None
+        for entry in entries:
+            raising = self._agreement(entry, i)
+            if raising is not None and (best is None or len(raising) > best[0]):
+                best = len(raising), entry, raising
+        if best is None:
+            return None
+        self.explained |= best[2]
+        return Finding(best[1].name, best[1].sentence)
+
+    def _agreement(self, entry: Misconception, i: int | None) -> set[int] | None:
+        """Return the draws on which both raise; None if the two disagree, or are both right."""
+        raising, differs = set(), False
+        for n, answer in enumerate(self.answers):
+            expected, got = entry.outputs(self.known[n]), answer.get("outputs")
+            if expected is None or got is None:
+                if got is not None or (i is None and expected is not None):
+                    return None  # of a whole answer all must fit, also where it raises
+                if expected is None:
+                    raising.add(n)
+                    differs = True
+                continue
+            right: Sequence[np.ndarray] = self.right[n]
+            if i is not None:
+                got, right = [got[i]], [right[i]]
+            limit = tolerance(self.draws[n])
+            if not all_same(got, expected, limit):
+                return None
+            differs = differs or not all_same(got, right, limit)
+        return raising if differs else None
+
+    def _describe(self, name: str, i: int, n: int) -> Finding:
+        """Say how an output differs where no misconception fits."""
+        got, right = self.answers[n]["outputs"][i], self.right[n][i]
+        where = f"where {spell_draw(self.draws[n])}"
+        if got.shape != right.shape:
+            sentence = f"Your {name} has shape {got.shape}, expected {right.shape}, {where}"
+            return Finding("shape", sentence)
+        if not np.isfinite(got).all():
+            return Finding("not finite", f"Your {name} holds nan or inf, {where}")
+        error, largest = float(np.abs(got - right).max()), float(np.abs(right).max())
+        return Finding(
+            "value",
+            f"Your {name} differs from the right one by up to {error:.3g}, whose largest entry is "
+            f"{largest:.3g}, {where}; no known misconception fits: check it numerically, entry by "
+            f"entry, on the smallest input",
+        )
+
+    def raises(self) -> Finding | None:
+        """Return the first exception that no misconception explains."""
+        for n, answer in enumerate(self.answers):
+            if "raised" in answer and n not in self.explained:
+                kind, message = answer["raised"]
+                if kind == "MemoryError":
+                    return Finding("limit", "Your code needs more memory than it may use")
+                if kind == "OutputLimit":
+                    return Finding("limit", "Your code prints or returns too much")
+                if kind in ("SystemExit", "KeyboardInterrupt"):
+                    return Finding("raises", "Your code calls exit: return a result instead")
+                where = f", where {spell_draw(self.draws[n])}" if self.answered else ""
+                return Finding("raises", f"Your code raises {kind}: {message}{where}")
+        return None
+
+    def dtype(self) -> Finding | None:
+        """Return whether an output has another dtype than the inputs."""
+        if not self.task.keeps_dtype:
+            return None
+        for draw, answer in zip(self.draws, self.answers):
+            expected = dtype_of(draw)
+            for name, got in zip(self.task.outputs, answer.get("outputs", ())):
+                if got.dtype != expected:
+                    return Finding(
+                        "dtype",
+                        f"Your {name} is {got.dtype} where the inputs are {expected}: make new "
+                        f"arrays with np.zeros_like, and numbers with math rather than np",
+                    )
+        return None
+
+    def writes(self) -> Finding | None:
+        """Return whether an input was written to."""
+        for answer in self.answers:
+            for name in answer.get("changed", ()):
+                return Finding(
+                    "writes", f"Your function writes to its input {name}: work on a copy"
+                )
+        return None
+
+
+def same(got: np.ndarray, wanted: np.ndarray, limit: float) -> bool:
+    """Return whether two arrays agree, to `limit` of the largest entry, nan and inf alike."""
+    if got.shape != wanted.shape:
+        return False
+    finite = np.isfinite(wanted)
+    if not np.array_equal(got[~finite], wanted[~finite], equal_nan=True):
+        return False
+    got, wanted = got[finite], wanted[finite]
+    if wanted.size == 0:
+        return True
+    size = float(np.abs(wanted).max())
+    error = float(np.abs(got - wanted).max())
+    return math.isfinite(error) and error <= limit * (size or 1.0)
+
+
+def all_same(got: Sequence[np.ndarray], wanted: Outputs | Sequence, limit: float) -> bool:
+    """Return whether two answers have as many outputs, and the same."""
+    return len(got) == len(wanted) and all(same(a, b, limit) for a, b in zip(got, wanted))
+
+
+def dtype_of(draw: Draw) -> np.dtype:
+    """Return the dtype of a draw's floating-point arrays."""
+    return next(v.dtype for v in draw.values() if isinstance(v, np.ndarray) and v.dtype.kind == "f")
+
+
+def tolerance(draw: Draw) -> float:
+    """Return how far an answer may be off, as a part of its largest entry."""
+    return TOLERANCE[dtype_of(draw).name]
+
+
+def spell_draw(draw: Draw) -> str:
+    """Return the shapes and numbers of a draw, as in "x is (4, 3), alpha = 5"."""
+    parts = [
+        f"{name} is {value.shape}" if isinstance(value, np.ndarray) else f"{name} = {value}"
+        for name, value in draw.items()
+        if name != "f"
+    ]
+    return ", ".join(parts)

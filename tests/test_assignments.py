@@ -1,0 +1,270 @@
+"""The assignments: released without solutions, graded, and given back, by nbgrader's own commands.
+
+One class goes through all of it once (``released``, ``graded``); the tests look at what came out.
+"""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lora_np
+from tests.class_of_50 import RIGHT
+
+pytestmark = pytest.mark.course
+
+REPOSITORY = Path(lora_np.__file__).parents[1]
+COURSE = REPOSITORY / "notebooks" / "assignments"
+NAMES = sorted(path.name for path in (COURSE / "source").iterdir())
+LORA = "2_lora"
+
+
+def nbgrader(folder, *arguments):
+    """Run one of nbgrader's commands in a course's folder; return what it said."""
+    command = [sys.executable, "-m", "nbgrader", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def text(cell):
+    return "".join(cell["source"])
+
+
+def flag(cell, name):
+    return cell["metadata"].get("nbgrader", {}).get(name)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """The folder of a course whose assignments are released."""
+    folder = tmp_path_factory.mktemp("course") / "lora"
+    shutil.copytree(COURSE, folder)
+    with open(folder / "nbgrader_config.py", "a", encoding="utf-8") as config:
+        config.write("\nfrom lora_np.diagnose import Limits\nDiagnose.limits = Limits(seconds=2)\n")
+    nbgrader(folder, "generate_assignment", "*")
+    return folder
+
+
+def solution(cell):
+    """Return the source of a cell of the source notebook as a student would have it."""
+    lines = [line for line in text(cell).splitlines() if "### " not in line]
+    return "\n".join(lines)
+
+
+def hand_in(folder, student, name, change=lambda nb: None, answers=True):
+    """Fill the released notebook with the right answers, change something, hand it in."""
+    right = read(COURSE / "source" / name / f"{name}.ipynb")
+    solutions = {flag(c, "grade_id"): solution(c) for c in right["cells"] if flag(c, "solution")}
+    nb = read(folder / "release" / name / f"{name}.ipynb")
+    for cell in nb["cells"]:
+        if answers and flag(cell, "solution"):
+            cell["source"] = solutions[flag(cell, "grade_id")]
+    change(nb)
+    path = folder / "submitted" / student / name / f"{name}.ipynb"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(nb), encoding="utf-8")
+
+
+def cell_of(nb, grade_id):
+    return next(cell for cell in nb["cells"] if flag(cell, "grade_id") == grade_id)
+
+
+def replacing(grade_id, old, new):
+    """Return a change of one cell's text."""
+
+    def change(nb):
+        cell = cell_of(nb, grade_id)
+        assert old in text(cell)
+        cell["source"] = text(cell).replace(old, new)
+
+    return change
+
+
+def cheat(nb):
+    """Patch what a check in the same process would use, and answer wrongly."""
+    replacing("answer-forward", "scale *", "")(nb)
+    cell = cell_of(nb, "answer-forward")
+    cell["source"] = (
+        "np.allclose = lambda *a, **k: True\ncheck = lambda *a, **k: None\n"
+        "import lora_np.diagnose.compare as c\nc.judge = lambda *a: None\n"
+    ) + cell["source"]
+
+
+def without_tests(nb):
+    nb["cells"] = [
+        cell for cell in nb["cells"] if not str(flag(cell, "grade_id")).startswith("test")
+    ]
+
+
+def forged(nb):
+    """Answer nothing, and turn the tests into cells that pass, worth a hundred points."""
+    for cell in nb["cells"]:
+        if str(flag(cell, "grade_id")).startswith("test"):
+            cell["source"] = "print('lora_linear_forward: right')"
+            cell["metadata"]["nbgrader"].update(points=100, locked=False)
+            cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "right"}]
+        if str(flag(cell, "grade_id")).startswith("answer"):
+            cell["source"] = "pass"
+
+
+FORWARD, BACKWARD = "answer-forward", "answer-backward"
+CLASS = {  # of the second assignment: the change, and the points for forward (3) and backward (6)
+    "anna": (lambda nb: None, 3, 6),
+    "scale": (replacing(BACKWARD, "scale * (dy @ B)", "dy @ B"), 3, 0),
+    "swapped": (replacing(BACKWARD, "return dx, dA, dB", "return dx, dB, dA"), 3, 0),
+    "masked": (replacing(FORWARD, "(x * mask)", "x"), 0, 6),
+    "hangs": (replacing(FORWARD, "scale =", "while True: pass\n    scale ="), 0, 6),
+    "exits": (replacing(FORWARD, "scale =", "import os; os._exit(0)\n    scale ="), 0, 6),
+    "breaks": (replacing(FORWARD, "def lora", "def def lora"), 0, 6),
+    "calls": (
+        replacing(FORWARD, "scale =", "from lora_np import ops\n    scale ="), 0, 6,
+    ),
+    "cheats": (cheat, 0, 6),
+    "magics": (replacing(FORWARD, "def lora", "%matplotlib inline\ndef lora"), 3, 6),
+    "removes": (without_tests, 3, 6),
+    "forges": (forged, 0, 0),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def graded(released):
+    """The same folder when the class has handed in, is graded, and has its feedback."""
+    for name in NAMES:
+        if name != LORA:
+            hand_in(released, "anna", name)
+    hand_in(released, "blank", "1_linear", answers=False)
+    for student, (change, _, _) in CLASS.items():
+        hand_in(released, student, LORA, change)
+    nbgrader(released, "autograde", "*")
+    nbgrader(released, "generate_feedback", "*")
+    return released
+
+
+def scores(folder, student, name):
+    """Return the points of every test cell by its name."""
+    from nbgrader.api import Gradebook
+
+    with Gradebook(f"sqlite:///{folder / 'gradebook.db'}") as book:
+        notebook = book.find_submission_notebook(name, name, student)
+        return {grade.name: grade.auto_score for grade in notebook.grades if "test" in grade.name}
+
+
+def feedback(folder, student, name):
+    return (folder / "feedback" / student / name / f"{name}.html").read_text(encoding="utf-8")
+
+
+# --- what students get ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_released_notebook_holds_no_solution_and_no_hidden_test(released, name):
+    source = read(COURSE / "source" / name / f"{name}.ipynb")
+    given = (released / "release" / name / f"{name}.ipynb").read_text(encoding="utf-8")
+    cells = {cell["id"]: text(cell) for cell in json.loads(given)["cells"]}
+    assert "seed=" not in given and "BEGIN" not in given and "SOLUTION" not in given
+    for cell in source["cells"]:
+        if not flag(cell, "solution"):
+            continue
+        body = [line.strip() for line in solution(cell).splitlines()]
+        for line in body:
+            if len(line) > 20 and not line.startswith(("def ", '"""')):
+                assert line not in given
+        assert "YOUR " in cells[cell["id"]]
+        assert re.findall(r"^def .*", text(cell), re.M) == re.findall(
+            r"^def .*", cells[cell["id"]], re.M
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_points_and_tasks_are_those_of_the_text(name):
+    cells = read(COURSE / "source" / name / f"{name}.ipynb")["cells"]
+    asked = [c for c in cells if c["cell_type"] == "markdown" and not flag(c, "solution")]
+    told = [int(n) for cell in asked for n in re.findall(r"\((\d+) points", text(cell))]
+    given = [flag(cell, "points") for cell in cells if flag(cell, "grade")]
+    assert told == given
+    checked = [t for cell in cells for t in re.findall(r'^check\("(\w+)"\)$', text(cell), re.M)]
+    assert checked and set(checked) <= set(RIGHT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_source_notebook_runs_as_it_is(name, tmp_path):
+    """In a kernel, as an instructor runs it: its solutions pass its checks."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(COURSE / "source" / name / f"{name}.ipynb", as_version=4)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    try:
+        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    said = [o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert sum("right" in line for line in said) >= 1
+
+
+# --- what the grader finds -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("student", CLASS)
+def test_each_student_has_the_points_they_earned(graded, student):
+    _, forward, backward = CLASS[student]
+    assert scores(graded, student, LORA) == {
+        "test-lora-linear-forward": forward,
+        "test-lora-linear-backward": backward,
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_right_answers_have_all_points_and_blank_ones_none(graded, name):
+    cells = read(COURSE / "source" / name / f"{name}.ipynb")["cells"]
+    full = {
+        flag(c, "grade_id"): flag(c, "points")
+        for c in cells
+        if flag(c, "grade") and not flag(c, "solution")
+    }
+    assert scores(graded, "anna", name) == full
+    if name == "1_linear":
+        assert set(scores(graded, "blank", name).values()) == {0}
+
+
+@pytest.mark.parametrize(
+    "student, diagnosis",
+    [
+        ("scale", "Your dA equals the right one times 1/scale: the scale is missing"),
+        ("scale", "Your dx has no scale on the adapter's path"),
+        ("swapped", "Your dA and dB are right and in the wrong order"),
+        ("masked", "Your y forgets the mask: the adapter sees x * mask"),
+        ("hangs", "Your code ran for more than 2 s"),
+        ("exits", "Your code ended the process, with status 0"),
+        ("breaks", "SyntaxError"),
+        ("calls", "lora_np may not be imported here: write the formula yourself"),
+        ("cheats", "lora_np may not be imported here"),
+        ("forges", "no function called lora_linear_forward is defined"),
+    ],
+)
+def test_feedback_has_the_diagnosis_and_no_hidden_test(graded, student, diagnosis):
+    page = html.unescape(feedback(graded, student, LORA))
+    assert diagnosis in page
+    assert "HIDDEN TESTS" not in page and "seed=" not in page and "Traceback (most" not in page
+
+
+def test_what_students_drew_is_left_for_the_reader(graded):
+    """A submission's own outputs survive grading; those of its test cells do not."""
+    nb = read(graded / "autograded" / "forges" / LORA / f"{LORA}.ipynb")
+    test = cell_of(nb, "test-lora-linear-forward")
+    assert [output["output_type"] for output in test["outputs"]] == ["error"]
