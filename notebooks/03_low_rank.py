@@ -215,8 +215,8 @@ assert found.numerical_rank == 96 and found.stable_rank < 2
 assert smallest_rank(sigma, error=0.1) == found.energy_ranks[0.99] == 10
 
 # %% [markdown]
-# Ten directions hold 99 % of the energy of a matrix of rank 96. This is the question of
-# chapter 8: which rank does a trained *change* of weights need?
+# Ten directions hold 99 % of the energy of a matrix of rank 96. Of a trained *change* of weights,
+# `lora-np analyse` asks the same question: which rank does it need?
 #
 # ## Weights are not low-rank; changes may be
 #

@@ -262,4 +262,4 @@ plt.show()
 # 2. Derive the batched gradients, samples in the rows of $X$ and $G$, and compare with
 #    `lora_linear_backward`.
 # 3. Multiply $A$ by 2 and divide $B$ by 2. $h$ stays. What happens to $dA$ and $dB$, and to one
-#    step of gradient descent? (Chapter 9 makes use of it.)
+#    step of gradient descent?
