@@ -1,0 +1,61 @@
+"""Run the chapters and write them with their outputs: ``python notebooks/build.py [NUMBER ...]``.
+
+A chapter's source is ``NN_name.py`` (Jupytext's percent format, clean in a diff). Its twin
+``NN_name.ipynb`` is made here: every cell is run in order in a fresh kernel, which imports the
+lora_np of this tree. A claim that does not hold stops the build, because claims are assertions.
+
+Needs ``pip install '.[notebooks]'``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).resolve().parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def chapters(numbers: list[str]) -> list[Path]:
+    """Return the sources of these chapters (all, if none is named), in order."""
+    sources = sorted(HERE.glob("[0-9][0-9]_*.py"))
+    return [p for p in sources if not numbers or int(p.name[:2]) in map(int, numbers)]
+
+
+def executed(source: Path) -> nbformat.NotebookNode:
+    """Return the notebook of `source` with its outputs; raise where a cell fails."""
+    notebook = jupytext.read(source, fmt="py:percent")
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(HERE)}})
+    client.execute(env={**os.environ, "PYTHONPATH": str(HERE.parent)})
+    return tidy(notebook)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Drop what differs from run to run, and sliders, which nothing shows without a kernel."""
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
+    for number, cell in enumerate(notebook.cells):
+        cell.id, cell.metadata = f"cell-{number}", {}
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
+    return notebook
+
+
+def main() -> None:
+    """Write the notebooks of the chapters that the command line names."""
+    for source in chapters(sys.argv[1:]):
+        start = perf_counter()
+        notebook = executed(source)
+        path = source.with_suffix(".ipynb")
+        nbformat.write(notebook, path)
+        size = path.stat().st_size / 1000
+        print(f"{path.name:<32}{perf_counter() - start:6.1f} s{size:8.0f} kB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The chapters: source and notebook agree, every chapter has its parts, and every cell runs."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+LARGEST = 500_000  # bytes of a notebook with its pictures
+every_chapter = pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+
+
+def cells_of_source(text):
+    """Return (kind, text) of every cell of a percent file, without its header."""
+    cells = []
+    for chunk in re.split(r"^# %%", text, flags=re.MULTILINE)[1:]:
+        head, _, body = chunk.partition("\n")
+        markdown = head.strip() == "[markdown]"
+        lines = [re.sub("^# ?", "", line) if markdown else line for line in body.split("\n")]
+        cells.append(("markdown" if markdown else "code", "\n".join(lines).strip("\n")))
+    return cells
+
+
+def notebook_of(source):
+    return json.loads(source.with_suffix(".ipynb").read_text(encoding="utf-8"))
+
+
+def cells_of_notebook(notebook):
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
+
+
+def outputs(notebook):
+    return [out for cell in notebook["cells"] for out in cell.get("outputs", [])]
+
+
+def prose(source):
+    cells = cells_of_source(source.read_text(encoding="utf-8"))
+    return "\n".join(text for kind, text in cells if kind == "markdown")
+
+
+def test_there_are_chapters_and_no_notebook_without_a_source():
+    assert SOURCES and sorted(FOLDER.glob("*.ipynb")) == [p.with_suffix(".ipynb") for p in SOURCES]
+
+
+@every_chapter
+def test_the_committed_notebook_has_the_cells_of_its_source(source):
+    assert cells_of_notebook(notebook_of(source)) == cells_of_source(source.read_text("utf-8"))
+
+
+@every_chapter
+def test_the_committed_notebook_was_run_from_top_to_bottom_without_an_error(source):
+    notebook = notebook_of(source)
+    counts = [c["execution_count"] for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert {out["output_type"] for out in outputs(notebook)} <= {"stream", "display_data"}
+    assert all(out.get("name", "stdout") == "stdout" for out in outputs(notebook))  # no warning
+
+
+@every_chapter
+def test_the_committed_notebook_is_small_and_names_no_path_of_a_machine(source):
+    text = source.with_suffix(".ipynb").read_text(encoding="utf-8")
+    assert len(text) < LARGEST
+    assert not re.search(r"/(tmp|home|work|root|Users|usr)/", text)
+
+
+@every_chapter
+def test_a_chapter_opens_predicts_asserts_and_ends_with_three_exercises(source):
+    text, code = prose(source), source.read_text(encoding="utf-8")
+    assert re.match(rf"# {int(source.name[:2])}\. ", text)
+    assert all(f"**What you'll {verb}.**" in text for verb in ("do", "learn", "need"))
+    assert text.count("**Predict.**") >= 2 and code.count("assert ") >= 5
+    exercises = text.partition("## Exercises\n")[2]
+    assert re.findall(r"^(\d)\. ", exercises, re.MULTILINE) == ["1", "2", "3"]
+
+
+@pytest.mark.notebooks
+@every_chapter
+def test_every_claim_of_a_chapter_holds_when_it_is_run_again(source):
+    spec = importlib.util.spec_from_file_location("build", FOLDER / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    again = build.executed(source)  # raises where a cell does
+    assert cells_of_notebook(again) == cells_of_notebook(notebook_of(source))
+    assert {out["output_type"] for out in outputs(again)} <= {"stream", "display_data"}
+
+
+def test_the_reading_of_a_source_drops_the_header_and_the_comment_marks():
+    text = "# ---\n# x: 1\n# ---\n\n# %% [markdown]\n# # A\n#\n# b\n\n\n# %%\ny = 1  # %% no\n"
+    assert cells_of_source(text) == [("markdown", "# A\n\nb"), ("code", "y = 1  # %% no")]
