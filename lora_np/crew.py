@@ -138,6 +138,8 @@ class Threads(Alone):
             self.pool.submit(copy_context().run, self.work, member, item)
             for member, item in enumerate(items)
         ]
+        for future in futures:
+            future.exception()  # all are done before the first error is raised
         return [future.result() for future in futures]
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from lora_np.backend import Array, get_xp, like
 from lora_np.crew import Alone, Processes, Threads, shared_empty
 from lora_np.ops.loss import IGNORE_INDEX
-from lora_np.optim import global_norm, make_optimizer, schedule
+from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, schedule
 from lora_np.parameters import Grads, Packed, pack
 
 Batch = tuple[Array, Array]
@@ -183,12 +183,11 @@ class _Trainer:
         """Take one step and record it."""
         recipe, history = self.recipe, self.history
         loss, gradient = self.gradient(batch, self.rng)
-        norm = global_norm(gradient)
+        limit = math.inf if recipe.clip is None else recipe.clip
+        gradient, norm = clip_by_global_norm(gradient, limit)
         self.stop_unless_finite(step, "loss", loss)
         self.stop_unless_finite(step, "gradient's norm", norm)
         self.good[...] = self.packed.vector
-        if recipe.clip is not None and norm > recipe.clip:
-            gradient *= recipe.clip / norm
         lr = self.lr * self.factor(step)
         self.optimizer.step(gradient, lr)
         history.loss.append(loss)

@@ -265,10 +265,8 @@ def test_where_nothing_can_be_forked_the_way_out_is_named(monkeypatch):
         Processes(lambda member, item: None, 2)
 
 
+@needs_fork
 def test_a_fork_that_fails_leaves_blas_as_it_was(monkeypatch):
-    if not crew.can_fork():
-        pytest.skip("processes are forked on Linux only")
-
     def fail():
         raise BlockingIOError("no more processes")
 

@@ -280,10 +280,15 @@ def test_equal_seeds_give_bit_equal_runs():
 
 
 @pytest.mark.parametrize("variant", MODELS)
-@pytest.mark.parametrize("share", [{"threads": 2}, {"processes": 2}, {"accumulate": 3}])
+@pytest.mark.parametrize(
+    "share",
+    [
+        {"threads": 2},
+        pytest.param({"processes": 2}, marks=pytest.mark.skipif(not can_fork(), reason="no fork")),
+        {"accumulate": 3},
+    ],
+)
 def test_a_batch_may_be_shared_or_worked_through_in_parts(variant, share):
-    if "processes" in share and not can_fork():
-        pytest.skip("processes are forked, which this system does not do")
     found = []
     for how in ({}, share):
         model = intrinsic(make_gpt(dropout=0.2), variant=variant, moved=0.1)
