@@ -62,6 +62,14 @@ class GPTConfig:
         Width, a multiple of n_head.
     dropout : float
         Probability on the embeddings and on what each block adds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, account
+    >>> config = GPTConfig(vocab_size=256, block_size=64, n_layer=2, n_head=4, d_model=64)
+    >>> account(GPT(config, np.random.default_rng(0))).total
+    120576
     """
 
     vocab_size: int
@@ -135,11 +143,14 @@ class GPT(Layer):
     Examples
     --------
     >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig
     >>> rng = np.random.default_rng(0)
     >>> model = GPT(GPTConfig(vocab_size=256, block_size=8, n_layer=1, n_head=2, d_model=16), rng)
     >>> logits, cache = model.forward(np.array([[1, 2, 3]]))
     >>> logits.shape
     (1, 3, 256)
+    >>> model.generate(np.array([1, 2, 3]), 4, temperature=0).shape
+    (7,)
     """
 
     fan_in_fan_out = True  # so does Hugging Face's GPT-2, in its Conv1D

@@ -65,6 +65,18 @@ class GradientReport:
     rows : tuple of GradientRow
     tolerance : float
         The largest error that passes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import check_gradients
+    >>> def square(x):
+    ...     return x * x, x
+    >>> def backward(dy, x, need=None):
+    ...     return (dy * x,)  # the 2 is missing
+    >>> report = check_gradients(square, backward, [np.array([1.0, 2.0])])
+    >>> report.ok, report.rows[0].note
+    (False, 'it is 0.5 times the numeric gradient')
     """
 
     rows: tuple[GradientRow, ...]
@@ -137,7 +149,8 @@ def check_gradients(
     Examples
     --------
     >>> import numpy as np
-    >>> from lora_np.ops import linear_forward, linear_backward
+    >>> from lora_np import check_gradients
+    >>> from lora_np.ops import linear_backward, linear_forward
     >>> rng = np.random.default_rng(0)
     >>> x, W = rng.standard_normal((5, 3)), rng.standard_normal((4, 3))
     >>> check_gradients(linear_forward, linear_backward, (x, W)).ok

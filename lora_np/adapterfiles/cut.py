@@ -62,6 +62,14 @@ class Keep:
     ------
     ValueError
         If not exactly one is given, or it is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Keep
+    >>> sigma = np.array([12.0, 4.0, 3.0])
+    >>> [keep.of(sigma, (8, 8)) for keep in (Keep(rank=2), Keep(energy=0.9), Keep(error=0.1))]
+    [2, 2, 3]
     """
 
     rank: int | None = None

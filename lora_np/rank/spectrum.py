@@ -74,6 +74,16 @@ class Spectrum:
         Relative spacing of the numbers that the matrix was given in: 1.2e-7 for float32.
     of_factors : bool
         Whether the matrix was given as a product, which has no noise of its own.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import spectrum
+    >>> found = spectrum(np.diag([3.0, 3.0, 3.0, 0.0]))
+    >>> found.numerical_rank, round(found.stable_rank, 6), round(found.effective_rank, 6)
+    (3, 3.0, 3.0)
+    >>> found.energy_rank(0.5)  # two of three hold 67 %
+    2
     """
 
     singular_values: np.ndarray
@@ -223,6 +233,14 @@ def spectrum(M: Array | tuple[Array, Array], scale: float = 1.0) -> Spectrum:
         If an entry or `scale` is not finite, or the singular values leave float64's range.
     TypeError
         If the entries are not real numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import spectrum
+    >>> B, A = np.diag([3.0, 2.0])[:, ::-1], np.eye(2, 1000)  # B A is 2 x 1000
+    >>> spectrum((B, A), scale=10.0).singular_values.round(6).tolist()
+    [30.0, 20.0]
     """
     require_scale(scale)
     svd = _svd_of_factors(*require_pair("M", M)) if isinstance(M, tuple) else _svd_of_matrix(M)
@@ -255,6 +273,13 @@ def eckart_young_floor(singular_values: Array, r: int) -> float:
     References
     ----------
     Eckart, Young: The approximation of one matrix by another of lower rank. Psychometrika 1 (1936).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.rank import eckart_young_floor
+    >>> [eckart_young_floor(np.array([3.0, 2.0, 1.0]), r) for r in range(4)]
+    [7.0, 2.5, 0.5, 0.0]
     """
     sigma = _require_rank(singular_values, r)
     return 0.5 * float(np.sum(sigma[r:] ** 2))
@@ -280,6 +305,15 @@ def best_rank_error(singular_values: Array, r: int, relative: bool = True) -> fl
     ------
     ShapeError, ValueError
         As :func:`eckart_young_floor`, which is half its square.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import best_rank_error
+    >>> best_rank_error(np.array([12.0, 4.0, 3.0]), 1, relative=False)  # 5 = sqrt(16 + 9)
+    5.0
+    >>> round(best_rank_error(np.array([12.0, 4.0, 3.0]), 1), 4)  # of 13
+    0.3846
     """
     sigma = _require_rank(singular_values, r)
     unit = float(sigma[0]) if sigma.size and sigma[0] > 0 else 1.0  # so that no square overflows
@@ -310,6 +344,13 @@ def smallest_rank(singular_values: Array, error: float) -> int:
         If `singular_values` is not 1-D.
     ValueError
         If they do not descend, or `error` is outside [0, 1].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import smallest_rank
+    >>> [smallest_rank(np.array([12.0, 4.0, 3.0]), error) for error in (0.5, 0.3, 0.1)]
+    [1, 2, 3]
     """
     if not 0 <= error <= 1:
         raise ValueError(f"error is {error}: it must be from 0 to 1, as it is relative to ||M||_F")
