@@ -408,6 +408,12 @@ def places(names: Sequence[str]) -> list[tuple[str, str]]:
     names : sequence of str
         "model.layers.3.self_attn.q_proj", or kohya's "lora_te_layers_3_self_attn_q_proj", whose
         kind is what follows the last number.
+
+    Examples
+    --------
+    >>> from lora_np.analyse import places
+    >>> places(["model.layers.3.self_attn.q_proj", "lora_te_layers_3_self_attn_q_proj"])
+    [('3', 'q_proj'), ('3', 'self_attn_q_proj')]
     """
     found: list[tuple[str, str]] = []
     for split in (_short_place, _middle_place, _long_place):

@@ -73,6 +73,15 @@ class Layer:
     ----------
     fan_in_fan_out : bool
         Whether other people's files keep this model's weights as (in, out). Ours are (out, in).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig
+    >>> model = GPT(GPTConfig(9, 4, 1, 2, 8), np.random.default_rng(0))
+    >>> [path for path in model.modules() if path.endswith("_proj")]
+    ['h.0.attn.q_proj', 'h.0.attn.k_proj', 'h.0.attn.v_proj', 'h.0.attn.o_proj', 'h.0.mlp.up_proj',
+    'h.0.mlp.down_proj']
     """
 
     fan_in_fan_out: bool = False

@@ -152,6 +152,16 @@ class Packed:
         All values end to end; the Parameters' arrays are views of it.
     parameters : dict of str to Parameter
         The trainable ones by name, in the vector's order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Grads, Parameter, pack
+    >>> a, b, grads = Parameter(np.zeros(2)), Parameter(np.zeros((1, 1))), Grads()
+    >>> packed = pack({"a": a, "b": b})
+    >>> grads.add(b, np.array([[7.0]]))
+    >>> packed.gather(grads).tolist(), packed.slices()["b"]
+    ([0.0, 0.0, 7.0], slice(2, 3, None))
     """
 
     def __init__(self, vector: Array, parameters: dict[str, Parameter]) -> None:

@@ -54,6 +54,19 @@ class AdapterModule:
         The change is ``scale * B A``.
     dtype : str
         Of A in the file: "float32", "bfloat16", ...
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import open_adapter, write_adapter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_adapter(folder, [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
+    ...     with open_adapter(folder) as adapter:
+    ...         module = adapter.modules["layer"]
+    ...         B, A = module.factors()
+    >>> module.r, module.scale, (B @ A).shape == module.shape
+    (1, 2.0, True)
     """
 
     name: str
@@ -342,7 +355,8 @@ def write_adapter(
 
     Examples
     --------
-    >>> import os, tempfile
+    >>> import os
+    >>> import tempfile
     >>> import numpy as np
     >>> from lora_np import write_adapter
     >>> with tempfile.TemporaryDirectory() as folder:

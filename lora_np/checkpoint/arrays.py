@@ -159,7 +159,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Examples
     --------
-    >>> import os, tempfile
+    >>> import os
+    >>> import tempfile
     >>> from lora_np.checkpoint import replacing
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     try:

@@ -47,6 +47,13 @@ class Report:
     ----------
     task : str
     findings : tuple of Finding
+
+    Examples
+    --------
+    >>> from lora_np.diagnose import diagnose
+    >>> report = diagnose("stable_rank", lambda M: (M**2).sum())
+    >>> report.passed, len(report.findings)
+    (False, 1)
     """
 
     task: str

@@ -241,6 +241,14 @@ class Amplification:
         there can be), and for random ones (root mean square, in closed form).
     norm_W0, norm_delta : float
         ||W0||_F and ||delta||_F.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import amplification
+    >>> found = amplification(np.diag([8.0, 4.0, 1.0]), np.diag([0.0, 0.0, 5.0]), r=1)
+    >>> round(found.factor, 6), round(found.in_random, 6)  # 5 / 1; 9 / 3, by chance
+    (5.0, 3.0)
     """
 
     r: int
