@@ -274,6 +274,11 @@ def merge(adapted: Any) -> Any:
     All its Parameters are trainable. W is computed and rounded in its dtype, so the merged model's
     logits equal the adapted one's to rounding.
 
+    Parameters
+    ----------
+    adapted : Layer
+        From :func:`inject`, or :func:`lora_np.load_adapter`.
+
     Raises
     ------
     ValueError

@@ -6,7 +6,7 @@ learns, the other the text that LoRA adapts it to.
 
 A token is a byte of the text's UTF-8 form. Any text in any script is then a sequence over the same
 256 tokens, with no vocabulary file and no unknown word; the price is a longer sequence. A model of
-text predicts the next token, so a window of T inputs needs T + 1 tokens in a row:
+text predicts the next token, so a window of T inputs needs T + 1 tokens in a row::
 
     tokens    t0 t1 t2 t3 t4
     inputs    t0 t1 t2 t3

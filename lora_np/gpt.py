@@ -1,5 +1,7 @@
 """GPT-2's architecture: a decoder-only transformer, with its loss and its generation.
 
+From tokens to logits::
+
     x = wte[tokens] + wpe[0 .. T-1]                 token and position embeddings
     x = x + attn(ln_1(x));  x = x + mlp(ln_2(x))    n_layer times: pre-norm residual blocks
     logits = ln_f(x) wte^T                          the head is tied to the token embedding
@@ -223,7 +225,7 @@ class GPT(Layer):
             ``targets[..., t]`` is what should follow ``tokens[..., : t + 1]``.
         rng : numpy.random.Generator, optional
             Turns dropout on.
-        ignore_index, count
+        ignore_index, count : int
             As in :func:`lora_np.ops.cross_entropy_forward`.
 
         Returns
@@ -245,6 +247,8 @@ class GPT(Layer):
             loss's.
         cache : GPTCache or LossCache
         grads : Grads
+        need_dx : bool
+            Tokens have no gradient: nothing returns in any case.
         """
         if isinstance(cache, LossCache):
             (dy,) = cross_entropy_backward(dy, cache.loss)

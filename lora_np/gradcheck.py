@@ -10,9 +10,9 @@ gradient of the scalar L(inputs) = sum(dy * y). Three ways to hold it to that, a
 Central differences lose half the digits to cancellation; the complex step subtracts nothing and
 keeps them all, but asks that forward be analytic (no abs, no conjugation). The directional mode is
 the dot-product identity of a Jacobian J and its transpose: one number checks a whole array, so it
-scales to a whole model. The error of a gradient is max|analytic - numeric| / max(1, largest
-|numeric| of that input): relative for large gradients, absolute for small ones, so that a gradient
-that is identically zero is checked too.
+scales to a whole model. The error of a gradient is ``max|analytic - numeric|`` over the largest
+``|numeric|`` of that input, or over 1 if that is more: relative for large gradients, absolute for
+small ones, so that a gradient that is identically zero is checked too.
 
 Source: Squire and Trapp (1998), SIAM Review 40(1), for the complex step.
 """

@@ -269,6 +269,18 @@ def as_pair(
 class Linear(Layer):
     """y = x W^T + b, W (out, in).
 
+    Parameters
+    ----------
+    d_in, d_out : int
+        Lengths of an input and an output.
+    rng : numpy.random.Generator
+        Draws the weights.
+    bias : bool
+        Whether there is a b; it starts at zero.
+    std : float
+        Standard deviation of the entries of W.
+    dtype : numpy dtype
+
     Examples
     --------
     >>> import numpy as np
@@ -426,6 +438,16 @@ class LoRALinear(Layer):
 class Embedding(Layer):
     """Row number `token` of a table W (V, d).
 
+    Parameters
+    ----------
+    vocab_size, d : int
+        V and d.
+    rng : numpy.random.Generator
+        Draws the weights.
+    std : float
+        Standard deviation of the entries of W.
+    dtype : numpy dtype
+
     Examples
     --------
     >>> import numpy as np
@@ -459,6 +481,14 @@ class Embedding(Layer):
 class LayerNorm(Layer):
     """Layer normalisation with gain gamma (d,) and bias beta (d,).
 
+    Parameters
+    ----------
+    d : int
+        Length of a sample.
+    eps : float
+        Added to the variance.
+    dtype : numpy dtype
+
     Examples
     --------
     >>> import numpy as np
@@ -488,6 +518,11 @@ class LayerNorm(Layer):
 
 class Dropout(Layer):
     """Dropout with probability p when rng is given, else nothing.
+
+    Parameters
+    ----------
+    p : float
+        From 0 on, below 1.
 
     Examples
     --------
@@ -545,6 +580,11 @@ class Gelu(Layer):
 class Chain(Layer):
     """Layers one after the other.
 
+    Parameters
+    ----------
+    *layers : Layer
+        The first one sees the input.
+
     Examples
     --------
     >>> import numpy as np
@@ -600,6 +640,11 @@ class Chain(Layer):
 class Residual(Layer):
     """y = x + layer(x), so dx = dy + the layer's dx.
 
+    Parameters
+    ----------
+    layer : Layer
+        Its output has the shape of its input.
+
     Examples
     --------
     >>> import numpy as np
@@ -650,6 +695,16 @@ class Composed(Layer):
 class MLP(Composed):
     """down_proj(gelu(up_proj(x))), d -> d_hidden -> d.
 
+    Parameters
+    ----------
+    d, d_hidden : int
+        Widths outside and inside.
+    rng : numpy.random.Generator
+        Draws the weights.
+    std_down : float
+        Standard deviation of down_proj's weights; up_proj's is 0.02.
+    dtype : numpy dtype
+
     Examples
     --------
     >>> import numpy as np
@@ -691,6 +746,17 @@ class CausalSelfAttention(Layer):
     """Every position reads the positions at or before it, in n_head heads of d / n_head.
 
     o_proj(concat over heads of attention(q, k, v)), with q, k, v = q_proj(x), k_proj(x), v_proj(x).
+
+    Parameters
+    ----------
+    d : int
+        Width, a multiple of n_head.
+    n_head : int
+    rng : numpy.random.Generator
+        Draws the weights.
+    std_out : float
+        Standard deviation of o_proj's weights; that of the others is 0.02.
+    dtype : numpy dtype
 
     Examples
     --------

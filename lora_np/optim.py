@@ -107,7 +107,7 @@ class AdamW(Adam):
     Parameters
     ----------
     packed : Packed
-    betas, eps
+    betas, eps : pair of float, float
         As in :class:`Adam`.
     weight_decay : float
 
@@ -227,6 +227,11 @@ def global_norm(gradient: Array) -> float:
 def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[Array, float]:
     """Shorten the flat gradient (n,) to at most `max_norm`, keeping its direction.
 
+    Parameters
+    ----------
+    gradient : array, shape (n,)
+    max_norm : float
+
     Returns
     -------
     clipped : array, shape (n,)
@@ -234,7 +239,9 @@ def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[Array, float]
     norm : float
         The norm before clipping.
 
-    Source: Pascanu, Mikolov and Bengio (2013), arXiv:1211.5063, algorithm 1.
+    References
+    ----------
+    Pascanu, Mikolov and Bengio (2013), arXiv:1211.5063, algorithm 1.
 
     Examples
     --------

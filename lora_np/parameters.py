@@ -84,6 +84,11 @@ class Parameter:
 def freeze(parameters: Mapping[str, Parameter] | Iterable[Parameter]) -> None:
     """Make Parameters frozen: backward then forms no gradient for them.
 
+    Parameters
+    ----------
+    parameters : mapping of str to Parameter, or iterable of Parameter
+        What ``model.parameters()`` returns, or some of its values.
+
     Examples
     --------
     >>> import numpy as np

@@ -151,7 +151,7 @@ def fit(
     rng : numpy.random.Generator, optional
         Turns dropout on. Where a batch is split, a model may draw from it only by
         ``rng.random((samples, ...))``, whose first axis is the batch's.
-    validate : callable, optional
+    validate, validate_every : callable and int, optional
         Gives the validation loss; called after every `validate_every` steps and at the end.
     progress : bool
         Show a bar with the loss, tokens a second and the time left.

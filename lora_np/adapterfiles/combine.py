@@ -1,11 +1,11 @@
 r"""One adapter that does what several do together: the weighted sum of their changes.
 
-The sum of products is a product of joined factors, exactly:
+The sum of products is a product of joined factors, exactly::
 
     sum_i w_i s_i B_i A_i = [w_1 s_1 B_1, w_2 s_2 B_2, ...] [A_1; A_2; ...]
 
 That is "cat", of rank the sum of ranks. "svd" cuts it to the nearest of lower rank. "linear" keeps
-the rank by summing the factors themselves, with root_i = sqrt(|w_i s_i|), as PEFT does:
+the rank by summing the factors themselves, with ``root_i = sqrt(|w_i s_i|)``, as PEFT does::
 
     B = sum_i root_i B_i,   A = sum_i sign(w_i) root_i A_i
 

@@ -6,7 +6,7 @@ B = U sqrt(S) and A = sqrt(S) V^T, so that neither is large or small in a narrow
 
 What a file holds is rounded to its type. So two errors are told: what is cut away, known from the
 singular values, and the distance of what is written, measured from the rounded factors. The
-distance of two products is the norm of one, which is never formed:
+distance of two products is the norm of one, which is never formed::
 
     s B A - t C D = [s B, -t C] [A; D],   ||.||_F from the singular values of its small core.
 """

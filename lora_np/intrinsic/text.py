@@ -94,7 +94,7 @@ def intrinsic_run(
     out : str or Path
         Folder of ``results.json`` and the base. If it holds finished results of equal settings,
         these return; what was not finished starts again.
-    executor, listen
+    executor, listen : optional
         As in :func:`intrinsic_dimension`.
 
     Returns

@@ -39,6 +39,10 @@ class GeluCache(NamedTuple):
 def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
     """Compute GELU in its tanh form, entry by entry, and its slope; see the module's equations.
 
+    Parameters
+    ----------
+    x : array, shape (...)
+
     Examples
     --------
     >>> import numpy as np
@@ -88,6 +92,10 @@ class ReluCache(NamedTuple):
 def relu_forward(x: Array) -> tuple[Array, ReluCache]:
     """Compute max(x, 0) entry by entry.
 
+    Parameters
+    ----------
+    x : array, shape (...)
+
     Examples
     --------
     >>> import numpy as np
@@ -117,6 +125,10 @@ class SiluCache(NamedTuple):
 
 def silu_forward(x: Array) -> tuple[Array, SiluCache]:
     """Compute x times its sigmoid, entry by entry.
+
+    Parameters
+    ----------
+    x : array, shape (...)
 
     Examples
     --------
@@ -149,6 +161,10 @@ class SoftmaxCache(NamedTuple):
 
 def softmax_forward(x: Array) -> tuple[Array, SoftmaxCache]:
     """Compute exp(x) / sum exp(x) over the last axis of `x` (..., n).
+
+    Parameters
+    ----------
+    x : array, shape (..., n)
 
     Examples
     --------

@@ -27,6 +27,13 @@ def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:
 
     The first axis of `x` is the batch's: training in parts gives each part its rows of the mask.
 
+    Parameters
+    ----------
+    x : array, shape (...)
+    p : float
+        Probability of a zero, from 0 on and below 1.
+    rng : numpy.random.Generator
+
     Examples
     --------
     >>> import numpy as np
@@ -43,6 +50,12 @@ def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:
 
 def dropout_forward(x: Array, mask: Array) -> tuple[Array, DropoutCache]:
     """Multiply `x` by `mask`, which has the same shape.
+
+    Parameters
+    ----------
+    x : array, shape (...)
+    mask : array, shape (...)
+        Of :func:`dropout_mask`.
 
     Examples
     --------

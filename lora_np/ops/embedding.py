@@ -24,6 +24,12 @@ class EmbeddingCache(NamedTuple):
 def embedding_forward(tokens: Array, W: Array) -> tuple[Array, EmbeddingCache]:
     """Look up `tokens` (...) in the table `W` (V, d).
 
+    Parameters
+    ----------
+    tokens : integer array, shape (...)
+        From 0 to V - 1.
+    W : array, shape (V, d)
+
     Returns
     -------
     y : array, shape (..., d)

@@ -124,6 +124,10 @@ class MseCache(NamedTuple):
 def mse_forward(y: Array, target: Array) -> tuple[Array, MseCache]:
     """Compute the mean of (y - target)^2 over all entries; the two have the same shape.
 
+    Parameters
+    ----------
+    y, target : arrays, shape (...)
+
     Examples
     --------
     >>> import numpy as np

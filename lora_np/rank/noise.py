@@ -2,11 +2,11 @@ r"""Where does signal end and noise begin?
 
 Let M (m, n), m <= n, beta = m / n, be noise: independent entries, mean 0, standard deviation s. Its
 singular values are not small and not equal. As M grows, those of M / (s sqrt(n)), squared, fill
-the interval between (1 - sqrt(beta))^2 and (1 + sqrt(beta))^2 with the density
+the interval between (1 - sqrt(beta))^2 and (1 + sqrt(beta))^2 with the density::
 
     f(x) = sqrt((b - x)(x - a)) / (2 pi beta x),   a, b = (1 -+ sqrt(beta))^2
 
-(Marchenko, Pastur 1967). Hence the largest singular value of noise tends to the edge
+(Marchenko, Pastur 1967). Hence the largest singular value of noise tends to the edge::
 
     s sqrt(n) (1 + sqrt(beta)) = s (sqrt(m) + sqrt(n)),
 
@@ -18,7 +18,7 @@ x is the integral of (2 / pi) sin^2 t' / x(t') over t' from 0 to t: smooth, and 
 
 Above the edge there is signal, but a direction just above it is so blurred by noise that keeping it
 does more harm than good. Of all hard thresholds (keep what is larger, as it is) the one with the
-least ||signal - kept||_F^2 for large matrices is (Gavish, Donoho 2014, equation 11)
+least ||signal - kept||_F^2 for large matrices is (Gavish, Donoho 2014, equation 11)::
 
     lambda(beta) sqrt(n) s,
     lambda(beta) = sqrt(2 (beta + 1) + 8 beta / (beta + 1 + sqrt(beta^2 + 14 beta + 1))),

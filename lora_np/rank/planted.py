@@ -1,7 +1,7 @@
 r"""How far can the estimators of rank be trusted? Ask them where the answer was planted.
 
 M = signal + noise, the signal of rank k with random singular vectors, the entries of the noise
-Gaussian of standard deviation 1. How loud the signal is, is said by its weakest direction:
+Gaussian of standard deviation 1. How loud the signal is, is said by its weakest direction::
 
     signal-to-noise = sigma_k(signal) / (sqrt(out) + sqrt(in)),   the edge of the noise alone.
 

@@ -1,7 +1,7 @@
 r"""Singular vectors of a large matrix: the dense SVD, and a few directions by random probing.
 
 M times a few random vectors already points along M's large directions. With G (in, l) Gaussian,
-l = k + oversample,
+l = k + oversample::
 
     Q = orth(M G);  power times: Q = orth(M^T Q), Q = orth(M Q)       (Halko et al., algorithm 4.4)
     Q^T M = X S V^T, a small SVD;  U = Q X                            (algorithm 5.1)
@@ -11,7 +11,7 @@ in between keeps rounding from swallowing the small ones. Only M @ and M.T @ are
 a difference of two files that is never held.
 
 How far off is it? What comes back is U diag(sigma) V^T = U U^T M: its error is R = (I - U U^T) M.
-For fresh Gaussian vectors w_1 ... w_10, independent of U,
+For fresh Gaussian vectors w_1 ... w_10, independent of U::
 
     ||R||_2 <= 10 sqrt(2 / pi) max_i ||R w_i||   but for a probability of at most 10^-10
 

@@ -1,7 +1,7 @@
 r"""How many directions does a matrix use? Its singular values, and the measures made of them.
 
 Let sigma_1 >= ... >= sigma_n >= 0 be the singular values of M (out, in), n = min(out, in), and let
-p_i = sigma_i^2 / sum_j sigma_j^2 be the energy in direction i, q_i = sigma_i / sum_j sigma_j.
+p_i = sigma_i^2 / sum_j sigma_j^2 be the energy in direction i, q_i = sigma_i / sum_j sigma_j::
 
     numerical rank       #{i : sigma_i > max(out, in) eps sigma_1}
         How many directions stand above the rounding of the numbers?      (numpy matrix_rank's rule)
@@ -15,7 +15,7 @@ p_i = sigma_i^2 / sum_j sigma_j^2 be the energy in direction i, q_i = sigma_i / 
         How large must r be to keep that fraction of ||M||_F^2?           (Jolliffe 2002, 6.1.1)
 
 All are 1 for a matrix of rank one and do not change when M is scaled or rotated. A zero matrix has
-0 of each. An orthogonal one has n of each, and the energy rank ceil(fraction n). For M != 0
+0 of each. An orthogonal one has n of each, and the energy rank ceil(fraction n). For M != 0::
 
     1 <= stable rank <= participation ratio <= effective rank <= #{i : sigma_i > 0}
     energy rank(fraction) >= fraction * stable rank

@@ -11,7 +11,7 @@ sine is not, and near pi/2 it is the other way round. So an angle below pi/4 is 
 and one above from its cosine (Bjorck, Golub 1973).
 
 Similarity (Hu et al. 2021, section 7.2, equation 4): of the first i directions of one matrix and
-the first j of another,
+the first j of another::
 
     phi(i, j) = ||U1[:, :i]^T U2[:, :j]||_F^2 / min(i, j) = mean squared cosine, from 0 to 1.
 
@@ -331,7 +331,7 @@ class Intruders:
     ----------
     cosines : ndarray, shape (k,)
         Of each left singular vector of the changed matrix, in descending order of its singular
-        value: the largest |cosine| with a left singular vector of W0.
+        value: the largest ``|cosine|`` with a left singular vector of W0.
     threshold : float
         Below which it is an intruder.
     """
@@ -360,7 +360,7 @@ def intruder_dimensions(
     """Return which top singular vectors of a changed matrix resemble none of the pretrained one's.
 
     Of the k left singular vectors of W with the largest singular values, an intruder is one whose
-    |cosine| with EVERY left singular vector of W0 is below the threshold. Those of W0 are the
+    ``|cosine|`` with EVERY left singular vector of W0 is below the threshold. Those of W0 are the
     ones whose singular value is above its rounding (max(out, in) eps sigma_1): the rest are
     arbitrary. So in a tall matrix, or a W0 of low rank, a vector may lie outside of all of them.
 
