@@ -49,6 +49,15 @@ class LoraConfig:
     rank_pattern, alpha_pattern : mapping of str to number, optional
         Another r or lora_alpha where the key, a name or regular expression, matches the end of a
         module's path; the first key that matches counts.
+
+    Examples
+    --------
+    >>> from lora_np import LoraConfig
+    >>> config = LoraConfig(r=4, lora_alpha=8, rank_pattern={"v_proj": 16})
+    >>> config.rank_of("h.0.attn.q_proj"), config.scale_of("h.0.attn.q_proj")
+    (4, 2.0)
+    >>> config.rank_of("h.0.attn.v_proj"), config.scale_of("h.0.attn.v_proj")
+    (16, 0.5)
     """
 
     r: int = 8
@@ -132,6 +141,18 @@ def inject(model: Any, config: LoraConfig, rng: np.random.Generator) -> Any:
     ------
     ValueError
         If a target matches nothing, or a rank exceeds min(in, out) of its matrix.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, LoraConfig, inject
+    >>> rng, tokens = np.random.default_rng(0), np.array([[1, 2, 3]])
+    >>> base = GPT(GPTConfig(vocab_size=9, block_size=4, n_layer=1, n_head=2, d_model=8), rng)
+    >>> adapted = inject(base, LoraConfig(r=2), rng)
+    >>> np.array_equal(adapted.forward(tokens)[0], base.forward(tokens)[0])  # as B is zero
+    True
+    >>> [name for name, p in adapted.parameters().items() if p.trainable]
+    ['h.0.attn.q_proj.A', 'h.0.attn.q_proj.B', 'h.0.attn.v_proj.A', 'h.0.attn.v_proj.B']
     """
     paths = target_paths(model, config)
 
@@ -168,6 +189,14 @@ def target_paths(model: Layer, config: LoraConfig) -> list[str]:
     ------
     ValueError
         If a target matches no linear layer; the message suggests the nearest names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import MLP, LoraConfig
+    >>> from lora_np.adapt import target_paths
+    >>> target_paths(MLP(4, 16, np.random.default_rng(0)), LoraConfig(target_modules=["up_proj"]))
+    ['up_proj']
     """
     if adapters(model):
         raise ValueError("the model is adapted already: inject into its base, or merge() it first")
@@ -245,10 +274,28 @@ def merge(adapted: Any) -> Any:
     All its Parameters are trainable. W is computed and rounded in its dtype, so the merged model's
     logits equal the adapted one's to rounding.
 
+    Parameters
+    ----------
+    adapted : Layer
+        From :func:`inject`, or :func:`lora_np.load_adapter`.
+
     Raises
     ------
     ValueError
         If there is no adapter.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear, LoraConfig, inject, merge
+    >>> rng = np.random.default_rng(0)
+    >>> adapted = inject(Linear(6, 5, rng), LoraConfig(r=2, target_modules="all-linear"), rng)
+    >>> adapted.B.value[...] = 1.0  # as if it had been trained
+    >>> plain, x = merge(adapted), np.ones((3, 6), np.float32)
+    >>> np.allclose(plain.forward(x)[0], adapted.forward(x)[0], atol=1e-5)
+    True
+    >>> type(plain).__name__, len(plain.parameters())
+    ('Linear', 2)
     """
     check_adapted(adapted)
 
@@ -286,6 +333,18 @@ def unmerge(merged: Any, adapted: Any) -> Any:
     ------
     ValueError
         If the two do not belong together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear, LoraConfig, inject, merge, unmerge
+    >>> rng = np.random.default_rng(0)
+    >>> base = Linear(6, 5, rng)
+    >>> adapted = inject(base, LoraConfig(r=2, target_modules="all-linear"), rng)
+    >>> adapted.B.value[...] = 1.0
+    >>> again = unmerge(merge(adapted), adapted)
+    >>> np.allclose(again.W.value, base.W.value, atol=1e-5)
+    True
     """
     check_adapted(adapted)
     changes = {path: layer.delta() for path, layer in adapters(adapted).items()}
@@ -376,6 +435,16 @@ def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2)
     Returns
     -------
     Account
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear, LoraConfig, account, inject
+    >>> rng = np.random.default_rng(0)
+    >>> base = Linear(1000, 1000, rng, bias=False)
+    >>> found = account(inject(base, LoraConfig(r=8, target_modules="all-linear"), rng))
+    >>> found.base, found.trainable, f"{found.share:.1%}"  # r (in + out) = 8 x 2000
+    (1000000, 16000, '1.6%')
     """
     if T is None:
         T = int(getattr(getattr(model, "config", None), "block_size", 1))
@@ -411,6 +480,14 @@ def known_models() -> str:
 
     An adapter of rank r on an (out, in) matrix has r (in + out) parameters. The sizes come from
     Devlin et al. (2018), Touvron et al. (2023) and Brown et al. (2020).
+
+    Examples
+    --------
+    >>> from lora_np.adapt import known_models
+    >>> print(known_models())
+    model, matrices adapted     r       adapter    / base   fp16 MB
+    one 4096 x 4096 matrix      8        65,536   0.391 %       0.1
+    ...
     """
     lines = [f"{'model, matrices adapted':<26}{'r':>3}{'adapter':>14}{'/ base':>10}{'fp16 MB':>10}"]
     for name, (matrices, r, base) in KNOWN_MODELS.items():

@@ -217,6 +217,17 @@ def analyse_adapter(path: str | Path) -> Analysis:
     ------
     CheckpointError
         If the file is broken.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import analyse_adapter, write_adapter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_adapter(folder, [("h.0.q_proj", np.diag([3.0, 0.1]), np.eye(2, 5), 1.0)])
+    ...     analysis = analyse_adapter(folder)
+    >>> print(analysis.sentence())
+    Smallest rank that keeps 99 % of the energy of every module: q_proj 1; 1 over all.
     """
     with open_adapter(path) as adapter:
         modules = [
@@ -250,6 +261,19 @@ def analyse_checkpoints(
         If a file is broken.
     ValueError
         If no matrix has changed, or none is common to both.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import analyse_checkpoints
+    >>> from lora_np.checkpoint import save_tensors
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     save_tensors(f"{d}/base.safetensors", {"q.weight": np.zeros((4, 4))})
+    ...     save_tensors(f"{d}/tuned.safetensors", {"q.weight": np.eye(4)})
+    ...     analysis = analyse_checkpoints(f"{d}/base.safetensors", f"{d}/tuned.safetensors")
+    >>> analysis.modules[0].name, round(analysis.modules[0].stable_rank, 6)
+    ('q', 4.0)
     """
     rng = rng or np.random.default_rng(0)
     modules, unchanged = [], []
@@ -284,6 +308,18 @@ def analyse_sweep(folder: str | Path) -> Analysis:
     ------
     SweepError
         If the folder has no results, or they hold no spectrum.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lora_np import analyse_sweep, rank_sweep
+    >>> from lora_np.sweep import LinearSettings
+    >>> settings = LinearSettings(ranks=(1,), seeds=1, d_in=4, d_out=3, decay=0.5, steps=100)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results = rank_sweep(settings, folder)
+    ...     analysis = analyse_sweep(folder)
+    >>> [module.energy_ranks[0.95] for module in analysis.modules]  # planted: 1, 1/2, 1/4
+    [2]
     """
     results = read_results(Path(folder) / "results.json")
     if not results.get("spectrum"):
@@ -372,6 +408,12 @@ def places(names: Sequence[str]) -> list[tuple[str, str]]:
     names : sequence of str
         "model.layers.3.self_attn.q_proj", or kohya's "lora_te_layers_3_self_attn_q_proj", whose
         kind is what follows the last number.
+
+    Examples
+    --------
+    >>> from lora_np.analyse import places
+    >>> places(["model.layers.3.self_attn.q_proj", "lora_te_layers_3_self_attn_q_proj"])
+    [('3', 'q_proj'), ('3', 'self_attn_q_proj')]
     """
     found: list[tuple[str, str]] = []
     for split in (_short_place, _middle_place, _long_place):

@@ -23,7 +23,15 @@ class ShapeError(ValueError):
 
 
 def get_xp(x: Array) -> Any:
-    """Return the module that `x` belongs to: ``cupy`` for its arrays, else ``numpy``."""
+    """Return the module that `x` belongs to: ``cupy`` for its arrays, else ``numpy``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.backend import get_xp
+    >>> get_xp(np.ones(2)) is np
+    True
+    """
     cupy = sys.modules.get("cupy")  # no CuPy array exists before somebody imported cupy
     return cupy if cupy is not None and isinstance(x, cupy.ndarray) else np
 
@@ -39,6 +47,13 @@ def get_device(name: str) -> Any:
     ------
     DeviceError
         If "cuda" is asked for and CuPy is missing or sees no GPU.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.backend import get_device
+    >>> get_device("cpu") is np
+    True
     """
     if name == "cpu":
         return np
@@ -54,18 +69,43 @@ def get_device(name: str) -> Any:
 
 
 def to_device(x: Array, device: str) -> Array:
-    """Return `x` on the device ("cpu" or "cuda"), the same array if it is there already."""
+    """Return `x` on the device ("cpu" or "cuda"), the same array if it is there already.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.backend import to_device
+    >>> x = np.ones(2)
+    >>> to_device(x, "cpu") is x  # nothing to do
+    True
+    """
     return to_host(x) if device == "cpu" else get_device(device).asarray(x)
 
 
 def to_host(x: Array) -> np.ndarray:
-    """Return `x` as a NumPy array, copied from the GPU if it lies there."""
+    """Return `x` as a NumPy array, copied from the GPU if it lies there.
+
+    Examples
+    --------
+    >>> from lora_np.backend import to_host
+    >>> to_host([1, 2]).tolist()
+    [1, 2]
+    """
     xp = get_xp(x)
     return np.asarray(x) if xp is np else xp.asnumpy(x)
 
 
 def like(x: np.ndarray, other: Array) -> Array:
-    """Return the host array `x` on the device where `other` lies (the same array on a CPU)."""
+    """Return the host array `x` on the device where `other` lies (the same array on a CPU).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.backend import like
+    >>> x, weights_on_a_cpu = np.ones(2), np.zeros(3)
+    >>> like(x, weights_on_a_cpu) is x
+    True
+    """
     return get_xp(other).asarray(x)
 
 

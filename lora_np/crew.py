@@ -45,6 +45,14 @@ class one_blas_thread:
     cores; equal thread counts also make equal inputs give bit-equal results in every worker. The
     setting belongs to the whole process: of several Python threads in here, the first sets it and
     the last one out restores it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.crew import one_blas_thread
+    >>> with one_blas_thread():
+    ...     float((np.ones((2, 2)) @ np.ones(2)).sum())
+    4.0
     """
 
     _lock = threading.Lock()
@@ -86,6 +94,13 @@ class Alone:
     ----------
     work : callable
         ``work(member, item)`` is called for every item.
+
+    Examples
+    --------
+    >>> from lora_np.crew import Alone
+    >>> with Alone(lambda member, item: 10 * item + member) as crew:
+    ...     crew.map([7])
+    [70]
     """
 
     def __init__(self, work: Work) -> None:
@@ -110,6 +125,13 @@ class Threads(Alone):
     work : callable
     size : int
         How many threads; `map` takes at most as many items.
+
+    Examples
+    --------
+    >>> from lora_np.crew import Threads
+    >>> with Threads(lambda member, item: 10 * item + member, size=2) as crew:
+    ...     crew.map([7, 8])
+    [70, 81]
     """
 
     def __init__(self, work: Work, size: int) -> None:
@@ -157,6 +179,19 @@ class Processes(Alone):
     ------
     ValueError
         Where processes cannot be forked.
+
+    Examples
+    --------
+    >>> from lora_np.crew import Alone, Processes, can_fork, shared_empty
+    >>> seen = shared_empty((1,), float)
+    >>> def work(member, item):
+    ...     seen[0] += item  # the parent sees it
+    ...     return 2 * item
+    >>> with Processes(work, size=1) if can_fork() else Alone(work) as crew:
+    ...     crew.map([7])
+    [14]
+    >>> seen.tolist()
+    [7.0]
     """
 
     def __init__(self, work: Work, size: int) -> None:
@@ -282,14 +317,28 @@ def can_fork() -> bool:
 
 
 def shared_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return an array in memory that processes forked from now on share, filled with zeros."""
+    """Return an array in memory that processes forked from now on share, filled with zeros.
+
+    Examples
+    --------
+    >>> from lora_np.crew import shared_empty
+    >>> shared_empty((2, 3), "float32").sum(axis=0).tolist()
+    [0.0, 0.0, 0.0]
+    """
     count = math.prod(shape)
     memory = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize))
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return how many cores this process may use.
+
+    Examples
+    --------
+    >>> from lora_np.crew import cores
+    >>> cores() >= 1
+    True
+    """
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

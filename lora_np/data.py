@@ -6,7 +6,7 @@ learns, the other the text that LoRA adapts it to.
 
 A token is a byte of the text's UTF-8 form. Any text in any script is then a sequence over the same
 256 tokens, with no vocabulary file and no unknown word; the price is a longer sequence. A model of
-text predicts the next token, so a window of T inputs needs T + 1 tokens in a row:
+text predicts the next token, so a window of T inputs needs T + 1 tokens in a row::
 
     tokens    t0 t1 t2 t3 t4
     inputs    t0 t1 t2 t3
@@ -47,6 +47,12 @@ def language_reference() -> str:
     ------
     DataError
         If this Python comes without the module, as some slimmed distributions do.
+
+    Examples
+    --------
+    >>> from lora_np.data import language_reference
+    >>> "keyword" in language_reference()
+    True
     """
     try:
         from pydoc_data.topics import topics
@@ -70,6 +76,12 @@ def standard_library() -> str:
     ------
     DataError
         If there are none, as in an installation that keeps its library in a zip file.
+
+    Examples
+    --------
+    >>> from lora_np.data import standard_library
+    >>> "import sys" in standard_library()
+    True
     """
     folder = Path(os.__file__).parent
     sources = []
@@ -106,6 +118,17 @@ def read_text(*paths: str | os.PathLike[str]) -> str:
     ------
     DataError
         If no path is given, or a file is missing, unreadable, a directory, empty or not UTF-8.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np.data import read_text
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "mine.txt")
+    ...     _ = path.write_text("To be", encoding="utf-8")
+    ...     read_text(path, path).split()
+    ['To', 'be', 'To', 'be']
     """
     if not paths:
         raise DataError("read_text got no path: name at least one text file")
@@ -140,6 +163,12 @@ def encode(text: str) -> np.ndarray:
     -------
     ndarray, shape (n,), uint8
         One to four tokens a character; in English nearly always one.
+
+    Examples
+    --------
+    >>> from lora_np.data import encode
+    >>> encode("né").tolist()  # é takes two bytes
+    [110, 195, 169]
     """
     return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).copy()  # (n,)
 
@@ -162,6 +191,12 @@ def decode(tokens: Tokens) -> str:
     ------
     DataError
         If `tokens` is not one row of integers from 0 to 255.
+
+    Examples
+    --------
+    >>> from lora_np.data import decode, encode
+    >>> decode(encode("naïve")), decode([110, 195])  # the second ends inside a character
+    ('naïve', 'n�')
     """
     row = _as_row(to_host(tokens))  # (n,)
     if row.size and not (row.min() >= 0 and row.max() < VOCAB_SIZE):
@@ -198,6 +233,14 @@ def split(tokens: Tokens, validation: float = 0.1, test: float = 0.1) -> Splits:
     ------
     DataError
         If the fractions leave nothing to train on, or `tokens` is not one row of integers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.data import split
+    >>> train, validation, test = split(np.arange(10), validation=0.2, test=0.1)
+    >>> train.tolist(), validation.tolist(), test.tolist()
+    ([0, 1, 2, 3, 4, 5, 6], [7, 8], [9])
     """
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise DataError(
@@ -231,6 +274,14 @@ def sample_batch(
     ------
     DataError
         If the text is too short for one window, or a size is less than 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.data import sample_batch
+    >>> inputs, targets = sample_batch(np.arange(100), 8, 5, np.random.default_rng(0))
+    >>> inputs.shape, bool((targets == inputs + 1).all())
+    ((8, 5), True)
     """
     row = _as_row(tokens)  # (n,)
     _require_one_window(row, block_size)
@@ -263,6 +314,14 @@ def windows(
     ------
     DataError
         If the text is too short for one window, or a size is less than 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.data import windows
+    >>> inputs, targets = windows(np.arange(8), 3)
+    >>> inputs.tolist(), targets.tolist()  # 7 is left over
+    ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])
     """
     row = _as_row(tokens)  # (n,)
     _require_one_window(row, block_size)

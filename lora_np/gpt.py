@@ -1,5 +1,7 @@
 """GPT-2's architecture: a decoder-only transformer, with its loss and its generation.
 
+From tokens to logits::
+
     x = wte[tokens] + wpe[0 .. T-1]                 token and position embeddings
     x = x + attn(ln_1(x));  x = x + mlp(ln_2(x))    n_layer times: pre-norm residual blocks
     logits = ln_f(x) wte^T                          the head is tied to the token embedding
@@ -62,6 +64,14 @@ class GPTConfig:
         Width, a multiple of n_head.
     dropout : float
         Probability on the embeddings and on what each block adds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, account
+    >>> config = GPTConfig(vocab_size=256, block_size=64, n_layer=2, n_head=4, d_model=64)
+    >>> account(GPT(config, np.random.default_rng(0))).total
+    120576
     """
 
     vocab_size: int
@@ -135,11 +145,14 @@ class GPT(Layer):
     Examples
     --------
     >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig
     >>> rng = np.random.default_rng(0)
     >>> model = GPT(GPTConfig(vocab_size=256, block_size=8, n_layer=1, n_head=2, d_model=16), rng)
     >>> logits, cache = model.forward(np.array([[1, 2, 3]]))
     >>> logits.shape
     (1, 3, 256)
+    >>> model.generate(np.array([1, 2, 3]), 4, temperature=0).shape
+    (7,)
     """
 
     fan_in_fan_out = True  # so does Hugging Face's GPT-2, in its Conv1D
@@ -212,7 +225,7 @@ class GPT(Layer):
             ``targets[..., t]`` is what should follow ``tokens[..., : t + 1]``.
         rng : numpy.random.Generator, optional
             Turns dropout on.
-        ignore_index, count
+        ignore_index, count : int
             As in :func:`lora_np.ops.cross_entropy_forward`.
 
         Returns
@@ -234,6 +247,8 @@ class GPT(Layer):
             loss's.
         cache : GPTCache or LossCache
         grads : Grads
+        need_dx : bool
+            Tokens have no gradient: nothing returns in any case.
         """
         if isinstance(cache, LossCache):
             (dy,) = cross_entropy_backward(dy, cache.loss)

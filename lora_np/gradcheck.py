@@ -10,9 +10,9 @@ gradient of the scalar L(inputs) = sum(dy * y). Three ways to hold it to that, a
 Central differences lose half the digits to cancellation; the complex step subtracts nothing and
 keeps them all, but asks that forward be analytic (no abs, no conjugation). The directional mode is
 the dot-product identity of a Jacobian J and its transpose: one number checks a whole array, so it
-scales to a whole model. The error of a gradient is max|analytic - numeric| / max(1, largest
-|numeric| of that input): relative for large gradients, absolute for small ones, so that a gradient
-that is identically zero is checked too.
+scales to a whole model. The error of a gradient is ``max|analytic - numeric|`` over the largest
+``|numeric|`` of that input, or over 1 if that is more: relative for large gradients, absolute for
+small ones, so that a gradient that is identically zero is checked too.
 
 Source: Squire and Trapp (1998), SIAM Review 40(1), for the complex step.
 """
@@ -65,6 +65,18 @@ class GradientReport:
     rows : tuple of GradientRow
     tolerance : float
         The largest error that passes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import check_gradients
+    >>> def square(x):
+    ...     return x * x, x
+    >>> def backward(dy, x, need=None):
+    ...     return (dy * x,)  # the 2 is missing
+    >>> report = check_gradients(square, backward, [np.array([1.0, 2.0])])
+    >>> report.ok, report.rows[0].note
+    (False, 'it is 0.5 times the numeric gradient')
     """
 
     rows: tuple[GradientRow, ...]
@@ -137,7 +149,8 @@ def check_gradients(
     Examples
     --------
     >>> import numpy as np
-    >>> from lora_np.ops import linear_forward, linear_backward
+    >>> from lora_np import check_gradients
+    >>> from lora_np.ops import linear_backward, linear_forward
     >>> rng = np.random.default_rng(0)
     >>> x, W = rng.standard_normal((5, 3)), rng.standard_normal((4, 3))
     >>> check_gradients(linear_forward, linear_backward, (x, W)).ok

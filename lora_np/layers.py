@@ -73,6 +73,15 @@ class Layer:
     ----------
     fan_in_fan_out : bool
         Whether other people's files keep this model's weights as (in, out). Ours are (out, in).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig
+    >>> model = GPT(GPTConfig(9, 4, 1, 2, 8), np.random.default_rng(0))
+    >>> [path for path in model.modules() if path.endswith("_proj")]
+    ['h.0.attn.q_proj', 'h.0.attn.k_proj', 'h.0.attn.v_proj', 'h.0.attn.o_proj', 'h.0.mlp.up_proj',
+    'h.0.mlp.down_proj']
     """
 
     fan_in_fan_out: bool = False
@@ -176,6 +185,15 @@ def copy_model(model: Layer, *, dtype: Any = None, device: str | None = None) ->
         E.g. ``np.float64`` to check gradients; by default as it is.
     device : {"cpu", "cuda"}, optional
         By default where it is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear, copy_model
+    >>> layer = Linear(3, 2, np.random.default_rng(0))
+    >>> twin = copy_model(layer, dtype=np.float64)
+    >>> bool((twin.W.value == layer.W.value).all()), np.shares_memory(twin.W.value, layer.W.value)
+    (True, False)
     """
 
     def make(p: Parameter) -> Parameter:
@@ -207,6 +225,15 @@ def as_pair(
     forward, backward : callables
     inputs : callable
         ``inputs(x)`` gives forward's arguments by name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import MLP, as_pair, check_gradients
+    >>> layer = MLP(3, 6, np.random.default_rng(0), dtype=np.float64)
+    >>> forward, backward, inputs = as_pair(layer)
+    >>> check_gradients(forward, backward, inputs(np.ones((2, 3)))).ok
+    True
     """
     names = list(layer.parameters())
 
@@ -240,7 +267,30 @@ def as_pair(
 
 
 class Linear(Layer):
-    """y = x W^T + b, W (out, in)."""
+    """y = x W^T + b, W (out, in).
+
+    Parameters
+    ----------
+    d_in, d_out : int
+        Lengths of an input and an output.
+    rng : numpy.random.Generator
+        Draws the weights.
+    bias : bool
+        Whether there is a b; it starts at zero.
+    std : float
+        Standard deviation of the entries of W.
+    dtype : numpy dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Grads, Linear
+    >>> layer, grads = Linear(3, 2, np.random.default_rng(0)), Grads()
+    >>> y, cache = layer.forward(np.ones((5, 3), np.float32))
+    >>> dx = layer.backward(np.ones_like(y), cache, grads)
+    >>> y.shape, dx.shape, grads[layer.W].shape, grads[layer.b].tolist()
+    ((5, 2), (5, 3), (2, 3), [5.0, 5.0])
+    """
 
     def __init__(
         self,
@@ -321,6 +371,18 @@ class LoRALinear(Layer):
     scale : float
     dropout : float
         Probability with which an entry of the adapter's input is dropped, when rng is given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear, LoRALinear, Parameter
+    >>> base = Linear(4, 3, np.random.default_rng(0), dtype=np.float64)
+    >>> lora = LoRALinear(base, Parameter(np.ones((1, 4))), Parameter(np.ones((3, 1))), scale=0.5)
+    >>> x = np.ones((2, 4))
+    >>> (lora.forward(x)[0] - base.forward(x)[0]).round(12).tolist()  # 0.5 B (A x)
+    [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
+    >>> lora.delta().tolist()[0]
+    [0.5, 0.5, 0.5, 0.5]
     """
 
     def __init__(
@@ -374,7 +436,27 @@ class LoRALinear(Layer):
 
 
 class Embedding(Layer):
-    """Row number `token` of a table W (V, d)."""
+    """Row number `token` of a table W (V, d).
+
+    Parameters
+    ----------
+    vocab_size, d : int
+        V and d.
+    rng : numpy.random.Generator
+        Draws the weights.
+    std : float
+        Standard deviation of the entries of W.
+    dtype : numpy dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Embedding
+    >>> layer = Embedding(10, 4, np.random.default_rng(0))
+    >>> y, cache = layer.forward(np.array([[7, 7, 0]]))
+    >>> y.shape, bool((y[0, 0] == layer.W.value[7]).all())
+    ((1, 3, 4), True)
+    """
 
     def __init__(
         self,
@@ -397,7 +479,24 @@ class Embedding(Layer):
 
 
 class LayerNorm(Layer):
-    """Layer normalisation with gain gamma (d,) and bias beta (d,)."""
+    """Layer normalisation with gain gamma (d,) and bias beta (d,).
+
+    Parameters
+    ----------
+    d : int
+        Length of a sample.
+    eps : float
+        Added to the variance.
+    dtype : numpy dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import LayerNorm
+    >>> y, cache = LayerNorm(3).forward(np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]))
+    >>> y.round(2).tolist()  # the size of a sample is gone
+    [[-1.22, 0.0, 1.22], [-1.22, 0.0, 1.22]]
+    """
 
     def __init__(self, d: int, *, eps: float = 1e-5, dtype: Any = np.float32) -> None:
         self.gamma = Parameter(np.ones(d, dtype))
@@ -418,7 +517,25 @@ class LayerNorm(Layer):
 
 
 class Dropout(Layer):
-    """Dropout with probability p when rng is given, else nothing."""
+    """Dropout with probability p when rng is given, else nothing.
+
+    Parameters
+    ----------
+    p : float
+        From 0 on, below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Dropout
+    >>> x = np.ones(6)
+    >>> y, cache = Dropout(0.5).forward(x)
+    >>> y is x  # without rng there is none
+    True
+    >>> y, cache = Dropout(0.5).forward(x, np.random.default_rng(0))
+    >>> sorted(set(y.tolist()))
+    [0.0, 2.0]
+    """
 
     def __init__(self, p: float) -> None:
         self.p = probability(p)
@@ -437,7 +554,16 @@ class Dropout(Layer):
 
 
 class Gelu(Layer):
-    """GELU in its tanh form."""
+    """GELU in its tanh form.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Gelu
+    >>> y, cache = Gelu().forward(np.array([-1.0, 0.0, 1.0]))
+    >>> y.round(3).tolist()
+    [-0.159, 0.0, 0.841]
+    """
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
         """Return y, like x, and the cache."""
@@ -452,7 +578,24 @@ class Gelu(Layer):
 
 
 class Chain(Layer):
-    """Layers one after the other."""
+    """Layers one after the other.
+
+    Parameters
+    ----------
+    *layers : Layer
+        The first one sees the input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Chain, Gelu, Linear
+    >>> rng = np.random.default_rng(0)
+    >>> chain = Chain(Linear(3, 8, rng), Gelu(), Linear(8, 2, rng))
+    >>> list(chain.parameters())
+    ['layers.0.W', 'layers.0.b', 'layers.2.W', 'layers.2.b']
+    >>> chain.forward(np.ones((5, 3), np.float32))[0].shape
+    (5, 2)
+    """
 
     def __init__(self, *layers: Layer) -> None:
         self.layers = list(layers)
@@ -495,7 +638,21 @@ class Chain(Layer):
 
 
 class Residual(Layer):
-    """y = x + layer(x), so dx = dy + the layer's dx."""
+    """y = x + layer(x), so dx = dy + the layer's dx.
+
+    Parameters
+    ----------
+    layer : Layer
+        Its output has the shape of its input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Gelu, Residual
+    >>> y, cache = Residual(Gelu()).forward(np.array([-10.0, 10.0]))
+    >>> y.round(6).tolist()  # x + gelu(x)
+    [-10.0, 20.0]
+    """
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
@@ -536,7 +693,26 @@ class Composed(Layer):
 
 
 class MLP(Composed):
-    """down_proj(gelu(up_proj(x))), d -> d_hidden -> d."""
+    """down_proj(gelu(up_proj(x))), d -> d_hidden -> d.
+
+    Parameters
+    ----------
+    d, d_hidden : int
+        Widths outside and inside.
+    rng : numpy.random.Generator
+        Draws the weights.
+    std_down : float
+        Standard deviation of down_proj's weights; up_proj's is 0.02.
+    dtype : numpy dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import MLP
+    >>> mlp = MLP(4, 16, np.random.default_rng(0))
+    >>> {name: p.shape for name, p in mlp.parameters().items()}
+    {'up_proj.W': (16, 4), 'up_proj.b': (16,), 'down_proj.W': (4, 16), 'down_proj.b': (4,)}
+    """
 
     def __init__(
         self,
@@ -570,6 +746,30 @@ class CausalSelfAttention(Layer):
     """Every position reads the positions at or before it, in n_head heads of d / n_head.
 
     o_proj(concat over heads of attention(q, k, v)), with q, k, v = q_proj(x), k_proj(x), v_proj(x).
+
+    Parameters
+    ----------
+    d : int
+        Width, a multiple of n_head.
+    n_head : int
+    rng : numpy.random.Generator
+        Draws the weights.
+    std_out : float
+        Standard deviation of o_proj's weights; that of the others is 0.02.
+    dtype : numpy dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import CausalSelfAttention
+    >>> rng = np.random.default_rng(0)
+    >>> layer = CausalSelfAttention(8, 2, rng, dtype=np.float64)
+    >>> x = rng.standard_normal((1, 5, 8))
+    >>> later = x.copy()
+    >>> later[:, 3:] += 1.0  # nothing before position 3 may notice
+    >>> same = np.isclose(layer.forward(x)[0], layer.forward(later)[0]).all(axis=2)
+    >>> same.tolist()
+    [[True, True, True, False, False]]
     """
 
     def __init__(

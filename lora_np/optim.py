@@ -32,6 +32,15 @@ class SGD:
     packed : Packed
         Its vector is updated in place.
     momentum : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import SGD, Parameter, pack
+    >>> w = Parameter(np.array([1.0, -1.0]))
+    >>> SGD(pack({"w": w})).step(np.array([0.5, 0.5]), lr=0.1)
+    >>> w.value.round(6).tolist()
+    [0.95, -1.05]
     """
 
     def __init__(self, packed: Packed, momentum: float = 0.0) -> None:
@@ -58,6 +67,15 @@ class Adam:
     betas : pair of float
         b1 and b2.
     eps : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Adam, Parameter, pack
+    >>> w = Parameter(np.zeros(3))
+    >>> Adam(pack({"w": w})).step(np.array([1000.0, -0.001, 0.0]), lr=0.1)
+    >>> w.value.round(4).tolist()  # the first step is lr, however large the gradient
+    [-0.1, 0.1, 0.0]
     """
 
     def __init__(
@@ -89,9 +107,18 @@ class AdamW(Adam):
     Parameters
     ----------
     packed : Packed
-    betas, eps
+    betas, eps : pair of float, float
         As in :class:`Adam`.
     weight_decay : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import AdamW, Parameter, pack
+    >>> W, b = Parameter(np.ones((2, 2))), Parameter(np.ones(2))
+    >>> AdamW(pack({"W": W, "b": b}), weight_decay=0.5).step(np.zeros(6), lr=0.1)
+    >>> W.value.tolist(), b.value.tolist()  # 1 - 0.1 x 0.5, and a bias is left alone
+    ([[0.95, 0.95], [0.95, 0.95]], [1.0, 1.0])
     """
 
     def __init__(
@@ -121,7 +148,16 @@ OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 
 
 def make_optimizer(name: str, packed: Packed, **options: Any) -> SGD | Adam:
-    """Return the optimizer of this name: "sgd", "adam" or "adamw"."""
+    """Return the optimizer of this name: "sgd", "adam" or "adamw".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Parameter, pack
+    >>> from lora_np.optim import make_optimizer
+    >>> make_optimizer("sgd", pack({"w": Parameter(np.zeros(2))}), momentum=0.9).momentum
+    0.9
+    """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r} is unknown: choose {', '.join(OPTIMIZERS)}")
     return OPTIMIZERS[name](packed, **options)
@@ -145,6 +181,13 @@ def schedule(
     Returns
     -------
     callable
+
+    Examples
+    --------
+    >>> from lora_np import schedule
+    >>> factor = schedule("linear", steps=6, warmup=2)
+    >>> [factor(step) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
     if name not in ("constant", "linear", "cosine"):
         raise ValueError(f"schedule {name!r} is unknown: choose constant, linear or cosine")
@@ -164,7 +207,15 @@ def schedule(
 
 
 def global_norm(gradient: Array) -> float:
-    """Return the Euclidean norm of the flat gradient (n,)."""
+    """Return the Euclidean norm of the flat gradient (n,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.optim import global_norm
+    >>> global_norm(np.array([3e30, 4e30], np.float32)) / 1e30 > 4.99  # no square overflows
+    True
+    """
     # Scaled by the largest entry first: squares of float32 numbers overflow from 1e19 on.
     largest = float(abs(gradient).max())
     if largest == 0.0 or not math.isfinite(largest):
@@ -176,6 +227,11 @@ def global_norm(gradient: Array) -> float:
 def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[Array, float]:
     """Shorten the flat gradient (n,) to at most `max_norm`, keeping its direction.
 
+    Parameters
+    ----------
+    gradient : array, shape (n,)
+    max_norm : float
+
     Returns
     -------
     clipped : array, shape (n,)
@@ -183,7 +239,17 @@ def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[Array, float]
     norm : float
         The norm before clipping.
 
-    Source: Pascanu, Mikolov and Bengio (2013), arXiv:1211.5063, algorithm 1.
+    References
+    ----------
+    Pascanu, Mikolov and Bengio (2013), arXiv:1211.5063, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import clip_by_global_norm
+    >>> clipped, norm = clip_by_global_norm(np.array([3.0, 4.0]), max_norm=1.0)
+    >>> norm, clipped.round(6).tolist()
+    (5.0, [0.6, 0.8])
     """
     norm = global_norm(gradient)
     if norm > max_norm:

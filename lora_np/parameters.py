@@ -24,6 +24,16 @@ class Parameter:
         Whether backward forms its gradient.
     borrowed : bool
         Whether `value` is a read-only view of another model's array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Parameter
+    >>> W0 = Parameter(np.zeros((2, 3), np.float32))
+    >>> W0.share()  # what an adapted model holds of its base
+    Parameter((2, 3), float32, frozen)
+    >>> np.shares_memory(W0.value, W0.share().value)
+    True
     """
 
     def __init__(self, value: Array, trainable: bool = True) -> None:
@@ -72,7 +82,22 @@ class Parameter:
 
 
 def freeze(parameters: Mapping[str, Parameter] | Iterable[Parameter]) -> None:
-    """Make Parameters frozen: backward then forms no gradient for them."""
+    """Make Parameters frozen: backward then forms no gradient for them.
+
+    Parameters
+    ----------
+    parameters : mapping of str to Parameter, or iterable of Parameter
+        What ``model.parameters()`` returns, or some of its values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear, freeze
+    >>> layer = Linear(3, 2, np.random.default_rng(0))
+    >>> freeze(layer.parameters())
+    >>> layer.trainable
+    False
+    """
     values = parameters.values() if isinstance(parameters, Mapping) else parameters
     for parameter in values:
         parameter.trainable = False
@@ -83,6 +108,16 @@ class Grads:
 
     A Parameter that is used twice, as a tied embedding is, receives two gradients: their sum is
     the gradient of the loss.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Grads, Parameter
+    >>> W, grads = Parameter(np.zeros(2)), Grads()
+    >>> grads.add(W, np.array([1.0, 2.0]))
+    >>> grads.add(W, np.array([0.0, 5.0]))  # used twice: the two add up
+    >>> grads[W].tolist()
+    [1.0, 7.0]
     """
 
     def __init__(self) -> None:
@@ -122,6 +157,16 @@ class Packed:
         All values end to end; the Parameters' arrays are views of it.
     parameters : dict of str to Parameter
         The trainable ones by name, in the vector's order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Grads, Parameter, pack
+    >>> a, b, grads = Parameter(np.zeros(2)), Parameter(np.zeros((1, 1))), Grads()
+    >>> packed = pack({"a": a, "b": b})
+    >>> grads.add(b, np.array([[7.0]]))
+    >>> packed.gather(grads).tolist(), packed.slices()["b"]
+    ([0.0, 0.0, 7.0], slice(2, 3, None))
     """
 
     def __init__(self, vector: Array, parameters: dict[str, Parameter]) -> None:
@@ -171,6 +216,16 @@ def pack(parameters: Mapping[str, Parameter]) -> Packed:
         If nothing is trainable, the dtypes differ, or another living model shares an array:
         training it would change that model too. Start from ``copy_model(base)``. The check is
         made here, once: do not go on training a base after inject() has lent its arrays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Parameter, pack
+    >>> a, b = Parameter(np.array([1.0, 2.0])), Parameter(np.array([[3.0]]))
+    >>> packed = pack({"a": a, "b": b})
+    >>> packed.vector *= 10.0  # one operation on all of them
+    >>> a.value.tolist(), b.value.tolist()
+    ([10.0, 20.0], [[30.0]])
     """
     chosen = {name: p for name, p in parameters.items() if p.trainable}
     if not chosen:

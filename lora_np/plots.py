@@ -51,6 +51,19 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
         The content of ``results.json``.
     path : str or Path
         The PNG to write.
+
+    Examples
+    --------
+    >>> import os
+    >>> import tempfile
+    >>> from lora_np import rank_sweep
+    >>> from lora_np.plots import plot_rank_vs_loss
+    >>> from lora_np.sweep import LinearSettings
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results = rank_sweep(LinearSettings(ranks=(1, 2), d_in=4, d_out=3, steps=50), folder)
+    ...     plot_rank_vs_loss(results, f"{folder}/curve.png")
+    ...     os.path.exists(f"{folder}/curve.png")
+    True
     """
     linear = results["settings"]["task"] == "linear"
     figure = _figure(7, 4.6)
@@ -95,6 +108,17 @@ def plot_spectrum(results: dict[str, Any], path: str | Path) -> None:
         The content of ``results.json``, complete.
     path : str or Path
         The PNG to write.
+
+    Examples
+    --------
+    >>> import os
+    >>> import tempfile
+    >>> from lora_np.plots import plot_spectrum
+    >>> change = {"name": "h.0.attn.q_proj.W", "singular_values": [3.0, 1.0, 0.1]}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     plot_spectrum({"spectrum": [change]}, f"{folder}/spectrum.png")
+    ...     os.listdir(folder)
+    ['spectrum.png']
     """
     from matplotlib import colormaps
 
@@ -137,6 +161,19 @@ def plot_rank_map(analysis: Analysis, path: str | Path) -> None:
     analysis : Analysis
     path : str or Path
         The PNG to write.
+
+    Examples
+    --------
+    >>> import os
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import analyse_adapter, write_adapter
+    >>> from lora_np.plots import plot_rank_map
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_adapter(f"{folder}/adapter", [("h.0.q_proj", np.eye(4), np.eye(4, 6), 1.0)])
+    ...     plot_rank_map(analyse_adapter(f"{folder}/adapter"), f"{folder}/map.png")
+    ...     sorted(os.listdir(folder))
+    ['adapter', 'map.png']
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -176,6 +213,19 @@ def plot_recovery(rows: Sequence[Recovery], path: str | Path) -> None:
         As :func:`lora_np.rank.recovery` returns them.
     path : str or Path
         The PNG to write.
+
+    Examples
+    --------
+    >>> import os
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.plots import plot_recovery
+    >>> from lora_np.rank import recovery
+    >>> rows = recovery((20, 20), [2], [1.0, 4.0], trials=2, rng=np.random.default_rng(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     plot_recovery(rows, f"{folder}/recovery.png")
+    ...     os.listdir(folder)
+    ['recovery.png']
     """
     ks = list(dict.fromkeys(row.k for row in rows))
     figure = _figure(1.5 + 4.2 * len(ks), 6.6)
@@ -220,6 +270,23 @@ def plot_similarity(found: Mapping[str, Any], path: str | Path) -> None:
         As :func:`lora_np.paper.directions.figure` returns it.
     path : str or Path
         The PNG to write.
+
+    Examples
+    --------
+    >>> import os
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.paper.directions import figure
+    >>> from lora_np.plots import plot_similarity
+    >>> rng = np.random.default_rng(0)
+    >>> paths = "h.0.attn.q_proj", "h.0.attn.v_proj"
+    >>> def draw():  # one seed's adapters of rank 2
+    ...     return {path: (np.zeros((8, 2)), rng.standard_normal((2, 8))) for path in paths}
+    >>> found = figure({2: {0: draw(), 1: draw()}}, (2, 2), rng)  # by rank and seed
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     plot_similarity(found, f"{folder}/similarity.png")
+    ...     os.listdir(folder)
+    ['similarity.png']
     """
     (r1, r2), d = found["ranks"], found["d"]
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in found["panels"]))
@@ -283,6 +350,19 @@ def plot_intrinsic(results: dict[str, Any], path: str | Path) -> None:
         What :func:`lora_np.intrinsic.intrinsic_run` returns.
     path : str or Path
         The PNG to write.
+
+    Examples
+    --------
+    >>> import os
+    >>> import tempfile
+    >>> from lora_np.plots import plot_intrinsic
+    >>> found = {"D": 1000, "base": 5.0, "target": 2.3, "full": 2.0,
+    ...          "d90": {"plain": 100, "structured": None},
+    ...          "rows": [{"variant": "plain", "d": d, "loss": 2.0 + 20 / d} for d in (10, 100)]}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     plot_intrinsic({"pretrained": found, "random": found}, f"{folder}/intrinsic.png")
+    ...     os.listdir(folder)
+    ['intrinsic.png']
     """
     figure = _figure(10, 4.4)
     for axis, start in zip(figure.subplots(1, 2), STARTS):

@@ -54,6 +54,25 @@ def load_gpt2(folder: str | Path, dtype: Any = np.float32) -> GPT:
     CheckpointError
         If a file is broken or does not fit the config, or a field of the config asks for other
         mathematics; the message names it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import load_gpt2
+    >>> from lora_np.checkpoint import save_json, save_tensors
+    >>> sizes = {"vocab_size": 5, "n_positions": 4, "n_layer": 1, "n_head": 1, "n_embd": 8}
+    >>> shapes = {"wte.weight": (5, 8), "wpe.weight": (4, 8)}
+    >>> inner = {"attn.c_attn": (8, 24), "attn.c_proj": (8, 8), "mlp.c_fc": (8, 32),
+    ...          "mlp.c_proj": (32, 8), "ln_1": (8,), "ln_2": (8,)}
+    >>> for name, shape in {**{f"h.0.{k}": v for k, v in inner.items()}, "ln_f": (8,)}.items():
+    ...     shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[-1:]}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_json(f"{folder}/config.json", {"model_type": "gpt2", **sizes})
+    ...     save_tensors(f"{folder}/model.safetensors", {k: np.ones(v) for k, v in shapes.items()})
+    ...     model = load_gpt2(folder)
+    >>> model.h[0].mlp.up_proj.W.shape  # (out, in), where the file has (in, out)
+    (32, 8)
     """
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"dtype {np.dtype(dtype)}: expected float32 or float64")

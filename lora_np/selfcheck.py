@@ -64,7 +64,16 @@ class Case:
 
 
 def cases(rng: np.random.Generator) -> list[Case]:
-    """Return the whole table: pairs, layers, models."""
+    """Return the whole table: pairs, layers, models.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.selfcheck import cases
+    >>> first = cases(np.random.default_rng(0))[0]
+    >>> first.name, first.check("complex").ok
+    ('linear', True)
+    """
     return [*_pairs(rng), *_layers(rng), *_models(rng)]
 
 

@@ -38,6 +38,19 @@ class Diverged(ArithmeticError):
     ----------
     history : History
         Of the steps before.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, fit
+    >>> from lora_np.train import Diverged
+    >>> model = GPT(GPTConfig(4, 3, 1, 1, 8), np.random.default_rng(0))
+    >>> batch = np.array([[0, 1, 2]]), np.array([[1, 2, 3]])
+    >>> try:
+    ...     fit(model, lambda: batch, steps=5, lr=1e38, optimizer="sgd", clip=None)
+    ... except Diverged as error:
+    ...     print(len(error.history.loss) < 5)  # the steps that went well
+    True
     """
 
     def __init__(self, message: str, history: History) -> None:
@@ -89,6 +102,12 @@ class Recipe:
         the same to rounding, and bit for bit for the same number of either.
     options : mapping
         For the optimizer, e.g. ``{"weight_decay": 0.1}``.
+
+    Examples
+    --------
+    >>> from lora_np.train import Recipe
+    >>> Recipe().optimizer, Recipe(warmup=10, clip=None).clip
+    ('adamw', None)
     """
 
     optimizer: str = "adamw"
@@ -132,7 +151,7 @@ def fit(
     rng : numpy.random.Generator, optional
         Turns dropout on. Where a batch is split, a model may draw from it only by
         ``rng.random((samples, ...))``, whose first axis is the batch's.
-    validate : callable, optional
+    validate, validate_every : callable and int, optional
         Gives the validation loss; called after every `validate_every` steps and at the end.
     progress : bool
         Show a bar with the loss, tokens a second and the time left.
@@ -148,20 +167,23 @@ def fit(
     Diverged
         If the loss or gradient is not finite: the model then holds the last parameters whose loss
         and gradient were.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, fit
+    >>> model = GPT(GPTConfig(4, 3, 1, 1, 8), np.random.default_rng(0))
+    >>> batch = np.array([[0, 1, 2]]), np.array([[1, 2, 3]])  # learn to count
+    >>> history = fit(model, lambda: batch, steps=40, lr=0.02)
+    >>> history.loss[-1] < 0.1, model.generate(np.array([0]), 3, temperature=0).tolist()
+    (True, [0, 1, 2, 3])
     """
     if steps < 1 or not 0.0 < lr < math.inf:
         raise ValueError(f"steps = {steps} and lr = {lr}, expected at least 1, and above 0")
-    how = Recipe(**recipe)
-    trainer = _Trainer(model, how, steps, lr, rng)
+    trainer = _Trainer(model, Recipe(**recipe), steps, lr, rng)
     quiet = np.errstate(over="ignore", invalid="ignore")
     with _bar(progress, steps) as bar, quiet, trainer.gradient:
-        for step in range(steps):
-            batch = sample()
-            trainer.step(step, batch)
-            if validate is not None and _due(step + 1, validate_every, steps):
-                trainer.history.validation.append((step + 1, validate()))
-            bar.update(trainer.history.loss[-1], batch[1].size)
-        trainer.stop_unless_finite(steps, "parameters' norm", global_norm(trainer.packed.vector))
+        trainer.run(sample, steps, validate, validate_every, bar)
     return trainer.history
 
 
@@ -178,6 +200,23 @@ class _Trainer:
         self.gradient = BatchGradient(
             model, self.packed, recipe.accumulate, recipe.threads, recipe.processes
         )
+
+    def run(
+        self,
+        sample: Callable[[], Batch],
+        steps: int,
+        validate: Callable[[], float] | None,
+        validate_every: int,
+        bar: _bar,
+    ) -> None:
+        """Take all steps, validate where it is due, and look at the last parameters."""
+        for step in range(steps):
+            batch = sample()
+            self.step(step, batch)
+            if validate is not None and _due(step + 1, validate_every, steps):
+                self.history.validation.append((step + 1, validate()))
+            bar.update(self.history.loss[-1], batch[1].size)
+        self.stop_unless_finite(steps, "parameters' norm", global_norm(self.packed.vector))
 
     def step(self, step: int, batch: Batch) -> None:
         """Take one step and record it."""
@@ -361,6 +400,16 @@ def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: in
     inputs, targets : host arrays, shape (N, T)
     batch_size : int
         Samples at a time; the result does not depend on it, beyond rounding.
+
+    Examples
+    --------
+    >>> import math
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, evaluate
+    >>> model = GPT(GPTConfig(256, 3, 1, 1, 8), np.random.default_rng(0))
+    >>> loss = evaluate(model, np.array([[1, 2, 3]]), np.array([[2, 3, 4]]))
+    >>> abs(loss - math.log(256)) < 0.1  # it knows nothing yet: all bytes are alike
+    True
     """
     on_device = next(iter(model.parameters().values())).value
     count = int((targets != IGNORE_INDEX).sum())  # of all: parts then simply add

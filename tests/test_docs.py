@@ -60,8 +60,20 @@ def test_every_link_of_a_page_leads_to_a_file(page):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_example_of_a_docstring_prints_what_it_shows(name):
-    result = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
+    module, bare = importlib.import_module(name), {"__name__": "__main__"}
+    result = doctest.testmod(module, optionflags=FLAGS, globs=bare)  # it imports what it uses
     assert not result.failed
+
+
+PAIRS = [name for name in lora_np.ops.__all__ if not name.endswith("_backward")]
+SHOWN = [(lora_np, name) for name in lora_np.__all__ if callable(getattr(lora_np, name))]
+SHOWN += [(lora_np.ops, name) for name in PAIRS]
+
+
+@pytest.mark.parametrize("module, name", SHOWN, ids=[name for _, name in SHOWN])
+def test_what_a_user_meets_has_an_example(module, name):
+    _, heading, examples = (getattr(module, name).__doc__ or "").partition("Examples\n")
+    assert heading and ">>> " in examples
 
 
 def test_a_session_that_prints_something_else_is_noticed(capsys):

@@ -1,11 +1,11 @@
 r"""One adapter that does what several do together: the weighted sum of their changes.
 
-The sum of products is a product of joined factors, exactly:
+The sum of products is a product of joined factors, exactly::
 
     sum_i w_i s_i B_i A_i = [w_1 s_1 B_1, w_2 s_2 B_2, ...] [A_1; A_2; ...]
 
 That is "cat", of rank the sum of ranks. "svd" cuts it to the nearest of lower rank. "linear" keeps
-the rank by summing the factors themselves, with root_i = sqrt(|w_i s_i|), as PEFT does:
+the rank by summing the factors themselves, with ``root_i = sqrt(|w_i s_i|)``, as PEFT does::
 
     B = sum_i root_i B_i,   A = sum_i sign(w_i) root_i A_i
 
@@ -83,31 +83,55 @@ def combine_adapters(
         If an adapter is broken or kohya's, or the folder is not empty. Nothing is then written.
     ValueError
         If the arguments or the adapters do not fit together.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import combine_adapters, open_adapter, write_adapter
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     one, two, both = f"{d}/one", f"{d}/two", f"{d}/both"
+    ...     write_adapter(one, [("layer", np.array([[1.0], [0.0]]), np.ones((1, 3)), 1.0)])
+    ...     write_adapter(two, [("layer", np.array([[0.0], [1.0]]), np.ones((1, 3)), 1.0)])
+    ...     fits = combine_adapters([one, two], [0.5, 2.0], both)
+    ...     with open_adapter(both) as file:
+    ...         B, A = file.modules["layer"].factors()
+    >>> (B @ A).tolist()
+    [[0.5, 0.5, 0.5], [2.0, 2.0, 2.0]]
     """
     make = _method(method, rank)
     _check_weights(adapters, weights)
     fits: list[Fit] = []
     with ExitStack() as stack:
         files = [stack.enter_context(open_adapter(path)) for path in adapters]
-        for file, path in zip(files, adapters):
-            if file.naming == "kohya":
-                raise CheckpointError(
-                    f"{path} has kohya's names: what is combined is written in PEFT's form, where "
-                    "they fit no model"
-                )
-            file.require_scale()
-            require_matrices(file)
+        _check_forms(files, adapters)
         modules = _check_alike(files, adapters, same_modules=method == "linear")
-        write_adapter(
-            folder,
-            _combined(files, weights, modules, make, fits),
-            base_model=_common([file.base_model for file in files]),
-            dtype=None,
-            fan_in_fan_out=files[0].fan_in_fan_out,
-            lora_dropout=_common([file.lora_dropout for file in files]) or 0.0,
-            origin=_common([file.origin for file in files]),
-        )
+        _write(folder, files, _combined(files, weights, modules, make, fits))
     return fits
+
+
+def _write(folder: str | Path, files: list[AdapterFile], modules: Iterator[Written]) -> None:
+    """Write the modules with what the configs of all files have in common."""
+    write_adapter(
+        folder,
+        modules,
+        base_model=_common([file.base_model for file in files]),
+        dtype=None,
+        fan_in_fan_out=files[0].fan_in_fan_out,
+        lora_dropout=_common([file.lora_dropout for file in files]) or 0.0,
+        origin=_common([file.origin for file in files]),
+    )
+
+
+def _check_forms(files: list[AdapterFile], paths: Sequence[Any]) -> None:
+    for file, path in zip(files, paths):
+        if file.naming == "kohya":
+            raise CheckpointError(
+                f"{path} has kohya's names: what is combined is written in PEFT's form, where "
+                "they fit no model"
+            )
+        file.require_scale()
+        require_matrices(file)
 
 
 def _check_weights(adapters: Sequence[Any], weights: Sequence[float]) -> None:

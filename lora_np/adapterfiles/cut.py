@@ -6,7 +6,7 @@ B = U sqrt(S) and A = sqrt(S) V^T, so that neither is large or small in a narrow
 
 What a file holds is rounded to its type. So two errors are told: what is cut away, known from the
 singular values, and the distance of what is written, measured from the rounded factors. The
-distance of two products is the norm of one, which is never formed:
+distance of two products is the norm of one, which is never formed::
 
     s B A - t C D = [s B, -t C] [A; D],   ||.||_F from the singular values of its small core.
 """
@@ -62,6 +62,14 @@ class Keep:
     ------
     ValueError
         If not exactly one is given, or it is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Keep
+    >>> sigma = np.array([12.0, 4.0, 3.0])
+    >>> [keep.of(sigma, (8, 8)) for keep in (Keep(rank=2), Keep(energy=0.9), Keep(error=0.1))]
+    [2, 2, 3]
     """
 
     rank: int | None = None

@@ -77,6 +77,20 @@ def extract_adapter(
         If a file is broken, or the folder is not empty.
     ValueError
         If no matrix of a linear layer has changed. Nothing is then written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import Keep, extract_adapter
+    >>> from lora_np.checkpoint import save_tensors
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     save_tensors(f"{d}/base.safetensors", {"layer.weight": np.zeros((3, 4))})
+    ...     save_tensors(f"{d}/tuned.safetensors", {"layer.weight": np.ones((3, 4))})
+    ...     files = f"{d}/base.safetensors", f"{d}/tuned.safetensors"
+    ...     found = extract_adapter(*files, f"{d}/adapter", Keep(error=0.01))
+    >>> found.fits[0].name, found.fits[0].r, f"{found.fits[0].norm:.3f}"  # the root of 12
+    ('layer', 1, '3.464')
     """
     result = Extracted()
     rng = rng or np.random.default_rng(0)

@@ -74,6 +74,21 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
     CheckpointError
         If a file is broken, `out` exists, a module is not in the checkpoint or has another shape
         there, or a sum is not finite in the checkpoint's type. Nothing is then written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import merge_adapter, write_adapter
+    >>> from lora_np.checkpoint import TensorFile, save_tensors
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     base, adapter, out = f"{d}/base.safetensors", f"{d}/adapter", f"{d}/out.safetensors"
+    ...     save_tensors(base, {"layer.weight": np.eye(2)})
+    ...     write_adapter(adapter, [("layer", np.ones((2, 1)), np.ones((1, 2)), 0.5)])
+    ...     merged = merge_adapter(base, adapter, out)
+    ...     with TensorFile(out) as file:
+    ...         file.read("layer.weight").tolist()  # W0 + 0.5 B A
+    [[1.5, 0.5], [0.5, 1.5]]
     """
     merged: list[Merged] = []
     with open_adapter(adapter) as file, open_weights(base) as weights:

@@ -40,6 +40,17 @@ def resize_adapter(adapter: str | Path, folder: str | Path, keep: Keep) -> list[
     References
     ----------
     Eckart, Young: The approximation of one matrix by another of lower rank. Psychometrika 1 (1936).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import Keep, resize_adapter, write_adapter
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     write_adapter(f"{d}/old", [("layer", np.diag([4.0, 3.0]), np.eye(2, 5), 2.0)])
+    ...     fits = resize_adapter(f"{d}/old", f"{d}/new", Keep(rank=1))
+    >>> fits[0].before, fits[0].r, round(fits[0].norm, 4), round(fits[0].missed, 4)  # 2 x 5, 2 x 3
+    (2, 1, 10.0, 6.0)
     """
     fits: list[Fit] = []
     with open_adapter(adapter) as file:

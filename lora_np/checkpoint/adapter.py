@@ -54,6 +54,19 @@ class AdapterModule:
         The change is ``scale * B A``.
     dtype : str
         Of A in the file: "float32", "bfloat16", ...
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import open_adapter, write_adapter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_adapter(folder, [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
+    ...     with open_adapter(folder) as adapter:
+    ...         module = adapter.modules["layer"]
+    ...         B, A = module.factors()
+    >>> module.r, module.scale, (B @ A).shape == module.shape
+    (1, 2.0, True)
     """
 
     name: str
@@ -110,6 +123,17 @@ class AdapterFile:
         Of the file of tensors.
     origin : dict
         What PEFT's config says of the model's class and version: task_type, auto_mapping, revision.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import open_adapter, write_adapter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_adapter(folder, [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
+    ...     with open_adapter(folder) as adapter:
+    ...         adapter.naming, adapter.lora_dropout, list(adapter.modules)
+    ('peft', 0.0, ['layer'])
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -210,11 +234,16 @@ def open_adapter(path: str | Path) -> AdapterFile:
 
     Examples
     --------
-    ::
-
-        with open_adapter("my_adapter") as adapter:
-            for name, module in adapter.modules.items():
-                B, A = module.factors()  # (out, r), (r, in)
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import open_adapter, write_adapter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_adapter(folder, [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
+    ...     with open_adapter(folder) as adapter:
+    ...         for name, module in adapter.modules.items():
+    ...             B, A = module.factors()  # (out, r), (r, in)
+    ...             print(name, module.shape, module.r, module.scale, (B @ A).tolist())
+    layer (3, 2) 1 2.0 [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
     return AdapterFile(path)
 
@@ -323,8 +352,36 @@ def write_adapter(
         If the folder is not empty: an adapter is not overwritten.
     ValueError
         If there is no module, one comes twice, shapes do not fit, or a number is not finite.
+
+    Examples
+    --------
+    >>> import os
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import write_adapter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_adapter(folder, [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
+    ...     sorted(os.listdir(folder))
+    ['adapter_config.json', 'adapter_model.safetensors']
     """
     folder = _new_folder(folder)
+    tensors, ranks, scales = _named_tensors(modules, dtype)
+    config = {
+        **as_fields(ranks, scales),
+        "base_model_name_or_path": base_model,
+        "fan_in_fan_out": fan_in_fan_out,
+        "lora_dropout": float(lora_dropout),
+        **(origin or {}),
+    }
+    with _folder_beside(folder) as temporary:
+        save_tensors(temporary / TENSORS, tensors, {"format": "pt"})
+        save_json(temporary / CONFIG, config)
+
+
+def _named_tensors(
+    modules: Iterable[tuple[str, np.ndarray, np.ndarray, float]], dtype: Any
+) -> tuple[dict[str, np.ndarray], dict[str, int], dict[str, float]]:
+    """Return the factors by PEFT's names, and the modules' ranks and scales."""
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     scales: dict[str, float] = {}
@@ -337,16 +394,7 @@ def write_adapter(
             tensors[f"{PREFIX}{name}.lora_{half}.weight"] = _as_written(name, half, x, dtype)
     if not ranks:
         raise ValueError("there is no module to write")
-    config = {
-        **as_fields(ranks, scales),
-        "base_model_name_or_path": base_model,
-        "fan_in_fan_out": fan_in_fan_out,
-        "lora_dropout": float(lora_dropout),
-        **(origin or {}),
-    }
-    with _folder_beside(folder) as temporary:
-        save_tensors(temporary / TENSORS, tensors, {"format": "pt"})
-        save_json(temporary / CONFIG, config)
+    return tensors, ranks, scales
 
 
 def write_like(
@@ -369,6 +417,17 @@ def write_like(
     ------
     CheckpointError, ValueError
         As from :func:`write_adapter`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import open_adapter, write_adapter
+    >>> from lora_np.checkpoint import write_like
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     write_adapter(f"{d}/one", [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
+    ...     with open_adapter(f"{d}/one") as one:
+    ...         write_like(one, f"{d}/two", [("layer", np.ones((3, 1)), np.zeros((1, 2)), 2.0)])
     """
     file.require_scale()
     if file.naming == "peft":

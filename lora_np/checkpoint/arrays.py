@@ -29,6 +29,17 @@ def save_parameters(path: str | Path, model: Layer, *, trainable_only: bool = Fa
     model : Layer
     trainable_only : bool
         Leave out what is frozen: an adapter alone is a small file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import Linear
+    >>> from lora_np.checkpoint import load_arrays, save_parameters
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_parameters(f"{folder}/model.npz", Linear(3, 2, np.random.default_rng(0)))
+    ...     {name: x.shape for name, x in load_arrays(f"{folder}/model.npz").items()}
+    {'W': (2, 3), 'b': (2,)}
     """
     chosen = {
         name: to_host(p.value)
@@ -46,6 +57,19 @@ def load_parameters(path: str | Path, model: Layer) -> None:
     CheckpointError
         If the file is no such file, has a name or a shape that the model has not, lacks a
         trainable Parameter, or would change another model. The model is then unchanged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import Linear
+    >>> from lora_np.checkpoint import load_parameters, save_parameters
+    >>> one, other = (Linear(3, 2, np.random.default_rng(seed)) for seed in (0, 1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_parameters(f"{folder}/model.npz", one)
+    ...     load_parameters(f"{folder}/model.npz", other)
+    >>> np.array_equal(one.W.value, other.W.value)
+    True
     """
     fill(model, load_arrays(path), str(path))
 
@@ -76,13 +100,34 @@ def fill(model: Layer, arrays: Mapping[str, np.ndarray], source: str) -> None:
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name to an ``.npz`` file."""
+    """Write arrays by name to an ``.npz`` file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.checkpoint import load_arrays, save_arrays
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_arrays(f"{folder}/two.npz", {"x": np.arange(3), "y": np.ones(1)})
+    ...     {name: array.tolist() for name, array in load_arrays(f"{folder}/two.npz").items()}
+    {'x': [0, 1, 2], 'y': [1.0]}
+    """
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **dict(arrays))  # pyright: ignore[reportArgumentType]
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an ``.npz`` file by name."""
+    """Read the arrays of an ``.npz`` file by name.
+
+    Examples
+    --------
+    >>> from lora_np.checkpoint import CheckpointError, load_arrays
+    >>> try:
+    ...     load_arrays("no_such_file.npz")
+    ... except CheckpointError as error:
+    ...     print(error)
+    no_such_file.npz does not exist
+    """
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -93,14 +138,39 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def save_json(path: str | Path, content: Any) -> None:
-    """Write `content` as JSON."""
+    """Write `content` as JSON.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lora_np.checkpoint import load_json, save_json
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_json(f"{folder}/settings.json", {"ranks": [1, 2]})
+    ...     load_json(f"{folder}/settings.json")
+    {'ranks': [1, 2]}
+    """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary file to write, which takes the place of `path` if all went well."""
+    """Give a temporary file to write, which takes the place of `path` if all went well.
+
+    Examples
+    --------
+    >>> import os
+    >>> import tempfile
+    >>> from lora_np.checkpoint import replacing
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     try:
+    ...         with replacing(f"{folder}/a.txt") as temporary:
+    ...             _ = temporary.write_text("half of i")
+    ...             raise KeyboardInterrupt
+    ...     except KeyboardInterrupt:
+    ...         os.listdir(folder)  # no half of a file
+    []
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -111,7 +181,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def load_json(path: str | Path) -> Any:
-    """Read a JSON file."""
+    """Read a JSON file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lora_np.checkpoint import load_json, save_json
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_json(f"{folder}/settings.json", {"ranks": [1, 2]})
+    ...     load_json(f"{folder}/settings.json")["ranks"]
+    [1, 2]
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

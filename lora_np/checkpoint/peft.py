@@ -49,6 +49,19 @@ def save_adapter(
     ------
     ValueError
         If there is no adapter, or what :func:`write_adapter` says.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, LoraConfig, inject, open_adapter, save_adapter
+    >>> rng = np.random.default_rng(0)
+    >>> adapted = inject(GPT(GPTConfig(9, 4, 1, 2, 8), rng), LoraConfig(r=2), rng)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_adapter(adapted, folder)
+    ...     with open_adapter(folder) as file:  # q and v in one, as GPT-2's files have them
+    ...         {name: (module.r, module.shape) for name, module in file.modules.items()}
+    {'transformer.h.0.attn.c_attn': (4, (24, 8))}
     """
     check_adapted(adapted)
     dropouts = {layer.dropout for layer in adapters(adapted).values()}
@@ -115,6 +128,21 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
         If the file is broken, or adapts what the model has not in that shape.
     ValueError
         If the model is adapted already.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, LoraConfig, inject, load_adapter, save_adapter
+    >>> rng, tokens = np.random.default_rng(0), np.array([[1, 2, 3]])
+    >>> base = GPT(GPTConfig(9, 4, 1, 2, 8), rng)
+    >>> adapted = inject(base, LoraConfig(r=2), rng)
+    >>> adapted.h[0].attn.q_proj.B.value[...] = 1.0  # as if it had been trained
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_adapter(adapted, folder)
+    ...     again = load_adapter(base, folder)
+    >>> np.allclose(again.forward(tokens)[0], adapted.forward(tokens)[0], atol=1e-6)
+    True
     """
     if adapters(base):
         raise ValueError("the model is adapted already: load onto its base, or merge() it first")

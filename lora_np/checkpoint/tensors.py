@@ -35,6 +35,12 @@ def float_dtype(name: Any) -> np.dtype:
     ------
     ValueError
         If it is another.
+
+    Examples
+    --------
+    >>> from lora_np.checkpoint import float_dtype
+    >>> float_dtype("float16").itemsize, float_dtype("bfloat16").itemsize  # bytes
+    (2, 2)
     """
     text = name if isinstance(name, str) else np.dtype(name).name
     if text not in FLOATS.values():
@@ -68,6 +74,17 @@ class TensorFile:
     ------
     CheckpointError
         If the file is missing, broken or a pickle.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.checkpoint import TensorFile, save_tensors
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_tensors(f"{folder}/x.safetensors", {"W": np.ones((2, 3), np.float16)})
+    ...     with TensorFile(f"{folder}/x.safetensors") as file:
+    ...         file.names, file.shape("W"), file.dtype("W"), file.read("W").dtype.name
+    (('W',), (2, 3), 'float16', 'float32')
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -199,6 +216,17 @@ def open_weights(path: str | Path) -> TensorFile:
     ------
     CheckpointError
         If there is none, or it is broken or a pickle.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.checkpoint import open_weights, save_tensors
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_tensors(f"{folder}/model.safetensors", {"W": np.ones((2, 3))})
+    ...     with open_weights(folder) as file:
+    ...         file.names
+    ('W',)
     """
     path = Path(path)
     if not path.is_dir():
@@ -261,6 +289,17 @@ def save_tensors(
     ------
     ValueError
         If an array has another type.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.checkpoint import TensorFile, save_tensors
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_tensors(f"{folder}/x.safetensors", {"W": np.ones((2, 3))}, {"from": "me"})
+    ...     with TensorFile(f"{folder}/x.safetensors") as file:
+    ...         file.metadata
+    {'from': 'me'}
     """
     import safetensors
     from safetensors.numpy import save_file

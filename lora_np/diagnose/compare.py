@@ -47,6 +47,13 @@ class Report:
     ----------
     task : str
     findings : tuple of Finding
+
+    Examples
+    --------
+    >>> from lora_np.diagnose import diagnose
+    >>> report = diagnose("stable_rank", lambda M: (M**2).sum())
+    >>> report.passed, len(report.findings)
+    (False, 1)
     """
 
     task: str
@@ -106,6 +113,17 @@ def diagnose(task: str, function: Callable, seed: int = 0) -> Report:
     ------
     ValueError
         If there is no such task.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.diagnose import diagnose
+    >>> def stable_rank(M):
+    ...     sigma = np.linalg.svd(M, compute_uv=False)
+    ...     return (sigma / sigma[0]).sum()
+    >>> print(diagnose("stable_rank", stable_rank))
+    stable_rank: not yet right
+      - Your stable rank has singular values where their squares belong: sum sigma^2 / sigma_1^2.
     """
     found = task_called(task)
     draws = found.draws(seed)
@@ -125,6 +143,17 @@ def checker(space: Mapping[str, Any]) -> Callable[..., None]:
     -------
     callable
         Prints that the function called `task` is right, or raises a WrongAnswer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.diagnose import checker
+    >>> def stable_rank(M):
+    ...     sigma = np.linalg.svd(M, compute_uv=False)
+    ...     return ((sigma / sigma[0]) ** 2).sum()
+    >>> check = checker(globals())
+    >>> check("stable_rank")
+    stable_rank: right
     """
 
     def check(task: str, seed: int = 0) -> None:

@@ -40,6 +40,12 @@ class Limits:
         Address space, in MiB; at least 512, NumPy's own.
     output_mib : int
         What is printed, in MiB, and what is returned.
+
+    Examples
+    --------
+    >>> from lora_np.diagnose import Limits
+    >>> Limits(seconds=2).memory_mib
+    1024
     """
 
     seconds: int = 10
@@ -74,6 +80,17 @@ def run_isolated(
     ------
     ValueError
         If there is no such task.
+
+    Examples
+    --------
+    >>> from lora_np import run_isolated
+    >>> cells = [
+    ...     "from numpy.linalg import norm",
+    ...     "def stable_rank(M): return norm(M, 'nuc') / norm(M, 2)",
+    ... ]
+    >>> print(run_isolated(cells, "stable_rank"))
+    stable_rank: not yet right
+      - Your stable rank has singular values where their squares belong: sum sigma^2 / sigma_1^2.
     """
     found, limits = task_called(task), limits or Limits()
     if isinstance(source, Path):

@@ -1,6 +1,6 @@
 """Intrinsic dimension: how many directions does training need? The projection, the model, d90."""
 
-from lora_np.intrinsic.dimension import d90, intrinsic_dimension
+from lora_np.intrinsic.dimension import Problem, d90, intrinsic_dimension
 from lora_np.intrinsic.fastfood import Fastfood, walsh_hadamard
 from lora_np.intrinsic.model import IntrinsicModel
 from lora_np.intrinsic.report import Listener, table
@@ -12,6 +12,7 @@ __all__ = [
     "IntrinsicModel",
     "IntrinsicSettings",
     "Listener",
+    "Problem",
     "d90",
     "intrinsic_dimension",
     "intrinsic_run",

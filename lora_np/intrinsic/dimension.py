@@ -89,6 +89,12 @@ def d90(losses: Mapping[int, float], base: float, full: float) -> int | None:
     ------
     ValueError
         If full training gained nothing.
+
+    Examples
+    --------
+    >>> from lora_np.intrinsic import d90
+    >>> d90({10: 4.0, 100: 2.05, 1000: 2.0}, base=5.0, full=2.0)  # at most 2.3
+    100
     """
     if not full < base:
         raise ValueError(f"full training went from {base:.4g} to {full:.4g}: there is no way to go")
@@ -111,8 +117,7 @@ def intrinsic_dimension(
     Parameters
     ----------
     make_problem : callable
-        ``make_problem(seed) -> Problem``: equal models, batches by the seed. It travels to the
-        executor's workers.
+        ``make_problem(seed) -> Problem``: equal models, batches by the seed; travels to workers.
     ds : sequence of int
         A d that the structured variant's scales use up is left out there.
     lr : float
@@ -122,7 +127,7 @@ def intrinsic_dimension(
     seeds : int
         The search takes the first; the best rate is run on the others.
     executor : concurrent.futures.Executor, optional
-        Where runs take place; by default here, one after the other.
+        Where runs take place; by default here.
     listen : callable, optional
         Called with every finished run and its loss.
 
@@ -138,10 +143,42 @@ def intrinsic_dimension(
     ------
     ValueError
         If a d does not fit, or full training gains nothing or diverges.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, evaluate, intrinsic_dimension
+    >>> from lora_np.intrinsic import Problem
+    >>> def problem(seed, x=np.array([[0, 1, 2]])):  # learn to count, with 280 parameters
+    ...     model = GPT(GPTConfig(4, 3, 1, 1, 4), np.random.default_rng(0))
+    ...     return Problem(model, lambda: (x, x + 1), lambda trained: evaluate(trained, x, x + 1))
+    >>> intrinsic_dimension(problem, [2, 64], lr=0.05, fit_options={"steps": 30})["d90"]["plain"]
+    64
     """
     problem = make_problem(0)
-    chosen = {name: p for name, p in problem.model.parameters().items() if p.trainable}
-    D, m = sum(p.size for p in chosen.values()), len(layers_of(chosen))
+    D, m = _sizes(problem.model)
+    starts = _starts(ds, seeds, D, m, lr)
+    base = _loss_at_the_start(problem)
+    done = _run_all(make_problem, fit_options, starts, seeds, executor or InProcess(), listen)
+    rows = [_row(variant, d, seeds, done) for variant, d in starts]
+    return {"D": D, "layers": m, "base": base, **_compare(rows, base, D), "rows": rows}
+
+
+def _sizes(model: Layer) -> tuple[int, int]:
+    """Return D, how many numbers the model trains, and m, in how many layers."""
+    chosen = {name: p for name, p in model.parameters().items() if p.trainable}
+    return sum(p.size for p in chosen.values()), len(layers_of(chosen))
+
+
+def _loss_at_the_start(problem: Problem) -> float:
+    with one_blas_thread():
+        return problem.validate(problem.model)
+
+
+def _starts(
+    ds: Sequence[int], seeds: int, D: int, m: int, lr: float
+) -> dict[tuple[str, int | None], float]:
+    """Return by variant and d where the search for a learning rate starts."""
     if not ds or min(ds) < 1 or max(ds) > D or seeds < 1:
         raise ValueError(f"ds = {tuple(ds)}, seeds = {seeds}: expected 1 <= d <= D = {D}, a seed")
     starts: dict[tuple[str, int | None], float] = {("full", None): lr}
@@ -149,11 +186,7 @@ def intrinsic_dimension(
         for d in sorted(set(ds)):
             if variant == "plain" or d > m:
                 starts[variant, d] = lr * math.sqrt(D / d)
-    with one_blas_thread():
-        base = problem.validate(problem.model)
-    done = _run_all(make_problem, fit_options, starts, seeds, executor or InProcess(), listen)
-    rows = [_row(variant, d, seeds, done) for variant, d in starts]
-    return {"D": D, "layers": m, "base": base, **_compare(rows, base, D), "rows": rows}
+    return starts
 
 
 def _compare(rows: Sequence[Mapping[str, Any]], base: float, D: int) -> dict[str, Any]:

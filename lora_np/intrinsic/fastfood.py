@@ -50,6 +50,13 @@ def walsh_hadamard(x: np.ndarray) -> np.ndarray:
     ------
     ShapeError
         If n is no power of two.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.intrinsic import walsh_hadamard
+    >>> walsh_hadamard(np.array([1.0, 2.0, 3.0, 4.0])).tolist()  # the first is the sum
+    [10.0, -2.0, -4.0, 0.0]
     """
     n = x.shape[-1]
     if n < 1 or n & (n - 1):
@@ -82,9 +89,13 @@ class Fastfood:
     Examples
     --------
     >>> import numpy as np
+    >>> from lora_np.intrinsic import Fastfood
     >>> P = Fastfood(1000, 10, np.random.default_rng(0), np.float64)
-    >>> P.forward(np.ones(10)).shape, P.adjoint(np.ones(1000)).shape
+    >>> z, g = np.ones(10), np.ones(1000)
+    >>> P.forward(z).shape, P.adjoint(g).shape
     ((1000,), (10,))
+    >>> bool(np.isclose(g @ P.forward(z), P.adjoint(g) @ z))  # g . P z = P^T g . z
+    True
     """
 
     def __init__(self, D: int, d: int, rng: np.random.Generator, dtype: Any = np.float32) -> None:

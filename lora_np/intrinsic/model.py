@@ -69,6 +69,17 @@ class IntrinsicModel:
     ------
     ValueError
         If d does not fit, nothing is trainable, or the values are of several dtypes or on a GPU.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, IntrinsicModel, fit
+    >>> rng = np.random.default_rng(0)
+    >>> model = IntrinsicModel(GPT(GPTConfig(4, 3, 1, 1, 8), rng), d=50, rng=rng)
+    >>> batch = np.array([[0, 1, 2]]), np.array([[1, 2, 3]])  # learn to count
+    >>> history = fit(model, lambda: batch, steps=40, lr=0.5, options={"weight_decay": 0.0})
+    >>> model.theta0.size, model.z.size, history.loss[-1] < 0.1 * history.loss[0]
+    (944, 50, True)
     """
 
     def __init__(

@@ -43,6 +43,12 @@ class IntrinsicSettings:
     text : TextSettings
         Texts, sizes, ``steps`` of every run, ``seeds``, and ``full_lr``, where searches start; the
         ranks and what else is LoRA's are not used.
+
+    Examples
+    --------
+    >>> from lora_np.intrinsic import QUICK, IntrinsicSettings
+    >>> IntrinsicSettings().text.seeds, QUICK.ds
+    (2, (64, 1024, 16384))
     """
 
     ds: tuple[int, ...] = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 120576)
@@ -88,7 +94,7 @@ def intrinsic_run(
     out : str or Path
         Folder of ``results.json`` and the base. If it holds finished results of equal settings,
         these return; what was not finished starts again.
-    executor, listen
+    executor, listen : optional
         As in :func:`intrinsic_dimension`.
 
     Returns

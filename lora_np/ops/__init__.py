@@ -1,4 +1,14 @@
-"""The mathematics, one family a file: each operation a forward / backward pair."""
+"""The mathematics, one family a file: each operation a forward / backward pair.
+
+A forward returns its result and a cache, which the backward reads::
+
+    y, cache = op_forward(x, W)
+    dx, dW = op_backward(dy, cache, need)
+
+``dy`` is the gradient of the loss with respect to ``y``, of the same shape. What comes back are the
+gradients of forward's arrays, in order; tokens, targets of classes and masks have none. ``need``
+holds one bool for each: what nobody needs is not formed and comes back as None. By default all are.
+"""
 
 from lora_np.ops.activation import (
     gelu_backward,

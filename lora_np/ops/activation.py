@@ -37,7 +37,23 @@ class GeluCache(NamedTuple):
 
 
 def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
-    """Compute GELU in its tanh form, entry by entry, and its slope; see the module's equations."""
+    """Compute GELU in its tanh form, entry by entry, and its slope; see the module's equations.
+
+    Parameters
+    ----------
+    x : array, shape (...)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import gelu_backward, gelu_forward
+    >>> y, cache = gelu_forward(np.array([0.0, 1.0, 10.0]))
+    >>> y.round(3).tolist()  # far out it is x
+    [0.0, 0.841, 10.0]
+    >>> (dx,) = gelu_backward(np.ones(3), cache)
+    >>> dx.round(3).tolist()  # the slope at 0 is 1/2
+    [0.5, 1.083, 1.0]
+    """
     xp = get_xp(x)
     low = xp.maximum(x, -GELU_FLAT)
     near = xp.minimum(low, GELU_FLAT)
@@ -74,7 +90,22 @@ class ReluCache(NamedTuple):
 
 
 def relu_forward(x: Array) -> tuple[Array, ReluCache]:
-    """Compute max(x, 0) entry by entry."""
+    """Compute max(x, 0) entry by entry.
+
+    Parameters
+    ----------
+    x : array, shape (...)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import relu_backward, relu_forward
+    >>> y, cache = relu_forward(np.array([-2.0, 0.0, 3.0]))
+    >>> np.array_equal(y, [0.0, 0.0, 3.0])
+    True
+    >>> relu_backward(np.ones(3), cache)[0].tolist()
+    [0.0, 0.0, 1.0]
+    """
     positive = x.real > 0  # the complex step carries the derivative in the imaginary part
     return x * positive, ReluCache(positive)
 
@@ -93,7 +124,22 @@ class SiluCache(NamedTuple):
 
 
 def silu_forward(x: Array) -> tuple[Array, SiluCache]:
-    """Compute x times its sigmoid, entry by entry."""
+    """Compute x times its sigmoid, entry by entry.
+
+    Parameters
+    ----------
+    x : array, shape (...)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import silu_backward, silu_forward
+    >>> y, cache = silu_forward(np.array([0.0, 2.0]))
+    >>> y.round(3).tolist()  # 2 / (1 + exp(-2)) = 1.762
+    [0.0, 1.762]
+    >>> silu_backward(np.ones(2), cache)[0].round(3).tolist()
+    [0.5, 1.091]
+    """
     s = 0.5 * (1.0 + get_xp(x).tanh(0.5 * x))  # tanh cannot overflow where exp(-x) would
     return x * s, SiluCache(x, s)
 
@@ -114,7 +160,23 @@ class SoftmaxCache(NamedTuple):
 
 
 def softmax_forward(x: Array) -> tuple[Array, SoftmaxCache]:
-    """Compute exp(x) / sum exp(x) over the last axis of `x` (..., n)."""
+    """Compute exp(x) / sum exp(x) over the last axis of `x` (..., n).
+
+    Parameters
+    ----------
+    x : array, shape (..., n)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import softmax_backward, softmax_forward
+    >>> y, cache = softmax_forward(np.log([1.0, 2.0, 5.0]))
+    >>> y.round(6).tolist()
+    [0.125, 0.25, 0.625]
+    >>> (dx,) = softmax_backward(np.array([8.0, 0.0, 0.0]), cache)
+    >>> dx.round(6).tolist()  # adds up to 0: a constant added to x changes nothing
+    [0.875, -0.25, -0.625]
+    """
     y = get_xp(x).exp(x - x.real.max(axis=-1, keepdims=True))  # the largest exponent is 0
     y /= sum_last(y)
     return y, SoftmaxCache(y)

@@ -83,6 +83,18 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, AttentionCac
     ------
     ShapeError
         If the shapes do not fit, or there are more queries than keys.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import attention_backward, attention_forward
+    >>> q = k = np.zeros((3, 2))  # no preference: the mean of what may be seen
+    >>> y, cache = attention_forward(q, k, np.array([[6.0], [2.0], [1.0]]))
+    >>> y[:, 0].tolist()
+    [6.0, 4.0, 3.0]
+    >>> dq, dk, dv = attention_backward(np.ones((3, 1)), cache)
+    >>> dv[:, 0].round(3).tolist()  # value 0 is in all three means, value 2 in the last
+    [1.833, 0.833, 0.333]
     """
     expect_shape("k", k, *q.shape[:-2], None, q.shape[-1])
     expect_shape("v", v, *k.shape[:-1], None)

@@ -26,13 +26,45 @@ def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:
     """Draw a mask of `x`'s shape, dtype and device: 0 with probability p, else 1 / (1 - p).
 
     The first axis of `x` is the batch's: training in parts gives each part its rows of the mask.
+
+    Parameters
+    ----------
+    x : array, shape (...)
+    p : float
+        Probability of a zero, from 0 on and below 1.
+    rng : numpy.random.Generator
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import dropout_mask
+    >>> mask = dropout_mask(np.zeros((100, 100)), 0.75, np.random.default_rng(0))
+    >>> np.unique(mask).tolist()  # dropped, or kept and made up for
+    [0.0, 4.0]
+    >>> abs(float(mask.mean()) - 1.0) < 0.1
+    True
     """
     keep = rng.random(x.shape, dtype=np.float32) >= p
     return like(keep.astype(x.real.dtype) * (1.0 / (1.0 - p)), x)
 
 
 def dropout_forward(x: Array, mask: Array) -> tuple[Array, DropoutCache]:
-    """Multiply `x` by `mask`, which has the same shape."""
+    """Multiply `x` by `mask`, which has the same shape.
+
+    Parameters
+    ----------
+    x : array, shape (...)
+    mask : array, shape (...)
+        Of :func:`dropout_mask`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import dropout_backward, dropout_forward
+    >>> y, cache = dropout_forward(np.array([1.0, 2.0]), mask=np.array([0.0, 4.0]))
+    >>> y.tolist(), dropout_backward(np.ones(2), cache)[0].tolist()
+    ([0.0, 8.0], [0.0, 4.0])
+    """
     expect_same("mask", mask, "x", x)
     return x * mask, DropoutCache(mask)
 

@@ -24,6 +24,12 @@ class EmbeddingCache(NamedTuple):
 def embedding_forward(tokens: Array, W: Array) -> tuple[Array, EmbeddingCache]:
     """Look up `tokens` (...) in the table `W` (V, d).
 
+    Parameters
+    ----------
+    tokens : integer array, shape (...)
+        From 0 to V - 1.
+    W : array, shape (V, d)
+
     Returns
     -------
     y : array, shape (..., d)
@@ -33,6 +39,18 @@ def embedding_forward(tokens: Array, W: Array) -> tuple[Array, EmbeddingCache]:
     ------
     IndexError
         If a token lies outside 0 .. V - 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import embedding_backward, embedding_forward
+    >>> W = np.array([[0.0, 0.1], [1.0, 1.1], [2.0, 2.1]])
+    >>> y, cache = embedding_forward(np.array([2, 0, 2]), W)
+    >>> y.tolist()
+    [[2.0, 2.1], [0.0, 0.1], [2.0, 2.1]]
+    >>> (dW,) = embedding_backward(np.ones((3, 2)), cache)
+    >>> dW.tolist()  # token 2 came twice, token 1 not at all
+    [[1.0, 1.0], [0.0, 0.0], [2.0, 2.0]]
     """
     expect_shape("W", W, None, None)
     vocab_size = W.shape[0]

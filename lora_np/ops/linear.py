@@ -46,6 +46,18 @@ def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, L
     ------
     ShapeError
         If the shapes do not fit; the message names the argument.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import linear_backward, linear_forward
+    >>> x, W = np.array([[1.0, 2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]])
+    >>> y, cache = linear_forward(x, W)
+    >>> y.tolist()
+    [[11.0, 17.0]]
+    >>> dx, dW, db = linear_backward(np.array([[1.0, 0.0]]), cache)
+    >>> dx.tolist(), dW.tolist(), db
+    ([[3.0, 4.0]], [[1.0, 2.0], [0.0, 0.0]], None)
     """
     expect_shape("W", W, None, None)
     expect_last("x", x, W.shape[1])

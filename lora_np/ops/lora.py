@@ -80,13 +80,18 @@ def lora_linear_forward(
     ------
     ShapeError
         If the shapes do not fit; the message names the argument.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import lora_linear_backward, lora_linear_forward
+    >>> x, W0, A, B = np.ones((1, 3)), np.eye(3), np.ones((1, 3)), np.zeros((3, 1))
+    >>> y, cache = lora_linear_forward(x, W0, A, B, scale=2.0)
+    >>> _, _, dA, dB, _ = lora_linear_backward(np.ones((1, 3)), cache)
+    >>> y.tolist(), dA.tolist(), dB.T.tolist()  # at B = 0 y is the base's, and only B learns
+    ([[1.0, 1.0, 1.0]], [[0.0, 0.0, 0.0]], [[6.0, 6.0, 6.0]])
     """
-    expect_shape("W0", W0, None, None)
-    expect_last("x", x, W0.shape[1])
-    expect_shape("A", A, None, W0.shape[1])
-    expect_shape("B", B, W0.shape[0], A.shape[0])
-    if mask is not None:
-        expect_same("mask", mask, "x", x)
+    _check_shapes(x, W0, A, B, b, mask)
     scale = float(scale)  # an np.float64 would lift float32 to float64
     u = None
     if mask is None and _merging_pays(x, W0):
@@ -96,7 +101,6 @@ def lora_linear_forward(
         y = rows(x) @ W0.T  # (N, out)
         y += (scale * u) @ B.T
     if b is not None:
-        expect_shape("b", b, W0.shape[0])
         y += b
     return y.reshape(*x.shape[:-1], W0.shape[0]), LoRALinearCache(
         x, W0, A, B, u, scale, mask, b is not None
@@ -129,6 +133,19 @@ def lora_linear_backward(
     if need_b and has_bias:
         db = sum_rows(dy)  # (out,)
     return dx, dW0, dA, dB, db
+
+
+def _check_shapes(
+    x: Array, W0: Array, A: Array, B: Array, b: Array | None, mask: Array | None
+) -> None:
+    expect_shape("W0", W0, None, None)
+    expect_last("x", x, W0.shape[1])
+    expect_shape("A", A, None, W0.shape[1])
+    expect_shape("B", B, W0.shape[0], A.shape[0])
+    if b is not None:
+        expect_shape("b", b, W0.shape[0])
+    if mask is not None:
+        expect_same("mask", mask, "x", x)
 
 
 def _masked(x: Array, mask: Array | None) -> Array:

@@ -82,6 +82,12 @@ def run_paper(
     References
     ----------
     Hu et al.: LoRA. arXiv:2106.09685, section 7.
+
+    Examples
+    --------
+    >>> from lora_np.paper.settings import QUICK, all_trials  # then run_paper(QUICK, "folder")
+    >>> len(all_trials(QUICK).ranks)  # so many searches for a learning rate
+    16
     """
     check_paper(settings, out)
     where, plan = folders(settings, out), sweeps(settings)

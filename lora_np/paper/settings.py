@@ -39,6 +39,15 @@ class PaperSettings:
         itself. At a rank near d any two spaces are alike, so ours is half of d.
     amplified : tuple of int
         Table 7's ranks, ascending.
+
+    Examples
+    --------
+    >>> from lora_np.paper import PaperSettings
+    >>> from lora_np.paper.settings import budget, table5_ranks
+    >>> budget(PaperSettings())  # rank 16 on q in two layers: 2 x 16 (64 + 64)
+    4096
+    >>> table5_ranks(PaperSettings())[("q_proj", "v_proj")]  # twice the matrices, half the rank
+    8
     """
 
     text: TextSettings = TASK

@@ -2,11 +2,11 @@ r"""Where does signal end and noise begin?
 
 Let M (m, n), m <= n, beta = m / n, be noise: independent entries, mean 0, standard deviation s. Its
 singular values are not small and not equal. As M grows, those of M / (s sqrt(n)), squared, fill
-the interval between (1 - sqrt(beta))^2 and (1 + sqrt(beta))^2 with the density
+the interval between (1 - sqrt(beta))^2 and (1 + sqrt(beta))^2 with the density::
 
     f(x) = sqrt((b - x)(x - a)) / (2 pi beta x),   a, b = (1 -+ sqrt(beta))^2
 
-(Marchenko, Pastur 1967). Hence the largest singular value of noise tends to the edge
+(Marchenko, Pastur 1967). Hence the largest singular value of noise tends to the edge::
 
     s sqrt(n) (1 + sqrt(beta)) = s (sqrt(m) + sqrt(n)),
 
@@ -18,7 +18,7 @@ x is the integral of (2 / pi) sin^2 t' / x(t') over t' from 0 to t: smooth, and 
 
 Above the edge there is signal, but a direction just above it is so blurred by noise that keeping it
 does more harm than good. Of all hard thresholds (keep what is larger, as it is) the one with the
-least ||signal - kept||_F^2 for large matrices is (Gavish, Donoho 2014, equation 11)
+least ||signal - kept||_F^2 for large matrices is (Gavish, Donoho 2014, equation 11)::
 
     lambda(beta) sqrt(n) s,
     lambda(beta) = sqrt(2 (beta + 1) + 8 beta / (beta + 1 + sqrt(beta^2 + 14 beta + 1))),
@@ -66,6 +66,12 @@ def marchenko_pastur_edge(noise: float, shape: tuple[int, int]) -> float:
     ------
     ShapeError, ValueError
         If the shape is not two sizes of at least 1, or `noise` is negative or not finite.
+
+    Examples
+    --------
+    >>> from lora_np.rank import marchenko_pastur_edge
+    >>> marchenko_pastur_edge(0.5, (100, 400))  # 0.5 (10 + 20)
+    15.0
     """
     short, long = _sides(shape)
     return _require_noise(noise) * (math.sqrt(short) + math.sqrt(long))
@@ -89,6 +95,12 @@ def marchenko_pastur_median(beta: float) -> float:
     ------
     ValueError
         If `beta` is outside (0, 1].
+
+    Examples
+    --------
+    >>> from lora_np.rank import marchenko_pastur_median
+    >>> round(marchenko_pastur_median(1.0), 4)  # of a square matrix's, from 0 to 4
+    0.6528
     """
     from scipy.integrate import quad
     from scipy.optimize import brentq
@@ -134,6 +146,15 @@ def estimate_noise(singular_values: Array, shape: tuple[int, int]) -> float:
     References
     ----------
     Gavish, Donoho: arXiv:1305.5870, section III.E.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import estimate_noise, spectrum
+    >>> M = 0.3 * np.random.default_rng(0).standard_normal((80, 120))
+    >>> M[0] += 20.0  # a signal of rank one, which the median hardly notices
+    >>> round(estimate_noise(spectrum(M).singular_values, M.shape), 1)
+    0.3
     """
     short, long = _sides(shape)
     sigma = require_descending(singular_values)  # (short,)
@@ -192,6 +213,12 @@ def gavish_donoho_threshold(
     References
     ----------
     Gavish, Donoho: arXiv:1305.5870, equations 10 and 11 and section III.E.
+
+    Examples
+    --------
+    >>> from lora_np import gavish_donoho_threshold
+    >>> round(gavish_donoho_threshold((100, 100), noise=0.3), 3)  # 4 / sqrt(3) x 10 x 0.3
+    6.928
     """
     if (noise is None) == (singular_values is None):
         raise ValueError("give either noise or singular_values: the one tells what the other would")

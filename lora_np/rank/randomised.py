@@ -1,7 +1,7 @@
 r"""Singular vectors of a large matrix: the dense SVD, and a few directions by random probing.
 
 M times a few random vectors already points along M's large directions. With G (in, l) Gaussian,
-l = k + oversample,
+l = k + oversample::
 
     Q = orth(M G);  power times: Q = orth(M^T Q), Q = orth(M Q)       (Halko et al., algorithm 4.4)
     Q^T M = X S V^T, a small SVD;  U = Q X                            (algorithm 5.1)
@@ -11,7 +11,7 @@ in between keeps rounding from swallowing the small ones. Only M @ and M.T @ are
 a difference of two files that is never held.
 
 How far off is it? What comes back is U diag(sigma) V^T = U U^T M: its error is R = (I - U U^T) M.
-For fresh Gaussian vectors w_1 ... w_10, independent of U,
+For fresh Gaussian vectors w_1 ... w_10, independent of U::
 
     ||R||_2 <= 10 sqrt(2 / pi) max_i ||R w_i||   but for a probability of at most 10^-10
 
@@ -76,6 +76,14 @@ def dense_svd(M: Array, name: str = "M") -> tuple[np.ndarray, np.ndarray, np.nda
         If an entry is not finite, or the singular values leave float64's range.
     TypeError
         If the entries are not real numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.rank import dense_svd
+    >>> U, sigma, Vt = dense_svd(np.array([[0.0, 2.0], [1.0, 0.0], [0.0, 0.0]]))
+    >>> U.shape, sigma.tolist(), Vt.shape
+    ((3, 2), [2.0, 1.0], (2, 2))
     """
     import scipy.linalg
 
@@ -125,16 +133,22 @@ def randomised_svd(
     References
     ----------
     Halko, Martinsson, Tropp: arXiv:0909.4061, algorithms 4.4 and 5.1, equation 4.3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import randomised_svd
+    >>> M = np.diag([9.0, 4.0, 0.1, 0.0])
+    >>> U, sigma, Vt, bound = randomised_svd(M, 2, np.random.default_rng(0))
+    >>> sigma.round(6).tolist(), bound.spectral >= 0.1
+    ([9.0, 4.0], True)
     """
     unit, dense = 1.0, isinstance(M, np.ndarray)
     if dense:
         M, unit, _ = prepare("M", M)
     _require_sizes(M, k, oversample, power)
     probes = rng.standard_normal((M.shape[1], min(k + oversample, *M.shape)))  # (in, l)
-    Q = _orthonormal_columns(M @ probes)  # (out, l)
-    for _ in range(power):
-        Q = _orthonormal_columns(M.T @ Q)  # (in, l)
-        Q = _orthonormal_columns(M @ Q)  # (out, l)
+    Q = _leading_space(M, probes, power)  # (out, l)
     X, values, Vt = np.linalg.svd(np.asarray(M.T @ Q).T, full_matrices=False)  # of Q^T M (l, in)
     U, Vt = Q @ X[:, :k], Vt[:k]
     sigma = in_range(values[:k], unit, 1.0)
@@ -150,6 +164,15 @@ def _require_sizes(M: Any, k: int, oversample: int, power: int) -> None:
     for name, number in (("oversample", oversample), ("power", power)):
         if number < 0:
             raise ValueError(f"{name} is {number}: it must be at least 0")
+
+
+def _leading_space(M: Any, probes: np.ndarray, power: int) -> np.ndarray:
+    """Return Q (out, l), whose columns span nearly M's large directions; algorithm 4.4."""
+    Q = _orthonormal_columns(M @ probes)  # (out, l)
+    for _ in range(power):
+        Q = _orthonormal_columns(M.T @ Q)  # (in, l)
+        Q = _orthonormal_columns(M @ Q)  # (out, l)
+    return Q
 
 
 def _orthonormal_columns(Y: np.ndarray) -> np.ndarray:

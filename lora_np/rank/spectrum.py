@@ -1,7 +1,7 @@
 r"""How many directions does a matrix use? Its singular values, and the measures made of them.
 
 Let sigma_1 >= ... >= sigma_n >= 0 be the singular values of M (out, in), n = min(out, in), and let
-p_i = sigma_i^2 / sum_j sigma_j^2 be the energy in direction i, q_i = sigma_i / sum_j sigma_j.
+p_i = sigma_i^2 / sum_j sigma_j^2 be the energy in direction i, q_i = sigma_i / sum_j sigma_j::
 
     numerical rank       #{i : sigma_i > max(out, in) eps sigma_1}
         How many directions stand above the rounding of the numbers?      (numpy matrix_rank's rule)
@@ -15,7 +15,7 @@ p_i = sigma_i^2 / sum_j sigma_j^2 be the energy in direction i, q_i = sigma_i / 
         How large must r be to keep that fraction of ||M||_F^2?           (Jolliffe 2002, 6.1.1)
 
 All are 1 for a matrix of rank one and do not change when M is scaled or rotated. A zero matrix has
-0 of each. An orthogonal one has n of each, and the energy rank ceil(fraction n). For M != 0
+0 of each. An orthogonal one has n of each, and the energy rank ceil(fraction n). For M != 0::
 
     1 <= stable rank <= participation ratio <= effective rank <= #{i : sigma_i > 0}
     energy rank(fraction) >= fraction * stable rank
@@ -74,6 +74,16 @@ class Spectrum:
         Relative spacing of the numbers that the matrix was given in: 1.2e-7 for float32.
     of_factors : bool
         Whether the matrix was given as a product, which has no noise of its own.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import spectrum
+    >>> found = spectrum(np.diag([3.0, 3.0, 3.0, 0.0]))
+    >>> found.numerical_rank, round(found.stable_rank, 6), round(found.effective_rank, 6)
+    (3, 3.0, 3.0)
+    >>> found.energy_rank(0.5)  # two of three hold 67 %
+    2
     """
 
     singular_values: np.ndarray
@@ -223,6 +233,14 @@ def spectrum(M: Array | tuple[Array, Array], scale: float = 1.0) -> Spectrum:
         If an entry or `scale` is not finite, or the singular values leave float64's range.
     TypeError
         If the entries are not real numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import spectrum
+    >>> B, A = np.diag([3.0, 2.0])[:, ::-1], np.eye(2, 1000)  # B A is 2 x 1000
+    >>> spectrum((B, A), scale=10.0).singular_values.round(6).tolist()
+    [30.0, 20.0]
     """
     require_scale(scale)
     svd = _svd_of_factors(*require_pair("M", M)) if isinstance(M, tuple) else _svd_of_matrix(M)
@@ -255,6 +273,13 @@ def eckart_young_floor(singular_values: Array, r: int) -> float:
     References
     ----------
     Eckart, Young: The approximation of one matrix by another of lower rank. Psychometrika 1 (1936).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.rank import eckart_young_floor
+    >>> [eckart_young_floor(np.array([3.0, 2.0, 1.0]), r) for r in range(4)]
+    [7.0, 2.5, 0.5, 0.0]
     """
     sigma = _require_rank(singular_values, r)
     return 0.5 * float(np.sum(sigma[r:] ** 2))
@@ -280,6 +305,15 @@ def best_rank_error(singular_values: Array, r: int, relative: bool = True) -> fl
     ------
     ShapeError, ValueError
         As :func:`eckart_young_floor`, which is half its square.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import best_rank_error
+    >>> best_rank_error(np.array([12.0, 4.0, 3.0]), 1, relative=False)  # 5 = sqrt(16 + 9)
+    5.0
+    >>> round(best_rank_error(np.array([12.0, 4.0, 3.0]), 1), 4)  # of 13
+    0.3846
     """
     sigma = _require_rank(singular_values, r)
     unit = float(sigma[0]) if sigma.size and sigma[0] > 0 else 1.0  # so that no square overflows
@@ -310,6 +344,13 @@ def smallest_rank(singular_values: Array, error: float) -> int:
         If `singular_values` is not 1-D.
     ValueError
         If they do not descend, or `error` is outside [0, 1].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import smallest_rank
+    >>> [smallest_rank(np.array([12.0, 4.0, 3.0]), error) for error in (0.5, 0.3, 0.1)]
+    [1, 2, 3]
     """
     if not 0 <= error <= 1:
         raise ValueError(f"error is {error}: it must be from 0 to 1, as it is relative to ||M||_F")

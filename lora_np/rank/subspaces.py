@@ -11,7 +11,7 @@ sine is not, and near pi/2 it is the other way round. So an angle below pi/4 is 
 and one above from its cosine (Bjorck, Golub 1973).
 
 Similarity (Hu et al. 2021, section 7.2, equation 4): of the first i directions of one matrix and
-the first j of another,
+the first j of another::
 
     phi(i, j) = ||U1[:, :i]^T U2[:, :j]||_F^2 / min(i, j) = mean squared cosine, from 0 to 1.
 
@@ -84,6 +84,16 @@ def svd_of_factors(
         If an entry or `scale` is not finite, or the singular values leave float64's range.
     TypeError
         If the entries are not real numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import svd_of_factors
+    >>> rng = np.random.default_rng(0)
+    >>> B, A = rng.standard_normal((6, 2)), rng.standard_normal((2, 5))
+    >>> U, sigma, Vt = svd_of_factors(B, A, scale=0.5)
+    >>> sigma.shape, np.allclose((U * sigma) @ Vt, 0.5 * B @ A)
+    ((2,), True)
     """
     require_scale(scale)
     B64, A64, unit, _ = prepare_factors(to_host(B), to_host(A))
@@ -124,6 +134,16 @@ def principal_angles(U: Array, V: Array) -> np.ndarray:
     ----------
     Bjorck, Golub: Numerical methods for computing angles between linear subspaces. Mathematics of
     Computation 27 (1973).
+
+    Examples
+    --------
+    >>> import math
+    >>> import numpy as np
+    >>> from lora_np import principal_angles
+    >>> U = np.eye(3)[:, :2]  # the plane of x and y
+    >>> V = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # holds x, and leans by 45 degrees
+    >>> [round(math.degrees(angle), 6) for angle in principal_angles(U, V)]
+    [0.0, 45.0]
     """
     _require_equal_rows("U", U, "V", V)
     one, other = _basis("U", U), _basis("V", V)
@@ -162,6 +182,14 @@ def subspace_similarity(U1: Array, U2: Array) -> np.ndarray:
     References
     ----------
     Hu et al.: LoRA. arXiv:2106.09685, section 7.2, equation 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import subspace_similarity
+    >>> one, other = np.eye(4)[:, [0, 1]], np.eye(4)[:, [1, 2]]  # they share the second direction
+    >>> subspace_similarity(one, other).tolist()
+    [[0.0, 0.0], [1.0, 0.5]]
     """
     _require_equal_rows("U1", U1, "U2", U2)
     one, other = _orthonormal("U1", U1), _orthonormal("U2", U2)
@@ -187,6 +215,12 @@ def random_similarity(n: int, i: int, j: int) -> float:
     ------
     ValueError
         If `i` or `j` is outside that range.
+
+    Examples
+    --------
+    >>> from lora_np import random_similarity
+    >>> random_similarity(n=64, i=4, j=8)
+    0.125
     """
     for name, size in (("i", i), ("j", j)):
         if not 1 <= size <= n:
@@ -207,6 +241,14 @@ class Amplification:
         there can be), and for random ones (root mean square, in closed form).
     norm_W0, norm_delta : float
         ||W0||_F and ||delta||_F.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import amplification
+    >>> found = amplification(np.diag([8.0, 4.0, 1.0]), np.diag([0.0, 0.0, 5.0]), r=1)
+    >>> round(found.factor, 6), round(found.in_random, 6)  # 5 / 1; 9 / 3, by chance
+    (5.0, 3.0)
     """
 
     r: int
@@ -253,6 +295,15 @@ def amplification(
     References
     ----------
     Hu et al.: LoRA. arXiv:2106.09685, section 7.3, table 7.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import amplification
+    >>> W0, delta = np.diag([8.0, 4.0, 1.0]), np.diag([0.0, 0.0, 5.0])
+    >>> found = amplification(W0, delta, r=1)  # the change lies where W0 has little
+    >>> round(found.in_delta, 6), round(found.in_W0, 6), round(found.factor, 6)
+    (1.0, 8.0, 5.0)
     """
     W, unit, _ = prepare("W0", to_host(W0))
     U, sigma, Vt = _svd_of_change("delta", delta, scale)
@@ -280,7 +331,7 @@ class Intruders:
     ----------
     cosines : ndarray, shape (k,)
         Of each left singular vector of the changed matrix, in descending order of its singular
-        value: the largest |cosine| with a left singular vector of W0.
+        value: the largest ``|cosine|`` with a left singular vector of W0.
     threshold : float
         Below which it is an intruder.
     """
@@ -309,7 +360,7 @@ def intruder_dimensions(
     """Return which top singular vectors of a changed matrix resemble none of the pretrained one's.
 
     Of the k left singular vectors of W with the largest singular values, an intruder is one whose
-    |cosine| with EVERY left singular vector of W0 is below the threshold. Those of W0 are the
+    ``|cosine|`` with EVERY left singular vector of W0 is below the threshold. Those of W0 are the
     ones whose singular value is above its rounding (max(out, in) eps sigma_1): the rest are
     arbitrary. So in a tall matrix, or a W0 of low rank, a vector may lie outside of all of them.
 
@@ -341,18 +392,30 @@ def intruder_dimensions(
     References
     ----------
     Shuttleworth et al.: arXiv:2410.21228, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import intruder_dimensions
+    >>> W0, BA = np.diag(np.arange(9.0, 0.0, -1.0)), (np.ones((9, 1)), np.ones((1, 9)))
+    >>> [intruder_dimensions(W0, BA, k=1, scale=s).count for s in (0.001, 100.0)]
+    [0, 1]
     """
     base, unit, eps = prepare("W0", to_host(W0))
-    if not 1 <= k <= min(base.shape):
-        raise ValueError(f"k is {k}: it must be from 1 to {min(base.shape)}, W0's shorter side")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}: a cosine from 0 to 1 is expected")
+    _check_intruders(base.shape, k, threshold)
     W = _changed(base * unit, W, scale)  # (out, in)
     before, sigma, _ = dense_svd(base)
     before = before[:, sigma > max(base.shape) * eps * sigma[0]]  # (out, rank)
     after = dense_svd(W, "W")[0][:, :k]  # (out, k)
     cosines = np.abs(before.T @ after).max(axis=0, initial=0.0)  # (k,)
     return Intruders(np.minimum(cosines, 1.0), threshold)
+
+
+def _check_intruders(shape: tuple[int, ...], k: int, threshold: float) -> None:
+    if not 1 <= k <= min(shape):
+        raise ValueError(f"k is {k}: it must be from 1 to {min(shape)}, W0's shorter side")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}: a cosine from 0 to 1 is expected")
 
 
 def _changed(base: np.ndarray, W: Array | tuple[Array, Array], scale: float) -> Array:

@@ -55,6 +55,13 @@ class LinearSettings:
     lora_lr, full_lr : float
         Where the searches for a learning rate start.
     device : {"cpu", "cuda"}
+
+    Examples
+    --------
+    >>> from lora_np.sweep import LinearSettings
+    >>> settings = LinearSettings(ranks=(1, 2), steps=500)
+    >>> settings.task, settings.d_out, settings.d_in
+    ('linear', 48, 64)
     """
 
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)

@@ -33,6 +33,12 @@ class Trial:
     seed : int
         Of the batches and, for LoRA, of A.
     lr : float
+
+    Examples
+    --------
+    >>> from lora_np.sweep import Trial
+    >>> str(Trial("lora", 8, 0, 0.02)), str(Trial("full", None, 1, 0.004))
+    ('lora-r8-seed0-lr0.02', 'full-seed1-lr0.004')
     """
 
     method: str
@@ -79,6 +85,14 @@ def next_trials(settings: Any, done: Done) -> list[Trial]:
         Has ``ranks``, ``seeds`` (a number), and where searches start: ``lora_lr``, ``full_lr``;
         where ``full_lr`` is None, full fine-tuning is left out.
     done : mapping of Trial to float or None
+
+    Examples
+    --------
+    >>> from lora_np.sweep import LinearSettings
+    >>> from lora_np.sweep.plan import next_trials
+    >>> settings = LinearSettings(ranks=(1,), seeds=1, lora_lr=0.1, full_lr=0.4)
+    >>> [(trial.rank, trial.lr) for trial in next_trials(settings, {})]
+    [(None, 0.2), (None, 0.4), (None, 0.8), (1, 0.05), (1, 0.1), (1, 0.2)]
     """
     wanted = []
     for method, rank in contenders(settings):

@@ -112,6 +112,19 @@ def rank_sweep(
     ------
     SweepError
         If the folder cannot be written, or holds results of other settings.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lora_np import rank_sweep
+    >>> from lora_np.sweep import LinearSettings
+    >>> settings = LinearSettings(ranks=(1, 2), seeds=1, d_in=4, d_out=3, decay=0.5, steps=100)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results = rank_sweep(settings, folder)
+    >>> {run["rank"]: round(run["test_loss"], 3) for run in results["runs"] if run["rank"]}
+    {1: 0.156, 2: 0.031}
+    >>> [round(floor, 3) for floor in results["floors"][1:3]]  # what theory allows
+    [0.156, 0.031]
     """
     task = TASKS[settings.task](settings)
     folder = Path(out)

@@ -70,6 +70,13 @@ class TextSettings:
     windows : int
         How many windows of each held-out slice are evaluated.
     device : {"cpu", "cuda"}
+
+    Examples
+    --------
+    >>> from lora_np.sweep import TextSettings
+    >>> settings = TextSettings(ranks=(1, 8), d_model=32, n_head=2)
+    >>> settings.task, settings.gpt().d_model, settings.gpt().vocab_size
+    ('text', 32, 256)
     """
 
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
