@@ -156,7 +156,7 @@ def fit(
     progress : bool
         Show a bar with the loss, tokens a second and the time left.
     **recipe
-        Fields of :class:`Recipe`, e.g. ``warmup=10, clip=None``.
+        Fields of :class:`~lora_np.train.Recipe`, e.g. ``warmup=10, clip=None``.
 
     Returns
     -------

@@ -26,7 +26,7 @@ def blocks(text, *languages):
     """Return the bodies of the fenced blocks in these languages."""
     return [
         body
-        for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)
+        for language, body in re.findall(r"^```([\w{}-]*)\n(.*?)^```", text, re.M | re.S)
         if language in languages
     ]
 

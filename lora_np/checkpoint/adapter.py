@@ -344,7 +344,7 @@ def write_adapter(
     lora_dropout : float
         With which PEFT should go on training.
     origin : mapping, optional
-        Further fields of the config, as :class:`AdapterFile` has them.
+        Further fields of the config, as :class:`~lora_np.checkpoint.adapter.AdapterFile` has them.
 
     Raises
     ------

@@ -49,7 +49,7 @@ class PeftConfig:
     base_model : str or None
         The base's name.
     origin : dict
-        The fields of :data:`ORIGIN` that are set.
+        The fields of ``ORIGIN`` that are set.
 
     Raises
     ------

@@ -48,7 +48,7 @@ def save_adapter(
     Raises
     ------
     ValueError
-        If there is no adapter, or what :func:`write_adapter` says.
+        If there is no adapter, or what :func:`~lora_np.checkpoint.adapter.write_adapter` says.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     base : Layer
         A plain model, e.g. from ``load_gpt2``.
     folder : str or Path
-        What :func:`open_adapter` reads.
+        What :func:`~lora_np.checkpoint.adapter.open_adapter` reads.
 
     Returns
     -------

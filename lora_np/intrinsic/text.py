@@ -95,13 +95,13 @@ def intrinsic_run(
         Folder of ``results.json`` and the base. If it holds finished results of equal settings,
         these return; what was not finished starts again.
     executor, listen : optional
-        As in :func:`intrinsic_dimension`.
+        As in :func:`~lora_np.intrinsic.dimension.intrinsic_dimension`.
 
     Returns
     -------
     dict
         ``settings``, ``versions``, ``complete``, and, for "pretrained" and "random", what
-        :func:`intrinsic_dimension` returns.
+        :func:`~lora_np.intrinsic.dimension.intrinsic_dimension` returns.
 
     Raises
     ------

@@ -304,7 +304,7 @@ def best_rank_error(singular_values: Array, r: int, relative: bool = True) -> fl
     Raises
     ------
     ShapeError, ValueError
-        As :func:`eckart_young_floor`, which is half its square.
+        As :func:`lora_np.rank.eckart_young_floor`, which is half its square.
 
     Examples
     --------

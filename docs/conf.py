@@ -1,0 +1,180 @@
+"""How Sphinx builds these pages: ``python -m sphinx -W -n --keep-going docs build/docs``.
+
+Three kinds of page are not files of this folder: the chapters are copied from ``notebooks/``, with
+the outputs that they were committed with; the API's pages are written here, one a module, and
+filled from the docstrings; the command line's page is filled from its parser. The pages also read
+well where they lie, as plain Markdown: links to files outside this folder are turned, as a page is
+read, into links to what the site has of them.
+
+Needs ``pip install '.[docs]'``, and no network.
+"""
+
+import posixpath
+import re
+import shutil
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from pkgutil import walk_packages
+
+import lora_np
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+project = "lora_np"
+author = "The lora_np authors"
+project_copyright = author
+version = release = lora_np.__version__
+
+extensions = [
+    "myst_nb",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",  # the files of MathJax, so that no page asks another server for them
+    "sphinx_argparse_cli",
+]
+exclude_patterns = ["build", "_build"]
+
+# Markdown and notebooks
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+myst_dmath_double_inline = True
+nb_execution_mode = "off"  # a chapter shows what it printed when it was built; tests run it again
+nb_ipywidgets_js = {}  # sliders need a kernel; their script would come from another server
+
+# The reference
+autodoc_typehints = "none"  # the docstrings say shapes, which the types do not
+autodoc_member_order = "bysource"
+numpydoc_show_class_members = False
+highlight_language = "none"  # an equation in a docstring is no Python; sessions are found by >>>
+nitpicky = True
+
+# Looks
+html_theme = "pydata_sphinx_theme"
+html_title = "lora_np"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_show_sourcelink = False
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_nav_level": 1,
+    "secondary_sidebar_items": ["page-toc"],
+    "header_links_before_dropdown": 6,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+
+NOT_MEANT_FOR_READERS = {"lora_np.__main__", "lora_np.diagnose.course"}
+MODULES = ["lora_np"] + sorted(
+    {found.name for found in walk_packages(lora_np.__path__, "lora_np.")} - NOT_MEANT_FOR_READERS
+)
+ABOUT_THE_REFERENCE = (
+    "Made from the docstrings, whose examples are run by the tests. :py:mod:`lora_np` itself offers",
+    "what most people need. A file imports only from those above it, so the order of this list is one",
+    "to read them in; the mathematics starts at :py:mod:`lora_np.ops.linear`.",
+)
+
+
+def copy_chapters(target: Path) -> None:
+    """Copy the notebooks, with their outputs, to where Sphinx finds them."""
+    target.mkdir(exist_ok=True)
+    for stale in target.glob("[0-9][0-9]_*.ipynb"):
+        stale.unlink()
+    for notebook in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        shutil.copy(notebook, target / notebook.name)
+
+
+def write_module_pages(target: Path) -> None:
+    """Write one page a module; autodoc fills it from the docstrings."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in MODULES:
+        title = f"{name}\n{'=' * len(name)}"
+        page = f"{title}\n\n.. automodule:: {name}\n   :members:\n   :ignore-module-all:\n"
+        lent = {f"{name}.{other}": home_of(f"{name}.{other}") for other in exported(name)}
+        if lent := {shown: home for shown, home in lent.items() if home not in (None, shown)}:
+            rows = "".join(f"- :py:obj:`{shown} <{home}>`\n" for shown, home in lent.items())
+            page += f"\nImported here, from where they are described:\n\n{rows}"
+        (target / f"{name}.rst").write_text(page)
+
+
+def write_the_map(target: Path) -> None:
+    """Write the page above them: the house, floor by floor, as CONTRIBUTING.md's table has it."""
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    page = ["Python", "======", "", *ABOUT_THE_REFERENCE, ""]
+    toctree = ["lora_np"]
+    for place, holds in re.findall(r"^\| `(\w+)(?:\.py|/)` \| (.+) \|$", table, re.MULTILINE):
+        home = f"lora_np.{place}"
+        inside = [name for name in MODULES if name == home or name.startswith(f"{home}.")]
+        links = ", ".join(f":py:mod:`{name.removeprefix('lora_np.')} <{name}>`" for name in inside)
+        page += [f"{links}", f"   {holds}", ""]
+        toctree += inside
+    page += ["", ".. toctree::", "   :hidden:", "", *(f"   {name}" for name in toctree)]
+    (target / "index.rst").write_text("\n".join(page) + "\n")
+
+
+def exported(module: str) -> list[str]:
+    """Return the names that a module offers to import."""
+    return getattr(import_module(module), "__all__", [])
+
+
+def home_of(name: str) -> str | None:
+    """Return where a name such as lora_np.fit is defined (lora_np.train.fit), if it is ours."""
+    module, _, last = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), last, None)
+    except ImportError:
+        return None
+    home = getattr(found, "__module__", None) or ""
+    if not home.startswith("lora_np") or not hasattr(found, "__qualname__"):
+        return None
+    return f"{home}.{found.__qualname__}"
+
+
+def follow_home(app, env, node, contnode):
+    """Resolve a reference to a name by where it is imported from to where it is described."""
+    home = home_of(node.get("reftarget", "")) if node.get("refdomain") == "py" else None
+    if home in (None, node["reftarget"]):
+        return None
+    python = env.get_domain("py")
+    return python.resolve_xref(
+        env, node["refdoc"], app.builder, node["reftype"], home, node, contnode
+    )
+
+
+def in_the_site(link: str, page: str) -> str | None:
+    """Return what a link of `page` to a file outside this folder becomes; None where it stays."""
+    path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link))
+    if path.startswith("notebooks/") and (HERE / "chapters" / PurePosixPath(path).name).exists():
+        return "/chapters/" + PurePosixPath(path).name
+    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    if module in MODULES:
+        return f"/reference/api/{module}.rst"
+    return None
+
+
+def turn_links(app, page: str, source: list[str]) -> None:
+    """Turn the links of a Markdown page that lead outside this folder; see `in_the_site`."""
+
+    def turned(found: re.Match) -> str:
+        return f"]({in_the_site(found[1], page) or found[1]})"
+
+    source[0] = re.sub(r"\]\((\.\./[^)#\s]+)\)", turned, source[0])
+
+
+def skip_field(app, what, name, member, skip, options) -> bool | None:
+    """Leave out the fields of a tuple: its signature has them, its docstring says what they are."""
+    return True if (getattr(member, "__doc__", None) or "").startswith("Alias for field") else None
+
+
+def setup(app) -> None:
+    """Bring in what lies outside this folder, and turn links to it as pages are read."""
+    copy_chapters(HERE / "chapters")
+    write_module_pages(HERE / "reference" / "api")
+    write_the_map(HERE / "reference" / "api")
+    app.connect("source-read", turn_links)
+    app.connect("missing-reference", follow_home)
+    app.connect("autodoc-skip-member", skip_field)
