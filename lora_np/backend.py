@@ -19,7 +19,19 @@ class DeviceError(RuntimeError):
 
 
 class ShapeError(ValueError):
-    """An argument's shape does not fit; the message names it, its shape and the expected one."""
+    """An argument's shape does not fit; the message names it, its shape and the expected one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.backend import ShapeError
+    >>> from lora_np.ops import linear_forward
+    >>> try:
+    ...     linear_forward(np.ones((5, 3)), np.ones((4, 2)))
+    ... except ShapeError as error:
+    ...     print(error)
+    x has shape (5, 3), expected (..., 2)
+    """
 
 
 def get_xp(x: Array) -> Any:

@@ -339,7 +339,19 @@ def loss_and_gradient(
     accumulate: int = 1,
     rng: np.random.Generator | None = None,
 ) -> tuple[float, Array]:
-    """Return the loss of one batch and its gradient (n,); see :class:`BatchGradient`."""
+    """Return the loss of one batch and its gradient (n,); see :class:`BatchGradient`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, pack
+    >>> from lora_np.train import loss_and_gradient
+    >>> model = GPT(GPTConfig(4, 3, 1, 1, 8), np.random.default_rng(0), np.float64)
+    >>> packed, batch = pack(model.parameters()), (np.zeros((6, 3), int), np.ones((6, 3), int))
+    >>> (_, whole), (_, parts) = (loss_and_gradient(model, packed, batch, n) for n in (1, 3))
+    >>> np.allclose(whole, parts)  # in parts the gradient is the same
+    True
+    """
     return BatchGradient(model, packed, accumulate)(batch, rng)
 
 

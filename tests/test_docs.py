@@ -5,11 +5,13 @@ import importlib
 import pkgutil
 import re
 import shlex
+from inspect import isfunction
 from pathlib import Path
 
 import pytest
 
 import lora_np
+from lora_np import checkpoint, rank
 from lora_np.cli import parser
 
 ROOT = Path(__file__).parents[1]
@@ -65,14 +67,19 @@ def test_every_example_of_a_docstring_prints_what_it_shows(name):
     assert not result.failed
 
 
-PAIRS = [name for name in lora_np.ops.__all__ if not name.endswith("_backward")]
-SHOWN = [(lora_np, name) for name in lora_np.__all__ if callable(getattr(lora_np, name))]
-SHOWN += [(lora_np.ops, name) for name in PAIRS]
+def functions(module):
+    """Return a module's public functions; the backward of a pair is shown beside its forward."""
+    names = [name for name in module.__all__ if not name.endswith("_backward")]
+    return [getattr(module, name) for name in names if isfunction(getattr(module, name))]
 
 
-@pytest.mark.parametrize("module, name", SHOWN, ids=[name for _, name in SHOWN])
-def test_what_a_user_meets_has_an_example(module, name):
-    _, heading, examples = (getattr(module, name).__doc__ or "").partition("Examples\n")
+SHOWN = [getattr(lora_np, name) for name in lora_np.__all__ if name != "__version__"]
+SHOWN += functions(lora_np.ops) + functions(checkpoint) + functions(rank)
+
+
+@pytest.mark.parametrize("shown", dict.fromkeys(SHOWN), ids=lambda shown: shown.__name__)
+def test_what_a_user_meets_has_an_example(shown):
+    _, heading, examples = (shown.__doc__ or "").partition("Examples\n")
     assert heading and ">>> " in examples
 
 

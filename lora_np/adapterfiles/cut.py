@@ -195,7 +195,16 @@ def total_errors(fits: Sequence[Fit]) -> tuple[float, float]:
 
 
 def fit_table(fits: Sequence[Fit]) -> str:
-    """Return one line for each module, with its relative Frobenius errors, and one for all."""
+    """Return one line for each module, with its relative Frobenius errors, and one for all.
+
+    Examples
+    --------
+    >>> from lora_np.adapterfiles import Fit, fit_table
+    >>> print(fit_table([Fit("q", (64, 64), before=8, r=4, norm=2.0, missed=0.1, written=0.1)]))
+    module    shape       r  norm     error  as written
+    q       64 x 64  8 -> 4     2  5.00e-02    5.00e-02
+    all                         2  5.00e-02    5.00e-02
+    """
     missed, written = total_errors(fits)
     fits = sorted(fits, key=lambda fit: natural(fit.name))
     columns = {

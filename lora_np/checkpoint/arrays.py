@@ -75,7 +75,18 @@ def load_parameters(path: str | Path, model: Layer) -> None:
 
 
 def fill(model: Layer, arrays: Mapping[str, np.ndarray], source: str) -> None:
-    """Set a model's Parameters to `arrays`; errors are :func:`load_parameters`'s."""
+    """Set a model's Parameters to `arrays`; errors are :func:`load_parameters`'s.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear
+    >>> from lora_np.checkpoint import fill
+    >>> layer = Linear(2, 1, np.random.default_rng(0))
+    >>> fill(layer, {"W": np.array([[3.0, 4.0]]), "b": np.zeros(1)}, source="my notes")
+    >>> layer.forward(np.ones((1, 2), np.float32))[0].tolist()
+    [[7.0]]
+    """
     parameters = model.parameters()
     for name, array in arrays.items():
         if name not in parameters:
