@@ -22,17 +22,33 @@ from tests.benchmarks.report import figure, machine_text, table
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "docs" / "benchmarks.json"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "docs" / "performance.md")
 PLACE = re.compile(r"(<!-- benchmarks: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-# In the README: what a row says, and the row of the results that it is.
+# In the READMEs: a row of the results, and what it is called there, in English and in Chinese.
 SHORT = {
-    "training step, full / PyTorch eager": "full: lora_np / PyTorch eager",
-    "training step, LoRA / PyTorch eager + PEFT": "LoRA: lora_np / PyTorch eager",
-    "tokens a second / transformers (above 1 is faster)": "tokens a second, lora_np / transformers",
-    "within lora_np: LoRA step / full step": "LoRA / full step, lora_np",
-    "within lora_np: peak memory, LoRA / full": "LoRA / full, peak memory",
+    "full: lora_np / PyTorch eager": (
+        "training step, full / PyTorch eager",
+        "训练一步，全量 / PyTorch eager",
+    ),
+    "LoRA: lora_np / PyTorch eager": (
+        "training step, LoRA / PyTorch eager + PEFT",
+        "训练一步，LoRA / PyTorch eager + PEFT",
+    ),
+    "tokens a second, lora_np / transformers": (
+        "tokens a second / transformers (above 1 is faster)",
+        "每秒 token 数 / transformers（高于 1 表示更快）",
+    ),
+    "LoRA / full step, lora_np": (
+        "within lora_np: LoRA step / full step",
+        "lora_np 内部：LoRA 一步 / 全量一步",
+    ),
+    "LoRA / full, peak memory": (
+        "within lora_np: peak memory, LoRA / full",
+        "lora_np 内部：峰值内存，LoRA / 全量",
+    ),
 }
+SHORT_LANGUAGES = {"short": 0, "short-zh": 1}  # which of the two
 
 
 def filled(text: str, content: Mapping[str, Any]) -> str:
@@ -41,9 +57,9 @@ def filled(text: str, content: Mapping[str, Any]) -> str:
 
 
 def block(name: str, content: Mapping[str, Any]) -> str:
-    """Return what stands at a mark: "machine", "short", or a benchmark's table."""
-    if name == "short":
-        return short(content)
+    """Return what stands at a mark: "machine", a README's table, or a benchmark's table."""
+    if name in SHORT_LANGUAGES:
+        return short(content, SHORT_LANGUAGES[name])
     if name == "machine":
         return f"```\n{machine_text(content['machine'])}\n```"
     rows = [row_of(row) for row in content["rows"] if row["benchmark"] == name]
@@ -56,13 +72,13 @@ def row_of(row: Mapping[str, Any]) -> Row:
     return Row(row["what"], row["case"], measured, row["reference"], kind, row["unit"])
 
 
-def short(content: Mapping[str, Any]) -> str:
-    """Return the README's table, in Markdown."""
+def short(content: Mapping[str, Any], language: int) -> str:
+    """Return a README's table, in Markdown."""
     cases = [size["name"] for size in content["settings"]["sizes"]]
     found = {(row["what"], row["case"]): figure(row["median"]) for row in content["rows"]}
     lines = [f"| | {' | '.join(cases)} |", f"|---|{'---|' * len(cases)}"]
-    for label, what in SHORT.items():
-        lines.append(f"| {label} | {' | '.join(found[what, case] for case in cases)} |")
+    for what, labels in SHORT.items():
+        lines.append(f"| {labels[language]} | {' | '.join(found[what, case] for case in cases)} |")
     return "\n".join(lines)
 
 
