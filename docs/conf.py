@@ -1,7 +1,7 @@
 """How Sphinx builds these pages: ``python -m sphinx -W -n --keep-going docs build/docs``.
 
-Three kinds of page are not files of this folder: the chapters are copied from ``notebooks/``, with
-the outputs that they were committed with; the API's pages are written here, one a module, and
+Some pages are not files of this folder: the chapters are copied from ``notebooks/``, with the
+outputs that they were committed with, and two pages from beside this folder; the API's pages are written here, one a module, and
 filled from the docstrings; the command line's page is filled from its parser. The pages also read
 well where they lie, as plain Markdown: links to files outside this folder are turned, as a page is
 read, into links to what the site has of them.
@@ -71,6 +71,7 @@ NOT_MEANT_FOR_READERS = {"lora_np.__main__", "lora_np.diagnose.course"}
 MODULES = ["lora_np"] + sorted(
     {found.name for found in walk_packages(lora_np.__path__, "lora_np.")} - NOT_MEANT_FOR_READERS
 )
+BESIDE = ("CONTRIBUTING.md", "README.zh-CN.md")  # pages that lie beside this folder
 ABOUT_THE_REFERENCE = (
     "Made from the docstrings, whose examples are run by the tests. :py:mod:`lora_np` itself offers",
     "what most people need. A file imports only from those above it, so the order of this list is one",
@@ -145,24 +146,38 @@ def follow_home(app, env, node, contnode):
     )
 
 
-def in_the_site(link: str, page: str) -> str | None:
-    """Return what a link of `page` to a file outside this folder becomes; None where it stays."""
-    path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link))
-    if path.startswith("notebooks/") and (HERE / "chapters" / PurePosixPath(path).name).exists():
-        return "/chapters/" + PurePosixPath(path).name
-    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    if module in MODULES:
-        return f"/reference/api/{module}.rst"
-    return None
+def copy_pages(target: Path) -> None:
+    """Copy the pages that lie beside this folder; their links are turned as they are read."""
+    target.mkdir(exist_ok=True)
+    for name in BESIDE:
+        shutil.copy(ROOT / name, target / name)
 
 
 def turn_links(app, page: str, source: list[str]) -> None:
-    """Turn the links of a Markdown page that lead outside this folder; see `in_the_site`."""
+    """Turn the links of a Markdown page to files outside this folder into links within the site."""
+    beside = page.startswith("beside/")
 
     def turned(found: re.Match) -> str:
-        return f"]({in_the_site(found[1], page) or found[1]})"
+        here = "" if beside else posixpath.dirname(f"docs/{page}")
+        path = posixpath.normpath(posixpath.join(here, found[1]))
+        return f"]({in_the_site(path) or found[1]}"
 
-    source[0] = re.sub(r"\]\((\.\./[^)#\s]+)\)", turned, source[0])
+    links = r"\]\(([^)#:\s]+)" if beside else r"\]\((\.\./[^)#:\s]+)"
+    source[0] = re.sub(links, turned, source[0])
+
+
+def in_the_site(path: str) -> str | None:
+    """Return where the site has this file of the repository; None where it has not."""
+    module = path.removesuffix(".py").removesuffix("/__init__").rstrip("/").replace("/", ".")
+    if module in MODULES:
+        return f"/reference/api/{module}.rst"
+    if path.startswith("notebooks/") and (HERE / "chapters" / PurePosixPath(path).name).exists():
+        return "/chapters/" + PurePosixPath(path).name
+    if path in BESIDE:
+        return f"/beside/{path}"
+    if path == "README.md":
+        return "/index.md"  # which says the same in short
+    return "/" + path.removeprefix("docs/") if path.startswith("docs/") else None
 
 
 def skip_field(app, what, name, member, skip, options) -> bool | None:
@@ -173,6 +188,7 @@ def skip_field(app, what, name, member, skip, options) -> bool | None:
 def setup(app) -> None:
     """Bring in what lies outside this folder, and turn links to it as pages are read."""
     copy_chapters(HERE / "chapters")
+    copy_pages(HERE / "beside")
     write_module_pages(HERE / "reference" / "api")
     write_the_map(HERE / "reference" / "api")
     app.connect("source-read", turn_links)

@@ -15,7 +15,8 @@ from lora_np import checkpoint, rank
 from lora_np.cli import parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("README*.md")])
+DOCS = (p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "beside")  # copies
+PAGES = sorted([*DOCS, *ROOT.glob("README*.md"), ROOT / "CONTRIBUTING.md"])
 NEEDS_NBGRADER = {"lora_np.diagnose.course"}  # its tests are those of the course
 MODULES = sorted(
     {m.name for m in pkgutil.walk_packages(lora_np.__path__, "lora_np.")} - NEEDS_NBGRADER
