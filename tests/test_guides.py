@@ -1,0 +1,120 @@
+"""docs/guides/: the blocks of each page run in order, and print what the page shows."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+
+import lora_np.sweep
+from lora_np.adapt import adapters
+from lora_np.checkpoint import open_adapter
+from tests.pages import (
+    LAST_DIGITS,
+    ROOT,
+    assert_prints,
+    blocks,
+    output_of_block,
+    output_of_command,
+    session,
+)
+
+GUIDES = ROOT / "docs" / "guides"
+NOT_HERE = ("pip", "python3 -m venv", ". .venv")  # .ci/run installs into a fresh environment
+INSTEAD = {"lora-np sweep": "lora-np sweep --quick --out whole"}  # the whole one takes minutes
+# Other processors and BLAS libraries round otherwise, and training carries that on.
+OF_TRAINING = 0.05
+
+
+def read(name):
+    return (GUIDES / name).read_text(encoding="utf-8")
+
+
+def walk(name, folder):
+    """Run the blocks of a page in order; return what its Python blocks defined."""
+    names, said, of_a_sweep = {"__name__": "page"}, "", False
+    for language, body in blocks(read(name)):
+        if language == "python":
+            said = output_of_block(body, name, names)
+        elif language == "text":
+            assert_prints(said, body, OF_TRAINING if of_a_sweep else LAST_DIGITS)
+        elif language == "console":
+            command, shown = session(body)
+            said = output_of_command(command, folder)
+            of_a_sweep = of_a_sweep or " sweep " in command
+            # A sweep's text is Python's own source; the pages show that of Python 3.11.
+            if not of_a_sweep or sys.version_info[:2] == (3, 11):
+                assert_prints(said, shown, OF_TRAINING if of_a_sweep else LAST_DIGITS)
+        elif language == "sh":
+            for line in body.splitlines():
+                if not line.startswith(NOT_HERE):
+                    output_of_command(INSTEAD.get(line, line), folder)
+    return names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "own_adapter.md",
+        pytest.param("first_run.md", marks=pytest.mark.docs),
+        pytest.param("own_text.md", marks=pytest.mark.docs),
+    ],
+)
+def test_the_commands_of_a_guide_run_in_order_and_print_what_it_shows(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    walk(name, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def own_method(tmp_path_factory):
+    """Run the page; return its names and the folder that it wrote into."""
+    folder = tmp_path_factory.mktemp("own_method")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return walk("own_method.md", folder), folder
+
+
+def test_at_the_start_only_B_has_a_gradient(own_method):
+    names, _ = own_method
+    inputs = {**names["inputs"], "B": np.zeros_like(names["inputs"]["B"])}
+    y, cache = names["gain_forward"](*inputs.values(), scale=0.7)
+    _, _, dA, dg, dB = names["gain_backward"](np.ones_like(y), cache)
+    assert not dA.any() and not dg.any() and dB.any()
+
+
+def test_the_variant_trains_and_ends_where_lora_does(own_method):
+    _, printed = read("own_method.md").split('nats a byte")\n```\n\n```text\n')
+    before, gains, lora = map(float, re.findall(r"\d\.\d+", printed.splitlines()[0]))
+    assert gains < before - 0.05 and abs(gains - lora) < 0.02
+    assert own_method[0]["before"] == pytest.approx(before, rel=LAST_DIGITS)
+
+
+def test_the_folded_adapter_is_the_same_change(own_method):
+    names, folder = own_method
+    with open_adapter(folder / "folded") as file:
+        for path, layer in adapters(names["adapted"]).items():
+            B, A = file.modules[path].factors()
+            np.testing.assert_allclose(
+                file.modules[path].scale * B @ A, layer.delta(), rtol=0, atol=1e-6
+            )
+
+
+def test_the_gpu_guides_block_runs_on_the_host(tmp_path):
+    python, shown = (body for lang, body in blocks(read("gpu.md")) if lang in ("python", "text"))
+    assert_prints(output_of_block(python, "gpu.md", {"__name__": "page"}), shown)
+
+
+def test_the_cluster_guides_blocks_use_names_that_exist():
+    code = [body for language, body in blocks(read("cluster.md")) if language == "python"]
+    assert len(code) == 3
+    for block in code:
+        compile(block, "cluster.md", "exec")
+        imported = re.search(r"from lora_np\.sweep import (.*)", block)[1]
+        assert all(hasattr(lora_np.sweep, name.strip()) for name in imported.split(","))
+
+
+def test_the_index_leads_to_every_guide():
+    pages = {path.stem for path in GUIDES.glob("*.md")} - {"index"}
+    toctree = next(body for language, body in blocks(read("index.md").replace("{toctree}", "tree")))
+    assert set(re.findall(r"^\w+$", toctree, re.M)) == pages
+    assert set(re.findall(r"\((\w+)\.md\)", read("index.md"))) == pages
