@@ -1,10 +1,10 @@
 """How Sphinx builds these pages: ``python -m sphinx -W -n --keep-going docs build/docs``.
 
-Some pages are not files of this folder: the chapters are copied from ``notebooks/``, with the
-outputs that they were committed with, and two pages from beside this folder; the API's pages are written here, one a module, and
-filled from the docstrings; the command line's page is filled from its parser. The pages also read
-well where they lie, as plain Markdown: links to files outside this folder are turned, as a page is
-read, into links to what the site has of them.
+Some pages are not files of this folder. The chapters are copied from ``notebooks/``, with the
+outputs that they were committed with, and so are two pages that lie beside this folder. The API's
+pages are written here, one a module, and filled from the docstrings; the command line's page is
+filled from its parser. Every page also reads well where it lies, as plain Markdown: links to files
+outside this folder are turned, as a page is read, into links to what the site has of them.
 
 Needs ``pip install '.[docs]'``, and no network.
 """
@@ -68,14 +68,13 @@ html_theme_options = {
 }
 
 NOT_MEANT_FOR_READERS = {"lora_np.__main__", "lora_np.diagnose.course"}
-MODULES = ["lora_np"] + sorted(
-    {found.name for found in walk_packages(lora_np.__path__, "lora_np.")} - NOT_MEANT_FOR_READERS
-)
+FOUND = {found.name for found in walk_packages(lora_np.__path__, "lora_np.")}
+MODULES = ["lora_np", *sorted(FOUND - NOT_MEANT_FOR_READERS)]
 BESIDE = ("CONTRIBUTING.md", "README.zh-CN.md")  # pages that lie beside this folder
 ABOUT_THE_REFERENCE = (
-    "Made from the docstrings, whose examples are run by the tests. :py:mod:`lora_np` itself offers",
-    "what most people need. A file imports only from those above it, so the order of this list is one",
-    "to read them in; the mathematics starts at :py:mod:`lora_np.ops.linear`.",
+    "Made from the docstrings, whose examples are run by the tests. What most people need can be",
+    "imported from :py:mod:`lora_np` itself. A file imports only from those above it, so this is",
+    "an order to read them in; the mathematics starts at :py:mod:`lora_np.ops.linear`.",
 )
 
 
