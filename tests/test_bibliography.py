@@ -93,7 +93,7 @@ OURS = {
     "upper edge of the squared singular values of square noise / (n noise^2)": (
         marchenko_pastur_edge(1.0, SQUARE) ** 2 / 500
     ),
-    "derivative of x^(9/2) at 1.5 by the complex step": complex_step(),
+    "derivative of x^(9/2) at 1.5 by the complex step, ten digits": complex_step(),
 }
 
 
