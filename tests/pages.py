@@ -1,6 +1,7 @@
 """What a page shows, held to what its blocks and commands print."""
 
 import contextlib
+import doctest
 import io
 import os
 import re
@@ -12,12 +13,24 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?")
+SESSION = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 LAST_DIGITS = 0.01  # relative: another BLAS may round the last digit shown otherwise
 
 
 def blocks(text):
-    """Return (language, body) of the fenced blocks, in order."""
-    return re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S)
+    """Return (language, body) of the fenced blocks, in order; language "" where none is named."""
+    return re.findall(r"^```([\w{}-]*)\n(.*?)^```", text, re.M | re.S)
+
+
+def bodies(text, *languages):
+    """Return the bodies of the fenced blocks in these languages, in order."""
+    return [body for language, body in blocks(text) if language in languages]
+
+
+def failures(text, name):
+    """Return how many examples of a Python session print something else than it shows."""
+    examples = doctest.DocTestParser().get_doctest(text, {"__name__": name}, name, name, 0)
+    return doctest.DocTestRunner(optionflags=SESSION).run(examples).failed
 
 
 def session(body):

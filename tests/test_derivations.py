@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_np import gradcheck, ops, optim, rank
-from tests.test_docs import ROOT, blocks, failures
+from tests.pages import ROOT, bodies, failures
 
 FOLDER = ROOT / "docs" / "derivations"
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted(FOLDER.glob("*.md"))}
@@ -29,7 +29,7 @@ every_page = pytest.mark.parametrize("name", PAGES)
 
 def failed(page):
     """Return how many examples of this page's session print something else than it shows."""
-    return failures("\n\n".join(blocks(PAGES[page], "pycon")), page)
+    return failures("\n\n".join(bodies(PAGES[page], "pycon")), page)
 
 
 # --- the sessions notice what is wrong ----------------------------------------------------------
@@ -183,7 +183,7 @@ def test_every_line_of_code_stands_in_a_file_that_the_page_links(name):
     links = set(re.findall(r"\]\((\.\./\.\./lora_np/[\w/]+\.py)\)", PAGES[name]))
     files = [(FOLDER / link).read_text(encoding="utf-8") for link in links]
     source = {line.strip() for text in files for line in text.splitlines()}
-    shown = "\n".join(blocks(PAGES[name], "python")).splitlines()
+    shown = "\n".join(bodies(PAGES[name], "python")).splitlines()
     assert [line for line in shown if line.strip() not in source] == []
 
 
@@ -207,4 +207,3 @@ def test_the_index_lists_every_page_once():
     assert entries and {f"{e}.md" for e in entries[1].split()} == set(PAGES) - {"index.md"}
     assert len(entries[1].split()) == len(PAGES) - 1
     assert set(PAGES) - {"index.md"} <= set(re.findall(r"\]\((\w+\.md)\)", index))
-    assert index.rindex("```pycon") < entries.start()  # blocks() reads no fence after this one

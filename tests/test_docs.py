@@ -6,49 +6,32 @@ import pkgutil
 import re
 import shlex
 from inspect import isfunction
-from pathlib import Path
 
 import pytest
 
 import lora_np
 from lora_np import checkpoint, rank
 from lora_np.cli import parser
+from tests.pages import ROOT, SESSION, bodies, failures
 
-ROOT = Path(__file__).parents[1]
 DOCS = (p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "beside")  # copies
 PAGES = sorted([*DOCS, *ROOT.glob("README*.md"), ROOT / "CONTRIBUTING.md"])
 NEEDS_NBGRADER = {"lora_np.diagnose.course"}  # its tests are those of the course
 MODULES = sorted(
     {m.name for m in pkgutil.walk_packages(lora_np.__path__, "lora_np.")} - NEEDS_NBGRADER
 )
-FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-
-
-def blocks(text, *languages):
-    """Return the bodies of the fenced blocks in these languages."""
-    return [
-        body
-        for language, body in re.findall(r"^```([\w{}-]*)\n(.*?)^```", text, re.M | re.S)
-        if language in languages
-    ]
-
-
-def failures(text, name):
-    """Return how many examples of this text print something else than it shows."""
-    examples = doctest.DocTestParser().get_doctest(text, {"__name__": name}, name, name, 0)
-    return doctest.DocTestRunner(optionflags=FLAGS).run(examples).failed
 
 
 @every_page
 def test_every_session_of_a_page_prints_what_it_shows(page):
-    sessions = blocks(page.read_text(encoding="utf-8"), "pycon")
+    sessions = bodies(page.read_text(encoding="utf-8"), "pycon")
     assert not failures("\n\n".join(sessions), page.name)  # one after another: names stay
 
 
 @every_page
 def test_every_command_of_a_page_parses(page):
-    lines = "\n".join(blocks(page.read_text(encoding="utf-8"), "sh", "console"))
+    lines = "\n".join(bodies(page.read_text(encoding="utf-8"), "sh", "console"))
     for command in re.findall(r"^(?:\$ )?lora-np ([a-z].*)$", lines.replace("\\\n", " "), re.M):
         words = shlex.split(command, comments=True)
         if "--help" not in words:
@@ -64,7 +47,7 @@ def test_every_link_of_a_page_leads_to_a_file(page):
 @pytest.mark.parametrize("name", MODULES)
 def test_every_example_of_a_docstring_prints_what_it_shows(name):
     module, bare = importlib.import_module(name), {"__name__": "__main__"}
-    result = doctest.testmod(module, optionflags=FLAGS, globs=bare)  # it imports what it uses
+    result = doctest.testmod(module, optionflags=SESSION, globs=bare)  # it imports what it uses
     assert not result.failed
 
 
@@ -86,5 +69,5 @@ def test_what_a_user_meets_has_an_example(shown):
 
 def test_a_session_that_prints_something_else_is_noticed(capsys):
     text = "```pycon\n>>> a = 2\n>>> a + 2\n4\n```\n\n```pycon\n>>> a\n3\n```\n"
-    assert failures("\n\n".join(blocks(text, "pycon")), "page") == 1
+    assert failures("\n\n".join(bodies(text, "pycon")), "page") == 1
     assert "Expected:\n    3" in capsys.readouterr().out
