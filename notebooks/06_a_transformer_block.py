@@ -259,10 +259,11 @@ assert all(equal(a, b) for a, b in zip((dq, dk, dv), attention_backward(dy, cach
 # %%
 P = cache[3]
 figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.5))
-for axis, picture, name in zip(axes, (P[0], dS[0]), ("P", "dS")):
+for axis, picture, name in zip(axes, (P[0], dS[0].round(2)), ("P", "dS")):
     image = axis.imshow(picture, cmap="PuOr_r", vmin=-1, vmax=1)
     for (i, j), value in np.ndenumerate(picture):
-        axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9)
+        ink = "white" if value > 0.7 else "black"
+        axis.text(j, i, f"{value + 0.0:.2f}", ha="center", va="center", fontsize=9, color=ink)
     axis.set_xticks(range(T))
     axis.set_yticks(range(T))
     axis.set_xlabel("position j that is read")
