@@ -17,7 +17,7 @@
 # **What you'll learn.** That most mistakes show in a shape, in a count or in one small example
 # worked by hand; and which of LoRA's sayings are true.
 #
-# **What you'll need.** Chapters 1 to 5.
+# **What you'll need.** Chapters 1 to 6.
 
 # %%
 import matplotlib.pyplot as plt
@@ -79,6 +79,8 @@ _, _, dA, dB, _ = lora_linear_backward(g, cache)
 print("y =", y[0], "  dA =", dA[0], "  dB =", dB[:, 0])
 
 assert np.allclose(y, [[4.91, 11.12, 16.85]])
+assert np.allclose(B @ A, [[0.03, -0.06], [-0.04, 0.08], [0.05, -0.10]])
+assert np.allclose(W0 + B @ A, [[1.03, 1.94], [2.96, 4.08], [5.05, 5.90]])
 assert np.allclose(dA, [[0.25, 0.50]]) and np.allclose(dB[:, 0], [-0.06, 0.03, -0.09])
 for step in ([[1e-4, 0]], [[0, 1e-4]]):  # the nudge has the last word
     up = (g * lora_linear_forward(x, W0, A + step, B, scale=1.0)[0]).sum()
@@ -86,7 +88,8 @@ for step in ([[1e-4, 0]], [[0, 1e-4]]):  # the nudge has the last word
     assert np.isclose((up - down) / 2e-4, (dA * np.array(step)).sum() / 1e-4)
 
 # %% [markdown]
-# False, all three: $y = [4.91, 11.12, 16.85]$, $dA = [0.25, 0.5]$, $dB = [-0.06, 0.03, -0.09]$.
+# False, all three: $y = [4.91, 11.12, 16.85]$, $dA = [0.25, 0.5]$, $dB = [-0.06, 0.03, -0.09]$. (The
+# article's $BA$ is ten times too large, and its $y$ is not even its own matrix times $x$.)
 #
 # **Claim 4.** *Its code draws $A$ and $B$ at random and leaves the base trainable* (a layer from 10 to
 # 5, with a bias, $r = 4$). Count what trains, and compare with training the weight itself.
@@ -107,9 +110,29 @@ assert base_numbers + adapter_numbers == 115 and adapter_numbers == 60 > 50
 # 115 numbers train instead of 60. And even 60 are more than the weight's 50: LoRA saves only below
 # $r = 50/15 = 3.33$ here. (That a random $B$ disturbs the output was chapter 4.)
 #
+# **Claim 5.** *It serves convolutions as well.*
+#
+# A convolution is a linear map of patches: cut the input into windows, lay each out as a row, and
+# multiply by one matrix. Nothing in chapter 4 asks where $x$ comes from.
+
+# %%
+signal, kernel = rng.standard_normal((2, 12)), rng.standard_normal((3, 2, 5))  # 2 channels to 3
+A, B = rng.standard_normal((1, 2 * 5)), rng.standard_normal((3, 1))
+patches = np.stack([signal[:, i : i + 5].ravel() for i in range(8)])  # (8, 10), im2col
+y, _ = lora_linear_forward(patches, kernel.reshape(3, 10), A, B, scale=1.0)  # (8, 3)
+
+changed = kernel + (B @ A).reshape(3, 2, 5)
+slow = [
+    sum(np.correlate(signal[c], changed[o, c], mode="valid") for c in range(2)) for o in range(3)
+]
+assert np.allclose(y.T, slow)
+
+# %% [markdown]
+# True.
+#
 # ## Second article: interview questions
 #
-# **Claim 5.** *Dropout belongs on $\Delta W$.*
+# **Claim 6.** *Dropout belongs on $\Delta W$.*
 #
 # **Predict.** $\Delta W$ is 48 x 48 of rank 4. We set a tenth of its entries to zero. Its rank?
 
@@ -143,7 +166,7 @@ plt.show()
 # False: the rank goes from 4 to 48, so the layer is no longer low-rank. It would also use one mask for
 # the whole batch. Dropout belongs on $x$, in the adapter's path only.
 #
-# **Claim 6.** *LoRA at $r = 8$ trains about 1 % of the parameters.* Compute it. LLaMA-7B has 32 layers,
+# **Claim 7.** *LoRA at $r = 8$ trains about 1 % of the parameters.* Compute it. LLaMA-7B has 32 layers,
 # $d = 4096$, and 6.74 billion parameters.
 
 # %%
@@ -155,7 +178,24 @@ assert round(100 * one_matrix, 2) == 0.39 and round(100 * llama, 2) == 0.12
 # %% [markdown]
 # False, by a factor of 2.6 for one matrix and of 8 for the model.
 #
-# **Claim 7.** *A grid search over $r \in \{4..32\}$ and $\alpha \in \{16..128\}$ finds the best rank;
+# **Claim 8.** *Prefix tuning trains 0.5 %.* A prefix is, in every layer, a key and a value of length $d$
+# for each of its tokens: $2 L d$ numbers a token.
+#
+# **Predict.** How many tokens make 0.5 % of BERT-base ($L = 12$, $d = 768$, 110 million parameters)? Of
+# LLaMA-7B?
+
+# %%
+tokens = {
+    "BERT-base": 0.005 * 109_482_240 / (2 * 12 * 768),
+    "LLaMA-7B": 0.005 * 6_738_415_616 / (2 * 32 * 4096),
+}
+print({name: f"{count:.0f} tokens" for name, count in tokens.items()})
+assert [round(count) for count in tokens.values()] == [30, 129]
+
+# %% [markdown]
+# False as a property of the method: it is 30 tokens for one model and 129 for the other.
+#
+# **Claim 9.** *A grid search over $r \in \{4..32\}$ and $\alpha \in \{16..128\}$ finds the best rank;
 # keep the run with the highest `eval_loss`.* The second half picks the worst run. The first half is
 # subtler: which scales $s = \alpha/r$ does the grid contain?
 
@@ -167,7 +207,7 @@ assert min(scales) == 0.5 and max(scales) == 32
 # %% [markdown]
 # The scale varies 64-fold along with the rank, so the grid cannot tell which of the two helped.
 #
-# **Claim 8.** *$\alpha$ controls the learning rate.* Compare one step with $s$ and with $2s$ from the
+# **Claim 10.** *$\alpha$ controls the learning rate.* Compare one step with $s$ and with $2s$ from the
 # same start, $B = 0$. Under SGD, $dB$ has a factor $s$, and $\Delta W = sBA$ one more. Adam's first
 # step has the size of the learning rate, whatever the gradient's.
 #
@@ -193,9 +233,75 @@ assert np.isclose(sgd, 4) and np.isclose(adam, 2)
 # Half true: under Adam doubling $\alpha$ doubles the first change, as doubling the learning rate
 # would. Under SGD it is fourfold.
 #
+# **Claim 11.** *One model per task: wrap the base for each task in turn, train, keep the result.* In the
+# article's code every wrapped model holds the same arrays. Two tasks ask for two different changes:
+
+# %%
+eye, wants = np.eye(8), rng.standard_normal((2, 8, 8))  # each task's change
+
+
+def loss_of(A, B, task):
+    return 0.5 * ((B @ A - wants[task]) ** 2).sum()
+
+
+def trained(A, B, task):
+    for _ in range(300):
+        y, cache = lora_linear_forward(eye, 0 * wants[0], A, B, scale=1.0)
+        dA, dB = lora_linear_backward(y - wants[task].T, cache)[2:4]
+        A -= 0.02 * dA  # in place: whoever holds these arrays sees it
+        B -= 0.02 * dB
+    return A, B
+
+
+def new():
+    return rng.standard_normal((4, 8)) / 8**0.5, np.zeros((8, 4))
+
+
+shared = new()
+model_0 = trained(*shared, task=0)
+before = loss_of(*model_0, task=0)
+model_1 = trained(*shared, task=1)
+after = loss_of(*model_0, task=0)
+own_0, own_1 = trained(*new(), task=0), trained(*new(), task=1)
+print(f"task 0: {before:.2f}, after training task 1 {after:.2f}; ", end="")
+print(f"with arrays of its own {loss_of(*own_0, task=0):.2f}")
+assert after > 3 * before and abs(loss_of(*own_0, task=0) / before - 1) < 0.2
+
+# %% [markdown]
+# False: training the second task undid the first. What may be shared is the frozen base. Each task
+# needs an $A$ and a $B$ of its own, as `inject` gives.
+#
+# **Claim 12.** *The share of trained parameters is trainable / total*, both counted after wrapping. Take
+# a layer from 20 to 16 with a bias, and $r = 4$.
+
+# %%
+layer, adapter = 20 * 16 + 16, 4 * (20 + 16)
+print(
+    f"original {layer}, after wrapping {layer + adapter}: {adapter / (layer + adapter):.0%}, ",
+    end="",
+)
+print(f"of the original {adapter / layer:.0%}")
+assert (layer, layer + adapter) == (336, 480)
+assert round(100 * adapter / layer) == 43 and round(100 * adapter / (layer + adapter)) == 30
+
+# %% [markdown]
+# False where it is called the original's share: the total includes what LoRA added. Here it is 43 %, not
+# 30 %. At $d = 4096$ the two hardly differ, which is how such a count survives.
+#
+# **Claim 13.** *Fewer gradients, so training is that much faster.* Chapter 5 counted a step's operations
+# at $d = 4096$, $r = 8$:
+
+# %%
+operations = (4 * 4096**2 + 12 * 4096 * 8) / (6 * 4096**2)
+print(f"trained numbers {one_matrix:.2%}, operations {operations:.0%}")
+assert round(operations, 2) == 0.67
+
+# %% [markdown]
+# Half true: a third of the operations is saved, not 99.6 %. $dx$ still passes through $W_0$ (chapter 6).
+#
 # ## Third article: W = R G
 #
-# **Claim 9.** *LoRA writes the pretrained $W$ as a low-rank $R$ times a Gaussian $G$, and trains $R$.*
+# **Claim 14.** *LoRA writes the pretrained $W$ as a low-rank $R$ times a Gaussian $G$, and trains $R$.*
 #
 # **Predict.** From chapter 3: how much of a random 64 x 64 matrix is lost at $r = 8$ by the best
 # approximation there is? With $G$ fixed at random it can only be worse: $\sqrt{1 - 8/64} = 0.935$.
@@ -213,11 +319,83 @@ assert 0.75 < best < 0.82 and abs(fixed - (1 - 8 / 64) ** 0.5) < 0.01
 # False. That would be compression of $W$, and a bad one. LoRA factors the *change*, trains both
 # factors, and the merged model is as large as before.
 #
+# **Claim 15.** *An SVD gives such a Gaussian factor.* What are the rows of an SVD's right factor to each
+# other? And those of a Gaussian one?
+
+# %%
+Vt = np.linalg.svd(W)[2][:8]
+off = {
+    name: np.abs(M @ M.T / (M @ M.T)[0, 0] - np.eye(8)).max()
+    for name, M in (("SVD", Vt), ("Gaussian", gaussian))
+}
+print({name: f"{value:.1e}" for name, value in off.items()})
+assert off["SVD"] < 1e-14 and off["Gaussian"] > 0.1
+
+# %% [markdown]
+# False: the SVD's are orthonormal.
+#
+# **Claim 16.** *Not for recurrent networks.* An RNN applies one matrix $U$ at every step. Give it an
+# adapter: the gradients of chapter 4, added over the steps.
+
+# %%
+X, g = rng.standard_normal((5, 6)), rng.standard_normal(6)  # five inputs; L = g . h at the end
+U, A, B = rng.standard_normal((6, 6)) / 3, rng.standard_normal((2, 6)), rng.standard_normal((6, 2))
+
+
+def states(A, B):
+    h = [np.zeros(6)]
+    for x in X:
+        h.append(np.tanh(x + U @ h[-1] + B @ (A @ h[-1])))
+    return h
+
+
+h, dh, dA, dB = states(A, B), g, 0 * A, 0 * B
+for now, before in zip(h[:0:-1], h[-2::-1]):  # from the last step to the first
+    dz = dh * (1 - now**2)
+    dA, dB = dA + np.outer(B.T @ dz, before), dB + np.outer(dz, A @ before)
+    dh = U.T @ dz + A.T @ (B.T @ dz)
+
+for index in np.ndindex(2, 6):  # the complex step of chapter 2
+    nudge = np.zeros((2, 6), dtype=complex)
+    nudge[index] = 1e-30j
+    assert np.isclose((g @ states(A + nudge, B)[-1]).imag / 1e-30, dA[index], rtol=1e-10)
+    assert np.isclose((g @ states(A, B + nudge.T)[-1]).imag / 1e-30, dB.T[index], rtol=1e-10)
+
+# %% [markdown]
+# False: wherever there is a matrix product, there can be an adapter.
+#
 # ## Fourth article: principle and use
 #
-# **Claim 10.** *Subtracting $BA$ restores $W_0$.* To rounding only: chapter 5.
+# **Claim 17.** *$W_0$ is $d \times k$; $\Delta W$ is the product of $A$, $d \times r$, and $B$,
+# $r \times k$; and $h = W_0x + BAx$.*
 #
-# **Claim 11.** *GPT-3's checkpoint shrinks from 350 GB to 35 MB.* 96 layers, $d = 12288$, $q$ and $v$
+# **Predict.** With $d = k = 6$ and $r = 2$, what shape has this $BA$?
+
+# %%
+A, B = rng.standard_normal((6, 2)), rng.standard_normal((2, 6))
+print("B A:", (B @ A).shape, "  A B:", (A @ B).shape)
+assert (B @ A).shape == (2, 2) and (A @ B).shape == (6, 6)
+
+# %% [markdown]
+# False: the names are swapped halfway. $r \times r$ is no change of $W_0$, and for $d \ne k$ the
+# product does not exist.
+#
+# **Claim 18.** *With more parameters LoRA converges to the original model.* What can it represent at
+# $r = \min(\text{in}, \text{out})$?
+
+# %%
+wanted = rng.standard_normal((6, 9))  # any change whatever
+left, sigma, right = np.linalg.svd(wanted, full_matrices=False)
+B, A = left * sigma, right  # (6, 6), (6, 9)
+assert A.shape[0] == 6 and np.allclose(B @ A, wanted)
+
+# %% [markdown]
+# False as it stands, and nearly right: at full rank $BA$ can be any change, so *training with LoRA*
+# becomes like training the original model. The result is not the original model.
+#
+# **Claim 19.** *Subtracting $BA$ restores $W_0$.* To rounding only: chapter 5.
+#
+# **Claim 20.** *GPT-3's checkpoint shrinks from 350 GB to 35 MB.* 96 layers, $d = 12288$, $q$ and $v$
 # at $r = 4$, 2 bytes a number:
 
 # %%
@@ -228,7 +406,7 @@ assert numbers == 18_874_368 and round(2 * numbers / 1e6, 1) == 37.7
 # %% [markdown]
 # True as an order of magnitude: 37.7 MB.
 #
-# **Claim 12.** *A batch whose samples belong to different tasks must be processed task by task.*
+# **Claim 21.** *A batch whose samples belong to different tasks must be processed task by task.*
 #
 # **Predict.** $u = Ax$ with another $A$ for each sample: can one product do that?
 
@@ -248,15 +426,28 @@ assert np.allclose(one_by_one, together, rtol=0, atol=1e-10)
 #
 # ## The score
 #
-# Of twelve claims one holds (11), one holds half (8), and ten do not. A shape (1), a thought about
-# $x = 0$ (2), an example by hand (3), a count (4, 6, 7) and a few lines of NumPy (5, 9, 12, and
-# chapter 5 for 10) were enough. The articles also name true things that are not tested here.
+# Of 21 claims two hold (5, 20), two hold half (10, 13), and 17 do not. A shape (1, 17), a thought about
+# $x = 0$ (2), an example by hand (3), a count (4, 7, 8, 9, 12) and a few lines of NumPy (6, 11, 14, 15,
+# 16, 18, 21, and chapter 5 for 19) were enough.
+#
+# What the articles say besides, and what no arithmetic here decides:
+#
+# | the article | what is so |
+# |---|---|
+# | LoRA's paper is called "... of Pretrained Models" | "Low-Rank Adaptation of Large Language Models", arXiv:2106.09685 |
+# | take a large $r$ | measure it: chapter 7 |
+# | $\alpha$ should be 2 to 4 times $r$ | its own example has $r = 4$, $\alpha = 32$, 8 times; chapter 9 |
+# | adapter layers: fast inference | the paper's table 1, batch 1: LoRA 19.8 ms, adapter layers 23.9 and 25.8 ms |
+# | code calls `weight(x)` with a matrix, `load_adapter` without a name, `evaluation_strategy`, `Trainer(tokenizer=...)` | all raise with today's PyTorch, PEFT 0.21 and transformers 5.23 |
+# | memory falls by two thirds | the paper's figure for GPT-3: from 1.2 TB to 350 GB |
+# | DyLoRA is 4 to 7 times faster than LoRA | than a search for a rank that trains LoRA once for each |
+# | the link to LCM-LoRA | is that of LCM, arXiv:2310.04378; LCM-LoRA is 2311.05556 |
+# | S-LoRA's "PageAttention" | Unified Paging: KV cache and adapters in one pool of pages, arXiv:2311.03285 |
 #
 # ## Exercises
 #
-# 1. Claim: *prefix tuning trains 0.5 % of the parameters.* A prefix adds two vectors of length $d$
-#    for each layer and token. How many tokens is that for BERT-base (12 layers, $d = 768$, 110 million
-#    parameters)?
+# 1. A prefix of $n$ tokens on every layer, and LoRA of rank $r$ on q and v: at which $n$ do they train
+#    equally many numbers?
 # 2. Claim: *large $r$ works better.* Use chapter 4's `train` on a change of rank 2 with noise added:
 #    does the distance to the change without noise keep falling with $r$?
 # 3. Find one claim about LoRA in a text of your own, and write the assertion that decides it.

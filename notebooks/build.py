@@ -31,7 +31,7 @@ def chapters(numbers: list[str]) -> list[Path]:
 def executed(source: Path) -> nbformat.NotebookNode:
     """Return the notebook of `source` with its outputs; raise where a cell fails."""
     notebook = jupytext.read(source, fmt="py:percent")
-    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(HERE)}})
+    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(HERE)}})
     client.execute(env={**os.environ, "PYTHONPATH": str(HERE.parent)})
     return tidy(notebook)
 
