@@ -20,7 +20,7 @@ from lora_np.diagnose import TASKS, Limits, WrongAnswer, diagnose, run_isolated
 from lora_np.diagnose.compare import judge
 from lora_np.diagnose.grade import grade_folder
 from lora_np.diagnose.task import Task
-from tests import naive
+from tests import class_of_50, naive
 from tests.class_of_50 import RIGHT, students, write_class
 
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
@@ -197,6 +197,31 @@ HOSTILE = {
     "signals the grader": ("import os; os.kill(os.getppid(), 9)", "raises", "os.kill is refused"),
     "reads our files": ("open(OURS).read()", "raises", "is closed here"),
     "reads our files by bytes": ("open(OURS.encode()).read()", "raises", "is closed here"),
+    "reads the course's notebooks": ("open(CLASS).read()", "raises", "is closed here"),
+    "reads the gradebook": (
+        "import sqlite3; sqlite3.connect('gradebook.db')",
+        "raises",
+        "sqlite3.connect is refused",
+    ),
+    "calls C": ("import ctypes; ctypes.pythonapi.system(b'ls')", "raises", "C functions are"),
+    "makes a folder elsewhere": ("import os; os.mkdir('../x')", "raises", "are not made here"),
+    "makes a file elsewhere": (
+        "import os; os.open('../x', os.O_CREAT)",
+        "raises",
+        "outside the working folder",
+    ),
+    "crashes": ("import ctypes; ctypes.string_at(0)", "limit", "crashed Python (signal 11)"),
+    "saves nothing": ("np.save = lambda *a, **k: None", "no answer", "left no answer"),
+    "leaves a pipe": (
+        "import os; os.mkfifo('answer.json'); os._exit(0)",
+        "no answer",
+        "left no answer",
+    ),
+    "raises what cannot be printed": (
+        "raise ValueError('\\ud800 \\x1b[2J')",
+        "raises",
+        "ValueError: ? ?[2J (line 5)",
+    ),
     "reads the grader's memory": ("open('/proc/1/maps')", "raises", "is closed here"),
     "writes elsewhere": ("open('../x', 'w')", "raises", "outside the working folder"),
     "recurses": ("return linear_backward(dy, x, W)", "raises", "RecursionError"),
@@ -208,7 +233,7 @@ HOSTILE = {
 def test_a_submission_that(what):
     line, name, sentence = HOSTILE[what]
     ours = str(Path(naive.__file__).parents[1] / "lora_np" / "ops" / "linear.py")
-    source = f"OURS = {ours!r}\n" + LINEAR.replace(
+    source = f"OURS, CLASS = {ours!r}, {class_of_50.__file__!r}\n" + LINEAR.replace(
         "    dx = dy @ W", f"    {line}\n    dx = dy @ W"
     )
     own = {"hangs": Limits(1), "sleeps": Limits(1), "eats memory": Limits(memory_mib=512)}
