@@ -37,10 +37,14 @@ NAME = "<your code>"
 
 
 def cubic(C: np.ndarray) -> Any:
-    """Return f(x) = sum C x^3, whose central difference is not its derivative: it adds C h^2."""
+    """Return f(x) = sum C x^3 + (sum x)^2.
+
+    Its central difference is not its derivative: it adds C h^2. The square ties the entries
+    together, so that an entry left where it was moved to shows in all that follow.
+    """
 
     def f(x: np.ndarray) -> float:
-        return float((C * x**3).sum())
+        return float((C * x**3).sum() + x.sum() ** 2)
 
     return f
 
