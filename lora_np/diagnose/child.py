@@ -81,6 +81,9 @@ def arrays_of(found: Any) -> list[np.ndarray]:
     """Return what a function returned as a list of arrays of numbers."""
     if found is None:
         raise TypeError("the function returned None: is its return statement missing?")
+    if isinstance(found, dict | set) or hasattr(found, "__next__"):  # yield makes the last
+        kind = type(found).__name__
+        raise TypeError(f"the function returned a {kind}: return the arrays, with commas between")
     several = isinstance(found, tuple | list)
     arrays = [np.array(a) for a in (found if several else [found])]
     for array in arrays:

@@ -11,7 +11,7 @@ import numpy as np
 from lora_np import ops
 from lora_np.diagnose.task import Draw, Task, count, samples
 
-LEADING = ((5,), (4,), (2, 3), (3, 3))  # the batch's axes, one entry a draw
+LEADING = ((5,), (4,), (2, 3), (3, 3), (1,))  # the batch's axes, one entry a draw
 
 # ------------------------------------------------------------------------------- y = x W^T + b
 
@@ -23,8 +23,8 @@ def _linear_backward(dy: Any, x: Any, W: Any) -> Any:
 
 
 def _linear_draws(rng: np.random.Generator) -> list[Draw]:
-    """Return inputs: W wide, square (a transpose fits), tall, and as large as the batch."""
-    n, sides = rng.standard_normal, ((4, 3), (4, 4), (2, 5), (3, 3))
+    """Return inputs: W wide, square (a transpose fits), tall, as large as the batch, and a row."""
+    n, sides = rng.standard_normal, ((4, 3), (4, 4), (2, 5), (3, 3), (1, 3))
     return [
         {"dy": n((*batch, out)), "x": n((*batch, in_)), "W": n((out, in_))}
         for batch, (out, in_) in zip(LEADING, sides)
@@ -105,6 +105,12 @@ def _dW_keeps_the_batch_axis(dy: Any, x: Any) -> Any:
     return np.swapaxes(dy, -1, -2) @ x
 
 
+@LINEAR.mistake("dW")
+def _dW_by_dy_T(dy: Any, x: Any) -> Any:
+    """Your dW is dy.T @ x, right for one batch axis: .T turns all; reshape to (N, ...) first."""
+    return dy.T @ x
+
+
 @LINEAR.mistake("db")
 def _db_not_summed(dy: Any) -> Any:
     """Your db is dy itself: the bias reaches every sample, so sum over the samples."""
@@ -157,10 +163,10 @@ def _lora_backward(dy: Any, x: Any, W0: Any, A: Any, B: Any, alpha: Any, mask: A
 
 
 def _lora_draws(rng: np.random.Generator) -> list[Draw]:
-    """Return inputs; the last are square throughout, so that A and B may change places."""
+    """Return inputs; the fourth are square throughout, so that A and B may change places."""
     n, sizes = (
         rng.standard_normal,
-        ((4, 3, 2, 5.0), (4, 4, 3, 7.0), (2, 5, 1, 3.0), (3, 3, 3, 1.25)),
+        ((4, 3, 2, 5.0), (4, 4, 3, 7.0), (2, 5, 1, 3.0), (3, 3, 3, 1.25), (1, 3, 2, 6.0)),
     )
     draws = []
     for batch, (out, in_, r, alpha) in zip(LEADING, sizes):
@@ -402,6 +408,12 @@ def _dA_not_summed(du: Any, seen: Any, scale: Any) -> Any:
 
 
 @BACKWARD.mistake("dA")
+def _dA_by_du_T(du: Any, seen: Any, scale: Any) -> Any:
+    """Your dA is du.T @ xd, right for one batch axis: .T turns all; reshape to (N, ...) first."""
+    return scale * (du.T @ seen)
+
+
+@BACKWARD.mistake("dA")
 def _dA_by_B_transposed(dy: Any, seen: Any, B: Any, scale: Any) -> Any:
     """Your dA has dy B^T: B is (out, r), so du = scale dy B."""
     return scale * (samples(dy @ B.T).T @ samples(seen))
@@ -447,6 +459,12 @@ def _dB_forgets_the_mask(dy: Any, x: Any, A: Any, scale: Any) -> Any:
 def _dB_of_the_last_sample(dy: Any, seen: Any, A: Any, scale: Any) -> Any:
     """Your dB is that of the last sample alone: add up with += over the samples."""
     return scale * np.outer(samples(dy)[-1], samples(seen @ A.T)[-1])
+
+
+@BACKWARD.mistake("dB")
+def _dB_by_dy_T(dy: Any, seen: Any, A: Any, scale: Any) -> Any:
+    """Your dB is dy.T @ u, right for one batch axis: .T turns all; reshape to (N, ...) first."""
+    return scale * (dy.T @ (seen @ A.T))
 
 
 @BACKWARD.mistake("dB")
