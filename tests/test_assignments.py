@@ -3,6 +3,7 @@
 One class goes through all of it once (``released``, ``graded``); the tests look at what came out.
 """
 
+import ast
 import html
 import json
 import os
@@ -134,7 +135,9 @@ CLASS = {  # of the second assignment: the change, and the points for forward (3
         replacing(FORWARD, "scale =", "from lora_np import ops\n    scale ="), 0, 6,
     ),
     "cheats": (cheat, 0, 6),
-    "magics": (replacing(FORWARD, "def lora", "%matplotlib inline\ndef lora"), 3, 6),
+    "magics": (
+        replacing(FORWARD, "def lora", "%matplotlib inline\nnp.dot?\ndisplay(3)\ndef lora"), 3, 6,
+    ),
     "removes": (without_tests, 3, 6),
     "forges": (forged, 0, 0),
 }  # fmt: skip
@@ -165,6 +168,30 @@ def scores(folder, student, name):
 
 def feedback(folder, student, name):
     return (folder / "feedback" / student / name / f"{name}.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "cell, same_as",
+    [
+        ("%%time\nx = 7", "x = 7"),
+        ("%matplotlib inline\n!ls\nx = 7", "x = 7"),
+        ("np.einsum?\nx = 7", "x = 7"),
+        ("x = !ls", "x = None"),
+        ("if x:\n    %timeit x\nx = 7", "if x:\n    None\nx = 7"),
+        ("x = (7\n     != 2)", "x = 7 != 2"),
+        ("x = (7\n     % 2)", "x = 7 % 2"),
+        ("x = '''\n% !\n!ls'''", "x = '\\n% !\\n!ls'"),
+        ("display(np.ones(2)); x = 7", "display(np.ones(2)); x = 7"),
+    ],
+)
+def test_a_cell_is_read_as_ipython_reads_it(cell, same_as):
+    from lora_np.diagnose.course import without_magics
+
+    statements = [ast.dump(node) for node in ast.parse(without_magics(cell)).body]
+    idle = {ast.dump(node) for node in ast.parse("None\npass").body}
+    assert [s for s in statements if s not in idle] == [
+        ast.dump(node) for node in ast.parse(same_as).body
+    ]
 
 
 # --- what students get ---------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def main(folder: str) -> None:
 
 def define(chunks: list[str], name: str) -> tuple[Any, tuple[str, str] | None]:
     """Run the student's cells one after the other; return the function, or why there is none."""
-    space: dict[str, Any] = {"np": np, "math": math, "__name__": "submission"}
+    space: dict[str, Any] = {"np": np, "math": math, "display": print, "__name__": "submission"}
     problem = None
     for chunk in chunks:
         try:
