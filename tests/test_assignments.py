@@ -122,6 +122,14 @@ def forged(nb):
             cell["source"] = "pass"
 
 
+def helper_elsewhere(nb):
+    """Put a helper into a cell that is no answer: it works there, and is not run here."""
+    replacing("answer-forward", "(x * mask) @", "masked(x, mask) @")(nb)
+    source = "def masked(x, mask):\n    return x * mask"
+    cell = {"cell_type": "code", "id": "own", "metadata": {}, "outputs": [], "source": source}
+    nb["cells"].insert(2, {**cell, "execution_count": None})
+
+
 FORWARD, BACKWARD = "answer-forward", "answer-backward"
 CLASS = {  # of the second assignment: the change, and the points for forward (3) and backward (6)
     "anna": (lambda nb: None, 3, 6),
@@ -138,6 +146,7 @@ CLASS = {  # of the second assignment: the change, and the points for forward (3
     "magics": (
         replacing(FORWARD, "def lora", "%matplotlib inline\nnp.dot?\ndisplay(3)\ndef lora"), 3, 6,
     ),
+    "elsewhere": (helper_elsewhere, 0, 6),
     "removes": (without_tests, 3, 6),
     "forges": (forged, 0, 0),
 }  # fmt: skip
@@ -288,6 +297,11 @@ def test_feedback_has_the_diagnosis_and_no_hidden_test(graded, student, diagnosi
     page = html.unescape(feedback(graded, student, LORA))
     assert diagnosis in page
     assert "HIDDEN TESTS" not in page and "seed=" not in page and "Traceback (most" not in page
+
+
+def test_a_helper_in_a_cell_that_is_no_answer_is_said_to_be_there(graded):
+    page = html.unescape(feedback(graded, "elsewhere", LORA))
+    assert "name 'masked' is not defined" in page and "Only answer cells are run" in page
 
 
 def test_what_students_drew_is_left_for_the_reader(graded):

@@ -54,6 +54,8 @@ def as_output(reports: list[Report]) -> Any:
         return new_output("error", ename="NoCheck", evalue=text, traceback=[text])
     if not reports[-1].passed:
         lines = str(reports[-1]).splitlines()
+        if "NameError" in lines[-1]:
+            lines.append("  - Only answer cells are run: helpers and imports belong into one.")
         return new_output("error", ename="WrongAnswer", evalue=lines[0], traceback=lines)
     text = "".join(f"{line}\n" for line in dict.fromkeys(map(str, reports)))
     return new_output("stream", name="stdout", text=text)
