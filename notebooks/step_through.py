@@ -44,7 +44,9 @@ def _draw_matrix(axis: Any, left: float, name: str, matrix: Any, made: bool) -> 
     extent = (left, left + columns, rows, 0)
     axis.imshow(matrix, cmap="PuOr_r", vmin=-12, vmax=12, extent=extent)
     for (i, j), value in np.ndenumerate(matrix):
-        axis.text(left + j + 0.5, i + 0.5, f"{value:.3g}", ha="center", va="center", fontsize=9)
+        ink = "white" if abs(value) > 7 else "black"  # the colours are dark there
+        place = (left + j + 0.5, i + 0.5)
+        axis.text(*place, f"{value:.3g}", color=ink, ha="center", va="center", fontsize=9)
     width = 3 if made else 1
     box = ([left, left + columns, left + columns, left, left], [0, 0, rows, rows, 0])
     axis.plot(*box, color="black", linewidth=width)

@@ -3,6 +3,7 @@
 One class goes through all of it once (``released``, ``graded``); the tests look at what came out.
 """
 
+import ast
 import html
 import json
 import os
@@ -121,6 +122,14 @@ def forged(nb):
             cell["source"] = "pass"
 
 
+def helper_elsewhere(nb):
+    """Put a helper into a cell that is no answer: it works there, and is not run here."""
+    replacing("answer-forward", "(x * mask) @", "masked(x, mask) @")(nb)
+    source = "def masked(x, mask):\n    return x * mask"
+    cell = {"cell_type": "code", "id": "own", "metadata": {}, "outputs": [], "source": source}
+    nb["cells"].insert(2, {**cell, "execution_count": None})
+
+
 FORWARD, BACKWARD = "answer-forward", "answer-backward"
 CLASS = {  # of the second assignment: the change, and the points for forward (3) and backward (6)
     "anna": (lambda nb: None, 3, 6),
@@ -134,7 +143,10 @@ CLASS = {  # of the second assignment: the change, and the points for forward (3
         replacing(FORWARD, "scale =", "from lora_np import ops\n    scale ="), 0, 6,
     ),
     "cheats": (cheat, 0, 6),
-    "magics": (replacing(FORWARD, "def lora", "%matplotlib inline\ndef lora"), 3, 6),
+    "magics": (
+        replacing(FORWARD, "def lora", "%matplotlib inline\nnp.dot?\ndisplay(3)\ndef lora"), 3, 6,
+    ),
+    "elsewhere": (helper_elsewhere, 0, 6),
     "removes": (without_tests, 3, 6),
     "forges": (forged, 0, 0),
 }  # fmt: skip
@@ -165,6 +177,30 @@ def scores(folder, student, name):
 
 def feedback(folder, student, name):
     return (folder / "feedback" / student / name / f"{name}.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "cell, same_as",
+    [
+        ("%%time\nx = 7", "x = 7"),
+        ("%matplotlib inline\n!ls\nx = 7", "x = 7"),
+        ("np.einsum?\nx = 7", "x = 7"),
+        ("x = !ls", "x = None"),
+        ("if x:\n    %timeit x\nx = 7", "if x:\n    None\nx = 7"),
+        ("x = (7\n     != 2)", "x = 7 != 2"),
+        ("x = (7\n     % 2)", "x = 7 % 2"),
+        ("x = '''\n% !\n!ls'''", "x = '\\n% !\\n!ls'"),
+        ("display(np.ones(2)); x = 7", "display(np.ones(2)); x = 7"),
+    ],
+)
+def test_a_cell_is_read_as_ipython_reads_it(cell, same_as):
+    from lora_np.diagnose.course import without_magics
+
+    statements = [ast.dump(node) for node in ast.parse(without_magics(cell)).body]
+    idle = {ast.dump(node) for node in ast.parse("None\npass").body}
+    assert [s for s in statements if s not in idle] == [
+        ast.dump(node) for node in ast.parse(same_as).body
+    ]
 
 
 # --- what students get ---------------------------------------------------------------------------
@@ -261,6 +297,11 @@ def test_feedback_has_the_diagnosis_and_no_hidden_test(graded, student, diagnosi
     page = html.unescape(feedback(graded, student, LORA))
     assert diagnosis in page
     assert "HIDDEN TESTS" not in page and "seed=" not in page and "Traceback (most" not in page
+
+
+def test_a_helper_in_a_cell_that_is_no_answer_is_said_to_be_there(graded):
+    page = html.unescape(feedback(graded, "elsewhere", LORA))
+    assert "name 'masked' is not defined" in page and "Only answer cells are run" in page
 
 
 def test_what_students_drew_is_left_for_the_reader(graded):

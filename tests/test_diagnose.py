@@ -20,7 +20,7 @@ from lora_np.diagnose import TASKS, Limits, WrongAnswer, diagnose, run_isolated
 from lora_np.diagnose.compare import judge
 from lora_np.diagnose.grade import grade_folder
 from lora_np.diagnose.task import Task
-from tests import naive
+from tests import class_of_50, naive
 from tests.class_of_50 import RIGHT, students, write_class
 
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
@@ -48,7 +48,7 @@ def test_every_misconception_gets_its_own_diagnosis_and_no_other(task, seed):
         answers = []
         for draw, right in zip(draws, rights):
             wrong = entry.outputs(task.known(draw, right))
-            if wrong is not None and entry.output is not None:
+            if not isinstance(wrong, str) and entry.output is not None:
                 i = task.outputs.index(entry.output)
                 wrong = (*right[:i], *wrong, *right[i + 1 :])
             answers.append(as_answer(task, draw, wrong))
@@ -58,8 +58,8 @@ def test_every_misconception_gets_its_own_diagnosis_and_no_other(task, seed):
 
 
 def as_answer(task, draw, outputs):
-    if outputs is None:
-        return {"raised": ("ValueError", "shapes do not fit")}
+    if isinstance(outputs, str):
+        return {"raised": (outputs, "shapes do not fit")}
     if task.keeps_dtype:
         outputs = [a.astype(next(iter(draw.values())).dtype) for a in outputs]
     return {"outputs": list(outputs), "changed": []}
@@ -136,7 +136,14 @@ def test_two_mistakes_are_both_named():
         ("g.T @ X", "(g.T @ X)[:1]", "shape", r"Your dW has shape \(1, 3\), expected \(4, 3\)"),
         ("g.T @ X", "g.T @ X * np.nan", "not finite", "Your dW holds nan or inf"),
         ("dx, dW, db\n", "dx, dW, db, W\n", "count", "returned 4 values, expected 3: dx, dW, db"),
-        ("return dx, dW, db", "", "raises", "returned None: is its return statement missing"),
+        ("return dx, dW, db", "", "raises", r"returned None: is its return statement missing\?$"),
+        ("g.T @ X", "g.squeeze().T @ X.squeeze()", "raises", r"matmul.* where dy is \(1, 1\)"),
+        ("return dx, dW, db", "return {'dx': dx}", "raises", "returned a dict: return the arrays"),
+        ("return dx, dW, db", "yield dx", "raises", "returned a generator: return the arrays"),
+        ("dx = dy @ W", "raise NotImplementedError", "raises", "raises NotImplementedError: no a"),
+        ("g.T @ X", "(g.T @ X) * (1 + 1e-6)", "value", "Your dW agrees to the first digits only"),
+        ("g.sum(axis=0)", "g.sum(axis=0) + 0j", "dtype", "complex128 .* keep the inputs' dtype"),
+        ("g.sum(axis=0)", "g.sum(axis=0) / np.sum(x > 9, initial=1)", "dtype", "a number of NumPy"),
         ("dy @ W", "dy @ V", "raises", r"raises NameError: name 'V' is not defined"),
         ("return dx, dW, db", "return 'dx', dW, db", "raises", "has dtype <U2: arrays of numbers"),
     ],
@@ -145,6 +152,13 @@ def test_what_no_misconception_explains_is_described(old, new, name, sentence):
     report = diagnose("linear_backward", defined(LINEAR.replace(old, new), "linear_backward"))
     assert [f.name for f in report.findings] == [name]
     assert report.passed is False and re.search(sentence, str(report))
+
+
+def test_an_exception_of_another_kind_is_not_explained_away():
+    """Someone who leaves ignored tokens out, and misspells a name there, is told of the name."""
+    source = RIGHT["cross_entropy_backward"].replace("    p[~kept] = 0", "    if any(~kept): P = Q")
+    report = diagnose("cross_entropy_backward", defined(source, "cross_entropy_backward"))
+    assert [f.name for f in report.findings] == ["raises"] and "name 'Q'" in str(report)
 
 
 def test_an_error_within_the_tolerance_passes_and_one_beyond_it_does_not():
@@ -197,6 +211,31 @@ HOSTILE = {
     "signals the grader": ("import os; os.kill(os.getppid(), 9)", "raises", "os.kill is refused"),
     "reads our files": ("open(OURS).read()", "raises", "is closed here"),
     "reads our files by bytes": ("open(OURS.encode()).read()", "raises", "is closed here"),
+    "reads the course's notebooks": ("open(CLASS).read()", "raises", "is closed here"),
+    "reads the gradebook": (
+        "import sqlite3; sqlite3.connect('gradebook.db')",
+        "raises",
+        "sqlite3.connect is refused",
+    ),
+    "calls C": ("import ctypes; ctypes.pythonapi.system(b'ls')", "raises", "C functions are"),
+    "makes a folder elsewhere": ("import os; os.mkdir('../x')", "raises", "are not made here"),
+    "makes a file elsewhere": (
+        "import os; os.open('../x', os.O_CREAT)",
+        "raises",
+        "outside the working folder",
+    ),
+    "crashes": ("import ctypes; ctypes.string_at(0)", "limit", "crashed Python (signal 11)"),
+    "saves nothing": ("np.save = lambda *a, **k: None", "no answer", "left no answer"),
+    "leaves a pipe": (
+        "import os; os.mkfifo('answer.json'); os._exit(0)",
+        "no answer",
+        "left no answer",
+    ),
+    "raises what cannot be printed": (
+        "raise ValueError('\\ud800 \\x1b[2J')",
+        "raises",
+        "ValueError: ? ?[2J (line 5)",
+    ),
     "reads the grader's memory": ("open('/proc/1/maps')", "raises", "is closed here"),
     "writes elsewhere": ("open('../x', 'w')", "raises", "outside the working folder"),
     "recurses": ("return linear_backward(dy, x, W)", "raises", "RecursionError"),
@@ -208,7 +247,7 @@ HOSTILE = {
 def test_a_submission_that(what):
     line, name, sentence = HOSTILE[what]
     ours = str(Path(naive.__file__).parents[1] / "lora_np" / "ops" / "linear.py")
-    source = f"OURS = {ours!r}\n" + LINEAR.replace(
+    source = f"OURS, CLASS = {ours!r}, {class_of_50.__file__!r}\n" + LINEAR.replace(
         "    dx = dy @ W", f"    {line}\n    dx = dy @ W"
     )
     own = {"hangs": Limits(1), "sleeps": Limits(1), "eats memory": Limits(memory_mib=512)}

@@ -90,3 +90,35 @@ def test_every_claim_of_a_chapter_holds_when_it_is_run_again(source):
 def test_the_reading_of_a_source_drops_the_header_and_the_comment_marks():
     text = "# ---\n# x: 1\n# ---\n\n# %% [markdown]\n# # A\n#\n# b\n\n\n# %%\ny = 1  # %% no\n"
     assert cells_of_source(text) == [("markdown", "# A\n\nb"), ("code", "y = 1  # %% no")]
+
+
+def test_the_numbers_of_the_step_through_picture_stand_out_at_the_ends_of_its_sliders(monkeypatch):
+    """Contrast of every number with the colour under it, by the rule for web pages (WCAG 2)."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from matplotlib.colors import to_rgb
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from step_through import STEPS, draw_step
+
+    def luminance(colour):
+        c = np.array(to_rgb(colour))
+        linear = np.where(c <= 0.03928, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    W0 = np.array([[1.0, 0, 2], [0, 3, 1], [-1, 1, 0], [2, 2, 1]])
+    A, B = np.array([[1.0, 0, -1], [2, 1, 0]]), np.array([[1.0, 0], [0, 2], [-1, 1], [3, -1]])
+    for x0, s in ((-3.0, 2.0), (3.0, 2.0), (2.0, 0.0)):
+        for step in range(len(STEPS)):
+            figure, axis = plt.subplots()
+            draw_step(axis, step, np.array([x0, -1.0, 1.0]), W0, A, B, s)
+            for text in axis.texts:
+                try:
+                    value = float(text.get_text())
+                except ValueError:
+                    continue  # a name, a shape or a sign
+                image = axis.images[0]
+                below = image.cmap(image.norm(value))[:3]
+                light, dark = sorted([luminance(below), luminance(text.get_color())])[::-1]
+                assert (light + 0.05) / (dark + 0.05) > 3, (step, value)
+            plt.close(figure)

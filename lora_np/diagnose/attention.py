@@ -82,6 +82,12 @@ def _sum_over_the_first_axis(dy: Any, y: Any) -> Any:
 
 
 @SOFTMAX.mistake("dx")
+def _sum_without_keepdims(dy: Any, y: Any) -> Any:
+    """Your dx sums over the last axis and loses it: with keepdims=True row i meets its own sum."""
+    return y * (dy - (dy * y).sum(-1))
+
+
+@SOFTMAX.mistake("dx")
 def _softmax_of_y(dy: Any, y: Any) -> Any:
     """Your dx takes the softmax of y once more: y holds the probabilities already."""
     p = _softmax(y)
@@ -112,6 +118,11 @@ def _t(x: np.ndarray) -> np.ndarray:
 def _weights(q: Any, k: Any, scale: float, causal: bool = True) -> np.ndarray:
     s = q @ _t(k) * scale  # (..., T, T)
     return _softmax(np.where(np.tri(s.shape[-1], dtype=bool), s, -np.inf) if causal else s)
+
+
+def _masked(q: Any, k: Any, scale: float, seen: np.ndarray, hidden: float = -1e9) -> np.ndarray:
+    """Return the weights where the scores not `seen` are `hidden`."""
+    return _softmax(np.where(seen > 0, q @ _t(k) * scale, hidden))
 
 
 def _through(dy: Any, q: Any, k: Any, v: Any, P: Any, scale: float) -> tuple[Any, Any, Any]:
@@ -236,6 +247,31 @@ def _mask_of_zeros(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
     """Your mask sets future scores to 0, and exp(0) = 1 still looks there: set them to -inf."""
     P = _softmax(np.where(np.tri(q.shape[-2], dtype=bool), q @ _t(k) / root, 0.0))
     return _through(dy, q, k, v, P, 1 / root)
+
+
+@ATTENTION.mistake()
+def _mask_lets_the_next_through(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
+    """Your mask lets query i see key i + 1 as well: it sees keys 0 .. i, so j <= i."""
+    return _through(dy, q, k, v, _masked(q, k, 1 / root, np.tri(q.shape[-2], k=1)), 1 / root)
+
+
+@ATTENTION.mistake()
+def _mask_hides_the_query_itself(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
+    """Your mask hides key i from query i: it sees keys 0 .. i, so j <= i and not j < i."""
+    return _through(dy, q, k, v, _masked(q, k, 1 / root, np.tri(q.shape[-2], k=-1)), 1 / root)
+
+
+@ATTENTION.mistake()
+def _mask_of_minus_inf_hides_the_query_itself(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
+    """Your mask leaves row 0 nothing to see, hence nan: query i sees keys 0 .. i, so j <= i."""
+    seen = np.tri(q.shape[-2], k=-1)
+    return _through(dy, q, k, v, _masked(q, k, 1 / root, seen, -np.inf), 1 / root)
+
+
+@ATTENTION.mistake()
+def _mask_upside_down(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
+    """Your mask is upside down, and query i sees keys i .. T - 1: it sees keys 0 .. i."""
+    return _through(dy, q, k, v, _masked(q, k, 1 / root, np.tri(q.shape[-2]).T), 1 / root)
 
 
 @ATTENTION.mistake()

@@ -5,9 +5,10 @@ from a folder, calls the student's function on copies of them, and writes the ou
 bytes. What the student's code patches here changes nothing but its own answer.
 
 Limits are set before that code is read, and cannot be raised again. An audit hook (PEP 578), which
-nothing can remove, refuses to import or read what holds the solution, to start or signal processes,
-to open sockets, and to change files outside the folder. This keeps honest mistakes and easy tricks
-out; it is no sandbox, so grade strangers' code in a container.
+nothing can remove, refuses to import what holds the solution, to read any file but those of Python
+and the system, to start or signal processes, to open sockets, and to change files outside the
+folder. This keeps honest mistakes and easy tricks out; it is no sandbox, so grade strangers' code
+in a container.
 """
 
 from __future__ import annotations
@@ -27,18 +28,23 @@ import numpy as np
 
 REFUSED_EVENTS = """
 os.exec os.fork os.forkpty os.kill os.killpg os.posix_spawn os.spawn os.system pty.spawn
-subprocess.Popen socket.connect socket.bind socket.getaddrinfo ctypes.dlopen
+subprocess.Popen socket.connect socket.bind socket.getaddrinfo ctypes.dlopen sqlite3.connect
 os.remove os.rename os.rmdir os.link os.symlink os.chmod os.truncate shutil.rmtree shutil.move
 gc.get_objects gc.get_referrers gc.get_referents
 """
+READABLE = (sys.prefix, sys.base_prefix, sys.exec_prefix, "/dev", "/etc", "/usr", "/lib", "/sys")
 NAME = "<your code>"
 
 
 def cubic(C: np.ndarray) -> Any:
-    """Return f(x) = sum C x^3, whose central difference is not its derivative: it adds C h^2."""
+    """Return f(x) = sum C x^3 + (sum x)^2.
+
+    Its central difference is not its derivative: it adds C h^2. The square ties the entries
+    together, so that an entry left where it was moved to shows in all that follow.
+    """
 
     def f(x: np.ndarray) -> float:
-        return float((C * x**3).sum())
+        return float((C * x**3).sum() + x.sum() ** 2)
 
     return f
 
@@ -75,6 +81,9 @@ def arrays_of(found: Any) -> list[np.ndarray]:
     """Return what a function returned as a list of arrays of numbers."""
     if found is None:
         raise TypeError("the function returned None: is its return statement missing?")
+    if isinstance(found, dict | set) or hasattr(found, "__next__"):  # yield makes the last
+        kind = type(found).__name__
+        raise TypeError(f"the function returned a {kind}: return the arrays, with commas between")
     several = isinstance(found, tuple | list)
     arrays = [np.array(a) for a in (found if several else [found])]
     for array in arrays:
@@ -129,7 +138,7 @@ def main(folder: str) -> None:
 
 def define(chunks: list[str], name: str) -> tuple[Any, tuple[str, str] | None]:
     """Run the student's cells one after the other; return the function, or why there is none."""
-    space: dict[str, Any] = {"np": np, "math": math, "__name__": "submission"}
+    space: dict[str, Any] = {"np": np, "math": math, "display": print, "__name__": "submission"}
     problem = None
     for chunk in chunks:
         try:
@@ -168,8 +177,10 @@ def folders_of(packages: list[str]) -> list[str]:
 def guard(folder: str, closed: tuple[str, ...], refused: frozenset[str]) -> Any:
     """Return an audit hook; all it uses is bound here, where the student's code does not reach."""
     inside = os.path.join(os.path.realpath(folder), "")
-    events, writes = frozenset(REFUSED_EVENTS.split()), os.O_WRONLY | os.O_RDWR
-    decode, real, number = os.fsdecode, os.path.realpath, int
+    events = frozenset(REFUSED_EVENTS.split())
+    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    readable = (inside, *(os.path.join(os.path.realpath(place), "") for place in READABLE))
+    decode, real, number, text = os.fsdecode, os.path.realpath, int, str
 
     def hook(event: str, arguments: tuple) -> None:
         if event == "import" and arguments[0].partition(".")[0] in refused:
@@ -177,12 +188,18 @@ def guard(folder: str, closed: tuple[str, ...], refused: frozenset[str]) -> Any:
             raise ImportError(f"{root} may not be imported here: write the formula yourself")
         if event in events:
             raise PermissionError(f"{event} is refused here")
+        if event == "ctypes.dlsym" and not text(arguments[1]).startswith(("Py", "_Py")):
+            raise PermissionError(f"C functions are refused here: {arguments[1]}")
+        if event == "os.mkdir" and not real(decode(arguments[0])).startswith(inside):
+            raise PermissionError("folders outside the working folder are not made here")
         if event == "open" and not isinstance(arguments[0], number):  # not a file descriptor
             path = real(decode(arguments[0]))
             if path.startswith(closed):
                 raise PermissionError(f"{path} is closed here")
             if arguments[2] & writes and not path.startswith((inside, "/dev/null")):
                 raise PermissionError("files outside the working folder are not written here")
+            if not path.startswith(readable):  # the course's own files: solutions, hidden tests
+                raise PermissionError(f"{path} is closed here")
 
     return hook
 

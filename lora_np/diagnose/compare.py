@@ -77,7 +77,12 @@ class Report:
     def __str__(self) -> str:
         if self.passed:
             return f"{self.task}: right"
-        return "\n".join([f"{self.task}: not yet right", *(f"  - {s}." for s in self.sentences)])
+        return "\n".join(
+            [
+                f"{self.task}: not yet right",
+                *(f"  - {s}{'' if s.endswith('?') else '.'}" for s in self.sentences),
+            ]
+        )
 
 
 def task_called(name: str) -> Task:
@@ -241,10 +246,12 @@ class _Trial:
         raising, differs = set(), False
         for n, answer in enumerate(self.answers):
             expected, got = entry.outputs(self.known[n]), answer.get("outputs")
-            if expected is None or got is None:
-                if got is not None or (i is None and expected is not None):
+            if isinstance(expected, str) or got is None:
+                if got is not None or (i is None and not isinstance(expected, str)):
                     return None  # of a whole answer all must fit, also where it raises
-                if expected is None:
+                if isinstance(expected, str):
+                    if answer["raised"][0] != expected:
+                        return None  # a wrong name, say, is no wrong shape
                     raising.add(n)
                     differs = True
                 continue
@@ -267,6 +274,10 @@ class _Trial:
         if not np.isfinite(got).all():
             return Finding("not finite", f"Your {name} holds nan or inf, {where}")
         error, largest = float(np.abs(got - right).max()), float(np.abs(right).max())
+        if error < 1e-5 * largest:
+            sentence = f"Your {name} agrees to the first digits only: it is off by {error:.1g} of "
+            reason = "is a small constant or a narrower dtype in it that should not be?"
+            return Finding("value", f"{sentence}{largest:.3g}, {where}; {reason}")
         return Finding(
             "value",
             f"Your {name} differs from the right one by up to {error:.3g}, whose largest entry is "
@@ -285,6 +296,10 @@ class _Trial:
                     return Finding("limit", "Your code prints or returns too much")
                 if kind in ("SystemExit", "KeyboardInterrupt"):
                     return Finding("raises", "Your code calls exit: return a result instead")
+                if kind == "NotImplementedError":
+                    return Finding(
+                        "raises", "Your code still raises NotImplementedError: no answer"
+                    )
                 where = f", where {spell_draw(self.draws[n])}" if self.answered else ""
                 return Finding("raises", f"Your code raises {kind}: {message}{where}")
         return None
@@ -299,8 +314,7 @@ class _Trial:
                 if got.dtype != expected:
                     return Finding(
                         "dtype",
-                        f"Your {name} is {got.dtype} where the inputs are {expected}: make new "
-                        f"arrays with np.zeros_like, and numbers with math rather than np",
+                        f"Your {name} is {got.dtype} where the inputs are {expected}: {why(got)}",
                     )
         return None
 
@@ -312,6 +326,16 @@ class _Trial:
                     "writes", f"Your function writes to its input {name}: work on a copy"
                 )
         return None
+
+
+def why(got: np.ndarray) -> str:
+    """Return how an output may have come by another dtype than the inputs'."""
+    if got.dtype == np.float64:
+        return (
+            "a number of NumPy's, as of np.sqrt(2) or mask.sum(), makes float32 wider: take math, "
+            "float() or int() for numbers, and np.zeros_like for arrays"
+        )
+    return "keep the inputs' dtype, as np.zeros_like does"
 
 
 def same(got: np.ndarray, wanted: np.ndarray, limit: float) -> bool:

@@ -9,8 +9,12 @@ function fails one cell of one student. What else a notebook holds is not graded
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
+from IPython.core.inputtransformer2 import (  # pyright: ignore[reportMissingImports]
+    TransformerManager,
+)
 from nbformat.v4 import new_output  # pyright: ignore[reportMissingImports]
 from nbgrader.preprocessors import NbGraderPreprocessor  # pyright: ignore[reportMissingImports]
 from nbgrader.utils import is_grade, is_solution  # pyright: ignore[reportMissingImports]
@@ -50,6 +54,8 @@ def as_output(reports: list[Report]) -> Any:
         return new_output("error", ename="NoCheck", evalue=text, traceback=[text])
     if not reports[-1].passed:
         lines = str(reports[-1]).splitlines()
+        if "NameError" in lines[-1]:
+            lines.append("  - Only answer cells are run: helpers and imports belong into one.")
         return new_output("error", ename="WrongAnswer", evalue=lines[0], traceback=lines)
     text = "".join(f"{line}\n" for line in dict.fromkeys(map(str, reports)))
     return new_output("stream", name="stdout", text=text)
@@ -73,6 +79,12 @@ def checks_in(source: str) -> list[tuple[str, int]]:
 
 
 def without_magics(source: str) -> str:
-    """Return a cell without IPython's own lines, which are no Python."""
+    """Return a cell without IPython's own lines, which are no Python.
+
+    IPython says which these are: a line that begins with != may be half of a comparison.
+    """
     lines = source.splitlines()
-    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines)
+    if source.startswith("%%"):  # %%time, say: the rest is Python
+        lines[0] = "pass"
+    plain = TransformerManager().transform_cell("\n".join(lines))
+    return re.sub(r"get_ipython\(\)\..*", "None", plain)

@@ -11,7 +11,7 @@ import numpy as np
 from lora_np import ops
 from lora_np.diagnose.task import Draw, Task, count, samples
 
-LEADING = ((5,), (4,), (2, 3), (3, 3))  # the batch's axes, one entry a draw
+LEADING = ((5,), (4,), (2, 3), (3, 3), (1,))  # the batch's axes, one entry a draw
 
 # ------------------------------------------------------------------------------- y = x W^T + b
 
@@ -23,8 +23,8 @@ def _linear_backward(dy: Any, x: Any, W: Any) -> Any:
 
 
 def _linear_draws(rng: np.random.Generator) -> list[Draw]:
-    """Return inputs: W wide, square (a transpose fits), tall, and as large as the batch."""
-    n, sides = rng.standard_normal, ((4, 3), (4, 4), (2, 5), (3, 3))
+    """Return inputs: W wide, square (a transpose fits), tall, as large as the batch, and a row."""
+    n, sides = rng.standard_normal, ((4, 3), (4, 4), (2, 5), (3, 3), (1, 3))
     return [
         {"dy": n((*batch, out)), "x": n((*batch, in_)), "W": n((out, in_))}
         for batch, (out, in_) in zip(LEADING, sides)
@@ -105,6 +105,12 @@ def _dW_keeps_the_batch_axis(dy: Any, x: Any) -> Any:
     return np.swapaxes(dy, -1, -2) @ x
 
 
+@LINEAR.mistake("dW")
+def _dW_by_dy_T(dy: Any, x: Any) -> Any:
+    """Your dW is dy.T @ x, right for one batch axis: .T turns all; reshape to (N, ...) first."""
+    return dy.T @ x
+
+
 @LINEAR.mistake("db")
 def _db_not_summed(dy: Any) -> Any:
     """Your db is dy itself: the bias reaches every sample, so sum over the samples."""
@@ -157,10 +163,10 @@ def _lora_backward(dy: Any, x: Any, W0: Any, A: Any, B: Any, alpha: Any, mask: A
 
 
 def _lora_draws(rng: np.random.Generator) -> list[Draw]:
-    """Return inputs; the last are square throughout, so that A and B may change places."""
+    """Return inputs; the fourth are square throughout, so that A and B may change places."""
     n, sizes = (
         rng.standard_normal,
-        ((4, 3, 2, 5.0), (4, 4, 3, 7.0), (2, 5, 1, 3.0), (3, 3, 3, 1.25)),
+        ((4, 3, 2, 5.0), (4, 4, 3, 7.0), (2, 5, 1, 3.0), (3, 3, 3, 1.25), (1, 3, 2, 6.0)),
     )
     draws = []
     for batch, (out, in_, r, alpha) in zip(LEADING, sizes):
@@ -402,6 +408,12 @@ def _dA_not_summed(du: Any, seen: Any, scale: Any) -> Any:
 
 
 @BACKWARD.mistake("dA")
+def _dA_by_du_T(du: Any, seen: Any, scale: Any) -> Any:
+    """Your dA is du.T @ xd, right for one batch axis: .T turns all; reshape to (N, ...) first."""
+    return scale * (du.T @ seen)
+
+
+@BACKWARD.mistake("dA")
 def _dA_by_B_transposed(dy: Any, seen: Any, B: Any, scale: Any) -> Any:
     """Your dA has dy B^T: B is (out, r), so du = scale dy B."""
     return scale * (samples(dy @ B.T).T @ samples(seen))
@@ -450,6 +462,12 @@ def _dB_of_the_last_sample(dy: Any, seen: Any, A: Any, scale: Any) -> Any:
 
 
 @BACKWARD.mistake("dB")
+def _dB_by_dy_T(dy: Any, seen: Any, A: Any, scale: Any) -> Any:
+    """Your dB is dy.T @ u, right for one batch axis: .T turns all; reshape to (N, ...) first."""
+    return scale * (dy.T @ (seen @ A.T))
+
+
+@BACKWARD.mistake("dB")
 def _dB_by_A_transposed(dy: Any, seen: Any, A: Any, scale: Any) -> Any:
     """Your dB has x A: A is (r, in), so u = (x * mask) A^T."""
     return scale * (samples(dy).T @ samples(seen @ A))
@@ -476,14 +494,19 @@ def _dx_forgotten(dA: Any, dB: Any) -> Any:
 # ----------------------------------------------------------------------------- central differences
 
 
-def _numeric_gradient(f: Callable, x: Any, h: Any) -> Any:
-    """Return (f(x + h e_i) - f(x - h e_i)) / 2h for every entry i of x."""
+def _entrywise(slope: Callable, x: Any) -> Any:
+    """Return slope(x, step) for the step of length 1 along every entry of x."""
     g = np.zeros_like(x)
     for i in np.ndindex(x.shape):
         step = np.zeros_like(x)
-        step[i] = h
-        g[i] = (f(x + step) - f(x - step)) / (2.0 * h)
+        step[i] = 1.0
+        g[i] = slope(x, step)
     return g
+
+
+def _numeric_gradient(f: Callable, x: Any, h: Any) -> Any:
+    """Return (f(x + h e_i) - f(x - h e_i)) / 2h for every entry i of x."""
+    return _entrywise(lambda x, e: (f(x + h * e) - f(x - h * e)) / (2.0 * h), x)
 
 
 def _numeric_draws(rng: np.random.Generator) -> list[Draw]:
@@ -495,28 +518,38 @@ def _numeric_draws(rng: np.random.Generator) -> list[Draw]:
     ]
 
 
-def _cubics(f: Callable, x: Any, h: Any) -> dict[str, Any]:
-    """Return the coefficients C again: f of an array that is 1 at one entry is that entry's."""
-    unit = [np.eye(1, x.size, i).reshape(x.shape) for i in range(x.size)]
-    return {"C": np.array([f(e) for e in unit]).reshape(x.shape)}
-
-
-NUMERIC = Task(
-    "numeric_gradient", ("g",), _numeric_gradient, _numeric_draws, _cubics, keeps_dtype=False
-)
+NUMERIC = Task("numeric_gradient", ("g",), _numeric_gradient, _numeric_draws, keeps_dtype=False)
 NUMERIC.usual_mistakes(but=("doubled",))
 
 
 @NUMERIC.mistake("g")
-def _forward_difference(C: Any, x: Any, h: Any) -> Any:
+def _forward_difference(f: Callable, x: Any, h: Any) -> Any:
     """Your g is the forward difference, with an error of order h: step to both sides."""
-    return C * (3 * x**2 + 3 * x * h + h**2)
+    return _entrywise(lambda x, e: (f(x + h * e) - f(x)) / h, x)
 
 
 @NUMERIC.mistake("g")
-def _backward_difference(C: Any, x: Any, h: Any) -> Any:
+def _backward_difference(f: Callable, x: Any, h: Any) -> Any:
     """Your g is the backward difference, with an error of order h: step to both sides."""
-    return C * (3 * x**2 - 3 * x * h + h**2)
+    return _entrywise(lambda x, e: (f(x) - f(x - h * e)) / h, x)
+
+
+@NUMERIC.mistake("g")
+def _half_the_step(f: Callable, x: Any, h: Any) -> Any:
+    """Your g steps by h/2 to both sides: here the step to each side is h, and 2h lie between."""
+    return _numeric_gradient(f, x, h / 2)
+
+
+@NUMERIC.mistake("g")
+def _entries_left_moved(f: Callable, x: Any, h: Any) -> Any:
+    """Your g leaves entries moved: put each one back before you move the next."""
+    z, g = x.copy(), np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        z[i] += h
+        up = f(z)
+        z[i] -= 2 * h
+        g[i] = (up - f(z)) / (2 * h)
+    return g
 
 
 @NUMERIC.mistake("g")
@@ -544,9 +577,9 @@ def _all_entries_at_once(f: Callable, x: Any, h: Any) -> Any:
 
 
 @NUMERIC.mistake("g")
-def _half_the_forward_difference(C: Any, x: Any, h: Any) -> Any:
+def _half_the_forward_difference(f: Callable, x: Any, h: Any) -> Any:
     """Your g is half the forward difference: from x + h a step of -2h leads to x - h, not of -h."""
-    return C * (3 * x**2 + 3 * x * h + h**2) / 2
+    return _forward_difference(f, x, h) / 2
 
 
 @NUMERIC.mistake("g")
@@ -556,9 +589,9 @@ def _not_over_two(g: Any) -> Any:
 
 
 @NUMERIC.mistake("g")
-def _exact_derivative(C: Any, x: Any) -> Any:
-    """Your g is this f's exact derivative: the check must work for any f, from its values alone."""
-    return 3 * C * x**2
+def _own_step(f: Callable, x: Any, h: Any) -> Any:
+    """Your g hardly depends on h: use the h that is given, and two values of f an entry."""
+    return (4 * _numeric_gradient(f, x, h / 2) - _numeric_gradient(f, x, h)) / 3  # a cubic's slope
 
 
 @NUMERIC.mistake("g")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -155,6 +156,8 @@ def _run(folder: Path, limits: Limits) -> str:
         return too_long
     if (folder / "printed").stat().st_size >= limits.output_mib * 2**20:
         return "Your code prints or returns too much"
+    if status < 0:
+        return f"Your code crashed Python (signal {-status}): does it call C, or recurse there?"
     if not (folder / "answer.json").exists():
         return f"Your code ended the process, with status {status}: it must return instead"
     return ""
@@ -171,11 +174,14 @@ def _end(child: subprocess.Popen) -> None:
 
 def _read_answers(folder: Path, n: int) -> list[dict[str, Any]] | None:
     """Return one answer a draw, as the comparison expects them; None if they cannot be read."""
+    files = folder / "answer.json", folder / "answer.npys"
+    if not all(stat.S_ISREG(file.lstat().st_mode) for file in files if os.path.lexists(file)):
+        return None  # a pipe would be waited for, a link be followed
     try:
-        rows = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
-        with open(folder / "answer.npys", "rb") as file:
+        rows = json.loads(files[0].read_text(encoding="utf-8"))
+        with open(files[1], "rb") as file:
             answers = [_read_answer(row, file) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError, MemoryError, RecursionError):
+    except (OSError, EOFError, ValueError, TypeError, KeyError, MemoryError, RecursionError):
         return None
     if len(answers) == 1 and "raised" in answers[0]:
         return answers * n  # there is no function to call
@@ -185,8 +191,13 @@ def _read_answers(folder: Path, n: int) -> list[dict[str, Any]] | None:
 def _read_answer(row: dict[str, Any], file: Any) -> dict[str, Any]:
     if "raised" in row:
         kind, message = row["raised"]
-        return {"raised": (str(kind), str(message))}
+        return {"raised": (_printable(kind), _printable(message))}
     outputs = [np.load(file, allow_pickle=False) for _ in range(int(row["outputs"]))]
     if any(array.dtype.kind not in "biufc" for array in outputs):
         raise TypeError("an output is no array of numbers")
-    return {"outputs": outputs, "changed": [str(name) for name in row["changed"]]}
+    return {"outputs": outputs, "changed": [_printable(name) for name in row["changed"]]}
+
+
+def _printable(text: Any) -> str:
+    """Return a text that prints in one line and fits any encoding of Unicode."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:400])

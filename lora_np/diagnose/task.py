@@ -52,13 +52,13 @@ class Misconception:
     sentence: str
     answer: Callable[..., Any]
 
-    def outputs(self, known: Mapping[str, Any]) -> Outputs | None:
-        """Return what it computes, as a tuple; None where that raises, as the student's would."""
+    def outputs(self, known: Mapping[str, Any]) -> Outputs | str:
+        """Return what it computes, as a tuple; where that raises, the exception's name."""
         try:
             with np.errstate(all="ignore"):
                 found = _call(self.answer, known)
-        except (ValueError, IndexError, TypeError):
-            return None  # shapes that do not fit
+        except (ValueError, IndexError, TypeError) as error:
+            return type(error).__name__  # shapes that do not fit
         return as_outputs(found)
 
 
