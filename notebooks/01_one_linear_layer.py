@@ -117,7 +117,7 @@ assert np.abs(dW - numeric).max() < 1e-8
 # The picture of an outer product: $dy$ down the side, $x$ along the top, and every entry of $dW$
 # the product of its two margins.
 
-# %%
+# %% alt="A table: each entry of dW is its row's dy times its column's x"
 figure, axis = plt.subplots(figsize=(5.2, 3))
 table = np.zeros((3, 4))
 table[1:, 0], table[0, 1:], table[1:, 1:] = dy, x, dW
@@ -227,7 +227,7 @@ for factor, losses in curves.items():
 # At a tenth and at nine tenths of the limit the loss falls below $10^{-6}$. Only 5 % above the
 # limit it grows beyond 1000 times its start.
 
-# %%
+# %% alt="Loss against step: 0.1 and 0.9 of the limiting learning rate fall to nothing, 1.05 of it blows up"
 assert curves[0.1][-1] < 1e-6 and curves[0.9][-1] < 1e-6
 assert curves[1.05][-1] > 1000 * curves[1.05][0]
 

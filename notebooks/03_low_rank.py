@@ -157,7 +157,7 @@ assert min(errors) >= floor - 1e-12 and errors[-1] - floor < 1e-9
 # As good, to nine digits, and never better. The loss is not convex in $B$ and $A$ together, yet
 # gradient descent found the floor.
 
-# %%
+# %% alt="Left: 20 singular values, the first 4 kept. Right: gradient descent falls to the Eckart-Young floor"
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6))
 left.bar(np.arange(1, 21), sigma, color=[BLUE] * 4 + ["lightgrey"] * 16, edgecolor="black")
 left.set_xlabel("i")
@@ -178,7 +178,7 @@ plt.show()
 #
 # A picture is a matrix of brightness. This one has two smooth bumps, a slanted edge and some grain.
 
-# %%
+# %% alt="One picture at ranks 1, 2, 5, 15 and 96: a blur at rank 1, hard to tell from the original at rank 15"
 v, h = np.mgrid[0:1:96j, 0:1:96j]
 bumps = np.exp(-30 * ((v - 0.3) ** 2 + (h - 0.3) ** 2)) + np.exp(
     -60 * (v - 0.7) ** 2 - 20 * (h - 0.6) ** 2
@@ -235,7 +235,7 @@ assert 0.75 < lost_W0 < 0.82 and lost_change < 1e-14
 # More than three quarters of its norm. LoRA does not compress $W_0$: it leaves $W_0$ alone and uses
 # low rank for the *change*. Even then $W_0 + \Delta W$ has full rank.
 
-# %%
+# %% alt="Singular values: the change has 4 that are not zero; random W0, alone or with the change, falls slowly to the 64th"
 assert np.linalg.matrix_rank(W0 + change) == 64 and np.linalg.matrix_rank(change) == 4
 
 figure, axis = plt.subplots(figsize=(6.4, 3.6))

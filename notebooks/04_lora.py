@@ -61,7 +61,7 @@ print("u =", u, "  B u =", B @ u, "  W0 x =", W0 @ x, "  h =", h)
 assert u.tolist() == [1.0, 3.0]
 assert h.tolist() == [4.5, 1.0, -2.0, 3.0]
 
-# %%
+# %% alt="The five steps of W0 x + s B A x, each product drawn as coloured matrices with their numbers and shapes"
 draw_all_steps(x, W0, A, B, s)
 
 # %% [markdown]
@@ -243,7 +243,7 @@ assert curves[2][-1] < 1e-20 and curves[3][-1] < 1e-20
 # Rank 1 stops at the Eckart-Young floor of chapter 3. Ranks 2 and 3 both fall below $10^{-20}$: once
 # $r$ reaches the rank of the change, more rank does not lower the final loss.
 
-# %%
+# %% alt="Loss against step: rank 1 stays at its floor, ranks 2 and 3 fall to rounding"
 figure, axis = plt.subplots(figsize=(6.4, 3.8))
 for (r, losses), colour, dash in zip(curves.items(), (ORANGE, BLUE, GREEN), (":", "-", "--")):
     axis.semilogy(losses[:600], color=colour, linestyle=dash, label=f"r = {r}")

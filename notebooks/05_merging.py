@@ -74,7 +74,7 @@ assert 0 < differ < 0.5 and np.abs(back.W.value - base.W.value).max() < 1e-7
 # switches, how many times larger is the error?
 
 
-# %%
+# %% alt="Relative error of W0 against merges and unmerges: it grows in every dtype; bfloat16 is worst, float32 best"
 def drift(dtype, switches, size=0.1, n=64):
     """Return, after each switch, the relative error of W0 and the share of entries it moved."""
     rng = np.random.default_rng(1)
@@ -233,7 +233,7 @@ assert np.isclose(ratio, share_of_operations(256, 8))
 # Both shares grow with $r$. The factors outnumber the matrix from $r = d/2$ on, and the operations
 # exceed full fine-tuning's from $r = d/6$ on.
 
-# %%
+# %% alt="Trained numbers and operations of a step against rank, in % of full fine-tuning: operations pass 100% near rank 43, numbers at 128"
 d = 256
 assert share_of_numbers(d, d // 2) == 1.0
 assert share_of_operations(d, d // 6) < 1.0 < share_of_operations(d, d // 6 + 1)

@@ -136,7 +136,7 @@ assert np.allclose(y.T, slow)
 #
 # **Predict.** $\Delta W$ is 48 x 48 of rank 4. We set a tenth of its entries to zero. Its rank?
 
-# %%
+# %% alt="Singular values of a change of rank 4: with dropout on the change all 48 are above zero, with dropout on x only 4"
 change = rng.standard_normal((48, 4)) @ rng.standard_normal((4, 48))
 dropped = change * (rng.random(change.shape) > 0.1)
 on_x = change * (rng.random(48) > 0.1)  # dropping entries of x drops columns

@@ -37,10 +37,17 @@ def executed(source: Path) -> nbformat.NotebookNode:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Drop what differs from run to run, and sliders, which nothing shows without a kernel."""
+    """Drop what differs from run to run, and sliders, which nothing shows without a kernel.
+
+    What a picture shows, for readers who cannot see it, stands at the head of its cell in the
+    source, ``# %% alt="..."``. It stays, where MyST-NB looks for it when it makes the docs.
+    """
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     for number, cell in enumerate(notebook.cells):
+        alt = cell.metadata.get("alt")
         cell.id, cell.metadata = f"cell-{number}", {}
+        if alt:
+            cell.metadata = {"mystnb": {"image": {"alt": alt}}}
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
     return notebook

@@ -67,6 +67,15 @@ def test_the_committed_notebook_is_small_and_names_no_path_of_a_machine(source):
 
 
 @every_chapter
+def test_every_picture_says_what_it_shows(source):
+    text = source.read_text(encoding="utf-8")
+    for cell in notebook_of(source)["cells"]:
+        if any("image/png" in out.get("data", {}) for out in cell.get("outputs", [])):
+            alt = cell["metadata"]["mystnb"]["image"]["alt"]
+            assert len(alt.split()) > 5 and f'# %% alt="{alt}"\n' in text
+
+
+@every_chapter
 def test_a_chapter_opens_predicts_asserts_and_ends_with_three_exercises(source):
     text, code = prose(source), source.read_text(encoding="utf-8")
     assert re.match(rf"# {int(source.name[:2])}\. ", text)
