@@ -258,13 +258,16 @@ plt.show()
 at8 = {path: phi(path, (16, 0), (16, 1))[7, 7] for path in QV}
 for path, value in at8.items():
     print(f"{path}: phi(8, 8) = {value:.2f}, chance {8 / 48:.2f}")
-assert all(value > 1.2 * 8 / 48 for value in at8.values()) and max(at8.values()) < 0.5
+spread = np.std([grid[7, 7] for grid in drawn])
+print(f"mean {np.mean(list(at8.values())):.2f}; of random pairs {8 / 48:.2f} +- {spread:.2f}")
+assert np.mean(list(at8.values())) > max(1.2 * 8 / 48, 8 / 48 + 2 * spread)
+assert max(at8.values()) < 0.5
 assert all(0.6 * phi(path, (16, 0), (16, 1))[15, 15] < 16 / 48 for path in QV)
 
 # %% [markdown]
-# The runs share more than chance, in every matrix: at $i = 8$ at least 1.2 times as much. They share
-# less than half. And at $i = 16$ most of the similarity *is* chance: read without the dashed line, the
-# rising curves would tell a story that is not there.
+# Averaged over these matrices the runs share more than chance: at $i = 8$ at least 1.2 times as much.
+# They share less than half. And at $i = 16$ most of the similarity *is* chance: read without the dashed
+# line, the rising curves would tell a story that is not there.
 #
 # The paper's figure 3 says that a low and a high rank have their top direction in common,
 # $\phi(1, 1) > 0.5$. We compare rank 4 of one seed with rank 16 of the other: equal seeds would start
@@ -280,7 +283,7 @@ assert np.mean([grid[0, 0] for grid in top.values()]) < 0.5
 assert np.mean([grid[3, 15] for grid in top.values()]) > 16 / 48 + 0.03
 
 # %% [markdown]
-# Not here: no common top direction. The space of rank 16 does hold more of rank 4's than chance.
+# Not here: the average is below 0.5. The space of rank 16 does hold more of rank 4's than chance.
 #
 # ## Does it repeat what W0 does?
 #
@@ -308,12 +311,14 @@ for path in QV:
 # %% [markdown]
 # At $r = 4$ the change's directions hold less than half of what $W_0$'s own top ones do: it does not
 # repeat $W_0$. The factor is above 1 and falls with $r$, as in the paper. But look at the column
-# *random*: for v the change finds less than twice as much of $W_0$ as random directions do.
+# *random*: random directions hold much of that already. The change finds less than 4 times as much,
+# where $W_0$'s own directions hold more than 6 times as much.
 
 # %%
 ratio = {path: table7[4, path][0] / table7[4, path][2] for path in QV}
 print({path: f"{value:.1f} times random" for path, value in ratio.items()})
-assert max(ratio[p] for p in QV if "v_proj" in p) < 2 < max(ratio[p] for p in QV if "q_proj" in p)
+assert np.mean(list(ratio.values())) > 1.1 and max(ratio.values()) < 4
+assert all(table7[4, path][1] > 6 * table7[4, path][2] for path in QV)
 
 # %% [markdown]
 # ## Intruders
@@ -428,10 +433,10 @@ assert max(loss[4, 0], loss[4, 1]) < curve[3] - 0.005 and curve[0] < start
 # | the paper | here |
 # |---|---|
 # | a very low rank suffices | no: chapter 7, the loss falls up to rank 16 |
-# | low and high rank share their top direction | no, but the spaces have more in common than chance |
+# | low and high rank share their top direction | not on average, but the spaces have more in common than chance |
 # | two seeds share directions, random matrices do not | yes, weakly |
 # | the change does not repeat $W_0$'s top directions | yes, at $r = 4$ |
-# | it amplifies what it finds in $W_0$, more so at a low rank | yes; for v it finds less than twice what random directions do |
+# | it amplifies what it finds in $W_0$, more so at a low rank | yes; but random directions hold a good part of what it finds |
 #
 # Two seeds of one small model decide nothing about large ones. `docs/paper.md` asks the same with five
 # seeds and states the rule of each verdict beforehand.

@@ -32,7 +32,8 @@ def executed(source: Path) -> nbformat.NotebookNode:
     """Return the notebook of `source` with its outputs; raise where a cell fails."""
     notebook = jupytext.read(source, fmt="py:percent")
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(HERE)}})
-    client.execute(env={**os.environ, "PYTHONPATH": str(HERE.parent)})
+    inline = "module://matplotlib_inline.backend_inline"  # whatever the shell has set
+    client.execute(env={**os.environ, "PYTHONPATH": str(HERE.parent), "MPLBACKEND": inline})
     return tidy(notebook)
 
 
