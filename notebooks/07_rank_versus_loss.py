@@ -68,7 +68,7 @@ assert abs(floors[2] / floors[1] - 0.64) < 0.01 and abs(floors[4] / floors[2] - 
 # Every run ends within 1 % of its floor. Where the floor is known, training two factors finds it: the
 # curve *is* the tail of the spectrum of $\Delta W$.
 
-# %%
+# %% alt="Loss against rank for a planted change: LoRA, trained at ranks 1, 2, 4 and 8, lies on the Eckart-Young floor"
 ranks = np.arange(1, 9)
 losses = [run for run in linear["runs"] if run["rank"] is not None]
 figure, axis = plt.subplots(figsize=(6.4, 3.6))
@@ -108,7 +108,7 @@ settings = TextSettings(
 text = rank_sweep(settings, folder / "text")
 print(table(text))
 
-# %%
+# %% alt="Test loss against rank: LoRA falls from rank 1 to 16, below the base model and above full fine-tuning"
 points = losses_by_seed(text)  # rank -> seed -> test loss
 full = [run["test_loss"] for run in text["runs"] if run["rank"] is None]
 base = text["base_test_loss"]
@@ -149,7 +149,7 @@ assert 0.6 < gain[16] < 1.1 and gain[1] > 0.25
 # How much does it matter? We run what the sweep had no reason to run, so that four rates are complete
 # for all three ranks. This is also how one adaptation is written by hand.
 
-# %%
+# %% alt="Validation loss against learning rate at ranks 1, 4 and 16: at the largest rate rank 16 is far above the base model, the others are not"
 model0 = load_model(folder / "text", "base")
 python = split(encode(standard_library()))
 held_out = windows(python.validation, settings.block_size, settings.windows)
