@@ -57,6 +57,7 @@ html_title = "lora_np"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_show_sourcelink = False
+html_sidebars = {"instructors": [], "beside/README.zh-CN": []}  # no page stands below them
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_theme_options = {
     "navigation_with_keys": False,
