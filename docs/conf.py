@@ -59,6 +59,7 @@ html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
 html_domain_indices = False  # the reference is a better list of modules
 html_show_sourcelink = False
+html_sidebars = {"instructors": [], "beside/README.zh-CN": []}  # no page stands below them
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_theme_options = {
     "navigation_with_keys": False,

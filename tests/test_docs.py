@@ -1,11 +1,13 @@
 """Pages and docstrings: examples print what they show, commands parse, links lead to files."""
 
+import argparse
 import doctest
 import importlib
 import pkgutil
 import re
 import shlex
 from inspect import isfunction
+from itertools import pairwise
 
 import pytest
 
@@ -29,13 +31,50 @@ def test_every_session_of_a_page_prints_what_it_shows(page):
     assert not failures("\n\n".join(sessions), page.name)  # one after another: names stay
 
 
+def in_words(page):
+    """Return what a page has in `code` outside its blocks."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+
+
+def commands(page):
+    """Return the commands of a page, without lora-np: those of its blocks, and those in words."""
+    lines = "\n".join(bodies(page.read_text(encoding="utf-8"), "sh", "console"))
+    lines = re.sub(r"\"\$\w+\"", "1", lines.replace("\\\n", " ")).replace("&&", "\n")
+    shown = re.findall(r"^ *(?:\$ |exec )?lora-np ([a-z].*)$", lines, re.M)
+    named = [span[8:] for span in in_words(page) if re.match(r"lora-np [a-z]+ ", span)]
+    return [words for words in shown + named if "--help" not in words]
+
+
 @every_page
 def test_every_command_of_a_page_parses(page):
-    lines = "\n".join(bodies(page.read_text(encoding="utf-8"), "sh", "console"))
-    for command in re.findall(r"^(?:\$ )?lora-np ([a-z].*)$", lines.replace("\\\n", " "), re.M):
-        words = shlex.split(command, comments=True)
-        if "--help" not in words:
-            assert parser().parse_args(words).run
+    for command in commands(page):
+        assert parser().parse_args(shlex.split(command, comments=True)).run
+
+
+NOT_OURS = {"--nthreads", "--ntasks"}  # of Dask's worker and of SLURM
+
+
+@every_page
+def test_every_option_that_a_page_names_exists(page):
+    (choice,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    known = {o for command in choice.choices.values() for o in command._option_string_actions}
+    spans = " ".join(span for span in in_words(page) if span.startswith("--"))
+    assert set(re.findall(r"--[a-z-]+", spans)) <= known | NOT_OURS
+
+
+@every_page
+def test_every_file_that_a_page_names_exists(page):
+    names = [s for s in in_words(page) if re.fullmatch(r"(tests|lora_np|docs)/[\w/]+\.\w+", s)]
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+@every_page
+def test_a_page_has_one_title_and_its_headings_skip_no_level(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", text, re.M)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(deeper <= level + 1 for level, deeper in pairwise(levels))
 
 
 @every_page

@@ -65,6 +65,19 @@ def test_the_commands_of_a_guide_run_in_order_and_print_what_it_shows(name, tmp_
     walk(name, tmp_path)
 
 
+def test_the_defaults_that_the_guide_to_your_own_text_names_are_the_sweeps():
+    rows = re.findall(r"^\| (`--.*`) \| ([^|]+) \|", read("own_text.md"), re.M)
+    defaults = lora_np.sweep.TextSettings()
+    for options, values in rows:
+        names = [name.replace("-", "_") for name in re.findall(r"`--([\w-]+)`", options)]
+        assert [str(getattr(defaults, name)) for name in names] == values.split(", ")
+    assert len(rows) >= 6
+    factors = defaults.steps, defaults.batch_size, defaults.block_size
+    text = " ".join(read("own_text.md").split())
+    assert f"{' x '.join(map(str, factors))} = {np.prod(factors):,}" in text
+    assert f"`--windows` {defaults.windows} windows of {defaults.block_size} bytes" in text
+
+
 @pytest.fixture(scope="module")
 def own_method(tmp_path_factory):
     """Run the page; return its names and the folder that it wrote into."""
