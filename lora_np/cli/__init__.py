@@ -130,25 +130,39 @@ def _add_sweep(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep",
         help="loss against rank: pretrain, adapt at every rank, compare",
-        description="Defaults are those of lora_np.sweep.TextSettings and LinearSettings; "
-        "an option that the task does not have is refused. An equal pretrained base in a folder "
-        "beside DIR is copied rather than trained again.",
+        description="An option that the task does not have is refused. An equal pretrained base in "
+        "a folder beside DIR is copied rather than trained again.",
     )
     add = sweep.add_argument
     add("--task", choices=("text", "linear"), default="text")
     add("--quick", action="store_true", help="a small sweep in 20 seconds")
     add("--out", type=Path, metavar="DIR", help="default: runs/<task>-<settings>/")
     add("--jobs", type=int, help="processes; default: one a core")
-    add("--ranks", type=_ranks, metavar="R,R,...")
-    add("--target-modules", type=_targets, metavar="NAME,NAME|all-linear|REGEX")
+    add("--ranks", type=_ranks, metavar="R,R,...", help=_default("ranks"))
+    modules = "NAME,NAME|all-linear|REGEX"
+    add("--target-modules", type=_targets, metavar=modules, help=_default("target-modules"))
     add("--pretrain-text", metavar="FILE", help="your own text for the base")
     add("--adapt-text", metavar="FILE", help="your own text to adapt it to")
     for name, meaning in WHOLE.items():
-        add(f"--{name}", type=int, help=meaning)
+        add(f"--{name}", type=int, help=f"{meaning}; {_default(name)}")
     for name, meaning in REAL.items():
-        add(f"--{name}", type=float, help=meaning)
+        add(f"--{name}", type=float, help=f"{meaning}; {_default(name)}")
     add("--device", help="cpu or cuda")
     sweep.set_defaults(run=run_sweep)
+
+
+def _default(name: str) -> str:
+    """Say what a setting of the sweep is where the command line does not give it."""
+    from lora_np.sweep import LinearSettings, TextSettings
+
+    field, shown = name.replace("-", "_"), {}
+    for task, settings in (("", TextSettings), ("linear task: ", LinearSettings)):
+        if (value := getattr(settings, field, None)) is not None:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            shown.setdefault(text, task)
+    return "default: " + "; ".join(
+        f"{task * (len(shown) > 1)}{text}" for text, task in shown.items()
+    )
 
 
 def _add_paper(commands: Any) -> None:
