@@ -142,7 +142,9 @@ WRONG = [
     ("linear_backward", "db not summed", "g.sum(axis=0)", "dy"),
     ("linear_backward", "db keeps the batch axis", "g.sum(axis=0)", "dy.sum(axis=0)"),
     ("linear_backward", "db mean", "g.sum(axis=0)", "g.mean(axis=0)"),
-    ("linear_backward", "dx and dW swapped", "return dx, dW", "return dW, dx"),
+    ("linear_backward", "order", "return dx, dW", "return dW, dx"),
+    ("linear_backward", "order", "return dx, dW, db", "return dW, db, dx"),
+    ("linear_backward", "order", "return dx, dW, db", "return dx, db, dW"),
     ("linear_backward", "dx without dy", "dy @ W", "np.ones_like(dy) @ W"),
     ("linear_backward", "dtype", "g.sum(axis=0)", "np.zeros(len(W)) + g.sum(axis=0)"),
     ("linear_backward", "writes", "dx = dy @ W", "dx = dy @ W; x *= 2; X = X / 2"),
@@ -159,9 +161,25 @@ WRONG = [
     ("numeric_gradient", "own step", "z = x.copy()", "z = x.copy(); h = 1e-5"),
     ("numeric_gradient", "half the step", "for i", "h = h / 2\n    for i"),
     ("numeric_gradient", "writes", "z = x.copy()", "z = x; x = x.copy()"),
+    (
+        "numeric_gradient",
+        "put back inexactly",
+        "z = x.copy()\n        z[i] = x[i] + h\n        plus = f(z)\n"
+        "        z[i] = x[i] - h\n        minus = f(z)\n",
+        "x[i] += h; plus = f(x); x[i] -= 2 * h; minus = f(x); x[i] += h\n",
+    ),
     ("lora_linear_forward", "scale missing", "scale * (u", "(u"),
     ("lora_linear_forward", "alpha not over r", "alpha / A.shape[0]", "alpha"),
     ("lora_linear_forward", "alpha over root r", "A.shape[0]", "A.shape[0] ** 0.5"),
+    ("lora_linear_forward", "alpha floor r", "alpha / A", "alpha // A"),
+    ("lora_linear_forward", "alpha over in", "A.shape[0]", "A.shape[1]"),
+    ("lora_linear_forward", "factor", "alpha / A.shape[0]", "alpha ** 2 / A.shape[0]"),
+    (
+        "lora_linear_forward",
+        "mask and scale forgotten",
+        "(x * mask) @ A.T\n    return x @ W0.T + scale *",
+        "x @ A.T\n    return x @ W0.T +",
+    ),
     ("lora_linear_forward", "scale squared", "(x * mask)", "scale * (x * mask)"),
     ("lora_linear_forward", "mask forgotten", "(x * mask)", "x"),
     ("lora_linear_forward", "mask on both paths", "scale =", "x = x * mask; mask = 1; scale ="),
@@ -173,6 +191,14 @@ WRONG = [
         "scale * (u @ B.T)",
         "scale * (x @ ((B @ A) * mask.reshape(-1, x.shape[-1])[0]).T)",
     ),
+    ("lora_linear_backward", "alpha over root r", "A.shape[0]", "A.shape[0] ** 0.5"),
+    ("lora_linear_backward", "r over alpha", "alpha / A.shape[0]", "A.shape[0] / alpha"),
+    ("lora_linear_backward", "alpha floor r", "alpha / A", "alpha // A"),
+    ("lora_linear_backward", "alpha over in", "A.shape[0]", "A.shape[1]"),
+    ("lora_linear_backward", "alpha throughout", "alpha / A.shape[0]", "alpha"),
+    ("lora_linear_backward", "scale missing throughout", "alpha / A.shape[0]", "1.0"),
+    ("lora_linear_backward", "factor", "dA = rows", "dA = len(A) ** 0.5 * rows"),
+    ("lora_linear_backward", "order", "return dx, dA, dB", "return dA, dB, dx"),
     ("lora_linear_backward", "dA over scale", "rows(du).T @", "rows(dy @ B).T @"),
     ("lora_linear_backward", "dA times scale", "dA = rows", "dA = scale * rows"),
     ("lora_linear_backward", "dA by du T", "rows(du).T @ rows(xd)", "du.T @ xd"),
@@ -184,7 +210,7 @@ WRONG = [
     ("lora_linear_backward", "dx without W0", "dy @ W0 + ", ""),
     ("lora_linear_backward", "dx forgets the mask", "(du @ A) * mask", "du @ A"),
     ("lora_linear_backward", "dx masked throughout", "dy @ W0 +", "dy @ W0 * mask +"),
-    ("lora_linear_backward", "dA and dB swapped", "return dx, dA, dB", "return dx, dB, dA"),
+    ("lora_linear_backward", "order", "return dx, dA, dB", "return dx, dB, dA"),
     (
         "lora_linear_backward",
         "dW0 computed",
@@ -215,7 +241,7 @@ WRONG = [
     ("attention_backward", "mask forgotten", "-np.inf", "S"),
     ("attention_backward", "mask of zeros", "-np.inf", "0.0"),
     ("attention_backward", "scores not scaled", "1 / math.sqrt(d)", "1.0"),
-    ("attention_backward", "dq and dk swapped", "return dq, dk", "return dk, dq"),
+    ("attention_backward", "order", "return dq, dk", "return dk, dq"),
     ("layernorm_backward", "dx without the mean term", "g - mean(g) -", "g -"),
     ("layernorm_backward", "dx without the variance term", " - xhat * mean(g * xhat)", ""),
     ("layernorm_backward", "dx without gamma", "g = dy * gamma", "g = dy"),
@@ -585,8 +611,11 @@ def write_class(folder: Path) -> dict[tuple[str, str], Student]:
     """Write ``folder/TASK/NAME.py`` for everyone; return the students by task and name."""
     found = {}
     for student in students():
-        path = folder / student.task / f"{student.name.replace(' ', '-')}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder_of_task = folder / student.task
+        folder_of_task.mkdir(parents=True, exist_ok=True)
+        name = student.name.replace(" ", "-")
+        namesakes = len(list(folder_of_task.glob(f"{name}*.py")))
+        path = folder_of_task / f"{name}{namesakes + 1 if namesakes else ''}.py"
         path.write_text(student.source, encoding="utf-8")
         found[student.task, path.stem] = student
     return found

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import lora_np
+from lora_np import run_isolated
 from tests.class_of_50 import RIGHT
 
 pytestmark = pytest.mark.course
@@ -29,7 +30,8 @@ LORA = "2_lora"
 def nbgrader(folder, *arguments):
     """Run one of nbgrader's commands in a course's folder; return what it said."""
     command = [sys.executable, "-m", "nbgrader", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # alembic
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PATH": path}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -122,12 +124,50 @@ def forged(nb):
             cell["source"] = "pass"
 
 
+def own_cell(nb, source, outputs=()):
+    """Put a cell of the student's own before the answers."""
+    cell = {"cell_type": "code", "id": "own", "metadata": {}, "source": source}
+    nb["cells"].insert(2, {**cell, "execution_count": None, "outputs": list(outputs)})
+
+
 def helper_elsewhere(nb):
-    """Put a helper into a cell that is no answer: it works there, and is not run here."""
+    """Put a helper into a cell that is no answer, with a loop that nobody waits for."""
     replacing("answer-forward", "(x * mask) @", "masked(x, mask) @")(nb)
-    source = "def masked(x, mask):\n    return x * mask"
-    cell = {"cell_type": "code", "id": "own", "metadata": {}, "outputs": [], "source": source}
-    nb["cells"].insert(2, {**cell, "execution_count": None})
+    own_cell(nb, "def masked(x, mask):\n    return x * mask\nwhile masked(1, 1): pass")
+
+
+def computed_elsewhere(nb):
+    """Need a number that a cell of one's own computes: it is not run."""
+    replacing("answer-forward", "(x * mask) @", "(x * mask * ONE) @")(nb)
+    own_cell(nb, "ONE = np.ones(1)[0]")
+
+
+ALERT = "<script>alert(1)</script>"
+HOSTILE_MARKDOWN = f"""It is $a<b$ and `x<y`, **so**: {ALERT} <img src=x onerror=alert(2)>
+[here](javascript:alert(3)) <iframe srcdoc="{ALERT}"></iframe> <svg onload=alert(4)>
+
+| h | error |
+|---|---|
+| 1 | 2 |
+
+![drawn](attachment:a.png)
+"""
+HOSTILE_OUTPUTS = [
+    {"text/html": f"<b>bold</b>{ALERT}"},
+    {"application/javascript": "alert(5)"},
+    {"text/markdown": ALERT},
+    {"image/png": "AAAA"},
+]
+
+
+def scripts(nb):
+    """Put scripts wherever a page may show them: in the written answer, in saved outputs."""
+    answer = next(c for c in nb["cells"] if c["cell_type"] == "markdown" and flag(c, "solution"))
+    answer["source"] = HOSTILE_MARKDOWN
+    answer["attachments"] = {"a.png": {"image/png": "AAAA"}}
+    size = {"image/png": {"width": "1 onerror=alert(6)"}}
+    shown = {"output_type": "display_data", "metadata": size}
+    own_cell(nb, "1", [{**shown, "data": data} for data in HOSTILE_OUTPUTS])
 
 
 FORWARD, BACKWARD = "answer-forward", "answer-backward"
@@ -146,7 +186,9 @@ CLASS = {  # of the second assignment: the change, and the points for forward (3
     "magics": (
         replacing(FORWARD, "def lora", "%matplotlib inline\nnp.dot?\ndisplay(3)\ndef lora"), 3, 6,
     ),
-    "elsewhere": (helper_elsewhere, 0, 6),
+    "elsewhere": (helper_elsewhere, 3, 6),
+    "computes": (computed_elsewhere, 0, 6),
+    "scripts": (scripts, 3, 6),
     "removes": (without_tests, 3, 6),
     "forges": (forged, 0, 0),
 }  # fmt: skip
@@ -283,7 +325,7 @@ def test_right_answers_have_all_points_and_blank_ones_none(graded, name):
     [
         ("scale", "Your dA equals the right one times 1/scale: the scale is missing"),
         ("scale", "Your dx has no scale on the adapter's path"),
-        ("swapped", "Your dA and dB are right and in the wrong order"),
+        ("swapped", "Your function returns dx, dB, dA: the order is dx, dA, dB"),
         ("masked", "Your y forgets the mask: the adapter sees x * mask"),
         ("hangs", "Your code ran for more than 2 s"),
         ("exits", "Your code ended the process, with status 0"),
@@ -299,9 +341,54 @@ def test_feedback_has_the_diagnosis_and_no_hidden_test(graded, student, diagnosi
     assert "HIDDEN TESTS" not in page and "seed=" not in page and "Traceback (most" not in page
 
 
-def test_a_helper_in_a_cell_that_is_no_answer_is_said_to_be_there(graded):
-    page = html.unescape(feedback(graded, "elsewhere", LORA))
-    assert "name 'masked' is not defined" in page and "Only answer cells are run" in page
+def test_what_is_computed_in_a_cell_that_is_no_answer_is_said_to_be_there(graded):
+    page = html.unescape(feedback(graded, "computes", LORA))
+    assert "name 'ONE' is not defined" in page and "plain constants are taken" in page
+
+
+@pytest.mark.parametrize(
+    "own, taken",
+    [
+        ("def help(a):\n    return a\nplot(help(1))", ["def help(a):\n    return a"]),
+        ("help = lambda a: a", ["help = lambda a: a"]),
+        ("x = 1\n@wraps\ndef help(): pass", ["\n@wraps\ndef help(): pass"]),
+        ("from scipy import help\nimport slow", ["from scipy import help"]),
+        ("from scipy.special import *", ["from scipy.special import *"]),
+        ("import numpy.linalg as help", ["import numpy.linalg as help"]),
+        ("E = -1 / 3; plot()\ndef help(): E", ["E = -1 / 3", "\ndef help(): E"]),
+        ("help = plot()", []),
+        ("if True:\n    def help(): pass", []),
+        ("def unused(): pass", []),
+        ("def help(:", []),
+    ],
+)  # fmt: skip
+def test_of_a_students_own_cells_the_definitions_that_answers_need_are_taken(own, taken):
+    from lora_np.diagnose.course import definitions
+
+    assert definitions([own], ["def answer(a): return help(a)"]) == taken
+
+
+def test_a_definition_that_was_tried_elsewhere_does_not_replace_the_answer():
+    from lora_np.diagnose.course import definitions
+
+    answers = [RIGHT["lora_linear_forward"]]
+    own = ["def lora_linear_forward(*a): return 0"]
+    assert run_isolated([*definitions(own, answers), *answers], "lora_linear_forward").passed
+
+
+def test_no_script_of_a_submission_reaches_the_page_and_its_text_does(graded):
+    page = feedback(graded, "scripts", LORA)
+    from bs4 import BeautifulSoup
+
+    soup = BeautifulSoup(page, "html.parser")
+    assert "alert" not in "".join(script.text for script in soup.find_all("script"))
+    attributes = [(n, str(v)) for tag in soup.find_all(True) for n, v in tag.attrs.items()]
+    assert not [a for a in attributes if a[0].startswith("on") or "alert" in a[1]]
+    assert not soup.find_all(["iframe", "svg"])
+    assert "$a&lt;b$" in page and "<strong>so</strong>" in page and "<code>x&lt;y</code>" in page
+    assert soup.find("td", string="2") and soup.find("b", string="bold")
+    assert soup.find("img", alt="drawn")["src"] == "data:image/png;base64,AAAA"
+    assert "<script>alert(1)</script>" in soup.text  # shown as it was typed
 
 
 def test_what_students_drew_is_left_for_the_reader(graded):

@@ -62,7 +62,7 @@ def as_answer(task, draw, outputs):
         return {"raised": (outputs, "shapes do not fit")}
     if task.keeps_dtype:
         outputs = [a.astype(next(iter(draw.values())).dtype) for a in outputs]
-    return {"outputs": list(outputs), "changed": []}
+    return {"outputs": list(outputs), "changed": {}}
 
 
 def test_the_catalogue_is_large_and_its_sentences_are_whole():
@@ -127,6 +127,78 @@ def test_two_mistakes_are_both_named():
     with pytest.raises(WrongAnswer, match=r"not yet right\n  - Your dx lacks the frozen path") as e:
         report.raise_if_wrong()
     assert e.value._render_traceback_() == str(report).splitlines()  # no source for IPython
+
+
+LORA = "lora_linear_backward"
+
+
+@pytest.mark.parametrize(
+    "task, old, new, sentences",
+    [
+        (LORA, "alpha / A", "alpha // A", ["Your scale is alpha // r, without the fraction"]),
+        (
+            LORA,
+            "dA = rows",
+            "dA = len(A) ** 0.5 * rows",
+            ["dA equals the right one times sqrt(r)."],
+        ),
+        (LORA, "dA = rows", "dA = alpha / len(rows(x)) * rows", ["times alpha / N."]),
+        (
+            LORA,
+            "dA = rows",
+            "dA = 3.5 * rows",
+            ["Your dA equals the right one times 3.5, on every"],
+        ),
+        (LORA, "dA = rows", "dA = x.flat[0] ** 2 * rows", ["dA equals the right one times 0."]),
+        (
+            LORA,
+            "(du @ A)",
+            "alpha * (du @ A)",
+            ["dx has the adapter's part of the right one times al"],
+        ),
+        (
+            "linear_backward",
+            "dx, dW, db\n",
+            "dW, db, dx\n",
+            ["returns dW, db, dx: the order is dx"],
+        ),
+        (
+            "linear_backward",
+            "return dx, dW, db",
+            "return db, dW / len(X), dx",
+            [
+                "returns db, dW, dx: the order is dx, dW, db.",
+                "Your dW equals the right one times 1/N",
+            ],
+        ),
+        (
+            "attention_backward",
+            "dq, dk, dv\n",
+            "dk, dv, dq\n",
+            ["returns dk, dv, dq: the order is"],
+        ),
+    ],
+)
+def test_a_factor_and_an_order_are_spelled(task, old, new, sentences):
+    report = diagnose(task, defined(RIGHT[task].replace(old, new), task), seed=3)
+    lines = str(report).splitlines()[1:]
+    assert len(lines) == len(sentences) and all(s in line for s, line in zip(sentences, lines))
+
+
+def test_an_input_put_back_to_rounding_is_told_from_one_left_changed():
+    source = (
+        "def numeric_gradient(f, x, h):\n    g = np.zeros_like(x)\n"
+        "    for i in np.ndindex(x.shape):\n        x[i] += h; up = f(x)\n"
+        "        x[i] -= 2 * h; down = f(x); x[i] += h\n"
+        "        g[i] = (up - down) / (2 * h)\n    return g\n"
+    )
+    rounded = diagnose("numeric_gradient", defined(source, "numeric_gradient"))
+    assert rounded.findings[0].name == "put back inexactly" and "last digit" in str(rounded)
+    moved = source.replace("return g", "x[0] += 1e-9; return g")
+    assert (
+        diagnose("numeric_gradient", defined(moved, "numeric_gradient")).findings[0].name
+        == "writes"
+    )
 
 
 @pytest.mark.parametrize(

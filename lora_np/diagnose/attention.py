@@ -295,12 +295,6 @@ def _softmax_over_queries(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
     return dS @ k / root, _t(dS) @ q / root, _t(P) @ dy
 
 
-@ATTENTION.mistake()
-def _dq_and_dk_swapped(dq: Any, dk: Any, dv: Any) -> Any:
-    """Your dq and dk are right and in the wrong order: return (dq, dk, dv)."""
-    return dk, dq, dv
-
-
 # ----------------------------------------------------------------------------- layer normalisation
 
 
@@ -474,12 +468,6 @@ def _statistics_of_the_batch(dy: Any, x: Any, gamma: Any, eps: Any) -> Any:
     xhat, g = (x - x.mean(axis=axes, keepdims=True)) * rstd, dy * gamma
     mean_g, mean_gx = g.mean(axes, keepdims=True), (g * xhat).mean(axes, keepdims=True)
     return rstd * (g - mean_g - xhat * mean_gx), samples(dy * xhat).sum(0), samples(dy).sum(0)
-
-
-@LAYERNORM.mistake()
-def _dgamma_and_dbeta_swapped(dx: Any, dgamma: Any, dbeta: Any) -> Any:
-    """Your dgamma and dbeta are right and in the wrong order: return (dx, dgamma, dbeta)."""
-    return dx, dbeta, dgamma
 
 
 # ----------------------------------------------------------------------------------- cross-entropy

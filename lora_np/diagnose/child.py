@@ -61,20 +61,27 @@ def attempt(function: Any, draw: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        Either "raised": (type, message), or "outputs": a list of arrays; and "changed": the names
-        of the inputs that the function wrote to.
+        Either "raised": (type, message), or "outputs": a list of arrays; and "changed": by how
+        much at most, for every input that the function wrote to.
     """
     given = prepared(draw)
     try:
         outputs = arrays_of(function(*given.values()))
     except BaseException as error:  # exit() too: it ends this call alone
         return {"raised": spell(error)}
-    changed = [
-        name
+    changed = {
+        name: moved(value, draw[name])
         for name, value in given.items()
         if isinstance(value, np.ndarray) and value.tobytes() != draw[name].tobytes()
-    ]
+    }
     return {"outputs": outputs, "changed": changed}
+
+
+def moved(now: np.ndarray, before: np.ndarray) -> float:
+    """Return how far an entry moved at most; by methods, which no student can patch."""
+    if now.size != before.size:
+        return math.inf
+    return float((now.ravel().astype(float) - before.ravel()).__abs__().max())
 
 
 def arrays_of(found: Any) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ class Finding:
     Attributes
     ----------
     name : str
-        The misconception's, or one of "raises", "limit", "count", "shape", "value", "not finite",
-        "dtype", "writes".
+        The misconception's, or one of "raises", "limit", "count", "order", "factor", "shape",
+        "value", "not finite", "dtype", "writes", "put back inexactly".
     sentence : str
     """
 
@@ -193,7 +194,13 @@ def judge(task: Task, draws: Sequence[Draw], answers: Sequence[dict[str, Any]]) 
         names = ", ".join(task.outputs)
         sentence = f"Your function returned {min(counts - {len(task.outputs)})} values, expected "
         return Report(task.name, (Finding("count", f"{sentence}{len(task.outputs)}: {names}"),))
-    findings = [f for i in range(len(task.outputs)) if (f := trial.output(i)) is not None]
+    findings = []
+    if (order := trial.order()) is not None:
+        names = [", ".join(task.outputs[i] for i in order), ", ".join(task.outputs)]
+        sentence = f"Your function returns {names[0]}: the order is {names[1]}"
+        findings.append(Finding("order", sentence))
+        trial = _Trial(task, draws, [reordered(answer, order) for answer in answers])
+    findings += [f for i in range(len(task.outputs)) if (f := trial.output(i)) is not None]
     findings += [f for f in (trial.raises(), trial.dtype(), trial.writes()) if f is not None]
     return Report(task.name, tuple(findings))
 
@@ -215,6 +222,31 @@ class _Trial:
         entries = [m for m in self.task.misconceptions if m.output is None]
         return self._match(entries, None)
 
+    def order(self) -> tuple[int, ...] | None:
+        """Return which outputs were returned in turn, if all are there in another order.
+
+        Shapes show it where the answer's fit in one order alone; else all values must be right.
+        """
+        own = tuple(range(len(self.task.outputs)))
+        fitting = [p for p in itertools.permutations(own) if self._fits(p, own)]
+        if not self.answered or not fitting:
+            return None
+        best = max(fitting, key=lambda order: sum(self._fits(order, (i,), True) for i in own))
+        if best == own or (own in fitting and not self._fits(best, own, True)):
+            return None
+        return best
+
+    def _fits(self, order: Sequence[int], which: Sequence[int], values: bool = False) -> bool:
+        """Return whether the answer's outputs `which` are the right outputs ``order[which]``."""
+        for draw, right, answer in zip(self.draws, self.right, self.answers):
+            for i in which if "outputs" in answer else ():
+                got, wanted = answer["outputs"][i], right[order[i]]
+                if got.shape != wanted.shape:
+                    return False
+                if values and not same(got, wanted, tolerance(draw)):
+                    return False
+        return True
+
     def output(self, i: int) -> Finding | None:
         """Return what is wrong with output `i`, if anything is."""
         wrong = [
@@ -227,7 +259,7 @@ class _Trial:
             return None
         name = self.task.outputs[i]
         entries = [m for m in self.task.misconceptions if m.output == name]
-        return self._match(entries, i) or self._describe(name, i, wrong[0])
+        return self._match(entries, i) or self._factor(i) or self._describe(name, i, wrong[0])
 
     def _match(self, entries: Sequence[Misconception], i: int | None) -> Finding | None:
         """Return the entry that agrees on every draw, and raises only where the answer did."""
@@ -263,6 +295,32 @@ class _Trial:
                 return None
             differs = differs or not all_same(got, right, limit)
         return raising if differs else None
+
+    def _factor(self, i: int) -> Finding | None:
+        """Say that an output, or the scaled part of it, is a number times the right one."""
+        name, factors, rows = self.task.outputs[i], [], []
+        fixed, scaled = self.task.parts.get(name, (None, name))
+        for draw, known, answer in zip(self.draws, self.known, self.answers):
+            if "outputs" not in answer:
+                continue
+            base, right = (known[fixed] if fixed else 0.0), known[scaled]
+            got = answer["outputs"][i]
+            c = factor(got, base, right, tolerance(draw))
+            if c is None:
+                return None
+            factors.append(c)
+            rows.append((draw, known, right.size))
+        if all(abs(c - 1) < 1e-5 for c in factors):
+            return None  # right, but for rounding
+        part = f"has the {scaled}'s part of" if fixed else "equals"
+        sentence = f"Your {name} {part} the right one times "
+        numbers = [{k: v for k, v in known.items() if is_number(v)} for _, known, _ in rows]
+        limits = [10 * tolerance(draw) for draw, _, _ in rows]
+        if (spelled := spell_factor(factors, numbers, limits)) is not None:
+            return Finding("factor", f"{sentence}{spelled}")
+        if max(size for *_, size in rows) == 1:
+            return None  # one number is always another's multiple
+        return Finding("factor", f"{sentence}{factors[0]:.4g}, where {spell_draw(rows[0][0])}")
 
     def _describe(self, name: str, i: int, n: int) -> Finding:
         """Say how an output differs where no misconception fits."""
@@ -319,13 +377,74 @@ class _Trial:
         return None
 
     def writes(self) -> Finding | None:
-        """Return whether an input was written to."""
-        for answer in self.answers:
-            for name in answer.get("changed", ()):
-                return Finding(
-                    "writes", f"Your function writes to its input {name}: work on a copy"
-                )
+        """Return whether an input was written to, and if so how much is left of that."""
+        changed = [
+            (name, math.isfinite(by) and by <= 16 * np.finfo(dtype_of(draw)).eps * size(draw[name]))
+            for draw, answer in zip(self.draws, self.answers)
+            for name, by in answer.get("changed", {}).items()
+            if name in draw
+        ]
+        if not changed:
+            return None
+        name, in_the_last_digit = min(changed, key=lambda pair: pair[1])
+        if in_the_last_digit:
+            return Finding(
+                "put back inexactly",
+                f"Your function leaves its input {name} changed in the last digit, as x + h - h is "
+                f"not x in floating point: save the value before, and put it back",
+            )
+        return Finding("writes", f"Your function writes to its input {name}: work on a copy")
+
+
+def reordered(answer: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:
+    """Return an answer with output k where it belongs, at ``order[k]``."""
+    if "outputs" not in answer:
+        return answer
+    outputs = [answer["outputs"][order.index(i)] for i in range(len(order))]
+    return {**answer, "outputs": outputs}
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a quantity is a positive number, which a factor may be made of."""
+    return isinstance(value, int | float) and value > 0
+
+
+def factor(got: np.ndarray, base: Any, right: np.ndarray, limit: float) -> float | None:
+    """Return c such that got = base + c right; None if there is none."""
+    norm = float((right * right).sum())
+    if got.shape != right.shape or got.dtype.kind not in "iuf" or norm == 0.0:
         return None
+    if not np.isfinite(got).all():
+        return None
+    c = float(((got - base) * right).sum()) / norm
+    return c if same(got, base + c * right, limit) else None
+
+
+def spell_factor(
+    factors: Sequence[float], numbers: Sequence[Mapping[str, float]], limits: Sequence[float]
+) -> str | None:
+    """Return what the factors are on all draws: a number, a power of a quantity, or two."""
+
+    def agree(values: Sequence[float]) -> bool:
+        triples = zip(factors, values, limits)
+        return all(abs(c - value) <= limit * abs(value) for c, value, limit in triples)
+
+    if agree([factors[0]] * len(factors)):
+        return f"{factors[0]:.6g}, on every input"
+    powers = [(name, power) for name in numbers[0] for power in (1, -1, 0.5, -0.5, 2, -2)]
+    for few in [*itertools.combinations(powers, 1), *itertools.combinations(powers, 2)]:
+        if agree([math.prod(known[name] ** power for name, power in few) for known in numbers]):
+            return spell_powers(few)
+    return None
+
+
+def spell_powers(powers: Sequence[tuple[str, float]]) -> str:
+    """Return a product of powers as a formula, as in "r / sqrt(N)"."""
+    words = {0.5: "sqrt({})", 1: "{}", 2: "{}^2"}
+    above = [words[p].format(name) for name, p in powers if p > 0]
+    below = [words[-p].format(name) for name, p in powers if p < 0]
+    bottom = " * ".join(below) if len(below) < 2 else f"({' * '.join(below)})"
+    return (" * ".join(above) or "1") + (f" / {bottom}" if below else "")
 
 
 def why(got: np.ndarray) -> str:
@@ -351,6 +470,11 @@ def same(got: np.ndarray, wanted: np.ndarray, limit: float) -> bool:
     size = float(np.abs(wanted).max())
     error = float(np.abs(got - wanted).max())
     return math.isfinite(error) and error <= limit * (size or 1.0)
+
+
+def size(x: np.ndarray) -> float:
+    """Return the largest entry's absolute value."""
+    return float(np.abs(x).max(initial=0.0))
 
 
 def all_same(got: Sequence[np.ndarray], wanted: Outputs | Sequence, limit: float) -> bool:

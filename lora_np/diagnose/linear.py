@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from lora_np import ops
-from lora_np.diagnose.task import Draw, Task, count, samples
+from lora_np.diagnose.task import Draw, Misconception, Task, count, samples
 
 LEADING = ((5,), (4,), (2, 3), (3, 3), (1,))  # the batch's axes, one entry a draw
 
@@ -136,12 +135,6 @@ def _db_over_the_wrong_axis(dy: Any) -> Any:
 
 
 @LINEAR.mistake()
-def _dx_and_dW_swapped(dx: Any, dW: Any, db: Any) -> Any:
-    """Your dx and dW are right and in the wrong order: return (dx, dW, db)."""
-    return dW, dx, db
-
-
-@LINEAR.mistake()
 def _db_forgotten(dx: Any, dW: Any) -> Any:
     """Your dx and dW are right, but db is missing: return (dx, dW, db)."""
     return dx, dW
@@ -201,8 +194,54 @@ def _lora_backward_quantities(
     return {**more, "du": du}
 
 
-FORWARD = Task("lora_linear_forward", ("y",), _lora_forward, _lora_draws, _lora_quantities)
+WRONG_SCALES: dict[str, tuple[str, Callable[..., Any]]] = {  # name: what it is, its value
+    "alpha over root r": ("alpha / sqrt(r): that is rsLoRA; here", lambda a, r, m, n: a / r**0.5),
+    "alpha floor r": ("alpha // r, without the fraction:", lambda a, r, m, n: a // r),
+    "alpha over in": ("alpha / in: r is A.shape[0], so", lambda a, r, m, n: a / n),
+    "alpha over out": ("alpha / out: r is B.shape[1], so", lambda a, r, m, n: a / m),
+    "r over alpha": ("r / alpha:", lambda a, r, m, n: r / a),
+    "one over r": ("1 / r:", lambda a, r, m, n: 1 / r),
+    "r for the scale": ("r:", lambda a, r, m, n: r),
+}
+
+
+def _with_scale(value: Callable[..., Any], out: str) -> Callable[..., Any]:
+    """Return an answer that is right but for its scale: y, or all three gradients."""
+
+    def y(base: Any, adapter: Any, alpha: Any, r: Any, scale: Any, W0: Any) -> Any:
+        return base + adapter * (value(alpha, r, *W0.shape) / scale)
+
+    def gradients(
+        base: Any, adapter: Any, alpha: Any, r: Any, scale: Any, W0: Any, dA: Any, dB: Any
+    ) -> Any:
+        c = value(alpha, r, *W0.shape) / scale
+        return base + adapter * c, dA * c, dB * c
+
+    return y if out == "y" else gradients
+
+
+def _wrong_scales(task: Task, output: str | None) -> None:
+    """Add an entry for every wrong scale: of y, or of all gradients at once."""
+    scales = dict(WRONG_SCALES)
+    if output is None:  # y has entries of its own for these
+        scales["alpha throughout"] = ("alpha:", lambda a, r, m, n: a)
+        scales["scale missing throughout"] = ("1, or missing:", lambda a, r, m, n: 1.0)
+    for name, (what, value) in scales.items():
+        sentence = f"Your scale is {what} it should be alpha / r"
+        entry = Misconception(name, output, sentence, _with_scale(value, output or ""))
+        task.misconceptions.append(entry)
+
+
+FORWARD = Task(
+    "lora_linear_forward",
+    ("y",),
+    _lora_forward,
+    _lora_draws,
+    _lora_quantities,
+    parts={"y": ("base", "adapter")},
+)
 FORWARD.usual_mistakes()
+_wrong_scales(FORWARD, "y")
 
 
 @FORWARD.mistake("y")
@@ -215,18 +254,6 @@ def _scale_missing(base: Any, adapter: Any, scale: Any) -> Any:
 def _alpha_not_over_r(base: Any, adapter: Any, r: Any) -> Any:
     """Your y scales the adapter by alpha: the scale is alpha / r."""
     return base + adapter * r
-
-
-@FORWARD.mistake("y")
-def _alpha_over_root_r(base: Any, adapter: Any, r: Any) -> Any:
-    """Your y scales the adapter by alpha / sqrt(r): that is rsLoRA; here it is alpha / r."""
-    return base + adapter * math.sqrt(r)
-
-
-@FORWARD.mistake("y")
-def _r_over_alpha(base: Any, adapter: Any, scale: Any) -> Any:
-    """Your y scales the adapter by r / alpha: the scale is alpha / r."""
-    return base + adapter / scale**2
 
 
 @FORWARD.mistake("y")
@@ -263,6 +290,12 @@ def _adapter_subtracted(base: Any, adapter: Any) -> Any:
 def _mask_forgotten(x: Any, base: Any, A: Any, B: Any, scale: Any) -> Any:
     """Your y forgets the mask: the adapter sees x * mask."""
     return base + scale * (x @ A.T @ B.T)
+
+
+@FORWARD.mistake("y")
+def _mask_and_scale_forgotten(x: Any, base: Any, A: Any, B: Any) -> Any:
+    """Your y forgets the mask and the scale: the adapter sees x * mask, times alpha / r."""
+    return base + x @ A.T @ B.T
 
 
 @FORWARD.mistake("y")
@@ -307,8 +340,10 @@ BACKWARD = Task(
     _lora_backward,
     _lora_backward_draws,
     _lora_backward_quantities,
+    parts={"dx": ("base", "adapter")},
 )
 BACKWARD.usual_mistakes()
+_wrong_scales(BACKWARD, None)
 
 
 @BACKWARD.mistake("dx")
@@ -474,9 +509,11 @@ def _dB_by_A_transposed(dy: Any, seen: Any, A: Any, scale: Any) -> Any:
 
 
 @BACKWARD.mistake()
-def _dA_and_dB_swapped(dx: Any, dA: Any, dB: Any) -> Any:
-    """Your dA and dB are right and in the wrong order: return (dx, dA, dB)."""
-    return dx, dB, dA
+def _mask_and_scale_forgotten_throughout(
+    dy: Any, x: Any, A: Any, B: Any, base: Any, du: Any
+) -> Any:
+    """Your gradients forget the mask and the scale: A sees x * mask, times alpha / r."""
+    return base + du @ A, samples(du).T @ samples(x), samples(dy).T @ samples(x @ A.T)
 
 
 @BACKWARD.mistake()

@@ -181,7 +181,16 @@ def _read_answers(folder: Path, n: int) -> list[dict[str, Any]] | None:
         rows = json.loads(files[0].read_text(encoding="utf-8"))
         with open(files[1], "rb") as file:
             answers = [_read_answer(row, file) for row in rows]
-    except (OSError, EOFError, ValueError, TypeError, KeyError, MemoryError, RecursionError):
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        MemoryError,
+        RecursionError,
+    ):
         return None
     if len(answers) == 1 and "raised" in answers[0]:
         return answers * n  # there is no function to call
@@ -195,7 +204,10 @@ def _read_answer(row: dict[str, Any], file: Any) -> dict[str, Any]:
     outputs = [np.load(file, allow_pickle=False) for _ in range(int(row["outputs"]))]
     if any(array.dtype.kind not in "biufc" for array in outputs):
         raise TypeError("an output is no array of numbers")
-    return {"outputs": outputs, "changed": [_printable(name) for name in row["changed"]]}
+    return {
+        "outputs": outputs,
+        "changed": {_printable(k): float(v) for k, v in row["changed"].items()},
+    }
 
 
 def _printable(text: Any) -> str:

@@ -77,6 +77,8 @@ class Task:
         ``draws(rng)`` returns a list of dicts of arguments, in float64.
     quantities : callable, optional
         Reads inputs by name and returns a dict of what else misconceptions may name.
+    parts : mapping, optional
+        For an output that is a sum of two quantities, one of them scaled: their names, that last.
     keeps_dtype : bool
         Whether float32 inputs must give float32 outputs; a float32 draw is then added.
     """
@@ -88,11 +90,12 @@ class Task:
         reference: Callable[..., Any],
         draws: Callable[[np.random.Generator], list[Draw]],
         quantities: Callable[..., dict[str, Any]] | None = None,
+        parts: Mapping[str, tuple[str, str]] | None = None,
         keeps_dtype: bool = True,
     ) -> None:
         self.name, self.outputs, self.reference = name, tuple(outputs), reference
         self.arguments = tuple(inspect.signature(reference).parameters)
-        self.keeps_dtype = keeps_dtype
+        self.parts, self.keeps_dtype = dict(parts or {}), keeps_dtype
         self.misconceptions: list[Misconception] = []
         self._draws, self._quantities = draws, quantities
         TASKS[name] = self

@@ -24,6 +24,9 @@ c.Autograde.autograde_preprocessors = [
     "nbgrader.preprocessors.AssignLatePenalties",
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
+# Pages that show a submission run no script of it: neither of its written answers nor its outputs.
+c.HTMLExporter.filters = {"markdown2html": "lora_np.diagnose.course.markdown_to_safe_html"}
+c.HTMLExporter.sanitize_html = True
 # Feedback shows the diagnosis, and not the hidden test that led to it.
 c.GenerateFeedback.preprocessors = [
     "nbgrader.preprocessors.GetGrades",
