@@ -76,10 +76,7 @@ assert sizes[0] < out * in_ == sizes[1] < sizes[2]
 # %% [markdown]
 # **Predict.** Are the factors of a matrix unique? Take any invertible $r \times r$ matrix $R$.
 #
-# $$ (B R)\,(R^{-1} A) = B A $$
-#
-# So they are not: two trainings may find the same change and have quite different $A$ and $B$.
-# Compare products, never factors.
+# $$ (B R)\,(R^{-1} A) = \;? $$
 
 # %%
 R = rng.standard_normal((r, r))
@@ -87,6 +84,9 @@ B2, A2 = B @ R, np.linalg.inv(R) @ A
 assert np.allclose(B2 @ A2, B @ A) and not np.allclose(A2, A)
 
 # %% [markdown]
+# They are not: $R R^{-1}$ cancels. Two trainings may find the same change and have quite different $A$
+# and $B$. Compare products, never factors.
+#
 # ## The singular value decomposition
 #
 # Every matrix is a sum of outer products of *orthonormal* directions with weights
@@ -151,11 +151,12 @@ for _ in range(4000):
 
 floor = best_rank_error(sigma, 4, relative=False)
 print(f"gradient descent {errors[-1]:.12f}\nEckart-Young     {floor:.12f}")
-assert min(errors) >= floor - 1e-12 and errors[-1] - floor < 1e-9
+assert min(errors) >= floor - 1e-12 and errors[-1] < 1.01 * floor
 
 # %% [markdown]
-# As good, to nine digits, and never better. The loss is not convex in $B$ and $A$ together, yet
-# gradient descent found the floor.
+# As good, to better than 1 %, and never better. The loss is not convex in $B$ and $A$
+# together, yet gradient descent found the floor. (How fast depends on the gap: the nearer $\sigma_5$ is
+# to $\sigma_4$, the more steps it takes to tell them apart.)
 
 # %% alt="Left: 20 singular values, the first 4 kept. Right: gradient descent falls to the Eckart-Young floor"
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6))
@@ -197,7 +198,13 @@ plt.show()
 
 # %% [markdown]
 # **Predict.** What is the rank of this picture?
-#
+
+# %%
+found = spectrum(picture)
+print(found)
+assert found.numerical_rank == 96
+
+# %% [markdown]
 # Counted strictly it is 96, because of the grain. That says nothing. Ask instead for the least rank
 # that keeps 99 % of the energy, an error of 0.1, or use a smooth measure:
 #
@@ -206,12 +213,10 @@ plt.show()
 #   values would be as spread out.
 
 # %%
-found = spectrum(picture)
-print(found)
 p = sigma / sigma.sum()
 assert np.isclose(found.stable_rank, (sigma**2).sum() / sigma[0] ** 2)
 assert np.isclose(found.effective_rank, np.exp(-(p * np.log(p)).sum()))
-assert found.numerical_rank == 96 and found.stable_rank < 2
+assert found.stable_rank < 2
 assert smallest_rank(sigma, error=0.1) == found.energy_ranks[0.99] == 10
 
 # %% [markdown]

@@ -50,14 +50,13 @@ A = np.array([[1.0, 0, -1], [2, 1, 0]])  # (r, in)
 B = np.array([[1.0, 0], [0, 2], [-1, 1], [3, -1]])  # (out, r)
 s = 1.0 / 2.0
 
+# %% [markdown]
+# **Predict.** $u_0 = 1\cdot2 + 0 - 1\cdot1$. What is $u_1$? And $h_0$?
+
+# %%
 u = A @ x  # (r,)
 h = W0 @ x + s * (B @ u)  # (out,)
 print("u =", u, "  B u =", B @ u, "  W0 x =", W0 @ x, "  h =", h)
-
-# %% [markdown]
-# **Predict.** Before you look: $u_0 = 1\cdot2 + 0 - 1\cdot1$. What is $u_1$? And $h_0$?
-
-# %%
 assert u.tolist() == [1.0, 3.0]
 assert h.tolist() == [4.5, 1.0, -2.0, 3.0]
 
@@ -166,9 +165,6 @@ assert dA1.any()
 
 # %% [markdown]
 # **Predict.** Two other starts: both zero, and both random. What goes wrong with each?
-#
-# With both zero, both gradients have a zero factor: nothing ever moves. With both random the output
-# is disturbed before any training.
 
 # %%
 _, cache = lora_linear_forward(x[None], W0, 0 * A, zero, scale=s)
@@ -183,6 +179,9 @@ print(f"both random (standard normal): the change is {disturbed:.0f} times the o
 assert disturbed > 10
 
 # %% [markdown]
+# With both zero, both gradients have a zero factor: nothing ever moves. With both random the output
+# is disturbed before any training.
+#
 # ## Check gradients away from the start
 #
 # **Predict.** Someone writes $dA$ with the scale $s$ forgotten. Does a gradient check at $B = 0$

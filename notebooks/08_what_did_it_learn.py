@@ -52,9 +52,9 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## Four adapters
 #
-# The base is chapter 7's: a small GPT that has read English about Python for some seconds. Ranks 4 and
-# 16, each at chapter 7's learning rate, two seeds each: another $A$, other batches. And one full
-# fine-tuning to compare with.
+# The base is one like chapter 7's: a small GPT that has read English about Python for some seconds.
+# Ranks 4 and 16, each at chapter 7's learning rate but for 120 steps, two seeds each: another $A$,
+# other batches. And one full fine-tuning to compare with.
 
 # %%
 english, python = split(encode(language_reference())), split(encode(standard_library()))
@@ -193,13 +193,17 @@ assert np.mean(counts) < 4
 
 # %% [markdown]
 # **Predict.** What is the noise floor of $BA$, an adapter?
-#
-# None: beyond $r$ its singular values are exactly zero. The library answers None rather than a number.
-# Full fine-tuning's change has a floor; whether it is *noise* is another matter: it is what looks
-# independent from entry to entry.
 
 # %%
+print({s.noise for s in found.values()})
 assert all(s.noise is None and s.hard_threshold_rank is None for s in found.values())
+
+# %% [markdown]
+# It has none: beyond $r$ its singular values are exactly zero. The library answers None rather than a
+# number. Full fine-tuning's change has a floor; whether it is *noise* is another matter: it is what
+# looks independent from entry to entry.
+
+# %%
 change = {
     path: full.parameters()[f"{path}.W"].value.astype(float) - weight for path, weight in W0.items()
 }
@@ -218,28 +222,32 @@ assert all(4 <= count <= 30 for count in above.values())
 # is 1 if one space holds the other and 0 if they are orthogonal.
 #
 # **Predict.** And if the two are random, in $d = 48$ dimensions, $i = j = 16$?
-#
-# Not 0. A random unit vector has the mean square $1/d$ along any direction; so
-# $\phi = \max(i, j)/d$, here one third.
-#
-# As the paper does, we take the right singular vectors of $A$: what an adapter reads of its input.
 
 
-# %% alt="Similarity of the first i directions of two seeds' A: four layers, above chance i / d at nearly every i"
+# %%
 def directions(matrix):
     return np.linalg.svd(np.asarray(matrix, dtype=float), full_matrices=False)[2].T  # (in, r)
-
-
-def phi(path, one, other):
-    return subspace_similarity(*(directions(delta[key][path][1]) for key in (one, other)))
 
 
 drawn = [
     subspace_similarity(*(directions(rng.standard_normal((16, 48))) for _ in "ab"))
     for _ in range(200)
 ]
+print(f"phi(16, 16), mean of 200 random pairs: {np.mean([grid[15, 15] for grid in drawn]):.3f}")
 assert abs(np.mean([grid[15, 15] for grid in drawn]) - 16 / 48) < 0.01
 assert random_similarity(48, 16, 16) == 16 / 48
+
+# %% [markdown]
+# Not 0. A random unit vector has the mean square $1/d$ along any direction; so on average
+# $\phi = \max(i, j)/d$, here one third.
+#
+# As the paper does, we take the right singular vectors of $A$: what an adapter reads of its input.
+
+
+# %% alt="Similarity of the first i directions of two seeds' A: four layers, above chance i / d at nearly every i"
+def phi(path, one, other):
+    return subspace_similarity(*(directions(delta[key][path][1]) for key in (one, other)))
+
 
 QV = ["h.0.attn.q_proj", "h.0.attn.v_proj", "h.1.attn.q_proj", "h.1.attn.v_proj"]
 i = np.arange(1, 17)

@@ -64,6 +64,8 @@ _, _, dA, dB, _ = lora_linear_backward(g, cache)
 assert not dA.any() and not dB.any()
 
 # %% [markdown]
+# False.
+#
 # **Claim 3.** *A worked example.* $W_0 = \begin{bmatrix}1&2\\3&4\\5&6\end{bmatrix}$,
 # $A = [0.1, -0.2]$, $B = [0.3, -0.4, 0.5]^\top$, $x = [1, 2]$, $g = [0.2, -0.1, 0.3]$, with $r = s = 1$.
 # It prints $y = [4.1, 14.4, 16.5]$, $dA = [0.11, 0.22]$ and $dB = [-0.07, 0.14, -0.21]$.
@@ -105,6 +107,7 @@ print(
     10 * 5,
 )
 assert base_numbers + adapter_numbers == 115 and adapter_numbers == 60 > 50
+assert round(50 / 15, 2) == 3.33
 
 # %% [markdown]
 # 115 numbers train instead of 60. And even 60 are more than the weight's 50: LoRA saves only below
@@ -174,6 +177,7 @@ one_matrix = 8 * (4096 + 4096) / 4096**2
 llama = 32 * 4 * 8 * (4096 + 4096) / 6.738e9  # q, k, v and o of every layer
 print(f"one 4096 x 4096 matrix: {one_matrix:.2%}   LLaMA-7B, four matrices a layer: {llama:.2%}")
 assert round(100 * one_matrix, 2) == 0.39 and round(100 * llama, 2) == 0.12
+assert round(0.01 / one_matrix, 1) == 2.6 and round(0.01 / llama) == 8
 
 # %% [markdown]
 # False, by a factor of 2.6 for one matrix and of 8 for the model.
@@ -304,7 +308,7 @@ assert round(operations, 2) == 0.67
 # **Claim 14.** *LoRA writes the pretrained $W$ as a low-rank $R$ times a Gaussian $G$, and trains $R$.*
 #
 # **Predict.** From chapter 3: how much of a random 64 x 64 matrix is lost at $r = 8$ by the best
-# approximation there is? With $G$ fixed at random it can only be worse: $\sqrt{1 - 8/64} = 0.935$.
+# approximation there is? And with a $G$ fixed at random?
 
 # %%
 W = rng.standard_normal((64, 64))
@@ -316,7 +320,8 @@ print(f"lost by the SVD {best:.3f}, with G fixed {fixed:.3f}")
 assert 0.75 < best < 0.82 and abs(fixed - (1 - 8 / 64) ** 0.5) < 0.01
 
 # %% [markdown]
-# False. That would be compression of $W$, and a bad one. LoRA factors the *change*, trains both
+# False. That would be compression of $W$, and a bad one: with a fixed $G$ the part of $W$ outside its
+# eight rows is lost, $\sqrt{1 - 8/64} = 0.935$ of the norm. LoRA factors the *change*, trains both
 # factors, and the merged model is as large as before.
 #
 # **Claim 15.** *An SVD gives such a Gaussian factor.* What are the rows of an SVD's right factor to each
