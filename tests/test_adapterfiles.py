@@ -11,7 +11,6 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_np import cli
 from lora_np.adapterfiles import (
     Keep,
     combine_adapters,
@@ -575,16 +574,6 @@ def test_adapters_that_do_not_fit_together_are_refused(tmp_path, rng, adapter):
 # -------------------------------------------------------------------------------- the command line
 
 
-@pytest.fixture
-def command(capsys):
-    def call(line):
-        status = cli.main([str(a) for a in line.split()])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return call
-
-
 def test_the_commands_print_what_they_did(tmp_path, two, checkpoints, rng, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_tensors("plain.safetensors", base_for(rng, SHAPES, np.float16))
@@ -598,7 +587,7 @@ def test_the_commands_print_what_they_did(tmp_path, two, checkpoints, rng, comma
         "combine a b --weights 0.5 0.5 --method linear --out l": "10 -> 5",
     }
     for line, words in lines.items():
-        status, said, error = command(line)
+        status, said, error = command(*line.split())
         assert status == 0 and words in said and f"written to {line.split()[-1]}" in said, error
 
 
@@ -630,7 +619,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     save_tensors("kohya.safetensors", {"x.lora_up.weight": B, "x.lora_down.weight": A})
     tampered(tmp_path / "nan", rng, tensors={"h.0.q.lora_A.weight": np.full((2, 5), np.nan)})
     before = files_in(tmp_path)
-    status, said, error = command(line)
+    status, said, error = command(*line.split())
     assert (status, said, error.count("\n")) == (2, "", 1) and MISTAKES[line] in error
     assert files_in(tmp_path) == before and {p.name for p in tmp_path.iterdir()} == {
         "a", "b", "base", "tuned", "nan", "kohya.safetensors"
@@ -737,5 +726,5 @@ def test_kohyas_adapter_is_resized_in_its_own_form(tmp_path, rng, dtype):
 @pytest.mark.parametrize("options", ["", "--rank 1 --energy 0.5"])
 def test_no_rule_or_two_are_a_mistake_of_the_command(command, options, capsys):
     with pytest.raises(SystemExit) as stop:
-        command(f"resize a {options} --out s")
+        command(*f"resize a {options} --out s".split())
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from lora_np import cli
 from lora_np.adapterfiles import weights
 from lora_np.analyse import (
     analyse_adapter,
@@ -25,18 +24,6 @@ SHAPES = {
     "model.layers.0.mlp.up_proj": (20, 4, 9, 0.5),
     "model.layers.1.attn.q_proj": (12, 1, 9, 2.0),
 }
-
-
-@pytest.fixture
-def command(capsys):
-    """Run a command line; return its status and what it said."""
-
-    def call(*arguments):
-        status = cli.main([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return call
 
 
 def energy_rank(sigma, fraction):

@@ -39,18 +39,6 @@ def texts(tmp_path_factory):
     return ["--pretrain-text", str(english), "--adapt-text", str(code)]
 
 
-@pytest.fixture
-def command(capsys):
-    """Run a command line in this process; return its status and what it said."""
-
-    def call(*arguments):
-        status = cli.main([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def finished(texts, tmp_path_factory):
     """The folder of a finished text sweep."""

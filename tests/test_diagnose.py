@@ -296,6 +296,11 @@ HOSTILE = {
         "raises",
         "outside the working folder",
     ),
+    "is killed": (
+        "import signal; signal.raise_signal(9)",
+        "limit",
+        "too much time or memory",
+    ),
     "crashes": ("import ctypes; ctypes.string_at(0)", "limit", "crashed Python (signal 11)"),
     "saves nothing": ("np.save = lambda *a, **k: None", "no answer", "left no answer"),
     "leaves a pipe": (

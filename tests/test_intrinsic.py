@@ -34,6 +34,7 @@ from lora_np.selfcheck import at_random
 from lora_np.sweep import SweepError, TextSettings
 from lora_np.sweep.linear import Regression
 from lora_np.train import Diverged, evaluate, fit, loss_and_gradient
+from tests.tiny import TINY
 
 ROUNDING = 1e-12  # float64, relative: the same sum in another order
 V, T = 7, 5
@@ -500,26 +501,16 @@ def test_full_training_that_diverges_leaves_nothing_to_compare_with():
 # ------------------------------------------------------------------------------------ the command
 
 
-TINY = IntrinsicSettings(
+SETTINGS = IntrinsicSettings(
     ds=(40, 300),
-    text=TextSettings(
-        seeds=1,
-        pretrain_steps=3,
-        steps=3,
-        batch_size=4,
-        block_size=16,
-        d_model=16,
-        n_layer=1,
-        n_head=2,
-        windows=2,
-    ),
+    text=TextSettings(seeds=1, **TINY),
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    return folder, intrinsic_run(TINY, folder)
+    return folder, intrinsic_run(SETTINGS, folder)
 
 
 def test_a_run_measures_both_starts_and_is_read_back_the_second_time(finished, monkeypatch):
@@ -530,7 +521,7 @@ def test_a_run_measures_both_starts_and_is_read_back_the_second_time(finished, m
     assert results["pretrained"]["base"] < results["random"]["base"]
     assert json.loads((folder / "results.json").read_text()) == results
     monkeypatch.setattr(text_module, "intrinsic_dimension", None)  # nothing is run again
-    assert intrinsic_run(TINY, folder) == results
+    assert intrinsic_run(SETTINGS, folder) == results
 
 
 def test_an_unfinished_run_starts_again_and_comes_to_the_same(finished, tmp_path):
@@ -539,22 +530,22 @@ def test_an_unfinished_run_starts_again_and_comes_to_the_same(finished, tmp_path
     half.mkdir()
     unfinished = {k: v for k, v in results.items() if k in ("settings", "versions")}
     (half / "results.json").write_text(json.dumps({**unfinished, "complete": False}))
-    assert intrinsic_run(TINY, half) == results
+    assert intrinsic_run(SETTINGS, half) == results
 
 
 def test_a_folder_of_other_settings_or_of_something_else_is_left_as_it_is(finished, tmp_path):
     folder, _ = finished
     before = (folder / "results.json").read_bytes()
     with pytest.raises(SweepError, match="is of other settings: choose another --out"):
-        intrinsic_run(replace(TINY, ds=(50,)), folder)
+        intrinsic_run(replace(SETTINGS, ds=(50,)), folder)
     assert (folder / "results.json").read_bytes() == before
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(SweepError, match=r"holds files, but no results\.json"):
-        intrinsic_run(TINY, tmp_path)
+        intrinsic_run(SETTINGS, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
     (tmp_path / "file").write_text("")
     with pytest.raises(SweepError, match="cannot be written"):
-        intrinsic_run(TINY, tmp_path / "file" / "deep")
+        intrinsic_run(SETTINGS, tmp_path / "file" / "deep")
 
 
 def made_up():
@@ -612,7 +603,7 @@ def test_the_picture_has_both_variants_the_line_and_a_ring_at_d90(tmp_path, monk
 
 
 def test_the_command_writes_the_results_the_picture_and_the_table(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("lora_np.intrinsic.QUICK", TINY)
+    monkeypatch.setattr("lora_np.intrinsic.QUICK", SETTINGS)
     out = tmp_path / "out"
     command = ["intrinsic", "--quick", "--jobs", "1", "--out", str(out)]
     assert cli.main(command) == 0
@@ -624,6 +615,7 @@ def test_the_command_writes_the_results_the_picture_and_the_table(monkeypatch, t
 
 
 def test_settings_without_a_rate_to_start_from_are_refused(tmp_path):
+    settings = replace(SETTINGS, text=replace(SETTINGS.text, full_lr=None))
     with pytest.raises(ValueError, match="full_lr is None, expected a learning rate"):
-        intrinsic_run(replace(TINY, text=replace(TINY.text, full_lr=None)), tmp_path / "new")
+        intrinsic_run(settings, tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -42,6 +42,7 @@ from lora_np.sweep.plan import (
 )
 from lora_np.sweep.text import TextTask, run_text_trial
 from lora_np.train import Diverged, History, evaluate
+from tests.tiny import TINY
 
 F64 = 1e-12  # float64, relative: a few products
 SIX_DIGITS = 1e-5  # relative: singular values are written with six digits
@@ -282,14 +283,7 @@ def tiny(tmp_path_factory):
         seeds=2,
         pretrain_text=str(english),
         adapt_text=str(code),
-        pretrain_steps=3,
-        steps=3,
-        batch_size=4,
-        block_size=16,
-        d_model=16,
-        n_layer=1,
-        n_head=2,
-        windows=2,
+        **TINY,
     )
 
 

@@ -171,7 +171,8 @@ def limit(limits: dict[str, int]) -> None:
     }
     for what, most in wanted.items():
         with contextlib.suppress(ValueError, OSError):  # lower already, or none of this kind
-            resource.setrlimit(what, (most, most))
+            # The soft limit on time ends the process by a signal of its own, which says why.
+            resource.setrlimit(what, (most, most + (what == resource.RLIMIT_CPU)))
 
 
 def folders_of(packages: list[str]) -> list[str]:

@@ -152,8 +152,10 @@ def _run(folder: Path, limits: Limits) -> str:
         finally:
             _end(child)
     too_long = f"Your code ran for more than {limits.seconds} s: look for a loop that never ends"
-    if status is None or status in (-getattr(signal, "SIGXCPU", 0), -9):
+    if status is None or status == -getattr(signal, "SIGXCPU", 0):
         return too_long
+    if status == -9:  # SIGKILL: the hard limit on time, or the system, short of memory
+        return "Your code was stopped from outside: it took too much time or memory"
     if (folder / "printed").stat().st_size >= limits.output_mib * 2**20:
         return "Your code prints or returns too much"
     if status < 0:

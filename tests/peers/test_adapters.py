@@ -1,7 +1,5 @@
 """Adapters made from files, against PEFT's own: what it loads, combines and merges."""
 
-import importlib
-
 import numpy as np
 import pytest
 
@@ -22,15 +20,6 @@ pytestmark = [
 D, LAYERS, VOCAB, R = 16, 2, 31, 6
 TARGETS = ["c_attn", "c_proj", "c_fc"]
 SINGLE = 1e-5  # relative, of factors that are read into float32
-
-
-@pytest.fixture
-def torch():
-    """Without torch this is an error, not a skip."""
-    torch = importlib.import_module("torch")
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    return torch
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lora_np.sweep import LinearSettings, TextSettings, rank_sweep
+from tests.tiny import TINY
 
 pytestmark = pytest.mark.peers
 
@@ -13,14 +14,7 @@ LINEAR = LinearSettings(ranks=(1, 3), seeds=2, d_in=12, d_out=10, steps=200)
 TEXT = TextSettings(
     ranks=(1, 2),
     seeds=2,
-    pretrain_steps=3,
-    steps=3,
-    batch_size=4,
-    block_size=16,
-    d_model=16,
-    n_layer=1,
-    n_head=2,
-    windows=2,
+    **TINY,
 )
 
 

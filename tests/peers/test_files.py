@@ -1,6 +1,5 @@
 """Files against transformers and PEFT: their models and adapters here, our adapters there."""
 
-import importlib
 import json
 
 import numpy as np
@@ -15,15 +14,6 @@ pytestmark = [
 ]
 
 D, LAYERS, VOCAB = 16, 3, 31
-
-
-@pytest.fixture
-def torch():
-    """Without torch this is an error, not a skip."""
-    torch = importlib.import_module("torch")
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    return torch
 
 
 @pytest.fixture
