@@ -451,7 +451,8 @@ def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2)
     if T < 1:
         raise ValueError(f"T = {T}, expected at least 1 token in a sequence")
     parameters = model.parameters().values()
-    adapter = sum(layer.A.size + layer.B.size for layer in adapters(model).values())
+    added = {p for layer in adapters(model).values() for p in layer.own().values()}
+    adapter = sum(p.size for p in added)  # what several layers share counts once
     trainable = [p for p in parameters if p.trainable]
     gradient_bytes = sum(p.size * p.dtype.itemsize for p in trainable)
     return Account(

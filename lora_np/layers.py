@@ -109,6 +109,11 @@ class Layer:
                 yield name, part
             elif isinstance(part, list):
                 yield from ((f"{name}.{i}", layer) for i, layer in enumerate(part))
+            elif isinstance(part, tuple | set | dict) and _holds_parts(part):
+                raise TypeError(
+                    f"{type(self).__name__}.{name} keeps parts in a {type(part).__name__}, where "
+                    "they would be neither trained nor saved: keep them in a list"
+                )
 
     def modules(self) -> dict[str, Layer]:
         """Return all layers below this one by dotted path, in order."""
@@ -134,6 +139,11 @@ class Layer:
     def trainable(self) -> bool:
         """Whether any Parameter in here is trainable."""
         return any(part.trainable for _, part in self.parts())
+
+
+def _holds_parts(container: tuple | set | dict) -> bool:
+    items = container.values() if isinstance(container, dict) else container
+    return any(isinstance(item, Parameter | Layer) for item in items)
 
 
 def rebuild(
@@ -402,8 +412,15 @@ class LoRALinear(Layer):
         """The rank."""
         return self.A.shape[0]
 
+    def own(self) -> dict[str, Parameter]:
+        """Return the Parameters that the adapter adds to the base's W0 and b."""
+        base = [self.W0, self.b]
+        return {name: p for name, p in self.parameters().items() if p not in base}
+
     def delta(self) -> Array:
         """Form scale B A (out, in): for merging and for looking at, never during training."""
+        if not set(self.own().values()) <= {self.A, self.B}:
+            raise TypeError(f"{type(self).__name__} adds Parameters: it needs a delta() of its own")
         return self.scale * (self.B.value @ self.A.value)
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:

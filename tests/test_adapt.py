@@ -516,6 +516,21 @@ def test_bytes_are_counted_by_dtype_and_optimizer(rng, dtype, width, state):
     assert lora.optimizer_bytes == state * width * adapter
 
 
+def test_what_an_adapter_adds_is_booked_as_adapter_and_what_is_shared_once():
+    class Gained(LoRALinear):
+        def __init__(self, linear, A, g, B):
+            super().__init__(linear, A, B, 1.0)
+            self.g = g
+
+    A, g = Parameter(np.zeros((2, 8))), Parameter(np.zeros(2))  # of both layers
+    first, second = bare_linear(8, 8), bare_linear(8, 8)
+    pair = Chain(*(Gained(m, A, g, Parameter(np.zeros((8, 2)))) for m in (first, second)))
+    plain = Chain(*(LoRALinear(m, A, Parameter(np.zeros((8, 2))), 1.0) for m in (first, second)))
+    assert (account(plain).base, account(plain).adapter) == (128, 16 + 2 * 16)
+    assert (account(pair).base, account(pair).adapter) == (128, 16 + 2 + 2 * 16)
+    assert account(pair).total == sum(p.size for p in pair.parameters().values())
+
+
 def test_account_prints_as_a_table(rng):
     lines = str(account(inject(make_gpt(rng), LoraConfig(r=r), rng), T=4)).splitlines()
     assert len(lines) == 9 and len({len(line) for line in lines}) == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lora_np import load_adapter, load_gpt2, save_adapter
-from lora_np.adapt import LoraConfig, adapters, inject
+from lora_np.adapt import LoraConfig, adapters, inject, merge
 from lora_np.checkpoint import (
     CheckpointError,
     TensorFile,
@@ -17,8 +17,8 @@ from lora_np.checkpoint import (
     write_adapter,
 )
 from lora_np.gpt import GPT, GPTConfig
-from lora_np.layers import MLP, LoRALinear, copy_model
-from lora_np.parameters import Parameter
+from lora_np.layers import MLP, Linear, LoRALinear, copy_model, rebuild
+from lora_np.parameters import Parameter, freeze
 from lora_np.selfcheck import at_random
 
 D = 8
@@ -50,6 +50,55 @@ def adapted_at_random(base, rng, **options):
     for layer in adapters(adapted).values():
         layer.B.value = rng.standard_normal(layer.B.shape).astype(layer.B.dtype)
     return adapted
+
+
+class Gained(LoRALinear):
+    """A reader's variant: a gain for each direction, which no file of A and B holds."""
+
+    def __init__(self, lora):
+        super().__init__(Linear.over(lora.W0, lora.b), lora.A, lora.B, lora.scale)
+        self.g = Parameter(np.full(lora.r, 2.0, np.float32))
+
+
+def with_gains(model):
+    return rebuild(
+        model, lambda p: p, lambda _, m: Gained(m) if isinstance(m, LoRALinear) else None
+    )
+
+
+# ------------------------------------------------------------------- a file is the model, or is not
+
+
+def test_an_adapter_that_the_file_cannot_hold_is_refused_before_anything_is_written(tmp_path, rng):
+    adapted = with_gains(adapted_at_random(make_gpt(rng), rng, r=2))
+    with pytest.raises(ValueError, match=r"h\.0\.attn\.q_proj is a Gained.*write_adapter"):
+        save_adapter(adapted, tmp_path / "adapter")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["ln_f.gamma", "h.0.attn.q_proj.b", "wpe.W"])
+def test_what_is_trained_beside_the_adapter_is_not_left_out_of_the_file(tmp_path, rng, name):
+    adapted = adapted_at_random(make_gpt(rng), rng, r=2)
+    adapted.parameters()[name].trainable = True
+    with pytest.raises(ValueError, match=f"also trains {re.escape(name)}, .*save_parameters"):
+        save_adapter(adapted, tmp_path / "adapter")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frozen_factors_are_written_all_the_same(tmp_path, rng):
+    base = make_gpt(rng)
+    adapted = adapted_at_random(base, rng, r=2)
+    for layer in adapters(adapted).values():
+        layer.A.trainable = False  # LoRA-FA
+    save_adapter(adapted, tmp_path / "adapter")
+    again = load_adapter(base, tmp_path / "adapter")
+    np.testing.assert_array_equal(again.forward(TOKENS)[0], adapted.forward(TOKENS)[0])
+
+
+def test_a_variant_does_not_inherit_the_change_of_plain_lora(rng):
+    adapted = with_gains(adapted_at_random(make_gpt(rng), rng, r=2))
+    with pytest.raises(TypeError, match="Gained adds Parameters: it needs a delta"):
+        merge(adapted)
 
 
 # ----------------------------------------------------------------------------- ours, there and back
@@ -174,6 +223,7 @@ def test_what_does_not_fit_the_model_is_refused(tmp_path, rng):
 
 def test_a_lone_layer_has_no_name_that_peft_could_adapt(tmp_path, rng):
     linear = MLP(5, 7, rng).up_proj
+    freeze(linear.parameters())
     A, B = Parameter(np.ones((1, 5))), Parameter(np.ones((7, 1)))
     with pytest.raises(ValueError, match="a module has no name"):
         save_adapter(LoRALinear(linear, A, B, 1.0), tmp_path / "a")

@@ -408,6 +408,19 @@ def test_python_m_lora_np_shows_its_commands():
     assert all(name in out for name in ("sweep", "gradcheck", "generate", "account"))
 
 
+def test_no_command_prints_the_help_and_an_unknown_one_is_an_error(command):
+    status, out, err = command()
+    assert (status, err) == (0, "") and out.startswith("usage: lora-np") and "sweep" in out
+    with pytest.raises(SystemExit, match="2"):
+        command("swep")
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"lora-np {lora_np.__version__}\n"
+
+
 def test_a_closed_pipe_is_no_error(command, monkeypatch):
     def broken(rng):
         raise BrokenPipeError

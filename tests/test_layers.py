@@ -516,3 +516,19 @@ def test_a_layer_says_that_it_has_no_forward_of_its_own():
     for call in (lambda: Layer().forward(1), lambda: Layer().backward(1, 2, Grads())):
         with pytest.raises(TypeError, match=r"Layer has no (forward|backward) of its own"):
             call()
+
+
+@pytest.mark.parametrize(
+    "kind", [tuple, lambda parts: dict(enumerate(parts))], ids=["tuple", "dict"]
+)
+def test_parts_kept_where_nobody_would_find_them_are_refused_by_name(kind):
+    layer = Gelu()
+    layer.inner = kind([Gelu(), Gelu()])
+    with pytest.raises(TypeError, match=r"Gelu\.inner keeps parts in a (tuple|dict).*in a list"):
+        layer.parameters()
+
+
+def test_numbers_in_a_tuple_are_no_parts():
+    layer = Gelu()
+    layer.shape, layer.names = (2, 3), {"a": 1}
+    assert layer.parameters() == {}

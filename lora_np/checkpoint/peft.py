@@ -48,7 +48,8 @@ def save_adapter(
     Raises
     ------
     ValueError
-        If there is no adapter, or what :func:`~lora_np.checkpoint.adapter.write_adapter` says.
+        If there is no adapter; if the model trains what the file has no place for, so that the file
+        would hold another model; or what :func:`~lora_np.checkpoint.adapter.write_adapter` says.
 
     Examples
     --------
@@ -64,6 +65,7 @@ def save_adapter(
     {'transformer.h.0.attn.c_attn': (4, (24, 8))}
     """
     check_adapted(adapted)
+    _refuse_what_the_file_cannot_hold(adapted)
     dropouts = {layer.dropout for layer in adapters(adapted).values()}
     if len(dropouts) > 1:
         raise ValueError(f"the adapters have dropouts {sorted(dropouts)}: PEFT knows one for all")
@@ -79,6 +81,26 @@ def save_adapter(
         fan_in_fan_out=adapted.fan_in_fan_out,
         lora_dropout=dropouts.pop(),
     )
+
+
+def _refuse_what_the_file_cannot_hold(adapted: Layer) -> None:
+    """Raise ValueError unless A and B of plain LoRA layers are all that the model changed."""
+    written = set()
+    for path, layer in adapters(adapted).items():
+        if type(layer) is not LoRALinear:
+            raise ValueError(
+                f"{path or 'the model'} is a {type(layer).__name__}, whose change the file, which "
+                "holds A and B, does not describe: fold it into factors and pass them to "
+                "write_adapter(), or keep all Parameters by save_parameters()"
+            )
+        written |= {layer.A, layer.B}
+    others = [n for n, p in adapted.parameters().items() if p.trainable and p not in written]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ValueError(
+            f"the model also trains {others[0]}{more}, for which the file has no place: freeze "
+            "what was not trained, or keep it too by save_parameters(trainable_only=True)"
+        )
 
 
 def _place(model: Layer, path: str, layer: Linear | LoRALinear) -> Place:

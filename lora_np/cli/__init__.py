@@ -19,6 +19,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lora_np import __version__
 from lora_np.backend import DeviceError, get_device
 from lora_np.cli.adapters import add_adapter_commands
 from lora_np.crew import cores, keep_memory
@@ -82,7 +83,9 @@ class OneLineParser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     top = OneLineParser(prog="lora-np", description="LoRA from scratch in pure NumPy.")
-    commands = top.add_subparsers(required=True, metavar="command")
+    top.add_argument("--version", action="version", version=f"lora-np {__version__}")
+    top.set_defaults(run=lambda arguments: run_help(top))
+    commands = top.add_subparsers(metavar="command")
     _add_sweep(commands)
     _add_paper(commands)
     check = commands.add_parser("gradcheck", help="check every gradient against numeric ones")
@@ -192,6 +195,12 @@ def _targets(text: str) -> tuple[str, ...] | str:
 
 
 # ------------------------------------------------------------------------------------- commands
+
+
+def run_help(top: argparse.ArgumentParser) -> int:
+    """Print the help: no command was given."""
+    top.print_help()
+    return 0
 
 
 def run_gradcheck(arguments: argparse.Namespace) -> int:
