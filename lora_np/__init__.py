@@ -5,7 +5,10 @@ Names load on first use (PEP 562), so that importing the package costs next to n
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -15,7 +18,6 @@ _HOME = {
     "parameters": ("Parameter", "Grads", "freeze", "pack"),
     "layers": (
         "Linear",
-        "LoRALinear",
         "Embedding",
         "LayerNorm",
         "Dropout",
@@ -28,9 +30,10 @@ _HOME = {
         "copy_model",
     ),
     "gpt": ("GPT", "GPTConfig"),
-    "adapt": ("LoraConfig", "inject", "merge", "unmerge", "account"),
+    "methods": ("LoraConfig", "LoRALinear", "MethodConfig", "inject", "merge", "unmerge"),
+    "costs": ("account",),
     "optim": ("SGD", "Adam", "AdamW", "schedule", "clip_by_global_norm"),
-    "checkpoint": ("open_adapter", "write_adapter", "save_adapter", "load_adapter"),
+    "checkpoint": ("open_adapter", "write_adapter"),
     "pretrained": ("load_gpt2",),
     "train": ("fit", "evaluate"),
     "rank": (
@@ -51,6 +54,8 @@ _HOME = {
     "intrinsic": ("IntrinsicModel", "intrinsic_dimension"),
     "paper": ("run_paper",),
     "adapterfiles": (
+        "save_adapter",
+        "load_adapter",
         "Keep",
         "resize_adapter",
         "extract_adapter",
@@ -58,6 +63,7 @@ _HOME = {
         "combine_adapters",
     ),
     "analyse": ("analyse_adapter", "analyse_checkpoints", "analyse_sweep"),
+    "checks": ("check_layer", "check_method"),
     "diagnose": ("run_isolated",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -74,10 +80,46 @@ _MODULES = (
 __all__ = ["__version__", *_MODULE_OF]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
+_MOVED = {  # modules of before: where what they held has gone
+    "adapt": ("methods", "methods.targets", "methods.lora", "costs"),
+}
+
+
+class _OldNames:
+    """Finds modules of before, so that ``from lora_np.adapt import inject`` still works."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Return the module's specification if it is one that has moved."""
+        old = name.removeprefix("lora_np.")
+        return ModuleSpec(name, _OldNames, is_package=True) if old in _MOVED else None  # pyright: ignore[reportArgumentType]
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        """Leave it to Python to make the module."""
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        """Let the module look its names up where they are now."""
+        rooms = _MOVED[module.__name__.removeprefix("lora_np.")]
+
+        def find(name: str) -> Any:
+            for room in rooms:
+                found = getattr(import_module(f"lora_np.{room}"), name, None)
+                if found is not None:
+                    return found
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+        module.__getattr__ = find  # pyright: ignore[reportAttributeAccessIssue]
+
+
+sys.meta_path.append(_OldNames)  # pyright: ignore[reportArgumentType]
+
+
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         return getattr(import_module(f"lora_np.{_MODULE_OF[name]}"), name)
-    if name in _MODULES:
+    if name in _MODULES or name in _MOVED:
         return import_module(f"lora_np.{name}")
     raise AttributeError(f"module 'lora_np' has no attribute {name!r}")
 

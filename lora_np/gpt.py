@@ -32,7 +32,6 @@ from lora_np.layers import (
     Flops,
     Layer,
     LayerNorm,
-    Place,
     Residual,
     Rng,
     lean,
@@ -155,8 +154,6 @@ class GPT(Layer):
     (7,)
     """
 
-    fan_in_fan_out = True  # so does Hugging Face's GPT-2, in its Conv1D
-
     def __init__(
         self, config: GPTConfig, rng: np.random.Generator, dtype: Any = np.float32
     ) -> None:
@@ -170,18 +167,6 @@ class GPT(Layer):
     def body(self) -> Chain:
         """Return what lies between the embeddings and the head."""
         return Chain(*self.h, self.ln_f)
-
-    def file_places(self) -> dict[str, Place]:
-        """Return where Hugging Face's GPT-2 keeps our layers: q, k and v are stacked in c_attn."""
-        d, places = self.config.d_model, {}
-        for i in range(len(self.h)):
-            ours, theirs = f"h.{i}", f"transformer.h.{i}"
-            for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
-                places[f"{ours}.attn.{name}"] = Place(f"{theirs}.attn.c_attn", part * d, 3 * d)
-            places[f"{ours}.attn.o_proj"] = Place(f"{theirs}.attn.c_proj", 0, d)
-            places[f"{ours}.mlp.up_proj"] = Place(f"{theirs}.mlp.c_fc", 0, 4 * d)
-            places[f"{ours}.mlp.down_proj"] = Place(f"{theirs}.mlp.c_proj", 0, d)
-        return places
 
     def forward(self, tokens: Array, rng: Rng = None) -> tuple[Array, GPTCache]:
         """Compute the logits of the next token at every position.

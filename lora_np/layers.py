@@ -12,7 +12,7 @@ A layer keeps no state between forward and backward; the cache goes back to the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,8 +32,6 @@ from lora_np.ops import (
     layernorm_forward,
     linear_backward,
     linear_forward,
-    lora_linear_backward,
-    lora_linear_forward,
 )
 from lora_np.ops.linear import LinearCache
 from lora_np.parameters import Grads, Parameter
@@ -52,27 +50,11 @@ class Flops(NamedTuple):
         return Flops(self.forward + other.forward, self.backward + other.backward)
 
 
-class Place(NamedTuple):
-    """Where other people's files keep a linear layer: the rows from `start` on of `name`.
-
-    A file may stack several of our layers in one matrix of `total` rows.
-    """
-
-    name: str
-    start: int
-    total: int
-
-
 class Layer:
     """What every layer offers: its parts by name, forward, backward, and its cost.
 
     Attributes that are Parameters, Layers, or lists of Layers are its parts, in the order in which
     they were set.
-
-    Attributes
-    ----------
-    fan_in_fan_out : bool
-        Whether other people's files keep this model's weights as (in, out). Ours are (out, in).
 
     Examples
     --------
@@ -83,12 +65,6 @@ class Layer:
     ['h.0.attn.q_proj', 'h.0.attn.k_proj', 'h.0.attn.v_proj', 'h.0.attn.o_proj', 'h.0.mlp.up_proj',
     'h.0.mlp.down_proj']
     """
-
-    fan_in_fan_out: bool = False
-
-    def file_places(self) -> dict[str, Place]:
-        """Return the places of linear layers by path; one that is not named keeps its path."""
-        return {}
 
     def forward(self, x: Array, /, rng: Rng = None) -> tuple[Array, Any]:
         """Return (y, cache)."""
@@ -101,6 +77,15 @@ class Layer:
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return the cost of a token in a sequence of `T`; entry-by-entry work is not counted."""
         return Flops(0, 0)
+
+    fixed: Mapping[str, Array] | None = None  # constants held still, while gradients are checked
+
+    def constants(self) -> dict[str, Array]:
+        """Return what backward takes as constant although it depends on Parameters; mostly nothing.
+
+        A layer that has such constants reads them from ``self.fixed`` where that is set.
+        """
+        return {}
 
     def parts(self) -> Iterator[tuple[str, Parameter | Layer]]:
         """Yield the direct parts with their names."""
@@ -246,13 +231,14 @@ def as_pair(
     True
     """
     names = list(layer.parameters())
+    held = {path: m.constants() for path, m in {"": layer, **layer.modules()}.items()}
 
     def default_run(twin: Layer, x: Array) -> tuple[Array, Any]:
         return twin.forward(x, None if seed is None else np.random.default_rng(seed))
 
     def forward(x: Array, *values: Array) -> tuple[Array, Any]:
         of = dict(zip(layer.parameters().values(), values))
-        twin = rebuild(layer, lambda p: Parameter(of[p]))
+        twin = _with_constants(rebuild(layer, lambda p: Parameter(of[p])), held)
         y, cache = (run or default_run)(twin, x)
         return y, (twin, cache, x.dtype.kind in "fc")
 
@@ -271,6 +257,13 @@ def as_pair(
         return {"x": x, **{name: layer.parameters()[name].value for name in names}}
 
     return forward, backward, inputs
+
+
+def _with_constants(layer: Layer, held: Mapping[str, Mapping[str, Array]]) -> Layer:
+    """Let every layer in here hold these constants still, by path."""
+    for path, module in {"": layer, **layer.modules()}.items():
+        module.fixed = held[path] or None
+    return layer
 
 
 # ---------------------------------------------------------------------------------------- leaves
@@ -367,89 +360,6 @@ def product_flops(W: Parameter, need_dx: bool) -> Flops:
     """Return the cost of y = x W^T for one token: 2 in out, and again for dx and for dW."""
     product = 2 * W.size
     return Flops(product, product * (need_dx + W.trainable))
-
-
-class LoRALinear(Layer):
-    """y = x W0^T + b + scale ((x * mask) A^T) B^T over a linear layer's W0 and b.
-
-    Parameters
-    ----------
-    linear : Linear
-        Its Parameters are taken over as they are.
-    A, B : Parameter
-        Shapes (r, in) and (out, r).
-    scale : float
-    dropout : float
-        Probability with which an entry of the adapter's input is dropped, when rng is given.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lora_np import Linear, LoRALinear, Parameter
-    >>> base = Linear(4, 3, np.random.default_rng(0), dtype=np.float64)
-    >>> lora = LoRALinear(base, Parameter(np.ones((1, 4))), Parameter(np.ones((3, 1))), scale=0.5)
-    >>> x = np.ones((2, 4))
-    >>> (lora.forward(x)[0] - base.forward(x)[0]).round(12).tolist()  # 0.5 B (A x)
-    [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
-    >>> lora.delta().tolist()[0]
-    [0.5, 0.5, 0.5, 0.5]
-    """
-
-    def __init__(
-        self, linear: Linear, A: Parameter, B: Parameter, scale: float, dropout: float = 0.0
-    ) -> None:
-        self.W0, self.b = linear.W, linear.b
-        self.A, self.B = A, B
-        self.scale, self.dropout = scale, probability(dropout)
-
-    @property
-    def d_out(self) -> int:
-        """The length of an output."""
-        return self.W0.shape[0]
-
-    @property
-    def r(self) -> int:
-        """The rank."""
-        return self.A.shape[0]
-
-    def own(self) -> dict[str, Parameter]:
-        """Return the Parameters that the adapter adds to the base's W0 and b."""
-        base = [self.W0, self.b]
-        return {name: p for name, p in self.parameters().items() if p not in base}
-
-    def delta(self) -> Array:
-        """Form scale B A (out, in): for merging and for looking at, never during training."""
-        if not set(self.own().values()) <= {self.A, self.B}:
-            raise TypeError(f"{type(self).__name__} adds Parameters: it needs a delta() of its own")
-        return self.scale * (self.B.value @ self.A.value)
-
-    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
-        """Return y (..., out) and the cache."""
-        mask = dropout_mask(x, self.dropout, rng) if rng is not None and self.dropout else None
-        b = None if self.b is None else self.b.value
-        return lora_linear_forward(
-            x, self.W0.value, self.A.value, self.B.value, b, scale=self.scale, mask=mask
-        )
-
-    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
-        """Add dA and dB (and dW0, db where they are not frozen); return dx."""
-        held = [self.W0, self.A, self.B, self.b]
-        need = [need_dx, *(p is not None and p.trainable for p in held)]
-        dx, *gradients = lora_linear_backward(dy, cache, need)
-        for parameter, gradient in zip(held, gradients):
-            if parameter is not None:
-                grads.add(parameter, gradient)
-        return dx
-
-    def flops(self, T: int, need_dx: bool = True) -> Flops:
-        """Return W0's cost and the adapter's: two thin products, and those of du, dA, dB, dx.
-
-        In a large batch less is done: W0 + s B A is formed once (see ops/lora.py).
-        """
-        a, b = 2 * self.A.size, 2 * self.B.size
-        reach_u = b * (need_dx or self.A.trainable)
-        thin = reach_u + a * (need_dx + self.A.trainable) + b * self.B.trainable
-        return product_flops(self.W0, need_dx).plus(Flops(a + b, thin))
 
 
 class Embedding(Layer):

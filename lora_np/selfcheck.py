@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from lora_np import ops
-from lora_np.adapt import LoraConfig, inject
 from lora_np.backend import like
 from lora_np.gpt import GPT, GPTConfig
 from lora_np.gradcheck import GradientReport, check_gradients
@@ -27,10 +26,10 @@ from lora_np.layers import (
     Layer,
     LayerNorm,
     Linear,
-    LoRALinear,
     Residual,
     as_pair,
 )
+from lora_np.methods import LoraConfig, LoRALinear, inject
 from lora_np.parameters import Parameter
 
 

@@ -41,8 +41,8 @@ from lora_np import (
     subspace_similarity,
     svd_of_factors,
 )
-from lora_np.adapt import adapters
 from lora_np.data import encode, language_reference, sample_batch, split, standard_library, windows
+from lora_np.methods import adapters
 from lora_np.plots import BLUE, GREEN, ORANGE, PURPLE
 from lora_np.rank import marchenko_pastur_edge, planted_matrix
 

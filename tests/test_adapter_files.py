@@ -16,7 +16,7 @@ from lora_np.checkpoint import (
     save_tensors,
     write_adapter,
 )
-from lora_np.checkpoint.config import as_fields
+from lora_np.methods.peft import as_fields
 from tests.files import PREFIX, entry, factors, modules_of, raw, tampered
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -289,8 +289,11 @@ def test_walking_through_an_adapter_holds_one_module_at_a_time(tmp_path, rng):
         ({"B": np.ones((6, 3))}, r"module 'q' has B \(6, 3\) and A \(2, 5\), expected"),
         ({"B": np.ones(6)}, r"B \(6,\)"),
         ({"A": np.ones((0, 5)), "B": np.ones((6, 0))}, r"B \(6, 0\)"),
-        ({"B": np.full((6, 2), np.nan)}, "module 'q' has entries of B not finite in float32"),
-        ({"A": np.full((2, 5), 1e300)}, "entries of A not finite in float32"),
+        (
+            {"B": np.full((6, 2), np.nan)},
+            "'q.lora_B.weight' has entries that are not finite in float32",
+        ),
+        ({"A": np.full((2, 5), 1e300)}, "'q.lora_A.weight' has entries that are not finite"),
         ({"scale": -1.0}, "scale -1.0, expected a number above 0"),
         ({"scale": math.nan}, "scale nan"),
         ({"name": ""}, "a module has no name"),

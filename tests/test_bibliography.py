@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lora_np import GPT, GPTConfig, account, check_gradients
-from lora_np.adapt import KNOWN_MODELS
+from lora_np.costs import KNOWN_MODELS
 from lora_np.paper.numbers import TABLE7
 from lora_np.rank.noise import gavish_donoho_threshold, marchenko_pastur_edge
 from lora_np.rank.subspaces import amplification

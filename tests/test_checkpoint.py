@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from lora_np.adapt import LoraConfig, inject
 from lora_np.checkpoint import (
     CheckpointError,
     arrays,
@@ -15,6 +14,7 @@ from lora_np.checkpoint import (
     save_parameters,
 )
 from lora_np.gpt import GPT, GPTConfig
+from lora_np.methods import LoraConfig, inject
 from lora_np.selfcheck import at_random
 
 

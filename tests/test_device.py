@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lora_np import adapt, backend, checkpoint, selfcheck, train
+import lora_np
+from lora_np import account, backend, checkpoint, inject, selfcheck, train
 from lora_np.crew import can_fork
 from lora_np.gpt import GPT, GPTConfig
 from lora_np.layers import Layer, Linear, copy_model
@@ -23,7 +24,7 @@ from tests import fake_cupy
 from tests.counting import unmerged
 
 CONFIG = GPTConfig(vocab_size=13, block_size=6, n_layer=2, n_head=2, d_model=8, dropout=0.1)
-ALL = adapt.LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear")
+ALL = lora_np.LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear")
 # Whole models need targets on the same device: they have tests of their own below.
 CASES = [c for c in selfcheck.cases(np.random.default_rng(0)) if not c.name.startswith("GPT")]
 
@@ -82,7 +83,7 @@ def models(rng, dtype=np.float32):
     base = GPT(CONFIG, rng, dtype)
     for p in base.parameters().values():
         p.value = (0.3 * rng.standard_normal(p.shape)).astype(dtype)
-    adapted = adapt.inject(base, ALL, rng)
+    adapted = inject(base, ALL, rng)
     for p in adapted.parameters().values():
         if p.trainable:
             p.value = (0.3 * rng.standard_normal(p.shape)).astype(dtype)
@@ -217,11 +218,11 @@ def test_loss_caches_and_gradients_on_the_device_equal_the_host(rng, which, dtyp
 def test_inject_merge_and_unmerge_work_on_the_device(rng):
     base, adapted = models(rng)
     seed, there = 3, copy_model(base, device="cuda")
-    fresh = [adapt.inject(model, ALL, np.random.default_rng(seed)) for model in (there, base)]
+    fresh = [inject(model, ALL, np.random.default_rng(seed)) for model in (there, base)]
     assert_same(*fresh)
-    moved, merged = copy_model(adapted, device="cuda"), adapt.merge(adapted)
-    assert_same(adapt.merge(moved), merged)
-    assert_same(adapt.unmerge(adapt.merge(moved), moved), adapt.unmerge(merged, adapted))
+    moved, merged = copy_model(adapted, device="cuda"), lora_np.merge(adapted)
+    assert_same(lora_np.merge(moved), merged)
+    assert_same(lora_np.unmerge(lora_np.merge(moved), moved), lora_np.unmerge(merged, adapted))
 
 
 def test_a_model_comes_back_from_the_device_as_it_was(rng):
@@ -234,7 +235,7 @@ def test_a_model_comes_back_from_the_device_as_it_was(rng):
 
 def test_adapters_on_the_device_share_the_bases_memory(rng):
     base = copy_model(GPT(CONFIG, rng), device="cuda")
-    adapted = adapt.inject(base, ALL, rng)
+    adapted = inject(base, ALL, rng)
     base.wte.W.value[0] = 5.0  # writing to the base is seen through the adapted model
     np.testing.assert_array_equal(backend.to_host(adapted.wte.W.value)[0], 5.0)
 
@@ -389,10 +390,10 @@ ADAPTERS = {
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_account_of_adapters_states_the_products_that_were_counted(rng, name):
-    config = adapt.LoraConfig(r=2, **ADAPTERS[name])
-    model = adapt.inject(GPT(CONFIG, rng), config, rng)
+    config = lora_np.LoraConfig(r=2, **ADAPTERS[name])
+    model = inject(GPT(CONFIG, rng), config, rng)
     found = counted_flops(copy_model(model, device="cuda"), *on_device(batch(rng)))
-    assert found == adapt.account(model, T=5).flops
+    assert found == account(model, T=5).flops
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 1.0])
@@ -403,7 +404,7 @@ def test_account_states_the_products_counted_whatever_is_frozen(rng, adapted, sh
         for p in model.parameters().values():
             p.trainable = rng.random() < share
         found = counted_flops(copy_model(model, device="cuda"), *on_device(batch(rng)))
-        assert found == adapt.account(model, T=5).flops
+        assert found == account(model, T=5).flops
 
 
 def test_parameter_on_the_device_copies_its_memory(rng):

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lora_np.adapt import LoraConfig, inject, target_paths
 from lora_np.backend import ShapeError
 from lora_np.gpt import GPT, GPTConfig, sample_token
 from lora_np.gradcheck import TOLERANCE, check_gradients
 from lora_np.layers import as_pair, copy_model
+from lora_np.methods import LoraConfig, inject, target_paths
 from lora_np.ops import softmax_forward
 from lora_np.parameters import Grads
 from lora_np.selfcheck import at_random

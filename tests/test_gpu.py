@@ -6,7 +6,7 @@ The routing is shown without one by test_device.py, whose helpers these tests sh
 import numpy as np
 import pytest
 
-from lora_np import adapt, backend, train
+from lora_np import backend, methods, train
 from lora_np.layers import copy_model
 from lora_np.rank import spectrum
 from tests.test_device import CASES, CONFIG, assert_same, batch, gradients_of, models
@@ -96,11 +96,11 @@ def test_greedy_generation_on_the_gpu_gives_the_hosts_tokens(rng, shape):
 
 def test_merge_and_unmerge_on_the_gpu_equal_the_host(rng):
     adapted = models(rng)[1]
-    moved, merged = copy_model(adapted, device="cuda"), adapt.merge(adapted)
-    assert_same(adapt.merge(moved), merged, TOLERANCE[np.float32])
+    moved, merged = copy_model(adapted, device="cuda"), methods.merge(adapted)
+    assert_same(methods.merge(moved), merged, TOLERANCE[np.float32])
     assert_same(
-        adapt.unmerge(adapt.merge(moved), moved),
-        adapt.unmerge(merged, adapted),
+        methods.unmerge(methods.merge(moved), moved),
+        methods.unmerge(merged, adapted),
         TOLERANCE[np.float32],
     )
 

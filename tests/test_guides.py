@@ -2,15 +2,17 @@
 
 import hashlib
 import re
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 import lora_np.sweep
 from lora_np import evaluate
-from lora_np.adapt import adapters
 from lora_np.checkpoint import open_adapter
 from lora_np.data import standard_library
+from lora_np.methods import adapters
 from tests.pages import (
     LAST_DIGITS,
     ROOT,
@@ -45,7 +47,8 @@ def assert_shows(said, shown, trained):
 
 def walk(name, folder):
     """Run the blocks of a page in order; return what its Python blocks defined."""
-    names, said, of_a_sweep, trained = {"__name__": "page"}, "", False, False
+    page = sys.modules["page"] = ModuleType("page")  # a session's classes can be pickled
+    names, said, of_a_sweep, trained = vars(page), "", False, False
     for language, body in blocks(read(name)):
         if language == "python":
             said = output_of_block(body, name, names)
@@ -110,14 +113,14 @@ def test_at_the_start_only_B_has_a_gradient(own_method):
 def test_the_variant_trains_and_ends_where_lora_does(own_method):
     names, _ = own_method
     before, held_out = names["before"], names["held_out"]
-    gains, lora = (evaluate(names[model], *held_out) for model in ("adapted", "plain"))
+    gains, lora = (evaluate(names[model], *held_out) for model in ("gains", "lora"))
     assert gains < before - 0.05 and abs(gains - lora) < 0.02
 
 
 def test_the_folded_adapter_is_the_same_change(own_method):
     names, folder = own_method
     with open_adapter(folder / "folded") as file:
-        for path, layer in adapters(names["adapted"]).items():
+        for path, layer in adapters(names["gains"]).items():
             B, A = file.modules[path].factors()
             np.testing.assert_allclose(
                 file.modules[path].scale * B @ A, layer.delta(), rtol=0, atol=1e-6

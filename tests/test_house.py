@@ -12,12 +12,13 @@ import lora_np
 
 PACKAGE = Path(lora_np.__file__).parent
 HOUSE = (
-    "backend crew ops gradcheck parameters layers gpt adapt optim data checkpoint pretrained train "
-    "rank sweep intrinsic paper adapterfiles analyse plots selfcheck diagnose cli __main__"
+    "backend crew ops gradcheck parameters layers methods costs gpt optim data checkpoint "
+    "pretrained train rank sweep intrinsic paper adapterfiles analyse plots selfcheck checks "
+    "diagnose cli __main__"
 )
 OPS = "contract linear lora activation norm embedding attention dropout loss __init__"
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
-NEVER_GPT = ("adapt", "train", "checkpoint", "rank")
+NEVER_GPT = ("methods", "costs", "train", "checkpoint", "rank")
 HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes")
 LONGEST = 60  # lines of a function, decorators and docstring included
 
@@ -91,7 +92,7 @@ def test_what_works_on_any_model_does_not_know_gpt(name):
         ("from lora_np.backend import Array\nimport numpy", set()),
         ("import lora_np.gpt", {"gpt"}),
         ("from lora_np import train", {"train"}),
-        ("def f():\n    from lora_np.adapt import inject", {"adapt"}),
+        ("def f():\n    from lora_np.methods import inject", {"methods"}),
         ("if TYPE_CHECKING:\n    from lora_np.layers import Layer", {"layers"}),
     ],
 )
@@ -214,7 +215,7 @@ def test_importing_the_package_loads_nothing_else():
 
 def test_importing_every_core_name_loads_nothing_heavy():
     loaded = loaded_after(f"from lora_np import {', '.join(NAMES)}")
-    assert {"lora_np.gpt", "lora_np.adapt", "lora_np.train", "numpy"} <= loaded
+    assert {"lora_np.gpt", "lora_np.methods", "lora_np.train", "numpy"} <= loaded
     assert not loaded & set(HEAVY)
 
 

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_np import layers, ops
-from lora_np.adapt import LoraConfig, inject
 from lora_np.backend import ShapeError
 from lora_np.gpt import GPT, GPTConfig
 from lora_np.gradcheck import GradientError, check_gradients
@@ -20,12 +19,12 @@ from lora_np.layers import (
     Layer,
     LayerNorm,
     Linear,
-    LoRALinear,
     Residual,
     as_pair,
     copy_model,
     rebuild,
 )
+from lora_np.methods import LoraConfig, LoRALinear, inject
 from lora_np.parameters import Grads, Parameter, freeze
 from lora_np.selfcheck import at_random
 from tests.counting import Counting, unmerged

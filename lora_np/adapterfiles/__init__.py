@@ -4,6 +4,7 @@ from lora_np.adapterfiles.combine import combine_adapters
 from lora_np.adapterfiles.cut import Fit, Keep, fit_table, total_errors
 from lora_np.adapterfiles.extract import Extracted, beyond_table, extract_adapter
 from lora_np.adapterfiles.merge import Merged, merge_adapter, merge_table
+from lora_np.adapterfiles.on_model import load_adapter, save_adapter
 from lora_np.adapterfiles.resize import resize_adapter
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "combine_adapters",
     "extract_adapter",
     "fit_table",
+    "load_adapter",
     "merge_adapter",
     "merge_table",
     "resize_adapter",
+    "save_adapter",
     "total_errors",
 ]

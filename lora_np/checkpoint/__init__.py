@@ -18,7 +18,6 @@ from lora_np.checkpoint.arrays import (
     save_json,
     save_parameters,
 )
-from lora_np.checkpoint.peft import load_adapter, save_adapter
 from lora_np.checkpoint.tensors import TensorFile, float_dtype, open_weights, save_tensors
 
 __all__ = [
@@ -28,14 +27,12 @@ __all__ = [
     "TensorFile",
     "fill",
     "float_dtype",
-    "load_adapter",
     "load_arrays",
     "load_json",
     "load_parameters",
     "open_adapter",
     "open_weights",
     "replacing",
-    "save_adapter",
     "save_arrays",
     "save_json",
     "save_parameters",

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from lora_np.checkpoint.arrays import CheckpointError, save_json
-from lora_np.checkpoint.config import PeftConfig, as_fields
+from lora_np.checkpoint.config import PeftConfig
 from lora_np.checkpoint.tensors import FLOATS, TensorFile, float_dtype, save_tensors
+from lora_np.methods.peft import as_fields
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -365,21 +366,42 @@ def write_adapter(
     ['adapter_config.json', 'adapter_model.safetensors']
     """
     folder = _new_folder(folder)
-    tensors, ranks, scales = _named_tensors(modules, dtype)
-    config = {
+    tensors, ranks, scales = _named_tensors(modules)
+    fields = {
         **as_fields(ranks, scales),
         "base_model_name_or_path": base_model,
         "fan_in_fan_out": fan_in_fan_out,
         "lora_dropout": float(lora_dropout),
         **(origin or {}),
     }
+    write_folder(folder, fields, tensors, dtype)
+
+
+def write_folder(
+    folder: str | Path, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], dtype: Any
+) -> None:
+    """Write an adapter's configuration and tensors as a folder, whole or not at all.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A new or an empty one.
+    fields : mapping
+        Of adapter_config.json.
+    tensors : mapping of str to ndarray
+        By their names without PEFT's prefix.
+    dtype : dtype or str, optional
+        Of the file; None keeps each tensor's.
+    """
+    folder = _new_folder(folder)
+    written = {f"{PREFIX}{name}": _as_written(name, x, dtype) for name, x in tensors.items()}
     with _folder_beside(folder) as temporary:
-        save_tensors(temporary / TENSORS, tensors, {"format": "pt"})
-        save_json(temporary / CONFIG, config)
+        save_tensors(temporary / TENSORS, written, {"format": "pt"})
+        save_json(temporary / CONFIG, dict(fields))
 
 
 def _named_tensors(
-    modules: Iterable[tuple[str, np.ndarray, np.ndarray, float]], dtype: Any
+    modules: Iterable[tuple[str, np.ndarray, np.ndarray, float]],
 ) -> tuple[dict[str, np.ndarray], dict[str, int], dict[str, float]]:
     """Return the factors by PEFT's names, and the modules' ranks and scales."""
     tensors: dict[str, np.ndarray] = {}
@@ -390,8 +412,7 @@ def _named_tensors(
         if name in ranks:
             raise ValueError(f"module {name!r} comes twice")
         ranks[name], scales[name] = A.shape[0], float(scale)
-        for half, x in (("A", A), ("B", B)):
-            tensors[f"{PREFIX}{name}.lora_{half}.weight"] = _as_written(name, half, x, dtype)
+        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
     if not ranks:
         raise ValueError("there is no module to write")
     return tensors, ranks, scales
@@ -449,8 +470,8 @@ def write_like(
         module, r = file.modules[name], len(A)
         A = A.reshape(r, *module.kernel("A"))  # (r, in) or (r, in, kh, kw)
         B = B.reshape(-1, r, *module.kernel("B")[1:])  # (out, r) or (out, r, 1, 1)
-        tensors[f"{name}.lora_down.weight"] = _as_written(name, "A", A, None)
-        tensors[f"{name}.lora_up.weight"] = _as_written(name, "B", B, None)
+        down, up = f"{name}.lora_down.weight", f"{name}.lora_up.weight"
+        tensors |= {down: _as_written(down, A, None), up: _as_written(up, B, None)}
         tensors[f"{name}.alpha"] = _narrowest(scale * r, (A.dtype, np.dtype(np.float32)))
     with _folder_beside(folder) as temporary:
         save_tensors(temporary / file.path.name, tensors, file.metadata)
@@ -490,11 +511,11 @@ def _check_written(name: str, B: np.ndarray, A: np.ndarray, scale: float) -> Non
         raise ValueError(f"module {name!r} has scale {scale}, expected a number above 0")
 
 
-def _as_written(name: str, half: str, x: np.ndarray, dtype: Any) -> np.ndarray:
+def _as_written(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
     with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused below
         y = np.array(x, float_dtype(x.dtype if dtype is None else dtype))  # kept: so a copy
     if not np.isfinite(y).all():
-        raise ValueError(f"module {name!r} has entries of {half} not finite in {y.dtype}")
+        raise ValueError(f"{name!r} has entries that are not finite in {y.dtype}")
     return y
 
 

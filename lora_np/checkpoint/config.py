@@ -8,16 +8,15 @@ Source: the LoraConfig of PEFT 0.21, whose rules of matching are followed.
 
 from __future__ import annotations
 
-import math
 import re
 import reprlib
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_np.adapt import LoraConfig, ends_with
 from lora_np.checkpoint.arrays import CheckpointError, load_json
+from lora_np.methods import LoraConfig
+from lora_np.methods.targets import ends_with
 
 READ = {
     *("peft_type", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"),
@@ -170,47 +169,3 @@ def _matches(spec: str | list[str], name: str) -> bool:
     if isinstance(spec, str):
         return re.fullmatch(spec, name) is not None
     return any(ends_with(name, target) for target in spec)
-
-
-def as_fields(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, Any]:
-    """Return the fields of an adapter_config.json that give these ranks and scales, by module.
-
-    The commonest rank and alpha become the default; a module that differs has a pattern that
-    matches it alone.
-    """
-    use_rslora, alphas = _alphas(ranks, scales)
-    r = Counter(ranks.values()).most_common(1)[0][0]
-    alpha = Counter(alphas.values()).most_common(1)[0][0]
-    return {
-        "peft_type": "LORA",
-        "r": r,
-        "lora_alpha": alpha,
-        "use_rslora": use_rslora,
-        "rank_pattern": {_exactly(name): x for name, x in ranks.items() if x != r},
-        "alpha_pattern": {_exactly(name): x for name, x in alphas.items() if x != alpha},
-        "target_modules": list(ranks),
-        "bias": "none",
-    }
-
-
-def _exactly(name: str) -> str:
-    return "^" + re.escape(name)  # without ^ it would match longer paths that end in the name
-
-
-def _alphas(ranks: Mapping[str, int], scales: Mapping[str, float]) -> tuple[bool, dict[str, float]]:
-    """Return whether to divide by sqrt(r), and the alphas.
-
-    Dividing must give every scale to the last bit. By r it does for powers of two, and wherever
-    the scale once was an alpha / r; by sqrt(r) where it came from rsLoRA. Other scales may lie
-    between two quotients: one in ten does for r, and is then off by a last bit, 1e-16.
-    """
-    for use_rslora, root in ((False, float), (True, math.sqrt)):
-        alphas = {name: _alpha(scale, root(ranks[name])) for name, scale in scales.items()}
-        if all(alphas[name] / root(ranks[name]) == scale for name, scale in scales.items()):
-            return use_rslora, alphas
-    return False, {name: _alpha(scale, float(ranks[name])) for name, scale in scales.items()}
-
-
-def _alpha(scale: float, root: float) -> float:
-    alpha = scale * root
-    return int(alpha) if alpha.is_integer() and alpha < 2**53 else alpha

@@ -234,8 +234,9 @@ def run_account(arguments: argparse.Namespace) -> int:
     """Print the accounts of the sweep's GPT, and LoRA's share of known models."""
     import numpy as np
 
-    from lora_np.adapt import LoraConfig, account, inject, known_models
+    from lora_np.costs import account, known_models
     from lora_np.gpt import GPT
+    from lora_np.methods import LoraConfig, inject
     from lora_np.sweep import TextSettings
 
     rng = np.random.default_rng(0)

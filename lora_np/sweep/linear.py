@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.adapt import LoraConfig, inject
 from lora_np.backend import Array, to_device, to_host
 from lora_np.crew import one_blas_thread
-from lora_np.layers import Layer, Linear, LoRALinear, copy_model
+from lora_np.layers import Layer, Linear, copy_model
+from lora_np.methods import LoraConfig, LoRALinear, inject
 from lora_np.ops import mse_backward, mse_forward
 from lora_np.parameters import Grads
 from lora_np.rank import eckart_young_floor, spectrum

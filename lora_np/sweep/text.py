@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.adapt import LoraConfig, inject
 from lora_np.backend import to_device, to_host
 from lora_np.checkpoint import CheckpointError, fill, load_arrays, load_json, save_arrays, save_json
 from lora_np.crew import one_blas_thread
@@ -37,6 +36,7 @@ from lora_np.data import (
 )
 from lora_np.gpt import GPT, GPTConfig
 from lora_np.layers import Linear, copy_model
+from lora_np.methods import LoraConfig, inject
 from lora_np.rank import spectrum
 from lora_np.sweep.plan import Trial, check_numbers
 from lora_np.sweep.store import SweepError

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from lora_np.adapt import merge
 from lora_np.backend import Array
 from lora_np.crew import keep_memory
+from lora_np.methods import merge
 from lora_np.optim import AdamW
 from lora_np.parameters import pack
 from lora_np.rank import spectrum

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_np import load_adapter, load_gpt2, save_adapter
-from lora_np.adapt import LoraConfig, adapters, inject
+from lora_np.methods import LoraConfig, adapters, inject
 
 pytestmark = [
     pytest.mark.peers,

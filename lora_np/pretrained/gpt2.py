@@ -1,7 +1,7 @@
 """Other people's weights in our models: Hugging Face's GPT-2.
 
 Its Conv1D keeps a weight as (in, out), ours are (out, in): they are transposed here and nowhere
-else. Which rows of which matrix a layer takes is what ``GPT.file_places`` says.
+else. Which rows of which matrix a layer takes stands in places.py.
 
 Source: the format of transformers' GPT2LMHeadModel.
 """
@@ -17,6 +17,7 @@ from lora_np.checkpoint import CheckpointError, TensorFile, load_json, open_weig
 from lora_np.gpt import GPT, GPTConfig
 from lora_np.layers import Embedding, LayerNorm, Linear
 from lora_np.parameters import Parameter
+from lora_np.pretrained.places import file_layout
 
 PREFIX = "transformer."
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old files hold
@@ -155,12 +156,12 @@ class _Target(NamedTuple):
 def _targets(model: GPT) -> dict[str, list[_Target]]:
     """Return what each tensor of the file fills, by the tensor's name without prefix."""
     targets: dict[str, list[_Target]] = {}
-    places = model.file_places()
+    places, transposed = file_layout(model)
     for path, layer in model.modules().items():
         if isinstance(layer, Linear) and layer.b is not None:
             name, start, total = places[path]
             name = name.removeprefix(PREFIX)
-            weight = _Target(layer.W, start, (total, layer.W.shape[1]), model.fan_in_fan_out)
+            weight = _Target(layer.W, start, (total, layer.W.shape[1]), transposed)
             targets.setdefault(f"{name}.weight", []).append(weight)
             targets.setdefault(f"{name}.bias", []).append(_Target(layer.b, start, (total,)))
         elif isinstance(layer, LayerNorm):

@@ -1,0 +1,284 @@
+"""Does a layer, or a method, of your own keep the contract? The whole of it, in one call.
+
+``check_layer(layer, x)`` and ``check_method(config)`` work on any class, as scikit-learn's
+``check_estimator`` does. Each claim of the contract is a function below. All claims that fail are
+raised together, so that one run shows all that is to be done.
+
+Gradients are checked in float64 at RANDOM Parameters: at a zero start most wrong ones look right.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_np.adapterfiles import load_adapter, save_adapter
+from lora_np.costs import account
+from lora_np.gradcheck import check_gradients
+from lora_np.layers import MLP, CausalSelfAttention, Chain, Layer, Residual, as_pair, copy_model
+from lora_np.methods import MethodConfig, adapters, inject, merge, method_of, tensors_of
+from lora_np.parameters import Grads
+from lora_np.selfcheck import at_random
+
+TOLERANCE = 1e-9  # of two ways to compute the same in float64, relative to the largest entry
+
+
+class ContractError(AssertionError):
+    """A layer or a method that breaks the contract; the message lists every claim that fails."""
+
+
+Claim = tuple[str, Callable[[], None]]
+
+
+def check_layer(layer: Layer, x: np.ndarray) -> list[str]:
+    """Hold a layer to the contract of layers; return the claims that were checked.
+
+    Parameters
+    ----------
+    layer : Layer
+        Is left as it is: a copy in float64, with random Parameters, is checked.
+    x : ndarray
+        An input, of floats or of integers, with at least one batch axis.
+
+    Raises
+    ------
+    ContractError
+        If a claim does not hold; the message lists them all.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear, check_layer
+    >>> layer = Linear(3, 2, np.random.default_rng(0))
+    >>> len(check_layer(layer, np.ones((4, 3))))
+    7
+    """
+    rng = np.random.default_rng(0)
+    layer = copy_model(layer, dtype=np.float64)
+    at_random(layer, rng)
+    x = x.astype(np.float64) if x.dtype.kind == "f" else x
+    return _hold(type(layer).__name__, _layer_claims(layer, x))
+
+
+def check_method(config: MethodConfig, model: Layer | None = None) -> list[str]:
+    """Hold a method to the contract of methods; return the claims that were checked.
+
+    Parameters
+    ----------
+    config : MethodConfig
+    model : Layer, optional
+        What it is injected into; by default an attention and an MLP, with the projections of a
+        transformer's block. A copy in float64 is taken.
+
+    Raises
+    ------
+    ContractError
+        If a claim does not hold; the message lists them all.
+
+    Examples
+    --------
+    >>> from lora_np import LoraConfig, check_method
+    >>> len(check_method(LoraConfig(r=2)))
+    9
+    """
+    rng = np.random.default_rng(0)
+    if model is None:
+        model = Chain(Residual(CausalSelfAttention(8, 2, rng)), MLP(8, 16, rng))
+        x = rng.standard_normal((2, 3, 8))
+    else:
+        x = rng.standard_normal((2, 3, next(iter(model.parameters().values())).shape[-1]))
+    base = copy_model(model, dtype=np.float64)
+    at_random(base, rng, 0.3)
+    return _hold(type(config).__name__, _method_claims(config, base, x))
+
+
+def _hold(name: str, claims: Iterable[Claim]) -> list[str]:
+    """Check all claims; return their names, or raise one error that lists those that fail."""
+    held, failed = [], []
+    for claim, check in claims:
+        try:
+            check()
+            held.append(claim)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            failed.append(f"- {claim}: {reason[:300]}")
+    if failed:
+        raise ContractError("\n".join([f"{name} breaks the contract:", *failed]))
+    return held
+
+
+def _expect(ok: bool, reason: str) -> None:
+    if not ok:
+        raise ContractError(reason)
+
+
+def _expect_close(found: np.ndarray, expected: np.ndarray, what: str) -> None:
+    size = max(1.0, float(np.abs(expected).max(initial=0.0)))
+    error = float(np.abs(found - expected).max(initial=0.0)) / size
+    _expect(error <= TOLERANCE, f"{what} by {error:.1e} of the largest entry")
+
+
+# ----------------------------------------------------------------------------------- a layer
+
+
+def _layer_claims(layer: Layer, x: np.ndarray) -> list[Claim]:
+    return [
+        ("gradients agree with central differences", lambda: _gradients(layer, x, "central")),
+        ("gradients agree with the complex step", lambda: _gradients(layer, x, "complex")),
+        ("forward and backward write to nothing", lambda: _purity(layer, x)),
+        ("float32 stays float32", lambda: _dtypes(layer, x)),
+        ("what is frozen gets no gradient", lambda: _frozen(layer, x)),
+        ("samples do not mix", lambda: _samples(layer, x)),
+        ("a pickled copy computes the same", lambda: _pickled(layer, x)),
+    ]
+
+
+def _gradients(layer: Layer, x: np.ndarray, method: str) -> None:
+    forward, backward, inputs = as_pair(layer)
+    report = check_gradients(forward, backward, inputs(x), method=method)
+    wrong = [
+        f"d{row.name} is off by {row.error:.1e} {row.note}"
+        for row in report.rows
+        if not row.error <= report.tolerance
+    ]
+    _expect(report.ok, "; ".join(wrong))
+
+
+def _step(layer: Layer, x: np.ndarray, need_dx: bool = True) -> tuple[Any, Any, Grads]:
+    """Return y, dx and the gradients for dy = 1."""
+    grads = Grads()
+    y, cache = layer.forward(x)
+    dx = layer.backward(np.ones_like(y), cache, grads, need_dx)
+    return y, dx, grads
+
+
+def _purity(layer: Layer, x: np.ndarray) -> None:
+    values = {name: p.value.copy() for name, p in layer.parameters().items()}
+    before = x.copy()
+    first, again = _step(layer, x), _step(layer, x)
+    _expect(np.array_equal(x, before), "x was changed")
+    for name, p in layer.parameters().items():
+        _expect(np.array_equal(p.value, values[name]), f"{name} was changed")
+    _expect(np.array_equal(first[0], again[0]), "a second call gives another y")
+    y, cache = layer.forward(x)
+    dy = np.ones_like(y)
+    layer.backward(dy, cache, Grads())
+    _expect(bool((dy == 1.0).all()), "dy was changed")
+
+
+def _dtypes(layer: Layer, x: np.ndarray) -> None:
+    narrow = copy_model(layer, dtype=np.float32)
+    y, dx, grads = _step(narrow, x.astype(np.float32) if x.dtype.kind == "f" else x)
+    _expect(y.dtype == np.float32, f"y is {y.dtype}")
+    _expect(dx is None or dx.dtype == np.float32, f"dx is {getattr(dx, 'dtype', None)}")
+    for name, p in narrow.parameters().items():
+        g = grads.get(p)
+        _expect(g is None or g.dtype == np.float32, f"d{name} is {getattr(g, 'dtype', None)}")
+
+
+def _frozen(layer: Layer, x: np.ndarray) -> None:
+    for name in layer.parameters():
+        twin = copy_model(layer)
+        frozen = twin.parameters()[name]
+        frozen.trainable = False
+        _, _, grads = _step(twin, x)  # Grads refuses the gradient of what is frozen
+        _expect(frozen not in grads, f"d{name} was formed")
+    _expect(_step(layer, x, need_dx=False)[1] is None, "dx is returned with need_dx=False")
+
+
+def _samples(layer: Layer, x: np.ndarray) -> None:
+    whole, _ = layer.forward(x)
+    one_by_one = np.concatenate([layer.forward(x[i : i + 1])[0] for i in range(len(x))])
+    _expect_close(one_by_one, whole, "one sample alone and among others differ")
+
+
+def _pickled(layer: Layer, x: np.ndarray) -> None:
+    twin = pickle.loads(pickle.dumps(layer))
+    _expect(np.array_equal(twin.forward(x)[0], layer.forward(x)[0]), "y differs")
+
+
+# ---------------------------------------------------------------------------------- a method
+
+
+def _method_claims(config: MethodConfig, base: Layer, x: np.ndarray) -> list[Claim]:
+    start = inject(base, config, np.random.default_rng(1))
+    trained = inject(base, config, np.random.default_rng(1))
+    rng = np.random.default_rng(2)
+    for p in tensors_of(trained).values():
+        p.value = p.value + 0.1 * rng.standard_normal(p.shape).astype(p.dtype)
+    return [
+        ("the start computes what the base does", lambda: _start(config, start, base, x)),
+        ("injecting leaves the base as it was", lambda: _base_untouched(config, base)),
+        ("something is trained, and gets a gradient", lambda: _trains(trained, x)),
+        ("gradients agree with central differences", lambda: _gradients(trained, x, "central")),
+        ("gradients agree with the complex step", lambda: _gradients(trained, x, "complex")),
+        ("merged, it computes the same", lambda: _merges(config, trained, x)),
+        ("the account books what the method adds", lambda: _booked(trained, base)),
+        ("saved and loaded, it computes the same", lambda: _files(trained, base, x)),
+        ("copies keep the configuration", lambda: _copies(trained, x)),
+    ]
+
+
+def _start(config: MethodConfig, adapted: Layer, base: Layer, x: np.ndarray) -> None:
+    same = np.array_equal(adapted.forward(x)[0], base.forward(x)[0])
+    if config.starts_at_base:
+        _expect(same, "y differs from the base's; a method that means it sets starts_at_base")
+    else:
+        _expect(not same, "y equals the base's: starts_at_base may be True")
+
+
+def _base_untouched(config: MethodConfig, base: Layer) -> None:
+    values = {name: p.value.copy() for name, p in base.parameters().items()}
+    adapted = inject(base, config, np.random.default_rng(3))
+    for p in tensors_of(adapted).values():
+        p.value[...] = 7.0  # raises where it is a view of the base
+    for name, p in base.parameters().items():
+        _expect(np.array_equal(p.value, values[name]), f"{name} of the base was changed")
+
+
+def _trains(adapted: Layer, x: np.ndarray) -> None:
+    trainable = {name: p for name, p in adapted.parameters().items() if p.trainable}
+    _expect(bool(trainable), "nothing is trainable")
+    _, _, grads = _step(adapted, x)
+    for name, p in trainable.items():
+        _expect(p in grads, f"{name} is trainable and gets no gradient")
+
+
+def _merges(config: MethodConfig, adapted: Layer, x: np.ndarray) -> None:
+    if not config.merges:
+        try:
+            merge(adapted)
+        except ValueError:
+            return
+        raise ContractError("merge() works: merges may be True")
+    plain = merge(adapted)
+    _expect(not adapters(plain) and method_of(plain) is None, "the merged model is adapted")
+    _expect_close(plain.forward(x)[0], adapted.forward(x)[0], "y differs")
+
+
+def _booked(adapted: Layer, base: Layer) -> None:
+    found, whole = account(adapted), account(base).base
+    _expect(found.base == whole, f"base is {found.base}, the base itself has {whole}")
+    added = {p for layer in adapters(adapted).values() for p in layer.own().values()}
+    count = sum(p.size for p in added)
+    _expect(found.adapter == count, f"adapter is {found.adapter}, the layers add {count}")
+
+
+def _files(adapted: Layer, base: Layer, x: np.ndarray) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(adapted, Path(folder) / "adapter")
+        again = load_adapter(base, Path(folder) / "adapter")
+    _expect_close(again.forward(x)[0], adapted.forward(x)[0], "y differs")
+    ours, theirs = ({n for n, p in m.parameters().items() if p.trainable} for m in (adapted, again))
+    _expect(ours == theirs, f"{sorted(ours ^ theirs)[:3]} is trainable in one of the two alone")
+
+
+def _copies(adapted: Layer, x: np.ndarray) -> None:
+    for twin in (copy_model(adapted), pickle.loads(pickle.dumps(adapted))):
+        _expect(method_of(twin) == method_of(adapted), "the configuration is lost")
+        _expect(np.array_equal(twin.forward(x)[0], adapted.forward(x)[0]), "y differs")

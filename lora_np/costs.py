@@ -1,0 +1,137 @@
+"""What a method costs on a model: parameters, floating-point operations, bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lora_np.layers import Flops, Layer
+from lora_np.methods.contract import adapters
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a model costs to train; prints as a table.
+
+    Attributes
+    ----------
+    base, adapter : int
+        Parameters of the model itself, and those that adapters add.
+    trainable : int
+    T : int
+        Tokens in a sequence, on which attention's share depends.
+    flops : Flops
+        Of the matrix products, forward and backward, for one token.
+    weight_bytes, gradient_bytes, optimizer_bytes : int
+    """
+
+    base: int
+    adapter: int
+    trainable: int
+    T: int
+    flops: Flops
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+
+    @property
+    def total(self) -> int:
+        """All parameters, adapters included."""
+        return self.base + self.adapter
+
+    @property
+    def share(self) -> float:
+        """Trainable parameters over those of the base."""
+        return self.trainable / self.base
+
+    def __str__(self) -> str:
+        rows = [
+            ("parameters", f"{self.total:,}"),
+            ("of which adapters", f"{self.adapter:,}"),
+            ("trainable", f"{self.trainable:,}"),
+            ("trainable / base", f"{100 * self.share:.2f} %"),
+            (f"FLOPs a token forward, T = {self.T}", f"{self.flops.forward:,}"),
+            (f"FLOPs a token backward, T = {self.T}", f"{self.flops.backward:,}"),
+            ("bytes of weights", f"{self.weight_bytes:,}"),
+            ("bytes of gradients", f"{self.gradient_bytes:,}"),
+            ("bytes of optimizer state", f"{self.optimizer_bytes:,}"),
+        ]
+        return "\n".join(f"{name:<34}{value:>18}" for name, value in rows)
+
+
+def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2) -> Account:
+    """Count parameters, FLOPs a token and bytes.
+
+    Parameters
+    ----------
+    model : Layer
+        Plain or adapted; what is frozen is not counted as trainable.
+    T : int, optional
+        Tokens in a sequence; by default the model's block_size, or 1 where it has none.
+    state_per_parameter : int
+        Numbers that the optimizer keeps for each trainable parameter: 2 for Adam and AdamW, 0 for
+        SGD, 1 with momentum.
+
+    Returns
+    -------
+    Account
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear, LoraConfig, account, inject
+    >>> rng = np.random.default_rng(0)
+    >>> base = Linear(1000, 1000, rng, bias=False)
+    >>> found = account(inject(base, LoraConfig(r=8, target_modules="all-linear"), rng))
+    >>> found.base, found.trainable, f"{found.share:.1%}"  # r (in + out) = 8 x 2000
+    (1000000, 16000, '1.6%')
+    """
+    if T is None:
+        T = int(getattr(getattr(model, "config", None), "block_size", 1))
+    if T < 1:
+        raise ValueError(f"T = {T}, expected at least 1 token in a sequence")
+    parameters = model.parameters().values()
+    added = {p for layer in adapters(model).values() for p in layer.own().values()}
+    adapter = sum(p.size for p in added)  # what several layers share counts once
+    trainable = [p for p in parameters if p.trainable]
+    gradient_bytes = sum(p.size * p.dtype.itemsize for p in trainable)
+    return Account(
+        base=sum(p.size for p in parameters) - adapter,
+        adapter=adapter,
+        trainable=sum(p.size for p in trainable),
+        T=T,
+        flops=model.flops(T, False),
+        weight_bytes=sum(p.size * p.dtype.itemsize for p in parameters),
+        gradient_bytes=gradient_bytes,
+        optimizer_bytes=state_per_parameter * gradient_bytes,
+    )
+
+
+# model: matrices adapted as (count, out, in), r, parameters of the base
+KNOWN_MODELS = {
+    "one 4096 x 4096 matrix": ([(1, 4096, 4096)], 8, 4096 * 4096),
+    "BERT-base, q k v o": ([(12 * 4, 768, 768)], 8, 109_482_240),
+    "LLaMA-7B, q k v o": ([(32 * 4, 4096, 4096)], 8, 6_738_415_616),
+    "GPT-3 175B, q v": ([(96 * 2, 12288, 12288)], 4, 174_604_259_328),
+}
+
+
+def known_models() -> str:
+    """Return a table of what LoRA adds to models of public sizes, computed from their shapes.
+
+    An adapter of rank r on an (out, in) matrix has r (in + out) parameters. The sizes come from
+    Devlin et al. (2018), Touvron et al. (2023) and Brown et al. (2020).
+
+    Examples
+    --------
+    >>> from lora_np.costs import known_models
+    >>> print(known_models())
+    model, matrices adapted     r       adapter    / base   fp16 MB
+    one 4096 x 4096 matrix      8        65,536   0.391 %       0.1
+    ...
+    """
+    lines = [f"{'model, matrices adapted':<26}{'r':>3}{'adapter':>14}{'/ base':>10}{'fp16 MB':>10}"]
+    for name, (matrices, r, base) in KNOWN_MODELS.items():
+        adapter = sum(count * r * (d_out + d_in) for count, d_out, d_in in matrices)
+        share, megabytes = 100 * adapter / base, 2 * adapter / 1e6
+        lines.append(f"{name:<26}{r:>3}{adapter:>14,}{share:>8.3f} %{megabytes:>10.1f}")
+    return "\n".join(lines)

@@ -1,0 +1,36 @@
+"""What is trained: the contract of a method, and the methods, one file each."""
+
+from lora_np.methods.contract import (
+    METHODS,
+    Adapter,
+    FilePlace,
+    MethodConfig,
+    adapters,
+    check_adapted,
+    inject,
+    is_adapted,
+    merge,
+    method_of,
+    target_paths,
+    tensors_of,
+    unmerge,
+)
+from lora_np.methods.lora import LoraConfig, LoRALinear
+
+__all__ = [
+    "METHODS",
+    "Adapter",
+    "FilePlace",
+    "LoRALinear",
+    "LoraConfig",
+    "MethodConfig",
+    "adapters",
+    "check_adapted",
+    "inject",
+    "is_adapted",
+    "merge",
+    "method_of",
+    "target_paths",
+    "tensors_of",
+    "unmerge",
+]

@@ -1,0 +1,414 @@
+"""What a method of fine-tuning is, and what every method gets for it.
+
+A method is one file: its mathematics as a pair, its layer, and its configuration::
+
+    Adapter         a layer that stands in the place of `base`:   own, merged, tensors
+    MethodConfig    where such layers go, and how they start:     places, wrap, trains
+
+For that it is injected, merged, counted, saved, loaded, trained and swept by the same functions as
+LoRA, which is the first method and special nowhere. A method without layers of its own, such as
+training the biases alone, has a configuration with no places whose `trains` names them.
+
+A configuration with a ``name`` enters the table ``METHODS`` by being defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from lora_np.backend import Array, like, to_host
+from lora_np.layers import Layer, copy_model, rebuild
+from lora_np.methods.targets import linear_paths
+from lora_np.parameters import Parameter
+
+METHODS: dict[str, type[MethodConfig]] = {}
+METHOD_FIELD = "lora_np_method"  # of an adapter_config.json, where PEFT does not have the method
+
+
+class FilePlace(NamedTuple):
+    """Where other people's files keep a linear layer: the rows from `start` on of `name`.
+
+    A file may stack several of our layers in one matrix of `total` rows.
+    """
+
+    name: str
+    start: int
+    total: int
+
+
+class Adapter(Layer):
+    """A layer that stands in the place of another one, its `base`, and holds its Parameters.
+
+    Attributes
+    ----------
+    base : Layer
+        The layer that it replaced; an attribute or a property.
+    """
+
+    base: Any
+
+    def own(self) -> dict[str, Parameter]:
+        """Return the Parameters that the adapter adds to its base's, by name."""
+        of_base = set(self.base.parameters().values())
+        return {name: p for name, p in self.parameters().items() if p not in of_base}
+
+    def delta(self) -> Array:
+        """Return what merging adds to the base's weight (out, in)."""
+        return self.merged().W.value - self.base.W.value
+
+    def merged(self) -> Any:
+        """Return one plain layer that computes the same, or raise ValueError with the reason."""
+        raise ValueError(f"{type(self).__name__} does not merge: no plain layer computes the same")
+
+    def tensors(self) -> dict[str, Parameter]:
+        """Return the file's name of every tensor: one declaration for writing and for reading."""
+        return self.own()
+
+    def config(self) -> MethodConfig | None:
+        """Return a configuration for a model whose adapters no inject() has made."""
+        return None
+
+    @property
+    def d_out(self) -> int:
+        """The length of an output."""
+        return self.base.d_out
+
+
+class MethodConfig:
+    """What a user chooses of a method; a subclass is a frozen dataclass with a `name`.
+
+    ``target_modules`` and ``layers_to_transform`` say where the method goes. A subclass that lets
+    its user choose them declares them as fields.
+
+    Attributes
+    ----------
+    name : str
+        Of the method; a subclass with a name enters ``METHODS``.
+    starts_at_base, merges : bool
+        What the method promises, and :func:`lora_np.check_method` checks: that an adapted model
+        first computes exactly what its base does, and that a plain model computes the same.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> import numpy as np
+    >>> from lora_np import MLP, MethodConfig, inject
+    >>> @dataclass(frozen=True)
+    ... class Biases(MethodConfig):  # BitFit: Ben Zaken et al. (2021), arXiv:2106.10199
+    ...     def places(self, model):
+    ...         return []
+    ...     def trains(self, name):
+    ...         return name.endswith(".b")
+    >>> rng = np.random.default_rng(0)
+    >>> adapted = inject(MLP(4, 8, rng), Biases(), rng)
+    >>> [name for name, p in adapted.parameters().items() if p.trainable]
+    ['up_proj.b', 'down_proj.b']
+    """
+
+    name: ClassVar[str] = ""
+    starts_at_base: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+    target_modules: Sequence[str] | str = "all-linear"
+    layers_to_transform: int | Sequence[int] | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not vars(cls).get("name"):
+            return  # a subclass that does not name itself is the same method
+        other = METHODS.get(cls.name, cls)
+        same = (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
+        if not same:
+            raise ValueError(f"there is a method {cls.name!r} already: {other.__module__}")
+        METHODS[cls.name] = cls  # a notebook's cell that is run again replaces it
+
+    def places(self, model: Layer) -> list[str]:
+        """Return the paths of the layers to wrap; by default the linear ones that are targeted."""
+        return linear_paths(model, self.target_modules, self.layers_to_transform)
+
+    def wrap(self, path: str, layer: Any, rng: np.random.Generator) -> Layer:
+        """Return the layer that takes the place of `layer`, which holds the base's Parameters."""
+        raise TypeError(f"{type(self).__name__} has places but no wrap()")
+
+    def trains(self, name: str) -> bool:
+        """Whether the base's own Parameter of this name is trained too."""
+        return False
+
+    def lr_factor(self, name: str) -> float:
+        """Return the factor on the learning rate of the Parameter of this name."""
+        return 1.0
+
+    def of_rank(self, r: int) -> MethodConfig:
+        """Return the same configuration with rank `r`, as a sweep over ranks needs it."""
+        if not is_dataclass(self) or "r" not in {field.name for field in fields(self)}:
+            raise ValueError(f"method {self.name!r} has no rank r to sweep over")
+        return replace(self, r=r)  # pyright: ignore[reportCallIssue]
+
+    # ----------------------------------------------------------------------------- files
+
+    def fields(self) -> dict[str, Any]:
+        """Return what adapter_config.json says: PEFT's fields, or by default ours."""
+        return {METHOD_FIELD: self.name, **asdict(self)}  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def of_fields(cls, saved: Mapping[str, Any]) -> MethodConfig | None:
+        """Return the configuration that an adapter_config.json means; None if another method's."""
+        if not cls.name or saved.get(METHOD_FIELD) != cls.name:
+            return None
+        names = {field.name for field in fields(cls)}  # pyright: ignore[reportArgumentType]
+        return cls(**{name: value for name, value in saved.items() if name in names})
+
+    def to_file(
+        self, adapted: Layer, places: Mapping[str, FilePlace]
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return the fields and the tensors of a file for an adapted model.
+
+        Parameters
+        ----------
+        adapted : Layer
+        places : mapping of str to FilePlace
+            Where other people's files keep the model's layers. By default tensors are named by our
+            own paths, and this is not read.
+        """
+        return self.fields(), {n: to_host(p.value) for n, p in tensors_of(adapted).items()}
+
+    @classmethod
+    def of_file(
+        cls,
+        saved: Mapping[str, Any],
+        tensors: Mapping[str, np.ndarray],
+        base: Layer,
+        places: Mapping[str, FilePlace],
+    ) -> Any:
+        """Return `base` with the adapters of a file that :meth:`to_file` described.
+
+        Raises
+        ------
+        ValueError
+            If the file's tensors are not those of such a model.
+        """
+        config = cls.of_fields(saved)
+        assert config is not None, "the caller has chosen the class by its fields"
+        adapted = inject(base, config, np.random.default_rng(0))
+        expected = tensors_of(adapted)
+        for odd in sorted(expected.keys() ^ tensors.keys()):
+            which = "lacks" if odd in expected else "holds"
+            raise ValueError(f"the file {which} {odd!r}: it is not of this model")
+        for name, p in expected.items():
+            if tensors[name].shape != p.shape:
+                raise ValueError(
+                    f"{name!r} has shape {tensors[name].shape} in the file, expected {p.shape}"
+                )
+            p.value = like(tensors[name].astype(p.dtype), p.value)
+        return adapted
+
+
+# ------------------------------------------------------------------------- what every method gets
+
+
+def inject(model: Any, config: MethodConfig, rng: np.random.Generator) -> Any:
+    """Return `model` with a method's layers; `model` itself stays as it was and lends its arrays.
+
+    Parameters
+    ----------
+    model : Layer
+        E.g. a GPT.
+    config : MethodConfig
+        E.g. LoraConfig: A is then drawn, B is zero, and the adapted model starts exactly where the
+        base is.
+    rng : numpy.random.Generator
+        Draws what the method draws, in the order of the modules' paths.
+
+    Returns
+    -------
+    Layer
+        Of the model's type. Its frozen Parameters are read-only views of the model's arrays; it
+        trains what the method adds and what the method names, and keeps `config` as ``method``.
+
+    Raises
+    ------
+    ValueError
+        If the model is adapted already, a target matches nothing, or a layer does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, LoraConfig, inject
+    >>> rng, tokens = np.random.default_rng(0), np.array([[1, 2, 3]])
+    >>> base = GPT(GPTConfig(vocab_size=9, block_size=4, n_layer=1, n_head=2, d_model=8), rng)
+    >>> adapted = inject(base, LoraConfig(r=2), rng)
+    >>> np.array_equal(adapted.forward(tokens)[0], base.forward(tokens)[0])  # as B is zero
+    True
+    >>> [name for name, p in adapted.parameters().items() if p.trainable]
+    ['h.0.attn.q_proj.A', 'h.0.attn.q_proj.B', 'h.0.attn.v_proj.A', 'h.0.attn.v_proj.B']
+    """
+    places = set(target_paths(model, config))
+    trained = {p for name, p in model.parameters().items() if config.trains(name)}
+    if not places and not trained:
+        raise ValueError(f"{config} names no layer of the model, and no Parameter to train")
+
+    def lend(p: Parameter) -> Parameter:
+        return Parameter(p.value.copy()) if p in trained else p.share()
+
+    def adapt(path: str, layer: Layer) -> Layer | None:
+        return config.wrap(path, layer, rng) if path in places else None
+
+    return with_adapters(rebuild(model, lend), adapt, config)
+
+
+def target_paths(model: Layer, config: MethodConfig) -> list[str]:
+    """Return the paths of the layers that a configuration targets, in order.
+
+    Raises
+    ------
+    ValueError
+        If the model is adapted already, or a target matches no layer; the message suggests the
+        nearest names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import MLP, LoraConfig
+    >>> from lora_np.methods import target_paths
+    >>> target_paths(MLP(4, 16, np.random.default_rng(0)), LoraConfig(target_modules=["up_proj"]))
+    ['up_proj']
+    """
+    if is_adapted(model):
+        raise ValueError("the model is adapted already: inject into its base, or merge() it first")
+    return config.places(model)
+
+
+def with_adapters(twin: Any, adapt: Any, config: MethodConfig) -> Any:
+    """Return `twin` with ``adapt(path, layer)`` where that is a layer, and with its `method`."""
+    adapted = rebuild(twin, lambda p: p, adapt)
+    adapted.method = config
+    return adapted
+
+
+def adapters(model: Layer) -> dict[str, Any]:
+    """Return a model's adapters by path, in order."""
+    modules = {"": model, **model.modules()}
+    return {path: layer for path, layer in modules.items() if isinstance(layer, Adapter)}
+
+
+def method_of(model: Layer) -> MethodConfig | None:
+    """Return the configuration with which a model was adapted; None if it is not."""
+    method = getattr(model, "method", None)
+    if method is None:
+        method = next((layer.config() for layer in adapters(model).values()), None)
+    return method
+
+
+def is_adapted(model: Layer) -> bool:
+    """Whether a method has been injected into the model."""
+    return bool(adapters(model)) or method_of(model) is not None
+
+
+def check_adapted(model: Layer) -> None:
+    """Raise ValueError if the model is not adapted."""
+    if not is_adapted(model):
+        raise ValueError("the model has no adapters: inject() gives it some")
+
+
+def tensors_of(adapted: Layer) -> dict[str, Parameter]:
+    """Return all that a method has changed, by the names that a file of ours gives it.
+
+    These are the adapters' tensors, and the base's own Parameters that are trained as well.
+    """
+    found: dict[str, Parameter] = {}
+    for path, adapter in adapters(adapted).items():
+        prefix = f"{path}." if path else ""
+        found |= {f"{prefix}{name}": p for name, p in adapter.tensors().items()}
+    held = set(found.values())
+    return found | {n: p for n, p in adapted.parameters().items() if p.trainable and p not in held}
+
+
+def merge(adapted: Any) -> Any:
+    """Return a plain model that computes the same: no adapters, no extra cost, memory of its own.
+
+    All its Parameters are trainable. A merged weight is computed and rounded in its dtype, so the
+    merged model's logits equal the adapted one's to rounding.
+
+    Parameters
+    ----------
+    adapted : Layer
+        From :func:`inject`, or :func:`lora_np.load_adapter`.
+
+    Raises
+    ------
+    ValueError
+        If there is no adapter, or the method does not merge.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear, LoraConfig, inject, merge
+    >>> rng = np.random.default_rng(0)
+    >>> adapted = inject(Linear(6, 5, rng), LoraConfig(r=2, target_modules="all-linear"), rng)
+    >>> adapted.B.value[...] = 1.0  # as if it had been trained
+    >>> plain, x = merge(adapted), np.ones((3, 6), np.float32)
+    >>> np.allclose(plain.forward(x)[0], adapted.forward(x)[0], atol=1e-5)
+    True
+    >>> type(plain).__name__, len(plain.parameters())
+    ('Linear', 2)
+    """
+    check_adapted(adapted)
+
+    def plain(path: str, layer: Layer) -> Layer | None:
+        return layer.merged() if isinstance(layer, Adapter) else None
+
+    merged = rebuild(copy_model(adapted), lambda p: p, plain)
+    vars(merged).pop("method", None)
+    for parameter in merged.parameters().values():
+        parameter.trainable = True
+    return merged
+
+
+def unmerge(merged: Any, adapted: Any) -> Any:
+    """Return a new plain model with the adapters' changes taken out of `merged`: W0, to rounding.
+
+    Merging rounded W0 + scale B A to the dtype, and subtracting rounds once more. So an entry of
+    W0 comes back within one unit in the last place of the larger of ``|W0|`` and ``|W|``, a
+    relative 1.2e-7 in float32. The larger the change, the more entries are not bit-equal: 2 % where
+    it is a hundredth of W0, 11 % at a tenth, a third where the two are alike. The base that
+    `adapted` borrows from has the exact W0: keep it where bits matter.
+
+    Parameters
+    ----------
+    merged : Layer
+        What ``merge(adapted)`` gave.
+    adapted : Layer
+        The model that was merged, with the same adapters.
+
+    Raises
+    ------
+    ValueError
+        If the two do not belong together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear, LoraConfig, inject, merge, unmerge
+    >>> rng = np.random.default_rng(0)
+    >>> base = Linear(6, 5, rng)
+    >>> adapted = inject(base, LoraConfig(r=2, target_modules="all-linear"), rng)
+    >>> adapted.B.value[...] = 1.0
+    >>> again = unmerge(merge(adapted), adapted)
+    >>> np.allclose(again.W.value, base.W.value, atol=1e-5)
+    True
+    """
+    check_adapted(adapted)
+    changes = {path: layer.delta() for path, layer in adapters(adapted).items()}
+    modules = {"": merged, **merged.modules()}
+    for path, change in changes.items():
+        W = getattr(modules.get(path), "W", None)
+        if not isinstance(W, Parameter) or W.shape != change.shape:
+            raise ValueError(f"the merged model has no linear {change.shape} layer at {path!r}")
+    plain = copy_model(merged)
+    for path, change in changes.items():
+        W = {"": plain, **plain.modules()}[path].W
+        W.value = W.value - change
+    return plain

@@ -1,0 +1,152 @@
+"""Adapters of layers that a file stacks in one matrix, and back.
+
+GPT-2's files keep q, k and v as the rows of one matrix, c_attn, so one adapter holds theirs: A
+stacked, B in blocks, so that each row block meets its own rows of A::
+
+    B A = [B_q  0  ] [A_q]  =  [B_q A_q]
+          [0    0  ] [A_v]     [   0   ]        k has no adapter
+          [0    B_v]           [B_v A_v]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+import numpy as np
+
+from lora_np.layers import Layer, Linear
+from lora_np.methods.contract import FilePlace, adapters, tensors_of
+
+Factors = tuple[np.ndarray, np.ndarray, float]  # B (out, r), A (r, in), scale
+PathFactors = tuple[str, np.ndarray, np.ndarray]  # the file's name, B, A
+
+
+def file_factors(adapted: Layer, places: Mapping[str, FilePlace]) -> dict[str, Factors]:
+    """Return the factors by the file's names of all that an adapted model has changed.
+
+    Raises
+    ------
+    ValueError
+        If the model also trains what is no factor: the file would hold another model.
+    """
+    groups: dict[str, list[tuple[FilePlace, Factors]]] = {}
+    written = set()
+    for path, layer in adapters(adapted).items():
+        place = places.get(path, FilePlace(path, 0, layer.d_out))
+        if not place.name:
+            raise ValueError(
+                "a module has no name: PEFT adapts the parts of a model, not the whole"
+            )
+        try:
+            groups.setdefault(place.name, []).append((place, layer.factors()))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        written |= set(layer.own().values())
+    others = [name for name, p in tensors_of(adapted).items() if p not in written]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ValueError(
+            f"the model also trains {others[0]}{more}, for which the file has no place: freeze "
+            "what was not trained, or keep it too by save_parameters(trainable_only=True)"
+        )
+    return {name: stack(group) for name, group in groups.items()}
+
+
+def model_factors(
+    base: Layer, tensors: Mapping[str, np.ndarray], places: Mapping[str, FilePlace]
+) -> dict[str, PathFactors]:
+    """Return the factors by path of each layer of a model that a file adapts.
+
+    Parameters
+    ----------
+    base : Layer
+    tensors : mapping of str to ndarray
+        NAME.lora_A.weight (r, in) and NAME.lora_B.weight (total, r).
+    places : mapping of str to FilePlace
+
+    Raises
+    ------
+    ValueError
+        If the file adapts what the model does not have in that shape.
+    """
+    homes: dict[str, list[tuple[str, FilePlace, Linear]]] = {}
+    for path, layer in {"": base, **base.modules()}.items():
+        if isinstance(layer, Linear):
+            place = places.get(path, FilePlace(path, 0, layer.d_out))
+            homes.setdefault(place.name, []).append((path, place, layer))
+    found: dict[str, PathFactors] = {}
+    for name in dict.fromkeys(tensor.rpartition(".lora_")[0] for tensor in tensors):
+        if name not in homes:
+            near = get_close_matches(name, homes, n=1, cutoff=0.0)
+            raise ValueError(
+                f"the file adapts {name!r}, which the model does not have: nearest is {near}"
+            )
+        B, A = tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"]
+        _, place, layer = homes[name][0]
+        shape, expected = (len(B), A.shape[1]), (place.total, layer.W.shape[1])
+        if shape != expected:
+            raise ValueError(f"the file adapts {name!r} {shape}, expected {expected}")
+        parts = split(B, A, [p for _, p, _ in homes[name]], [m.d_out for *_, m in homes[name]])
+        for (path, _, _), own in zip(homes[name], parts):
+            if own is not None:
+                found[path] = (name, *own)
+    return found
+
+
+def stack(group: Sequence[tuple[FilePlace, Factors]]) -> Factors:
+    """Return B (total, r), A (r, in) and the scale of layers that the file stacks.
+
+    The rank is the sum of theirs, or their common rank if their As and scales are equal. Where
+    their scales differ the largest is written, and the others' B is multiplied by what they lack.
+
+    Parameters
+    ----------
+    group : sequence of (FilePlace, (B, A, scale))
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.methods.contract import FilePlace
+    >>> from lora_np.methods.stacked import stack
+    >>> q, v = (FilePlace("c_attn", start, 6) for start in (0, 4))
+    >>> one = np.ones((2, 1)), np.ones((1, 3)), 1.0
+    >>> two = np.ones((2, 1)), np.zeros((1, 3)), 1.0
+    >>> B, A, scale = stack([(q, one), (v, two)])
+    >>> B.T.tolist(), A.shape
+    ([[1.0, 1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]], (2, 3))
+    """
+    As, scales = [A for _, (_, A, _) in group], [scale for _, (_, _, scale) in group]
+    scale = max(scales)
+    alike = set(scales) == {scale} and all(np.array_equal(A, As[0]) for A in As)
+    A = As[0] if alike else np.concatenate(As)  # (r, in)
+    B = np.zeros((group[0][0].total, len(A)), A.dtype)
+    column = 0
+    for place, (B_own, A_own, own_scale) in group:
+        rows = slice(place.start, place.start + len(B_own))
+        ratio = 1.0 if own_scale == scale else own_scale / scale
+        B[rows, column : column + len(A_own)] = B_own * ratio
+        column += 0 if alike else len(A_own)
+    return B, A, scale
+
+
+def split(
+    B: np.ndarray, A: np.ndarray, places: Sequence[FilePlace], lengths: Sequence[int]
+) -> list[tuple[np.ndarray, np.ndarray] | None]:
+    """Return the factors (B, A) of each layer that the file stacks; None for one that has none.
+
+    A is copied and B's rows are split. Where every column of B serves one layer alone, as
+    :func:`stack` makes it, each layer takes its own columns.
+
+    Parameters
+    ----------
+    B, A : ndarray, shapes (total, r) and (r, in)
+    places : sequence of FilePlace
+    lengths : sequence of int
+        The rows of each layer.
+    """
+    blocks = [B[place.start : place.start + n] for place, n in zip(places, lengths)]
+    touched = np.array([(block != 0).any(axis=0) for block in blocks])  # (layers, r)
+    of_one_alone = (touched.sum(axis=0) == 1).all()
+    columns = touched if of_one_alone else np.ones_like(touched)
+    return [(block[:, own], A[own]) if own.any() else None for block, own in zip(blocks, columns)]

@@ -1,0 +1,143 @@
+"""Which modules a configuration names: by the ends of their paths, by a pattern, or all.
+
+The rules of matching are PEFT's. A list holds names ("q_proj") or longer ends of a path
+("0.attn.q_proj"); a string is "all-linear" or a regular expression for the whole path. The keys of
+a pattern (another r for some modules) are regular expressions for the end of a path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from lora_np.layers import Layer, Linear
+
+
+def linear_paths(
+    model: Layer,
+    targets: Sequence[str] | str,
+    blocks: int | Sequence[int] | None = None,
+) -> list[str]:
+    """Return the paths of the linear layers that `targets` name, in the model's order.
+
+    Parameters
+    ----------
+    model : Layer
+    targets : sequence of str, or str
+        Names or ends of paths, or "all-linear", or a regular expression for a whole path.
+    blocks : int or sequence of int, optional
+        Only layers in these blocks: the first number in a path.
+
+    Raises
+    ------
+    ValueError
+        If a target matches no linear layer; the message suggests the nearest names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import MLP
+    >>> from lora_np.methods.targets import linear_paths
+    >>> linear_paths(MLP(4, 16, np.random.default_rng(0)), ["up_proj"])
+    ['up_proj']
+    """
+    modules = {"": model, **model.modules()}
+    linear = [path for path, layer in modules.items() if isinstance(layer, Linear)]
+    if not linear:
+        raise ValueError("the model has no linear layer to adapt")
+    return _in_blocks(_named(linear, targets), blocks)
+
+
+def _in_blocks(chosen: list[str], blocks: int | Sequence[int] | None) -> list[str]:
+    """Return the paths that lie in these blocks."""
+    if blocks is None:
+        return chosen
+    blocks = [int(b) for b in np.atleast_1d(blocks)]
+    kept = [path for path in chosen if _block_of(path) in blocks]
+    missing = sorted(set(blocks) - {_block_of(path) for path in kept})
+    if missing or not kept:
+        have = sorted({b for b in map(_block_of, chosen) if b is not None})
+        raise ValueError(f"layers_to_transform names blocks {missing}; targets are in {have}")
+    return kept
+
+
+def _named(linear: list[str], targets: Sequence[str] | str) -> list[str]:
+    """Return the paths in `linear` that match."""
+    if targets == "all-linear":
+        return linear
+    if isinstance(targets, str):
+        check_regex("target_modules", targets)
+        chosen = [path for path in linear if re.fullmatch(targets, path)]
+        if not chosen and any(ends_with(path, targets) for path in linear):
+            raise ValueError(
+                f"target_modules {targets!r} is a string, so a regular expression for a whole "
+                f"path: pass [{targets!r}] to name modules"
+            )
+        if not chosen:
+            raise no_match(targets, linear)
+        return chosen
+    for name in targets:
+        if not any(ends_with(path, name) for path in linear):
+            raise no_match(name, linear)
+    return [path for path in linear if any(ends_with(path, name) for name in targets)]
+
+
+def ends_with(path: str, name: str) -> bool:
+    """Whether `name` is the path or an end of it, from a dot on."""
+    return path == name or path.endswith(f".{name}")
+
+
+def no_match(target: str, linear: list[str], what: str = "target module") -> ValueError:
+    """Return the error that says what `target` may have meant."""
+    names = list(dict.fromkeys(path.rpartition(".")[2] for path in linear))
+    near = get_close_matches(target, [*names, *linear], n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names)}"
+    return ValueError(f"{what} {target!r} matches no linear layer: {hint}")
+
+
+def _block_of(path: str) -> int | None:
+    number = next((part for part in path.split(".") if part.isdigit()), None)
+    return None if number is None else int(number)
+
+
+# ------------------------------------------------------------------------------------- patterns
+
+
+def lookup(pattern: Mapping[str, Any] | None, path: str, default: Any) -> Any:
+    """Return the value of the first key that matches the end of `path`, from a dot on."""
+    for key, value in (pattern or {}).items():
+        if _at_the_end(key).match(path):
+            return value
+    return default
+
+
+def check_patterns(patterns: Iterable[str]) -> None:
+    """Raise ValueError if a key is no regular expression."""
+    for key in patterns:
+        check_regex("pattern", key, _at_the_end)
+
+
+def check_used(patterns: Iterable[str], paths: list[str]) -> None:
+    """Raise ValueError if a key matches none of the paths."""
+    for key in patterns:
+        if all(lookup({key: True}, path, None) is None for path in paths):
+            raise no_match(key, paths, "pattern")
+
+
+def check_regex(name: str, text: str, compiled: Callable[[str], Any] = re.compile) -> None:
+    """Raise ValueError if `text` is no regular expression."""
+    try:
+        compiled(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{name} {text!r} is no regular expression: {error}") from None
+
+
+@cache
+def _at_the_end(key: str) -> re.Pattern[str]:
+    """Compile a key as PEFT does: ^ in it holds it to the whole path."""
+    return re.compile(rf"(.*\.)?({key})$")

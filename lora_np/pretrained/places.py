@@ -1,0 +1,67 @@
+"""Where other people's files keep a model's layers: a table by class of model.
+
+A model that is not in it keeps its own paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lora_np.gpt import GPT
+from lora_np.layers import Layer
+from lora_np.methods import FilePlace
+
+
+class FileLayout(NamedTuple):
+    """How other people's files keep a model.
+
+    Attributes
+    ----------
+    places : dict of str to FilePlace
+        Of linear layers, by path; one that is not named keeps its path.
+    fan_in_fan_out : bool
+        Whether weights lie as (in, out) there. Ours are (out, in).
+    """
+
+    places: dict[str, FilePlace]
+    fan_in_fan_out: bool
+
+
+def _gpt2(model: GPT) -> FileLayout:
+    """Return Hugging Face's GPT-2, whose Conv1D keeps (in, out): q, k, v are stacked in c_attn."""
+    d, places = model.config.d_model, {}
+    for i in range(model.config.n_layer):
+        ours, theirs = f"h.{i}", f"transformer.h.{i}"
+        for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
+            places[f"{ours}.attn.{name}"] = FilePlace(f"{theirs}.attn.c_attn", part * d, 3 * d)
+        places[f"{ours}.attn.o_proj"] = FilePlace(f"{theirs}.attn.c_proj", 0, d)
+        places[f"{ours}.mlp.up_proj"] = FilePlace(f"{theirs}.mlp.c_fc", 0, 4 * d)
+        places[f"{ours}.mlp.down_proj"] = FilePlace(f"{theirs}.mlp.c_proj", 0, d)
+    return FileLayout(places, fan_in_fan_out=True)
+
+
+LAYOUTS: dict[type, Callable[[Any], FileLayout]] = {GPT: _gpt2}
+
+
+def file_layout(model: Layer) -> FileLayout:
+    """Return how other people's files keep the layers of a model.
+
+    Parameters
+    ----------
+    model : Layer
+        Of a class in the table, or of a subclass; any other keeps its own paths.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig
+    >>> from lora_np.pretrained import file_layout
+    >>> layout = file_layout(GPT(GPTConfig(9, 4, 1, 2, 8), np.random.default_rng(0)))
+    >>> layout.places["h.0.attn.v_proj"]
+    FilePlace(name='transformer.h.0.attn.c_attn', start=16, total=24)
+    """
+    for kind in type(model).__mro__:
+        if kind in LAYOUTS:
+            return LAYOUTS[kind](model)
+    return FileLayout({}, fan_in_fan_out=False)

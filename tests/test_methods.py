@@ -1,0 +1,322 @@
+"""The contract of methods: a reader's own is used like LoRA; the checkers find what is wrong."""
+
+import dataclasses
+import pickle
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import lora_np
+from lora_np import (
+    GPT,
+    GPTConfig,
+    Linear,
+    LoraConfig,
+    MethodConfig,
+    account,
+    check_layer,
+    check_method,
+    copy_model,
+    evaluate,
+    fit,
+    inject,
+    load_adapter,
+    merge,
+    save_adapter,
+    unmerge,
+)
+from lora_np.checkpoint import CheckpointError, load_json
+from lora_np.checks import ContractError
+from lora_np.layers import Layer
+from lora_np.methods import METHODS, adapters, method_of
+from lora_np.methods.contract import METHOD_FIELD
+from tests.own_gains import GainConfig, GainLinear
+
+CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, d_model=16)
+TOKENS = np.arange(12).reshape(2, 6) % 13
+
+
+@dataclass(frozen=True)
+class Biases(MethodConfig):
+    """BitFit: no layer of its own, the base's biases alone are trained."""
+
+    name = "test-biases"
+
+    def places(self, model):
+        return []
+
+    def trains(self, name):
+        return name.endswith((".b", ".beta"))
+
+
+def make_gpt(dtype=np.float32):
+    return GPT(CONFIG, np.random.default_rng(0), dtype)
+
+
+def trained(config, seed=1):
+    """A model with the method's Parameters away from their start, after some steps."""
+    base, rng = make_gpt(), np.random.default_rng(seed)
+    adapted = inject(base, config, rng)
+    fit(adapted, lambda: (TOKENS, (TOKENS + 1) % 13), steps=5, lr=0.05)
+    return base, adapted
+
+
+# ------------------------------------------------------------ a method is used like LoRA is
+
+METHODS_TRIED = [LoraConfig(r=2), GainConfig(r=2), Biases()]
+every_method = pytest.mark.parametrize("config", METHODS_TRIED, ids=lambda c: c.name)
+
+
+@every_method
+def test_a_method_keeps_the_whole_contract(config):
+    assert len(check_method(config)) == 9
+
+
+@every_method
+def test_a_method_is_trained_and_its_base_stays_as_it_was(config):
+    before = {name: p.value.copy() for name, p in make_gpt().parameters().items()}
+    base, adapted = trained(config)
+    for name, p in base.parameters().items():
+        np.testing.assert_array_equal(p.value, before[name])
+    start = evaluate(base, TOKENS, (TOKENS + 1) % 13)
+    assert evaluate(adapted, TOKENS, (TOKENS + 1) % 13) < start - 0.01
+
+
+@every_method
+def test_a_method_is_merged_and_unmerged(config):
+    base, adapted = trained(config)
+    plain = merge(adapted)
+    assert adapters(plain) == {} and method_of(plain) is None
+    np.testing.assert_allclose(plain.forward(TOKENS)[0], adapted.forward(TOKENS)[0], atol=1e-5)
+    again = unmerge(plain, adapted)
+    for path in adapters(adapted):
+        W = again.modules()[path].W.value
+        np.testing.assert_allclose(W, base.modules()[path].W.value, atol=1e-6)
+
+
+@every_method
+def test_a_method_is_saved_and_loaded_bit_for_bit(config, tmp_path):
+    base, adapted = trained(config)
+    save_adapter(adapted, tmp_path / "adapter")
+    again = load_adapter(base, tmp_path / "adapter")
+    np.testing.assert_array_equal(again.forward(TOKENS)[0], adapted.forward(TOKENS)[0])
+    assert type(method_of(again)) is type(config)
+    save_adapter(again, tmp_path / "twice")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        one, two = (tmp_path / folder / name for folder in ("adapter", "twice"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+@every_method
+def test_an_adapted_model_keeps_its_configuration_in_every_copy(config):
+    adapted = inject(make_gpt(), config, np.random.default_rng(1))
+    copies = [adapted, copy_model(adapted), pickle.loads(pickle.dumps(adapted))]
+    assert [method_of(twin) for twin in copies] == [config] * 3
+    assert method_of(make_gpt()) is None
+
+
+def test_the_account_of_a_method_without_layers_counts_what_it_trains():
+    adapted = inject(make_gpt(), Biases(), np.random.default_rng(1))
+    found, whole = account(adapted), account(make_gpt())
+    count = sum(p.size for name, p in make_gpt().parameters().items() if name.endswith("b"))
+    betas = sum(p.size for name, p in make_gpt().parameters().items() if name.endswith("beta"))
+    assert (found.base, found.adapter, found.trainable) == (whole.base, 0, count + betas)
+
+
+def test_a_model_is_adapted_once():
+    adapted = inject(make_gpt(), Biases(), np.random.default_rng(1))
+    for config in METHODS_TRIED:
+        with pytest.raises(ValueError, match="adapted already"):
+            inject(adapted, config, np.random.default_rng(1))
+
+
+def test_a_method_that_names_nothing_is_refused():
+    config = dataclasses.make_dataclass("Nothing", [], bases=(Biases,), frozen=True)
+    config.trains = lambda self, name: False
+    with pytest.raises(ValueError, match="names no layer of the model"):
+        inject(make_gpt(), config(), np.random.default_rng(1))
+
+
+# ----------------------------------------------------------------------------- files of methods
+
+
+def test_a_file_names_its_method_and_an_unknown_one_says_what_to_do(tmp_path, monkeypatch):
+    base, adapted = trained(GainConfig(r=2))
+    save_adapter(adapted, tmp_path)
+    assert load_json(tmp_path / "adapter_config.json")[METHOD_FIELD] == "gains"
+    monkeypatch.delitem(METHODS, "gains")
+    with pytest.raises(CheckpointError, match=r"method 'gains', which is not defined here: import"):
+        load_adapter(base, tmp_path)
+
+
+def test_a_file_of_another_model_is_refused_by_a_name(tmp_path):
+    _, adapted = trained(GainConfig(r=2))
+    save_adapter(adapted, tmp_path)
+    other = GPT(dataclasses.replace(CONFIG, n_layer=1), np.random.default_rng(0))
+    with pytest.raises(CheckpointError, match=r"the file holds 'h\.1\.attn"):
+        load_adapter(other, tmp_path)
+    wide = GPT(dataclasses.replace(CONFIG, d_model=18), np.random.default_rng(0))
+    with pytest.raises(CheckpointError, match="has shape"):
+        load_adapter(wide, tmp_path)
+
+
+def test_the_table_of_methods_takes_a_cell_run_twice_and_refuses_a_name_of_another():
+    def define(module):
+        return type(MethodConfig)("Twice", (MethodConfig,), {"name": "twice", "__module__": module})
+
+    try:
+        first, second = define("cell"), define("cell")
+        assert METHODS["twice"] is second is not first
+        with pytest.raises(ValueError, match="a method 'twice' already"):
+            define("elsewhere")
+    finally:
+        METHODS.pop("twice", None)
+
+
+# ------------------------------------------------------------------- the checkers find mistakes
+
+
+class Halved(Linear):
+    """A planted mistake: dW is halved."""
+
+    def backward(self, dy, cache, grads, need_dx=True):
+        inner = type(grads)()
+        dx = super().backward(dy, cache, inner, need_dx)
+        for p in (self.W, self.b):
+            if p in inner:
+                grads.add(p, 0.5 * inner[p])
+        return dx
+
+
+class Writing(Linear):
+    """A planted mistake: forward writes to its input."""
+
+    def forward(self, x, rng=None):
+        x *= 1.0 + 1e-9
+        return super().forward(x, rng)
+
+
+class Mixing(Linear):
+    """A planted mistake: samples are centred on their mean, outside of backward's knowledge."""
+
+    def forward(self, x, rng=None):
+        return super().forward(x - x.mean(axis=0, keepdims=True), rng)
+
+
+class Wide(Linear):
+    """A planted mistake: y in float64."""
+
+    def forward(self, x, rng=None):
+        y, cache = super().forward(x, rng)
+        return y * np.float64(1.0) if y.dtype.kind == "c" else y.astype(np.float64), cache
+
+
+class Always(Linear):
+    """A planted mistake: dx is formed although nobody needs it."""
+
+    def backward(self, dy, cache, grads, need_dx=True):
+        return super().backward(dy, cache, grads, True)
+
+
+@pytest.mark.parametrize(
+    "kind, claim",
+    [
+        (Halved, "gradients agree with central"),
+        (Writing, "write to nothing"),
+        (Mixing, "samples do not mix"),
+        (Wide, "float32 stays"),
+        (Always, "what is frozen"),
+    ],
+)
+def test_check_layer_names_the_claim_that_a_planted_mistake_breaks(kind, claim):
+    layer = kind(3, 2, np.random.default_rng(0))
+    x = np.random.default_rng(1).standard_normal((4, 3))
+    with pytest.raises(ContractError, match=f"{kind.__name__} breaks the contract:(.|\n)*{claim}"):
+        check_layer(layer, x)
+    check_layer(Linear(3, 2, np.random.default_rng(0)), x)
+
+
+def planted(**changes):
+    """Gains with one method of the configuration or of the layer replaced."""
+    of_layer = {k: v for k, v in changes.items() if hasattr(GainLinear, k) and k != "wrap"}
+    kind = type("PlantedLinear", (GainLinear,), of_layer)
+
+    def wrap(self, path, layer, rng):
+        made = GainConfig.wrap(self, path, layer, rng)
+        return kind(made.base, made.A, made.g, made.B)
+
+    body = {"wrap": wrap, **{k: v for k, v in changes.items() if k not in of_layer}, "name": ""}
+    return dataclass(frozen=True)(type("PlantedConfig", (GainConfig,), body))(r=2)
+
+
+def wrong_start(self, path, layer, rng):
+    made = GainConfig.wrap(self, path, layer, rng)
+    made.B.value[...] = 1e-3
+    return made
+
+
+def drops_g(self):
+    return {"A": self.A, "B": self.B}
+
+
+def merges_without_gains(self):
+    return Linear.over(
+        lora_np.Parameter(self.base.W.value + self.B.value @ self.A.value), self.base.b
+    )
+
+
+def forgets_dg(self, dy, cache, grads, need_dx=True):
+    self.g.trainable, before = False, self.g.trainable
+    dx = GainLinear.backward(self, dy, cache, grads, need_dx)
+    self.g.trainable = before
+    return dx
+
+
+@pytest.mark.parametrize(
+    "changes, claim",
+    [
+        ({"wrap": wrong_start}, "the start computes"),
+        ({"merged": merges_without_gains}, "merged, it computes"),
+        ({"backward": forgets_dg}, "gets a gradient"),
+        ({"own": drops_g}, "saved and loaded"),
+        ({"merges": False}, "merged, it computes"),
+        ({"starts_at_base": False}, "the start computes"),
+    ],
+)
+def test_check_method_names_the_claim_that_a_planted_mistake_breaks(changes, claim):
+    with pytest.raises(ContractError, match=claim):
+        check_method(planted(**changes))
+
+
+class Rms(Layer):
+    """x / n with n the length of a fixed vector v, which backward takes as a constant."""
+
+    def __init__(self, v):
+        self.v = lora_np.Parameter(v)
+
+    def constants(self):
+        return {"n": float(np.sqrt((self.v.value.real**2).sum()))}
+
+    def forward(self, x, rng=None):
+        n = (self.fixed or self.constants())["n"]
+        return x * self.v.value / n, (x, n)
+
+    def backward(self, dy, cache, grads, need_dx=True):
+        x, n = cache
+        if self.v.trainable:
+            grads.add(self.v, (dy * x / n).reshape(-1, x.shape[-1]).sum(axis=0))
+        return dy * self.v.value / n if need_dx else None
+
+
+def test_what_a_layer_declares_constant_is_held_still_while_gradients_are_checked():
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    check_layer(Rms(np.ones(4)), x)
+    honest = type("Silent", (Rms,), {"constants": lambda self: {}, "forward": silent_forward})
+    with pytest.raises(ContractError, match="gradients agree with central"):
+        check_layer(honest(np.ones(4)), x)
+
+
+def silent_forward(self, x, rng=None):
+    n = Rms.constants(self)["n"]
+    return x * self.v.value / n, (x, n)
