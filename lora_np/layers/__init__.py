@@ -1,0 +1,31 @@
+"""Layers: Parameters and the pairs of ops composed, forward beside backward."""
+
+from lora_np.layers.attention import CausalSelfAttention
+from lora_np.layers.base import Flops, Layer, Rng
+from lora_np.layers.basic import Dropout, Embedding, Gelu, LayerNorm, probability
+from lora_np.layers.compose import MLP, Chain, Composed, Residual
+from lora_np.layers.linear import Linear, lean, normal, product_flops
+from lora_np.layers.tree import as_pair, copy_model, rebuild
+
+__all__ = [
+    "MLP",
+    "CausalSelfAttention",
+    "Chain",
+    "Composed",
+    "Dropout",
+    "Embedding",
+    "Flops",
+    "Gelu",
+    "Layer",
+    "LayerNorm",
+    "Linear",
+    "Residual",
+    "Rng",
+    "as_pair",
+    "copy_model",
+    "lean",
+    "normal",
+    "probability",
+    "product_flops",
+    "rebuild",
+]

@@ -1,0 +1,132 @@
+"""Causal self-attention as a layer: four projections, and heads between them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_np.backend import Array, ShapeError, get_xp
+from lora_np.layers.base import Flops, Layer, Rng
+from lora_np.layers.linear import Linear
+from lora_np.ops import attention_backward, attention_forward
+from lora_np.parameters import Grads
+
+
+class AttentionLayerCache(NamedTuple):
+    """Caches of the four projections and of the attention between them."""
+
+    q: Any
+    k: Any
+    v: Any
+    attention: Any
+    o: Any
+
+
+class CausalSelfAttention(Layer):
+    """Every position reads the positions at or before it, in n_head heads of d / n_head.
+
+    o_proj(concat over heads of attention(q, k, v)), with q, k, v = q_proj(x), k_proj(x), v_proj(x).
+
+    Parameters
+    ----------
+    d : int
+        Width, a multiple of n_head.
+    n_head : int
+    rng : numpy.random.Generator
+        Draws the weights.
+    std_out : float
+        Standard deviation of o_proj's weights; that of the others is 0.02.
+    dtype : numpy dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import CausalSelfAttention
+    >>> rng = np.random.default_rng(0)
+    >>> layer = CausalSelfAttention(8, 2, rng, dtype=np.float64)
+    >>> x = rng.standard_normal((1, 5, 8))
+    >>> later = x.copy()
+    >>> later[:, 3:] += 1.0  # nothing before position 3 may notice
+    >>> same = np.isclose(layer.forward(x)[0], layer.forward(later)[0]).all(axis=2)
+    >>> same.tolist()
+    [[True, True, True, False, False]]
+    """
+
+    def __init__(
+        self,
+        d: int,
+        n_head: int,
+        rng: np.random.Generator,
+        *,
+        std_out: float = 0.02,
+        dtype: Any = np.float32,
+    ) -> None:
+        if n_head < 1 or d % n_head:
+            raise ShapeError(f"d_model = {d} does not divide into n_head = {n_head} equal heads")
+        self.n_head = n_head
+        self.q_proj = Linear(d, d, rng, dtype=dtype)
+        self.k_proj = Linear(d, d, rng, dtype=dtype)
+        self.v_proj = Linear(d, d, rng, dtype=dtype)
+        self.o_proj = Linear(d, d, rng, std=std_out, dtype=dtype)
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return y (..., T, d) and the cache."""
+        q, q_cache = self.q_proj.forward(x, rng)  # (..., T, d)
+        k, k_cache = self.k_proj.forward(x, rng)
+        v, v_cache = self.v_proj.forward(x, rng)
+        heads, attention = attention_forward(self._split(q), self._split(k), self._split(v))
+        y, o_cache = self.o_proj.forward(self._join(heads), rng)  # (..., T, d)
+        return y, AttentionLayerCache(q_cache, k_cache, v_cache, attention, o_cache)
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
+        """Go back through o_proj, the attention, and the three projections, whose dx add."""
+        inward = [self.q_proj, self.k_proj, self.v_proj]
+        needs = self._inward_needs(need_dx)
+        dheads = self.o_proj.backward(dy, cache.o, grads, any(needs))  # (..., T, d)
+        if dheads is None:
+            return None
+        dqkv = attention_backward(self._split(dheads), cache.attention, needs)
+        dx = None
+        for proj, inner, d_head in zip(inward, (cache.q, cache.k, cache.v), dqkv):
+            if d_head is not None:
+                part = proj.backward(self._join(d_head), inner, grads, need_dx)  # (..., T, d)
+                dx = part if dx is None else dx + part
+        return dx
+
+    def extend(self, x: Array, past: Any) -> tuple[Array, Any]:
+        """Return y for the newest positions `x` (..., T, d), and keys and values to remember.
+
+        `past` is None or what the last call returned: the KV cache.
+        """
+        q, k, v = (
+            self._split(proj.forward(x)[0]) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (..., n_head, T, d_head)
+        if past is not None:
+            xp = get_xp(x)
+            k = xp.concatenate([past[0], k], axis=-2)  # (..., n_head, T_past + T, d_head)
+            v = xp.concatenate([past[1], v], axis=-2)
+        heads, _ = attention_forward(q, k, v)
+        return self.o_proj.forward(self._join(heads))[0], (k, v)
+
+    def flops(self, T: int, need_dx: bool = True) -> Flops:
+        """Return the projections' cost and that of the T x T products, 2 T d each."""
+        needs = self._inward_needs(need_dx)
+        need_q, need_k, need_v = needs
+        product = 2 * T * self.q_proj.d_out
+        scores = (need_q or need_k) + need_q + need_k + need_v
+        total = Flops(2 * product, scores * product).plus(self.o_proj.flops(T, any(needs)))
+        for proj in (self.q_proj, self.k_proj, self.v_proj):
+            total = total.plus(proj.flops(T, need_dx))
+        return total
+
+    def _inward_needs(self, need_dx: bool) -> list[bool]:
+        return [need_dx or p.trainable for p in (self.q_proj, self.k_proj, self.v_proj)]
+
+    def _split(self, x: Array) -> Array:
+        heads = x.reshape(*x.shape[:-1], self.n_head, -1)  # (..., T, n_head, d_head)
+        return heads.swapaxes(-2, -3)  # (..., n_head, T, d_head)
+
+    def _join(self, heads: Array) -> Array:
+        x = heads.swapaxes(-2, -3)  # (..., T, n_head, d_head)
+        return x.reshape(*x.shape[:-2], -1)  # (..., T, d)

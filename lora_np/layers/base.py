@@ -1,0 +1,114 @@
+"""What every layer offers: its parts by name, forward, backward, extend, and its cost.
+
+A layer keeps no state between forward and backward; the cache goes back to the caller::
+
+    y, cache = layer.forward(x)
+    dx = layer.backward(dy, cache, grads)      # grads.add(parameter, gradient)
+
+``forward(x, rng)`` with a numpy Generator turns dropout on; without one there is none.
+``backward(..., need_dx=False)`` says that nobody reads dx: it is then not formed and None returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_np.backend import Array
+from lora_np.parameters import Grads, Parameter
+
+Rng = np.random.Generator | None
+
+
+class Flops(NamedTuple):
+    """Floating-point operations of the matrix products, for one token."""
+
+    forward: int
+    backward: int
+
+    def plus(self, other: Flops) -> Flops:
+        """Return the sum of the two, entry by entry."""
+        return Flops(self.forward + other.forward, self.backward + other.backward)
+
+
+class Layer:
+    """What every layer offers: its parts by name, forward, backward, and its cost.
+
+    Attributes that are Parameters, Layers, or lists of Layers are its parts, in the order in which
+    they were set.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig
+    >>> model = GPT(GPTConfig(9, 4, 1, 2, 8), np.random.default_rng(0))
+    >>> [path for path in model.modules() if path.endswith("_proj")]
+    ['h.0.attn.q_proj', 'h.0.attn.k_proj', 'h.0.attn.v_proj', 'h.0.attn.o_proj', 'h.0.mlp.up_proj',
+    'h.0.mlp.down_proj']
+    """
+
+    def forward(self, x: Array, /, rng: Rng = None) -> tuple[Array, Any]:
+        """Return (y, cache)."""
+        raise TypeError(f"{type(self).__name__} has no forward of its own")
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
+        """Add the trainable Parameters' gradients to `grads`; return dx, or None if not needed."""
+        raise TypeError(f"{type(self).__name__} has no backward of its own")
+
+    def flops(self, T: int, need_dx: bool = True) -> Flops:
+        """Return the cost of a token in a sequence of `T`; entry-by-entry work is not counted."""
+        return Flops(0, 0)
+
+    fixed: Mapping[str, Array] | None = None  # constants held still, while gradients are checked
+
+    def constants(self) -> dict[str, Array]:
+        """Return what backward takes as constant although it depends on Parameters; mostly nothing.
+
+        A layer that has such constants reads them from ``self.fixed`` where that is set.
+        """
+        return {}
+
+    def parts(self) -> Iterator[tuple[str, Parameter | Layer]]:
+        """Yield the direct parts with their names."""
+        for name, part in vars(self).items():
+            if isinstance(part, Parameter | Layer):
+                yield name, part
+            elif isinstance(part, list):
+                yield from ((f"{name}.{i}", layer) for i, layer in enumerate(part))
+            elif isinstance(part, tuple | set | dict) and _holds_parts(part):
+                raise TypeError(
+                    f"{type(self).__name__}.{name} keeps parts in a {type(part).__name__}, where "
+                    "they would be neither trained nor saved: keep them in a list"
+                )
+
+    def modules(self) -> dict[str, Layer]:
+        """Return all layers below this one by dotted path, in order."""
+        found: dict[str, Layer] = {}
+        for name, part in self.parts():
+            if isinstance(part, Layer):
+                found[name] = part
+                found.update({f"{name}.{path}": layer for path, layer in part.modules().items()})
+        return found
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Return all Parameters by dotted path, in order; a tied one appears once."""
+        found: dict[str, Parameter] = {}
+        seen: set[int] = set()
+        for prefix, layer in {"": self, **self.modules()}.items():
+            for name, part in layer.parts():
+                if isinstance(part, Parameter) and id(part) not in seen:
+                    seen.add(id(part))
+                    found[f"{prefix}.{name}" if prefix else name] = part
+        return found
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any Parameter in here is trainable."""
+        return any(part.trainable for _, part in self.parts())
+
+
+def _holds_parts(container: tuple | set | dict) -> bool:
+    items = container.values() if isinstance(container, dict) else container
+    return any(isinstance(item, Parameter | Layer) for item in items)

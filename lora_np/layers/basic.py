@@ -1,0 +1,169 @@
+"""Small layers: embedding, layer normalisation, dropout, GELU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lora_np.backend import Array
+from lora_np.layers.base import Layer, Rng
+from lora_np.layers.linear import normal
+from lora_np.ops import (
+    dropout_backward,
+    dropout_forward,
+    dropout_mask,
+    embedding_backward,
+    embedding_forward,
+    gelu_backward,
+    gelu_forward,
+    layernorm_backward,
+    layernorm_forward,
+)
+from lora_np.parameters import Grads, Parameter
+
+
+class Embedding(Layer):
+    """Row number `token` of a table W (V, d).
+
+    Parameters
+    ----------
+    vocab_size, d : int
+        V and d.
+    rng : numpy.random.Generator
+        Draws the weights.
+    std : float
+        Standard deviation of the entries of W.
+    dtype : numpy dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Embedding
+    >>> layer = Embedding(10, 4, np.random.default_rng(0))
+    >>> y, cache = layer.forward(np.array([[7, 7, 0]]))
+    >>> y.shape, bool((y[0, 0] == layer.W.value[7]).all())
+    ((1, 3, 4), True)
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d: int,
+        rng: np.random.Generator,
+        *,
+        std: float = 0.02,
+        dtype: Any = np.float32,
+    ) -> None:
+        self.W = Parameter(normal(rng, (vocab_size, d), std, dtype))
+
+    def forward(self, tokens: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return the rows (..., d) of `tokens` (...)."""
+        return embedding_forward(tokens, self.W.value)
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = False) -> None:
+        """Add dW; tokens have no gradient."""
+        grads.add(self.W, embedding_backward(dy, cache, (self.W.trainable,))[0])
+
+
+class LayerNorm(Layer):
+    """Layer normalisation with gain gamma (d,) and bias beta (d,).
+
+    Parameters
+    ----------
+    d : int
+        Length of a sample.
+    eps : float
+        Added to the variance.
+    dtype : numpy dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import LayerNorm
+    >>> y, cache = LayerNorm(3).forward(np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]))
+    >>> y.round(2).tolist()  # the size of a sample is gone
+    [[-1.22, 0.0, 1.22], [-1.22, 0.0, 1.22]]
+    """
+
+    def __init__(self, d: int, *, eps: float = 1e-5, dtype: Any = np.float32) -> None:
+        self.gamma = Parameter(np.ones(d, dtype))
+        self.beta = Parameter(np.zeros(d, dtype))
+        self.eps = eps
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return y (..., d) and the cache."""
+        return layernorm_forward(x, self.gamma.value, self.beta.value, self.eps)
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
+        """Add dgamma and dbeta; return dx."""
+        need = (need_dx, self.gamma.trainable, self.beta.trainable)
+        dx, dgamma, dbeta = layernorm_backward(dy, cache, need)
+        grads.add(self.gamma, dgamma)
+        grads.add(self.beta, dbeta)
+        return dx
+
+
+class Dropout(Layer):
+    """Dropout with probability p when rng is given, else nothing.
+
+    Parameters
+    ----------
+    p : float
+        From 0 on, below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Dropout
+    >>> x = np.ones(6)
+    >>> y, cache = Dropout(0.5).forward(x)
+    >>> y is x  # without rng there is none
+    True
+    >>> y, cache = Dropout(0.5).forward(x, np.random.default_rng(0))
+    >>> sorted(set(y.tolist()))
+    [0.0, 2.0]
+    """
+
+    def __init__(self, p: float) -> None:
+        self.p = probability(p)
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return x with entries dropped, and the cache (None when nothing was dropped)."""
+        if rng is None or self.p == 0.0:
+            return x, None
+        return dropout_forward(x, dropout_mask(x, self.p, rng))
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
+        """Return dx."""
+        if cache is None:
+            return dy if need_dx else None
+        return dropout_backward(dy, cache, (need_dx,))[0]
+
+
+def probability(p: float) -> float:
+    """Return p if dropout can use it."""
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"dropout = {p}, expected 0 <= p < 1")
+    return p
+
+
+class Gelu(Layer):
+    """GELU in its tanh form.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Gelu
+    >>> y, cache = Gelu().forward(np.array([-1.0, 0.0, 1.0]))
+    >>> y.round(3).tolist()
+    [-0.159, 0.0, 0.841]
+    """
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return y, like x, and the cache."""
+        return gelu_forward(x)
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
+        """Return dx."""
+        return gelu_backward(dy, cache, (need_dx,))[0]

@@ -1,0 +1,168 @@
+"""Layers made of layers: one after the other, around a residual, and the MLP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lora_np.backend import Array
+from lora_np.layers.base import Flops, Layer, Rng
+from lora_np.layers.basic import Gelu
+from lora_np.layers.linear import Linear
+from lora_np.parameters import Grads
+
+
+class Chain(Layer):
+    """Layers one after the other.
+
+    Parameters
+    ----------
+    *layers : Layer
+        The first one sees the input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Chain, Gelu, Linear
+    >>> rng = np.random.default_rng(0)
+    >>> chain = Chain(Linear(3, 8, rng), Gelu(), Linear(8, 2, rng))
+    >>> list(chain.parameters())
+    ['layers.0.W', 'layers.0.b', 'layers.2.W', 'layers.2.b']
+    >>> chain.forward(np.ones((5, 3), np.float32))[0].shape
+    (5, 2)
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        self.layers = list(layers)
+
+    def forward(self, x: Array, rng: Rng = None, need_dx: bool = True) -> tuple[Array, Any]:
+        """Return the last layer's output and the list of caches.
+
+        With need_dx=False, the caches that backward with need_dx=False will not read are None.
+        """
+        caches, reached = [], need_dx
+        for layer in self.layers:
+            reached = reached or layer.trainable
+            x, cache = layer.forward(x, rng)
+            caches.append(cache if reached else None)
+        return x, caches
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
+        """Go back from the last layer, and stop below the lowest trainable one."""
+        dx: Array | None = dy
+        for layer, inner, needed in reversed(list(zip(self.layers, cache, self._needs(need_dx)))):
+            if dx is None:
+                break
+            dx = layer.backward(dx, inner, grads, needed)
+        return dx if need_dx else None
+
+    def flops(self, T: int, need_dx: bool = True) -> Flops:
+        """Return the layers' costs added up; what is frozen and needs no dx goes back for free."""
+        total = Flops(0, 0)
+        for layer, needed in zip(self.layers, self._needs(need_dx)):
+            total = total.plus(layer.flops(T, needed))
+        return total
+
+    def _needs(self, need_dx: bool) -> list[bool]:
+        """Return for each layer whether its dx is read: by the caller or a trainable one below."""
+        needs = []
+        for layer in self.layers:
+            needs.append(need_dx)
+            need_dx = need_dx or layer.trainable
+        return needs
+
+
+class Residual(Layer):
+    """y = x + layer(x), so dx = dy + the layer's dx.
+
+    Parameters
+    ----------
+    layer : Layer
+        Its output has the shape of its input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Gelu, Residual
+    >>> y, cache = Residual(Gelu()).forward(np.array([-10.0, 10.0]))
+    >>> y.round(6).tolist()  # x + gelu(x)
+    [-10.0, 20.0]
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return x + layer(x) and the layer's cache."""
+        y, cache = self.layer.forward(x, rng)
+        return x + y, cache
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
+        """Return dy + the layer's dx."""
+        dx = self.layer.backward(dy, cache, grads, need_dx)
+        return None if dx is None else dy + dx
+
+    def flops(self, T: int, need_dx: bool = True) -> Flops:
+        """Return the layer's cost."""
+        return self.layer.flops(T, need_dx)
+
+
+class Composed(Layer):
+    """A layer whose parts have names, and whose meaning is a :class:`Chain` of them."""
+
+    def path(self) -> Chain:
+        """Return the chain that the named parts form."""
+        raise TypeError(f"{type(self).__name__} has no path of its own")
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Follow the path."""
+        return self.path().forward(x, rng)
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
+        """Follow the path back."""
+        return self.path().backward(dy, cache, grads, need_dx)
+
+    def flops(self, T: int, need_dx: bool = True) -> Flops:
+        """Return the path's cost."""
+        return self.path().flops(T, need_dx)
+
+
+class MLP(Composed):
+    """down_proj(gelu(up_proj(x))), d -> d_hidden -> d.
+
+    Parameters
+    ----------
+    d, d_hidden : int
+        Widths outside and inside.
+    rng : numpy.random.Generator
+        Draws the weights.
+    std_down : float
+        Standard deviation of down_proj's weights; up_proj's is 0.02.
+    dtype : numpy dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import MLP
+    >>> mlp = MLP(4, 16, np.random.default_rng(0))
+    >>> {name: p.shape for name, p in mlp.parameters().items()}
+    {'up_proj.W': (16, 4), 'up_proj.b': (16,), 'down_proj.W': (4, 16), 'down_proj.b': (4,)}
+    """
+
+    def __init__(
+        self,
+        d: int,
+        d_hidden: int,
+        rng: np.random.Generator,
+        *,
+        std_down: float = 0.02,
+        dtype: Any = np.float32,
+    ) -> None:
+        self.up_proj = Linear(d, d_hidden, rng, dtype=dtype)
+        self.act = Gelu()
+        self.down_proj = Linear(d_hidden, d, rng, std=std_down, dtype=dtype)
+
+    def path(self) -> Chain:
+        """Return up_proj, GELU, down_proj."""
+        return Chain(self.up_proj, self.act, self.down_proj)

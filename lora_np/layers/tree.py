@@ -1,0 +1,148 @@
+"""A model is a tree of layers: rebuilt with other parts, copied, seen as a pair of functions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lora_np.backend import Array, to_device
+from lora_np.layers.base import Layer
+from lora_np.parameters import Grads, Parameter
+
+
+def rebuild(
+    layer: Layer,
+    make: Callable[[Parameter], Parameter],
+    replace: Callable[[str, Layer], Layer | None] = lambda path, layer: None,
+) -> Any:
+    """Return a new tree of layers like `layer`, which is left as it was.
+
+    Parameters
+    ----------
+    layer : Layer
+    make : callable
+        Gives the new tree's Parameter for one of the old. Called once for each, as `replace` is
+        for each layer, so that what is used twice stays one thing.
+    replace : callable, optional
+        ``replace(path, layer)`` gives the layer that takes this one's place, which is then used
+        as it is, or None to go on.
+    """
+    memo: dict[int, Any] = {}
+
+    def build(path: str, part: Any) -> Any:
+        if isinstance(part, list):
+            return [build(f"{path}.{i}", item) for i, item in enumerate(part)]
+        if not isinstance(part, Parameter | Layer):
+            return part
+        if id(part) not in memo:
+            memo[id(part)] = make(part) if isinstance(part, Parameter) else descend(path, part)
+        return memo[id(part)]
+
+    def descend(path: str, part: Layer) -> Layer:
+        new = replace(path, part)
+        if new is None:
+            new = copy.copy(part)
+            for name, inner in vars(part).items():
+                setattr(new, name, build(f"{path}.{name}" if path else name, inner))
+        return new
+
+    return build("", layer)
+
+
+def copy_model(model: Layer, *, dtype: Any = None, device: str | None = None) -> Any:
+    """Return an equal model with memory of its own, on another dtype or device if asked.
+
+    Parameters
+    ----------
+    model : Layer
+    dtype : numpy dtype, optional
+        E.g. ``np.float64`` to check gradients; by default as it is.
+    device : {"cpu", "cuda"}, optional
+        By default where it is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear, copy_model
+    >>> layer = Linear(3, 2, np.random.default_rng(0))
+    >>> twin = copy_model(layer, dtype=np.float64)
+    >>> bool((twin.W.value == layer.W.value).all()), np.shares_memory(twin.W.value, layer.W.value)
+    (True, False)
+    """
+
+    def make(p: Parameter) -> Parameter:
+        value = p.value.copy() if dtype is None else p.value.astype(dtype)
+        return Parameter(value if device is None else to_device(value, device), p.trainable)
+
+    return rebuild(model, make)
+
+
+def as_pair(
+    layer: Layer,
+    run: Callable[[Any, Array], tuple[Array, Any]] | None = None,
+    seed: int | None = None,
+) -> tuple[Callable, Callable, Callable]:
+    """See a layer as a pair of pure functions of its input and its Parameters' values.
+
+    This is how a layer goes through ``check_gradients(forward, backward, inputs(x))``.
+
+    Parameters
+    ----------
+    layer : Layer
+    run : callable, optional
+        ``run(layer, x) -> (y, cache)``; by default ``layer.forward(x, rng)``.
+    seed : int, optional
+        Turns dropout on, with the same masks at every call.
+
+    Returns
+    -------
+    forward, backward : callables
+    inputs : callable
+        ``inputs(x)`` gives forward's arguments by name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import MLP, as_pair, check_gradients
+    >>> layer = MLP(3, 6, np.random.default_rng(0), dtype=np.float64)
+    >>> forward, backward, inputs = as_pair(layer)
+    >>> check_gradients(forward, backward, inputs(np.ones((2, 3)))).ok
+    True
+    """
+    names = list(layer.parameters())
+    held = {path: m.constants() for path, m in {"": layer, **layer.modules()}.items()}
+
+    def default_run(twin: Layer, x: Array) -> tuple[Array, Any]:
+        return twin.forward(x, None if seed is None else np.random.default_rng(seed))
+
+    def forward(x: Array, *values: Array) -> tuple[Array, Any]:
+        of = dict(zip(layer.parameters().values(), values))
+        twin = _with_constants(rebuild(layer, lambda p: Parameter(of[p])), held)
+        y, cache = (run or default_run)(twin, x)
+        return y, (twin, cache, x.dtype.kind in "fc")
+
+    def backward(dy: Array, cache: Any, need: Sequence[bool] | None = None) -> tuple:
+        twin, inner, x_is_real = cache
+        parameters = twin.parameters()
+        flags = list(need) if need is not None else [True] * (len(parameters) + x_is_real)
+        for parameter, flag in zip(parameters.values(), flags[x_is_real:]):
+            parameter.trainable = flag
+        grads = Grads()
+        dx = twin.backward(dy, inner, grads, need_dx=x_is_real and flags[0])
+        of_parameters = tuple(grads.get(p) for p in parameters.values())
+        return (dx, *of_parameters) if x_is_real else of_parameters
+
+    def inputs(x: Array) -> dict[str, Array]:
+        return {"x": x, **{name: layer.parameters()[name].value for name in names}}
+
+    return forward, backward, inputs
+
+
+def _with_constants(layer: Layer, held: Mapping[str, Mapping[str, Array]]) -> Layer:
+    """Let every layer in here hold these constants still, by path."""
+    for path, module in {"": layer, **layer.modules()}.items():
+        module.fixed = held[path] or None
+    return layer
