@@ -29,7 +29,7 @@ _HOME = {
         "as_pair",
         "copy_model",
     ),
-    "gpt": ("GPT", "GPTConfig"),
+    "models": ("GPT", "GPTConfig"),
     "methods": ("LoraConfig", "LoRALinear", "MethodConfig", "inject", "merge", "unmerge"),
     "costs": ("account",),
     "optim": ("SGD", "Adam", "AdamW", "schedule", "clip_by_global_norm"),
@@ -82,6 +82,7 @@ __all__ = ["__version__", *_MODULE_OF]  # pyright: ignore[reportUnsupportedDunde
 
 _MOVED = {  # modules of before: where what they held has gone
     "adapt": ("methods", "methods.targets", "methods.lora", "costs"),
+    "gpt": ("models", "models.gpt2", "models.language"),
 }
 
 

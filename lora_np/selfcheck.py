@@ -14,7 +14,6 @@ import numpy as np
 
 from lora_np import ops
 from lora_np.backend import like
-from lora_np.gpt import GPT, GPTConfig
 from lora_np.gradcheck import GradientReport, check_gradients
 from lora_np.layers import (
     MLP,
@@ -30,6 +29,7 @@ from lora_np.layers import (
     as_pair,
 )
 from lora_np.methods import LoraConfig, LoRALinear, inject
+from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Parameter
 
 

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from lora_np.gpt import sample_token
+from lora_np.models import sample_token
 
 
 def rows(x):

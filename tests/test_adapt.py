@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lora_np.costs import account, known_models
-from lora_np.gpt import GPT, GPTConfig
 from lora_np.layers import MLP, Chain, Linear, Residual, copy_model
 from lora_np.methods import LoraConfig, LoRALinear, adapters, inject, merge, target_paths, unmerge
+from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads, Parameter, pack
 from lora_np.selfcheck import at_random
 from lora_np.train import fit

@@ -15,9 +15,9 @@ from lora_np.checkpoint import (
     save_tensors,
     write_adapter,
 )
-from lora_np.gpt import GPT, GPTConfig
 from lora_np.layers import MLP, Linear, copy_model, rebuild
 from lora_np.methods import LoraConfig, LoRALinear, adapters, inject, merge
+from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Parameter, freeze
 from lora_np.selfcheck import at_random
 

@@ -13,8 +13,8 @@ from lora_np.checkpoint import (
     save_json,
     save_parameters,
 )
-from lora_np.gpt import GPT, GPTConfig
 from lora_np.methods import LoraConfig, inject
+from lora_np.models import GPT, GPTConfig
 from lora_np.selfcheck import at_random
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from lora_np.backend import ShapeError
-from lora_np.gpt import GPT, GPTConfig, sample_token
 from lora_np.gradcheck import TOLERANCE, check_gradients
 from lora_np.layers import as_pair, copy_model
 from lora_np.methods import LoraConfig, inject, target_paths
+from lora_np.models import GPT, GPTConfig, sample_token
 from lora_np.ops import softmax_forward
 from lora_np.parameters import Grads
 from lora_np.selfcheck import at_random
@@ -244,10 +244,48 @@ def test_kv_cache_gives_the_logits_of_the_whole_sequence(rng):
     model = make_gpt(rng)
     tokens = rng.integers(0, CONFIG.vocab_size, (2, 6))
     expected = model.forward(tokens)[0]
-    past = [None] * len(model.h)
+    memory = None
     for start, end in ((0, 2), (2, 3), (3, 6)):  # two at once, one, three at once
-        logits, past = model._extend(tokens[:, start:end], past, start)
-        np.testing.assert_allclose(logits, expected[:, end - 1], rtol=0, atol=TIGHT)
+        logits, memory = model.extend(tokens[:, start:end], memory)
+        np.testing.assert_allclose(logits, expected[:, start:end], rtol=0, atol=TIGHT)
+
+
+@pytest.mark.parametrize("sampling", [(0, None), (0.9, 4)], ids=str)
+def test_prompts_of_different_lengths_go_on_as_each_alone(rng, sampling):
+    temperature, top_k = sampling
+    model = make_gpt(rng)
+    prompts = [rng.integers(0, CONFIG.vocab_size, T) for T in (3, 1, 6, 1, 2, 8)]
+    n = 2 * CONFIG.block_size  # far enough for the window of each to slide
+    options = {"temperature": temperature, "top_k": top_k}
+    found = model.generate(prompts, n, rng=np.random.default_rng(5), **options)
+    for row, (prompt, text) in enumerate(zip(prompts, found)):
+        draws = RowOf(np.random.default_rng(5), row, len(prompts))
+        alone = generate_without_cache(model, prompt[None], n, temperature, top_k, draws)
+        np.testing.assert_array_equal(text, alone[0])
+
+
+class RowOf:
+    """Draws what a row of the batch draws."""
+
+    def __init__(self, rng, row, rows):
+        self.rng, self.row, self.rows = rng, row, rows
+
+    def random(self, shape):
+        return self.rng.random((self.rows, *shape[1:]))[self.row : self.row + 1]
+
+
+def test_a_row_ends_with_its_first_stop_token(rng):
+    model = make_gpt(rng)
+    prompts = rng.integers(0, CONFIG.vocab_size, (5, 2))
+    whole = model.generate(prompts, 9, rng=np.random.default_rng(3))
+    stop = int(whole[0, 4])
+    found = model.generate(prompts, 9, stop=stop, rng=np.random.default_rng(3))
+    for text, uncut in zip(found, whole):
+        ends = np.flatnonzero(uncut[2:] == stop)  # a stop token in the prompt is none
+        np.testing.assert_array_equal(text, uncut[: 3 + ends[0]] if len(ends) else uncut)
+    assert found[0][-1] == stop and len({len(text) for text in found}) > 1
+    one = model.generate(prompts[0], 9, stop=[stop, 0], rng=np.random.default_rng(3))
+    assert one.ndim == 1
 
 
 def test_one_prompt_comes_back_as_one_sequence(rng):

@@ -12,7 +12,7 @@ import lora_np
 
 PACKAGE = Path(lora_np.__file__).parent
 HOUSE = (
-    "backend crew ops gradcheck parameters layers methods costs gpt optim data checkpoint "
+    "backend crew ops gradcheck parameters layers methods models costs optim data checkpoint "
     "pretrained train rank sweep intrinsic paper adapterfiles analyse plots selfcheck checks "
     "diagnose cli __main__"
 )
@@ -90,7 +90,7 @@ def test_what_works_on_any_model_does_not_know_gpt(name):
     "source, found",
     [
         ("from lora_np.backend import Array\nimport numpy", set()),
-        ("import lora_np.gpt", {"gpt"}),
+        ("import lora_np.models", {"models"}),
         ("from lora_np import train", {"train"}),
         ("def f():\n    from lora_np.methods import inject", {"methods"}),
         ("if TYPE_CHECKING:\n    from lora_np.layers import Layer", {"layers"}),
@@ -215,7 +215,7 @@ def test_importing_the_package_loads_nothing_else():
 
 def test_importing_every_core_name_loads_nothing_heavy():
     loaded = loaded_after(f"from lora_np import {', '.join(NAMES)}")
-    assert {"lora_np.gpt", "lora_np.methods", "lora_np.train", "numpy"} <= loaded
+    assert {"lora_np.models", "lora_np.methods", "lora_np.train", "numpy"} <= loaded
     assert not loaded & set(HEAVY)
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from lora_np import cli
 from lora_np.backend import ShapeError
 from lora_np.crew import can_fork
-from lora_np.gpt import GPT, GPTConfig
 from lora_np.gradcheck import check_gradients
 from lora_np.intrinsic import (
     Fastfood,
@@ -28,6 +27,7 @@ from lora_np.intrinsic import (
 from lora_np.intrinsic import text as text_module
 from lora_np.intrinsic.dimension import Problem, Run, next_runs
 from lora_np.layers import Linear, copy_model
+from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads, freeze, pack
 from lora_np.plots import BLUE, ORANGE, plot_intrinsic
 from lora_np.selfcheck import at_random

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from lora_np import layers, ops
 from lora_np.backend import ShapeError
-from lora_np.gpt import GPT, GPTConfig
 from lora_np.gradcheck import GradientError, check_gradients
 from lora_np.layers import (
     MLP,
@@ -24,7 +23,9 @@ from lora_np.layers import (
     copy_model,
     rebuild,
 )
+from lora_np.layers.memory import KeyMemory
 from lora_np.methods import LoraConfig, LoRALinear, inject
+from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads, Parameter, freeze
 from lora_np.selfcheck import at_random
 from tests.counting import Counting, unmerged
@@ -474,7 +475,8 @@ def test_extending_chunk_by_chunk_equals_the_whole_forward(chunks, n_head):
         y, past = attention.extend(x[:, start : start + n], past)
         close(y, whole[:, start : start + n])
         start += n
-    assert past[0].shape == past[1].shape == (2, n_head, start, D // n_head)
+    assert past.lengths.tolist() == [start, start]
+    assert past.keys(0).shape == (1, n_head, start, D // n_head)
 
 
 def test_extending_leaves_the_past_as_it_was(rng):
@@ -482,13 +484,38 @@ def test_extending_leaves_the_past_as_it_was(rng):
     attention = CausalSelfAttention(D, 2, rng, dtype=F64)
     x = rng.standard_normal((1, 5, D))
     _, past = attention.extend(x[:, :3], None)
-    before = [a.copy() for a in past]
+    before = past.keys(0).copy()
     one, _ = attention.extend(x[:, 3:4], past)
     attention.extend(x[:, 4:5], past)
     again, _ = attention.extend(x[:, 3:4], past)
     np.testing.assert_array_equal(one, again)
-    for a, b in zip(past, before):
-        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(past.keys(0), before)
+
+
+def test_room_is_made_in_advance_so_that_few_positions_are_copied(rng):
+    """A cache that is joined anew at every position copies it T times: T^2 / 2 positions."""
+    one = rng.standard_normal((2, 1, 1, 4))
+    memory, rooms = KeyMemory(one, one), set()
+    for _ in range(200):
+        memory = memory.extended(one, one)
+        rooms.add(memory.keys(0).base.ctypes.data)
+    assert memory.lengths.tolist() == [201, 201] and len(rooms) <= 8  # doubled, log2(201)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 3))
+def test_rows_of_different_lengths_attend_to_their_own_positions(lengths, more):
+    rng = np.random.default_rng(0)
+    attention = CausalSelfAttention(D, 2, rng, dtype=F64)
+    at_random(attention, rng)
+    rows, longest = len(lengths), max(lengths)
+    x = rng.standard_normal((rows, longest + more, D))
+    _, memory = attention.extend(x[:, :longest])
+    memory = memory.shortened(np.array(lengths))
+    fresh = rng.standard_normal((rows, more, D))
+    y, _ = attention.extend(fresh, memory)
+    for row, n in enumerate(lengths):
+        whole = np.concatenate([x[row : row + 1, :n], fresh[row : row + 1]], axis=1)
+        close(y[row : row + 1], attention.forward(whole)[0][:, n:])
 
 
 @pytest.mark.parametrize("size", [0.1, 10.0])

@@ -8,8 +8,8 @@ import pytest
 from scipy.linalg import subspace_angles
 
 from lora_np import cli, plots
-from lora_np.gpt import GPT
 from lora_np.methods import LoraConfig, inject
+from lora_np.models import GPT
 from lora_np.paper import PaperSettings, claims, directions, report, run_paper
 from lora_np.paper.numbers import QKVO, QV, TABLE5, TABLE6, TABLE7, short
 from lora_np.paper.run import check_paper, folders, measure, read_adapters

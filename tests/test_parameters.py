@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lora_np.backend import ShapeError
-from lora_np.gpt import GPT, GPTConfig
 from lora_np.layers import Chain, Linear, copy_model
 from lora_np.methods import LoraConfig, inject
+from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads, Parameter, freeze, pack
 
 

@@ -7,8 +7,8 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from lora_np.crew import Processes, can_fork
-from lora_np.gpt import GPT, GPTConfig
 from lora_np.methods import LoraConfig, inject
+from lora_np.models import GPT, GPTConfig
 from lora_np.optim import schedule
 from lora_np.parameters import freeze, pack
 from lora_np.selfcheck import at_random

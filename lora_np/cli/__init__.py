@@ -235,8 +235,8 @@ def run_account(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from lora_np.costs import account, known_models
-    from lora_np.gpt import GPT
     from lora_np.methods import LoraConfig, inject
+    from lora_np.models import GPT
     from lora_np.sweep import TextSettings
 
     rng = np.random.default_rng(0)

@@ -18,12 +18,12 @@ import numpy as np
 
 from lora_np.checkpoint import load_json, save_json
 from lora_np.data import split, windows
-from lora_np.gpt import GPT
 from lora_np.intrinsic.dimension import (
     Problem,
     Run,
     intrinsic_dimension,
 )
+from lora_np.models import GPT
 from lora_np.sweep.store import ELSEWHERE, SweepError
 from lora_np.sweep.text import Arrays, TextSettings, TextTask, batches, rebuild_base
 from lora_np.train import evaluate

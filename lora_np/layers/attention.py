@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_np.backend import Array, ShapeError, get_xp
+from lora_np.backend import Array, ShapeError
 from lora_np.layers.base import Flops, Layer, Rng
 from lora_np.layers.linear import Linear
+from lora_np.layers.memory import KeyMemory
 from lora_np.ops import attention_backward, attention_forward
 from lora_np.parameters import Grads
 
@@ -94,20 +95,16 @@ class CausalSelfAttention(Layer):
                 dx = part if dx is None else dx + part
         return dx
 
-    def extend(self, x: Array, past: Any) -> tuple[Array, Any]:
-        """Return y for the newest positions `x` (..., T, d), and keys and values to remember.
-
-        `past` is None or what the last call returned: the KV cache.
-        """
+    def extend(self, x: Array, memory: KeyMemory | None = None) -> tuple[Array, KeyMemory]:
+        """Return y for the newest positions `x` (..., T, d), and the keys and values up to them."""
         q, k, v = (
-            self._split(proj.forward(x)[0]) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (..., n_head, T, d_head)
-        if past is not None:
-            xp = get_xp(x)
-            k = xp.concatenate([past[0], k], axis=-2)  # (..., n_head, T_past + T, d_head)
-            v = xp.concatenate([past[1], v], axis=-2)
-        heads, _ = attention_forward(q, k, v)
-        return self.o_proj.forward(self._join(heads))[0], (k, v)
+            self._split(proj.forward(x)[0]).reshape(-1, self.n_head, x.shape[-2], self.d_head)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (rows, n_head, T, d_head)
+        memory = KeyMemory(k, v) if memory is None else memory.extended(k, v)
+        y = memory.attend(q, lambda q, k, v: attention_forward(q, k, v)[0])
+        joined = self._join(y).reshape(*x.shape[:-1], -1)  # (..., T, d)
+        return self.o_proj.forward(joined)[0], memory
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return the projections' cost and that of the T x T products, 2 T d each."""
@@ -119,6 +116,11 @@ class CausalSelfAttention(Layer):
         for proj in (self.q_proj, self.k_proj, self.v_proj):
             total = total.plus(proj.flops(T, need_dx))
         return total
+
+    @property
+    def d_head(self) -> int:
+        """The width of a head."""
+        return self.q_proj.d_out // self.n_head
 
     def _inward_needs(self, need_dx: bool) -> list[bool]:
         return [need_dx or p.trainable for p in (self.q_proj, self.k_proj, self.v_proj)]

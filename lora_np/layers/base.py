@@ -57,6 +57,13 @@ class Layer:
         """Add the trainable Parameters' gradients to `grads`; return dx, or None if not needed."""
         raise TypeError(f"{type(self).__name__} has no backward of its own")
 
+    def extend(self, x: Array, memory: Any = None) -> tuple[Array, Any]:
+        """Return y for the newest positions `x` (..., T, d), and what to remember for the next.
+
+        `memory` is None or what the last call returned. Most layers remember nothing.
+        """
+        return self.forward(x)[0], None
+
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return the cost of a token in a sequence of `T`; entry-by-entry work is not counted."""
         return Flops(0, 0)

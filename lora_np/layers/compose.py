@@ -57,6 +57,14 @@ class Chain(Layer):
             dx = layer.backward(dx, inner, grads, needed)
         return dx if need_dx else None
 
+    def extend(self, x: Array, memory: Any = None) -> tuple[Array, Any]:
+        """Extend by each layer in turn; what they remember comes back as a list."""
+        remembered = []
+        for layer, before in zip(self.layers, memory or [None] * len(self.layers)):
+            x, now = layer.extend(x, before)
+            remembered.append(now)
+        return x, remembered
+
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return the layers' costs added up; what is frozen and needs no dx goes back for free."""
         total = Flops(0, 0)
@@ -103,6 +111,11 @@ class Residual(Layer):
         dx = self.layer.backward(dy, cache, grads, need_dx)
         return None if dx is None else dy + dx
 
+    def extend(self, x: Array, memory: Any = None) -> tuple[Array, Any]:
+        """Return x + the layer's y, and what the layer remembers."""
+        y, memory = self.layer.extend(x, memory)
+        return x + y, memory
+
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return the layer's cost."""
         return self.layer.flops(T, need_dx)
@@ -122,6 +135,10 @@ class Composed(Layer):
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
         """Follow the path back."""
         return self.path().backward(dy, cache, grads, need_dx)
+
+    def extend(self, x: Array, memory: Any = None) -> tuple[Array, Any]:
+        """Follow the path for the newest positions."""
+        return self.path().extend(x, memory)
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return the path's cost."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lora_np.costs import account
-from lora_np.gpt import GPT
 from lora_np.methods import LoraConfig, inject
+from lora_np.models import GPT
 from lora_np.paper.numbers import QV, TABLE5, TABLE6
 from lora_np.sweep.text import TextSettings
 

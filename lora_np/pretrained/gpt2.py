@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_np.checkpoint import CheckpointError, TensorFile, load_json, open_weights
-from lora_np.gpt import GPT, GPTConfig
 from lora_np.layers import Embedding, LayerNorm, Linear
+from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Parameter
 from lora_np.pretrained.places import file_layout
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lora_np.gpt import GPT
 from lora_np.layers import Layer
 from lora_np.methods import FilePlace
+from lora_np.models import GPT
 
 
 class FileLayout(NamedTuple):

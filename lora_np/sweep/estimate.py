@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_np.gpt import GPT
+from lora_np.models import GPT
 from lora_np.sweep.linear import LinearSettings
 from lora_np.sweep.plan import Trial, expected_number
 from lora_np.sweep.run import TASKS, TRIALS, InProcess, Settings

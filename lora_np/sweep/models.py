@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_np.backend import get_device
 from lora_np.checkpoint import load_arrays, load_parameters
-from lora_np.gpt import GPT
+from lora_np.models import GPT
 from lora_np.sweep.store import SweepError, as_trial, model_file, read_results
 from lora_np.sweep.text import TextSettings, adapted_model, rebuild_base
 

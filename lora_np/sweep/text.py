@@ -34,9 +34,9 @@ from lora_np.data import (
     standard_library,
     windows,
 )
-from lora_np.gpt import GPT, GPTConfig
 from lora_np.layers import Linear, copy_model
 from lora_np.methods import LoraConfig, inject
+from lora_np.models import GPT, GPTConfig
 from lora_np.rank import spectrum
 from lora_np.sweep.plan import Trial, check_numbers
 from lora_np.sweep.store import SweepError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from lora_np.costs import account
-from lora_np.gpt import GPT
 from lora_np.methods import LoraConfig, adapters, inject
+from lora_np.models import GPT
 from tests.benchmarks.plan import Size
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lora_np.gpt import GPTConfig
+from lora_np.models import GPTConfig
 
 THREADS = 2  # on either side
 

@@ -11,8 +11,8 @@ import peft
 import torch
 import transformers
 
-from lora_np.gpt import GPT
 from lora_np.methods import adapters
+from lora_np.models import GPT
 from tests.benchmarks.models import (
     LEARNING_RATE,
     adapted_model,

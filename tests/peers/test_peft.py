@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from lora_np.gpt import GPT, GPTConfig
 from lora_np.methods import LoraConfig, adapters, inject, merge
+from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads
 from lora_np.selfcheck import at_random
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_np import ops
-from lora_np.gpt import GPT, GPTConfig
+from lora_np.models import GPT, GPTConfig
 from lora_np.optim import clip_by_global_norm
 from lora_np.parameters import Grads
 from lora_np.selfcheck import at_random

@@ -1,0 +1,165 @@
+"""GPT-2's architecture: a decoder-only transformer.
+
+From tokens to logits::
+
+    x = wte[tokens] + wpe[0 .. T-1]                 token and position embeddings
+    x = x + attn(ln_1(x));  x = x + mlp(ln_2(x))    n_layer times: pre-norm residual blocks
+    logits = ln_f(x) wte^T                          the head is tied to the token embedding
+
+All linear layers have biases, the MLP is four times as wide as the model, and GELU is in its tanh
+form. Weights are drawn from N(0, 0.02^2), those that write to the residual stream (o_proj,
+down_proj) from N(0, 0.02^2 / (2 n_layer)), since 2 n_layer of them add up.
+
+Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners", section 2.3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_np.backend import Array
+from lora_np.layers import (
+    MLP,
+    CausalSelfAttention,
+    Chain,
+    Composed,
+    Dropout,
+    Embedding,
+    LayerNorm,
+    Residual,
+    Rng,
+)
+from lora_np.models.language import LanguageModel
+from lora_np.parameters import Grads, Parameter
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The sizes of a GPT.
+
+    Parameters
+    ----------
+    vocab_size : int
+        Number of tokens.
+    block_size : int
+        Longest sequence.
+    n_layer, n_head : int
+        Blocks, and heads a block.
+    d_model : int
+        Width, a multiple of n_head.
+    dropout : float
+        Probability on the embeddings and on what each block adds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, account
+    >>> config = GPTConfig(vocab_size=256, block_size=64, n_layer=2, n_head=4, d_model=64)
+    >>> account(GPT(config, np.random.default_rng(0))).total
+    120576
+    """
+
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    d_model: int
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "d_model"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
+
+
+class Block(Composed):
+    """x + attn(ln_1(x)), then x + mlp(ln_2(x))."""
+
+    def __init__(self, config: GPTConfig, rng: np.random.Generator, dtype: Any) -> None:
+        d, std_out = config.d_model, 0.02 / math.sqrt(2 * config.n_layer)
+        self.ln_1 = LayerNorm(d, dtype=dtype)
+        self.attn = CausalSelfAttention(d, config.n_head, rng, std_out=std_out, dtype=dtype)
+        self.ln_2 = LayerNorm(d, dtype=dtype)
+        self.mlp = MLP(d, 4 * d, rng, std_down=std_out, dtype=dtype)
+        self.drop = Dropout(config.dropout)
+
+    def path(self) -> Chain:
+        """Return the two residual branches."""
+        return Chain(
+            Residual(Chain(self.ln_1, self.attn, self.drop)),
+            Residual(Chain(self.ln_2, self.mlp, self.drop)),
+        )
+
+
+class GPT(LanguageModel):
+    """A GPT-2 of any size.
+
+    Parameters
+    ----------
+    config : GPTConfig
+    rng : numpy.random.Generator
+        Draws the weights.
+    dtype : numpy dtype
+        float32 to train, float64 to check.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig
+    >>> rng = np.random.default_rng(0)
+    >>> model = GPT(GPTConfig(vocab_size=256, block_size=8, n_layer=1, n_head=2, d_model=16), rng)
+    >>> logits, cache = model.forward(np.array([[1, 2, 3]]))
+    >>> logits.shape
+    (1, 3, 256)
+    >>> model.generate(np.array([1, 2, 3]), 4, temperature=0).shape
+    (7,)
+    """
+
+    def __init__(
+        self, config: GPTConfig, rng: np.random.Generator, dtype: Any = np.float32
+    ) -> None:
+        self.config = config
+        self.wte = Embedding(config.vocab_size, config.d_model, rng, dtype=dtype)
+        self.wpe = Embedding(config.block_size, config.d_model, rng, dtype=dtype)
+        self.drop = Dropout(config.dropout)
+        self.h = [Block(config, rng, dtype) for _ in range(config.n_layer)]
+        self.ln_f = LayerNorm(config.d_model, dtype=dtype)
+
+    @property
+    def block_size(self) -> int:
+        """The longest sequence."""
+        return self.config.block_size
+
+    def embeddings(self) -> list[Parameter]:
+        """Return the tables of tokens and of positions."""
+        return [self.wte.W, self.wpe.W]
+
+    def embed(self, tokens: Array, positions: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return wte[tokens] + wpe[positions] with dropout; tokens (..., T), positions (..., T)."""
+        token, c_wte = self.wte.forward(tokens)  # (..., T, d)
+        position, c_wpe = self.wpe.forward(positions)  # (T, d)
+        x, c_drop = self.drop.forward(token + position, rng)
+        return x, (c_wte, c_wpe, c_drop)
+
+    def embed_backward(self, dx: Array, cache: Any, grads: Grads) -> None:
+        """Add the gradients of both tables; a position's is the sum over the batch."""
+        c_wte, c_wpe, c_drop = cache
+        d: Any = self.drop.backward(dx, c_drop, grads)  # (..., T, d)
+        self.wte.backward(d, c_wte, grads)
+        if self.wpe.trainable:
+            over_batch = d.reshape(-1, *d.shape[-2:]).sum(axis=0)  # (T, d)
+            self.wpe.backward(over_batch, c_wpe, grads)
+
+    def body(self) -> Chain:
+        """Return the blocks and the last LayerNorm."""
+        return Chain(*self.h, self.ln_f)
+
+    def head(self) -> Parameter:
+        """Return the token embedding, to which the head is tied."""
+        return self.wte.W

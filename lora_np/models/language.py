@@ -1,0 +1,332 @@
+"""What every language model shares: from embeddings to logits, the loss, and generation.
+
+A model says how tokens are embedded, what its body is, and which matrix its head reads::
+
+    x      = embed(tokens, positions)        (..., T, d)
+    y      = body(x)                         (..., T, d)
+    logits = y W^T                           (..., T, V)   W = head(): its own, or the embedding's
+
+All else is here, once: forward, the cross-entropy, backward through all of it, and ``generate``,
+which remembers keys and values so that a step costs one position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_np.backend import Array, ShapeError, like, to_host
+from lora_np.layers import Chain, Flops, Layer, Rng, lean, product_flops
+from lora_np.layers.memory import shortened
+from lora_np.ops import (
+    cross_entropy_backward,
+    cross_entropy_forward,
+    linear_backward,
+    linear_forward,
+)
+from lora_np.ops.loss import IGNORE_INDEX
+from lora_np.parameters import Grads, Parameter
+
+
+class LogitsCache(NamedTuple):
+    """Caches from the embeddings up to the logits."""
+
+    embedding: Any
+    body: Any
+    head: Any
+
+
+class LossCache(NamedTuple):
+    """The logits' caches and the loss's."""
+
+    logits: LogitsCache
+    loss: Any
+
+
+class TextMemory(NamedTuple):
+    """What generation remembers: how long each row is, and what the body's layers remember."""
+
+    lengths: np.ndarray  # (B,)
+    body: Any
+
+
+class LanguageModel(Layer):
+    """A model of the next token; a subclass has ``embed``, ``embed_backward``, ``body``, ``head``.
+
+    Attributes
+    ----------
+    block_size : int
+        Longest sequence.
+    """
+
+    block_size: int
+
+    # --------------------------------------------------------------- what a model has to say
+
+    def embed(self, tokens: Array, positions: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return x (..., T, d) of `tokens` (..., T) at `positions`, and the cache."""
+        raise TypeError(f"{type(self).__name__} has no embed of its own")
+
+    def embed_backward(self, dx: Array, cache: Any, grads: Grads) -> None:
+        """Add the embeddings' gradients."""
+        raise TypeError(f"{type(self).__name__} has no embed_backward of its own")
+
+    def embeddings(self) -> list[Parameter]:
+        """Return the Parameters that embed reads."""
+        raise TypeError(f"{type(self).__name__} has no embeddings of its own")
+
+    def body(self) -> Chain:
+        """Return what lies between the embeddings and the head."""
+        raise TypeError(f"{type(self).__name__} has no body of its own")
+
+    def head(self) -> Parameter:
+        """Return the matrix (V, d) that makes logits."""
+        raise TypeError(f"{type(self).__name__} has no head of its own")
+
+    # --------------------------------------------------------------------- logits and loss
+
+    def forward(self, tokens: Array, rng: Rng = None) -> tuple[Array, LogitsCache]:
+        """Compute the logits of the next token at every position.
+
+        Parameters
+        ----------
+        tokens : integer array, shape (..., T)
+            T at most block_size.
+        rng : numpy.random.Generator, optional
+            Turns dropout on.
+
+        Returns
+        -------
+        logits : array, shape (..., T, V)
+        cache : LogitsCache
+        """
+        positions = like(np.arange(self._length(tokens)), self.head().value)  # (T,)
+        x, c_embedding = self.embed(tokens, positions, rng)  # (..., T, d)
+        y, c_body = self.body().forward(x, rng, self._embeddings_trained())  # (..., T, d)
+        logits, c_head = linear_forward(y, self.head().value)  # (..., T, V)
+        return logits, LogitsCache(c_embedding, c_body, lean(c_head, self.head()))
+
+    def loss(
+        self,
+        tokens: Array,
+        targets: Array,
+        rng: Rng = None,
+        *,
+        ignore_index: int = IGNORE_INDEX,
+        count: int | None = None,
+    ) -> tuple[Array, LossCache]:
+        """Compute the cross-entropy of `targets` in nats a token.
+
+        Parameters
+        ----------
+        tokens, targets : integer arrays, shape (..., T)
+            ``targets[..., t]`` is what should follow ``tokens[..., : t + 1]``.
+        rng : numpy.random.Generator, optional
+            Turns dropout on.
+        ignore_index, count : int
+            As in :func:`lora_np.ops.cross_entropy_forward`.
+
+        Returns
+        -------
+        loss : scalar array
+        cache : LossCache
+        """
+        logits, c_logits = self.forward(tokens, rng)
+        loss, c_loss = cross_entropy_forward(logits, targets, ignore_index, count)
+        return loss, LossCache(c_logits, c_loss)
+
+    def number(self, batch: Sequence[Array]) -> int:
+        """Return how many targets of a batch (tokens, targets) the loss averages over."""
+        _, targets = batch
+        return int((targets != IGNORE_INDEX).sum())
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = False) -> None:
+        """Add all trainable Parameters' gradients to `grads`.
+
+        Parameters
+        ----------
+        dy : array
+            dL/dlogits (..., T, V) with forward's cache; dL/dloss, usually 1.0, with the loss's.
+        cache : LogitsCache or LossCache
+        grads : Grads
+        need_dx : bool
+            Tokens have no gradient: nothing returns in any case.
+        """
+        if isinstance(cache, LossCache):
+            (dy,) = cross_entropy_backward(dy, cache.loss)
+            cache = cache.logits
+        body, head, below = self.body(), self.head(), self._embeddings_trained()
+        need = (below or body.trainable, head.trainable, False)
+        dx, dW, _ = linear_backward(dy, cache.head, need)
+        grads.add(head, dW)  # if the head is tied, the embedding's share is added below
+        if dx is not None:
+            dx = body.backward(dx, cache.body, grads, below)
+        if dx is not None:
+            self.embed_backward(dx, cache.embedding, grads)  # dx (..., T, d)
+
+    def flops(self, T: int, need_dx: bool = False) -> Flops:
+        """Return the matrix products' cost for one token of a sequence of `T`."""
+        body, below = self.body(), self._embeddings_trained()
+        head = product_flops(self.head(), below or body.trainable)
+        return body.flops(T, below).plus(head)
+
+    def _embeddings_trained(self) -> bool:
+        return any(p.trainable for p in self.embeddings())
+
+    def _length(self, tokens: Array) -> int:
+        T = tokens.shape[-1] if tokens.ndim else 0
+        if not 1 <= T <= self.block_size:
+            raise ShapeError(
+                f"tokens has shape {tuple(tokens.shape)}, "
+                f"expected (..., T) with T from 1 to block_size = {self.block_size}"
+            )
+        return T
+
+    # -------------------------------------------------------------------------- generation
+
+    def extend(self, x: Array, memory: TextMemory | None = None) -> tuple[Array, TextMemory]:
+        """Return the logits (B, T, V) at the newest tokens `x` (B, T), and what to remember."""
+        y, memory = self._newest(x, memory)
+        return linear_forward(y, self.head().value)[0], memory
+
+    def _newest(self, tokens: Array, memory: TextMemory | None) -> tuple[Array, TextMemory]:
+        """Return the body's output (B, T, d) at the newest tokens (B, T)."""
+        lengths, known = (np.zeros(len(tokens), int), None) if memory is None else memory
+        T, W = tokens.shape[1], self.head().value
+        positions = lengths[:, None] + np.arange(T)  # (B, T)
+        x, _ = self.embed(like(tokens, W), like(positions, W))
+        y, known = self.body().extend(x, known)
+        return y, TextMemory(lengths + T, known)
+
+    def generate(
+        self,
+        tokens: Array | Sequence[Array],
+        n: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        stop: int | Sequence[int] = (),
+        rng: Rng = None,
+    ) -> Any:
+        """Continue `tokens` by up to `n` more, each drawn from the model's distribution.
+
+        Keys and values of earlier positions are remembered, so a step costs one position. Once
+        block_size positions are full the window slides: every position then changes its number, and
+        the memory is made anew.
+
+        Parameters
+        ----------
+        tokens : integer array, shape (T,) or (B, T), or a list of arrays (T_i,)
+            One prompt, several of one length, or several of any lengths.
+        n : int
+        temperature : float
+            Divides the logits; 0 takes the likeliest token.
+        top_k : int, optional
+            Draw from the k likeliest tokens only.
+        stop : int or sequence of int
+            Tokens after which a row ends; the token itself is returned.
+        rng : numpy.random.Generator
+            Needed unless temperature is 0.
+
+        Returns
+        -------
+        numpy.ndarray, shape (T + n,) or (B, T + n), or list of numpy.ndarray
+            A list where rows may differ in length: for a list of prompts, and for (B, T) with
+            `stop`.
+        """
+        prompts, alone = _prompts(tokens)
+        _check_sampling(prompts, n, temperature, top_k, rng)
+        stops = np.atleast_1d(np.asarray(stop, int))
+        texts, memory = list(prompts), None
+        running = np.ones(len(texts), bool)
+        for _ in range(n):
+            if not running.any():
+                break
+            logits, memory = self._next(texts, memory)  # (B, V)
+            new = sample_token(to_host(logits), temperature, top_k, rng)  # (B,)
+            texts = [np.append(text, token) for text, token in zip(texts, new)]
+            running &= ~np.isin(new, stops)
+        ended = [_until(text, len(p), stops) for text, p in zip(texts, prompts)]
+        if alone:
+            return ended[0]
+        return ended if isinstance(tokens, list | tuple) or stops.size else np.stack(ended)
+
+    def _next(self, texts: list[np.ndarray], memory: TextMemory | None) -> tuple[Array, TextMemory]:
+        """Return the logits (B, V) of the next token of each text."""
+        if memory is not None and memory.lengths.max() < self.block_size:
+            y, memory = self._newest(np.array([text[-1:] for text in texts]), memory)  # (B, 1, d)
+            return linear_forward(y[:, -1], self.head().value)[0], memory
+        windows = [text[-self.block_size :] for text in texts]
+        lengths = np.array([len(window) for window in windows])
+        padded = np.zeros((len(texts), lengths.max()), windows[0].dtype)
+        for row, window in zip(padded, windows):
+            row[: len(window)] = window  # no position sees what is to the right of it
+        y, memory = self._newest(padded, None)  # (B, T, d)
+        rows, ends = (like(i, y) for i in (np.arange(len(texts)), lengths - 1))
+        last = y[rows, ends]  # (B, d)
+        if (lengths < lengths.max()).any():
+            memory = TextMemory(lengths, shortened(memory.body, lengths))
+        return linear_forward(last, self.head().value)[0], memory
+
+
+def _prompts(tokens: Any) -> tuple[list[np.ndarray], bool]:
+    """Return the prompts as a list of arrays (T_i,), and whether it was one alone."""
+    if isinstance(tokens, list | tuple) and len(tokens) and np.ndim(tokens[0]) == 1:
+        return [to_host(np.asarray(text)) for text in tokens], False
+    array = to_host(np.asarray(tokens) if isinstance(tokens, list | tuple) else tokens)
+    if array.ndim not in (1, 2):
+        raise ShapeError(f"tokens has shape {array.shape}, expected (T,) or (B, T) with T >= 1")
+    return list(np.atleast_2d(array)), array.ndim == 1
+
+
+def _until(text: np.ndarray, start: int, stops: np.ndarray) -> np.ndarray:
+    """Return the text up to its first stop token from `start` on, that token included."""
+    found = np.flatnonzero(np.isin(text[start:], stops))
+    return text[: start + found[0] + 1] if len(found) else text
+
+
+def sample_token(logits: np.ndarray, temperature: float, top_k: int | None, rng: Rng) -> np.ndarray:
+    """Draw a token from softmax(logits / temperature) for each row.
+
+    Parameters
+    ----------
+    logits : array, shape (B, V)
+    temperature : float
+        0 takes the likeliest.
+    top_k : int, optional
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    array of int64, shape (B,)
+    """
+    if temperature == 0:
+        return logits.argmax(axis=1)
+    if rng is None:
+        raise ValueError("a token is drawn: pass rng, or temperature=0 for the likeliest")
+    z = logits.astype(np.float64) / temperature
+    if top_k is not None and top_k < z.shape[1]:
+        others = np.argpartition(-z, top_k, axis=1)[:, top_k:]  # all but the k largest
+        np.put_along_axis(z, others, -np.inf, axis=1)
+    cumulative = np.cumsum(np.exp(z - z.max(axis=1, keepdims=True)), axis=1)  # (B, V)
+    draw = rng.random((len(z), 1)) * cumulative[:, -1:]
+    return (cumulative <= draw).sum(axis=1)
+
+
+def _check_sampling(
+    prompts: list[np.ndarray], n: int, temperature: float, top_k: int | None, rng: Rng
+) -> None:
+    if n < 0:
+        raise ValueError(f"n = {n} tokens to write, expected at least 0")
+    for text in prompts or [np.zeros(0)]:
+        if text.ndim != 1 or len(text) == 0:
+            raise ShapeError(f"tokens has shape {text.shape}, expected (T,) or (B, T) with T >= 1")
+    if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
+        raise ValueError(
+            f"temperature = {temperature} and top_k = {top_k}, expected >= 0 and >= 1 (or None)"
+        )
+    if temperature > 0 and rng is None:
+        raise ValueError("generate draws tokens: pass rng, or temperature=0 for the likeliest")
