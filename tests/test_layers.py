@@ -475,7 +475,7 @@ def test_extending_chunk_by_chunk_equals_the_whole_forward(chunks, n_head):
         y, past = attention.extend(x[:, start : start + n], past)
         close(y, whole[:, start : start + n])
         start += n
-    assert past.lengths.tolist() == [start, start]
+    assert past.lengths == (start, start)
     assert past.keys(0).shape == (1, n_head, start, D // n_head)
 
 
@@ -499,7 +499,7 @@ def test_room_is_made_in_advance_so_that_few_positions_are_copied(rng):
     for _ in range(200):
         memory = memory.extended(one, one)
         rooms.add(memory.keys(0).base.ctypes.data)
-    assert memory.lengths.tolist() == [201, 201] and len(rooms) <= 8  # doubled, log2(201)
+    assert memory.lengths == (201, 201) and len(rooms) <= 8  # doubled, log2(201)
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 3))
@@ -510,7 +510,7 @@ def test_rows_of_different_lengths_attend_to_their_own_positions(lengths, more):
     rows, longest = len(lengths), max(lengths)
     x = rng.standard_normal((rows, longest + more, D))
     _, memory = attention.extend(x[:, :longest])
-    memory = memory.shortened(np.array(lengths))
+    memory = memory.shortened(tuple(lengths))
     fresh = rng.standard_normal((rows, more, D))
     y, _ = attention.extend(fresh, memory)
     for row, n in enumerate(lengths):

@@ -144,9 +144,11 @@ def test_a_method_that_names_nothing_is_refused():
 def test_a_file_names_its_method_and_an_unknown_one_says_what_to_do(tmp_path, monkeypatch):
     base, adapted = trained(GainConfig(r=2))
     save_adapter(adapted, tmp_path)
-    assert load_json(tmp_path / "adapter_config.json")[METHOD_FIELD] == "gains"
-    monkeypatch.delitem(METHODS, "gains")
-    with pytest.raises(CheckpointError, match=r"method 'gains', which is not defined here: import"):
+    assert load_json(tmp_path / "adapter_config.json")[METHOD_FIELD] == "own-gains"
+    monkeypatch.delitem(METHODS, "own-gains")
+    with pytest.raises(
+        CheckpointError, match=r"method 'own-gains', which is not defined here: import"
+    ):
         load_adapter(base, tmp_path)
 
 

@@ -1,8 +1,8 @@
 """What a layer remembers of earlier positions: keys and values, with room made in advance.
 
 ``y, memory = layer.extend(x, memory)`` gives the newest positions only. Most layers remember
-nothing; an attention remembers its keys and values here. Each row of the batch has its own length, so
-that texts of different lengths can go on in one batch.
+nothing; an attention remembers its keys and values here. Each row of the batch has its own length,
+so that texts of different lengths can go on in one batch.
 
 Memories are values: extending one leaves it as it was. The old and the new one share a room, as the
 new one only writes behind the old one's end. Where another has written there, the room is copied.
@@ -11,12 +11,12 @@ new one only writes behind the old one's end. Where another has written there, t
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import groupby
 from typing import Any
 
-import numpy as np
-
 from lora_np.backend import Array, get_xp
+
+Lengths = tuple[int, ...]  # one a row
 
 
 class _Room:
@@ -25,11 +25,11 @@ class _Room:
     Attributes
     ----------
     k, v : arrays, shapes (rows, n_head, size, d_head)
-    filled : ndarray of int, shape (rows,)
-        How far any memory has written.
+    filled : tuple of int
+        How far any memory has written in each row.
     """
 
-    def __init__(self, k: Array, v: Array, filled: np.ndarray) -> None:
+    def __init__(self, k: Array, v: Array, filled: Lengths) -> None:
         self.k, self.v, self.filled = k, v, filled
 
     @property
@@ -37,9 +37,9 @@ class _Room:
         """The number of positions that fit."""
         return self.k.shape[2]
 
-    def moved(self, size: int, lengths: np.ndarray) -> _Room:
+    def moved(self, size: int, lengths: Lengths) -> _Room:
         """Return a room of `size` positions that holds the first `lengths` of each row."""
-        known = int(lengths.max(initial=0))
+        known = max(lengths)
 
         def grown(old: Array) -> Array:
             rows, heads, _, d = old.shape
@@ -60,7 +60,7 @@ class KeyMemory:
 
     Attributes
     ----------
-    lengths : ndarray of int, shape (rows,)
+    lengths : tuple of int
         How many positions of each row are remembered.
 
     Examples
@@ -69,47 +69,48 @@ class KeyMemory:
     >>> from lora_np.layers.memory import KeyMemory
     >>> one = np.ones((2, 1, 3, 4))
     >>> memory = KeyMemory(one, one).extended(one, one)
-    >>> memory.lengths.tolist(), memory.keys(0).shape
-    ([6, 6], (1, 1, 6, 4))
+    >>> memory.lengths, memory.keys(0).shape
+    ((6, 6), (1, 1, 6, 4))
     """
 
     def __init__(self, k: Array, v: Array) -> None:
-        lengths = np.full(len(k), k.shape[2])
-        self._room = _Room(k, v, lengths)
-        self.lengths = lengths
+        self.lengths = (k.shape[2],) * len(k)
+        self._room = _Room(k, v, self.lengths)
 
     @classmethod
-    def _over(cls, room: _Room, lengths: np.ndarray) -> KeyMemory:
+    def _over(cls, room: _Room, lengths: Lengths) -> KeyMemory:
         memory = cls.__new__(cls)
         memory._room, memory.lengths = room, lengths
         return memory
 
     def extended(self, k: Array, v: Array) -> KeyMemory:
         """Return the memory with T more positions in every row: k, v (rows, n_head, T, d_head)."""
-        room, starts = self._room, self.lengths
-        ends = starts + k.shape[2]
-        written_by_another = bool((room.filled > starts).any())
-        if written_by_another or ends.max() > room.size:
-            size = room.size if ends.max() <= room.size else 2 * int(ends.max())
-            room = room.moved(size, starts)
-        for rows, start, end in _runs(starts, ends):
-            room.k[rows, :, start:end] = k[rows]
-            room.v[rows, :, start:end] = v[rows]
+        room, starts, T = self._room, self.lengths, k.shape[2]
+        ends, longest = tuple(n + T for n in starts), max(starts) + T
+        if longest > room.size:
+            room = room.moved(2 * longest, starts)
+        elif any(filled > start for filled, start in zip(room.filled, starts)):
+            room = room.moved(room.size, starts)  # another memory has written there
+        for rows, start in _runs(starts):
+            room.k[rows, :, start : start + T] = k[rows]
+            room.v[rows, :, start : start + T] = v[rows]
         room.filled = ends
         return KeyMemory._over(room, ends)
 
-    def shortened(self, lengths: np.ndarray) -> KeyMemory:
-        """Return the memory of the first `lengths` (rows,) positions alone."""
-        return KeyMemory._over(self._room, np.asarray(lengths))
+    def shortened(self, lengths: Lengths) -> KeyMemory:
+        """Return the memory of the first so many positions of each row."""
+        return KeyMemory._over(self._room, lengths)
 
     def attend(self, q: Array, attention: Callable[[Array, Array, Array], Array]) -> Array:
         """Return ``attention(q, k, v)`` over each row's own positions, q (rows, n_head, T, d_head).
 
-        Rows of one length go through one call.
+        Neighbouring rows of one length go through one call.
         """
-        room, parts = self._room, []
-        for rows, _, end in _runs(self.lengths, self.lengths):
-            parts.append(attention(q[rows], room.k[rows, :, :end], room.v[rows, :, :end]))
+        room = self._room
+        parts = [
+            attention(q[rows], room.k[rows, :, :end], room.v[rows, :, :end])
+            for rows, end in _runs(self.lengths)
+        ]
         return parts[0] if len(parts) == 1 else get_xp(q).concatenate(parts)
 
     def keys(self, row: int) -> Array:
@@ -117,17 +118,17 @@ class KeyMemory:
         return self._room.k[row : row + 1, :, : self.lengths[row]]
 
 
-def _runs(starts: np.ndarray, ends: np.ndarray) -> list[tuple[slice, int, int]]:
-    """Return neighbouring rows that have the same start and end, as slices."""
-    cuts = np.flatnonzero(np.diff(starts)) + 1
-    edges = [0, *cuts.tolist(), len(starts)]
-    return [
-        (slice(first, last), int(starts[first]), int(ends[first]))
-        for first, last in pairwise(edges)
-    ]
+def _runs(lengths: Lengths) -> list[tuple[slice, int]]:
+    """Return neighbouring rows of one length, as slices, with that length."""
+    runs, first = [], 0
+    for length, group in groupby(lengths):
+        last = first + len(list(group))
+        runs.append((slice(first, last), length))
+        first = last
+    return runs
 
 
-def shortened(memory: Any, lengths: np.ndarray) -> Any:
+def shortened(memory: Any, lengths: Lengths) -> Any:
     """Return a tree of memories, as layers return it, with each row cut to its length."""
     if isinstance(memory, list):
         return [shortened(part, lengths) for part in memory]

@@ -20,7 +20,7 @@ import numpy as np
 
 from lora_np.backend import Array, ShapeError, like, to_host
 from lora_np.layers import Chain, Flops, Layer, Rng, lean, product_flops
-from lora_np.layers.memory import shortened
+from lora_np.layers.memory import Lengths, shortened
 from lora_np.ops import (
     cross_entropy_backward,
     cross_entropy_forward,
@@ -49,7 +49,7 @@ class LossCache(NamedTuple):
 class TextMemory(NamedTuple):
     """What generation remembers: how long each row is, and what the body's layers remember."""
 
-    lengths: np.ndarray  # (B,)
+    lengths: Lengths
     body: Any
 
 
@@ -194,12 +194,15 @@ class LanguageModel(Layer):
 
     def _newest(self, tokens: Array, memory: TextMemory | None) -> tuple[Array, TextMemory]:
         """Return the body's output (B, T, d) at the newest tokens (B, T)."""
-        lengths, known = (np.zeros(len(tokens), int), None) if memory is None else memory
-        T, W = tokens.shape[1], self.head().value
-        positions = lengths[:, None] + np.arange(T)  # (B, T)
+        lengths, known = ((0,) * len(tokens), None) if memory is None else memory
+        T, W, first = tokens.shape[1], self.head().value, lengths[0]
+        if all(n == first for n in lengths):
+            positions = np.arange(first, first + T)  # (T,)
+        else:
+            positions = np.array(lengths)[:, None] + np.arange(T)  # (B, T)
         x, _ = self.embed(like(tokens, W), like(positions, W))
         y, known = self.body().extend(x, known)
-        return y, TextMemory(lengths + T, known)
+        return y, TextMemory(tuple(n + T for n in lengths), known)
 
     def generate(
         self,
@@ -240,36 +243,70 @@ class LanguageModel(Layer):
         prompts, alone = _prompts(tokens)
         _check_sampling(prompts, n, temperature, top_k, rng)
         stops = np.atleast_1d(np.asarray(stop, int))
-        texts, memory = list(prompts), None
-        running = np.ones(len(texts), bool)
+        text = _Text(prompts, n)
+        memory: TextMemory | None = None
         for _ in range(n):
-            if not running.any():
+            logits, memory = self._next(text, memory)  # (B, V)
+            text.append(sample_token(to_host(logits), temperature, top_k, rng))
+            if stops.size and text.has_ended(stops):
                 break
-            logits, memory = self._next(texts, memory)  # (B, V)
-            new = sample_token(to_host(logits), temperature, top_k, rng)  # (B,)
-            texts = [np.append(text, token) for text, token in zip(texts, new)]
-            running &= ~np.isin(new, stops)
-        ended = [_until(text, len(p), stops) for text, p in zip(texts, prompts)]
+        ended = text.until(stops)
         if alone:
             return ended[0]
         return ended if isinstance(tokens, list | tuple) or stops.size else np.stack(ended)
 
-    def _next(self, texts: list[np.ndarray], memory: TextMemory | None) -> tuple[Array, TextMemory]:
-        """Return the logits (B, V) of the next token of each text."""
-        if memory is not None and memory.lengths.max() < self.block_size:
-            y, memory = self._newest(np.array([text[-1:] for text in texts]), memory)  # (B, 1, d)
-            return linear_forward(y[:, -1], self.head().value)[0], memory
-        windows = [text[-self.block_size :] for text in texts]
-        lengths = np.array([len(window) for window in windows])
-        padded = np.zeros((len(texts), lengths.max()), windows[0].dtype)
-        for row, window in zip(padded, windows):
-            row[: len(window)] = window  # no position sees what is to the right of it
-        y, memory = self._newest(padded, None)  # (B, T, d)
-        rows, ends = (like(i, y) for i in (np.arange(len(texts)), lengths - 1))
-        last = y[rows, ends]  # (B, d)
-        if (lengths < lengths.max()).any():
+    def _next(self, text: _Text, memory: TextMemory | None) -> tuple[Array, TextMemory]:
+        """Return the logits (B, V) of the token that follows each row."""
+        W = self.head().value
+        if memory is not None and max(memory.lengths) < self.block_size:
+            y, memory = self._newest(text.last(1)[0], memory)  # (B, 1, d)
+            return linear_forward(y[:, -1], W)[0], memory
+        window, lengths = text.last(self.block_size)
+        y, memory = self._newest(window, None)  # (B, T, d)
+        rows, ends = (like(np.array(i), y) for i in (range(len(y)), [n - 1 for n in lengths]))
+        if min(lengths) < max(lengths):
             memory = TextMemory(lengths, shortened(memory.body, lengths))
-        return linear_forward(last, self.head().value)[0], memory
+        return linear_forward(y[rows, ends], W)[0], memory
+
+
+class _Text:
+    """Rows of tokens of different lengths, with room for `n` more in each."""
+
+    def __init__(self, prompts: list[np.ndarray], n: int) -> None:
+        self.starts = tuple(map(len, prompts))
+        self.tokens = np.zeros((len(prompts), max(self.starts) + n), np.int64)
+        for row, prompt in zip(self.tokens, prompts):
+            row[: len(prompt)] = prompt
+        self.ends, self.rows = np.array(self.starts), np.arange(len(prompts))
+
+    def append(self, new: np.ndarray) -> None:
+        """Add a token (B,) to each row."""
+        self.tokens[self.rows, self.ends] = new
+        self.ends += 1
+
+    def last(self, width: int) -> tuple[np.ndarray, Lengths]:
+        """Return the last `width` tokens of each row, or all, padded to the right; and how many."""
+        ends = self.ends.tolist()
+        lengths = tuple(min(end, width) for end in ends)
+        window = np.zeros((len(ends), max(lengths)), np.int64)
+        for row, (tokens, end, n) in enumerate(zip(self.tokens, ends, lengths)):
+            window[row, :n] = tokens[end - n : end]  # no position sees what is to its right
+        return window, lengths
+
+    def has_ended(self, stops: np.ndarray) -> bool:
+        """Whether every row holds a stop token behind its prompt."""
+        found = np.isin(self.tokens, stops)  # (B, room)
+        columns = np.arange(self.tokens.shape[1])
+        written = (columns >= np.array(self.starts)[:, None]) & (columns < self.ends[:, None])
+        return bool((found & written).any(axis=1).all())
+
+    def until(self, stops: np.ndarray) -> list[np.ndarray]:
+        """Return each row up to its first stop token behind the prompt, that token included."""
+        texts = []
+        for tokens, start, end in zip(self.tokens, self.starts, self.ends):
+            found = np.flatnonzero(np.isin(tokens[start:end], stops)) if stops.size else ()
+            texts.append(tokens[: start + found[0] + 1 if len(found) else end])
+        return texts
 
 
 def _prompts(tokens: Any) -> tuple[list[np.ndarray], bool]:
@@ -280,12 +317,6 @@ def _prompts(tokens: Any) -> tuple[list[np.ndarray], bool]:
     if array.ndim not in (1, 2):
         raise ShapeError(f"tokens has shape {array.shape}, expected (T,) or (B, T) with T >= 1")
     return list(np.atleast_2d(array)), array.ndim == 1
-
-
-def _until(text: np.ndarray, start: int, stops: np.ndarray) -> np.ndarray:
-    """Return the text up to its first stop token from `start` on, that token included."""
-    found = np.flatnonzero(np.isin(text[start:], stops))
-    return text[: start + found[0] + 1] if len(found) else text
 
 
 def sample_token(logits: np.ndarray, temperature: float, top_k: int | None, rng: Rng) -> np.ndarray:
