@@ -33,7 +33,6 @@ _HOME = {
     "methods": ("LoraConfig", "LoRALinear", "MethodConfig", "inject", "merge", "unmerge"),
     "costs": ("account",),
     "optim": ("SGD", "Adam", "AdamW", "schedule", "clip_by_global_norm"),
-    "checkpoint": ("open_adapter", "write_adapter"),
     "pretrained": ("load_gpt2",),
     "train": ("fit", "evaluate"),
     "rank": (
@@ -50,10 +49,9 @@ _HOME = {
         "gavish_donoho_threshold",
         "randomised_svd",
     ),
-    "sweep": ("rank_sweep",),
-    "intrinsic": ("IntrinsicModel", "intrinsic_dimension"),
-    "paper": ("run_paper",),
-    "adapterfiles": (
+    "adapters": (
+        "open_adapter",
+        "write_adapter",
         "save_adapter",
         "load_adapter",
         "Keep",
@@ -62,19 +60,25 @@ _HOME = {
         "merge_adapter",
         "combine_adapters",
     ),
-    "analyse": ("analyse_adapter", "analyse_checkpoints", "analyse_sweep"),
+    "adapters.analyse": ("analyse_adapter", "analyse_checkpoints", "analyse_sweep"),
+    "experiments.rank_sweep": ("rank_sweep",),
+    "experiments.intrinsic": ("IntrinsicModel", "intrinsic_dimension"),
+    "experiments.paper": ("run_paper",),
     "checks": ("check_layer", "check_method"),
-    "diagnose": ("run_isolated",),
+    "course": ("run_isolated",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
-    *_HOME,
+    *dict.fromkeys(home.partition(".")[0] for home in _HOME),
     "backend",
     "cli",
+    "crew",
     "data",
+    "files",
     "ops",
     "plots",
     "selfcheck",
+    "tables",
 )
 
 __all__ = ["__version__", *_MODULE_OF]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -82,7 +86,17 @@ __all__ = ["__version__", *_MODULE_OF]  # pyright: ignore[reportUnsupportedDunde
 
 _MOVED = {  # modules of before: where what they held has gone
     "adapt": ("methods", "methods.targets", "methods.lora", "costs"),
+    "adapterfiles": ("adapters",),
+    "analyse": ("adapters.analyse",),
+    "checkpoint": ("files", "adapters", "train"),
+    "diagnose": ("course",),
+    "diagnose.course": ("course.course",),
     "gpt": ("models", "models.gpt2", "models.language"),
+    "intrinsic": ("experiments.intrinsic",),
+    "paper": ("experiments.paper",),
+    "sweep": ("experiments.rank_sweep",),
+    "sweep.models": ("experiments.rank_sweep.models",),
+    "sweep.report": ("experiments.rank_sweep.report",),
 }
 
 
@@ -114,7 +128,7 @@ class _OldNames:
         module.__getattr__ = find  # pyright: ignore[reportAttributeAccessIssue]
 
 
-sys.meta_path.append(_OldNames)  # pyright: ignore[reportArgumentType]
+sys.meta_path.insert(0, _OldNames)  # pyright: ignore[reportArgumentType]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.adapterfiles import load_adapter, save_adapter
+from lora_np.adapters import load_adapter, save_adapter
 from lora_np.costs import account
 from lora_np.gradcheck import check_gradients
 from lora_np.layers import MLP, CausalSelfAttention, Chain, Layer, Residual, as_pair, copy_model

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.analyse import Analysis
-from lora_np.intrinsic.dimension import VARIANTS, losses_of
-from lora_np.intrinsic.text import STARTS
+from lora_np.adapters.analyse import Analysis
+from lora_np.experiments.intrinsic.dimension import VARIANTS, losses_of
+from lora_np.experiments.intrinsic.text import STARTS
+from lora_np.experiments.rank_sweep.report import summary, trainable_parameters
 from lora_np.rank.planted import Recovery
-from lora_np.sweep.report import summary, trainable_parameters
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 GREEN, PURPLE, SKY, AMBER = "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
@@ -58,7 +58,7 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
     >>> import tempfile
     >>> from lora_np import rank_sweep
     >>> from lora_np.plots import plot_rank_vs_loss
-    >>> from lora_np.sweep import LinearSettings
+    >>> from lora_np.experiments.rank_sweep import LinearSettings
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     results = rank_sweep(LinearSettings(ranks=(1, 2), d_in=4, d_out=3, steps=50), folder)
     ...     plot_rank_vs_loss(results, f"{folder}/curve.png")
@@ -267,7 +267,7 @@ def plot_similarity(found: Mapping[str, Any], path: str | Path) -> None:
     Parameters
     ----------
     found : mapping
-        As :func:`lora_np.paper.directions.figure` returns it.
+        As :func:`lora_np.experiments.paper.directions.figure` returns it.
     path : str or Path
         The PNG to write.
 
@@ -276,7 +276,7 @@ def plot_similarity(found: Mapping[str, Any], path: str | Path) -> None:
     >>> import os
     >>> import tempfile
     >>> import numpy as np
-    >>> from lora_np.paper.directions import figure
+    >>> from lora_np.experiments.paper.directions import figure
     >>> from lora_np.plots import plot_similarity
     >>> rng = np.random.default_rng(0)
     >>> paths = "h.0.attn.q_proj", "h.0.attn.v_proj"
@@ -347,7 +347,7 @@ def plot_intrinsic(results: dict[str, Any], path: str | Path) -> None:
     Parameters
     ----------
     results : dict
-        What :func:`lora_np.intrinsic.intrinsic_run` returns.
+        What :func:`lora_np.experiments.intrinsic.intrinsic_run` returns.
     path : str or Path
         The PNG to write.
 

@@ -30,10 +30,16 @@ from threadpoolctl import threadpool_limits
 
 from lora_np import LoraConfig, account, evaluate, fit, inject, rank_sweep
 from lora_np.data import encode, sample_batch, split, standard_library, windows
+from lora_np.experiments.rank_sweep import LinearSettings, TextSettings
+from lora_np.experiments.rank_sweep.models import load_model
+from lora_np.experiments.rank_sweep.report import (
+    flat,
+    losses_by_seed,
+    summary,
+    table,
+    trainable_parameters,
+)
 from lora_np.plots import BLUE, GREEN, ORANGE
-from lora_np.sweep import LinearSettings, TextSettings
-from lora_np.sweep.models import load_model
-from lora_np.sweep.report import flat, losses_by_seed, summary, table, trainable_parameters
 
 threadpool_limits(1)  # products this small are not faster on two threads
 store = TemporaryDirectory()  # gone with the kernel

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from lora_np.diagnose.grade import grade_folder
+from lora_np.course.grade import grade_folder
 
 
 class Student(NamedTuple):

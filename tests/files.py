@@ -5,7 +5,8 @@ import struct
 
 import numpy as np
 
-from lora_np.checkpoint import TensorFile, write_adapter
+from lora_np.adapters import write_adapter
+from lora_np.files import TensorFile
 
 PREFIX = "base_model.model."
 

@@ -9,13 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_np.checkpoint import (
-    CheckpointError,
-    TensorFile,
-    open_adapter,
-    save_tensors,
-    write_adapter,
-)
+from lora_np.adapters import open_adapter, write_adapter
+from lora_np.files import CheckpointError, TensorFile, save_tensors
 from lora_np.methods.peft import as_fields
 from tests.files import PREFIX, entry, factors, modules_of, raw, tampered
 
@@ -329,7 +324,7 @@ def test_an_existing_adapter_is_not_overwritten(tmp_path, rng):
 
 
 def test_a_write_that_fails_midway_leaves_nothing(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr("lora_np.checkpoint.adapter.save_json", lambda *_: 1 / 0)
+    monkeypatch.setattr("lora_np.adapters.file.save_json", lambda *_: 1 / 0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ZeroDivisionError):
         write_adapter(tmp_path / "empty", modules_of(rng, SHAPES))

@@ -1,4 +1,4 @@
-"""lora_np.adapterfiles: resize, extract, merge and combine, against dense products and SVDs."""
+"""lora_np.adapters: resize, extract, merge and combine, against dense products and SVDs."""
 
 import json
 import shutil
@@ -11,25 +11,20 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_np.adapterfiles import (
+from lora_np.adapters import (
     Keep,
     combine_adapters,
     extract_adapter,
     merge_adapter,
+    open_adapter,
     resize_adapter,
     total_errors,
     weights,
-)
-from lora_np.adapterfiles.cut import norm_of_sum
-from lora_np.analyse import analyse_adapter, analyse_checkpoints
-from lora_np.checkpoint import (
-    CheckpointError,
-    TensorFile,
-    open_adapter,
-    save_json,
-    save_tensors,
     write_adapter,
 )
+from lora_np.adapters.analyse import analyse_adapter, analyse_checkpoints
+from lora_np.adapters.cut import norm_of_sum
+from lora_np.files import CheckpointError, TensorFile, save_json, save_tensors
 from tests.files import factors, modules_of, save_any, tampered
 
 EXACT, SINGLE = 1e-12, 1e-6  # relative to the norm: float64, and factors rounded to float32
@@ -229,7 +224,7 @@ def test_an_extracted_adapter_is_the_best_of_its_rank(
 ):
     if large:
         monkeypatch.setattr(weights, "DENSE_WORK", 0)
-        monkeypatch.setattr("lora_np.adapterfiles.extract.FIRST", 2)
+        monkeypatch.setattr("lora_np.adapters.extract.FIRST", 2)
     base, tuned, W0, W = checkpoints
     found = extract_adapter(base, tuned, tmp_path / "a", keep)
     after, ranks = deltas(tmp_path / "a")

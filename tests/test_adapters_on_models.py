@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from lora_np import load_adapter, load_gpt2, save_adapter
-from lora_np.checkpoint import (
-    CheckpointError,
-    TensorFile,
-    open_adapter,
-    save_tensors,
-    write_adapter,
-)
+from lora_np.adapters import open_adapter, write_adapter
+from lora_np.files import CheckpointError, TensorFile, save_tensors
 from lora_np.layers import MLP, Linear, copy_model, rebuild
 from lora_np.methods import LoraConfig, LoRALinear, adapters, inject, merge
 from lora_np.models import GPT, GPTConfig

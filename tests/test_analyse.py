@@ -1,19 +1,19 @@
-"""lora_np.analyse: ranks of adapters, of pairs of checkpoints and of sweeps, against dense SVDs."""
+"""analyse: ranks of adapters, of pairs of checkpoints and of sweeps, against dense SVDs."""
 
 import json
 
 import numpy as np
 import pytest
 
-from lora_np.adapterfiles import weights
-from lora_np.analyse import (
+from lora_np.adapters import open_adapter, weights, write_adapter
+from lora_np.adapters.analyse import (
     analyse_adapter,
     analyse_checkpoints,
     analyse_sweep,
     check_folder,
     places,
 )
-from lora_np.checkpoint import CheckpointError, open_adapter, save_tensors, write_adapter
+from lora_np.files import CheckpointError, save_tensors
 from lora_np.rank import intruder_dimensions, spectrum
 from tests.files import factors, modules_of, tampered
 
@@ -180,7 +180,7 @@ def test_a_pair_is_measured_by_its_differences_and_against_its_base(pair):
 def test_a_large_difference_is_measured_by_a_randomised_svd_and_says_so(pair, monkeypatch):
     base, tuned, W0, W = pair
     monkeypatch.setattr(weights, "DENSE_WORK", 0)
-    monkeypatch.setattr("lora_np.analyse.LEADING", 5)
+    monkeypatch.setattr("lora_np.adapters.analyse.LEADING", 5)
     name = "layers.0.q"
     delta = W[f"{name}.weight"] - W0[f"{name}.weight"]
     sigma = np.linalg.svd(delta, compute_uv=False)

@@ -57,7 +57,7 @@ def released(tmp_path_factory):
     folder = tmp_path_factory.mktemp("course") / "lora"
     shutil.copytree(COURSE, folder)
     with open(folder / "nbgrader_config.py", "a", encoding="utf-8") as config:
-        config.write("\nfrom lora_np.diagnose import Limits\nDiagnose.limits = Limits(seconds=2)\n")
+        config.write("\nfrom lora_np.course import Limits\nDiagnose.limits = Limits(seconds=2)\n")
     nbgrader(folder, "generate_assignment", "*")
     return folder
 
@@ -103,7 +103,7 @@ def cheat(nb):
     cell = cell_of(nb, "answer-forward")
     cell["source"] = (
         "np.allclose = lambda *a, **k: True\ncheck = lambda *a, **k: None\n"
-        "import lora_np.diagnose.compare as c\nc.judge = lambda *a: None\n"
+        "import lora_np.course.compare as c\nc.judge = lambda *a: None\n"
     ) + cell["source"]
 
 
@@ -236,7 +236,7 @@ def feedback(folder, student, name):
     ],
 )
 def test_a_cell_is_read_as_ipython_reads_it(cell, same_as):
-    from lora_np.diagnose.course import without_magics
+    from lora_np.course.course import without_magics
 
     statements = [ast.dump(node) for node in ast.parse(without_magics(cell)).body]
     idle = {ast.dump(node) for node in ast.parse("None\npass").body}
@@ -363,13 +363,13 @@ def test_what_is_computed_in_a_cell_that_is_no_answer_is_said_to_be_there(graded
     ],
 )  # fmt: skip
 def test_of_a_students_own_cells_the_definitions_that_answers_need_are_taken(own, taken):
-    from lora_np.diagnose.course import definitions
+    from lora_np.course.course import definitions
 
     assert definitions([own], ["def answer(a): return help(a)"]) == taken
 
 
 def test_a_definition_that_was_tried_elsewhere_does_not_replace_the_answer():
-    from lora_np.diagnose.course import definitions
+    from lora_np.course.course import definitions
 
     answers = [RIGHT["lora_linear_forward"]]
     own = ["def lora_linear_forward(*a): return 0"]

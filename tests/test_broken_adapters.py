@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from lora_np.checkpoint import CheckpointError, open_adapter, save_tensors
+from lora_np.adapters import open_adapter
+from lora_np.files import CheckpointError, save_tensors
 from tests.files import PREFIX, entry, modules_of, raw, tampered, write_adapter
 
 A, B = "h.0.q.lora_A.weight", "h.0.q.lora_B.weight"

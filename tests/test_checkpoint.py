@@ -3,19 +3,11 @@
 import numpy as np
 import pytest
 
-from lora_np.checkpoint import (
-    CheckpointError,
-    arrays,
-    load_arrays,
-    load_json,
-    load_parameters,
-    save_arrays,
-    save_json,
-    save_parameters,
-)
+from lora_np.files import CheckpointError, arrays, load_arrays, load_json, save_arrays, save_json
 from lora_np.methods import LoraConfig, inject
 from lora_np.models import GPT, GPTConfig
 from lora_np.selfcheck import at_random
+from lora_np.train import load_parameters, save_parameters
 
 
 def make_gpt(seed, dtype=np.float32, d_model=8):

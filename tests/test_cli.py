@@ -17,8 +17,8 @@ import pytest
 import lora_np
 from lora_np import cli, ops, selfcheck
 from lora_np.crew import keep_memory
-from lora_np.sweep import LinearSettings, TextSettings, run
-from lora_np.sweep.text import run_text_trial
+from lora_np.experiments.rank_sweep import LinearSettings, TextSettings, run
+from lora_np.experiments.rank_sweep.text import run_text_trial
 
 REPOSITORY = Path(lora_np.__file__).parents[1]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -279,7 +279,7 @@ def test_ctrl_c_exits_130_and_says_what_is_kept(texts, tmp_path, command, monkey
             raise KeyboardInterrupt
         return run_text_trial(settings, arrays, trial)
 
-    from lora_np.sweep import estimate
+    from lora_np.experiments.rank_sweep import estimate
 
     monkeypatch.setattr(estimate, "estimate", lambda *_: 60.0)
     monkeypatch.setitem(run.TRIALS, "text", stop_after_k)

@@ -48,7 +48,7 @@ def test_standard_library_holds_its_modules_in_name_order():
 @pytest.fixture
 def library(tmp_path, monkeypatch):
     """A folder that passes for the standard library's."""
-    monkeypatch.setattr(data.os, "__file__", str(tmp_path / "os.py"))
+    monkeypatch.setattr(data.texts.os, "__file__", str(tmp_path / "os.py"))
     return tmp_path
 
 

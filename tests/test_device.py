@@ -14,12 +14,12 @@ import pytest
 import lora_np
 from lora_np import account, backend, checkpoint, inject, selfcheck, train
 from lora_np.crew import can_fork
+from lora_np.experiments.rank_sweep import LinearSettings, TextSettings, rank_sweep
+from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.layers import Layer, Linear, copy_model
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads, Parameter
 from lora_np.rank import spectrum
-from lora_np.sweep import LinearSettings, TextSettings, rank_sweep
-from lora_np.sweep.models import load_model
 from tests import fake_cupy
 from tests.counting import unmerged
 

@@ -1,4 +1,4 @@
-"""lora_np.diagnose: every misconception is told from the others; the code of students is kept out.
+"""lora_np.course: every misconception is told from the others; the code of students is kept out.
 
 The class of students (class_of_50.py) is graded in whole. What a submission must not be able to do
 is done here: hang, exit, eat memory, flood the output, patch NumPy, call or read our solution.
@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from lora_np import cli
-from lora_np.diagnose import TASKS, Limits, WrongAnswer, diagnose, run_isolated
-from lora_np.diagnose.compare import judge
-from lora_np.diagnose.grade import grade_folder
-from lora_np.diagnose.task import Task
+from lora_np.course import TASKS, Limits, WrongAnswer, diagnose, run_isolated
+from lora_np.course.compare import judge
+from lora_np.course.grade import grade_folder
+from lora_np.course.task import Task
 from tests import class_of_50, naive
 from tests.class_of_50 import RIGHT, students, write_class
 
@@ -416,7 +416,7 @@ def test_the_line_of_an_exception_is_told():
 
 def test_the_child_gets_no_right_answer():
     """It imports nothing of ours, and its job names inputs alone."""
-    child = Path(sys.modules["lora_np.diagnose.runner"].CHILD)
+    child = Path(sys.modules["lora_np.course.runner"].CHILD)
     code = f"import runpy, sys; runpy.run_path({str(child)!r}); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0

@@ -18,7 +18,7 @@ from tests.pages import ROOT, SESSION, bodies, failures
 
 DOCS = (p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "beside")  # copies
 PAGES = sorted([*DOCS, *ROOT.glob("README*.md"), ROOT / "CONTRIBUTING.md"])
-NEEDS_NBGRADER = {"lora_np.diagnose.course"}  # its tests are those of the course
+NEEDS_NBGRADER = {"lora_np.course.course"}  # its tests are those of the course
 MODULES = sorted(
     {m.name for m in pkgutil.walk_packages(lora_np.__path__, "lora_np.")} - NEEDS_NBGRADER
 )

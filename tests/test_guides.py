@@ -8,9 +8,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-import lora_np.sweep
+import lora_np.experiments.rank_sweep
 from lora_np import evaluate
-from lora_np.checkpoint import open_adapter
+from lora_np.adapters import open_adapter
 from lora_np.data import standard_library
 from lora_np.methods import adapters
 from tests.pages import (
@@ -82,7 +82,7 @@ def test_the_commands_of_a_guide_run_in_order_and_print_what_it_shows(name, tmp_
 
 def test_the_defaults_that_the_guide_to_your_own_text_names_are_the_sweeps():
     rows = re.findall(r"^\| (`--.*`) \| ([^|]+) \|", read("own_text.md"), re.M)
-    defaults = lora_np.sweep.TextSettings()
+    defaults = lora_np.experiments.rank_sweep.TextSettings()
     for options, values in rows:
         names = [name.replace("-", "_") for name in re.findall(r"`--([\w-]+)`", options)]
         assert [str(getattr(defaults, name)) for name in names] == values.split(", ")
@@ -137,8 +137,10 @@ def test_the_cluster_guides_blocks_use_names_that_exist():
     assert len(code) == 3
     for block in code:
         compile(block, "cluster.md", "exec")
-        imported = re.search(r"from lora_np\.sweep import (.*)", block)[1]
-        assert all(hasattr(lora_np.sweep, name.strip()) for name in imported.split(","))
+        imported = re.search(r"from lora_np\.experiments\.rank_sweep import (.*)", block)[1]
+        assert all(
+            hasattr(lora_np.experiments.rank_sweep, name.strip()) for name in imported.split(",")
+        )
 
 
 def test_the_index_leads_to_every_guide():

@@ -12,13 +12,12 @@ import lora_np
 
 PACKAGE = Path(lora_np.__file__).parent
 HOUSE = (
-    "backend crew ops gradcheck parameters layers methods models costs optim data checkpoint "
-    "pretrained train rank sweep intrinsic paper adapterfiles analyse plots selfcheck checks "
-    "diagnose cli __main__"
+    "backend crew ops gradcheck parameters layers methods models costs optim data files pretrained "
+    "train rank tables experiments adapters plots selfcheck checks course cli __main__"
 )
 OPS = "contract linear lora activation norm embedding attention dropout loss __init__"
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
-NEVER_GPT = ("methods", "costs", "train", "checkpoint", "rank")
+NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
 HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes")
 LONGEST = 60  # lines of a function, decorators and docstring included
 

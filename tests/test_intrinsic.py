@@ -1,4 +1,4 @@
-"""lora_np.intrinsic: the projection against dense twins, gradients against numeric ones, d90."""
+"""experiments.intrinsic: the projection and its dense twins, gradients, d90."""
 
 import json
 import math
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from lora_np import cli
 from lora_np.backend import ShapeError
 from lora_np.crew import can_fork
-from lora_np.gradcheck import check_gradients
-from lora_np.intrinsic import (
+from lora_np.experiments.intrinsic import (
     Fastfood,
     IntrinsicModel,
     IntrinsicSettings,
@@ -24,15 +23,16 @@ from lora_np.intrinsic import (
     table,
     walsh_hadamard,
 )
-from lora_np.intrinsic import text as text_module
-from lora_np.intrinsic.dimension import Problem, Run, next_runs
+from lora_np.experiments.intrinsic import text as text_module
+from lora_np.experiments.intrinsic.dimension import Problem, Run, next_runs
+from lora_np.experiments.rank_sweep import SweepError, TextSettings
+from lora_np.experiments.rank_sweep.linear import Regression
+from lora_np.gradcheck import check_gradients
 from lora_np.layers import Linear, copy_model
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads, freeze, pack
 from lora_np.plots import BLUE, ORANGE, plot_intrinsic
 from lora_np.selfcheck import at_random
-from lora_np.sweep import SweepError, TextSettings
-from lora_np.sweep.linear import Regression
 from lora_np.train import Diverged, evaluate, fit, loss_and_gradient
 from tests.tiny import TINY
 
@@ -603,7 +603,7 @@ def test_the_picture_has_both_variants_the_line_and_a_ring_at_d90(tmp_path, monk
 
 
 def test_the_command_writes_the_results_the_picture_and_the_table(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("lora_np.intrinsic.QUICK", SETTINGS)
+    monkeypatch.setattr("lora_np.experiments.intrinsic.QUICK", SETTINGS)
     out = tmp_path / "out"
     command = ["intrinsic", "--quick", "--jobs", "1", "--out", str(out)]
     assert cli.main(command) == 0

@@ -26,8 +26,8 @@ from lora_np import (
     save_adapter,
     unmerge,
 )
-from lora_np.checkpoint import CheckpointError, load_json
 from lora_np.checks import ContractError
+from lora_np.files import CheckpointError, load_json
 from lora_np.layers import Layer
 from lora_np.methods import METHODS, adapters, method_of
 from lora_np.methods.contract import METHOD_FIELD

@@ -1,4 +1,4 @@
-"""lora_np.paper: budgets, directions, rules that fire both ways, a tiny run from end to end."""
+"""experiments.paper: budgets, directions, rules that fire both ways, a tiny run from end to end."""
 
 import json
 from dataclasses import asdict, replace
@@ -8,12 +8,10 @@ import pytest
 from scipy.linalg import subspace_angles
 
 from lora_np import cli, plots
-from lora_np.methods import LoraConfig, inject
-from lora_np.models import GPT
-from lora_np.paper import PaperSettings, claims, directions, report, run_paper
-from lora_np.paper.numbers import QKVO, QV, TABLE5, TABLE6, TABLE7, short
-from lora_np.paper.run import check_paper, folders, measure, read_adapters
-from lora_np.paper.settings import (
+from lora_np.experiments.paper import PaperSettings, claims, directions, report, run_paper
+from lora_np.experiments.paper.numbers import QKVO, QV, TABLE5, TABLE6, TABLE7, short
+from lora_np.experiments.paper.run import check_paper, folders, measure, read_adapters
+from lora_np.experiments.paper.settings import (
     DEFAULT,
     QUICK,
     all_trials,
@@ -22,9 +20,11 @@ from lora_np.paper.settings import (
     table5_ranks,
     trainable_parameters,
 )
-from lora_np.sweep import SweepError, TextSettings, run
-from lora_np.sweep.plan import expected_number
-from lora_np.sweep.text import run_text_trial
+from lora_np.experiments.rank_sweep import SweepError, TextSettings, run
+from lora_np.experiments.rank_sweep.plan import expected_number
+from lora_np.experiments.rank_sweep.text import run_text_trial
+from lora_np.methods import LoraConfig, inject
+from lora_np.models import GPT
 
 F64 = 1e-12  # float64, relative: a few products and decompositions
 WRITTEN = 0.6e-4  # grids are written with four digits
@@ -328,7 +328,7 @@ def test_table_6_has_every_set_and_rank_beside_the_papers(finished):
 
 
 def test_a_highest_rank_that_the_paper_has_not_stands_beside_its_64(tiny, results):
-    from lora_np.paper.run import table6_rows
+    from lora_np.experiments.paper.run import table6_rows
 
     other = replace(tiny, text=replace(tiny.text, ranks=(3, 5)))
     rows = table6_rows(other, results)
@@ -418,7 +418,7 @@ def test_a_picture_shows_the_similarities_and_names_its_axes(finished, tmp_path,
 
 
 def test_the_command_resumes_and_writes_tables_and_pictures(tiny, finished, monkeypatch, capsys):
-    monkeypatch.setattr("lora_np.paper.settings.QUICK", tiny)
+    monkeypatch.setattr("lora_np.experiments.paper.settings.QUICK", tiny)
     out = finished[0]
     assert cli.main(["paper", "--quick", "--out", str(out), "--jobs", "1"]) == 0
     said = capsys.readouterr().out
@@ -438,8 +438,8 @@ def test_an_interrupted_command_counts_what_all_sweeps_kept(tiny, tmp_path, monk
             raise KeyboardInterrupt
         return run_text_trial(*arguments)
 
-    monkeypatch.setattr("lora_np.paper.settings.QUICK", tiny)
-    monkeypatch.setattr("lora_np.sweep.estimate.estimate", lambda *_: 60.0)
+    monkeypatch.setattr("lora_np.experiments.paper.settings.QUICK", tiny)
+    monkeypatch.setattr("lora_np.experiments.rank_sweep.estimate.estimate", lambda *_: 60.0)
     monkeypatch.setitem(run.TRIALS, "text", trial)
     assert cli.main(["paper", "--quick", "--out", str(tmp_path), "--jobs", "1"]) == 130
     said = capsys.readouterr().err

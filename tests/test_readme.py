@@ -24,11 +24,13 @@ def test_the_example_is_short_and_runs(capsys):
 
 @pytest.mark.parametrize("block", PYTHON[1:])
 def test_the_examples_for_clusters_use_names_that_exist(block):
-    import lora_np.sweep
+    import lora_np.experiments.rank_sweep
 
     compile(block, "README.md", "exec")
-    for names in re.findall(r"from lora_np\.sweep import (.*)", block):
-        assert all(hasattr(lora_np.sweep, name.strip()) for name in names.split(","))
+    for names in re.findall(r"from lora_np\.experiments\.rank_sweep import (.*)", block):
+        assert all(
+            hasattr(lora_np.experiments.rank_sweep, name.strip()) for name in names.split(",")
+        )
 
 
 def test_every_command_in_the_readme_parses():

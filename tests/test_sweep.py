@@ -1,4 +1,4 @@
-"""lora_np.sweep: the plan, the linear task against theory, the text task, resuming, the report."""
+"""experiments.rank_sweep: the plan, the linear task and theory, the text task, the report."""
 
 import json
 import math
@@ -13,12 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_np.checkpoint import load_arrays, load_json
 from lora_np.crew import one_blas_thread
 from lora_np.data import encode, read_text, split, windows
-from lora_np.layers import Linear
-from lora_np.parameters import Grads
-from lora_np.sweep import (
+from lora_np.experiments.rank_sweep import (
     LinearSettings,
     SweepError,
     TextSettings,
@@ -29,9 +26,15 @@ from lora_np.sweep import (
     run,
     text,
 )
-from lora_np.sweep.linear import LinearTask, Regression, population_loss, run_linear_trial, whiten
-from lora_np.sweep.models import load_model
-from lora_np.sweep.plan import (
+from lora_np.experiments.rank_sweep.linear import (
+    LinearTask,
+    Regression,
+    population_loss,
+    run_linear_trial,
+    whiten,
+)
+from lora_np.experiments.rank_sweep.models import load_model
+from lora_np.experiments.rank_sweep.plan import (
     FACTOR,
     MOST_RATES,
     WORTH,
@@ -40,7 +43,10 @@ from lora_np.sweep.plan import (
     expected_number,
     next_trials,
 )
-from lora_np.sweep.text import TextTask, run_text_trial
+from lora_np.experiments.rank_sweep.text import TextTask, run_text_trial
+from lora_np.files import load_arrays, load_json
+from lora_np.layers import Linear
+from lora_np.parameters import Grads
 from lora_np.train import Diverged, History, evaluate
 from tests.tiny import TINY
 

@@ -118,8 +118,8 @@ def _add_intrinsic(commands: Any) -> None:
     intrinsic = commands.add_parser(
         "intrinsic",
         help="how many directions does training need? d90, pretrained and not",
-        description="Settings are those of lora_np.intrinsic.IntrinsicSettings. An equal "
-        "pretrained base in a folder beside DIR is copied rather than trained again.",
+        description="Settings are those of lora_np.experiments.intrinsic.IntrinsicSettings. An "
+        "equal pretrained base in a folder beside DIR is copied rather than trained again.",
     )
     intrinsic.add_argument("--quick", action="store_true", help="a small one in 20 seconds")
     intrinsic.add_argument(
@@ -156,7 +156,7 @@ def _add_sweep(commands: Any) -> None:
 
 def _default(name: str) -> str:
     """Say what a setting of the sweep is where the command line does not give it."""
-    from lora_np.sweep import LinearSettings, TextSettings
+    from lora_np.experiments.rank_sweep import LinearSettings, TextSettings
 
     field, shown = name.replace("-", "_"), {}
     for task, settings in (("", TextSettings), ("linear task: ", LinearSettings)):
@@ -219,7 +219,7 @@ def run_grade(arguments: argparse.Namespace) -> int:
     """Grade a folder of submissions; print one line each, and what is wrong."""
     import time
 
-    from lora_np.diagnose.grade import grade_folder, table
+    from lora_np.course.grade import grade_folder, table
 
     start = time.perf_counter()
     graded = grade_folder(arguments.folder, seed=arguments.seed)
@@ -235,9 +235,9 @@ def run_account(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from lora_np.costs import account, known_models
+    from lora_np.experiments.rank_sweep import TextSettings
     from lora_np.methods import LoraConfig, inject
     from lora_np.models import GPT
-    from lora_np.sweep import TextSettings
 
     rng = np.random.default_rng(0)
     base = GPT(TextSettings().gpt(), rng)
@@ -253,7 +253,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from lora_np.data import decode, encode
-    from lora_np.sweep.models import load_model
+    from lora_np.experiments.rank_sweep.models import load_model
 
     model = load_model(arguments.folder, arguments.model, arguments.device)
     if arguments.tokens < 0 or arguments.seed < 0:
@@ -275,11 +275,11 @@ def run_generate(arguments: argparse.Namespace) -> int:
 
 def run_sweep(arguments: argparse.Namespace) -> int:
     """Run or resume a sweep, and write its pictures."""
+    from lora_np.experiments.rank_sweep import rank_sweep
+    from lora_np.experiments.rank_sweep.estimate import estimate
+    from lora_np.experiments.rank_sweep.report import Terminal, table
+    from lora_np.experiments.rank_sweep.run import check_sweep
     from lora_np.plots import plot_rank_vs_loss, plot_spectrum
-    from lora_np.sweep import rank_sweep
-    from lora_np.sweep.estimate import estimate
-    from lora_np.sweep.report import Terminal, table
-    from lora_np.sweep.run import check_sweep
 
     settings = sweep_settings(arguments)
     get_device(settings.device)
@@ -310,7 +310,13 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 
 def run_intrinsic(arguments: argparse.Namespace) -> int:
     """Measure the intrinsic dimension, and draw it."""
-    from lora_np.intrinsic import QUICK, IntrinsicSettings, Listener, intrinsic_run, table
+    from lora_np.experiments.intrinsic import (
+        QUICK,
+        IntrinsicSettings,
+        Listener,
+        intrinsic_run,
+        table,
+    )
     from lora_np.plots import plot_intrinsic
 
     settings = QUICK if arguments.quick else IntrinsicSettings()
@@ -325,13 +331,13 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
 
 def run_paper_command(arguments: argparse.Namespace) -> int:
     """Run or resume section 7 of the paper; write its tables and pictures."""
-    from lora_np.paper import run_paper
-    from lora_np.paper.report import report
-    from lora_np.paper.run import check_paper, folders
-    from lora_np.paper.settings import DEFAULT, QUICK, all_trials
+    from lora_np.experiments.paper import run_paper
+    from lora_np.experiments.paper.report import report
+    from lora_np.experiments.paper.run import check_paper, folders
+    from lora_np.experiments.paper.settings import DEFAULT, QUICK, all_trials
+    from lora_np.experiments.rank_sweep.estimate import estimate
+    from lora_np.experiments.rank_sweep.report import Terminal
     from lora_np.plots import plot_similarity
-    from lora_np.sweep.estimate import estimate
-    from lora_np.sweep.report import Terminal
 
     settings = QUICK if arguments.quick else DEFAULT
     out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
@@ -365,7 +371,7 @@ def run_paper_command(arguments: argparse.Namespace) -> int:
 
 def sweep_settings(arguments: argparse.Namespace) -> Any:
     """Return the task's settings: its defaults, or the quick ones, with the options given."""
-    from lora_np.sweep import LinearSettings, TextSettings
+    from lora_np.experiments.rank_sweep import LinearSettings, TextSettings
 
     settings: Any = TextSettings() if arguments.task == "text" else LinearSettings()
     names = {field.name for field in fields(settings)}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_np.adapterfiles import Keep
-    from lora_np.analyse import Analysis
+    from lora_np.adapters import Keep
+    from lora_np.adapters.analyse import Analysis
 
 
 def add_adapter_commands(commands: Any) -> None:
@@ -35,8 +35,8 @@ def _add_analyse(commands: Any) -> None:
 
 def run_analyse(arguments: argparse.Namespace) -> int:
     """Print the ranks of every module, and write them with their picture."""
-    from lora_np.analyse import check_folder, save_analysis, source_of
-    from lora_np.checkpoint import replacing
+    from lora_np.adapters.analyse import check_folder, save_analysis, source_of
+    from lora_np.files import replacing
     from lora_np.plots import plot_rank_map
 
     name = arguments.path.resolve().name.removesuffix(".safetensors")
@@ -53,7 +53,7 @@ def run_analyse(arguments: argparse.Namespace) -> int:
 
 
 def _analysis(path: Path, base: Path | None) -> Analysis:
-    from lora_np.analyse import analyse_adapter, analyse_checkpoints, analyse_sweep
+    from lora_np.adapters.analyse import analyse_adapter, analyse_checkpoints, analyse_sweep
 
     if base is not None:
         return analyse_checkpoints(base, path)
@@ -118,14 +118,14 @@ def _add_folder(command: Any) -> None:
 
 
 def _keep(arguments: argparse.Namespace) -> Keep:
-    from lora_np.adapterfiles import Keep
+    from lora_np.adapters import Keep
 
     return Keep(arguments.rank, arguments.energy, arguments.error)
 
 
 def run_resize(arguments: argparse.Namespace) -> int:
     """Write a smaller adapter, and say how far it is from the old one."""
-    from lora_np.adapterfiles import fit_table, resize_adapter
+    from lora_np.adapters import fit_table, resize_adapter
 
     fits = resize_adapter(arguments.adapter, arguments.out, _keep(arguments))
     print(f"{fit_table(fits)}\nwritten to {arguments.out}/")
@@ -134,7 +134,7 @@ def run_resize(arguments: argparse.Namespace) -> int:
 
 def run_extract(arguments: argparse.Namespace) -> int:
     """Write an adapter from two checkpoints, and say what it lacks."""
-    from lora_np.adapterfiles import beyond_table, extract_adapter, fit_table
+    from lora_np.adapters import beyond_table, extract_adapter, fit_table
 
     found = extract_adapter(arguments.base, arguments.tuned, arguments.out, _keep(arguments))
     print(fit_table(found.fits))
@@ -148,7 +148,7 @@ def run_extract(arguments: argparse.Namespace) -> int:
 
 def run_merge(arguments: argparse.Namespace) -> int:
     """Write a merged checkpoint, and say what rounding cost."""
-    from lora_np.adapterfiles import merge_adapter, merge_table
+    from lora_np.adapters import merge_adapter, merge_table
 
     merged = merge_adapter(arguments.base, arguments.adapter, arguments.out)
     print(f"{merge_table(merged)}\nwritten to {arguments.out}")
@@ -157,7 +157,7 @@ def run_merge(arguments: argparse.Namespace) -> int:
 
 def run_combine(arguments: argparse.Namespace) -> int:
     """Write one adapter from several, and say how far it is from their weighted sum."""
-    from lora_np.adapterfiles import combine_adapters, fit_table
+    from lora_np.adapters import combine_adapters, fit_table
 
     fits = combine_adapters(
         arguments.adapters, arguments.weights, arguments.out, arguments.method, arguments.rank

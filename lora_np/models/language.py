@@ -54,17 +54,14 @@ class TextMemory(NamedTuple):
 
 
 class LanguageModel(Layer):
-    """A model of the next token; a subclass has ``embed``, ``embed_backward``, ``body``, ``head``.
-
-    Attributes
-    ----------
-    block_size : int
-        Longest sequence.
-    """
-
-    block_size: int
+    """A model of the next token; a subclass says what stands in the first section below."""
 
     # --------------------------------------------------------------- what a model has to say
+
+    @property
+    def block_size(self) -> int:
+        """The longest sequence."""
+        raise TypeError(f"{type(self).__name__} has no block_size of its own")
 
     def embed(self, tokens: Array, positions: Array, rng: Rng = None) -> tuple[Array, Any]:
         """Return x (..., T, d) of `tokens` (..., T) at `positions`, and the cache."""
@@ -311,7 +308,7 @@ class _Text:
 
 def _prompts(tokens: Any) -> tuple[list[np.ndarray], bool]:
     """Return the prompts as a list of arrays (T_i,), and whether it was one alone."""
-    if isinstance(tokens, list | tuple) and len(tokens) and np.ndim(tokens[0]) == 1:
+    if isinstance(tokens, list | tuple) and all(np.ndim(text) == 1 for text in tokens):
         return [to_host(np.asarray(text)) for text in tokens], False
     array = to_host(np.asarray(tokens) if isinstance(tokens, list | tuple) else tokens)
     if array.ndim not in (1, 2):
@@ -352,7 +349,9 @@ def _check_sampling(
 ) -> None:
     if n < 0:
         raise ValueError(f"n = {n} tokens to write, expected at least 0")
-    for text in prompts or [np.zeros(0)]:
+    if not prompts:
+        raise ShapeError("tokens is empty: give at least one prompt")
+    for text in prompts:
         if text.ndim != 1 or len(text) == 0:
             raise ShapeError(f"tokens has shape {text.shape}, expected (T,) or (B, T) with T >= 1")
     if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):

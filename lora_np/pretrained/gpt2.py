@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_np.checkpoint import CheckpointError, TensorFile, load_json, open_weights
+from lora_np.files import CheckpointError, TensorFile, load_json, open_weights
 from lora_np.layers import Embedding, LayerNorm, Linear
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Parameter
@@ -61,7 +61,7 @@ def load_gpt2(folder: str | Path, dtype: Any = np.float32) -> GPT:
     >>> import tempfile
     >>> import numpy as np
     >>> from lora_np import load_gpt2
-    >>> from lora_np.checkpoint import save_json, save_tensors
+    >>> from lora_np.files import save_json, save_tensors
     >>> sizes = {"vocab_size": 5, "n_positions": 4, "n_layer": 1, "n_head": 1, "n_embd": 8}
     >>> shapes = {"wte.weight": (5, 8), "wpe.weight": (4, 8)}
     >>> inner = {"attn.c_attn": (8, 24), "attn.c_proj": (8, 8), "mlp.c_fc": (8, 32),

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_np.adapterfiles.cut import Keep, factors_of
-from lora_np.checkpoint import open_adapter, write_adapter
+from lora_np.adapters import open_adapter, write_adapter
+from lora_np.adapters.cut import Keep, factors_of
 from lora_np.rank import best_rank_error, svd_of_factors
 from tests.benchmarks.commands import ROOT
 from tests.benchmarks.measure import Result, Row, Spread

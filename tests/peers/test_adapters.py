@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lora_np.adapterfiles import (
+from lora_np.adapters import (
     Keep,
     combine_adapters,
     extract_adapter,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lora_np.sweep import LinearSettings, TextSettings, rank_sweep
+from lora_np.experiments.rank_sweep import LinearSettings, TextSettings, rank_sweep
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.peers

@@ -1,0 +1,243 @@
+r"""One adapter that does what several do together: the weighted sum of their changes.
+
+The sum of products is a product of joined factors, exactly::
+
+    sum_i w_i s_i B_i A_i = [w_1 s_1 B_1, w_2 s_2 B_2, ...] [A_1; A_2; ...]
+
+That is "cat", of rank the sum of ranks. "svd" cuts it to the nearest of lower rank. "linear" keeps
+the rank by summing the factors themselves, with ``root_i = sqrt(|w_i s_i|)``, as PEFT does::
+
+    B = sum_i root_i B_i,   A = sum_i sign(w_i) root_i A_i
+
+whose product holds, beside the wanted terms, cross terms B_i A_j between adapters that were never
+trained together. How large these are is told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_np.adapters.cut import (
+    Fit,
+    Term,
+    distance,
+    factors_of,
+    naming,
+    norm_of_sum,
+    rounded,
+    stacked,
+)
+from lora_np.adapters.file import (
+    AdapterFile,
+    AdapterModule,
+    open_adapter,
+    require_matrices,
+    write_adapter,
+)
+from lora_np.adapters.resize import Written
+from lora_np.files import CheckpointError
+from lora_np.rank import svd_of_factors
+
+Terms = list[Term]  # (w s, B, A) of each adapter that has the module
+Made = tuple[np.ndarray, np.ndarray, float]  # B, A, and the error that the method makes
+
+
+def combine_adapters(
+    adapters: Sequence[str | Path],
+    weights: Sequence[float],
+    folder: str | Path,
+    method: str = "cat",
+    rank: int | None = None,
+) -> list[Fit]:
+    """Write one adapter for the weighted sum of several on the same base.
+
+    Parameters
+    ----------
+    adapters : sequence of str or Path
+        At least two, in PEFT's form.
+    weights : sequence of float
+        One for each; may be negative, not 0.
+    folder : str or Path
+        A new or an empty one.
+    method : {"cat", "svd", "linear"}
+        Exact, of rank the sum of ranks; cut to `rank`; or PEFT's sum of factors, which needs the
+        same modules and ranks in all.
+    rank : int, optional
+        For "svd" alone, and needed there.
+
+    Returns
+    -------
+    list of Fit
+        With the error against the true weighted sum: of the method, and as written. What is
+        written has scale 1, in float32, or float64 where an adapter is.
+
+    Raises
+    ------
+    CheckpointError
+        If an adapter is broken or kohya's, or the folder is not empty. Nothing is then written.
+    ValueError
+        If the arguments or the adapters do not fit together.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import combine_adapters, open_adapter, write_adapter
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     one, two, both = f"{d}/one", f"{d}/two", f"{d}/both"
+    ...     write_adapter(one, [("layer", np.array([[1.0], [0.0]]), np.ones((1, 3)), 1.0)])
+    ...     write_adapter(two, [("layer", np.array([[0.0], [1.0]]), np.ones((1, 3)), 1.0)])
+    ...     fits = combine_adapters([one, two], [0.5, 2.0], both)
+    ...     with open_adapter(both) as file:
+    ...         B, A = file.modules["layer"].factors()
+    >>> (B @ A).tolist()
+    [[0.5, 0.5, 0.5], [2.0, 2.0, 2.0]]
+    """
+    make = _method(method, rank)
+    _check_weights(adapters, weights)
+    fits: list[Fit] = []
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_adapter(path)) for path in adapters]
+        _check_forms(files, adapters)
+        modules = _check_alike(files, adapters, same_modules=method == "linear")
+        _write(folder, files, _combined(files, weights, modules, make, fits))
+    return fits
+
+
+def _write(folder: str | Path, files: list[AdapterFile], modules: Iterator[Written]) -> None:
+    """Write the modules with what the configs of all files have in common."""
+    write_adapter(
+        folder,
+        modules,
+        base_model=_common([file.base_model for file in files]),
+        dtype=None,
+        fan_in_fan_out=files[0].fan_in_fan_out,
+        lora_dropout=_common([file.lora_dropout for file in files]) or 0.0,
+        origin=_common([file.origin for file in files]),
+    )
+
+
+def _check_forms(files: list[AdapterFile], paths: Sequence[Any]) -> None:
+    for file, path in zip(files, paths):
+        if file.naming == "kohya":
+            raise CheckpointError(
+                f"{path} has kohya's names: what is combined is written in PEFT's form, where "
+                "they fit no model"
+            )
+        file.require_scale()
+        require_matrices(file)
+
+
+def _check_weights(adapters: Sequence[Any], weights: Sequence[float]) -> None:
+    if len(adapters) < 2:
+        raise ValueError("one adapter alone is nothing to combine: give at least two")
+    if len(weights) != len(adapters):
+        raise ValueError(f"{len(weights)} weights for {len(adapters)} adapters: give one for each")
+    for weight in weights:
+        if weight == 0 or not math.isfinite(weight):
+            raise ValueError(f"weight {weight}: expected a number other than 0; leave that one out")
+
+
+def _check_alike(
+    files: list[AdapterFile], paths: Sequence[Any], same_modules: bool
+) -> dict[str, None]:
+    """Return the names of all modules, in the order of their first appearance."""
+    if len({file.fan_in_fan_out for file in files}) > 1:
+        raise ValueError("the adapters differ in fan_in_fan_out: they are of different models")
+    first: dict[str, tuple[Any, Any]] = {}
+    for file, path in zip(files, paths):
+        for name, module in file.modules.items():
+            other, before = first.setdefault(name, (path, module))
+            if module.shape != before.shape:
+                raise ValueError(f"{name!r} is {before.shape} in {other}, {module.shape} in {path}")
+            if same_modules and module.r != before.r:
+                raise ValueError(
+                    f"{name!r} has rank {before.r} in {other}, {module.r} in {path}: linear needs "
+                    "equal ranks, cat and svd do not"
+                )
+    for file, path in zip(files, paths):
+        missing = [name for name in first if name not in file.modules]
+        if same_modules and missing:
+            raise ValueError(
+                f"{path} has no {missing[0]!r}: linear needs the same modules in all, cat and svd "
+                "do not"
+            )
+    return dict.fromkeys(first)
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """Return what all have in common, None if they differ."""
+    return values[0] if all(value == values[0] for value in values) else None
+
+
+def _combined(
+    files: list[AdapterFile],
+    weights: Sequence[float],
+    names: dict[str, None],
+    make: Callable[[Terms], Made],
+    fits: list[Fit],
+) -> Iterator[Written]:
+    for name in names:
+        held = [(w, f.modules[name]) for w, f in zip(weights, files) if name in f.modules]
+        with naming(name):
+            B, A, fit = _together(held, make)
+        fits.append(fit)
+        yield name, B, A, 1.0
+
+
+def _together(
+    held: list[tuple[float, AdapterModule]], make: Callable[[Terms], Made]
+) -> tuple[np.ndarray, np.ndarray, Fit]:
+    """Return one module's factors as they will be written, and their errors."""
+    terms = [(w * module.scale, *module.factors()) for w, module in held]
+    B, A, missed = make(terms)
+    wide = any(x.dtype == np.float64 for _, *factors in terms for x in factors)
+    dtype = np.float64 if wide else np.float32
+    new_B, new_A = rounded(B, dtype), rounded(A, dtype)
+    fit = Fit(
+        name=held[0][1].name,
+        shape=held[0][1].shape,
+        before=sum(module.r for _, module in held),
+        r=len(new_A),
+        norm=norm_of_sum(terms),
+        missed=missed,
+        written=distance(new_B, new_A, terms),
+    )
+    return new_B, new_A, fit
+
+
+def _method(method: str, rank: int | None) -> Callable[[Terms], Made]:
+    """Return the function that makes one product of several terms."""
+    if method == "svd":
+        if rank is None or rank < 1:
+            raise ValueError(f"method svd needs a rank of at least 1, not {rank}")
+        return lambda terms: _svd(terms, rank)
+    if rank is not None:
+        raise ValueError(f"method {method} takes no rank: it follows from the adapters'")
+    if method not in ("cat", "linear"):
+        raise ValueError(f"method {method!r}: expected cat, svd or linear")
+    return _cat if method == "cat" else _linear
+
+
+def _cat(terms: Terms) -> Made:
+    return *stacked(terms), 0.0
+
+
+def _svd(terms: Terms, rank: int) -> Made:
+    U, sigma, Vt = svd_of_factors(*stacked(terms))
+    k = min(rank, len(sigma))
+    return *factors_of(U, sigma, Vt, k), float(np.linalg.norm(sigma[k:]))
+
+
+def _linear(terms: Terms) -> Made:
+    roots = [math.sqrt(abs(s)) for s, *_ in terms]
+    B = sum(root * B.astype(np.float64) for root, (_, B, _) in zip(roots, terms))
+    A = sum(math.copysign(root, s) * A.astype(np.float64) for root, (s, _, A) in zip(roots, terms))
+    B, A = np.asarray(B), np.asarray(A)
+    return B, A, distance(B, A, terms)

@@ -1,0 +1,229 @@
+r"""How many directions to keep of a change, and what that costs.
+
+The best copy of rank k keeps the k largest singular values (Eckart, Young 1936), and misses
+sqrt(sum_{i>k} sigma_i^2). It is written as two factors that share the singular values evenly,
+B = U sqrt(S) and A = sqrt(S) V^T, so that neither is large or small in a narrow type.
+
+What a file holds is rounded to its type. So two errors are told: what is cut away, known from the
+singular values, and the distance of what is written, measured from the rounded factors. The
+distance of two products is the norm of one, which is never formed::
+
+    s B A - t C D = [s B, -t C] [A; D],   ||.||_F from the singular values of its small core.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_np.files import CheckpointError, float_dtype
+from lora_np.rank import Spectrum, smallest_rank, spectrum
+from lora_np.tables import natural, text_table
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+@contextmanager
+def naming(module: str) -> Iterator[None]:
+    """Give errors of the numbers inside the module's name.
+
+    Parameters
+    ----------
+    module : str
+    """
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities are refused when written
+            yield
+    except CheckpointError:
+        raise  # which names the tensor
+    except ValueError as error:
+        raise CheckpointError(f"{module!r}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How many directions of each module to keep, by one of three rules.
+
+    Parameters
+    ----------
+    rank : int, optional
+        So many, at least 1.
+    energy : float, optional
+        As few as hold this share of the squared Frobenius norm, in (0, 1].
+    error : float, optional
+        As few as leave this relative Frobenius error, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        If not exactly one is given, or it is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Keep
+    >>> sigma = np.array([12.0, 4.0, 3.0])
+    >>> [keep.of(sigma, (8, 8)) for keep in (Keep(rank=2), Keep(energy=0.9), Keep(error=0.1))]
+    [2, 2, 3]
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    error: float | None = None
+
+    def __post_init__(self) -> None:
+        if [self.rank, self.energy, self.error].count(None) != 2:
+            raise ValueError("give one of rank, energy and error")
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank {self.rank}: expected at least 1")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise ValueError(f"energy {self.energy}: expected more than 0 and at most 1")
+        if self.error is not None and not 0 <= self.error < 1:
+            raise ValueError(f"error {self.error}: expected at least 0 and less than 1")
+
+    @property
+    def missed_share(self) -> float:
+        """The share of the squared norm that the rules of energy and error let go."""
+        return 1 - self.energy if self.energy is not None else (self.error or 0.0) ** 2
+
+    def of(self, sigma: np.ndarray, shape: tuple[int, int]) -> int:
+        """Return how many to keep of a matrix with these singular values: from 1 to all.
+
+        Parameters
+        ----------
+        sigma : ndarray, shape (k,)
+            Descending; those left out are zero.
+        shape : (int, int)
+        """
+        if self.rank is not None:
+            found = self.rank
+        elif self.energy is not None:
+            found = Spectrum(sigma, shape, EPS).energy_rank(self.energy)
+        else:
+            found = smallest_rank(sigma, self.error or 0.0)
+        return min(max(found, 1), len(sigma))  # a file has no adapter of rank 0
+
+
+def factors_of(
+    U: np.ndarray, sigma: np.ndarray, Vt: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return B (out, k) and A (k, in), whose product has the k largest singular values.
+
+    Where one is zero, only B is: were A too, no training could leave that point.
+    """
+    root = np.sqrt(sigma[:k])  # (k,)
+    return U[:, :k] * root, np.where(root > 0, root, 1.0)[:, None] * Vt[:k]
+
+
+def rounded(x: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return x in one of the files' types; what is too large becomes infinite, and is refused."""
+    with np.errstate(over="ignore"):
+        return x.astype(float_dtype(dtype))
+
+
+Term = tuple[float, np.ndarray, np.ndarray]  # (s, B, A) stands for s B A
+
+
+def norm_of_sum(terms: Sequence[Term]) -> float:
+    """Return || sum s B A ||_F, without forming a product.
+
+    Parameters
+    ----------
+    terms : sequence of (float, ndarray, ndarray)
+        Of equal shapes (out, in), any ranks. What cancels leaves an error of about 1e-16 of the
+        terms' own norms.
+    """
+    B, A = stacked(terms)
+    return float(np.linalg.norm(spectrum((B, A)).singular_values))
+
+
+def stacked(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
+    """Return one B (out, sum of ranks) and A (sum of ranks, in) whose product is sum s B A."""
+    B = np.hstack([s * B.astype(np.float64) for s, B, _ in terms])
+    A = np.vstack([A.astype(np.float64) for _, _, A in terms])
+    return B, A
+
+
+def distance(B: np.ndarray, A: np.ndarray, terms: Sequence[Term]) -> float:
+    """Return || B A - sum s B A ||_F, as :func:`norm_of_sum`; not finite if B or A is not."""
+    if not (np.isfinite(B).all() and np.isfinite(A).all()):
+        return math.inf
+    return norm_of_sum([(-1.0, B, A), *terms])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one module became.
+
+    Parameters
+    ----------
+    name : str
+    shape : (int, int)
+        (out, in).
+    before : int or None
+        Its rank, where it had one.
+    r : int
+        Its rank now.
+    norm : float
+        Frobenius norm of the change that it should be.
+    missed : float
+        That of the best possible error at this rank, or of the method's own.
+    written : float
+        That of the error of the factors as they are written, rounded.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    before: int | None
+    r: int
+    norm: float
+    missed: float
+    written: float
+
+
+def total_errors(fits: Sequence[Fit]) -> tuple[float, float]:
+    """Return the relative Frobenius errors of all modules together: method's, and as written."""
+    norm, missed, written = (
+        math.hypot(*(getattr(fit, name) for fit in fits)) for name in ("norm", "missed", "written")
+    )
+    return _over(missed, norm), _over(written, norm)
+
+
+def fit_table(fits: Sequence[Fit]) -> str:
+    """Return one line for each module, with its relative Frobenius errors, and one for all.
+
+    Examples
+    --------
+    >>> from lora_np.adapters import Fit, fit_table
+    >>> print(fit_table([Fit("q", (64, 64), before=8, r=4, norm=2.0, missed=0.1, written=0.1)]))
+    module    shape       r  norm     error  as written
+    q       64 x 64  8 -> 4     2  5.00e-02    5.00e-02
+    all                         2  5.00e-02    5.00e-02
+    """
+    missed, written = total_errors(fits)
+    fits = sorted(fits, key=lambda fit: natural(fit.name))
+    columns = {
+        "module": [*(fit.name for fit in fits), "all"],
+        "shape": [*(f"{fit.shape[0]} x {fit.shape[1]}" for fit in fits), ""],
+        "r": [*(_ranks(fit) for fit in fits), ""],
+        "norm": [
+            *(f"{fit.norm:.4g}" for fit in fits),
+            f"{math.hypot(*(fit.norm for fit in fits)):.4g}",
+        ],
+        "error": [*(f"{_over(f.missed, f.norm):.2e}" for f in fits), f"{missed:.2e}"],
+        "as written": [*(f"{_over(f.written, f.norm):.2e}" for f in fits), f"{written:.2e}"],
+    }
+    return text_table(columns)
+
+
+def _ranks(fit: Fit) -> str:
+    return f"{fit.r}" if fit.before is None else f"{fit.before} -> {fit.r}"
+
+
+def _over(error: float, norm: float) -> float:
+    return error / norm if norm > 0 else 0.0

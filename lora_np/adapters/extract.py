@@ -1,0 +1,175 @@
+"""An adapter from two checkpoints: the best low-rank copy of what training changed.
+
+Only matrices of linear layers become factors. What else has changed (biases, norms, embeddings),
+no adapter of this kind can hold: it is named, with its norm.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lora_np.adapters.cut import Fit, Keep, factors_of, rounded
+from lora_np.adapters.file import write_adapter
+from lora_np.adapters.resize import Written
+from lora_np.adapters.weights import CONV1D_MODELS, CheckpointPair, leading_svd
+from lora_np.tables import text_table
+
+EMBEDDING = re.compile(
+    r"(?:^|\.)(?:wte|wpe|shared|relative_attention_bias|[^.]*embed[^.]*)(?:\.|$)"
+)
+FIRST = 64  # directions of a large matrix that are tried first where no rank is given
+
+
+@dataclass
+class Extracted:
+    """What became an adapter, and what could not.
+
+    Attributes
+    ----------
+    fits : list of Fit
+        Of every matrix that has changed.
+    beyond : dict of str to float
+        Tensors that have changed and that an adapter cannot hold, with the norm of their change.
+    unmatched : list of str
+        Tensors that could not be compared, with the reason.
+    """
+
+    fits: list[Fit] = field(default_factory=list)
+    beyond: dict[str, float] = field(default_factory=dict)
+    unmatched: list[str] = field(default_factory=list)
+
+
+def extract_adapter(
+    base: str | Path,
+    tuned: str | Path,
+    folder: str | Path,
+    keep: Keep,
+    rng: np.random.Generator | None = None,
+) -> Extracted:
+    """Write the change from one checkpoint to another as an adapter in PEFT's form, in float32.
+
+    Parameters
+    ----------
+    base, tuned : str or Path
+        Safetensors files, or folders of Hugging Face's. A config.json of model_type "gpt2" or
+        "openai-gpt" says that Conv1D weights are (in, out); without one all are (out, in).
+    folder : str or Path
+        A new or an empty one.
+    keep : Keep
+        How many directions of each matrix.
+    rng : numpy.random.Generator, optional
+        For the randomised SVD of large matrices, whose error is that of the copy found, at most a
+        little above the least; by default one of a fixed seed.
+
+    Returns
+    -------
+    Extracted
+
+    Raises
+    ------
+    CheckpointError
+        If a file is broken, or the folder is not empty.
+    ValueError
+        If no matrix of a linear layer has changed. Nothing is then written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import Keep, extract_adapter
+    >>> from lora_np.files import save_tensors
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     save_tensors(f"{d}/base.safetensors", {"layer.weight": np.zeros((3, 4))})
+    ...     save_tensors(f"{d}/tuned.safetensors", {"layer.weight": np.ones((3, 4))})
+    ...     files = f"{d}/base.safetensors", f"{d}/tuned.safetensors"
+    ...     found = extract_adapter(*files, f"{d}/adapter", Keep(error=0.01))
+    >>> found.fits[0].name, found.fits[0].r, f"{found.fits[0].norm:.3f}"  # the root of 12
+    ('layer', 1, '3.464')
+    """
+    result = Extracted()
+    rng = rng or np.random.default_rng(0)
+    with CheckpointPair(base, tuned) as pair:
+        result.unmatched = pair.unmatched
+        modules = _extracted(pair, keep, rng, result)
+        write_adapter(folder, modules, dtype=None, fan_in_fan_out=pair.kind in CONV1D_MODELS)
+    return result
+
+
+def can_adapt(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is the weight of a linear layer, as far as its name and shape tell.
+
+    Parameters
+    ----------
+    name : str
+    shape : tuple of int
+    """
+    linear = len(shape) == 2 and 0 not in shape and name.endswith(".weight")
+    return linear and not EMBEDDING.search(name)
+
+
+def _extracted(
+    pair: CheckpointPair, keep: Keep, rng: np.random.Generator, result: Extracted
+) -> Iterator[Written]:
+    for name in pair.names:
+        W0, W = pair.read(name)
+        if np.array_equal(W0, W):
+            continue
+        delta = W - W0
+        norm = float(np.linalg.norm(delta))
+        if not can_adapt(name, pair.shape(name)):
+            result.beyond[name] = norm
+            continue
+        B, A = _best_factors(delta, keep, rng)
+        new_B, new_A = rounded(B, np.float32), rounded(A, np.float32)
+        module = name.removesuffix(".weight")
+        missed, written = (
+            float(np.linalg.norm(delta - b.astype(np.float64) @ a))
+            for b, a in [(B, A), (new_B, new_A)]
+        )
+        shape = (W.shape[0], W.shape[1])
+        result.fits.append(Fit(module, shape, None, len(A), norm, missed, written))
+        yield module, new_B, new_A, 1.0
+    if not result.fits:
+        raise ValueError(
+            f"{pair.base.path} and {pair.tuned.path} differ in no matrix that an adapter can hold"
+        )
+
+
+def _best_factors(
+    delta: np.ndarray, keep: Keep, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return B (out, k) and A (k, in): of a large matrix, from ever more directions until k do."""
+    shape, norm = (delta.shape[0], delta.shape[1]), float(np.linalg.norm(delta))
+    count = min(keep.rank or FIRST, *shape)
+    while True:
+        U, sigma, Vt, bound = leading_svd(delta, count, rng)
+        if bound is None or keep.rank is not None:
+            return factors_of(U, sigma, Vt, keep.of(sigma, shape))
+        rest = (bound.frobenius or 0.0) / norm
+        tails = np.append(np.cumsum((sigma[::-1] / norm) ** 2)[::-1], 0.0)  # beyond 0, ..., count
+        enough = np.flatnonzero(rest**2 + tails <= keep.missed_share)
+        if enough.size:
+            return factors_of(U, sigma, Vt, max(int(enough[0]), 1))
+        count = min(2 * count, *shape)  # all of them is a dense SVD
+
+
+def beyond_table(found: Extracted) -> str:
+    """Return one line for each tensor that an adapter cannot hold, with the size of its change.
+
+    Parameters
+    ----------
+    found : Extracted
+    """
+    held = math.hypot(*(fit.norm for fit in found.fits))
+    lacking = math.hypot(*found.beyond.values())
+    columns = {
+        "tensor": [*found.beyond, "all of these", "all in the adapter's modules"],
+        "norm": [f"{norm:.4g}" for norm in (*found.beyond.values(), lacking, held)],
+    }
+    return text_table(columns)

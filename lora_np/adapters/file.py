@@ -1,0 +1,531 @@
+"""A LoRA adapter as a file: the factors B and A of every module, read one module at a time.
+
+No model is needed and none is built. Two ways of naming are read::
+
+    base_model.model.PATH.lora_A.weight, .lora_B.weight     PEFT: r and alpha in a config
+    NAME.lora_down.weight, .lora_up.weight, .alpha          kohya: alpha beside the factors
+
+A is (r, in), B (out, r), and the change of a weight is ``scale * B A``. PEFT's form is written, and
+kohya's where an adapter came in it.
+
+Source: the formats of PEFT 0.21 and of kohya-ss/sd-scripts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_np.adapters.peft_config import PeftConfig
+from lora_np.files.arrays import CheckpointError, save_json
+from lora_np.files.tensors import FLOATS, TensorFile, float_dtype, save_tensors
+from lora_np.methods.peft import as_fields
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+NAMING = re.compile(  # PEFT may put the adapter's own name before ".weight"
+    r"(?P<module>.+)\.(?:lora_(?P<half>A|B|down|up)(?:\.[^.]+)?\.weight|(?P<alpha>alpha))",
+    re.DOTALL,
+)
+HALF = {"A": "A", "down": "A", "B": "B", "up": "B"}
+
+
+@dataclass(frozen=True)
+class AdapterModule:
+    """One module of an adapter file.
+
+    Attributes
+    ----------
+    name : str
+        The module's path in its model, or kohya's name for it.
+    r : int
+        Rank.
+    shape : (int, int)
+        Of the weight that it changes, (out, in). The kernel of a convolution counts as
+        (out, in * kh * kw).
+    scale : float
+        The change is ``scale * B A``.
+    dtype : str
+        Of A in the file: "float32", "bfloat16", ...
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import open_adapter, write_adapter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_adapter(folder, [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
+    ...     with open_adapter(folder) as adapter:
+    ...         module = adapter.modules["layer"]
+    ...         B, A = module.factors()
+    >>> module.r, module.scale, (B @ A).shape == module.shape
+    (1, 2.0, True)
+    """
+
+    name: str
+    r: int
+    shape: tuple[int, int]
+    scale: float
+    dtype: str
+    _file: TensorFile = field(repr=False, compare=False)
+    _names: dict[str, str] = field(repr=False, compare=False)
+
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Read B (out, r) and A (r, in), exactly: in float32, or float64 where the file is.
+
+        Raises
+        ------
+        CheckpointError
+            If an entry is not finite, or the file is closed.
+        """
+        B, A = (self._read(self._names[half]) for half in "BA")
+        return B.reshape(-1, self.r), A.reshape(self.r, -1)  # (out, r), (r, in)
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the file itself has an alpha for this module."""
+        return "alpha" in self._names
+
+    def kernel(self, half: str) -> tuple[int, ...]:
+        """Return the axes of "A" or "B" in the file after its first: (in,) or (in, kh, kw)."""
+        return self._file.shape(self._names[half])[1:]
+
+    def _read(self, name: str) -> np.ndarray:
+        wide = self._file.dtype(name) == "float64"
+        return self._file.read(name, np.float64 if wide else np.float32)
+
+
+class AdapterFile:
+    """An adapter's modules, to be used in a ``with`` block; made by :func:`open_adapter`.
+
+    Attributes
+    ----------
+    modules : dict of str to AdapterModule
+        By name, in the order of the file.
+    base_model : str or None
+        What the config calls the model that it adapts.
+    fan_in_fan_out : bool
+        Whether that model keeps its weights as (in, out).
+    lora_dropout : float
+        With which it was trained.
+    naming : {"peft", "kohya"}
+        How the file calls its tensors.
+    metadata : dict of str to str
+        The notes in the file's header.
+    path : Path
+        Of the file of tensors.
+    origin : dict
+        What PEFT's config says of the model's class and version: task_type, auto_mapping, revision.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import open_adapter, write_adapter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_adapter(folder, [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
+    ...     with open_adapter(folder) as adapter:
+    ...         adapter.naming, adapter.lora_dropout, list(adapter.modules)
+    ('peft', 0.0, ['layer'])
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        tensors, config = _parts(Path(path))
+        self._config = PeftConfig(config) if config else None
+        self.base_model = self._config.base_model if self._config else None
+        self.fan_in_fan_out = self._config.fan_in_fan_out if self._config else False
+        self.lora_dropout = self._config.lora.lora_dropout if self._config else 0.0
+        self.origin = self._config.origin if self._config else {}
+        self._file, self.path = TensorFile(tensors), Path(tensors)
+        self.metadata = self._file.metadata
+        try:
+            found = _by_module(self._file, self._config is not None)
+            self.modules = {name: self._module(name, names) for name, names in found.items()}
+            kohya = any(".lora_down." in names["A"] for names in found.values())
+            self.naming = "kohya" if kohya else "peft"
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def scale_known(self) -> bool:
+        """Whether the scales are told; PEFT's names without its config tell none."""
+        told = all(module.has_alpha for module in self.modules.values())
+        return self._config is not None or self.naming == "kohya" or told
+
+    def require_scale(self) -> None:
+        """Raise CheckpointError where nothing tells the scales."""
+        if not self.scale_known:
+            raise CheckpointError(
+                f"{self.path} has no {CONFIG} beside it, which would tell the scale of B A: give "
+                "PEFT's folder"
+            )
+
+    def _module(self, name: str, names: dict[str, str]) -> AdapterModule:
+        """Check one module's header entries, and its scalar alpha if it has one."""
+        for half in "AB":
+            if half not in names:
+                have = next(iter(names.values()))
+                raise CheckpointError(f"{self._file.path} holds {have!r} without its factor {half}")
+        d_in, r = _flat_A(self._file, names["A"])
+        d_out = _flat_B(self._file, names["B"], r)
+        return AdapterModule(
+            name=name,
+            r=r,
+            shape=(d_out, d_in),
+            scale=self._scale(name, names, r),
+            dtype=self._file.dtype(names["A"]),
+            _file=self._file,
+            _names=names,
+        )
+
+    def _scale(self, name: str, names: dict[str, str], r: int) -> float:
+        if self._config is not None:
+            self._config.check_module(name)
+            expected = self._config.lora.rank_of(name)
+            if r != expected:
+                raise CheckpointError(
+                    f"{self._file.path} holds {names['A']!r} of rank {r}, but the config's r and "
+                    f"rank_pattern say {expected}"
+                )
+            return self._config.lora.scale_of(name)
+        if "alpha" not in names:
+            return 1.0  # kohya's default: alpha = r
+        return self._file.read_number(names["alpha"]) / r
+
+    def close(self) -> None:
+        """Close the file; factors can then no longer be read."""
+        self._file.close()
+
+    def __enter__(self) -> AdapterFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_adapter(path: str | Path) -> AdapterFile:
+    """Open a LoRA adapter, whatever model it belongs to; the factors are read when asked for.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder of PEFT's (adapter_config.json and adapter_model.safetensors), or a single
+        .safetensors file in PEFT's or kohya's naming. A file has no config: the scale is then
+        alpha / r with the alpha that lies beside the factors, or 1 where there is none.
+
+    Returns
+    -------
+    AdapterFile
+        To be used in a ``with`` block.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is broken, or asks for what is not plain LoRA: the message names the tensor or
+        the field of the config.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import open_adapter, write_adapter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_adapter(folder, [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
+    ...     with open_adapter(folder) as adapter:
+    ...         for name, module in adapter.modules.items():
+    ...             B, A = module.factors()  # (out, r), (r, in)
+    ...             print(name, module.shape, module.r, module.scale, (B @ A).tolist())
+    layer (3, 2) 1 2.0 [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+    """
+    return AdapterFile(path)
+
+
+def _parts(path: Path) -> tuple[Path, Path | None]:
+    """Return the file of tensors and, for a folder of PEFT's, the config."""
+    if path.name == TENSORS and (path.parent / CONFIG).is_file():
+        path = path.parent
+    if not path.is_dir():
+        return path, None
+    if not (path / CONFIG).exists():
+        raise CheckpointError(f"{path} has no {CONFIG}: it is no PEFT adapter")
+    if not (path / TENSORS).exists():
+        pickle = path / "adapter_model.bin"
+        return (pickle if pickle.exists() else path / TENSORS), path / CONFIG
+    return path / TENSORS, path / CONFIG
+
+
+def _by_module(file: TensorFile, with_config: bool) -> dict[str, dict[str, str]]:
+    """Return the names of the tensors A, B and alpha of every module."""
+    found: dict[str, dict[str, str]] = {}
+    for name in file.names:
+        parts = NAMING.fullmatch(name)
+        if parts is None or (parts["alpha"] and with_config):
+            raise CheckpointError(
+                f"{file.path} holds {name!r}, which is no factor of plain LoRA (DoRA's magnitudes, "
+                "embeddings, biases, saved modules and LoHa or LoKr are not read)"
+            )
+        module = found.setdefault(parts["module"].removeprefix(PREFIX), {})
+        key = "alpha" if parts["alpha"] else HALF[parts["half"]]
+        if key in module:
+            raise CheckpointError(f"{file.path} holds {module[key]!r} again as {name!r}")
+        module[key] = name
+    if not found:
+        raise CheckpointError(f"{file.path} holds no tensor")
+    return found
+
+
+def _flat_A(file: TensorFile, name: str) -> tuple[int, int]:
+    """Return (in, r) of A (r, in), or of a kernel (r, in, kh, kw) whose in is in * kh * kw."""
+    shape = _float_shape(file, name)
+    if len(shape) not in (2, 4) or 0 in shape:
+        raise CheckpointError(
+            f"{file.path} holds {name!r} with shape {shape}, expected (r, in) or (r, in, kh, kw), "
+            "all at least 1"
+        )
+    return int(np.prod(shape[1:])), shape[0]
+
+
+def _flat_B(file: TensorFile, name: str, r: int) -> int:
+    """Return out of B (out, r), or of a kernel (out, r, 1, 1)."""
+    shape = _float_shape(file, name)
+    if shape[1:] not in ((r,), (r, 1, 1)) or shape[0] < 1:
+        raise CheckpointError(
+            f"{file.path} holds {name!r} with shape {shape}, expected (out, {r}) or "
+            f"(out, {r}, 1, 1): the rank of its other factor is {r}"
+        )
+    return shape[0]
+
+
+def _float_shape(file: TensorFile, name: str) -> tuple[int, ...]:
+    if file.dtype(name) not in FLOATS.values():
+        raise CheckpointError(
+            f"{file.path} holds {name!r} as {file.dtype(name)}, expected one of "
+            f"{', '.join(FLOATS.values())}"
+        )
+    return file.shape(name)
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+def write_adapter(
+    folder: str | Path,
+    modules: Iterable[tuple[str, np.ndarray, np.ndarray, float]],
+    *,
+    base_model: str | None = None,
+    dtype: Any = np.float32,
+    fan_in_fan_out: bool = False,
+    lora_dropout: float = 0.0,
+    origin: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an adapter as a folder that PEFT loads.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A new or an empty one.
+    modules : iterable of (name, B, A, scale)
+        The module's path, B (out, r), A (r, in), and the scale in ``scale * B A``, above 0. Ranks
+        and scales may differ. Taken one by one, but held in `dtype` until all are there.
+    base_model : str, optional
+        The name of the model that it adapts.
+    dtype : dtype or str, optional
+        Of the file: float64, float32, float16 or "bfloat16"; None keeps the arrays'.
+    fan_in_fan_out : bool
+        Whether that model keeps its weights as (in, out), as Hugging Face's GPT-2 does.
+    lora_dropout : float
+        With which PEFT should go on training.
+    origin : mapping, optional
+        Further fields of the config, as :class:`~lora_np.adapters.file.AdapterFile` has them.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder is not empty: an adapter is not overwritten.
+    ValueError
+        If there is no module, one comes twice, shapes do not fit, or a number is not finite.
+
+    Examples
+    --------
+    >>> import os
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import write_adapter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_adapter(folder, [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
+    ...     sorted(os.listdir(folder))
+    ['adapter_config.json', 'adapter_model.safetensors']
+    """
+    folder = _new_folder(folder)
+    tensors, ranks, scales = _named_tensors(modules)
+    fields = {
+        **as_fields(ranks, scales),
+        "base_model_name_or_path": base_model,
+        "fan_in_fan_out": fan_in_fan_out,
+        "lora_dropout": float(lora_dropout),
+        **(origin or {}),
+    }
+    write_folder(folder, fields, tensors, dtype)
+
+
+def write_folder(
+    folder: str | Path, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], dtype: Any
+) -> None:
+    """Write an adapter's configuration and tensors as a folder, whole or not at all.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A new or an empty one.
+    fields : mapping
+        Of adapter_config.json.
+    tensors : mapping of str to ndarray
+        By their names without PEFT's prefix.
+    dtype : dtype or str, optional
+        Of the file; None keeps each tensor's.
+    """
+    folder = _new_folder(folder)
+    written = {f"{PREFIX}{name}": _as_written(name, x, dtype) for name, x in tensors.items()}
+    with _folder_beside(folder) as temporary:
+        save_tensors(temporary / TENSORS, written, {"format": "pt"})
+        save_json(temporary / CONFIG, dict(fields))
+
+
+def _named_tensors(
+    modules: Iterable[tuple[str, np.ndarray, np.ndarray, float]],
+) -> tuple[dict[str, np.ndarray], dict[str, int], dict[str, float]]:
+    """Return the factors by PEFT's names, and the modules' ranks and scales."""
+    tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    scales: dict[str, float] = {}
+    for name, B, A, scale in modules:
+        _check_written(name, B, A, scale)
+        if name in ranks:
+            raise ValueError(f"module {name!r} comes twice")
+        ranks[name], scales[name] = A.shape[0], float(scale)
+        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+    if not ranks:
+        raise ValueError("there is no module to write")
+    return tensors, ranks, scales
+
+
+def write_like(
+    file: AdapterFile,
+    folder: str | Path,
+    modules: Iterable[tuple[str, np.ndarray, np.ndarray, float]],
+) -> None:
+    """Write an adapter in the form of another one: PEFT's folder, or kohya's single file in one.
+
+    Parameters
+    ----------
+    file : AdapterFile
+        Whose names, types, kernels and configuration are taken over; ranks may differ.
+    folder : str or Path
+        A new or an empty one.
+    modules : iterable of (name, B, A, scale)
+        As :func:`write_adapter` takes them, with names of `file`.
+
+    Raises
+    ------
+    CheckpointError, ValueError
+        As from :func:`write_adapter`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import open_adapter, write_adapter
+    >>> from lora_np.adapters import write_like
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     write_adapter(f"{d}/one", [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
+    ...     with open_adapter(f"{d}/one") as one:
+    ...         write_like(one, f"{d}/two", [("layer", np.ones((3, 1)), np.zeros((1, 2)), 2.0)])
+    """
+    file.require_scale()
+    if file.naming == "peft":
+        require_matrices(file)
+        write_adapter(
+            folder,
+            modules,
+            base_model=file.base_model,
+            dtype=None,
+            fan_in_fan_out=file.fan_in_fan_out,
+            lora_dropout=file.lora_dropout,
+            origin=file.origin,
+        )
+        return
+    folder = _new_folder(folder)
+    tensors: dict[str, np.ndarray] = {}
+    for name, B, A, scale in modules:
+        _check_written(name, B, A, abs(scale))  # kohya's alpha may be negative
+        module, r = file.modules[name], len(A)
+        A = A.reshape(r, *module.kernel("A"))  # (r, in) or (r, in, kh, kw)
+        B = B.reshape(-1, r, *module.kernel("B")[1:])  # (out, r) or (out, r, 1, 1)
+        down, up = f"{name}.lora_down.weight", f"{name}.lora_up.weight"
+        tensors |= {down: _as_written(down, A, None), up: _as_written(up, B, None)}
+        tensors[f"{name}.alpha"] = _narrowest(scale * r, (A.dtype, np.dtype(np.float32)))
+    with _folder_beside(folder) as temporary:
+        save_tensors(temporary / file.path.name, tensors, file.metadata)
+
+
+def require_matrices(file: AdapterFile) -> None:
+    """Raise CheckpointError if a module is a convolution's: PEFT's form is written for matrices."""
+    for name, module in file.modules.items():
+        if len(module.kernel("A")) > 1:
+            raise CheckpointError(
+                f"{file.path} adapts {name!r}, a convolution, which is not written in PEFT's form"
+            )
+
+
+def _narrowest(x: float, dtypes: Iterable[np.dtype]) -> np.ndarray:
+    """Return a number in the first type that holds it exactly, else in float64."""
+    with np.errstate(over="ignore"):
+        fits = [y for dtype in dtypes if float(y := np.array(x, dtype)) == x]
+    return fits[0] if fits else np.array(x)
+
+
+def _new_folder(folder: str | Path) -> Path:
+    folder = Path(folder).resolve()  # "." has no name, and a link is not replaced
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists already: give the adapter a folder of its own")
+    return folder
+
+
+def _check_written(name: str, B: np.ndarray, A: np.ndarray, scale: float) -> None:
+    if not name:
+        raise ValueError("a module has no name: PEFT adapts the parts of a model, not the whole")
+    if not (A.ndim == B.ndim == 2 and A.size and B.size and B.shape[1] == A.shape[0]):
+        raise ValueError(
+            f"module {name!r} has B {B.shape} and A {A.shape}, expected (out, r) and (r, in)"
+        )
+    if not 0 < scale < 1e300:
+        raise ValueError(f"module {name!r} has scale {scale}, expected a number above 0")
+
+
+def _as_written(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused below
+        y = np.array(x, float_dtype(x.dtype if dtype is None else dtype))  # kept: so a copy
+    if not np.isfinite(y).all():
+        raise ValueError(f"{name!r} has entries that are not finite in {y.dtype}")
+    return y
+
+
+@contextmanager
+def _folder_beside(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill, which takes the place of `folder` if all went well."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.replace(folder)  # an empty folder may be replaced, a full one not
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,155 @@
+"""A model's adapters to a folder, in PEFT's form where PEFT has the method, and back.
+
+What the fields and tensors are is the method's to say (``MethodConfig.to_file`` and ``of_file``);
+where other people's files keep the layers is the model's (``file_layout``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_np.adapters.file import CONFIG, PREFIX, TENSORS, open_adapter, write_folder
+from lora_np.files.arrays import CheckpointError, load_json
+from lora_np.files.tensors import TensorFile
+from lora_np.layers import Layer
+from lora_np.methods import METHODS, check_adapted, is_adapted, method_of
+from lora_np.methods.contract import METHOD_FIELD, MethodConfig
+from lora_np.methods.peft import as_fields
+from lora_np.pretrained.places import file_layout
+
+
+def save_adapter(
+    adapted: Layer, folder: str | Path, *, base_model: str | None = None, dtype: Any = None
+) -> None:
+    """Write a model's adapters as a folder: PEFT's, where PEFT has the method.
+
+    LoRA's layers that the file stacks become one adapter, of rank the sum of theirs, or of their
+    common rank if their As and scales are equal. A method that PEFT does not have is written by our
+    own names, for :func:`load_adapter`.
+
+    Parameters
+    ----------
+    adapted : Layer
+        From ``inject`` or :func:`load_adapter`. The base itself is not written.
+    folder : str or Path
+        A new or an empty one.
+    base_model : str, optional
+        The base's name, e.g. "gpt2".
+    dtype : dtype or str, optional
+        Of the file; by default the model's.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder is not empty: an adapter is not overwritten.
+    ValueError
+        If there is no adapter, if the model trains what the file has no place for, so that the file
+        would hold another model, or if a number is not finite.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, LoraConfig, inject, open_adapter, save_adapter
+    >>> rng = np.random.default_rng(0)
+    >>> adapted = inject(GPT(GPTConfig(9, 4, 1, 2, 8), rng), LoraConfig(r=2), rng)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_adapter(adapted, folder)
+    ...     with open_adapter(folder) as file:  # q and v in one, as GPT-2's files have them
+    ...         {name: (module.r, module.shape) for name, module in file.modules.items()}
+    {'transformer.h.0.attn.c_attn': (4, (24, 8))}
+    """
+    check_adapted(adapted)
+    method, layout = method_of(adapted), file_layout(adapted)
+    if method is None:
+        raise ValueError("the adapters were made by hand: set model.method to their configuration")
+    fields, tensors = method.to_file(adapted, layout.places)
+    fields["base_model_name_or_path"] = base_model
+    fields["fan_in_fan_out"] = layout.fan_in_fan_out
+    write_folder(folder, fields, tensors, dtype)
+
+
+def load_adapter(base: Any, folder: str | Path) -> Any:
+    """Return `base` with the adapters of a file; `base` stays as it was and lends its arrays.
+
+    A LoRA adapter on a matrix that stacks several of our layers becomes one for each: A is copied,
+    B's rows are split. Where every column of B serves one layer alone, as :func:`save_adapter`
+    writes it, each layer takes its own columns and one without any takes no adapter.
+
+    Parameters
+    ----------
+    base : Layer
+        A plain model, e.g. from ``load_gpt2``.
+    folder : str or Path
+        From :func:`save_adapter`, or a LoRA adapter that
+        :func:`~lora_np.adapters.file.open_adapter` reads. The class of another method's
+        configuration has to be defined before.
+
+    Returns
+    -------
+    Layer
+        As from ``inject``: only what the method trains is trainable, in the base's dtype.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is broken, of an unknown method, or adapts what the model does not have in that
+        shape.
+    ValueError
+        If the model is adapted already.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, LoraConfig, inject, load_adapter, save_adapter
+    >>> rng, tokens = np.random.default_rng(0), np.array([[1, 2, 3]])
+    >>> base = GPT(GPTConfig(9, 4, 1, 2, 8), rng)
+    >>> adapted = inject(base, LoraConfig(r=2), rng)
+    >>> adapted.h[0].attn.q_proj.B.value[...] = 1.0  # as if it had been trained
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_adapter(adapted, folder)
+    ...     again = load_adapter(base, folder)
+    >>> np.allclose(again.forward(tokens)[0], adapted.forward(tokens)[0], atol=1e-6)
+    True
+    """
+    if is_adapted(base):
+        raise ValueError("the model is adapted already: load onto its base, or merge() it first")
+    fields, tensors = _read(Path(folder))
+    method = _method_of(fields, folder)
+    try:
+        return method.of_file(fields, tensors, base, file_layout(base).places)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return an adapter's fields and tensors, with PEFT's names for any dialect of LoRA."""
+    config = folder / CONFIG
+    fields = load_json(config) if config.is_file() else {}
+    if isinstance(fields, dict) and METHOD_FIELD in fields:
+        with TensorFile(folder / TENSORS) as file:
+            return fields, {n.removeprefix(PREFIX): file.read(n, None) for n in file.names}
+    tensors: dict[str, np.ndarray] = {}
+    with open_adapter(folder) as adapter:
+        adapter.require_scale()
+        for name, module in adapter.modules.items():
+            B, A = module.factors()
+            tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+        ranks = {name: module.r for name, module in adapter.modules.items()}
+        scales = {name: module.scale for name, module in adapter.modules.items()}
+    return {**as_fields(ranks, scales), "lora_dropout": adapter.lora_dropout}, tensors
+
+
+def _method_of(fields: dict[str, Any], source: str | Path) -> type[MethodConfig]:
+    """Return the class of the method whose fields these are."""
+    for method in METHODS.values():
+        if method.of_fields(fields) is not None:
+            return method
+    raise CheckpointError(
+        f"{source} is of method {fields.get(METHOD_FIELD)!r}, which is not defined here: import "
+        f"the file that defines its configuration; there are {', '.join(METHODS)}"
+    )

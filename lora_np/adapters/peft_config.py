@@ -1,0 +1,171 @@
+"""PEFT's adapter_config.json: the fields that set numbers, and those that must be at rest.
+
+A field that would change what the adapter computes, and that is not computed here, is an error
+that names it. So is a field of tomorrow's PEFT, unless it says nothing: None, False or empty.
+
+Source: the LoraConfig of PEFT 0.21, whose rules of matching are followed.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_np.files.arrays import CheckpointError, load_json
+from lora_np.methods import LoraConfig
+from lora_np.methods.targets import ends_with
+
+READ = {
+    *("peft_type", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"),
+    *("use_rslora", "fan_in_fan_out", "bias", "init_lora_weights", "base_model_name_or_path"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+}
+NO_EFFECT = {  # where an adapter comes from, and settings of what other fields switch on
+    *("auto_mapping", "revision", "task_type", "inference_mode", "peft_version"),
+    *("megatron_core", "qalora_group_size", "runtime_config"),
+}
+ORIGIN = ("task_type", "auto_mapping", "revision")  # of which class and version the base is
+BASE_UNCHANGED = (True, False, "gaussian", "orthogonal")  # others start from an altered base
+
+
+class PeftConfig:
+    """What an adapter_config.json says of ranks, scales and modules.
+
+    Parameters
+    ----------
+    path : str or Path
+        The JSON file.
+
+    Attributes
+    ----------
+    lora : LoraConfig
+        Ranks, scales and dropout.
+    fan_in_fan_out : bool
+        Whether the base keeps its weights as (in, out). A and B do not depend on it.
+    base_model : str or None
+        The base's name.
+    origin : dict
+        The fields of ``ORIGIN`` that are set.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is none, or a field is not understood; the message names it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        fields = load_json(path)
+        if not isinstance(fields, dict):
+            raise CheckpointError(f"{path} holds a {type(fields).__name__}, expected an object")
+        self._fields = fields
+        self._refuse_what_is_not_computed()
+        self.lora = self._lora_config()
+        self.fan_in_fan_out = self._flag("fan_in_fan_out")
+        self.base_model = fields.get("base_model_name_or_path")
+        self.origin = {key: fields[key] for key in ORIGIN if fields.get(key) is not None}
+        self._check_modules()
+
+    def _wrong(self, field: str, expected: str) -> CheckpointError:
+        value = reprlib.repr(self._fields.get(field))  # cut short: a file may hold anything
+        return CheckpointError(f"{self.path}: {field} = {value}, {expected}")
+
+    def _refuse_what_is_not_computed(self) -> None:
+        fields = self._fields
+        if fields.get("peft_type") != "LORA":
+            raise self._wrong("peft_type", "expected 'LORA'")
+        if fields.get("bias", "none") not in ("none", None):
+            raise self._wrong("bias", "expected 'none': biases are not read")
+        start = fields.get("init_lora_weights", True)
+        if not isinstance(start, bool | str) or start not in BASE_UNCHANGED:
+            raise self._wrong(
+                "init_lora_weights",
+                "whose base may be altered too: let PEFT convert it to plain LoRA",
+            )
+        for field, value in fields.items():
+            if field not in READ | NO_EFFECT and value not in (None, False, "", [], {}):
+                raise self._wrong(field, "which lora_np does not compute")
+
+    def _flag(self, field: str) -> bool:
+        value = self._fields.get(field, False)
+        if not isinstance(value, bool):
+            raise self._wrong(field, "expected true or false")
+        return value
+
+    def _pattern(self, field: str) -> Mapping[str, Any]:
+        value = self._fields.get(field) or {}
+        if not isinstance(value, dict):
+            raise self._wrong(field, "expected an object")
+        return value
+
+    def _lora_config(self) -> LoraConfig:
+        ranks, alphas = self._pattern("rank_pattern"), self._pattern("alpha_pattern")
+        alpha = self._fields.get("lora_alpha", 8)  # PEFT's default
+        for field, value in [
+            ("lora_alpha", alpha),
+            *(("alpha_pattern", a) for a in alphas.values()),
+        ]:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value < 1e300:
+                raise self._wrong(field, "expected a number above 0")
+        use_rslora = self._flag("use_rslora")
+        try:
+            return LoraConfig(
+                r=self._fields.get("r", 8),
+                lora_alpha=alpha,
+                lora_dropout=self._fields.get("lora_dropout", 0.0),
+                use_rslora=use_rslora,
+                rank_pattern=ranks,
+                alpha_pattern=alphas,
+            )
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
+
+    def _check_modules(self) -> None:
+        for field in ("target_modules", "exclude_modules", "layers_pattern"):
+            value = self._fields.get(field)
+            many = isinstance(value, list) and all(isinstance(name, str) for name in value)
+            if not many and not isinstance(value, str | None):
+                raise self._wrong(field, "expected a list of names or a regular expression")
+        blocks = self._fields.get("layers_to_transform")
+        if not all(type(b) is int for b in (blocks if isinstance(blocks, list) else [blocks or 0])):
+            raise self._wrong("layers_to_transform", "expected whole numbers")
+
+    def check_module(self, name: str) -> None:
+        """Raise CheckpointError if PEFT would leave the module `name` alone by this config.
+
+        PEFT then ignores the module's tensors, and the file means less than it holds.
+        """
+        fields = self._fields
+        targets, excluded = fields.get("target_modules"), fields.get("exclude_modules")
+        try:
+            if targets is not None and targets != "all-linear" and not _matches(targets, name):
+                raise self._wrong("target_modules", f"which leaves out {name!r} of the file")
+            if excluded and _matches(excluded, name):
+                raise self._wrong("exclude_modules", f"which leaves out {name!r} of the file")
+            if fields.get("layers_to_transform") not in (None, []) and not self._in_layers(name):
+                raise self._wrong("layers_to_transform", f"which leaves out {name!r} of the file")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise CheckpointError(
+                f"{self.path}: target_modules, exclude_modules or layers_pattern is no regular "
+                f"expression: {error}"
+            ) from None
+
+    def _in_layers(self, name: str) -> bool:
+        blocks = self._fields["layers_to_transform"]
+        patterns = self._fields.get("layers_pattern") or [r"[^.]*"]
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name)  # the first number
+            if found:
+                return int(found[1]) in (blocks if isinstance(blocks, list) else [blocks])
+        return False
+
+
+def _matches(spec: str | list[str], name: str) -> bool:
+    """Whether a list holds the name or an end of it, or an expression matches the whole of it."""
+    if isinstance(spec, str):
+        return re.fullmatch(spec, name) is not None
+    return any(ends_with(name, target) for target in spec)

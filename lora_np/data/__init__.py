@@ -1,0 +1,29 @@
+"""Texts, byte tokens, and batches of them."""
+
+from lora_np.data.texts import (
+    VOCAB_SIZE,
+    DataError,
+    Splits,
+    decode,
+    encode,
+    language_reference,
+    read_text,
+    sample_batch,
+    split,
+    standard_library,
+    windows,
+)
+
+__all__ = [
+    "VOCAB_SIZE",
+    "DataError",
+    "Splits",
+    "decode",
+    "encode",
+    "language_reference",
+    "read_text",
+    "sample_batch",
+    "split",
+    "standard_library",
+    "windows",
+]

@@ -1,0 +1,297 @@
+"""The dimension itself: d90, from a search of which d is enough.
+
+Li et al. (2018) call d90 the smallest d whose solution reaches 90 % of full training's performance.
+Their performance is an accuracy, which counts from zero. A cross-entropy has no zero to count from,
+so it is counted here from where training starts::
+
+    target = base - 0.9 (base - full)           d90 = the smallest d with loss(d) <= target
+
+base is the loss at theta0, full that of training all D parameters, both on the validation slice.
+
+At d = D every direction can be reached, and yet training there is not full training: Adam adapts
+its steps to each coordinate, and the coordinates of z are not the parameters. So d90 is also given
+against training with the square P, the plain variant at d = D: that asks how many directions are
+enough where the basis is random in any case.
+
+A learning rate that suits one d does not suit another. Adam moves each of d numbers by about lr, so
+P z by about lr sqrt(d), where full training moves theta by lr sqrt(D). The search at d therefore
+starts at lr sqrt(D / d), and then goes on as the rank sweep's does: see rank_sweep/plan.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_np.crew import one_blas_thread
+from lora_np.experiments.intrinsic.model import IntrinsicModel, layers_of
+from lora_np.experiments.rank_sweep.plan import best_rate, rates_to_try
+from lora_np.experiments.rank_sweep.run import InProcess
+from lora_np.layers import Layer
+from lora_np.train import Batch, Diverged, fit
+
+SHARE = 0.9  # of full training's gain
+VARIANTS = ("plain", "structured")
+
+
+class Problem(NamedTuple):
+    """A fresh model with memory of its own, its batches, and its loss on held-out data."""
+
+    model: Layer
+    sample: Callable[[], Batch]
+    validate: Callable[[Any], float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes
+    ----------
+    variant : {"full", "plain", "structured"}
+    d : int or None
+        None for full training.
+    seed : int
+        Of the batches, and of P.
+    lr : float
+    """
+
+    variant: str
+    d: int | None
+    seed: int
+    lr: float
+
+
+Done = dict[Run, float]  # validation loss; infinite where training diverged
+
+
+def target_loss(base: float, full: float) -> float:
+    """Return the loss that is 90 % of the way from `base` to `full`."""
+    return base - SHARE * (base - full)
+
+
+def d90(losses: Mapping[int, float], base: float, full: float) -> int | None:
+    """Return the smallest d that gets 90 % of the way from `base` to `full`, or None.
+
+    Parameters
+    ----------
+    losses : mapping of int to float
+        The validation loss by d.
+    base, full : float
+        The loss at theta0, and after full training.
+
+    Raises
+    ------
+    ValueError
+        If full training gained nothing.
+
+    Examples
+    --------
+    >>> from lora_np.experiments.intrinsic import d90
+    >>> d90({10: 4.0, 100: 2.05, 1000: 2.0}, base=5.0, full=2.0)  # at most 2.3
+    100
+    """
+    if not full < base:
+        raise ValueError(f"full training went from {base:.4g} to {full:.4g}: there is no way to go")
+    target = target_loss(base, full)
+    return min((d for d, loss in losses.items() if loss <= target), default=None)
+
+
+def intrinsic_dimension(
+    make_problem: Callable[[int], Problem],
+    ds: Sequence[int],
+    *,
+    lr: float,
+    fit_options: Mapping[str, Any],
+    seeds: int = 1,
+    executor: Executor | None = None,
+    listen: Callable[[Run, float], None] | None = None,
+) -> dict[str, Any]:
+    """Train at every d, plain and structured, and in full; find d90.
+
+    Parameters
+    ----------
+    make_problem : callable
+        ``make_problem(seed) -> Problem``: equal models, batches by the seed; travels to workers.
+    ds : sequence of int
+        A d that the structured variant's scales use up is left out there.
+    lr : float
+        Where full training's search for a learning rate starts.
+    fit_options : mapping
+        For :func:`lora_np.fit`: ``steps`` and the recipe.
+    seeds : int
+        The search takes the first; the best rate is run on the others.
+    executor : concurrent.futures.Executor, optional
+        Where runs take place; by default here.
+    listen : callable, optional
+        Called with every finished run and its loss.
+
+    Returns
+    -------
+    dict
+        ``D``, ``layers`` (m), ``base``, ``full`` (mean over seeds), ``target``, ``d90`` by variant,
+        and ``rows``: for full training and for each variant and d, ``lr``, ``losses`` by seed and
+        their mean ``loss``, None where any seed diverged. ``square`` is the plain loss at d = D and
+        ``d90_square`` is d90 against it; None unless D is in `ds` and training gained there.
+
+    Raises
+    ------
+    ValueError
+        If a d does not fit, or full training gains nothing or diverges.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, evaluate, intrinsic_dimension
+    >>> from lora_np.experiments.intrinsic import Problem
+    >>> def problem(seed, x=np.array([[0, 1, 2]])):  # learn to count, with 280 parameters
+    ...     model = GPT(GPTConfig(4, 3, 1, 1, 4), np.random.default_rng(0))
+    ...     return Problem(model, lambda: (x, x + 1), lambda trained: evaluate(trained, x, x + 1))
+    >>> intrinsic_dimension(problem, [2, 64], lr=0.05, fit_options={"steps": 30})["d90"]["plain"]
+    64
+    """
+    problem = make_problem(0)
+    D, m = _sizes(problem.model)
+    starts = _starts(ds, seeds, D, m, lr)
+    base = _loss_at_the_start(problem)
+    done = _run_all(make_problem, fit_options, starts, seeds, executor or InProcess(), listen)
+    rows = [_row(variant, d, seeds, done) for variant, d in starts]
+    return {"D": D, "layers": m, "base": base, **_compare(rows, base, D), "rows": rows}
+
+
+def _sizes(model: Layer) -> tuple[int, int]:
+    """Return D, how many numbers the model trains, and m, in how many layers."""
+    chosen = {name: p for name, p in model.parameters().items() if p.trainable}
+    return sum(p.size for p in chosen.values()), len(layers_of(chosen))
+
+
+def _loss_at_the_start(problem: Problem) -> float:
+    with one_blas_thread():
+        return problem.validate(problem.model)
+
+
+def _starts(
+    ds: Sequence[int], seeds: int, D: int, m: int, lr: float
+) -> dict[tuple[str, int | None], float]:
+    """Return by variant and d where the search for a learning rate starts."""
+    if not ds or min(ds) < 1 or max(ds) > D or seeds < 1:
+        raise ValueError(f"ds = {tuple(ds)}, seeds = {seeds}: expected 1 <= d <= D = {D}, a seed")
+    starts: dict[tuple[str, int | None], float] = {("full", None): lr}
+    for variant in VARIANTS:
+        for d in sorted(set(ds)):
+            if variant == "plain" or d > m:
+                starts[variant, d] = lr * math.sqrt(D / d)
+    return starts
+
+
+def _compare(rows: Sequence[Mapping[str, Any]], base: float, D: int) -> dict[str, Any]:
+    """Return what full training, and training with the square P, reach, and d90 against each."""
+    losses = {variant: losses_of(rows, variant) for variant in ("full", *VARIANTS)}
+    full, square = losses["full"].get(None), losses["plain"].get(D)
+    if full is None:
+        raise ValueError("full training diverged at every learning rate: try a lower lr")
+
+    def against(goal: float) -> dict[str, int | None]:
+        return {variant: d90(losses[variant], base, goal) for variant in VARIANTS}
+
+    return {
+        "full": full,
+        "target": target_loss(base, full),
+        "d90": against(full),
+        "square": square,
+        "d90_square": against(square) if square is not None and square < base else None,
+    }
+
+
+def losses_of(rows: Sequence[Mapping[str, Any]], variant: str) -> dict[Any, float]:
+    """Return a variant's mean loss by d (None: full); a d where a seed diverged is left out."""
+    return {r["d"]: r["loss"] for r in rows if r["variant"] == variant and r["loss"] is not None}
+
+
+def next_runs(starts: Mapping[tuple, float], seeds: int, done: Done) -> list[Run]:
+    """Return the runs that can start now: none means that all are done.
+
+    Parameters
+    ----------
+    starts : mapping
+        By (variant, d), where the search for its learning rate starts.
+    seeds : int
+    done : mapping of Run to float
+    """
+    wanted = []
+    for (variant, d), start in starts.items():
+        tried = _tried(variant, d, done)
+        search, best = rates_to_try(start, tried), best_rate(tried)
+        if search:
+            wanted += [Run(variant, d, 0, lr) for lr in search]
+        elif best is not None:
+            wanted += [Run(variant, d, seed, best) for seed in range(1, seeds)]
+    return [run for run in wanted if run not in done]
+
+
+def train_once(
+    make_problem: Callable[[int], Problem], fit_options: Mapping[str, Any], run: Run
+) -> float:
+    """Return a run's validation loss, infinite if it diverged. Runs in any process."""
+    with one_blas_thread():
+        model, sample, validate = make_problem(run.seed)
+        if run.d is not None:
+            rng = np.random.default_rng([run.seed, 2])
+            model = IntrinsicModel(model, run.d, rng, run.variant == "structured")
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                fit(model, sample, lr=run.lr, **fit_options)
+                loss = validate(model)
+        except Diverged:
+            return math.inf
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _run_all(
+    make_problem: Callable[[int], Problem],
+    fit_options: Mapping[str, Any],
+    starts: Mapping[tuple, float],
+    seeds: int,
+    executor: Executor,
+    listen: Callable[[Run, float], None] | None,
+) -> Done:
+    """Keep the executor busy until no run is left."""
+    done: Done = {}
+    running: dict[Future, Run] = {}
+    while True:
+        waiting = next_runs(starts, seeds, done)
+        for run in (r for r in waiting if r not in running.values()):
+            running[executor.submit(train_once, make_problem, fit_options, run)] = run
+        if not running:
+            return done
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            run = running.pop(future)
+            done[run] = future.result()
+            if listen is not None:
+                listen(run, done[run])
+
+
+def _tried(variant: str, d: int | None, done: Done) -> dict[float, float]:
+    return {
+        run.lr: loss
+        for run, loss in done.items()
+        if (run.variant, run.d, run.seed) == (variant, d, 0)
+    }
+
+
+def _row(variant: str, d: int | None, seeds: int, done: Done) -> dict[str, Any]:
+    """Return the losses at the best learning rate."""
+    lr = best_rate(_tried(variant, d, done))
+    if lr is None:
+        return {"variant": variant, "d": d, "lr": None, "losses": [], "loss": None}
+    losses = [done[Run(variant, d, seed, lr)] for seed in range(seeds)]
+    mean = math.fsum(losses) / seeds
+    kept = [loss if math.isfinite(loss) else None for loss in losses]
+    loss = mean if math.isfinite(mean) else None
+    return {"variant": variant, "d": d, "lr": lr, "losses": kept, "loss": loss}

@@ -1,0 +1,217 @@
+"""The sweeps of section 7, and what is measured on their models.
+
+Each set of matrices is a rank sweep in a folder of its own below the run's: its trials are kept as
+they end, and the same call goes on. The first pretrains the base and the others copy it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_np.experiments.paper.claims import all_claims
+from lora_np.experiments.paper.directions import Adapter, figure, table7
+from lora_np.experiments.paper.numbers import QV, TABLE5, TABLE6, TABLE7, short
+from lora_np.experiments.paper.settings import (
+    PaperSettings,
+    Targets,
+    budget,
+    sweeps,
+    table5_ranks,
+    trainable_parameters,
+)
+from lora_np.experiments.rank_sweep.plan import expected_number
+from lora_np.experiments.rank_sweep.report import flat, losses_by_seed
+from lora_np.experiments.rank_sweep.run import Progress, check_sweep, rank_sweep
+from lora_np.experiments.rank_sweep.store import Results, as_trial, model_file
+from lora_np.files import load_arrays, save_json
+
+
+def folders(settings: PaperSettings, out: str | Path) -> dict[Targets, Path]:
+    """Return the folder of each sweep."""
+    return {t: Path(out) / short(t).replace(",", "_") for t in sweeps(settings)}
+
+
+def check_paper(settings: PaperSettings, out: str | Path) -> bool:
+    """Return whether `out` holds all of it, complete; raise what run_paper would raise."""
+    where = folders(settings, out)
+    complete = [check_sweep(s, where[t]) for t, s in sweeps(settings).items()]  # every one of them
+    return all(complete)
+
+
+def run_paper(
+    settings: PaperSettings,
+    out: str | Path,
+    *,
+    executor: Executor | None = None,
+    listen: Callable[[Progress], None] | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Repeat the measurements of the paper's section 7 on the text task.
+
+    Parameters
+    ----------
+    settings : PaperSettings
+    out : str or Path
+        Folder of the sweeps and of ``paper.json``. Sweeps of equal settings that it holds go on.
+    executor : concurrent.futures.Executor, optional
+        Where trials run, as for :func:`lora_np.experiments.rank_sweep.rank_sweep`.
+    listen : callable, optional
+        Called with a Progress, over all sweeps, after every trial.
+    progress : bool
+        Show a bar while the base is pretrained.
+
+    Returns
+    -------
+    dict
+        The content of ``paper.json``: the settings, ``table5``, ``table6``, ``table7``,
+        ``figure3``, ``figure4`` and ``claims``; docs/paper.md describes them.
+
+    Raises
+    ------
+    SweepError
+        If the folder cannot be written, or holds sweeps of other settings.
+    ValueError
+        If runs diverged that a figure needs.
+
+    References
+    ----------
+    Hu et al.: LoRA. arXiv:2106.09685, section 7.
+
+    Examples
+    --------
+    >>> from lora_np.experiments.paper.settings import QUICK, all_trials
+    >>> len(all_trials(QUICK).ranks)  # searches for a learning rate in run_paper(QUICK, "folder")
+    16
+    """
+    check_paper(settings, out)
+    where, plan = folders(settings, out), sweeps(settings)
+    expected, found = sum(map(expected_number, plan.values())), {}
+    for targets, sweep in plan.items():
+        before = sum(len(results["trials"]) for results in found.values())
+        found[targets] = rank_sweep(
+            sweep,
+            where[targets],
+            executor=executor,
+            listen=_counted(listen, before, expected),
+            progress=progress,
+        )
+    content = measure(settings, found, where[QV])
+    save_json(Path(out) / "paper.json", content)
+    return content
+
+
+def _counted(
+    listen: Callable[[Progress], None] | None, before: int, expected: int
+) -> Callable[[Progress], None] | None:
+    """Return a listener to one sweep that counts what all of them have done."""
+    if listen is None:
+        return None
+
+    def hear(progress: Progress) -> None:
+        done = before + progress.done
+        listen(replace(progress, done=done, expected=max(expected, done)))
+
+    return hear
+
+
+def measure(settings: PaperSettings, found: dict[Targets, Results], folder: Path) -> dict[str, Any]:
+    """Return the tables, the figures and the claims of finished sweeps.
+
+    Parameters
+    ----------
+    settings : PaperSettings
+    found : dict
+        The results of each sweep.
+    folder : Path
+        Of the sweep of q and v, whose models the figures and table 7 look at.
+    """
+    adapters = read_adapters(found[QV], folder, {*settings.similar, *settings.amplified})
+    low, high = settings.similar
+    rng = np.random.default_rng(0)
+    content = {
+        "settings": asdict(settings),
+        "versions": found[QV]["versions"],
+        "base_test_loss": found[QV]["base_test_loss"],
+        "figure3": figure(adapters, (low, high), rng),
+        "figure4": figure(adapters, (high, high), rng),
+        "table5": {"budget": budget(settings), "rows": table5_rows(settings, found)},
+        "table6": {"rows": table6_rows(settings, found), "flat": table6_flat(settings, found)},
+        "table7": {
+            "rows": table7(adapters, load_arrays(folder / "base.npz"), settings.amplified),
+            "paper": TABLE7,
+        },
+    }
+    content["claims"] = [asdict(claim) for claim in all_claims(content)]
+    return content
+
+
+def read_adapters(
+    results: Results, folder: Path, ranks: set[int]
+) -> dict[int, dict[int, dict[str, Adapter]]]:
+    """Return the trained (B, A) of a sweep's curve by rank, seed and path."""
+    adapters: dict[int, dict[int, dict[str, Adapter]]] = {r: {} for r in sorted(ranks)}
+    for run in results["runs"]:
+        if run["rank"] in ranks and run["test_loss"] is not None:
+            arrays = load_arrays(model_file(folder, as_trial(run)))
+            paths = [name.removesuffix(".A") for name in arrays if name.endswith(".A")]
+            adapters[run["rank"]][run["seed"]] = {
+                path: (arrays[f"{path}.B"], arrays[f"{path}.A"]) for path in paths
+            }
+    lost = [r for r, seeds in adapters.items() if not seeds]
+    if lost:
+        raise ValueError(f"rank {lost[0]} on {short(QV)} diverged at every learning rate")
+    return adapters
+
+
+def table5_rows(settings: PaperSettings, found: dict[Targets, Results]) -> list[dict[str, Any]]:
+    """Return table 5: for each set of matrices its rank, its parameters and its test losses."""
+    return [
+        {
+            "targets": short(targets),
+            "rank": r,
+            "trainable_parameters": trainable_parameters(settings, targets, r),
+            **_runs(found[targets], r),
+            "paper": TABLE5.get(targets),
+        }
+        for targets, r in table5_ranks(settings).items()
+    ]
+
+
+def table6_rows(settings: PaperSettings, found: dict[Targets, Results]) -> list[dict[str, Any]]:
+    """Return table 6: test losses by set of matrices and rank.
+
+    A highest rank that the paper has not stands beside its highest, 64.
+    """
+    rows, ranks = [], settings.text.ranks
+    for targets, paper in TABLE6.items():
+        for r in ranks:
+            beside = 64 if r not in paper and r == max(ranks) else r
+            numbers = [beside, *paper[beside]] if beside in paper else None
+            row = {"targets": short(targets), "rank": r, **_runs(found[targets], r)}
+            rows.append({**row, "paper": numbers})
+    return rows
+
+
+def table6_flat(settings: PaperSettings, found: dict[Targets, Results]) -> dict[str, list[str]]:
+    """Return for each set of matrices from which of table 6's ranks on its curve is flat."""
+    said = {}
+    for targets in TABLE6:
+        runs = [run for run in found[targets]["runs"] if run["rank"] in settings.text.ranks]
+        said[short(targets)] = flat({"runs": runs})
+    return said
+
+
+def _runs(results: Results, r: int) -> dict[str, Any]:
+    """Return the learning rate and the test losses of one rank; none where all diverged."""
+    rates = [run["lr"] for run in results["runs"] if run["rank"] == r]
+    losses = losses_by_seed(results).get(r, {})
+    return {
+        "lr": rates[0] if rates else None,
+        "losses": {str(seed): loss for seed, loss in sorted(losses.items())},
+    }

@@ -1,0 +1,62 @@
+"""How long will a sweep take? A few steps are timed, the rest is counted."""
+
+from __future__ import annotations
+
+import math
+import time
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from lora_np.experiments.rank_sweep.linear import LinearSettings
+from lora_np.experiments.rank_sweep.plan import Trial, expected_number
+from lora_np.experiments.rank_sweep.run import TASKS, TRIALS, InProcess, Settings
+from lora_np.experiments.rank_sweep.text import TextSettings
+from lora_np.models import GPT
+
+
+def estimate(settings: Settings, executor: Executor | None = None, jobs: int = 1) -> float:
+    """Return about how many seconds the sweep takes.
+
+    A few steps are timed in `jobs` trials at once, since busy neighbours slow each other down; the
+    rest is counted.
+    """
+    rng = np.random.default_rng(0)
+    trials = expected_number(settings) + len(settings.ranks) // 2  # some searches go further
+    rounds = math.ceil(trials / jobs)
+    if isinstance(settings, LinearSettings):
+        arrays = TASKS["linear"](settings).prepare(Path(), False)
+        small, large = replace(settings, steps=20), replace(settings, steps=220)
+    else:
+        model = GPT(settings.gpt(), rng)
+        arrays = {name: p.value for name, p in model.parameters().items()}
+        arrays["adapt"] = rng.integers(0, 256, 100 * settings.block_size).astype(np.uint8)
+        small = replace(settings, steps=2, windows=1)
+        large = replace(small, steps=12)
+    _slowest(small, arrays, executor, jobs)  # starts the workers
+    once, more = (_slowest(s, arrays, executor, jobs) for s in (small, large))
+    step = max(more - once, 0.0) / (large.steps - small.steps)
+    seconds = rounds * (settings.steps * step)
+    if isinstance(settings, TextSettings):
+        # A forward alone costs a third of a step; there are three slices to evaluate.
+        evaluation = settings.windows / settings.batch_size * step
+        seconds += step * settings.pretrain_steps + rounds * evaluation
+    return seconds + 1.0
+
+
+def _slowest(
+    settings: Settings, arrays: dict[str, np.ndarray], executor: Executor | None, jobs: int
+) -> float:
+    """Run `jobs` equal trials at once; return the longest one's seconds."""
+    where = executor or InProcess()
+    futures = [where.submit(time_trial, settings, arrays) for _ in range(jobs)]
+    return max(future.result() for future in futures)
+
+
+def time_trial(settings: Settings, arrays: dict[str, np.ndarray]) -> float:
+    """Return how many seconds a trial takes."""
+    start = time.perf_counter()
+    TRIALS[settings.task](settings, arrays, Trial("full", None, 0, 1e-4))
+    return time.perf_counter() - start

@@ -1,0 +1,174 @@
+"""What a sweep says: how far it is, and the table at the end."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_np.experiments.rank_sweep.run import Progress
+from lora_np.files import load_json
+
+
+class Terminal:
+    """Tells the person in front of the terminal how the sweep goes, on standard error."""
+
+    def __init__(self, out: Path, sweeps: Sequence[Path] = ()) -> None:
+        self.out = out
+        self.sweeps = sweeps or (out,)  # folders of the sweeps that are run, one after the other
+        self.is_screen = sys.stderr.isatty()
+        self.bar: Any = None
+
+    def start(self, seconds: float, jobs: int) -> None:
+        """Say how long the whole sweep takes."""
+        processes = "1 process" if jobs == 1 else f"{jobs} processes"
+        print(
+            f"about {spell(seconds)} in {processes}, less for what {self.out} already holds",
+            file=sys.stderr,
+        )
+
+    def __call__(self, progress: Progress) -> None:
+        """Hear of a finished trial."""
+        if not self.is_screen:
+            return
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=progress.expected, unit="run", initial=progress.done - 1)
+        loss = progress.result["validation_loss"]
+        shown = "diverged" if loss is None else f"{loss:.4g}"
+        self.bar.total = progress.expected
+        self.bar.set_postfix_str(f"{progress.trial}: {shown}", refresh=False)
+        self.bar.update()
+
+    def close(self) -> None:
+        """Leave the bar where it is."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def interrupted(self) -> None:
+        """Say what is kept."""
+        self.close()
+        paths = [folder / "results.json" for folder in self.sweeps]
+        done = sum(len(load_json(path)["trials"]) for path in paths if path.exists())
+        runs = "1 run is" if done == 1 else f"{done} runs are"
+        kept = f"{runs} kept in {self.out}" if done else "no run was finished"
+        print(f"\nstopped: {kept}; the same command goes on", file=sys.stderr)
+
+
+def spell(seconds: float) -> str:
+    """Return a length of time as people say it."""
+    if seconds < 90:
+        return f"{max(5, 5 * round(seconds / 5))} seconds"
+    return f"{seconds / 60:.1f} minutes"
+
+
+def summary(results: dict[str, Any], key: str) -> dict[int | None, tuple[float, float, int]]:
+    """Return by rank (None: full) the mean of `key` over seeds, its deviation, and the count.
+
+    Runs that diverged are left out; the deviation is the sample's, zero for a single run.
+    """
+    found: dict[int | None, list[float]] = {}
+    for run in results["runs"]:
+        if run[key] is not None:
+            found.setdefault(run["rank"], []).append(run[key])
+    return {
+        rank: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0, len(v))
+        for rank, v in found.items()
+    }
+
+
+def trainable_parameters(results: dict[str, Any]) -> dict[int | None, int]:
+    """Return by rank (None: full) how many parameters were trained, from runs that ended well."""
+    ended = [run for run in results["runs"] if run["test_loss"] is not None]
+    return {run["rank"]: run["trainable_parameters"] for run in ended}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the curve as a table: losses are means over seeds, with the sample's deviation."""
+    linear = results["settings"]["task"] == "linear"
+    count = trainable_parameters(results)
+    rate = {run["rank"]: run["lr"] for run in results["runs"]}
+    columns = {k: summary(results, f"{k}_loss") for k in ("train", "validation", "test")}
+    base, full = results["base_test_loss"], columns["test"].get(None, (math.nan,))[0]
+    last = "floor" if linear else "of full's gain"
+    lines = [
+        f"{'':<8}{'trainable':>10}{'lr':>10}{'train':>10}{'validation':>12}{'test':>20}{last:>16}",
+        f"{'base':<8}{0:>10}{'':>10}{'':>10}{results['base_validation_loss']:>12.4g}{base:>11.4g}",
+    ]
+    full_too = results["settings"]["full_lr"] is not None
+    for rank in [*results["settings"]["ranks"], *([None] if full_too else [])]:
+        if rank not in count:
+            lines.append(f"{_label(rank):<8}  diverged at every learning rate that was tried")
+            continue
+        test, deviation, n = columns["test"][rank]
+        spread = f" +- {deviation:.2g}" if n > 1 else ""
+        if n < results["settings"]["seeds"]:
+            spread += f" ({n} of {results['settings']['seeds']} seeds, the others diverged)"
+        if linear:
+            final = "" if rank is None else f"{results['floors'][rank]:.4g}"
+        else:
+            final = f"{100 * (base - test) / (base - full):.0f} %" if full < base else ""
+        lines.append(
+            f"{_label(rank):<8}{count[rank]:>10,}{rate[rank]:>10.2g}"
+            f"{columns['train'][rank][0]:>10.4g}{columns['validation'][rank][0]:>12.4g}"
+            f"{test:>11.4g}{spread:<9}{final:>16}"
+        )
+    return "\n".join([*lines, *([] if linear else flat(results))])
+
+
+def _label(rank: int | None) -> str:
+    return "full" if rank is None else f"r = {rank}"
+
+
+def losses_by_seed(results: dict[str, Any]) -> dict[int, dict[int, float]]:
+    """Return the test losses of LoRA by rank and seed, without runs that diverged."""
+    loss: dict[int, dict[int, float]] = {}
+    for run in results["runs"]:
+        if run["rank"] is not None and run["test_loss"] is not None:
+            loss.setdefault(run["rank"], {})[run["seed"]] = run["test_loss"]
+    return loss
+
+
+def beats(one: dict[int, float], other: dict[int, float]) -> bool | None:
+    """Return whether `one` has the lower losses, beyond the spread over seeds.
+
+    Equal seeds see equal batches, so a gain is the mean of the differences seed by seed; it counts
+    beyond two of its standard errors. That is a rule of thumb: with three seeds one in ten such
+    gains would be chance.
+
+    Parameters
+    ----------
+    one, other : dict of int to float
+        Losses by seed.
+
+    Returns
+    -------
+    bool or None
+        None where they share fewer than two seeds: one difference has no spread.
+    """
+    d = [other[seed] - one[seed] for seed in one if seed in other]
+    if len(d) < 2:
+        return None
+    return float(np.mean(d)) > 2.0 * float(np.std(d, ddof=1)) / math.sqrt(len(d))
+
+
+def flat(results: dict[str, Any]) -> list[str]:
+    """Say from which rank on no rank gains on a lower one beyond the spread over seeds."""
+    loss = losses_by_seed(results)
+    ranks = sorted(loss)
+    if len(ranks) < 2 or min(len(seeds) for seeds in loss.values()) < 2:
+        return []  # one seed has no spread to compare with
+
+    def gains(low: int, high: int) -> bool | None:
+        return beats(loss[high], loss[low])
+
+    rough = [low for i, low in enumerate(ranks) if any(gains(low, q) for q in ranks[i + 1 :])]
+    flat = [r for r in ranks if all(r > low for low in rough)]
+    if flat[0] == ranks[-1]:
+        return [f"not flat yet: r = {ranks[-1]} still gains beyond two standard errors"]
+    return [f"flat from r = {flat[0]} on: no further gain beyond two standard errors, seed by seed"]

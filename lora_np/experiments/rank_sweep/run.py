@@ -1,0 +1,217 @@
+"""The sweep itself: trials on any executor, results kept after each.
+
+``results.json`` is rewritten, in one step, after every trial. Calling the sweep again with equal
+settings goes on from there; with others it is an error, and nothing is overwritten. Trials are
+pure functions of their arguments and hold BLAS at one thread, so the losses do not depend on the
+executor or on the order in which trials end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lora_np.experiments.rank_sweep.linear import LinearSettings, LinearTask, run_linear_trial
+from lora_np.experiments.rank_sweep.plan import Trial, chosen_trials, expected_number, next_trials
+from lora_np.experiments.rank_sweep.store import Results, done_trials, model_file, open_results
+from lora_np.experiments.rank_sweep.text import TextSettings, TextTask, run_text_trial
+from lora_np.files import load_arrays, save_arrays, save_json
+from lora_np.train import Diverged
+
+Settings = TextSettings | LinearSettings
+Arrays = dict[str, np.ndarray]
+
+LOSSES = ("train_loss", "validation_loss", "test_loss")
+MEASURED = ("trainable_parameters", *LOSSES, "seconds")
+
+
+class Task(Protocol):
+    """What a task offers; its trials are the functions in TRIALS, which travel to the workers."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the results depend on beside the settings."""
+        ...
+
+    def prepare(self, folder: Path, progress: bool) -> Arrays:
+        """Return the arrays that trials need."""
+        ...
+
+    def baseline(self, arrays: Arrays) -> dict[str, float]:
+        """Return the losses of the base, not adapted."""
+        ...
+
+    def facts(self, arrays: Arrays) -> dict[str, Any]:
+        """Return what theory knows beforehand: nothing, or a floor."""
+        ...
+
+    def change_spectrum(self, arrays: Arrays, trained: Arrays) -> list[dict[str, Any]]:
+        """Return the spectrum of what full fine-tuning changed, matrix by matrix."""
+        ...
+
+
+TASKS: dict[str, Callable[[Any], Task]] = {"text": TextTask, "linear": LinearTask}
+TRIALS: dict[str, Callable] = {"text": run_text_trial, "linear": run_linear_trial}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a listener hears: how many trials are done, of how many expected, and the last one."""
+
+    done: int
+    expected: int
+    trial: Trial
+    result: dict[str, Any]
+
+
+class InProcess(Executor):
+    """An executor that runs each call at once, in this process."""
+
+    def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
+        """Call `fn` and return its finished future."""
+        future: Future = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def rank_sweep(
+    settings: Settings,
+    out: str | Path,
+    *,
+    executor: Executor | None = None,
+    listen: Callable[[Progress], None] | None = None,
+    progress: bool = False,
+) -> Results:
+    """Measure loss against rank, for LoRA and for full fine-tuning.
+
+    Parameters
+    ----------
+    settings : TextSettings or LinearSettings
+    out : str or Path
+        Folder of ``results.json``, the base and what was trained. If it holds an unfinished sweep
+        of equal settings, that one goes on.
+    executor : concurrent.futures.Executor, optional
+        Where trials run: a process pool, a Dask client's ``get_executor()``, an MPI pool. By
+        default in this process, one after the other.
+    listen : callable, optional
+        Called with a Progress after every trial.
+    progress : bool
+        Show a bar while the base is pretrained.
+
+    Returns
+    -------
+    dict
+        The content of ``results.json``; its fields are described in docs/results.md.
+
+    Raises
+    ------
+    SweepError
+        If the folder cannot be written, or holds results of other settings.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lora_np import rank_sweep
+    >>> from lora_np.experiments.rank_sweep import LinearSettings
+    >>> settings = LinearSettings(ranks=(1, 2), seeds=1, d_in=4, d_out=3, decay=0.5, steps=100)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results = rank_sweep(settings, folder)
+    >>> {run["rank"]: round(run["test_loss"], 3) for run in results["runs"] if run["rank"]}
+    {1: 0.156, 2: 0.031}
+    >>> [round(floor, 3) for floor in results["floors"][1:3]]  # what theory allows
+    [0.156, 0.031]
+    """
+    task = TASKS[settings.task](settings)
+    folder = Path(out)
+    results = _open(settings, task, folder)
+    if results["complete"]:
+        return results
+    arrays = task.prepare(folder, progress)
+    if "base_validation_loss" not in results:
+        results.update(task.baseline(arrays), **task.facts(arrays))
+        save_json(folder / "results.json", results)
+    _run_trials(settings, arrays, results, folder, executor or InProcess(), listen)
+    return _finish(settings, task, arrays, results, folder)
+
+
+def check_sweep(settings: Settings, out: str | Path) -> bool:
+    """Return whether `out` holds this sweep, complete; raise what rank_sweep would raise."""
+    task = TASKS[settings.task](settings)
+    return bool(_open(settings, task, out)["complete"])
+
+
+def _open(settings: Settings, task: Task, out: str | Path) -> Results:
+    made_with = {"task": settings.task, **asdict(settings), **task.identity()}
+    return open_results(Path(out), made_with)
+
+
+def _run_trials(
+    settings: Settings,
+    arrays: Arrays,
+    results: Results,
+    folder: Path,
+    executor: Executor,
+    listen: Callable[[Progress], None] | None,
+) -> None:
+    """Keep the executor busy until no trial is left to run."""
+    running: dict[Future, Trial] = {}
+    while True:
+        waiting = next_trials(settings, done_trials(results))
+        for trial in (t for t in waiting if t not in running.values()):
+            future = executor.submit(guarded_trial, settings, arrays, trial)
+            running[future] = trial
+            if future.done():
+                break  # an executor without workers of its own: record this one first
+        if not running:
+            return
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            trial = running.pop(future)
+            result, trained = future.result()
+            if trained:
+                save_arrays(model_file(folder, trial), trained)
+            results["trials"].append({**trial.as_dict(), **result})
+            save_json(folder / "results.json", results)
+            if listen is not None:
+                done = len(results["trials"])
+                expected = max(expected_number(settings), done + len(running))
+                listen(Progress(done, expected, trial, result))
+
+
+def guarded_trial(
+    settings: Settings, arrays: Arrays, trial: Trial
+) -> tuple[dict[str, Any], Arrays]:
+    """Run a trial; one that diverges is a result too, with None for what it did not reach."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            result, trained = TRIALS[settings.task](settings, arrays, trial)
+    except Diverged as error:
+        return {**dict.fromkeys(MEASURED), "diverged": str(error)}, {}
+    if not all(math.isfinite(result[name]) for name in MEASURED):
+        return {**result, **dict.fromkeys(LOSSES), "diverged": "the last step went too far"}, {}
+    return result, trained
+
+
+def _finish(
+    settings: Settings, task: Task, arrays: Arrays, results: Results, folder: Path
+) -> Results:
+    """Pick the runs that make up the curve, take the change's spectrum, drop the other models."""
+    done = done_trials(results)
+    chosen = chosen_trials(settings, done)
+    by_trial = dict(zip(done, results["trials"]))
+    results["runs"] = [by_trial[trial] for trial in chosen]
+    full = next((t for t in chosen if t.method == "full"), None)
+    if full is not None:
+        trained = load_arrays(model_file(folder, full))
+        results["spectrum"] = task.change_spectrum(arrays, trained)
+    results["complete"] = True
+    save_json(folder / "results.json", results)
+    for trial in done:
+        if trial not in chosen:
+            model_file(folder, trial).unlink(missing_ok=True)
+    return results

@@ -1,0 +1,278 @@
+"""The text task: a GPT is pretrained on one text and adapted to another.
+
+By default English about Python (the language reference) and then Python itself (the standard
+library's source), so the adapted model must learn a new language that it has read about. Learning
+rates are chosen on the validation slice of the second text; the test slice is only reported.
+
+The adapter's scale is 1 at every rank (lora_alpha = r), so that the rank is not confounded with
+the scale. A seed draws the same batches for every rank: differences between ranks are paired.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_np.backend import to_device, to_host
+from lora_np.crew import one_blas_thread
+from lora_np.data import (
+    VOCAB_SIZE,
+    DataError,
+    Splits,
+    encode,
+    language_reference,
+    read_text,
+    sample_batch,
+    split,
+    standard_library,
+    windows,
+)
+from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
+from lora_np.experiments.rank_sweep.store import SweepError
+from lora_np.files import CheckpointError, load_arrays, load_json, save_arrays, save_json
+from lora_np.layers import Linear, copy_model
+from lora_np.methods import LoraConfig, inject
+from lora_np.models import GPT, GPTConfig
+from lora_np.rank import spectrum
+from lora_np.train import Diverged, evaluate, fit
+from lora_np.train.resume import fill
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What decides the results of the text task.
+
+    Parameters
+    ----------
+    ranks : tuple of int
+    seeds : int
+        Number of seeds.
+    target_modules : tuple of str, or str
+        As in LoraConfig.
+    pretrain_text, adapt_text : str, optional
+        Files of the user's own; by default texts that come with Python.
+    pretrain_steps, steps : int
+        Of pretraining, and of every adaptation.
+    batch_size, block_size : int
+        Windows a batch, tokens a window.
+    d_model, n_layer, n_head : int
+        The GPT's sizes.
+    pretrain_lr, lora_lr, full_lr : float
+        Learning rates; the last two are where the searches start. With full_lr None, full
+        fine-tuning is left out.
+    windows : int
+        How many windows of each held-out slice are evaluated.
+    device : {"cpu", "cuda"}
+
+    Examples
+    --------
+    >>> from lora_np.experiments.rank_sweep import TextSettings
+    >>> settings = TextSettings(ranks=(1, 8), d_model=32, n_head=2)
+    >>> settings.task, settings.gpt().d_model, settings.gpt().vocab_size
+    ('text', 32, 256)
+    """
+
+    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    seeds: int = 3
+    target_modules: tuple[str, ...] | str = "all-linear"
+    pretrain_text: str | None = None
+    adapt_text: str | None = None
+    pretrain_steps: int = 700
+    steps: int = 100
+    batch_size: int = 16
+    block_size: int = 64
+    d_model: int = 64
+    n_layer: int = 2
+    n_head: int = 4
+    pretrain_lr: float = 5e-3
+    lora_lr: float = 2e-2
+    full_lr: float | None = 4e-3
+    windows: int = 128
+    device: str = "cpu"
+
+    task = "text"
+
+    def gpt(self) -> GPTConfig:
+        """Return the GPT's configuration."""
+        return GPTConfig(VOCAB_SIZE, self.block_size, self.n_layer, self.n_head, self.d_model)
+
+
+class TextTask:
+    """Pretrain once, then run trials; what workers need is in plain arrays."""
+
+    def __init__(self, settings: TextSettings) -> None:
+        self.settings = settings
+        s = settings
+        counts = ("steps", "pretrain_steps", "batch_size", "windows", "seeds")
+        rates = ("pretrain_lr", "lora_lr", "full_lr")
+        check_numbers(s, counts, rates if s.full_lr is not None else rates[:-1])
+        blank = GPT(s.gpt(), np.random.default_rng(0))
+        for r in s.ranks:  # a rank or target that does not fit is told before anything is trained
+            inject(blank, LoraConfig(r, target_modules=s.target_modules), np.random.default_rng(0))
+        reference = read_text(s.pretrain_text) if s.pretrain_text else language_reference()
+        source = read_text(s.adapt_text) if s.adapt_text else standard_library()
+        self.pretraining, self.adaptation = encode(reference), encode(source)
+        for text, tokens in (("pretraining", self.pretraining), ("adaptation", self.adaptation)):
+            for name, part in split(tokens)._asdict().items():
+                try:
+                    windows(part, s.block_size, 1)
+                except DataError as error:  # a text that is too short is told now as well
+                    raise DataError(f"the {text} text's {name} slice: {error}") from None
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the results depend on beside the settings: the two texts."""
+        return {
+            "pretrain_text_sha256": _sha256(self.pretraining),
+            "adapt_text_sha256": _sha256(self.adaptation),
+        }
+
+    def prepare(self, folder: Path, progress: bool) -> Arrays:
+        """Return the arrays that trials need; the base is loaded, borrowed or pretrained."""
+        base = self._cached_base(folder)
+        if base is None:
+            base = self._pretrain(progress)
+            self._store_base(folder, base, "here")
+        return {**base, "adapt": self.adaptation}
+
+    def baseline(self, arrays: Arrays) -> dict[str, float]:
+        """Return the base's losses on the text that it is to be adapted to."""
+        s, slices = self.settings, split(arrays["adapt"])
+        with one_blas_thread():
+            model = rebuild_base(s, arrays)
+            return {
+                f"base_{name}_loss": evaluate(model, *windows(part, s.block_size, s.windows))
+                for name, part in slices._asdict().items()
+                if name != "train"
+            }
+
+    def facts(self, arrays: Arrays) -> dict[str, Any]:
+        """Return what the pictures need to know about the task; nothing here."""
+        return {}
+
+    def change_spectrum(self, arrays: Arrays, trained: Arrays) -> list[dict[str, Any]]:
+        """Return the spectrum of every linear layer's change under full fine-tuning."""
+        model = GPT(self.settings.gpt(), np.random.default_rng(0))
+        names = [f"{path}.W" for path, m in model.modules().items() if isinstance(m, Linear)]
+        return [
+            {"name": name, **spectrum(trained[name] - arrays[name]).as_dict()} for name in names
+        ]
+
+    def _base_key(self) -> dict[str, Any]:
+        names = ("pretrain_steps", "batch_size", "block_size", "d_model", "n_layer", "n_head")
+        kept = {name: getattr(self.settings, name) for name in (*names, "pretrain_lr", "device")}
+        return {**kept, "pretrain_text_sha256": _sha256(self.pretraining)}
+
+    def _store_base(self, folder: Path, base: Arrays, made: str) -> None:
+        """Write the base, and then what it was made from: a key never names another base."""
+        (folder / "base.json").unlink(missing_ok=True)
+        save_arrays(folder / "base.npz", base)
+        key, total = self._base_key(), _sha256(*base.values())
+        save_json(folder / "base.json", {"key": key, "sha256": total, "made": made})
+
+    def _cached_base(self, folder: Path) -> Arrays | None:
+        """Look for an equal base in this run's folder, then in its neighbours."""
+        for found in [folder / "base.json", *sorted(folder.parent.glob("*/base.json"))]:
+            try:
+                about, base = load_json(found), load_arrays(found.with_suffix(".npz"))
+                if (about["key"], about["sha256"]) != (self._base_key(), _sha256(*base.values())):
+                    continue
+            except (CheckpointError, KeyError, TypeError):
+                continue
+            if found.parent != folder:
+                self._store_base(folder, base, f"copied from {found.parent}")
+            return base
+        return None
+
+    def _pretrain(self, progress: bool) -> Arrays:
+        s, rng = self.settings, np.random.default_rng(0)
+        model = copy_model(GPT(s.gpt(), rng), device=s.device)
+        train = split(self.pretraining).train
+        try:
+            self._fit_base(model, train, rng, progress)
+        except Diverged as error:
+            raise SweepError(f"pretraining: {error}; --pretrain-lr sets it") from None
+        return {name: to_host(p.value) for name, p in model.parameters().items()}
+
+    def _fit_base(
+        self, model: GPT, train: np.ndarray, rng: np.random.Generator, progress: bool
+    ) -> None:
+        s = self.settings
+        with one_blas_thread():
+            fit(
+                model,
+                batches(s, train, rng),
+                steps=s.pretrain_steps,
+                lr=s.pretrain_lr,
+                warmup=min(50, s.pretrain_steps // 4),
+                threads=2,  # a fixed number: how many cores there are must not matter
+                progress=progress,
+            )
+
+
+def run_text_trial(
+    settings: TextSettings, arrays: Arrays, trial: Trial
+) -> tuple[dict[str, Any], Arrays]:
+    """Adapt the base once; return the losses and what was trained. Runs in any process."""
+    s, start = settings, time.perf_counter()
+    with one_blas_thread():
+        base = rebuild_base(s, arrays)
+        model = adapted_model(s, base, trial.rank, trial.seed)
+        slices: Splits = split(arrays["adapt"])
+        fit(
+            model,
+            batches(s, slices.train, np.random.default_rng([trial.seed, 0])),
+            steps=s.steps,
+            lr=trial.lr,
+            warmup=s.steps // 10,
+            options={"weight_decay": 0.0},
+        )
+        losses = {
+            f"{name}_loss": evaluate(model, *windows(part, s.block_size, s.windows))
+            for name, part in slices._asdict().items()
+        }
+    trained = {n: to_host(p.value) for n, p in model.parameters().items() if p.trainable}
+    count = sum(array.size for array in trained.values())
+    seconds = round(time.perf_counter() - start, 3)
+    return {"trainable_parameters": count, **losses, "seconds": seconds}, trained
+
+
+def rebuild_base(settings: TextSettings, arrays: Arrays) -> GPT:
+    """Return the pretrained GPT from its arrays."""
+    model = GPT(settings.gpt(), np.random.default_rng(0))
+    fill(model, {name: array for name, array in arrays.items() if name != "adapt"}, "base.npz")
+    return copy_model(model, device=settings.device)
+
+
+def adapted_model(settings: TextSettings, base: GPT, rank: int | None, seed: int) -> GPT:
+    """Return the model that a trial trains: the base with adapters, or a copy of it for full."""
+    if rank is None:
+        return copy_model(base)
+    config = LoraConfig(rank, lora_alpha=rank, target_modules=settings.target_modules)
+    return inject(base, config, np.random.default_rng([seed, 1]))
+
+
+def batches(
+    settings: TextSettings, tokens: np.ndarray, rng: np.random.Generator
+) -> Callable[[], tuple[Any, Any]]:
+    """Return a function that draws the next batch, on the settings' device."""
+
+    def draw() -> tuple[Any, Any]:
+        x, y = sample_batch(tokens, settings.batch_size, settings.block_size, rng)
+        return to_device(x, settings.device), to_device(y, settings.device)
+
+    return draw
+
+
+def _sha256(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,24 @@
+"""Bytes: files written whole or not at all, JSON, arrays, safetensors. Knows no model."""
+
+from lora_np.files.arrays import (
+    CheckpointError,
+    load_arrays,
+    load_json,
+    replacing,
+    save_arrays,
+    save_json,
+)
+from lora_np.files.tensors import TensorFile, float_dtype, open_weights, save_tensors
+
+__all__ = [
+    "CheckpointError",
+    "TensorFile",
+    "float_dtype",
+    "load_arrays",
+    "load_json",
+    "open_weights",
+    "replacing",
+    "save_arrays",
+    "save_json",
+    "save_tensors",
+]

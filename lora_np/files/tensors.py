@@ -1,0 +1,323 @@
+"""Tensors by name in safetensors files: read one at a time, written in one step.
+
+A safetensors file is a JSON header (names, dtypes, shapes, places) and then the numbers. Opening it
+reads and checks the header alone, so that a file larger than the memory can be looked through
+tensor by tensor. Nothing in it can run code, which a pickle can: those are refused.
+
+NumPy has no bfloat16, the upper half of a float32; the package ml_dtypes adds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_np.files.arrays import CheckpointError, load_json, replacing
+
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+INTEGERS = ("I64", "I32", "I16", "I8", "U8")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def float_dtype(name: Any) -> np.dtype:
+    """Return the NumPy dtype of a float type that these files may hold.
+
+    Parameters
+    ----------
+    name : str or dtype
+        float64, float32, float16 or bfloat16.
+
+    Raises
+    ------
+    ValueError
+        If it is another.
+
+    Examples
+    --------
+    >>> from lora_np.files import float_dtype
+    >>> float_dtype("float16").itemsize, float_dtype("bfloat16").itemsize  # bytes
+    (2, 2)
+    """
+    text = name if isinstance(name, str) else np.dtype(name).name
+    if text not in FLOATS.values():
+        raise ValueError(f"dtype {text}: expected one of {', '.join(FLOATS.values())}")
+    if text == "bfloat16":
+        import ml_dtypes  # pyright: ignore[reportMissingImports]
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(text)
+
+
+class TensorFile:
+    """The tensors of a safetensors file, or of a checkpoint in several such files.
+
+    Use it in a ``with`` block: the file stays open until its end.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.safetensors`` file, or the ``.safetensors.index.json`` that lists the files over which
+        a checkpoint is spread.
+
+    Attributes
+    ----------
+    names : tuple of str
+        In the order in which the tensors lie in the file.
+    metadata : dict of str to str
+        What the header says about itself; empty for a checkpoint in several files.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, broken or a pickle.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.files import TensorFile, save_tensors
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_tensors(f"{folder}/x.safetensors", {"W": np.ones((2, 3), np.float16)})
+    ...     with TensorFile(f"{folder}/x.safetensors") as file:
+    ...         file.names, file.shape("W"), file.dtype("W"), file.read("W").dtype.name
+    (('W',), (2, 3), 'float16', 'float32')
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.metadata: dict[str, str] = {}
+        self._home: dict[str, Any] = {}  # the open file in which each tensor lies
+        self._open_files = ExitStack()
+        try:
+            if self.path.suffix == ".json":
+                self._open_shards()
+            else:
+                file = self._open(self.path)
+                self.metadata = file.metadata() or {}
+                self._home = dict.fromkeys(file.offset_keys(), file)
+        except BaseException:
+            self.close()
+            raise
+        self.names = tuple(self._home)
+
+    def _open(self, path: Path) -> Any:
+        file = _open_safetensors(path)
+        self._open_files.enter_context(file)
+        return file
+
+    def _open_shards(self) -> None:
+        for shard, names in _shards(self.path).items():
+            file = self._open(self.path.parent / shard)
+            found = file.offset_keys()
+            for odd in sorted(names ^ set(found)):
+                where = f"{self.path} lists" if odd in names else f"{shard} holds"
+                raise CheckpointError(f"{where} {odd!r}, which the other has not")
+            self._home.update(dict.fromkeys(found, file))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape, from the header."""
+        return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's type: "float32", "bfloat16", ..., or the file's code if no float."""
+        code = str(self._slice(name).get_dtype())
+        return FLOATS.get(code, code)
+
+    def read(self, name: str, dtype: Any = np.float32) -> np.ndarray:
+        """Read one tensor.
+
+        Parameters
+        ----------
+        name : str
+        dtype : dtype, optional
+            What it becomes; None keeps the file's, bfloat16 included.
+
+        Returns
+        -------
+        numpy.ndarray
+            Memory of its own.
+
+        Raises
+        ------
+        CheckpointError
+            If it is absent, not of floats, or has an entry that is not finite in `dtype`.
+        """
+        stored = self.dtype(name)
+        if stored not in FLOATS.values():
+            raise CheckpointError(f"{self.path} holds {name!r} as {stored}, expected floats")
+        float_dtype(stored)  # safetensors finds bfloat16 once ml_dtypes is there
+        x = self._home[name].get_tensor(name)
+        if dtype is not None:
+            with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused below
+                x = x.astype(float_dtype(dtype), copy=False)
+        if not np.isfinite(x).all():
+            raise CheckpointError(
+                f"{self.path} holds {name!r} with entries not finite in {x.dtype}"
+            )
+        return x
+
+    def read_number(self, name: str) -> float:
+        """Read a tensor of one entry, other than 0, of floats or of integers.
+
+        Raises
+        ------
+        CheckpointError
+            If it is none.
+        """
+        if self.dtype(name) in INTEGERS:
+            x = self._home[name].get_tensor(name)
+        else:
+            x = self.read(name, np.float64)
+        if x.size != 1 or x.item() == 0:
+            raise CheckpointError(f"{self.path} holds {name!r}, expected one number other than 0")
+        return float(x.item())
+
+    def _slice(self, name: str) -> Any:
+        if name not in self._home:
+            state = "is closed: read within its with block" if self._closed else f"lacks {name!r}"
+            raise CheckpointError(f"{self.path} {state}")
+        return self._home[name].get_slice(name)
+
+    @property
+    def _closed(self) -> bool:
+        return not self._home and bool(self.names)
+
+    def close(self) -> None:
+        """Close the file; reading is then an error."""
+        self._home = {}
+        self._open_files.close()
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_weights(path: str | Path) -> TensorFile:
+    """Open a model's weights: a file, or a folder as Hugging Face's save_pretrained writes it.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.safetensors`` file or an index; of a folder, model.safetensors or
+        model.safetensors.index.json.
+
+    Returns
+    -------
+    TensorFile
+        To be used in a ``with`` block.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or it is broken or a pickle.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.files import open_weights, save_tensors
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_tensors(f"{folder}/model.safetensors", {"W": np.ones((2, 3))})
+    ...     with open_weights(folder) as file:
+    ...         file.names
+    ('W',)
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return TensorFile(path)
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    files = [path / name for name in names]
+    return TensorFile(next((file for file in files if file.exists()), files[0]))
+
+
+def _open_safetensors(path: Path) -> Any:
+    """Open one file; its header is then checked: no overlap, no gap, no end beyond the file's."""
+    import safetensors
+
+    if path.suffix in PICKLES:
+        raise CheckpointError(
+            f"{path} may be a pickle, which can run code when it is read: convert it to safetensors"
+        )
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, expected a .safetensors file")
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())  # one line, whatever the file holds
+        raise CheckpointError(f"{path} is not a readable .safetensors file: {reason}") from None
+
+
+def _shards(index: Path) -> dict[str, set[str]]:
+    """Return the names of the tensors that each file of an index should hold."""
+    content = load_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} has no weight_map, which says where each tensor lies")
+    shards: dict[str, set[str]] = {}
+    for name, shard in places.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
+            raise CheckpointError(f"{index} puts {name!r} in {shard!r}, expected a file beside it")
+        shards.setdefault(shard, set()).add(name)
+    return shards
+
+
+def save_tensors(
+    path: str | Path,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write arrays by name to a safetensors file, which appears whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+    arrays : mapping of str to numpy.ndarray
+        Of float64, float32, float16 or bfloat16. The file's order is safetensors' own: wide types
+        first, then by name.
+    metadata : mapping of str to str, optional
+        Notes for the header.
+
+    Raises
+    ------
+    ValueError
+        If an array has another type.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.files import TensorFile, save_tensors
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_tensors(f"{folder}/x.safetensors", {"W": np.ones((2, 3))}, {"from": "me"})
+    ...     with TensorFile(f"{folder}/x.safetensors") as file:
+    ...         file.metadata
+    {'from': 'me'}
+    """
+    import safetensors
+    from safetensors.numpy import save_file
+
+    whole = {}
+    for name, array in arrays.items():
+        if array.dtype.name not in FLOATS.values():
+            raise ValueError(
+                f"{name!r} is {array.dtype}, expected one of {', '.join(FLOATS.values())}"
+            )
+        whole[name] = np.asarray(array, order="C")  # save_file writes memory as it lies
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # others may read it as any new file; save_file forbids it
+        try:
+            save_file(whole, temporary, dict(metadata) if metadata else None)
+        except safetensors.SafetensorError as error:  # a full disk, most often
+            raise CheckpointError(
+                f"{path} cannot be written: {' '.join(str(error).split())}"
+            ) from None
+        temporary.chmod(mode)

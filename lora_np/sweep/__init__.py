@@ -1,9 +1,0 @@
-"""Rank versus loss: the plan of trials, the two tasks, and the sweep on any executor."""
-
-from lora_np.sweep.linear import LinearSettings
-from lora_np.sweep.plan import Trial
-from lora_np.sweep.run import rank_sweep
-from lora_np.sweep.store import SweepError
-from lora_np.sweep.text import TextSettings
-
-__all__ = ["LinearSettings", "SweepError", "TextSettings", "Trial", "rank_sweep"]

@@ -1,0 +1,103 @@
+"""A model's Parameters to a file, by name, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lora_np.backend import like, to_host
+from lora_np.files import CheckpointError, load_arrays, save_arrays
+from lora_np.layers import Layer
+
+
+def save_parameters(path: str | Path, model: Layer, *, trainable_only: bool = False) -> None:
+    """Write a model's Parameters, by name, to an ``.npz`` file.
+
+    Parameters
+    ----------
+    path : str or Path
+    model : Layer
+    trainable_only : bool
+        Leave out what is frozen: an adapter alone is a small file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import Linear
+    >>> from lora_np.files import load_arrays
+    >>> from lora_np.train import save_parameters
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_parameters(f"{folder}/model.npz", Linear(3, 2, np.random.default_rng(0)))
+    ...     {name: x.shape for name, x in load_arrays(f"{folder}/model.npz").items()}
+    {'W': (2, 3), 'b': (2,)}
+    """
+    chosen = {
+        name: to_host(p.value)
+        for name, p in model.parameters().items()
+        if p.trainable or not trainable_only
+    }
+    save_arrays(path, chosen)
+
+
+def load_parameters(path: str | Path, model: Layer) -> None:
+    """Read a file of :func:`save_parameters` into the Parameters of the same names.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is no such file, has a name or a shape that the model has not, lacks a
+        trainable Parameter, or would change another model. The model is then unchanged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import Linear
+    >>> from lora_np.train import load_parameters, save_parameters
+    >>> one, other = (Linear(3, 2, np.random.default_rng(seed)) for seed in (0, 1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_parameters(f"{folder}/model.npz", one)
+    ...     load_parameters(f"{folder}/model.npz", other)
+    >>> np.array_equal(one.W.value, other.W.value)
+    True
+    """
+    fill(model, load_arrays(path), str(path))
+
+
+def fill(model: Layer, arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """Set a model's Parameters to `arrays`; errors are :func:`load_parameters`'s.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear
+    >>> from lora_np.train import fill
+    >>> layer = Linear(2, 1, np.random.default_rng(0))
+    >>> fill(layer, {"W": np.array([[3.0, 4.0]]), "b": np.zeros(1)}, source="my notes")
+    >>> layer.forward(np.ones((1, 2), np.float32))[0].tolist()
+    [[7.0]]
+    """
+    parameters = model.parameters()
+    for name, array in arrays.items():
+        if name not in parameters:
+            raise CheckpointError(f"{source} holds {name!r}, which the model has not")
+        if array.shape != parameters[name].shape:
+            raise CheckpointError(
+                f"{source} holds {name} with shape {array.shape}, expected {parameters[name].shape}"
+            )
+        if array.dtype.kind != "f":
+            raise CheckpointError(f"{source} holds {name} as {array.dtype}, expected numbers")
+        if parameters[name].shared:
+            raise CheckpointError(
+                f"{source} holds {name}, which two models share: load into the base before "
+                "inject(), and save an adapter with trainable_only=True"
+            )
+    missing = [name for name, p in parameters.items() if p.trainable and name not in arrays]
+    if missing:
+        raise CheckpointError(f"{source} lacks {missing[0]}, which the model trains")
+    for name, array in arrays.items():
+        p = parameters[name]
+        p.value[...] = like(array.astype(p.dtype), p.value)  # in place: views stay views
