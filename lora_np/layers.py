@@ -860,9 +860,10 @@ class CausalSelfAttention(Layer):
         return [need_dx or p.trainable for p in (self.q_proj, self.k_proj, self.v_proj)]
 
     def _split(self, x: Array) -> Array:
-        heads = x.reshape(*x.shape[:-1], self.n_head, -1)  # (..., T, n_head, d_head)
+        d_head = x.shape[-1] // self.n_head  # by name: of an empty batch -1 tells nothing
+        heads = x.reshape(*x.shape[:-1], self.n_head, d_head)  # (..., T, n_head, d_head)
         return heads.swapaxes(-2, -3)  # (..., n_head, T, d_head)
 
     def _join(self, heads: Array) -> Array:
         x = heads.swapaxes(-2, -3)  # (..., T, n_head, d_head)
-        return x.reshape(*x.shape[:-2], -1)  # (..., T, d)
+        return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])  # (..., T, d)

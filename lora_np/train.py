@@ -221,7 +221,11 @@ class _Trainer:
     def step(self, step: int, batch: Batch) -> None:
         """Take one step and record it."""
         recipe, history = self.recipe, self.history
-        loss, gradient = self.gradient(batch, self.rng)
+        try:
+            loss, gradient = self.gradient(batch, self.rng)
+        except FloatingPointError:  # the loss says that it would not be finite
+            self.stop_unless_finite(step, "loss", math.nan)
+            raise
         limit = math.inf if recipe.clip is None else recipe.clip
         gradient, norm = clip_by_global_norm(gradient, limit)
         self.stop_unless_finite(step, "loss", loss)
@@ -404,7 +408,7 @@ class RowsOfBatch(np.random.Generator):
 
 
 def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: int = 32) -> float:
-    """Return the mean loss over all samples, in nats a token, without dropout.
+    """Return the mean loss over all samples, in nats a token, without dropout; nan if not finite.
 
     Parameters
     ----------
@@ -412,6 +416,11 @@ def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: in
     inputs, targets : host arrays, shape (N, T)
     batch_size : int
         Samples at a time; the result does not depend on it, beyond rounding.
+
+    Raises
+    ------
+    ValueError
+        If there is no target to average over.
 
     Examples
     --------
@@ -425,11 +434,16 @@ def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: in
     """
     on_device = next(iter(model.parameters().values())).value
     count = int((targets != IGNORE_INDEX).sum())  # of all: parts then simply add
+    if count == 0:
+        raise ValueError(f"targets of shape {targets.shape} hold none that counts")
     total = 0.0
     for start in range(0, len(inputs), batch_size):
         rows = slice(start, start + batch_size)
         x, y = like(inputs[rows], on_device), like(targets[rows], on_device)
-        total += float(model.loss(x, y, count=count)[0])
+        try:
+            total += float(model.loss(x, y, count=count)[0])
+        except FloatingPointError:
+            return math.nan
     return total
 
 

@@ -416,3 +416,17 @@ def test_evaluation_leaves_the_model_as_it_was():
     before = values(model)
     assert evaluate(model, inputs, targets) == evaluate(model, inputs, targets)
     assert_equal(values(model), before)
+
+
+def test_the_mean_over_no_sample_is_an_error_and_not_zero(rng):
+    none = np.zeros((0, 4), int)
+    with pytest.raises(ValueError, match=r"targets of shape \(0, 4\) hold none that counts"):
+        evaluate(GPT(GPTConfig(7, 4, 1, 1, 4), rng), none, none)
+
+
+def test_a_model_whose_logits_overflowed_is_evaluated_as_nan(rng):
+    model = GPT(GPTConfig(7, 4, 1, 1, 4), rng)
+    model.wte.W.value[...] = np.inf
+    tokens = np.zeros((2, 4), int)
+    with np.errstate(invalid="ignore"):
+        assert math.isnan(evaluate(model, tokens, tokens))
