@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import Array, get_xp, like
-from lora_np.crew import Alone, Processes, Threads, shared_empty
+from lora_np.crew import Alone, Processes, Threads, shared_empty, threads_at_work
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, schedule
 from lora_np.parameters import Grads, Packed, pack
@@ -97,9 +98,10 @@ class Recipe:
         Parts in which a batch is worked through, to save memory; the result is the same.
     threads, processes : int
         Python threads, or forked processes (Linux, arrays on the host), that share every batch,
-        with BLAS at one thread each; not both above 1. Processes are faster; threads disturb
-        nothing in a program that has threads of its own, as Jupyter's kernels do. The result is
-        the same to rounding, and bit for bit for the same number of either.
+        with BLAS at one thread each; not both above 1. Processes are faster. Where a program has
+        threads of its own at work, as Jupyter's kernels do, a fork might never end: as many threads
+        then take the processes' place, with a warning. The result is the same to rounding, and bit
+        for bit for the same number of either.
     options : mapping
         For the optimizer, e.g. ``{"weight_decay": 0.1}``.
 
@@ -279,6 +281,14 @@ class BatchGradient:
                 f"threads = {threads} and processes = {processes}, expected at least 1 and one of "
                 "them 1"
             )
+        if processes > 1 and (busy := threads_at_work()):
+            warnings.warn(
+                f"this program's thread {busy[0]!r} is at work, beside which a fork may never end: "
+                f"{processes} threads take the place of {processes} processes; the result is equal",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            threads, processes = processes, 1
         self.members, shape = max(threads, processes), packed.vector.shape
         xp, dtype = get_xp(packed.vector), packed.vector.dtype
         if processes > 1:

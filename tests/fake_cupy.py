@@ -149,7 +149,19 @@ for _name in ("iadd", "isub", "imul", "itruediv"):
     setattr(ndarray, f"__{_name}__", _in_place(getattr(operator, _name)))
 for _name in ("neg", "abs"):
     setattr(ndarray, f"__{_name}__", _unary(f"__{_name}__"))
-METHODS = ("all", "any", "astype", "copy", "max", "mean", "min", "reshape", "sum", "swapaxes", "view")
+METHODS = (
+    "all",
+    "any",
+    "astype",
+    "copy",
+    "max",
+    "mean",
+    "min",
+    "reshape",
+    "sum",
+    "swapaxes",
+    "view",
+)
 for _name in METHODS:
     setattr(ndarray, _name, _unary(_name))
 
