@@ -23,6 +23,8 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
+from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +32,17 @@ import numpy as np
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+WAITING = {  # (file of the standard library, function) in which threads wait
+    ("threading.py", "wait"),
+    ("threading.py", "_wait_for_tstate_lock"),
+    ("selectors.py", "select"),
+    ("thread.py", "_worker"),  # of concurrent.futures: a worker without a task
+}
+
 Work = Callable[[int, Any], Any]  # (the member's number, its item) -> a result
-PATIENCE = 5.0  # seconds that a process has to end by itself
+PATIENCE = 5.0  # seconds that a process has to end by itself, or to go on after it was stopped
+STUCK = 120.0  # seconds that a process may wait for something without computing
+BEAT = 0.5  # seconds between two looks at a process that has not answered yet
 
 
 class CrewError(RuntimeError):
@@ -251,7 +262,8 @@ class Processes(Alone):
         Raises
         ------
         CrewError
-            If a process has ended; the crew is then of no more use.
+            If a process has ended, was stopped, or does not compute; the crew is then of no more
+            use.
         """
         if len(items) > len(self.pipes):
             raise CrewError(
@@ -261,7 +273,8 @@ class Processes(Alone):
         try:
             for pipe, item in zip(self.pipes, items):
                 pipe.send((item,))
-            replies = [pipe.recv() for pipe, _ in zip(self.pipes, items)]
+            working = zip(self.pipes, self.processes, items)
+            replies = [_receive(pipe, process.pid) for pipe, process, _ in working]
         except BaseException as error:
             self._dismiss()  # replies still under way must not be taken for the next call's
             if not isinstance(error, EOFError | OSError):
@@ -274,6 +287,35 @@ class Processes(Alone):
             if error is not None:
                 raise error
         return [result for _, result in replies]
+
+
+def _receive(pipe: Connection, pid: int) -> Any:
+    """Return what a process answers; raise CrewError if it never will."""
+    stopped = idle = 0.0  # seconds, so far
+    _, before = _state_of(pid)
+    while not pipe.poll(BEAT):
+        state, ticks = _state_of(pid)
+        stopped = stopped + BEAT if state in "Tt" else 0.0
+        idle = idle + BEAT if state not in "Rx" and ticks == before else 0.0
+        before = ticks
+        if stopped >= PATIENCE:
+            raise CrewError(
+                f"process {pid} was stopped from outside (state {state}) and does not go on: "
+                f"kill -CONT {pid} would have continued it"
+            )
+        if idle >= STUCK:
+            raise CrewError(f"process {pid} has not computed for {idle:.0f} s (state {state})")
+    return pipe.recv()
+
+
+def _state_of(pid: int) -> tuple[str, int]:
+    """Return a process's state (R runs, S sleeps, T is stopped, ...) and its CPU time in ticks."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "x", 0  # it has ended, which the pipe tells
+    fields = text.rpartition(")")[2].split()  # behind the program's name, which may hold anything
+    return fields[0], int(fields[11]) + int(fields[12])
 
 
 def _serve(work: Work, member: int, pipe: Connection, parents: Sequence[Connection]) -> None:
@@ -314,6 +356,28 @@ def can_fork() -> bool:
     import multiprocessing
 
     return sys.platform == "linux" and not multiprocessing.current_process().daemon
+
+
+def threads_at_work() -> list[str]:
+    """Return the names of other Python threads that may be inside BLAS now.
+
+    BLAS waits for its callers before it lets a process fork, and a fork beside them may never end.
+    Threads that only wait are left out: those of a progress bar, of an idle pool, of a server.
+
+    Examples
+    --------
+    >>> from lora_np.crew import threads_at_work
+    >>> threads_at_work()
+    []
+    """
+    frames = sys._current_frames()
+    others = [t for t in threading.enumerate() if t is not threading.current_thread()]
+    return [t.name for t in others if t.ident in frames and not _waits(frames[t.ident].f_code)]
+
+
+def _waits(code: CodeType) -> bool:
+    """Whether a thread whose innermost function this is waits for others."""
+    return (Path(code.co_filename).name, code.co_name) in WAITING
 
 
 def shared_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -73,12 +73,25 @@ class Parameter:
         """Return an equal Parameter with memory of its own."""
         return Parameter(self.value.copy(), self.trainable)
 
+    def __copy__(self) -> Parameter:
+        return self.copy()  # the same array in two Parameters would be shared unseen
+
     def __reduce__(self) -> tuple:
-        return Parameter, (self.value, self.trainable)
+        return _restored, (self.value, self.trainable)
 
     def __repr__(self) -> str:
         kind = "trainable" if self.trainable else "frozen"
         return f"Parameter({self.shape}, {self.dtype}, {kind})"
+
+
+def _restored(value: Array, trainable: bool) -> Parameter:
+    """Return the Parameter that was pickled, with memory that may be written to.
+
+    Pickle's protocol 5 returns an array as read-only if it was so, as a borrowed one is, or if it
+    lies in a buffer that the caller passed.
+    """
+    flags = getattr(value, "flags", None)
+    return Parameter(value if getattr(flags, "writeable", True) else value.copy(), trainable)
 
 
 def freeze(parameters: Mapping[str, Parameter] | Iterable[Parameter]) -> None:
@@ -172,6 +185,9 @@ class Packed:
     def __init__(self, vector: Array, parameters: dict[str, Parameter]) -> None:
         self.vector = vector
         self.parameters = parameters
+
+    def __reduce__(self) -> tuple:
+        return pack, (self.parameters,)  # the vector and its views would come back as strangers
 
     def slices(self) -> dict[str, slice]:
         """Return each Parameter's place in the vector."""

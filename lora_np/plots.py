@@ -16,7 +16,7 @@ import numpy as np
 from lora_np.adapters.analyse import Analysis
 from lora_np.experiments.intrinsic.dimension import VARIANTS, losses_of
 from lora_np.experiments.intrinsic.text import STARTS
-from lora_np.experiments.rank_sweep.report import summary, trainable_parameters
+from lora_np.experiments.rank_sweep.report import FULL, counted, summary, trainable_parameters
 from lora_np.rank.planted import Recovery
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -43,7 +43,8 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
     """Draw the loss of LoRA at every rank between the base's line and full fine-tuning's.
 
     Text: the test loss. Linear: the population loss, on a log scale, and the Eckart-Young floor.
-    Error bars are one standard deviation over seeds. A second axis has the trainable parameters.
+    Error bars are one standard deviation over seeds; a single seed has none. A second axis has the
+    trainable parameters.
 
     Parameters
     ----------
@@ -69,13 +70,15 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
     figure = _figure(7, 4.6)
     axis = figure.subplots()
     points = summary(results, "test_loss")
-    ranks = sorted(r for r in points if r is not None)
-    means, spread = [points[r][0] for r in ranks], [points[r][1] for r in ranks]
-    name = "LoRA, mean and s.d. over seeds"
+    ranks = sorted(r for r in results["settings"]["ranks"] if ("lora", r) in points)
+    means, spread = ([points["lora", r][i] for r in ranks] for i in (0, 1))
+    bars = [np.nan if deviation is None else deviation for deviation in spread]
+    several = results["settings"]["seeds"] > 1
+    name = "LoRA, mean and s.d. over seeds" if several else "LoRA"
     # The floor bends between ranks: a straight line from point to point would run below it.
     line = "none" if linear else "-"
     axis.errorbar(
-        ranks, means, yerr=spread, color=BLUE, marker="o", capsize=4, linestyle=line, label=name
+        ranks, means, yerr=bars, color=BLUE, marker="o", capsize=4, linestyle=line, label=name
     )
     base = results["base_test_loss"]
     axis.axhline(base, color=GREY, linestyle="--", label=f"base, not adapted: {base:.3f}")
@@ -84,19 +87,25 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
         shown = [(r, f) for r, f in enumerate(floors) if r >= 1 and f > 0.0]
         axis.plot(*zip(*shown), color=ORANGE, marker="x", linestyle=":", label="Eckart-Young floor")
         axis.set_yscale("log")
-    elif None in points:
-        mean, deviation, _ = points[None]
+    elif FULL in points:
+        mean, deviation, _ = points[FULL]
         axis.axhline(mean, color=ORANGE, label=f"full fine-tuning: {mean:.3f}")
-        axis.axhspan(mean - deviation, mean + deviation, color=ORANGE, alpha=0.2, linewidth=0)
+        if deviation is not None:
+            axis.axhspan(mean - deviation, mean + deviation, color=ORANGE, alpha=0.2, linewidth=0)
     axis.set_ylabel(LOSS_LABEL[results["settings"]["task"]])
     _rank_axis(axis, ranks)
     _parameter_axis(axis, ranks, results)
-    seeds = results["settings"]["seeds"]
-    lost = sum(run["test_loss"] is None for run in results["runs"])
-    note = f", {lost} runs diverged and are left out" if lost else ""
-    axis.set_title(f"Rank versus loss, {results['settings']['task']} task, {seeds} seeds{note}")
+    axis.set_title(_title(results))
     axis.legend(frameon=False)
     _save(figure, path)
+
+
+def _title(results: dict[str, Any]) -> str:
+    """Return the curve's title: of which task, from how many seeds, and what is left out."""
+    lost = sum(run["test_loss"] is None for run in results["runs"])
+    note = f", {counted(lost, 'run')} diverged, left out" if lost else ""
+    seeds = counted(results["settings"]["seeds"], "seed")
+    return f"Rank versus loss, {results['settings']['task']} task, {seeds}{note}"
 
 
 def plot_spectrum(results: dict[str, Any], path: str | Path) -> None:
@@ -404,9 +413,9 @@ def _parameter_axis(axis: Any, ranks: list[int], results: dict[str, Any]) -> Non
     """Label each rank with its trainable parameters along the top."""
     count = trainable_parameters(results)
     top = axis.secondary_xaxis("top")
-    top.set_xticks(ranks, [_short(count[r]) for r in ranks])
+    top.set_xticks(ranks, [_short(count["lora", r]) for r in ranks])
     top.set_xticks([], minor=True)
-    full = f" (full: {_short(count[None])})" if None in count else ""
+    full = f" (full: {_short(count[FULL])})" if FULL in count else ""
     top.set_xlabel(f"trainable parameters{full}")
 
 

@@ -120,7 +120,7 @@ print(table(text))
 points = losses_by_seed(text)  # rank -> seed -> test loss
 full = [run["test_loss"] for run in text["runs"] if run["rank"] is None]
 base = text["base_test_loss"]
-mean = {rank: value[0] for rank, value in summary(text, "test_loss").items()}  # None: full
+mean = {rank: value[0] for (_, rank), value in summary(text, "test_loss").items()}  # None: full
 
 figure, axis = plt.subplots(figsize=(6.6, 4))
 for rank, losses in points.items():
@@ -286,7 +286,7 @@ for out, in_ in ((48, 48), (192, 48)):
     )
 assert 48 * 48 / (48 + 48) == 24 and round(192 * 48 / (192 + 48), 1) == 38.4
 
-trainable = trainable_parameters(text)
+trainable = {rank: count for (_, rank), count in trainable_parameters(text).items()}
 for r in (*points, None):
     name = "full" if r is None else f"r = {r}"
     print(f"{name:<7}{trainable[r]:>8,} trainable, {trainable[r] / trainable[None]:.0%} of full")

@@ -35,6 +35,7 @@ __all__ = [
     "empty_like",
     "exp",
     "float64",
+    "isfinite",
     "linalg",
     "log",
     "maximum",
@@ -148,7 +149,19 @@ for _name in ("iadd", "isub", "imul", "itruediv"):
     setattr(ndarray, f"__{_name}__", _in_place(getattr(operator, _name)))
 for _name in ("neg", "abs"):
     setattr(ndarray, f"__{_name}__", _unary(f"__{_name}__"))
-METHODS = ("any", "astype", "copy", "max", "mean", "min", "reshape", "sum", "swapaxes", "view")
+METHODS = (
+    "all",
+    "any",
+    "astype",
+    "copy",
+    "max",
+    "mean",
+    "min",
+    "reshape",
+    "sum",
+    "swapaxes",
+    "view",
+)
 for _name in METHODS:
     setattr(ndarray, _name, _unary(_name))
 
@@ -177,7 +190,9 @@ def _elementwise(function: Any) -> Any:
     return compute
 
 
-abs, exp, log, sqrt, tanh = map(_elementwise, (np.abs, np.exp, np.log, np.sqrt, np.tanh))
+abs, exp, log, sqrt, tanh, isfinite = map(
+    _elementwise, (np.abs, np.exp, np.log, np.sqrt, np.tanh, np.isfinite)
+)
 divide = _elementwise(np.divide)
 maximum, minimum = _elementwise(np.maximum), _elementwise(np.minimum)
 

@@ -109,7 +109,16 @@ def test_a_text_sweep_writes_results_and_pictures_and_prints_the_table(texts, tm
     assert labels == [["base"], ["r", "=", "1"], ["r", "=", "2"], ["full"]]
     assert lines[4][-2:] == ["100", "%"]
     named = f"written to {out_folder}/: results.json, rank_vs_loss.png, spectrum.png"
-    assert out.splitlines()[-1] == named
+    assert out.splitlines()[-2:] == ["base: pretrained here", named]
+
+
+def test_a_given_base_is_copied_and_the_screen_says_so(texts, finished, tmp_path, command):
+    arguments = ["sweep", *TINY, *texts, "--out", tmp_path / "out", "--base", finished]
+    before = contents(finished)
+    for _ in range(2):  # the second call runs nothing, and says it again
+        status, out, _ = command(*arguments)
+        assert status == 0 and f"base: copied from {finished}" in out.splitlines()
+    assert contents(finished) == before
 
 
 def test_a_second_call_runs_nothing_again(texts, finished, command, monkeypatch):
@@ -202,6 +211,7 @@ BAD = [
     ("--pretrain-text latin", "latin is not UTF-8 at byte 3"),
     ("--pretrain-text missing", "missing cannot be read"),
     ("--d-in 9", "--task text has no option --d-in"),
+    ("--base nowhere", "nowhere has no base: nowhere/base.json does not exist"),
     ("--device cuda", "device 'cuda' needs CuPy"),
     ("--device tpu", "device 'tpu' is unknown: choose 'cpu' or 'cuda'"),
     ("--jobs 0", "--jobs 0: expected at least 1"),

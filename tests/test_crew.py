@@ -7,13 +7,23 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
 from lora_np import crew
-from lora_np.crew import Alone, CrewError, Processes, Threads, one_blas_thread, shared_empty
+from lora_np.crew import (
+    Alone,
+    CrewError,
+    Processes,
+    Threads,
+    one_blas_thread,
+    shared_empty,
+    threads_at_work,
+)
 
 needs_fork = pytest.mark.skipif(not crew.can_fork(), reason="processes are forked on Linux only")
 CREWS = [
@@ -294,3 +304,74 @@ def test_one_blas_thread_is_restored_by_the_last_one_out():
     leave.set()
     thread.join()
     assert blas() == before
+
+
+# ------------------------------------------------------------ beside others, and after a stop
+
+
+@needs_fork
+def test_a_stopped_process_is_named_after_a_while(monkeypatch):
+    monkeypatch.setattr(crew, "BEAT", 0.01)
+    monkeypatch.setattr(crew, "PATIENCE", 0.05)
+
+    def work(member, item):
+        if item:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    with Processes(work, 2) as workers:
+        pids = [process.pid for process in workers.processes]
+        with pytest.raises(CrewError, match=f"process {pids[1]} was stopped from outside"):
+            workers.map([False, True])
+        running = list(workers.processes)
+    assert not any(process.is_alive() for process in running)
+
+
+@needs_fork
+def test_a_process_that_waits_for_ever_is_named(monkeypatch):
+    monkeypatch.setattr(crew, "BEAT", 0.01)
+    monkeypatch.setattr(crew, "STUCK", 0.05)
+    monkeypatch.setattr(crew, "PATIENCE", 0.05)
+    with (
+        Processes(lambda member, item: threading.Event().wait(), 1) as workers,
+        pytest.raises(CrewError, match=r"process \d+ has not computed for \d+ s \(state S\)"),
+    ):
+        workers.map([0])
+
+
+@needs_fork
+def test_a_process_that_computes_for_long_is_left_alone(monkeypatch):
+    monkeypatch.setattr(crew, "BEAT", 0.001)
+    monkeypatch.setattr(crew, "STUCK", 0.01)
+    monkeypatch.setattr(crew, "PATIENCE", 0.01)
+
+    def work(member, item):
+        start = time.process_time()
+        while time.process_time() < start + 0.1:
+            pass
+        return item
+
+    with Processes(work, 2) as workers:
+        assert workers.map([7, 8]) == [7, 8]
+
+
+def test_threads_at_work_are_told_from_those_that_wait():
+    done, started = threading.Event(), threading.Event()
+
+    def busy():
+        started.set()
+        while not done.is_set():
+            np.ones((64, 64)) @ np.ones((64, 64))
+
+    with ThreadPoolExecutor(1) as idle:
+        idle.submit(int).result()
+        waiting = threading.Thread(target=done.wait, name="waits")
+        working = threading.Thread(target=busy, name="computes")
+        waiting.start()
+        working.start()
+        started.wait()
+        found = threads_at_work()
+        done.set()
+        working.join()
+        waiting.join()
+    assert found == ["computes"]
+    assert threads_at_work() == []

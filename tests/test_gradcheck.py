@@ -500,3 +500,81 @@ def test_a_forward_that_breaks_under_the_method_is_not_ok(method):
     report = check_gradients(forward, backward, (np.ones(3), W0), method=method)
     assert not report.ok and report.rows[0].error <= report.tolerance
     assert "numeric derivative is not finite" in report.rows[1].note
+
+
+# --------------------------------------------------------------------------------------- kinks
+
+
+def relu(x):
+    return np.maximum(x, 0.0), x
+
+
+def relu_backward(at_zero, factor=1.0):
+    return lambda dy, x, need=None: (factor * dy * np.where(x == 0, at_zero, x > 0),)
+
+
+def largest(x):
+    return x.max(axis=-1), x
+
+
+def largest_backward(dy, x, need=None):
+    return (dy[..., None] * (np.arange(x.shape[-1]) == x.argmax(axis=-1)[..., None]),)
+
+
+AT_A_KINK = np.array([[1.0, 0.0, -2.0], [0.5, -1.0, 0.0]])
+
+
+@pytest.mark.parametrize("method", ["central", "complex"])
+@pytest.mark.parametrize("at_zero", [0.0, 0.5, 1.0])
+def test_any_slope_of_a_kink_is_right_and_the_note_says_where(method, at_zero):
+    report = check_gradients(relu, relu_backward(at_zero), [AT_A_KINK], method=method)
+    assert report.ok
+    if (method, at_zero) not in (("central", 0.5), ("complex", 1.0)):  # which is what they find
+        note = str(report)
+        assert "not differentiable at [0, 1] and 1 more entries: a kink with slopes" in note
+
+
+@pytest.mark.parametrize("method", ["central", "complex"])
+@pytest.mark.parametrize("at_zero", [-0.1, 1.1, 5.0])
+def test_a_value_that_is_no_slope_of_the_kink_is_wrong(method, at_zero):
+    report = check_gradients(relu, relu_backward(at_zero), [AT_A_KINK], method=method)
+    assert not report.ok and report.rows[0].index in ((0, 1), (1, 2))
+
+
+@pytest.mark.parametrize("method", ["central", "complex"])
+def test_a_planted_bug_beside_a_kink_is_found(method):
+    report = check_gradients(relu, relu_backward(0.0, 0.99), [AT_A_KINK], method=method)
+    assert not report.ok and report.rows[0].index == (0, 0)
+
+
+def test_a_tie_of_the_largest_is_a_kink_of_both():
+    x = np.array([[1.0, 1.0, 0.0], [3.0, 2.0, 1.0]])
+    report = check_gradients(largest, largest_backward, [x])
+    assert report.ok and "not differentiable at [0, 0] and 1 more" in report.rows[0].note
+
+
+@pytest.mark.parametrize("bend", [1.0, 1e3, 1e5])
+def test_a_smooth_bend_excuses_no_wrong_gradient(bend):
+    """Its one-sided slopes disagree too, by the step times the bend."""
+
+    def forward(x):
+        return x * x * (0.5 * bend), x
+
+    x = np.array([1.0, 0.0, -2.0])
+    off = 2e-6 * bend  # between the one-sided slopes, which lie 6e-6 bend apart
+
+    def backward(dy, x, need=None):
+        return (dy * (bend * x + off),)
+
+    assert check_gradients(forward, lambda dy, x, need=None: (dy * bend * x,), [x]).ok
+    assert not check_gradients(forward, backward, [x]).ok
+
+
+def test_inputs_in_float32_are_checked_in_float64():
+    rng = np.random.default_rng(0)
+    x, W = 100 * rng.standard_normal((60, 30)), rng.standard_normal((30, 30))
+    arrays = [a.astype(np.float32) for a in (x, W)]
+    report = check_gradients(
+        lambda x, W: (x @ W.T, (x, W)), lambda dy, c, need=None: (dy @ c[1], dy.T @ c[0]), arrays
+    )
+    assert report.ok

@@ -1,4 +1,4 @@
-"""experiments.intrinsic: the projection and its dense twins, gradients, d90."""
+"""intrinsic: the projection against dense twins, gradients against numeric ones, d90."""
 
 import json
 import math
@@ -25,8 +25,11 @@ from lora_np.experiments.intrinsic import (
 )
 from lora_np.experiments.intrinsic import text as text_module
 from lora_np.experiments.intrinsic.dimension import Problem, Run, next_runs
+from lora_np.experiments.intrinsic.text import STARTS
 from lora_np.experiments.rank_sweep import SweepError, TextSettings
 from lora_np.experiments.rank_sweep.linear import Regression
+from lora_np.experiments.rank_sweep.plan import SAME
+from lora_np.experiments.rank_sweep.text import TextTask
 from lora_np.gradcheck import check_gradients
 from lora_np.layers import Linear, copy_model
 from lora_np.models import GPT, GPTConfig
@@ -386,7 +389,7 @@ def test_d90_needs_a_full_training_that_gains(full):
 def test_the_search_tries_rates_at_every_d_and_runs_the_best_on_the_other_seeds():
     def play(best):
         done = {}
-        while waiting := next_runs({("plain", 64): 0.1, ("plain", 128): 0.2}, 3, done):
+        while waiting := next_runs({("plain", 64): 0.1, ("plain", 128): 0.2}, 3, done, base=3.0):
             for run in waiting:
                 done[run] = math.inf if best is None else 1.0 + abs(math.log2(run.lr / best))
         return {run for run in done if run.d == 64}
@@ -462,9 +465,16 @@ def test_each_row_is_the_mean_over_seeds_at_the_best_rate_of_the_first(measured)
             for run, loss in heard
             if (run.variant, run.d, run.seed) == (row["variant"], row["d"], 0)
         }
-        assert tried[row["lr"]] == min(tried.values())
+        assert tried[row["lr"]] <= min(tried.values()) + SAME * found["base"]
         assert row["losses"] == [done[Run(row["variant"], row["d"], s, row["lr"])] for s in (0, 1)]
         assert row["loss"] == pytest.approx(np.mean(row["losses"]))
+
+
+def test_rates_that_all_end_at_zero_are_equal_and_the_start_is_taken(measured):
+    found, heard = measured
+    tried = {run.lr: loss for run, loss in heard if (run.variant, run.seed) == ("full", 0)}
+    assert max(tried.values()) < 1e-9 * found["base"] and min(tried, key=tried.get) != 0.1
+    assert found["rows"][0]["lr"] == 0.1 and set(tried) == {0.05, 0.1, 0.2}
 
 
 @pytest.mark.parametrize("ds", [(), (0, 4), (4, 16)])
@@ -533,6 +543,32 @@ def test_an_unfinished_run_starts_again_and_comes_to_the_same(finished, tmp_path
     assert intrinsic_run(SETTINGS, half) == results
 
 
+def test_a_base_beside_is_not_taken_and_a_given_one_is(finished, tmp_path, monkeypatch):
+    folder, results = finished
+    assert results["base_made"] == "here"
+
+    def pretrain(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextTask, "_pretrain", pretrain)
+    with pytest.raises(KeyboardInterrupt):
+        intrinsic_run(SETTINGS, folder.parent / "beside")
+    given = intrinsic_run(SETTINGS, tmp_path / "new", base=folder)
+    assert given["base_made"] == f"copied from {folder}"
+    assert {**given, "base_made": "here"} == results
+    other = replace(SETTINGS, text=replace(SETTINGS.text, pretrain_steps=4))
+    with pytest.raises(SweepError, match=r"other settings \(pretrain_steps 3, here 4\)"):
+        intrinsic_run(other, tmp_path / "other", base=folder)
+    assert not (tmp_path / "other").exists()
+    monkeypatch.undo()
+    intrinsic_run(other, tmp_path / "other")
+    about = json.loads((tmp_path / "other" / "base.json").read_text())
+    about["key"]["pretrain_steps"] = 3  # passed off as an equal one
+    (tmp_path / "other" / "base.json").write_text(json.dumps(about))
+    with pytest.raises(SweepError, match="was begun with another base"):
+        intrinsic_run(SETTINGS, folder, base=tmp_path / "other")
+
+
 def test_a_folder_of_other_settings_or_of_something_else_is_left_as_it_is(finished, tmp_path):
     folder, _ = finished
     before = (folder / "results.json").read_bytes()
@@ -568,6 +604,8 @@ def test_the_table_says_how_far_each_d_gets_and_between_which_two_d90_lies():
     assert lines[3] == "d = 100 0.2 2.0500 95 % diverged"
     assert lines[4] == "full 0.004 2.0000 100 %"
     assert first.endswith("d90: plain 100 (10 is not enough); structured unknown")
+    one, other = (table(dict.fromkeys(STARTS, made_up()["random"] | {"layers": n})) for n in (1, 9))
+    assert "D = 1,000, 1 layer; " in one and "D = 1,000, 9 layers; " in other
     assert second.splitlines()[-2:] == [
         "d90: plain 10 (the smallest tried); structured unknown",
         "d90 against plain at d = D (2.5000): plain 100 (10 is not enough); structured unknown",
@@ -609,6 +647,10 @@ def test_the_command_writes_the_results_the_picture_and_the_table(monkeypatch, t
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert said.startswith(table(json.loads((out / "results.json").read_text())))
+    assert said.splitlines()[-2:] == [
+        "base: pretrained here",
+        f"written to {out}/: results.json, intrinsic_dimension.png",
+    ]
     assert (out / "intrinsic_dimension.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main([*command[:1], *command[2:]]) == 2  # the default settings, in that folder
     assert "is of other settings" in capsys.readouterr().err

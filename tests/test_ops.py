@@ -503,7 +503,7 @@ def test_relu_has_gradient_zero_at_its_kink():
 
 
 def test_no_kept_token_is_an_error():
-    with pytest.raises(ValueError, match="no token is kept: every target is ignore_index = -7"):
+    with pytest.raises(ValueError, match="no token is kept: there is none but ignore_index = -7"):
         ops.cross_entropy_forward(np.zeros((2, 3)), np.array([-7, -7]), ignore_index=-7)
 
 
@@ -594,3 +594,83 @@ def test_backward_refuses_a_dy_of_another_shape(label):  # that of a loss is one
     for wrong in (np.ones((*d.y.shape[:-1], d.y.shape[-1] + 1)), np.ones((2, *d.y.shape))):
         with pytest.raises(ShapeError, match=r"^dy has shape .*, expected "):
             d.backward(wrong, d.cache)
+
+
+# ------------------------------------------------------------------------- nothing, and no numbers
+
+CASES_OF_0 = [c for c in cases(np.random.default_rng(0)) if not c.name.startswith("GPT")]
+LOSSES = ("cross_entropy", "mse")
+
+
+def of_no_rows(case):
+    """A case's inputs with their batch axis emptied, where they have one."""
+    named = case.inputs if isinstance(case.inputs, dict) else dict(enumerate(case.inputs))
+    pair = case.name.partition(",")[0]
+    batched = len(named) if pair in ("attention", *LOSSES) else 1  # the first so many have one
+    inputs = [x[:0] if i < batched else x for i, x in enumerate(named.values())]
+    kwargs = {k: v[:0] if k == "mask" else v for k, v in case.kwargs.items()}
+    return inputs, kwargs
+
+
+@pytest.mark.parametrize("case", CASES_OF_0, ids=lambda case: case.name)
+def test_no_rows_give_no_rows_and_gradients_of_zero_or_one_clear_error(case):
+    inputs, kwargs = of_no_rows(case)
+    if case.name.startswith(LOSSES):
+        with pytest.raises(ValueError, match=r"no token is kept|the mean over no entry"):
+            case.forward(*inputs, **kwargs)
+        return
+    y, cache = case.forward(*inputs, **kwargs)
+    assert len(y) == 0
+    for x, g in zip([x for x in inputs if x.dtype.kind == "f"], case.backward(y, cache)):
+        assert g.shape == x.shape and not g.any()
+
+
+def test_a_part_without_tokens_adds_nothing_to_the_whole():
+    loss, cache = ops.cross_entropy_forward(np.zeros((0, 3)), np.zeros(0, int), count=7)
+    assert float(loss) == 0.0
+    assert ops.cross_entropy_backward(1.0, cache)[0].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ops.softmax_forward(np.zeros((2, 0))),
+        lambda: ops.layernorm_forward(np.zeros((2, 0)), np.zeros(0), np.zeros(0)),
+        lambda: ops.attention_forward(*np.zeros((3, 2, 2, 0))),
+        lambda: ops.cross_entropy_forward(np.zeros((2, 0)), np.zeros(2, int)),
+    ],
+    ids=["softmax", "layernorm", "attention", "cross_entropy"],
+)
+def test_a_last_axis_of_no_length_is_named(call):
+    with pytest.raises(ShapeError, match=r"shape \(.*0\), expected at least 1 in the last axis"):
+        call()
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_logits_that_are_not_finite_give_a_finite_loss_or_one_clear_error(bad, dtype):
+    logits = np.zeros((2, 3), dtype)
+    logits[1, 0] = bad
+    if bad == -np.inf:  # probability 0: a masked token
+        loss, cache = ops.cross_entropy_forward(logits, np.array([0, 1]))
+        assert float(loss) == pytest.approx((np.log(3) + np.log(2)) / 2, rel=1e-6)
+        assert ops.cross_entropy_backward(1.0, cache)[0][1].tolist() == [0.0, -0.25, 0.25]
+        assert ops.softmax_forward(logits)[0][1].tolist() == [0.0, 0.5, 0.5]
+        with pytest.raises(FloatingPointError, match="log-probabilities has a row"):
+            ops.cross_entropy_forward(logits, np.array([0, 0]))
+    else:
+        with pytest.raises(FloatingPointError, match="logits has a row whose largest number is"):
+            ops.cross_entropy_forward(logits, np.array([0, 1]))
+        with pytest.raises(FloatingPointError, match="x has a row whose largest number is"):
+            ops.softmax_forward(logits)
+    logits[1] = -np.inf
+    with pytest.raises(FloatingPointError, match="x has a row"):
+        ops.softmax_forward(logits)
+
+
+def test_logits_as_large_as_the_type_allows_raise_no_warning():
+    most = np.finfo(np.float32).max
+    logits = np.array([[most, -most, 0.0]], np.float32)
+    loss, cache = ops.cross_entropy_forward(logits, np.array([0]))
+    assert float(loss) == 0.0
+    assert ops.cross_entropy_backward(1.0, cache)[0].tolist() == [[0.0, 0.0, 0.0]]

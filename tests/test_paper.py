@@ -1,6 +1,7 @@
-"""experiments.paper: budgets, directions, rules that fire both ways, a tiny run from end to end."""
+"""paper: budgets, directions, rules that fire both ways, a tiny run from end to end."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -21,14 +22,16 @@ from lora_np.experiments.paper.settings import (
     trainable_parameters,
 )
 from lora_np.experiments.rank_sweep import SweepError, TextSettings, run
-from lora_np.experiments.rank_sweep.plan import expected_number
-from lora_np.experiments.rank_sweep.text import run_text_trial
+from lora_np.experiments.rank_sweep.plan import SAME, expected_number
+from lora_np.experiments.rank_sweep.text import TextTask, run_text_trial
+from lora_np.files import load_json
 from lora_np.methods import LoraConfig, inject
 from lora_np.models import GPT
 
 F64 = 1e-12  # float64, relative: a few products and decompositions
 WRITTEN = 0.6e-4  # grids are written with four digits
 EXACT = 1e-15
+BASE = 3.0  # the loss without an adapter
 
 # ------------------------------------------------------------------------------- the budget
 
@@ -185,18 +188,32 @@ def losses(**means):
     ],
 )
 def test_the_rules_of_table_5(given, expected):
-    assert verdicts(claims.table5_claims(given)) == expected
+    assert verdicts(claims.table5_claims(given, BASE)) == expected
 
 
 def test_one_common_seed_cannot_tell():
     one = {row: {0: 1.0 + i} for i, row in enumerate(ROWS)}
-    assert verdicts(claims.table5_claims(one)) == [None] * 3
+    assert verdicts(claims.table5_claims(one, BASE)) == [None] * 3
 
 
 def test_a_gain_within_the_spread_over_seeds_is_none():
     given = losses()
     given["q,v"] = {0: 1.9, 1: 2.58}  # differences 0.1 and -0.08
-    assert verdicts(claims.table5_claims(given)) == [False, True, False]
+    assert verdicts(claims.table5_claims(given, BASE)) == [False, True, False]
+
+
+@pytest.mark.parametrize("gain, agrees", [(0.9 * SAME * BASE, False), (1.1 * SAME * BASE, True)])
+def test_a_gain_that_counts_as_equal_is_none(gain, agrees):
+    given = losses(q_v=2.0 - gain)  # every seed has the same gain: no spread
+    assert verdicts(claims.table5_claims(given, BASE))[0] == agrees
+
+
+def test_of_single_kinds_that_count_as_equal_the_first_stands_for_all():
+    given = losses(q_k_v_o=1.0)
+    for last_bits in (1e-15, -1e-15):
+        given["v"] = {seed: loss + last_bits for seed, loss in losses()["v"].items()}
+        claim = claims.table5_claims(given, BASE)[2]
+        assert claim.measured == "q,k,v,o 1.2500; q 2.2500"
 
 
 @pytest.mark.parametrize(
@@ -308,6 +325,32 @@ def test_the_base_is_pretrained_once(tiny, finished):
     made = [json.loads((f / "base.json").read_text()) for f in folders(tiny, finished[0]).values()]
     assert [about["made"] == "here" for about in made] == [True] + [False] * 9
     assert len({about["sha256"] for about in made}) == 1
+    assert finished[1]["base_made"] == "here"
+
+
+def test_a_base_beside_is_not_taken_and_a_given_one_is(tiny, finished, tmp_path, monkeypatch):
+    def pretrain(*_):
+        raise Stopped
+
+    monkeypatch.setattr(TextTask, "_pretrain", pretrain)
+    given = folders(tiny, finished[0])[QV]
+    shutil.copytree(given, tmp_path / "beside")
+    with pytest.raises(Stopped):
+        run_paper(tiny, tmp_path / "paper")
+    shutil.rmtree(tmp_path / "paper")
+
+    def stop(progress):
+        if len(list(tmp_path.glob("paper/*/base.json"))) == 2:  # in the second sweep
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_paper(tiny, tmp_path / "paper", base=given, listen=stop)
+    made = [load_json(path)["made"] for path in tmp_path.glob("paper/*/base.json")]
+    assert made == [f"copied from {given}"] * 2
+    other = replace(tiny, text=replace(tiny.text, pretrain_lr=1.0))
+    with pytest.raises(SweepError, match="base of other settings"):
+        run_paper(other, tmp_path / "x", base=given)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_row_of_table_5_is_the_loss_of_such_a_trial(tiny, finished, results):
@@ -377,15 +420,25 @@ def test_table_5_names_the_lowest_row_of_all():
         {"targets": t, "rank": 1, "trainable_parameters": 9, "lr": 0.1, "losses": x, "paper": None}
         for t, x in (("q", {"0": 2.0, "1": 2.2}), ("up", {"0": 1.9}), ("down", {}))
     ]
-    text = report.table5({"budget": 9, "rows": rows})
+    text = report.table5({"budget": 9, "rows": rows}, BASE)
     assert text.endswith("\nlowest of all: up") and "2.1000 +- 0.1414" in text
-    assert "lowest" not in report.table5({"budget": 9, "rows": rows[2:]})
+    assert text.count("+-") == 1  # one seed has no deviation
+    assert "lowest" not in report.table5({"budget": 9, "rows": rows[2:]}, BASE)
+    rows[0]["losses"] = {"0": 1.9 + 0.9 * SAME * BASE}
+    assert report.table5({"budget": 9, "rows": rows}, BASE).endswith("\nlowest of all: q; up")
+
+
+def test_one_layer_and_one_step_are_not_plural(finished):
+    content = json.loads(json.dumps(finished[1]))
+    content["settings"]["text"] |= {"n_layer": 1, "steps": 1}
+    said = report.report(content).partition("\n\n")[0].replace("\n", " ")
+    assert "1 layer: 2 seeds, 1 step." in said
 
 
 def test_a_row_that_diverged_is_reported_so(finished):
     table = json.loads(json.dumps(finished[1]["table5"]))
     table["rows"][0] |= {"losses": {}, "lr": None}
-    assert "diverged" in report.table5(table).splitlines()[2]
+    assert "diverged" in report.table5(table, BASE).splitlines()[2]
     assert "diverged" in claims._losses({"q": {}}, ["q"])
 
 

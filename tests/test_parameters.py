@@ -12,6 +12,7 @@ from lora_np.layers import Chain, Linear, copy_model
 from lora_np.methods import LoraConfig, inject
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads, Parameter, freeze, pack
+from lora_np.train import fit
 
 
 def three():
@@ -240,3 +241,63 @@ def test_a_parameters_copy_is_its_own():
     assert p.value[0] == 0 and not twin.trainable and not twin.shared
     assert (p.shape, p.size, p.dtype) == ((3,), 3, np.float64)
     assert repr(p) == "Parameter((3,), float64, frozen)"
+
+
+# ------------------------------------------------------------------------------ pickled and copied
+
+
+def through_buffers(model):
+    """Pickle with the arrays' bytes beside the stream, as transports for large arrays do."""
+    buffers = []
+    stream = pickle.dumps(model, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(stream, buffers=[bytes(b.raw()) for b in buffers])
+
+
+COPIES = {
+    **{
+        f"protocol {n}": lambda model, n=n: pickle.loads(pickle.dumps(model, protocol=n))
+        for n in range(2, pickle.HIGHEST_PROTOCOL + 1)
+    },
+    "protocol 5 with buffers": through_buffers,
+    "deepcopy": copy.deepcopy,
+}
+every_copy = pytest.mark.parametrize("copied", COPIES.values(), ids=list(COPIES))
+
+
+@every_copy
+def test_a_pickled_adapted_model_has_memory_of_its_own_and_trains(copied):
+    rng = np.random.default_rng(0)
+    base = GPT(GPTConfig(11, 6, 1, 2, 8), rng)
+    adapted = inject(base, LoraConfig(r=2), rng)
+    twin, before = copied(adapted), base.wte.W.value.copy()
+    for name, p in twin.parameters().items():
+        assert p.value.flags.writeable and not p.shared, name
+        assert not np.shares_memory(p.value, adapted.parameters()[name].value), name
+        assert p.trainable == adapted.parameters()[name].trainable
+        p.trainable = True
+    tokens = rng.integers(0, 11, (2, 5))
+    fit(twin, lambda: (tokens, tokens), steps=1, lr=0.1)
+    assert not np.array_equal(twin.wte.W.value, before)
+    np.testing.assert_array_equal(base.wte.W.value, before)
+
+
+@every_copy
+def test_what_is_used_twice_is_one_thing_in_a_copy_too(copied):
+    shared = Parameter(np.ones(3))
+    one, other = copied([shared, shared])
+    assert one is other and one is not shared
+
+
+@every_copy
+def test_packed_parameters_are_views_of_their_vector_in_a_copy_too(copied):
+    packed = pack({"a": Parameter(np.array([1.0, 2.0])), "b": Parameter(np.array([[3.0]]))})
+    twin = copied(packed)
+    twin.vector *= 10.0
+    assert [p.value.ravel().tolist() for p in twin.parameters.values()] == [[10.0, 20.0], [30.0]]
+    assert packed.vector.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_shallow_copy_of_a_parameter_shares_no_memory():
+    p = Parameter(np.ones(3), trainable=False)
+    twin = copy.copy(p)
+    assert not np.shares_memory(twin.value, p.value) and not twin.trainable

@@ -27,7 +27,11 @@ def results(task="text", losses=LOSSES, base=3.0):
         for seed, loss in enumerate(values)
     ]
     found = {
-        "settings": {"task": task, "seeds": 3},
+        "settings": {
+            "task": task,
+            "seeds": max(map(len, losses.values())),
+            "ranks": [r for r in losses if r is not None],
+        },
         "base_test_loss": base,
         "runs": runs,
         "spectrum": [
@@ -84,7 +88,9 @@ def points(axis):
 def bars(axis):
     """The error bars' lower and upper ends, shape (ranks, 2)."""
     (container,) = axis.containers
-    return np.array([segment[:, 1] for segment in container.lines[2][0].get_segments()])
+    segments = container.lines[2][0].get_segments()
+    ends = [segment.reshape(-1, 2)[:, 1] for segment in segments]
+    return np.array(ends) if all(map(len, ends)) else ends
 
 
 def test_points_are_means_and_error_bars_the_standard_deviation_over_seeds(curve):
@@ -126,10 +132,22 @@ def test_runs_that_diverged_are_left_out(curve):
     ranks, means = points(axis)
     np.testing.assert_array_equal(ranks, [1, 16])
     np.testing.assert_allclose(means, [2.1, 1.2], rtol=TOL)
-    spread = np.diff(bars(axis))[:, 0] / 2
-    np.testing.assert_allclose(spread, [np.std([2.0, 2.2], ddof=1), 0.0], atol=TOL)
+    (bar,) = [bar for bar in bars(axis) if len(bar)]  # rank 16 has one seed, and so no deviation
+    np.testing.assert_allclose(np.diff(bar)[0] / 2, np.std([2.0, 2.2], ddof=1), atol=TOL)
+    assert axis.get_title() == "Rank versus loss, text task, 3 seeds, 5 runs diverged, left out"
     assert [t.get_text() for t in axis.child_axes[0].get_xticklabels()] == ["1.28k", "20.5k"]
     assert not [a for a in axis.get_lines() if str(a.get_label()).startswith("full")]
+
+
+def test_one_seed_has_no_bar_no_band_and_no_plural(curve):
+    axis = curve(results(losses={1: [2.0], 4: [1.5], None: [1.0]}))
+    assert axis.get_title() == "Rank versus loss, text task, 1 seed"
+    assert not any(map(len, bars(axis))) and not axis.patches
+    np.testing.assert_array_equal(points(axis), [[1, 4], [2.0, 1.5]])
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert "LoRA" in labels and not any("s.d." in label for label in labels)
+    axis = curve(results(losses={1: [2.0, None], None: [1.0, 1.0]}))
+    assert axis.get_title().endswith("2 seeds, 1 run diverged, left out")
 
 
 def test_the_linear_picture_shows_the_floor_on_a_log_scale(curve):

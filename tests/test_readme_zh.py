@@ -168,7 +168,7 @@ def test_the_two_readmes_say_the_same():
     "old, new, message",
     [
         ("128 个", "129 个", "numerals"),
-        ("2026-11-24 在", "2026-11-25 在", "numerals"),
+        ("2026-11-25 在", "2026-11-26 在", "numerals"),
         ("| 0.75 |", "| 0.57 |", "numerals"),
         ("三个种子", "两个种子", "numbers in words"),
         ("lora-np resize my_adapter", "lora-np shrink my_adapter", "inline code"),

@@ -1,4 +1,4 @@
-"""experiments.rank_sweep: the plan, the linear task and theory, the text task, the report."""
+"""rank_sweep: the plan, the linear task against theory, the text task, resuming, the report."""
 
 import json
 import math
@@ -21,6 +21,7 @@ from lora_np.experiments.rank_sweep import (
     TextSettings,
     Trial,
     estimate,
+    models,
     rank_sweep,
     report,
     run,
@@ -37,23 +38,27 @@ from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.plan import (
     FACTOR,
     MOST_RATES,
+    SAME,
     WORTH,
+    best_rate,
     chosen_trials,
     contenders,
     expected_number,
     next_trials,
 )
 from lora_np.experiments.rank_sweep.text import TextTask, run_text_trial
-from lora_np.files import load_arrays, load_json
+from lora_np.files import load_arrays, load_json, save_arrays, save_json
 from lora_np.layers import Linear
 from lora_np.parameters import Grads
 from lora_np.train import Diverged, History, evaluate
+from tests.processors import above_the_floor, core_types, figures, figures_of_readme, sweeps
 from tests.tiny import TINY
 
 F64 = 1e-12  # float64, relative: a few products
 SIX_DIGITS = 1e-5  # relative: singular values are written with six digits
 F32 = 1e-6  # float32, relative: a mean loss computed twice
 
+BASE = 3.0  # the loss before training
 PLAN = SimpleNamespace(ranks=(1, 8), seeds=3, lora_lr=0.02, full_lr=0.004)
 SMALL = LinearSettings(ranks=(1, 2), seeds=2, d_in=12, d_out=10, steps=600)
 LOSSES = ("train_loss", "validation_loss", "test_loss")
@@ -65,7 +70,7 @@ LOSSES = ("train_loss", "validation_loss", "test_loss")
 def play(settings, loss, pick=lambda trials: trials[0]):
     """Run the whole plan, one trial at a time; `pick` says which of the waiting ones ends first."""
     done = {}
-    while waiting := next_trials(settings, done):
+    while waiting := next_trials(settings, done, BASE):
         trial = pick(waiting)
         done[trial] = loss(trial)
         assert len(done) <= 100, "the plan does not end"
@@ -94,7 +99,7 @@ def valley(best):
 
 
 def test_every_contender_starts_with_three_rates_a_factor_of_two_apart():
-    first = next_trials(PLAN, {})
+    first = next_trials(PLAN, {}, BASE)
     assert {t.seed for t in first} == {0} and len(first) == 9
     assert contenders(PLAN) == [("full", None), ("lora", 1), ("lora", 8)]
     for method, rank in contenders(PLAN):
@@ -130,7 +135,7 @@ def test_a_search_without_end_stops_at_the_most_rates(sign):
 def test_an_end_is_passed_only_for_a_gain_worth_it(gain, number):
     end, lora = 2 * PLAN.lora_lr, Trial("lora", 1, 0, PLAN.lora_lr)
     done = {replace(lora, lr=end / 4): 2.0, lora: 1.0, replace(lora, lr=end): 1.0 - gain}
-    waiting = [t for t in next_trials(PLAN, done) if t.rank == 1 and t.seed == 0]
+    waiting = [t for t in next_trials(PLAN, done, BASE) if t.rank == 1 and t.seed == 0]
     assert [t.lr for t in waiting] == [2 * end] * (number - 3)
 
 
@@ -138,27 +143,63 @@ def test_a_search_goes_lower_while_all_rates_diverge():
     limit = PLAN.lora_lr / 5
     done = play(PLAN, lambda t: None if t.lr > limit else 1.0 / t.lr)
     assert steps_from(PLAN.lora_lr, done) == [-4, -3, -2, -1, 0, 1]
-    assert chosen_trials(PLAN, done)[3].lr == PLAN.lora_lr / 8
+    assert chosen_trials(PLAN, done, BASE)[3].lr == PLAN.lora_lr / 8
 
 
 def test_a_contender_that_always_diverges_is_given_up_and_the_others_go_on():
     done = play(PLAN, lambda t: None if t.rank == 1 else valley(0)(t))
     assert len(rates(done)) == MOST_RATES and {t.seed for t in done if t.rank == 1} == {0}
-    assert [t.rank for t in chosen_trials(PLAN, done)] == [None] * 3 + [8] * 3
+    assert [t.rank for t in chosen_trials(PLAN, done, BASE)] == [None] * 3 + [8] * 3
 
 
 def test_the_chosen_trials_are_every_contender_at_its_best_rate_on_all_seeds():
-    chosen = chosen_trials(PLAN, play(PLAN, valley(2)))
+    chosen = chosen_trials(PLAN, play(PLAN, valley(2)), BASE)
     expected = [(c, s) for c in contenders(PLAN) for s in range(3)]
     assert [((t.method, t.rank), t.seed) for t in chosen] == expected
     assert {t.lr for t in chosen} == {4 * PLAN.full_lr, 4 * PLAN.lora_lr}
 
 
-def test_of_equal_losses_the_lowest_rate_wins_in_whatever_order_they_came():
-    waiting = next_trials(PLAN, {})
-    for order in (waiting, waiting[::-1]):
-        chosen = chosen_trials(PLAN, dict.fromkeys(order, 1.0))
-        assert [t.lr for t in chosen] == [PLAN.full_lr / 2, PLAN.lora_lr / 2, PLAN.lora_lr / 2]
+EQUAL, WORSE = 0.9 * SAME * BASE, 1.1 * SAME * BASE  # on both sides of the border
+
+
+@pytest.mark.parametrize(
+    "losses, found",
+    [
+        ({0.01: 1.0 - EQUAL, 0.02: 1.0, 0.04: 1.0 - EQUAL}, 0.02),  # the start itself
+        ({0.01: 1.0 - WORSE, 0.02: 1.0, 0.04: 1.0}, 0.01),  # a gain that counts
+        ({0.01: 1.0, 0.02: 1.0 + WORSE, 0.04: 1.0 - EQUAL}, 0.01),  # of two as near the lower
+        ({0.005: 0.0, 0.01: 1.0, 0.02: 1.0, 0.04: EQUAL, 0.08: EQUAL}, 0.04),  # the nearest
+        ({0.01: 1e-31, 0.02: 6e-31, 0.04: 5e-32}, 0.02),  # all are zero, to rounding
+        ({0.01: 2.0, 0.02: math.inf, 0.04: 2.0}, 0.01),
+        ({0.01: math.inf, 0.02: math.inf}, None),
+    ],
+)
+def test_of_losses_that_count_as_equal_the_rate_nearest_to_the_start_wins(losses, found):
+    for order in (losses, dict(reversed(losses.items()))):
+        assert best_rate(0.02, order, BASE) == found
+
+
+def test_a_loss_may_be_negative():
+    assert best_rate(0.02, {0.01: -2.0, 0.02: -2.0, 0.04: -1.0}, -1.0) == 0.02
+
+
+@pytest.mark.parametrize("loss", [0.0, 1e-17, 0.1 * EQUAL])
+def test_a_gain_at_an_end_that_counts_as_equal_does_not_carry_the_search_on(loss):
+    # The loss halves at each step; as a share of BASE it does not fall.
+    done = play(PLAN, lambda t: loss * PLAN.lora_lr / t.lr if t.rank == 1 else 1.0)
+    assert len(rates(done)) == 3
+    assert {t.lr for t in chosen_trials(PLAN, done, BASE) if t.rank == 1} == {PLAN.lora_lr}
+
+
+@given(st.integers(-2, 3), st.integers(0, 2**32 - 1))
+def test_no_choice_of_the_plan_is_made_by_rounding(best, seed):
+    def rounded(trial):  # each trial ends elsewhere in its last bits; half the rates are equal
+        draw = np.random.default_rng([seed, *str(trial).encode()])
+        return max(valley(best)(trial), 1.5) + EQUAL * 0.5 * draw.random()
+
+    exact = play(PLAN, lambda trial: max(valley(best)(trial), 1.5))
+    assert chosen_trials(PLAN, play(PLAN, rounded), BASE) == chosen_trials(PLAN, exact, BASE)
+    assert play(PLAN, rounded).keys() == exact.keys()
 
 
 @given(st.integers(-4, 6), st.randoms(use_true_random=False))
@@ -166,11 +207,76 @@ def test_the_plan_does_not_depend_on_the_order_in_which_trials_end(best, random)
     loss = valley(best)
     in_order, shuffled = play(PLAN, loss), play(PLAN, loss, random.choice)
     assert in_order == shuffled
-    assert chosen_trials(PLAN, in_order) == chosen_trials(PLAN, shuffled)
+    assert chosen_trials(PLAN, in_order, BASE) == chosen_trials(PLAN, shuffled, BASE)
     items = list(in_order.items())
     random.shuffle(items)
     some = items[: random.randrange(len(items))]
-    assert next_trials(PLAN, dict(some)) == next_trials(PLAN, dict(reversed(some)))
+    assert next_trials(PLAN, dict(some), BASE) == next_trials(PLAN, dict(reversed(some)), BASE)
+
+
+# ------------------------------------------------------------------------------ a trial's name
+
+TRIALS = st.builds(
+    Trial,
+    st.sampled_from(["lora", "bitfit", "lora_fa", "seed0"]),
+    st.none() | st.integers(1, 64),
+    st.integers(0, 12),
+    st.floats(min_value=0.0, exclude_min=True, allow_infinity=False)
+    | st.sampled_from([0.1, 0.1000001, 0.10000001, 1, 1.0, 1000000, 1000001]),
+)
+
+
+@given(TRIALS, TRIALS)
+def test_two_trials_have_one_name_only_if_they_are_equal(one, other):
+    assert (str(one) == str(other)) == (one == other)
+
+
+def test_a_method_without_a_rank_is_not_full_fine_tuning():
+    names = [str(Trial(method, None, 0, 0.01)) for method in ("full", "bitfit")]
+    assert names == ["full-seed0-lr0.01", "bitfit-seed0-lr0.01"]
+
+
+@pytest.mark.parametrize("lr, name", [(0.02, "0.02"), (4.0, "4"), (1e-05, "1e-05"), (1e6, "1e+06")])
+def test_the_rates_of_a_search_are_named_as_they_were_in_earlier_versions(lr, name):
+    assert str(Trial("lora", 8, 0, lr)) == f"lora-r8-seed0-lr{name}"
+
+
+WRONG = {
+    "method": ["", "..", "a/b", "../lora", "a b", "a\\b", "a.b", "1st", "é", None, 3],
+    "rank": [0, -1, True, 2.0, "8"],
+    "seed": [-1, False, 1.0, None, "0"],
+    "lr": [0.0, -1.0, math.nan, math.inf, True, None, "0.1"],
+}
+
+
+@pytest.mark.parametrize("field, value", [(k, v) for k, values in WRONG.items() for v in values])
+def test_a_trial_of_a_wrong_kind_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"^{field} = "):
+        replace(Trial("lora", 8, 0, 0.02), **{field: value})
+
+
+def test_full_fine_tuning_has_no_rank_and_a_sweep_trains_what_it_knows(tiny, arrays):
+    with pytest.raises(ValueError, match="rank = 8, expected None"):
+        Trial("full", 8, 0, 0.02)
+    planted = LinearTask(SMALL).prepare(None, False)
+    for trial in (Trial("bitfit", None, 0, 0.02), Trial("dora", 2, 0, 0.02)):
+        with pytest.raises(ValueError, match=f"{trial} cannot be trained: expected 'lora'"):
+            run_text_trial(tiny, arrays, trial)
+        with pytest.raises(ValueError, match=f"{trial} cannot be trained: expected 'lora'"):
+            run_linear_trial(SMALL, planted, trial)
+
+
+@pytest.mark.parametrize("where", ["trials", "runs"])
+@pytest.mark.parametrize("method", ["../../outside", "/tmp/outside", "full/../../x", 7])
+def test_results_cannot_name_a_file_outside_the_folder(finished, tmp_path, where, method):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    path = folder / "results.json"
+    content = load_json(path)
+    content[where][-1]["method"] = method
+    path.write_text(json.dumps(content))
+    with pytest.raises(SweepError, match=r"results\.json is no results file of a sweep"):
+        load_model(folder)
 
 
 # ------------------------------------------------------------------------- the linear task
@@ -178,9 +284,9 @@ def test_the_plan_does_not_depend_on_the_order_in_which_trials_end(best, random)
 
 @pytest.fixture(scope="module")
 def linear(tmp_path_factory):
-    """A finished sweep at the default sizes."""
+    """The finished sweep of the command, at the default sizes."""
     folder = tmp_path_factory.mktemp("linear")
-    return folder, rank_sweep(LinearSettings(ranks=(1, 4, 32), seeds=1), folder)
+    return folder, rank_sweep(LinearSettings(), folder)
 
 
 def on_the_floor(results):
@@ -195,7 +301,26 @@ def on_the_floor(results):
 
 
 def test_at_default_sizes_the_loss_sits_on_the_eckart_young_floor(linear):
-    assert on_the_floor(linear[1]) == [1, 4, 32]
+    ranks = [r for r in LinearSettings().ranks for seed in range(3)]
+    assert on_the_floor(linear[1]) == ranks
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_table_is_the_readmes_and_to_rounding_at_every_rank_and_seed(linear, name):
+    shown = figures(report.table(linear[1]))
+    assert shown == figures_of_readme(name)
+    assert all(line[-1] == line[-2] for line in shown if line[0] == "r")  # test loss and floor
+    assert max(map(abs, above_the_floor(linear[1]))) < F64
+
+
+def test_every_kind_of_processor_chooses_alike_and_sits_on_the_floor_with_every_seed():
+    few = replace(SMALL, ranks=(2, 4, 6))  # one search more or less is decided by the last bits
+    found = list(sweeps(few))
+    assert len(found) == 2 * len(core_types()) >= 2  # at one and two threads
+    for core_type, table, results in found:
+        assert {r["lr"] for r in results["runs"]} == {few.lora_lr}, core_type
+        assert max(map(abs, above_the_floor(results))) < F64, core_type
+        assert figures(table) == figures(found[0][1]), core_type
 
 
 def test_up_to_the_full_rank_the_loss_sits_on_the_eckart_young_floor(tmp_path):
@@ -221,7 +346,7 @@ def test_full_training_finds_the_planted_spectrum(linear):
 def test_validation_loss_is_the_distance_of_what_was_saved(linear):
     folder, results = linear
     change = LinearTask(LinearSettings()).prepare(folder, False)["change"]
-    for r in results["runs"][1:]:
+    for r in (r for r in results["runs"] if r["method"] == "lora"):
         trial = Trial(r["method"], r["rank"], r["seed"], r["lr"])
         saved = load_arrays(folder / "models" / f"{trial}.npz")
         distance = np.linalg.norm(change - saved["linear.B"] @ saved["linear.A"])  # scale is 1
@@ -485,37 +610,131 @@ def test_an_out_folder_that_cannot_be_made_is_an_error(tmp_path):
 # ------------------------------------------------------------------------------- the base
 
 
-@pytest.fixture
-def neighbour(finished, tmp_path):
-    """A new run's folder, beside one that has a base."""
-    (tmp_path / "old").mkdir()
-    for name in ("base.json", "base.npz"):
-        shutil.copy(finished[0] / name, tmp_path / "old")
-    (tmp_path / "new").mkdir()
-    return tmp_path / "new"
+def noisy(source, target, noise=0.1):
+    """Copy a base with noise added to it, as if it had been made so."""
+    target.mkdir(parents=True)
+    rng, arrays = np.random.default_rng(0), load_arrays(source / "base.npz")
+    arrays = {k: v + noise * rng.standard_normal(v.shape, v.dtype) for k, v in arrays.items()}
+    save_arrays(target / "base.npz", arrays)
+    about = load_json(source / "base.json")
+    save_json(target / "base.json", {**about, "sha256": text._sha256(*arrays.values())})
+    return target
 
 
-def test_a_neighbours_equal_base_is_borrowed(tiny, arrays, neighbour, monkeypatch):
+def files(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_base_in_a_folder_beside_is_not_taken(tiny, finished, tmp_path):
+    noisy(finished[0], tmp_path / "somebody")
+    shutil.copytree(finished[0], tmp_path / "equal")
+    results = rank_sweep(tiny, tmp_path / "mine")
+    assert results["base_made"] == "here"
+    assert comparable(results) == comparable(finished[1])
+
+
+def test_a_given_base_is_copied_and_the_results_say_so(tiny, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(TextTask, "_pretrain", stop)
-    other = replace(tiny, ranks=(4,), seeds=7, steps=9)  # nothing that pretraining depends on
-    borrowed = TextTask(other).prepare(neighbour, False)
-    assert borrowed.keys() == arrays.keys()
-    assert all(np.array_equal(borrowed[name], arrays[name]) for name in arrays)
-    shutil.rmtree(neighbour.parent / "old")
-    TextTask(other).prepare(neighbour, False)  # its own copy by now
+    given = noisy(finished[0], tmp_path / "theirs")
+    other = replace(tiny, ranks=(4,), seeds=1, steps=2)  # nothing that pretraining depends on
+    results = rank_sweep(other, tmp_path / "mine", base=given)
+    assert results["base_made"] == f"copied from {given}"
+    assert results["base_sha256"] == load_json(given / "base.json")["sha256"]
+    assert results["base_test_loss"] != finished[1]["base_test_loss"]  # it is the given one
+    shutil.rmtree(given)
+    assert rank_sweep(other, tmp_path / "mine") == results
+    task = TextTask(other)
+    assert task.prepare(tmp_path / "mine", False).keys() == task.prepare(finished[0], False).keys()
 
 
-@pytest.mark.parametrize("changed", [{"pretrain_steps": 4}, {"d_model": 8}, {"pretrain_lr": 1e-3}])
-def test_a_neighbours_other_base_is_not_borrowed(tiny, neighbour, monkeypatch, changed):
-    monkeypatch.setattr(TextTask, "_pretrain", stop)
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"pretrain_steps": 4}, r"base of other settings \(pretrain_steps 3, here 4\)"),
+        ({"d_model": 8}, r"base of other settings \(d_model 16, here 8\)"),
+        ({"pretrain_lr": 1e-3}, r"base of other settings \(pretrain_lr 0\.005, here 0\.001\)"),
+    ],
+)
+def test_a_given_base_of_other_settings_is_an_error(tiny, finished, tmp_path, changed, message):
+    with pytest.raises(SweepError, match=f"{message}: without --base one is pretrained"):
+        rank_sweep(replace(tiny, **changed), tmp_path / "new", base=finished[0])
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("base.json", None, r"has no base: .*base\.json does not exist"),
+        ("base.json", b"[1]", r"has no base: base\.json is not a sweep's"),
+        ("base.json", b'{"key": {}}', r"has no base: base\.json is not a sweep's"),
+        ("base.npz", b"half a file", r"has no base: .*base\.npz is not a readable"),
+        ("base.npz", "noise", r"has a base\.npz that was changed since"),
+    ],
+)
+def test_a_given_base_that_is_damaged_is_an_error(tiny, finished, tmp_path, name, content, message):
+    given = tmp_path / "given"
+    given.mkdir()
+    for file in ("base.json", "base.npz"):
+        shutil.copy(finished[0] / file, given)
+    if content == "noise":
+        shutil.copy(noisy(finished[0], tmp_path / "noisy") / name, given)
+    elif content is None:
+        (given / name).unlink()
+    else:
+        (given / name).write_bytes(content)
+    with pytest.raises(SweepError, match=message):
+        rank_sweep(tiny, tmp_path / "new", base=given)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_sweep_does_not_go_on_with_another_base(tiny, finished, tmp_path, calls):
+    other, out = noisy(finished[0], tmp_path / "other"), tmp_path / "mine"
+    calls.before = lambda trial: stop() if len(calls.trials) == 3 else None
     with pytest.raises(KeyboardInterrupt):
-        TextTask(replace(tiny, **changed)).prepare(neighbour, False)
+        rank_sweep(tiny, out)
+    before = files(out)
+    with pytest.raises(SweepError, match="was begun with another base: choose another --out, or"):
+        rank_sweep(tiny, out, base=other)
+    for name in ("base.json", "base.npz"):  # the folder's own, replaced
+        shutil.copy(other / name, out)
+    with pytest.raises(SweepError, match="was begun with another base"):
+        rank_sweep(tiny, out)
+    for path, content in before.items():
+        path.write_bytes(content)
+    calls.before = lambda trial: None
+    assert comparable(rank_sweep(tiny, out, base=finished[0])) == comparable(finished[1])
+    with pytest.raises(SweepError, match="was begun with another base"):
+        rank_sweep(tiny, out, base=other)  # complete, and not of that base
 
 
-def test_a_neighbours_broken_base_is_not_borrowed(tiny, arrays, neighbour):
-    (neighbour.parent / "old" / "base.npz").write_bytes(b"half a file")
-    pretrained = TextTask(tiny).prepare(neighbour, False)
-    assert all(np.array_equal(pretrained[name], arrays[name]) for name in arrays)
+def test_a_damaged_base_of_the_sweeps_own_is_pretrained_again(tiny, finished, tmp_path, calls):
+    calls.before = lambda trial: stop() if len(calls.trials) == 3 else None
+    with pytest.raises(KeyboardInterrupt):
+        rank_sweep(tiny, tmp_path)
+    (tmp_path / "base.npz").write_bytes(b"half a file")
+    calls.before = lambda trial: None
+    assert comparable(rank_sweep(tiny, tmp_path)) == comparable(finished[1])
+
+
+def test_results_of_earlier_versions_are_read_and_gone_on_with(tiny, finished, tmp_path, calls):
+    shutil.copytree(finished[0], tmp_path / "old")
+    path = tmp_path / "old" / "results.json"
+    old = {k: v for k, v in load_json(path).items() if k not in ("base_made", "base_sha256")}
+    save_json(path, old)
+    assert rank_sweep(tiny, path.parent) == old and report.base_line(old) == ""
+    assert load_model(path.parent, "full").config.d_model == 16
+    unfinished = {k: v for k, v in old.items() if k not in ("runs", "spectrum")}
+    save_json(path, {**unfinished, "complete": False})
+    again = rank_sweep(tiny, path.parent)
+    assert [r["test_loss"] for r in again["runs"]] == [r["test_loss"] for r in old["runs"]]
+    kept = {str(Trial(*[run[k] for k in KEY])) for run in old["runs"]}
+    assert not kept & {str(trial) for trial in calls.trials}  # their models were found
+
+
+def test_the_linear_task_takes_no_base(finished, tmp_path):
+    with pytest.raises(ValueError, match="the linear task draws W0 and takes none"):
+        rank_sweep(SMALL, tmp_path / "new", base=finished[0])
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("which", ["base", "full", "1", "2", "best"])
@@ -613,9 +832,10 @@ def test_one_seed_that_diverges_leaves_the_mean_of_the_others(tiny, tmp_path, ca
     results = rank_sweep(tiny, tmp_path)
     one, lost = [r for r in results["runs"] if r["rank"] == 2]
     assert lost["diverged"] == "the loss is nan at step 1" and lost["test_loss"] is None
-    assert report.summary(results, "test_loss")[2] == (one["test_loss"], 0.0, 1)
-    assert report.trainable_parameters(results)[2] == one["trainable_parameters"]
-    assert "r = 2 " in report.table(results)
+    assert report.summary(results, "test_loss")["lora", 2] == (one["test_loss"], None, 1)
+    assert report.trainable_parameters(results)["lora", 2] == one["trainable_parameters"]
+    (line,) = [line for line in report.table(results).splitlines() if line.startswith("r = 2 ")]
+    assert "+-" not in line and "(1 of 2 seeds, the other diverged)" in line
 
 
 def test_a_linear_trial_that_diverges_has_no_loss():
@@ -631,7 +851,8 @@ def test_a_linear_trial_that_diverges_has_no_loss():
 def made_up(losses, task="text", base=3.0):
     """Results with these test losses by rank (None: full), one a seed."""
     runs = [
-        {"rank": r, "seed": seed, "lr": 0.01, "trainable_parameters": 1000 * (r or 99)}
+        {"method": "lora" if r else "full", "rank": r, "seed": seed, "lr": 0.01}
+        | {"trainable_parameters": 1000 * (r or 99)}
         | dict.fromkeys(LOSSES, loss)
         for r, values in losses.items()
         for seed, loss in enumerate(values)
@@ -696,9 +917,42 @@ def test_two_standard_errors_are_the_border_of_flat():
     assert flat(0.19) and not flat(0.21)
 
 
+@pytest.mark.parametrize("gain, won", [(EQUAL, False), (WORSE, True)])
+def test_a_gain_that_counts_as_equal_is_none_though_every_seed_has_it(gain, won):
+    assert report.beats({0: 2.0, 1: 2.5}, {0: 2.0 + gain, 1: 2.5 + gain}, BASE) == won
+
+
+def test_one_seed_has_no_deviation():
+    results = made_up({1: [2.0], 2: [1.5], None: [1.0]})
+    assert report.summary(results, "test_loss")["full", None] == (1.0, None, 1)
+    assert "+-" not in report.table(results) and "nan" not in report.table(results)
+
+
+def test_a_method_without_a_rank_is_not_counted_with_full():
+    results = made_up({1: [2.0], None: [1.0]})
+    results["runs"].append({**results["runs"][1], "method": "bitfit", "test_loss": 9.0})
+    assert report.summary(results, "test_loss")["full", None][0] == 1.0
+    assert report.losses_by_seed(results) == {1: {0: 2.0}}
+
+
+def test_the_best_of_equal_models_is_the_first_of_the_curve():
+    def run(loss, **trial):
+        return {"method": "lora", "seed": 0, "lr": 0.1, "validation_loss": loss, **trial}
+
+    runs = [run(1.0, rank=1), run(1.0 - EQUAL, rank=2), run(1.0 - EQUAL, rank=2, seed=1)]
+    assert models._pick(runs, "best", BASE) == Trial("lora", 1, 0, 0.1)
+    assert models._pick(runs, "2", BASE) == Trial("lora", 2, 0, 0.1)
+    runs.append(run(1.0 - EQUAL - WORSE, rank=None, method="bitfit"))
+    assert models._pick(runs, "best", BASE) == models._pick(runs, "bitfit", BASE)
+    with pytest.raises(SweepError, match="no model 'full': choose best, base, 1, 2, bitfit"):
+        models._pick(runs, "full", BASE)
+
+
 def test_seeds_that_diverged_are_counted_in_the_table():
     table = report.table(made_up({1: [2.0, 2.1, None], None: [1.0, 1.0, 1.0]}))
-    assert "(2 of 3 seeds, the others diverged)" in table and table.count("others") == 1
+    assert "(2 of 3 seeds, the other diverged)" in table and table.count("other") == 1
+    table = report.table(made_up({1: [2.0, None, None], None: [1.0, 1.0, 1.0]}))
+    assert "(1 of 3 seeds, the others diverged)" in table
 
 
 def test_estimate_is_made_of_steps_trials_and_processes(monkeypatch, tiny):
@@ -818,13 +1072,3 @@ def test_a_results_file_that_lacks_its_parts_is_an_error(tiny, tmp_path, content
     (tmp_path / "results.json").write_text(json.dumps(content))
     with pytest.raises(SweepError, match=r"is no results file of a sweep: choose another --out"):
         rank_sweep(tiny, tmp_path)
-
-
-def test_a_base_that_was_tampered_with_is_not_borrowed(tiny, tmp_path):
-    rank_sweep(tiny, tmp_path / "one")
-    arrays = load_arrays(tmp_path / "one" / "base.npz")
-    np.savez(tmp_path / "one" / "base.npz", **{k: v + np.nan for k, v in arrays.items()})
-    rank_sweep(tiny, tmp_path / "two")
-    found = load_arrays(tmp_path / "two" / "base.npz")
-    assert load_json(tmp_path / "two" / "base.json")["made"] == "here"
-    assert all(np.array_equal(found[k], arrays[k]) for k in arrays)

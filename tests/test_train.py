@@ -1,6 +1,7 @@
 """The training loop: it learns, repeats itself, splits batches, and stops in time."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -416,3 +417,41 @@ def test_evaluation_leaves_the_model_as_it_was():
     before = values(model)
     assert evaluate(model, inputs, targets) == evaluate(model, inputs, targets)
     assert_equal(values(model), before)
+
+
+def test_the_mean_over_no_sample_is_an_error_and_not_zero(rng):
+    none = np.zeros((0, 4), int)
+    with pytest.raises(ValueError, match=r"targets of shape \(0, 4\) hold none that counts"):
+        evaluate(GPT(GPTConfig(7, 4, 1, 1, 4), rng), none, none)
+
+
+def test_a_model_whose_logits_overflowed_is_evaluated_as_nan(rng):
+    model = GPT(GPTConfig(7, 4, 1, 1, 4), rng)
+    model.wte.W.value[...] = np.inf
+    tokens = np.zeros((2, 4), int)
+    with np.errstate(invalid="ignore"):
+        assert math.isnan(evaluate(model, tokens, tokens))
+
+
+@pytest.mark.skipif(not can_fork(), reason="fork is Linux's")
+def test_beside_threads_that_compute_threads_take_the_place_of_processes():
+    """A fork waits for whoever is inside BLAS, and may never end."""
+    done, started = threading.Event(), threading.Event()
+
+    def busy():
+        started.set()
+        while not done.is_set():
+            np.ones((256, 256)) @ np.ones((256, 256))
+
+    other = threading.Thread(target=busy, name="somebody's")
+    alone, beside = make_gpt(np.float32), make_gpt(np.float32)
+    fit(alone, sampler(B=4), steps=3, lr=0.01, processes=2)
+    other.start()
+    started.wait()
+    try:
+        with pytest.warns(RuntimeWarning, match='thread "somebody\'s" is at work.*2 threads take'):
+            fit(beside, sampler(B=4), steps=3, lr=0.01, processes=2)
+    finally:
+        done.set()
+        other.join()
+    assert_equal(values(beside), values(alone))

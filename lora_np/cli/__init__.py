@@ -44,6 +44,7 @@ WHOLE = {
     "d-in": "linear task: columns of W0",
     "d-out": "linear task: rows of W0",
 }
+BASE = "folder of a text sweep: copy its base; default: pretrain one"
 REAL = {
     "pretrain-lr": "learning rate of the base",
     "lora-lr": "where LoRA's searches for a learning rate start",
@@ -118,13 +119,13 @@ def _add_intrinsic(commands: Any) -> None:
     intrinsic = commands.add_parser(
         "intrinsic",
         help="how many directions does training need? d90, pretrained and not",
-        description="Settings are those of lora_np.experiments.intrinsic.IntrinsicSettings. An "
-        "equal pretrained base in a folder beside DIR is copied rather than trained again.",
+        description="Settings are those of lora_np.experiments.intrinsic.IntrinsicSettings.",
     )
     intrinsic.add_argument("--quick", action="store_true", help="a small one in 20 seconds")
     intrinsic.add_argument(
         "--out", type=Path, metavar="DIR", help="default: runs/intrinsic[-quick]"
     )
+    intrinsic.add_argument("--base", type=Path, metavar="DIR", help=BASE)
     intrinsic.add_argument("--jobs", type=int, help="processes; default: one a core")
     intrinsic.set_defaults(run=run_intrinsic)
 
@@ -133,13 +134,13 @@ def _add_sweep(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep",
         help="loss against rank: pretrain, adapt at every rank, compare",
-        description="An option that the task does not have is refused. An equal pretrained base in "
-        "a folder beside DIR is copied rather than trained again.",
+        description="An option that the task does not have is refused.",
     )
     add = sweep.add_argument
     add("--task", choices=("text", "linear"), default="text")
     add("--quick", action="store_true", help="a small sweep in 20 seconds")
     add("--out", type=Path, metavar="DIR", help="default: runs/<task>-<settings>/")
+    add("--base", type=Path, metavar="DIR", help=BASE)
     add("--jobs", type=int, help="processes; default: one a core")
     add("--ranks", type=_ranks, metavar="R,R,...", help=_default("ranks"))
     modules = "NAME,NAME|all-linear|REGEX"
@@ -177,6 +178,7 @@ def _add_paper(commands: Any) -> None:
     )
     paper.add_argument("--quick", action="store_true", help="shows in half a minute that it runs")
     paper.add_argument("--out", type=Path, metavar="DIR", help="default: runs/paper-<settings>/")
+    paper.add_argument("--base", type=Path, metavar="DIR", help=BASE)
     paper.add_argument("--jobs", type=int, help="processes; default: one a core")
     paper.set_defaults(run=run_paper_command)
 
@@ -277,24 +279,23 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     """Run or resume a sweep, and write its pictures."""
     from lora_np.experiments.rank_sweep import rank_sweep
     from lora_np.experiments.rank_sweep.estimate import estimate
-    from lora_np.experiments.rank_sweep.report import Terminal, table
+    from lora_np.experiments.rank_sweep.report import Terminal, base_line, table
     from lora_np.experiments.rank_sweep.run import check_sweep
     from lora_np.plots import plot_rank_vs_loss, plot_spectrum
 
-    settings = sweep_settings(arguments)
+    settings, base = sweep_settings(arguments), arguments.base
     get_device(settings.device)
     out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
     jobs = _jobs(arguments, settings)
     terminal = Terminal(out)
-    complete = check_sweep(settings, out)
+    complete = check_sweep(settings, out, base)
     written = ["results.json", "rank_vs_loss.png"]
     try:
         with _executor(1 if complete else jobs) as executor:
             if not complete:
                 terminal.start(estimate(settings, executor, jobs), jobs)
-            results = rank_sweep(
-                settings, out, executor=executor, listen=terminal, progress=terminal.is_screen
-            )
+            how = {"executor": executor, "listen": terminal, "progress": terminal.is_screen}
+            results = rank_sweep(settings, out, base=base, **how)
         terminal.close()
         plot_rank_vs_loss(results, out / "rank_vs_loss.png")
         if "spectrum" in results:  # not where full fine-tuning diverged
@@ -304,7 +305,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         terminal.interrupted()
         return 130
     print(table(results))
-    print(f"written to {out}/: {', '.join(written)}")
+    print(f"{base_line(results)}written to {out}/: {', '.join(written)}")
     return 0
 
 
@@ -317,15 +318,18 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
         intrinsic_run,
         table,
     )
+    from lora_np.experiments.rank_sweep.report import base_line
     from lora_np.plots import plot_intrinsic
 
     settings = QUICK if arguments.quick else IntrinsicSettings()
     out = arguments.out or Path("runs") / ("intrinsic-quick" if arguments.quick else "intrinsic")
     with _executor(_jobs(arguments, settings.text)) as executor, Listener() as listen:
-        results = intrinsic_run(settings, out, executor=executor, listen=listen)
+        results = intrinsic_run(
+            settings, out, base=arguments.base, executor=executor, listen=listen
+        )
     plot_intrinsic(results, out / "intrinsic_dimension.png")
     print(table(results))
-    print(f"written to {out}/: results.json, intrinsic_dimension.png")
+    print(f"{base_line(results)}written to {out}/: results.json, intrinsic_dimension.png")
     return 0
 
 
@@ -336,21 +340,20 @@ def run_paper_command(arguments: argparse.Namespace) -> int:
     from lora_np.experiments.paper.run import check_paper, folders
     from lora_np.experiments.paper.settings import DEFAULT, QUICK, all_trials
     from lora_np.experiments.rank_sweep.estimate import estimate
-    from lora_np.experiments.rank_sweep.report import Terminal
+    from lora_np.experiments.rank_sweep.report import Terminal, base_line
     from lora_np.plots import plot_similarity
 
-    settings = QUICK if arguments.quick else DEFAULT
+    settings, base = QUICK if arguments.quick else DEFAULT, arguments.base
     out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
     jobs = _jobs(arguments, settings.text)
     terminal = Terminal(out, list(folders(settings, out).values()))
-    complete = check_paper(settings, out)
+    complete = check_paper(settings, out, base)
     try:
         with _executor(1 if complete else jobs) as executor:
             if not complete:
                 terminal.start(estimate(all_trials(settings), executor, jobs), jobs)
-            content = run_paper(
-                settings, out, executor=executor, listen=terminal, progress=terminal.is_screen
-            )
+            how = {"executor": executor, "listen": terminal, "progress": terminal.is_screen}
+            content = run_paper(settings, out, base=base, **how)
         terminal.close()
     except KeyboardInterrupt:
         terminal.interrupted()
@@ -362,7 +365,9 @@ def run_paper_command(arguments: argparse.Namespace) -> int:
     print(text)
     if arguments.quick:
         print("\na quick run: there is nothing to conclude from it")
-    print(f"\nwritten to {out}/: paper.json, paper.txt, figure3.png, figure4.png")
+    print(
+        f"\n{base_line(content)}written to {out}/: paper.json, paper.txt, figure3.png, figure4.png"
+    )
     return 0
 
 
@@ -376,7 +381,7 @@ def sweep_settings(arguments: argparse.Namespace) -> Any:
     settings: Any = TextSettings() if arguments.task == "text" else LinearSettings()
     names = {field.name for field in fields(settings)}
     options = {**vars(arguments)}
-    for name in ("run", "task", "quick", "out", "jobs"):
+    for name in ("run", "task", "quick", "out", "base", "jobs"):
         del options[name]
     given = {name: value for name, value in options.items() if value is not None}
     foreign = [f"--{name.replace('_', '-')}" for name in given if name not in names]

@@ -103,7 +103,7 @@ class CausalSelfAttention(Layer):
         )  # (rows, n_head, T, d_head)
         memory = KeyMemory(k, v) if memory is None else memory.extended(k, v)
         y = memory.attend(q, lambda q, k, v: attention_forward(q, k, v)[0])
-        joined = self._join(y).reshape(*x.shape[:-1], -1)  # (..., T, d)
+        joined = self._join(y).reshape(x.shape)  # (..., T, d)
         return self.o_proj.forward(joined)[0], memory
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
@@ -126,9 +126,9 @@ class CausalSelfAttention(Layer):
         return [need_dx or p.trainable for p in (self.q_proj, self.k_proj, self.v_proj)]
 
     def _split(self, x: Array) -> Array:
-        heads = x.reshape(*x.shape[:-1], self.n_head, -1)  # (..., T, n_head, d_head)
+        heads = x.reshape(*x.shape[:-1], self.n_head, self.d_head)  # (..., T, n_head, d_head)
         return heads.swapaxes(-2, -3)  # (..., n_head, T, d_head)
 
     def _join(self, heads: Array) -> Array:
         x = heads.swapaxes(-2, -3)  # (..., T, n_head, d_head)
-        return x.reshape(*x.shape[:-2], -1)  # (..., T, d)
+        return x.reshape(*x.shape[:-2], self.n_head * self.d_head)  # (..., T, d)

@@ -301,7 +301,7 @@ class _Text:
         """Return each row up to its first stop token behind the prompt, that token included."""
         texts = []
         for tokens, start, end in zip(self.tokens, self.starts, self.ends):
-            found = np.flatnonzero(np.isin(tokens[start:end], stops)) if stops.size else ()
+            found = np.flatnonzero(np.isin(tokens[start:end], stops))
             texts.append(tokens[: start + found[0] + 1 if len(found) else end])
         return texts
 

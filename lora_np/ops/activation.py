@@ -22,7 +22,7 @@ import math
 from typing import NamedTuple
 
 from lora_np.backend import Array, get_xp
-from lora_np.ops.contract import Need, expect_shape, wanted
+from lora_np.ops.contract import Need, expect_finite, expect_shape, expect_some, wanted
 from lora_np.ops.linear import sum_last
 
 GELU_C = math.sqrt(2.0 / math.pi)  # a Python float: an np.float64 would lift float32 to float64
@@ -165,6 +165,12 @@ def softmax_forward(x: Array) -> tuple[Array, SoftmaxCache]:
     Parameters
     ----------
     x : array, shape (..., n)
+        An entry of -inf gets probability 0.
+
+    Raises
+    ------
+    FloatingPointError
+        If a row holds inf or nan, or nothing but -inf.
 
     Examples
     --------
@@ -177,7 +183,10 @@ def softmax_forward(x: Array) -> tuple[Array, SoftmaxCache]:
     >>> dx.round(6).tolist()  # adds up to 0: a constant added to x changes nothing
     [0.875, -0.25, -0.625]
     """
-    y = get_xp(x).exp(x - x.real.max(axis=-1, keepdims=True))  # the largest exponent is 0
+    expect_some("x", x)
+    largest = x.real.max(axis=-1, keepdims=True)  # (..., 1)
+    expect_finite("x", largest)
+    y = get_xp(x).exp(x - largest)  # the largest exponent is 0
     y /= sum_last(y)
     return y, SoftmaxCache(y)
 

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_np.backend import Array, ShapeError, get_xp
-from lora_np.ops.contract import Need, expect_shape, wanted
+from lora_np.ops.contract import Need, expect_shape, expect_some, wanted
 from lora_np.ops.linear import sum_last
 
 BLOCK = 64  # queries; smaller ones skip more future keys, larger ones make better products
@@ -96,6 +96,7 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, AttentionCac
     >>> dv[:, 0].round(3).tolist()  # value 0 is in all three means, value 2 in the last
     [1.833, 0.833, 0.333]
     """
+    expect_some("q", q)
     expect_shape("k", k, *q.shape[:-2], None, q.shape[-1])
     expect_shape("v", v, *k.shape[:-1], None)
     Tq, Tk = q.shape[-2], k.shape[-2]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lora_np.backend import Array, ShapeError
+from lora_np.backend import Array, ShapeError, get_xp
 
 Need = Sequence[bool] | None
 
@@ -40,6 +40,18 @@ def expect_last(name: str, x: Array, size: int) -> None:
     """Raise unless the last axis of `x` has this length."""
     if x.ndim == 0 or x.shape[-1] != size:
         raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected (..., {size})")
+
+
+def expect_some(name: str, x: Array) -> None:
+    """Raise unless the last axis of `x` has at least one entry."""
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected at least 1 in the last axis")
+
+
+def expect_finite(name: str, largest: Array) -> None:
+    """Raise FloatingPointError unless the largest number of every row of `name` is finite."""
+    if not bool(get_xp(largest).isfinite(largest).all()):
+        raise FloatingPointError(f"{name} has a row whose largest number is inf, -inf or nan")
 
 
 def expect_same(name: str, x: Array, other: str, y: Array) -> None:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from lora_np.backend import Array, ShapeError, get_xp
-from lora_np.ops.contract import Need, expect_same, wanted
+from lora_np.ops.contract import Need, expect_finite, expect_same, expect_some, wanted
 from lora_np.ops.linear import rows, sum_last
 
 IGNORE_INDEX = -100  # the target that counts for nothing, PyTorch's convention
@@ -57,6 +59,8 @@ def cross_entropy_forward(
     ------
     ValueError
         If no token is kept, unless a count is given, or a target lies outside 0 .. V - 1.
+    FloatingPointError
+        If the loss would not be finite: a row of the logits holds inf or nan, a target's is -inf.
 
     Examples
     --------
@@ -74,19 +78,21 @@ def cross_entropy_forward(
             f"targets has shape {tuple(targets.shape)}, expected {tuple(logits.shape[:-1])}, "
             f"as logits has shape {tuple(logits.shape)}"
         )
+    expect_some("logits", logits)
     xp = get_xp(logits)
     z = rows(logits)  # (N, V)
     kept, target = _kept_targets(targets.reshape(-1), ignore_index, z.shape[1])  # (N,), (N,)
     if count is None:
         count = int(kept.sum())
     if count < 1:
-        raise ValueError(f"no token is kept: every target is ignore_index = {ignore_index}")
-    z = z - z.real.max(axis=1, keepdims=True)  # (N, V), no exponent above 0
+        raise ValueError(f"no token is kept: there is none but ignore_index = {ignore_index}")
+    z = _shifted(z)  # (N, V)
     z_target = z[xp.arange(len(z)), target]  # (N,)
     e = xp.exp(z, out=z)  # (N, V)
     t = sum_last(e)[:, 0]  # (N,)
     nll = xp.log(t) - z_target  # (N,)
     loss = nll[kept].sum() / count
+    expect_finite("the targets' log-probabilities", loss.real)
     return loss, CrossEntropyCache(e, t, target, kept, count, logits.shape)
 
 
@@ -103,11 +109,19 @@ def cross_entropy_backward(
     return (dz.reshape(shape),)
 
 
+def _shifted(z: Array) -> Array:
+    """Return z (N, V) less the largest number of each row, so that no exponent is above 0."""
+    largest = z.real.max(axis=1, keepdims=True)  # (N, 1)
+    expect_finite("logits", largest)
+    with np.errstate(over="ignore"):  # what then lies below -1e38 has probability 0
+        return z - largest
+
+
 def _kept_targets(targets: Array, ignore_index: int, vocab_size: int) -> tuple[Array, Array]:
     """Return which tokens count, and their targets with 0 standing in for the ignored."""
     kept = targets != ignore_index  # (N,)
     target = targets * kept  # (N,)
-    if int(target.min()) < 0 or int(target.max()) >= vocab_size:
+    if target.size and (int(target.min()) < 0 or int(target.max()) >= vocab_size):
         raise ValueError(
             f"targets lie in {int(target.min())} .. {int(target.max())}, "
             f"expected 0 .. {vocab_size - 1} or ignore_index = {ignore_index}"
@@ -128,6 +142,11 @@ def mse_forward(y: Array, target: Array) -> tuple[Array, MseCache]:
     ----------
     y, target : arrays, shape (...)
 
+    Raises
+    ------
+    ValueError
+        If they are empty: the mean over no entry does not exist.
+
     Examples
     --------
     >>> import numpy as np
@@ -140,6 +159,8 @@ def mse_forward(y: Array, target: Array) -> tuple[Array, MseCache]:
     """
     expect_same("target", target, "y", y)
     error = y - target
+    if error.size == 0:
+        raise ValueError(f"y has shape {tuple(y.shape)}: the mean over no entry does not exist")
     return (error * error).mean(), MseCache(error)
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lora_np.backend import Array
-from lora_np.ops.contract import Need, expect_shape, wanted
+from lora_np.ops.contract import Need, expect_shape, expect_some, wanted
 from lora_np.ops.linear import sum_last, sum_rows
 
 
@@ -60,6 +60,7 @@ def layernorm_forward(
     >>> bool(abs(dx).max() < 1e-12)  # a shift of all of y, which no x can make
     True
     """
+    expect_some("x", x)
     expect_shape("gamma", gamma, *x.shape[-1:])
     expect_shape("beta", beta, *x.shape[-1:])
     d, eps = x.shape[-1], float(eps)  # an np.float64 would lift float32 to float64

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import Array, get_xp, like
-from lora_np.crew import Alone, Processes, Threads, shared_empty
+from lora_np.crew import Alone, Processes, Threads, shared_empty, threads_at_work
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, schedule
 from lora_np.parameters import Grads, Packed, pack
@@ -97,9 +98,10 @@ class Recipe:
         Parts in which a batch is worked through, to save memory; the result is the same.
     threads, processes : int
         Python threads, or forked processes (Linux, arrays on the host), that share every batch,
-        with BLAS at one thread each; not both above 1. Processes are faster; threads disturb
-        nothing in a program that has threads of its own, as Jupyter's kernels do. The result is
-        the same to rounding, and bit for bit for the same number of either.
+        with BLAS at one thread each; not both above 1. Processes are faster. Where a program has
+        threads of its own at work, as Jupyter's kernels do, a fork might never end: as many threads
+        then take the processes' place, with a warning. The result is the same to rounding, and bit
+        for bit for the same number of either.
     options : mapping
         For the optimizer, e.g. ``{"weight_decay": 0.1}``.
 
@@ -221,7 +223,11 @@ class _Trainer:
     def step(self, step: int, batch: Batch) -> None:
         """Take one step and record it."""
         recipe, history = self.recipe, self.history
-        loss, gradient = self.gradient(batch, self.rng)
+        try:
+            loss, gradient = self.gradient(batch, self.rng)
+        except FloatingPointError:  # the loss says that it would not be finite
+            self.stop_unless_finite(step, "loss", math.nan)
+            raise
         limit = math.inf if recipe.clip is None else recipe.clip
         gradient, norm = clip_by_global_norm(gradient, limit)
         self.stop_unless_finite(step, "loss", loss)
@@ -275,6 +281,14 @@ class BatchGradient:
                 f"threads = {threads} and processes = {processes}, expected at least 1 and one of "
                 "them 1"
             )
+        if processes > 1 and (busy := threads_at_work()):
+            warnings.warn(
+                f"this program's thread {busy[0]!r} is at work, beside which a fork may never end: "
+                f"{processes} threads take the place of {processes} processes; the result is equal",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            threads, processes = processes, 1
         self.members, shape = max(threads, processes), packed.vector.shape
         xp, dtype = get_xp(packed.vector), packed.vector.dtype
         if processes > 1:
@@ -404,7 +418,7 @@ class RowsOfBatch(np.random.Generator):
 
 
 def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: int = 32) -> float:
-    """Return the mean loss over all samples, in nats a token, without dropout.
+    """Return the mean loss over all samples, in nats a token, without dropout; nan if not finite.
 
     Parameters
     ----------
@@ -412,6 +426,11 @@ def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: in
     inputs, targets : host arrays, shape (N, T)
     batch_size : int
         Samples at a time; the result does not depend on it, beyond rounding.
+
+    Raises
+    ------
+    ValueError
+        If there is no target to average over.
 
     Examples
     --------
@@ -425,11 +444,16 @@ def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: in
     """
     on_device = next(iter(model.parameters().values())).value
     count = int((targets != IGNORE_INDEX).sum())  # of all: parts then simply add
+    if count == 0:
+        raise ValueError(f"targets of shape {targets.shape} hold none that counts")
     total = 0.0
     for start in range(0, len(inputs), batch_size):
         rows = slice(start, start + batch_size)
         x, y = like(inputs[rows], on_device), like(targets[rows], on_device)
-        total += float(model.loss(x, y, count=count)[0])
+        try:
+            total += float(model.loss(x, y, count=count)[0])
+        except FloatingPointError:
+            return math.nan
     return total
 
 

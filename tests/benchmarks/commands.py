@@ -81,8 +81,8 @@ def measure_sweep(plan: Plan) -> Result:
     result = Result()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "lora_np", "sweep", "--quick", *plan.sweep]
-        # Pretrains the base, which the measured sweeps find beside their own folders.
         run_in_turn({"base": [*command, "--out", f"{folder}/base"]}, 1, threads=1)
+        command += ["--base", f"{folder}/base"]  # what is measured is the trials alone
         rounds = []
         for number in range(plan.slow_rounds):
             jobs = ("1", "2") if number % 2 == 0 else ("2", "1")

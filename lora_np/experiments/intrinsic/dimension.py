@@ -129,7 +129,7 @@ def intrinsic_dimension(
     executor : concurrent.futures.Executor, optional
         Where runs take place; by default here.
     listen : callable, optional
-        Called with every finished run and its loss.
+        Called with every run and its loss.
 
     Returns
     -------
@@ -157,10 +157,10 @@ def intrinsic_dimension(
     """
     problem = make_problem(0)
     D, m = _sizes(problem.model)
-    starts = _starts(ds, seeds, D, m, lr)
-    base = _loss_at_the_start(problem)
-    done = _run_all(make_problem, fit_options, starts, seeds, executor or InProcess(), listen)
-    rows = [_row(variant, d, seeds, done) for variant, d in starts]
+    starts, base = _starts(ds, seeds, D, m, lr), _loss_at_the_start(problem)
+    done = _run_all(make_problem, fit_options, starts, seeds, base, executor or InProcess(), listen)
+    best = {key: best_rate(start, _tried(*key, done), base) for key, start in starts.items()}
+    rows = [_row(*key, lr, seeds, done) for key, lr in best.items()]
     return {"D": D, "layers": m, "base": base, **_compare(rows, base, D), "rows": rows}
 
 
@@ -213,7 +213,7 @@ def losses_of(rows: Sequence[Mapping[str, Any]], variant: str) -> dict[Any, floa
     return {r["d"]: r["loss"] for r in rows if r["variant"] == variant and r["loss"] is not None}
 
 
-def next_runs(starts: Mapping[tuple, float], seeds: int, done: Done) -> list[Run]:
+def next_runs(starts: Mapping[tuple, float], seeds: int, done: Done, base: float) -> list[Run]:
     """Return the runs that can start now: none means that all are done.
 
     Parameters
@@ -222,11 +222,13 @@ def next_runs(starts: Mapping[tuple, float], seeds: int, done: Done) -> list[Run
         By (variant, d), where the search for its learning rate starts.
     seeds : int
     done : mapping of Run to float
+    base : float
+        The loss at theta0.
     """
     wanted = []
     for (variant, d), start in starts.items():
         tried = _tried(variant, d, done)
-        search, best = rates_to_try(start, tried), best_rate(tried)
+        search, best = rates_to_try(start, tried, base), best_rate(start, tried, base)
         if search:
             wanted += [Run(variant, d, 0, lr) for lr in search]
         elif best is not None:
@@ -257,6 +259,7 @@ def _run_all(
     fit_options: Mapping[str, Any],
     starts: Mapping[tuple, float],
     seeds: int,
+    base: float,
     executor: Executor,
     listen: Callable[[Run, float], None] | None,
 ) -> Done:
@@ -264,7 +267,7 @@ def _run_all(
     done: Done = {}
     running: dict[Future, Run] = {}
     while True:
-        waiting = next_runs(starts, seeds, done)
+        waiting = next_runs(starts, seeds, done, base)
         for run in (r for r in waiting if r not in running.values()):
             running[executor.submit(train_once, make_problem, fit_options, run)] = run
         if not running:
@@ -285,9 +288,8 @@ def _tried(variant: str, d: int | None, done: Done) -> dict[float, float]:
     }
 
 
-def _row(variant: str, d: int | None, seeds: int, done: Done) -> dict[str, Any]:
-    """Return the losses at the best learning rate."""
-    lr = best_rate(_tried(variant, d, done))
+def _row(variant: str, d: int | None, lr: float | None, seeds: int, done: Done) -> dict[str, Any]:
+    """Return the losses at the best learning rate, None where all diverged."""
     if lr is None:
         return {"variant": variant, "d": d, "lr": None, "losses": [], "loss": None}
     losses = [done[Run(variant, d, seed, lr)] for seed in range(seeds)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_np.experiments.intrinsic.dimension import VARIANTS, Run, losses_of
 from lora_np.experiments.intrinsic.text import STARTS
+from lora_np.experiments.rank_sweep.report import counted
 
 
 class Listener:
@@ -45,8 +46,8 @@ def _table_of(start: str, found: dict[str, Any]) -> str:
     rows = {(row["variant"], row["d"]): row for row in found["rows"]}
     rate = rows["full", None]["lr"]
     lines = [
-        f"{start}: D = {found['D']:,}, {found['layers']} layers; validation loss at the start "
-        f"{base:.4f}, 90 % of the way {found['target']:.4f}",
+        f"{start}: D = {found['D']:,}, {counted(found['layers'], 'layer')}; "
+        f"validation loss at the start {base:.4f}, 90 % of the way {found['target']:.4f}",
         f"{'':<12}" + "".join(f"{f'{v}, lr':>17}{'loss':>9}{'of gain':>9}" for v in VARIANTS),
     ]
     for d in sorted({d for _, d in rows if d is not None}):

@@ -22,7 +22,7 @@ from lora_np.experiments.intrinsic.dimension import (
     Run,
     intrinsic_dimension,
 )
-from lora_np.experiments.rank_sweep.store import ELSEWHERE, SweepError
+from lora_np.experiments.rank_sweep.store import ELSEWHERE, SweepError, check_base
 from lora_np.experiments.rank_sweep.text import (
     Arrays,
     TextSettings,
@@ -89,6 +89,7 @@ def intrinsic_run(
     settings: IntrinsicSettings,
     out: str | Path,
     *,
+    base: str | Path | None = None,
     executor: Executor | None = None,
     listen: Callable[[Run, float], None] | None = None,
 ) -> dict[str, Any]:
@@ -100,35 +101,35 @@ def intrinsic_run(
     out : str or Path
         Folder of ``results.json`` and the base. If it holds finished results of equal settings,
         these return; what was not finished starts again.
-    executor, listen : optional
-        As in :func:`~lora_np.experiments.intrinsic.dimension.intrinsic_dimension`.
+    base, executor : optional
+        As for :func:`lora_np.experiments.rank_sweep.rank_sweep`.
+    listen : callable, optional
+        Called with every finished run and its loss.
 
     Returns
     -------
     dict
-        ``settings``, ``versions``, ``complete``, and, for "pretrained" and "random", what
+        ``settings``, ``versions``, ``complete``, ``base_made``, ``base_sha256``, and, for
+        "pretrained" and "random", what
         :func:`~lora_np.experiments.intrinsic.dimension.intrinsic_dimension` returns.
 
     Raises
     ------
     SweepError
-        If the folder cannot be written, or holds anything else.
+        If the folder cannot be written or holds anything else, or `base` does not fit.
     ValueError
         If the text settings have no ``full_lr``.
     """
     s, folder = settings.text, Path(out)
     if s.full_lr is None:
         raise ValueError("full_lr is None, expected a learning rate: searches start there")
-    task = TextTask(replace(s, ranks=(1,)))  # it checks ranks, which are not used here
+    task = TextTask(replace(s, ranks=(1,)), base)  # it checks ranks, which are not used here
     results = _open(settings, task, folder)
     if results["complete"]:
         return results
-    base = task.prepare(folder, progress=False)
-    blank = GPT(s.gpt(), np.random.default_rng([0, 3])).parameters()
-    arrays = {
-        "pretrained": base,
-        "random": {name: p.value for name, p in blank.items()} | {"adapt": base["adapt"]},
-    }
+    arrays = _arrays(s, task.prepare(folder, progress=False))
+    results.update(task.facts(folder, arrays["pretrained"]))
+    check_base(results, task.given_sha256, folder)
     options = {"steps": s.steps, "warmup": s.steps // 10, "options": {"weight_decay": 0.0}}
     for start in STARTS:
         results[start] = intrinsic_dimension(
@@ -145,6 +146,13 @@ def intrinsic_run(
     return results
 
 
+def _arrays(settings: TextSettings, pretrained: Arrays) -> dict[str, Arrays]:
+    """Return what runs need, by where they start."""
+    blank = GPT(settings.gpt(), np.random.default_rng([0, 3])).parameters()
+    random = {name: p.value for name, p in blank.items()}
+    return {"pretrained": pretrained, "random": {**random, "adapt": pretrained["adapt"]}}
+
+
 def _open(settings: IntrinsicSettings, task: TextTask, folder: Path) -> dict[str, Any]:
     """Return the results that the folder holds, or begin new ones; nothing is overwritten."""
     text = {k: v for k, v in asdict(settings.text).items() if k not in UNUSED}
@@ -155,6 +163,7 @@ def _open(settings: IntrinsicSettings, task: TextTask, folder: Path) -> dict[str
         held = load_json(path)
         if not isinstance(held, dict) or held.get("settings") != made_with:
             raise SweepError(f"{path} is of other settings: {ELSEWHERE}, or remove it")
+        check_base(held, task.given_sha256, folder)
         return held
     if folder.exists() and any(folder.iterdir()):
         raise SweepError(f"{folder} holds files, but no results.json: {ELSEWHERE}")

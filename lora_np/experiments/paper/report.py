@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lora_np.experiments.rank_sweep.plan import lowest
+from lora_np.experiments.rank_sweep.report import counted
+
 WIDTH = 100  # characters of a line
 
 
@@ -16,16 +19,18 @@ def report(content: Mapping[str, Any]) -> str:
     s = content["settings"]["text"]
     head = (
         f"Section 7 of Hu et al. (2021), arXiv:2106.09685, on a GPT of d = {s['d_model']}, "
-        f"{s['n_layer']} layers: {s['seeds']} seeds, {s['steps']} steps. Losses are on the test "
+        f"{counted(s['n_layer'], 'layer')}: {counted(s['seeds'], 'seed')}, "
+        f"{counted(s['steps'], 'step')}. Losses are on the test "
         f"slice, in nats a byte, +- the deviation over seeds; the base's is "
         f"{content['base_test_loss']:.4f}. The paper: GPT-3, d = 12288, accuracy in percent."
     )
-    tables = (table5(content["table5"]), table6(content["table6"]), table7(content["table7"]))
+    base = content["base_test_loss"]
+    tables = (table5(content["table5"], base), table6(content["table6"]), table7(content["table7"]))
     return "\n\n".join([fill(head, WIDTH), *tables, claims(content["claims"])])
 
 
-def table5(table: Mapping[str, Any]) -> str:
-    """Return table 5 as text."""
+def table5(table: Mapping[str, Any], base: float) -> str:
+    """Return table 5 as text; `base` is the loss without an adapter."""
     lines = [
         f"Table 5. A budget of {table['budget']:,} trainable parameters on different matrices",
         f"{'matrices':<10}{'r':>4}{'trainable':>11}{'lr':>8}{'test loss':>21}"
@@ -37,10 +42,12 @@ def table5(table: Mapping[str, Any]) -> str:
             f"{_paper(row)}"
         )
     means = {
-        r["targets"]: np.mean(list(r["losses"].values())) for r in table["rows"] if r["losses"]
+        r["targets"]: float(np.mean(list(r["losses"].values())))
+        for r in table["rows"]
+        if r["losses"]
     }
     if means:
-        lines.append(f"lowest of all: {min(means, key=lambda targets: means[targets])}")
+        lines.append(f"lowest of all: {'; '.join(lowest(means, base))}")
     return "\n".join(lines)
 
 

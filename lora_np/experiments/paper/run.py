@@ -1,7 +1,8 @@
 """The sweeps of section 7, and what is measured on their models.
 
 Each set of matrices is a rank sweep in a folder of its own below the run's: its trials are kept as
-they end, and the same call goes on. The first pretrains the base and the others copy it.
+they end, and the same call goes on. Unless a base is given, the first pretrains it and the others
+copy the first one's.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ def folders(settings: PaperSettings, out: str | Path) -> dict[Targets, Path]:
     return {t: Path(out) / short(t).replace(",", "_") for t in sweeps(settings)}
 
 
-def check_paper(settings: PaperSettings, out: str | Path) -> bool:
+def check_paper(settings: PaperSettings, out: str | Path, base: str | Path | None = None) -> bool:
     """Return whether `out` holds all of it, complete; raise what run_paper would raise."""
     where = folders(settings, out)
-    complete = [check_sweep(s, where[t]) for t, s in sweeps(settings).items()]  # every one of them
+    plan = sweeps(settings).items()
+    complete = [check_sweep(s, where[t], base) for t, s in plan]  # every one of them
     return all(complete)
 
 
@@ -48,6 +50,7 @@ def run_paper(
     settings: PaperSettings,
     out: str | Path,
     *,
+    base: str | Path | None = None,
     executor: Executor | None = None,
     listen: Callable[[Progress], None] | None = None,
     progress: bool = False,
@@ -59,23 +62,20 @@ def run_paper(
     settings : PaperSettings
     out : str or Path
         Folder of the sweeps and of ``paper.json``. Sweeps of equal settings that it holds go on.
-    executor : concurrent.futures.Executor, optional
-        Where trials run, as for :func:`lora_np.experiments.rank_sweep.rank_sweep`.
+    base, executor, progress : optional
+        As for :func:`lora_np.experiments.rank_sweep.rank_sweep`.
     listen : callable, optional
         Called with a Progress, over all sweeps, after every trial.
-    progress : bool
-        Show a bar while the base is pretrained.
 
     Returns
     -------
     dict
-        The content of ``paper.json``: the settings, ``table5``, ``table6``, ``table7``,
-        ``figure3``, ``figure4`` and ``claims``; docs/paper.md describes them.
+        The content of ``paper.json``: the settings, the tables, the figures and the claims.
 
     Raises
     ------
     SweepError
-        If the folder cannot be written, or holds sweeps of other settings.
+        As :func:`lora_np.experiments.rank_sweep.rank_sweep` raises it.
     ValueError
         If runs diverged that a figure needs.
 
@@ -86,10 +86,10 @@ def run_paper(
     Examples
     --------
     >>> from lora_np.experiments.paper.settings import QUICK, all_trials
-    >>> len(all_trials(QUICK).ranks)  # searches for a learning rate in run_paper(QUICK, "folder")
+    >>> len(all_trials(QUICK).ranks)  # so many searches for a learning rate
     16
     """
-    check_paper(settings, out)
+    check_paper(settings, out, base)
     where, plan = folders(settings, out), sweeps(settings)
     expected, found = sum(map(expected_number, plan.values())), {}
     for targets, sweep in plan.items():
@@ -97,10 +97,12 @@ def run_paper(
         found[targets] = rank_sweep(
             sweep,
             where[targets],
+            base=base,
             executor=executor,
             listen=_counted(listen, before, expected),
             progress=progress,
         )
+        base = where[targets] if base is None else base
     content = measure(settings, found, where[QV])
     save_json(Path(out) / "paper.json", content)
     return content
@@ -137,6 +139,7 @@ def measure(settings: PaperSettings, found: dict[Targets, Results], folder: Path
     content = {
         "settings": asdict(settings),
         "versions": found[QV]["versions"],
+        "base_made": next(iter(found.values())).get("base_made"),
         "base_test_loss": found[QV]["base_test_loss"],
         "figure3": figure(adapters, (low, high), rng),
         "figure4": figure(adapters, (high, high), rng),
@@ -203,7 +206,7 @@ def table6_flat(settings: PaperSettings, found: dict[Targets, Results]) -> dict[
     said = {}
     for targets in TABLE6:
         runs = [run for run in found[targets]["runs"] if run["rank"] in settings.text.ranks]
-        said[short(targets)] = flat({"runs": runs})
+        said[short(targets)] = flat({**found[targets], "runs": runs})
     return said
 
 

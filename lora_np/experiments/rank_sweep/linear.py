@@ -26,8 +26,9 @@ import numpy as np
 
 from lora_np.backend import Array, to_device, to_host
 from lora_np.crew import one_blas_thread
+from lora_np.experiments.rank_sweep.method import adapted_model
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
-from lora_np.layers import Layer, Linear, copy_model
+from lora_np.layers import Layer, Linear
 from lora_np.methods import LoraConfig, LoRALinear, inject
 from lora_np.ops import mse_backward, mse_forward
 from lora_np.parameters import Grads
@@ -80,8 +81,12 @@ class LinearSettings:
 class LinearTask:
     """Plant a change, then run trials on the sufficient statistics."""
 
-    def __init__(self, settings: LinearSettings) -> None:
+    given_sha256: str | None = None
+
+    def __init__(self, settings: LinearSettings, base: str | Path | None = None) -> None:
         s = self.settings = settings
+        if base is not None:
+            raise ValueError(f"base {base}: the linear task draws W0 and takes none")
         if not 0.0 < s.decay <= 1.0:
             raise ValueError(f"decay = {s.decay}, expected 0 < decay <= 1")
         check_numbers(s, ("steps", "seeds", "d_in", "d_out"), ("lora_lr", "full_lr"))
@@ -115,7 +120,7 @@ class LinearTask:
         loss = population_loss(arrays["change"])
         return {"base_validation_loss": loss, "base_test_loss": loss}
 
-    def facts(self, arrays: Arrays) -> dict[str, Any]:
+    def facts(self, folder: Path, arrays: Arrays) -> dict[str, Any]:
         """Return the planted spectrum and the floors of ranks 0, 1, ... up to the largest asked."""
         ranks = range(max(self.settings.ranks) + 1)
         floors = [eckart_young_floor(arrays["sigma"], r) for r in ranks]
@@ -165,10 +170,7 @@ def run_linear_trial(
     with one_blas_thread():
         linear = Linear(s.d_in, s.d_out, np.random.default_rng(0), bias=False, dtype=np.float64)
         linear.W.value = to_device(arrays["W0"], s.device)
-        model = copy_model(Regression(linear))
-        if trial.rank is not None:
-            config = LoraConfig(trial.rank, lora_alpha=trial.rank, target_modules="all-linear")
-            model = inject(model, config, np.random.default_rng([trial.seed, 1]))
+        model = adapted_model(Regression(linear), trial, "all-linear")
         inputs = to_device(arrays["R"], s.device)  # (in, in)
         targets = to_device(
             arrays["R"] @ (arrays["W0"] + arrays["change"]).T, s.device
@@ -185,7 +187,7 @@ def run_linear_trial(
         train_loss = float(model.loss(inputs, targets)[0])
     parameters = {n: to_host(p.value) for n, p in model.parameters().items()}
     trained = {n: parameters[n] for n, p in model.parameters().items() if p.trainable}
-    if trial.rank is None:
+    if trial.method == "full":
         found = parameters["linear.W"] - arrays["W0"]
     else:
         found = model.linear.scale * (parameters["linear.B"] @ parameters["linear.A"])

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.backend import get_device
+from lora_np.experiments.rank_sweep.method import adapted_model
+from lora_np.experiments.rank_sweep.plan import Trial, lowest
 from lora_np.experiments.rank_sweep.store import SweepError, as_trial, model_file, read_results
-from lora_np.experiments.rank_sweep.text import TextSettings, adapted_model, rebuild_base
+from lora_np.experiments.rank_sweep.text import TextSettings, rebuild_base
 from lora_np.files import load_arrays
 from lora_np.models import GPT
 from lora_np.train.resume import load_parameters
@@ -22,7 +24,8 @@ def load_model(folder: Path, which: str = "best", device: str = "cpu") -> GPT:
     folder : Path
         Of the sweep.
     which : str
-        "base", "full", a rank as in "8", or "best": the run with the lowest validation loss.
+        "base", "full", a rank as in "8", or "best": the run with the lowest validation loss. Of
+        losses that count as equal (``plan.lowest``) the first of the curve.
     device : {"cpu", "cuda"}
 
     Raises
@@ -40,9 +43,9 @@ def load_model(folder: Path, which: str = "best", device: str = "cpu") -> GPT:
         return base
     if not results["complete"]:
         raise SweepError(f"{folder} is not finished: run the sweep again, or take --model base")
-    run = _pick(results["runs"], which)
-    model = adapted_model(settings, base, run["rank"], run["seed"])
-    load_parameters(model_file(folder, as_trial(run)), model)
+    trial = _pick(results["runs"], which, results["base_validation_loss"])
+    model = adapted_model(base, trial, settings.target_modules)
+    load_parameters(model_file(folder, trial), model)
     return model
 
 
@@ -53,11 +56,20 @@ def text_settings(saved: dict[str, Any], device: str) -> TextSettings:
     return TextSettings(**{**kept, "device": device})
 
 
-def _pick(runs: list[dict[str, Any]], which: str) -> dict[str, Any]:
-    finite = [run for run in runs if run["validation_loss"] is not None]
-    if which != "best":
-        finite = [run for run in finite if str(run["rank"] or "full") == which]
+def _pick(runs: list[dict[str, Any]], which: str, base: float) -> Trial:
+    """Return the trial of this name with the lowest validation loss."""
+    losses = {as_trial(run): run["validation_loss"] for run in runs}
+    finite = {
+        trial: loss
+        for trial, loss in losses.items()
+        if loss is not None and which in ("best", _name(trial))
+    }
     if not finite:
-        have = list(dict.fromkeys(str(run["rank"] or "full") for run in runs))
+        have = list(dict.fromkeys(map(_name, losses)))
         raise SweepError(f"no model {which!r}: choose best, base, {', '.join(have)}")
-    return min(finite, key=lambda run: run["validation_loss"])
+    return lowest(finite, base)[0]
+
+
+def _name(trial: Trial) -> str:
+    """Return what a run is called: its rank, or its method where that has none."""
+    return trial.method if trial.rank is None else str(trial.rank)

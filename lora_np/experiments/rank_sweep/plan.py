@@ -6,6 +6,11 @@ factor of two apart on the first seed, and one more beyond the best while the be
 and still gains more than a thousandth on its neighbour.
 The rate with the lowest validation loss is then run on the other seeds. Test loss is only reported.
 
+Nothing may hang on the last bits, which differ from processor to processor. Losses that differ by
+less than a millionth of the loss before training are equal, and of equally good rates the one
+nearest to the start of the search is taken. Relative to the loss itself this would not do: where
+training ends at zero, what is left of the loss is rounding.
+
 Nothing is remembered but the trials themselves: an interrupted sweep asks again and goes on.
 """
 
@@ -14,25 +19,37 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 FACTOR = 2.0  # between neighbouring learning rates
 MOST_RATES = 7  # a search that has tried so many stops where it is
 WORTH = 1e-3  # relative gain at an end below which the search stops
+SAME = 1e-6  # of the loss before training: losses no further apart count as equal
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
 class Trial:
     """One training run.
 
+    Its text is its own: no other trial has it. It names the file of what was trained, so the
+    fields, which may come from a file too, are checked.
+
     Attributes
     ----------
-    method : {"lora", "full"}
+    method : str
+        What is trained: "lora", "full", or another identifier.
     rank : int or None
-        None for full fine-tuning.
+        None for a method without a rank, as "full" is.
     seed : int
         Of the batches and, for LoRA, of A.
     lr : float
+
+    Raises
+    ------
+    ValueError
+        If a field is not of this kind.
 
     Examples
     --------
@@ -46,9 +63,25 @@ class Trial:
     seed: int
     lr: float
 
+    def __post_init__(self) -> None:
+        method, rank, seed, lr = self.method, self.rank, self.seed, self.lr
+        if not (isinstance(method, str) and method.isascii() and method.isidentifier()):
+            raise ValueError(f"method = {method!r}, expected a plain name, as in 'lora'")
+        if rank is not None and not _is_whole(rank, least=1):
+            raise ValueError(f"rank = {rank!r}, expected a whole number of at least 1, or None")
+        if method == "full" and rank is not None:
+            raise ValueError(f"rank = {rank!r}, expected None: full fine-tuning has no rank")
+        if not _is_whole(seed, least=0):
+            raise ValueError(f"seed = {seed!r}, expected a whole number of at least 0")
+        if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0.0 < lr < math.inf:
+            raise ValueError(f"lr = {lr!r}, expected a positive number")
+
     def __str__(self) -> str:
-        name = "full" if self.rank is None else f"{self.method}-r{self.rank}"
-        return f"{name}-seed{self.seed}-lr{self.lr:g}"
+        rank = "" if self.rank is None else f"-r{self.rank}"
+        lr = f"{self.lr:g}"
+        if float(lr) != self.lr:  # six digits do not tell it from its neighbours
+            lr = repr(float(self.lr))
+        return f"{self.method}{rank}-seed{self.seed}-lr{lr}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -56,6 +89,29 @@ class Trial:
 
 
 Done = Mapping[Trial, float | None]  # validation loss; None where training diverged
+
+
+def _is_whole(number: object, least: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= least
+
+
+def lowest(losses: Mapping[Key, float], base: float) -> list[Key]:
+    """Return the keys whose losses count as the lowest: no rounding decides between them.
+
+    Parameters
+    ----------
+    losses : mapping to float
+    base : float
+        The loss before training, which says what is small.
+
+    Examples
+    --------
+    >>> from lora_np.experiments.rank_sweep.plan import lowest
+    >>> lowest({0.1: 2e-16, 0.2: 1e-16, 0.4: 1e-3}, base=3.0)
+    [0.1, 0.2]
+    """
+    least = min(losses.values(), default=0.0)
+    return [key for key, loss in losses.items() if loss <= least + SAME * abs(base)]
 
 
 def check_numbers(settings: Any, counts: tuple[str, ...], rates: tuple[str, ...]) -> None:
@@ -76,7 +132,7 @@ def contenders(settings: Any) -> list[tuple[str, int | None]]:
     return [*full, *(("lora", r) for r in settings.ranks)]
 
 
-def next_trials(settings: Any, done: Done) -> list[Trial]:
+def next_trials(settings: Any, done: Done, base: float) -> list[Trial]:
     """Return the trials that can start now: none means that the sweep is complete.
 
     Parameters
@@ -85,19 +141,21 @@ def next_trials(settings: Any, done: Done) -> list[Trial]:
         Has ``ranks``, ``seeds`` (a number), and where searches start: ``lora_lr``, ``full_lr``;
         where ``full_lr`` is None, full fine-tuning is left out.
     done : mapping of Trial to float or None
+    base : float
+        The validation loss before training.
 
     Examples
     --------
     >>> from lora_np.experiments.rank_sweep import LinearSettings
     >>> from lora_np.experiments.rank_sweep.plan import next_trials
     >>> settings = LinearSettings(ranks=(1,), seeds=1, lora_lr=0.1, full_lr=0.4)
-    >>> [(trial.rank, trial.lr) for trial in next_trials(settings, {})]
+    >>> [(trial.rank, trial.lr) for trial in next_trials(settings, {}, base=1.0)]
     [(None, 0.2), (None, 0.4), (None, 0.8), (1, 0.05), (1, 0.1), (1, 0.2)]
     """
     wanted = []
     for method, rank in contenders(settings):
-        search = _search(settings, method, rank, done)
-        lr = best_lr(settings, method, rank, done)
+        search = _search(settings, method, rank, done, base)
+        lr = best_lr(settings, method, rank, done, base)
         if search:
             wanted += search
         elif lr is not None:
@@ -105,23 +163,30 @@ def next_trials(settings: Any, done: Done) -> list[Trial]:
     return [trial for trial in wanted if trial not in done]
 
 
-def best_lr(settings: Any, method: str, rank: int | None, done: Done) -> float | None:
+def best_lr(settings: Any, method: str, rank: int | None, done: Done, base: float) -> float | None:
     """Return the learning rate with the lowest validation loss on the first seed."""
-    return best_rate(_tried(method, rank, done))
+    return best_rate(_start(settings, method), _tried(method, rank, done), base)
 
 
-def best_rate(tried: Mapping[float, float]) -> float | None:
-    """Return the learning rate with the lowest loss; None if none is finite."""
+def best_rate(start: float, tried: Mapping[float, float], base: float) -> float | None:
+    """Return the learning rate with the lowest loss; None if none is finite.
+
+    Of equal losses (:func:`lowest`) the rate nearest to `start` on a log scale wins, and of two
+    equally near the lower one. The other arguments are those of :func:`rates_to_try`.
+    """
     finite = {lr: loss for lr, loss in tried.items() if loss < math.inf}
-    # Sorted: of equal losses the lowest rate wins, in whatever order trials ended.
-    return min(sorted(finite), key=lambda lr: finite[lr]) if finite else None
+
+    def order(lr: float) -> tuple[int, float]:
+        return abs(round(math.log(lr / start, FACTOR))), lr  # whole factors: logarithms round too
+
+    return min(lowest(finite, base), key=order, default=None)
 
 
-def chosen_trials(settings: Any, done: Done) -> list[Trial]:
+def chosen_trials(settings: Any, done: Done, base: float) -> list[Trial]:
     """Return the trials that make up the curve: every contender at its best rate, all seeds."""
     chosen = []
     for method, rank in contenders(settings):
-        lr = best_lr(settings, method, rank, done)
+        lr = best_lr(settings, method, rank, done, base)
         if lr is not None:
             trials = [Trial(method, rank, seed, lr) for seed in range(settings.seeds)]
             chosen += [trial for trial in trials if trial in done]
@@ -141,14 +206,17 @@ def _tried(method: str, rank: int | None, done: Done) -> dict[float, float]:
     }
 
 
-def _search(settings: Any, method: str, rank: int | None, done: Done) -> list[Trial]:
+def _start(settings: Any, method: str) -> float:
+    return settings.full_lr if method == "full" else settings.lora_lr
+
+
+def _search(settings: Any, method: str, rank: int | None, done: Done, base: float) -> list[Trial]:
     """Return the trials that the search for a learning rate still needs."""
-    start = settings.full_lr if method == "full" else settings.lora_lr
-    missing = rates_to_try(start, _tried(method, rank, done))
+    missing = rates_to_try(_start(settings, method), _tried(method, rank, done), base)
     return [Trial(method, rank, 0, lr) for lr in missing]
 
 
-def rates_to_try(start: float, tried: Mapping[float, float]) -> list[float]:
+def rates_to_try(start: float, tried: Mapping[float, float], base: float) -> list[float]:
     """Return the learning rates that a search still needs; none means that it is done.
 
     Parameters
@@ -157,22 +225,26 @@ def rates_to_try(start: float, tried: Mapping[float, float]) -> list[float]:
         Where the search starts: the middle of its first three rates.
     tried : mapping of float to float
         The loss by learning rate; infinite where training diverged.
+    base : float
+        The loss before training.
     """
     grid = [_neighbour(start, k) for k in (-1, 0, 1)]
     missing = [lr for lr in grid if lr not in tried]
     if not missing and len(tried) < MOST_RATES:
-        missing = _beyond(tried)
+        missing = _beyond(start, tried, base)
     return missing
 
 
-def _beyond(tried: Mapping[float, float]) -> list[float]:
+def _beyond(start: float, tried: Mapping[float, float], base: float) -> list[float]:
     """Return the rate past the end where the best one lies, if the end still gains enough."""
-    rates = sorted(tried)
-    best = min(rates, key=lambda lr: tried[lr])
-    if tried[best] == math.inf:
+    rates, best = sorted(tried), best_rate(start, tried, base)
+    if best is None:
         return [_neighbour(rates[0], -1)]  # all diverged: go lower
     inner = {rates[0]: rates[1], rates[-1]: rates[-2]}.get(best)
-    if inner is None or tried[best] > (1.0 - WORTH) * tried[inner]:
+    if inner is None:
+        return []
+    gain = tried[inner] - tried[best]
+    if gain < WORTH * tried[inner] or gain <= SAME * abs(base):
         return []
     return [_neighbour(best, -1 if best == rates[0] else 1)]
 

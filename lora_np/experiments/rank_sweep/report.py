@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lora_np.experiments.rank_sweep.plan import SAME
 from lora_np.experiments.rank_sweep.run import Progress
 from lora_np.files import load_json
+
+Contender = tuple[str, int | None]  # a method at a rank, None where the method has none
+FULL: Contender = ("full", None)
 
 
 class Terminal:
@@ -60,6 +64,14 @@ class Terminal:
         print(f"\nstopped: {kept}; the same command goes on", file=sys.stderr)
 
 
+def base_line(results: Mapping[str, Any]) -> str:
+    """Say where the base came from; empty where there is none, or the results do not know."""
+    made = results.get("base_made")
+    if made is None:
+        return ""
+    return f"base: {'pretrained here' if made == 'here' else made}\n"
+
+
 def spell(seconds: float) -> str:
     """Return a length of time as people say it."""
     if seconds < 90:
@@ -67,84 +79,96 @@ def spell(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes"
 
 
-def summary(results: dict[str, Any], key: str) -> dict[int | None, tuple[float, float, int]]:
-    """Return by rank (None: full) the mean of `key` over seeds, its deviation, and the count.
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: 1 seed, 3 seeds."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
-    Runs that diverged are left out; the deviation is the sample's, zero for a single run.
+
+def summary(results: dict[str, Any], key: str) -> dict[Contender, tuple[float, float | None, int]]:
+    """Return by method and rank the mean of `key` over seeds, its deviation, and the count.
+
+    Runs that diverged are left out; the deviation is the sample's, None for a single run.
     """
-    found: dict[int | None, list[float]] = {}
+    found: dict[Contender, list[float]] = {}
     for run in results["runs"]:
         if run[key] is not None:
-            found.setdefault(run["rank"], []).append(run[key])
+            found.setdefault((run["method"], run["rank"]), []).append(run[key])
     return {
-        rank: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0, len(v))
-        for rank, v in found.items()
+        contender: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else None, len(v))
+        for contender, v in found.items()
     }
 
 
-def trainable_parameters(results: dict[str, Any]) -> dict[int | None, int]:
-    """Return by rank (None: full) how many parameters were trained, from runs that ended well."""
+def trainable_parameters(results: dict[str, Any]) -> dict[Contender, int]:
+    """Return by method and rank how many parameters were trained, from runs that ended well."""
     ended = [run for run in results["runs"] if run["test_loss"] is not None]
-    return {run["rank"]: run["trainable_parameters"] for run in ended}
+    return {(run["method"], run["rank"]): run["trainable_parameters"] for run in ended}
 
 
 def table(results: dict[str, Any]) -> str:
     """Return the curve as a table: losses are means over seeds, with the sample's deviation."""
     linear = results["settings"]["task"] == "linear"
     count = trainable_parameters(results)
-    rate = {run["rank"]: run["lr"] for run in results["runs"]}
+    rate = {(run["method"], run["rank"]): run["lr"] for run in results["runs"]}
     columns = {k: summary(results, f"{k}_loss") for k in ("train", "validation", "test")}
-    base, full = results["base_test_loss"], columns["test"].get(None, (math.nan,))[0]
+    base, full = results["base_test_loss"], columns["test"].get(FULL, (math.nan,))[0]
     last = "floor" if linear else "of full's gain"
     lines = [
         f"{'':<8}{'trainable':>10}{'lr':>10}{'train':>10}{'validation':>12}{'test':>20}{last:>16}",
         f"{'base':<8}{0:>10}{'':>10}{'':>10}{results['base_validation_loss']:>12.4g}{base:>11.4g}",
     ]
-    full_too = results["settings"]["full_lr"] is not None
-    for rank in [*results["settings"]["ranks"], *([None] if full_too else [])]:
-        if rank not in count:
-            lines.append(f"{_label(rank):<8}  diverged at every learning rate that was tried")
+    settings = results["settings"]
+    curve: list[Contender] = [("lora", r) for r in settings["ranks"]]
+    for contender in [*curve, *([] if settings["full_lr"] is None else [FULL])]:
+        rank, label = contender[1], _label(contender)
+        if contender not in count:
+            lines.append(f"{label:<8}  diverged at every learning rate that was tried")
             continue
-        test, deviation, n = columns["test"][rank]
-        spread = f" +- {deviation:.2g}" if n > 1 else ""
-        if n < results["settings"]["seeds"]:
-            spread += f" ({n} of {results['settings']['seeds']} seeds, the others diverged)"
+        test, deviation, n = columns["test"][contender]
+        spread = "" if deviation is None else f" +- {deviation:.2g}"
+        if lost := settings["seeds"] - n:
+            others = "other" if lost == 1 else "others"
+            spread += f" ({n} of {settings['seeds']} seeds, the {others} diverged)"
         if linear:
             final = "" if rank is None else f"{results['floors'][rank]:.4g}"
         else:
             final = f"{100 * (base - test) / (base - full):.0f} %" if full < base else ""
         lines.append(
-            f"{_label(rank):<8}{count[rank]:>10,}{rate[rank]:>10.2g}"
-            f"{columns['train'][rank][0]:>10.4g}{columns['validation'][rank][0]:>12.4g}"
+            f"{label:<8}{count[contender]:>10,}{rate[contender]:>10.2g}"
+            f"{columns['train'][contender][0]:>10.4g}{columns['validation'][contender][0]:>12.4g}"
             f"{test:>11.4g}{spread:<9}{final:>16}"
         )
     return "\n".join([*lines, *([] if linear else flat(results))])
 
 
-def _label(rank: int | None) -> str:
-    return "full" if rank is None else f"r = {rank}"
+def _label(contender: Contender) -> str:
+    method, rank = contender
+    return f"r = {rank}" if method == "lora" else method
 
 
 def losses_by_seed(results: dict[str, Any]) -> dict[int, dict[int, float]]:
     """Return the test losses of LoRA by rank and seed, without runs that diverged."""
     loss: dict[int, dict[int, float]] = {}
     for run in results["runs"]:
-        if run["rank"] is not None and run["test_loss"] is not None:
+        if run["method"] == "lora" and run["test_loss"] is not None:
             loss.setdefault(run["rank"], {})[run["seed"]] = run["test_loss"]
     return loss
 
 
-def beats(one: dict[int, float], other: dict[int, float]) -> bool | None:
+def beats(one: dict[int, float], other: dict[int, float], base: float) -> bool | None:
     """Return whether `one` has the lower losses, beyond the spread over seeds.
 
     Equal seeds see equal batches, so a gain is the mean of the differences seed by seed; it counts
     beyond two of its standard errors. That is a rule of thumb: with three seeds one in ten such
-    gains would be chance.
+    gains would be chance. Losses that count as equal (``plan.SAME``) are no gain,
+    however small their spread.
 
     Parameters
     ----------
     one, other : dict of int to float
         Losses by seed.
+    base : float
+        The loss before training.
 
     Returns
     -------
@@ -154,7 +178,8 @@ def beats(one: dict[int, float], other: dict[int, float]) -> bool | None:
     d = [other[seed] - one[seed] for seed in one if seed in other]
     if len(d) < 2:
         return None
-    return float(np.mean(d)) > 2.0 * float(np.std(d, ddof=1)) / math.sqrt(len(d))
+    two_errors = 2.0 * float(np.std(d, ddof=1)) / math.sqrt(len(d))
+    return float(np.mean(d)) > max(two_errors, SAME * abs(base))
 
 
 def flat(results: dict[str, Any]) -> list[str]:
@@ -165,7 +190,7 @@ def flat(results: dict[str, Any]) -> list[str]:
         return []  # one seed has no spread to compare with
 
     def gains(low: int, high: int) -> bool | None:
-        return beats(loss[high], loss[low])
+        return beats(loss[high], loss[low], results["base_test_loss"])
 
     rough = [low for i, low in enumerate(ranks) if any(gains(low, q) for q in ranks[i + 1 :])]
     flat = [r for r in ranks if all(r > low for low in rough)]

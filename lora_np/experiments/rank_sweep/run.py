@@ -19,7 +19,13 @@ import numpy as np
 
 from lora_np.experiments.rank_sweep.linear import LinearSettings, LinearTask, run_linear_trial
 from lora_np.experiments.rank_sweep.plan import Trial, chosen_trials, expected_number, next_trials
-from lora_np.experiments.rank_sweep.store import Results, done_trials, model_file, open_results
+from lora_np.experiments.rank_sweep.store import (
+    Results,
+    check_base,
+    done_trials,
+    model_file,
+    open_results,
+)
 from lora_np.experiments.rank_sweep.text import TextSettings, TextTask, run_text_trial
 from lora_np.files import load_arrays, save_arrays, save_json
 from lora_np.train import Diverged
@@ -34,6 +40,8 @@ MEASURED = ("trainable_parameters", *LOSSES, "seconds")
 class Task(Protocol):
     """What a task offers; its trials are the functions in TRIALS, which travel to the workers."""
 
+    given_sha256: str | None  # of the base that it was given
+
     def identity(self) -> dict[str, Any]:
         """Return what the results depend on beside the settings."""
         ...
@@ -46,8 +54,8 @@ class Task(Protocol):
         """Return the losses of the base, not adapted."""
         ...
 
-    def facts(self, arrays: Arrays) -> dict[str, Any]:
-        """Return what theory knows beforehand: nothing, or a floor."""
+    def facts(self, folder: Path, arrays: Arrays) -> dict[str, Any]:
+        """Return what is known beforehand: where the base came from, or the floors of theory."""
         ...
 
     def change_spectrum(self, arrays: Arrays, trained: Arrays) -> list[dict[str, Any]]:
@@ -55,7 +63,7 @@ class Task(Protocol):
         ...
 
 
-TASKS: dict[str, Callable[[Any], Task]] = {"text": TextTask, "linear": LinearTask}
+TASKS: dict[str, Callable[..., Task]] = {"text": TextTask, "linear": LinearTask}
 TRIALS: dict[str, Callable] = {"text": run_text_trial, "linear": run_linear_trial}
 
 
@@ -83,6 +91,7 @@ def rank_sweep(
     settings: Settings,
     out: str | Path,
     *,
+    base: str | Path | None = None,
     executor: Executor | None = None,
     listen: Callable[[Progress], None] | None = None,
     progress: bool = False,
@@ -93,11 +102,11 @@ def rank_sweep(
     ----------
     settings : TextSettings or LinearSettings
     out : str or Path
-        Folder of ``results.json``, the base and what was trained. If it holds an unfinished sweep
-        of equal settings, that one goes on.
+        Folder of ``results.json``, the base and the models. An equal sweep that it holds goes on.
+    base : str or Path, optional
+        Folder of a text sweep whose base is copied. By default one is pretrained.
     executor : concurrent.futures.Executor, optional
-        Where trials run: a process pool, a Dask client's ``get_executor()``, an MPI pool. By
-        default in this process, one after the other.
+        Where trials run: a process pool, Dask's, MPI's. By default here, one after the other.
     listen : callable, optional
         Called with a Progress after every trial.
     progress : bool
@@ -106,12 +115,12 @@ def rank_sweep(
     Returns
     -------
     dict
-        The content of ``results.json``; its fields are described in docs/results.md.
+        The content of ``results.json``; docs/results.md describes it.
 
     Raises
     ------
     SweepError
-        If the folder cannot be written, or holds results of other settings.
+        If `out` cannot be written or is of another sweep, or `base` is of other settings.
 
     Examples
     --------
@@ -126,28 +135,37 @@ def rank_sweep(
     >>> [round(floor, 3) for floor in results["floors"][1:3]]  # what theory allows
     [0.156, 0.031]
     """
-    task = TASKS[settings.task](settings)
-    folder = Path(out)
+    task, folder = TASKS[settings.task](settings, base), Path(out)
     results = _open(settings, task, folder)
     if results["complete"]:
         return results
     arrays = task.prepare(folder, progress)
-    if "base_validation_loss" not in results:
-        results.update(task.baseline(arrays), **task.facts(arrays))
-        save_json(folder / "results.json", results)
+    _begin(task, arrays, results, folder)
     _run_trials(settings, arrays, results, folder, executor or InProcess(), listen)
     return _finish(settings, task, arrays, results, folder)
 
 
-def check_sweep(settings: Settings, out: str | Path) -> bool:
+def check_sweep(settings: Settings, out: str | Path, base: str | Path | None = None) -> bool:
     """Return whether `out` holds this sweep, complete; raise what rank_sweep would raise."""
-    task = TASKS[settings.task](settings)
-    return bool(_open(settings, task, out)["complete"])
+    task = TASKS[settings.task](settings, base)
+    return bool(_open(settings, task, Path(out))["complete"])
 
 
-def _open(settings: Settings, task: Task, out: str | Path) -> Results:
+def _open(settings: Settings, task: Task, folder: Path) -> Results:
     made_with = {"task": settings.task, **asdict(settings), **task.identity()}
-    return open_results(Path(out), made_with)
+    results = open_results(folder, made_with)
+    check_base(results, task.given_sha256, folder)
+    return results
+
+
+def _begin(task: Task, arrays: Arrays, results: Results, folder: Path) -> None:
+    """Record what is known before any trial, and see that the base is the one it should be."""
+    facts = task.facts(folder, arrays)
+    check_base(facts, task.given_sha256, folder)
+    if "base_validation_loss" not in results:
+        results.update(task.baseline(arrays), **facts)
+        save_json(folder / "results.json", results)
+    check_base(results, facts.get("base_sha256"), folder)
 
 
 def _run_trials(
@@ -161,7 +179,7 @@ def _run_trials(
     """Keep the executor busy until no trial is left to run."""
     running: dict[Future, Trial] = {}
     while True:
-        waiting = next_trials(settings, done_trials(results))
+        waiting = next_trials(settings, done_trials(results), results["base_validation_loss"])
         for trial in (t for t in waiting if t not in running.values()):
             future = executor.submit(guarded_trial, settings, arrays, trial)
             running[future] = trial
@@ -202,7 +220,7 @@ def _finish(
 ) -> Results:
     """Pick the runs that make up the curve, take the change's spectrum, drop the other models."""
     done = done_trials(results)
-    chosen = chosen_trials(settings, done)
+    chosen = chosen_trials(settings, done, results["base_validation_loss"])
     by_trial = dict(zip(done, results["trials"]))
     results["runs"] = [by_trial[trial] for trial in chosen]
     full = next((t for t in chosen if t.method == "full"), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,21 @@ def read_results(path: Path) -> Results:
         raise SweepError(f"{path} does not exist: is this the folder of a sweep?")
     try:
         results = load_json(path)
-        done_trials(results)
+        for trial in (*results["trials"], *results.get("runs", ())):
+            as_trial(trial)  # raises where it is none
         finished = ("runs", "base_test_loss") if results["complete"] else ()
         if not isinstance(results["settings"], dict) or any(k not in results for k in finished):
             raise KeyError
-    except (CheckpointError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise SweepError(f"{path} is no results file of a sweep: {ELSEWHERE}") from None
     return results
+
+
+def check_base(results: Mapping[str, Any], sha256: str | None, folder: Path) -> None:
+    """Raise SweepError if the results are of another base than the one with this hash."""
+    began = results.get("base_sha256")
+    if sha256 is not None and began is not None and sha256 != began:
+        raise SweepError(f"{folder} was begun with another base: {ELSEWHERE}, or leave --base out")
 
 
 def _is_kept(folder: Path, trial: dict[str, Any]) -> bool:

@@ -33,6 +33,7 @@ from lora_np.data import (
     standard_library,
     windows,
 )
+from lora_np.experiments.rank_sweep.method import adapted_model
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
 from lora_np.experiments.rank_sweep.store import SweepError
 from lora_np.files import CheckpointError, load_arrays, load_json, save_arrays, save_json
@@ -44,6 +45,7 @@ from lora_np.train import Diverged, evaluate, fit
 from lora_np.train.resume import fill
 
 Arrays = dict[str, np.ndarray]
+WITHOUT = "without --base one is pretrained"
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,16 @@ class TextSettings:
 
 
 class TextTask:
-    """Pretrain once, then run trials; what workers need is in plain arrays."""
+    """Pretrain once, then run trials; what workers need is in plain arrays.
 
-    def __init__(self, settings: TextSettings) -> None:
+    Parameters
+    ----------
+    settings : TextSettings
+    base : str or Path, optional
+        Folder of a sweep whose base is copied rather than one pretrained.
+    """
+
+    def __init__(self, settings: TextSettings, base: str | Path | None = None) -> None:
         self.settings = settings
         s = settings
         counts = ("steps", "pretrain_steps", "batch_size", "windows", "seeds")
@@ -126,6 +135,9 @@ class TextTask:
                     windows(part, s.block_size, 1)
                 except DataError as error:  # a text that is too short is told now as well
                     raise DataError(f"the {text} text's {name} slice: {error}") from None
+        self.source = None if base is None else Path(base)
+        self.given = None if self.source is None else self._read_base(self.source)
+        self.given_sha256 = None if self.given is None else _sha256(*self.given.values())
 
     def identity(self) -> dict[str, Any]:
         """Return what the results depend on beside the settings: the two texts."""
@@ -135,11 +147,14 @@ class TextTask:
         }
 
     def prepare(self, folder: Path, progress: bool) -> Arrays:
-        """Return the arrays that trials need; the base is loaded, borrowed or pretrained."""
-        base = self._cached_base(folder)
-        if base is None:
-            base = self._pretrain(progress)
-            self._store_base(folder, base, "here")
+        """Return the arrays that trials need; the base is the folder's own, given or pretrained."""
+        try:
+            base = self._read_base(folder)
+        except SweepError:
+            base, made = self.given, f"copied from {self.source}"
+            if base is None:
+                base, made = self._pretrain(progress), "here"
+            self._store_base(folder, base, made)
         return {**base, "adapt": self.adaptation}
 
     def baseline(self, arrays: Arrays) -> dict[str, float]:
@@ -153,9 +168,10 @@ class TextTask:
                 if name != "train"
             }
 
-    def facts(self, arrays: Arrays) -> dict[str, Any]:
-        """Return what the pictures need to know about the task; nothing here."""
-        return {}
+    def facts(self, folder: Path, arrays: Arrays) -> dict[str, Any]:
+        """Return which base it is, and where it came from."""
+        about = load_json(folder / "base.json")
+        return {"base_made": about["made"], "base_sha256": about["sha256"]}
 
     def change_spectrum(self, arrays: Arrays, trained: Arrays) -> list[dict[str, Any]]:
         """Return the spectrum of every linear layer's change under full fine-tuning."""
@@ -177,19 +193,22 @@ class TextTask:
         key, total = self._base_key(), _sha256(*base.values())
         save_json(folder / "base.json", {"key": key, "sha256": total, "made": made})
 
-    def _cached_base(self, folder: Path) -> Arrays | None:
-        """Look for an equal base in this run's folder, then in its neighbours."""
-        for found in [folder / "base.json", *sorted(folder.parent.glob("*/base.json"))]:
-            try:
-                about, base = load_json(found), load_arrays(found.with_suffix(".npz"))
-                if (about["key"], about["sha256"]) != (self._base_key(), _sha256(*base.values())):
-                    continue
-            except (CheckpointError, KeyError, TypeError):
-                continue
-            if found.parent != folder:
-                self._store_base(folder, base, f"copied from {found.parent}")
-            return base
-        return None
+    def _read_base(self, folder: Path) -> Arrays:
+        """Return the base in `folder`; raise SweepError if it is damaged, or of other settings."""
+        try:
+            about, base = load_json(folder / "base.json"), load_arrays(folder / "base.npz")
+            key, total = dict(about["key"]), about["sha256"]
+        except CheckpointError as error:
+            raise SweepError(f"{folder} has no base: {error}") from None
+        except (KeyError, TypeError, ValueError):
+            raise SweepError(f"{folder} has no base: base.json is not a sweep's") from None
+        for name, value in self._base_key().items():
+            if key.get(name) != value:
+                how = f"{name} {key.get(name)}, here {value}"
+                raise SweepError(f"{folder} has a base of other settings ({how}): {WITHOUT}")
+        if total != _sha256(*base.values()):
+            raise SweepError(f"{folder} has a base.npz that was changed since: {WITHOUT}")
+        return base
 
     def _pretrain(self, progress: bool) -> Arrays:
         s, rng = self.settings, np.random.default_rng(0)
@@ -224,7 +243,7 @@ def run_text_trial(
     s, start = settings, time.perf_counter()
     with one_blas_thread():
         base = rebuild_base(s, arrays)
-        model = adapted_model(s, base, trial.rank, trial.seed)
+        model = adapted_model(base, trial, s.target_modules)
         slices: Splits = split(arrays["adapt"])
         fit(
             model,
@@ -249,14 +268,6 @@ def rebuild_base(settings: TextSettings, arrays: Arrays) -> GPT:
     model = GPT(settings.gpt(), np.random.default_rng(0))
     fill(model, {name: array for name, array in arrays.items() if name != "adapt"}, "base.npz")
     return copy_model(model, device=settings.device)
-
-
-def adapted_model(settings: TextSettings, base: GPT, rank: int | None, seed: int) -> GPT:
-    """Return the model that a trial trains: the base with adapters, or a copy of it for full."""
-    if rank is None:
-        return copy_model(base)
-    config = LoraConfig(rank, lora_alpha=rank, target_modules=settings.target_modules)
-    return inject(base, config, np.random.default_rng([seed, 1]))
 
 
 def batches(
