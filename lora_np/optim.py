@@ -45,16 +45,22 @@ class SGD:
 
     def __init__(self, packed: Packed, momentum: float = 0.0) -> None:
         self.packed, self.momentum = packed, momentum
+        self.t = 0
         self.u = get_xp(packed.vector).zeros_like(packed.vector) if momentum else None
 
     def step(self, gradient: Array, lr: float) -> None:
         """Move the vector (n,) against `gradient` (n,)."""
+        self.t += 1
         update = gradient
         if self.u is not None:
             self.u *= self.momentum
             self.u += gradient
             update = self.u
         self.packed.vector -= lr * update
+
+    def state(self) -> dict[str, Array]:
+        """Return the arrays that the next step depends on, by name; `t` counts the steps."""
+        return {} if self.u is None else {"u": self.u}
 
 
 class Adam:
@@ -99,6 +105,10 @@ class Adam:
             denominator = get_xp(v).sqrt(v / (1.0 - b2**self.t))
             denominator += self.eps
             self.packed.vector[part] -= (lr / (1.0 - b1**self.t)) * (m / denominator)
+
+    def state(self) -> dict[str, Array]:
+        """Return the arrays that the next step depends on, by name; `t` counts the steps."""
+        return {"m": self.m, "v": self.v}
 
 
 class AdamW(Adam):

@@ -1,5 +1,7 @@
 """The training loop: it learns, repeats itself, splits batches, and stops in time."""
 
+import dataclasses
+import functools
 import math
 import threading
 
@@ -7,13 +9,26 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
+from lora_np import data
 from lora_np.crew import Processes, can_fork
+from lora_np.data import RowsOfBatch
+from lora_np.experiments.rank_sweep.linear import Regression
+from lora_np.layers import Layer, Linear
 from lora_np.methods import LoraConfig, inject
 from lora_np.models import GPT, GPTConfig
 from lora_np.optim import schedule
 from lora_np.parameters import freeze, pack
 from lora_np.selfcheck import at_random
-from lora_np.train import Diverged, evaluate, fit, loss_and_gradient
+from lora_np.train import (
+    Diverged,
+    MovingAverage,
+    Trainer,
+    evaluate,
+    fit,
+    load_state,
+    loss_and_gradient,
+    save_state,
+)
 
 TIGHT = 1e-12  # float64: the same sum in another order
 V, T = 11, 8
@@ -242,9 +257,9 @@ def test_what_processes_trained_is_seen_meanwhile_and_private_afterwards():
 @pytest.mark.parametrize(
     "draw, error, message",
     [
-        (lambda rng, x: rng.standard_normal(x.shape), AttributeError, "only rng.random can draw"),
+        (lambda rng, x: rng.permutation(4), AttributeError, r"rng.permutation: a batch that is"),
         (lambda rng, x: rng.random(), ValueError, r"random\(None\) for 2 samples"),
-        (lambda rng, x: rng.random((3, 2)), ValueError, r"expected random\(\(2, \.\.\.\)\)"),
+        (lambda rng, x: rng.integers(9, size=(3, 2)), ValueError, r"expected size = \(2, \.\.\.\)"),
     ],
 )
 def test_draws_that_cannot_be_split_are_refused(split, draw, error, message):
@@ -455,3 +470,202 @@ def test_beside_threads_that_compute_threads_take_the_place_of_processes():
         done.set()
         other.join()
     assert_equal(values(beside), values(alone))
+
+
+# ------------------------------------------------------------------------------ saved and resumed
+
+RUNS = {
+    "adamw, full": (None, {"optimizer": "adamw", "warmup": 3}),
+    "momentum, LoRA with dropout": (
+        LoraConfig(r=2, lora_dropout=0.3),
+        {"optimizer": "sgd", "options": {"momentum": 0.9}, "accumulate": 2},
+    ),
+    "adam, threads": (LoraConfig(r=2, lora_dropout=0.3), {"optimizer": "adam", "threads": 2}),
+}
+
+
+def begin(name):
+    config, recipe = RUNS[name]
+    model = make_gpt(np.float32, dropout=0.1)
+    if config is not None:
+        model = inject(model, config, np.random.default_rng(3))
+    batches = data.Batches(np.arange(60) % 11, 4, 5, np.random.default_rng(1))
+    rng = np.random.default_rng(2)
+    return Trainer(model, batches, steps=20, lr=0.02, rng=rng, **recipe)
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("through_a_file", [False, True], ids=["in memory", "through a file"])
+def test_ten_and_ten_steps_are_twenty_bit_for_bit(name, through_a_file, tmp_path):
+    whole, first, second = (begin(name) for _ in range(3))
+    whole.run()
+    first.run(10)
+    state = first.state()
+    if through_a_file:
+        save_state(tmp_path / "run.npz", state)
+        state = load_state(tmp_path / "run.npz")
+    second.load(state)
+    second.run()
+    assert second.position == 20
+    assert second.history.loss == whole.history.loss
+    assert second.history.lr == whole.history.lr
+    assert_equal(values(second.model), values(whole.model))
+
+
+def test_a_state_is_a_snapshot_that_later_steps_leave_alone():
+    trainer = begin("adamw, full")
+    trainer.run(2)
+    state = trainer.state()
+    kept = {name: array.copy() for name, array in state["arrays"].items()}
+    trainer.run(2)
+    for name, array in state["arrays"].items():
+        np.testing.assert_array_equal(array, kept[name])
+    assert len(state["history"]["loss"]) == 2
+
+
+def test_a_state_of_another_run_is_refused():
+    state = begin("adamw, full").state()
+    for other in ("momentum, LoRA with dropout", "adam, threads"):
+        with pytest.raises(ValueError, match="the state is of another run"):
+            begin(other).load(state)
+
+
+# --------------------------------------------------- draws of a batch that is split, and hooks
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng, n: rng.random((n, 3)),
+        lambda rng, n: rng.random((n, 3), dtype=np.float32),
+        lambda rng, n: rng.standard_normal((n, 2)),
+        lambda rng, n: rng.integers(7, size=(n, 5)),
+        lambda rng, n: rng.integers(2, 9, size=(n,)),
+    ],
+)
+def test_the_rows_of_a_batch_draw_what_the_whole_batch_draws(draw):
+    whole = np.random.default_rng(4)
+    expected = [draw(whole, 5), draw(whole, 5)]
+    parts = [RowsOfBatch(np.random.default_rng(4), slice(a, b), 5) for a, b in ((0, 2), (2, 5))]
+    for i in range(2):
+        found = np.concatenate([draw(part, n) for part, n in zip(parts, (2, 3))])
+        np.testing.assert_array_equal(found, expected[i])
+        assert found.dtype == expected[i].dtype
+    assert parts[0].bit_generator.state == whole.bit_generator.state
+
+
+class Denoise(Layer):
+    """A loss with noise of its own, against a target that follows the model: as in distillation."""
+
+    def __init__(self, decay):
+        self.net = Linear(3, 3, np.random.default_rng(0), std=0.5, dtype=np.float64)
+        self.average = None if decay is None else MovingAverage(self.net, decay)
+
+    def moving(self):
+        return [] if self.average is None else self.average.parameters()
+
+    def number(self, batch):
+        return len(batch[0])
+
+    def loss(self, x, weight, rng=None, count=None):
+        noise = rng.standard_normal(x.shape)
+        level = rng.integers(1, 4, size=(len(x), 1))
+        y, cache = self.net.forward(x + noise / level)
+        target = x if self.average is None else self.average.model.forward(x)[0]
+        error, count = (y - target) * weight[:, None], count or len(x)
+        return 0.5 * (error * error).sum() / count, (cache, error * weight[:, None], count)
+
+    def backward(self, dy, cache, grads):
+        inner, error, count = cache
+        self.net.backward(dy * error / count, inner, grads, need_dx=False)
+
+
+@pytest.mark.parametrize("decay", [None, 0.0, 0.9], ids=["no target", "follows at once", "slowly"])
+def test_a_moving_target_and_an_objectives_draws_are_right_for_every_crew(decay):
+    found = []
+    crews = [{}, {"accumulate": 3}, {"threads": 2}, {"processes": 2} if can_fork() else {}]
+    for crew in crews:
+        model, draws = Denoise(decay), np.random.default_rng(8)
+        x, weight = draws.standard_normal((6, 3)), draws.random(6)
+        hook = None if decay is None else model.average.update
+        history = fit(
+            model, functools.partial(tuple, (x, weight)), steps=8, lr=0.05, rng=draws, after_step=hook, **crew
+        )
+        found.append((history.loss, values(model.net), draws.random()))
+        if decay == 0.0:
+            assert_equal(values(model.average.model), values(model.net))
+    for losses, weights, drawn in found[1:]:
+        assert losses == pytest.approx(found[0][0], abs=TIGHT)
+        assert_equal(weights, found[0][1], atol=TIGHT)
+        assert drawn == found[0][2]
+    assert len(set(found[0][0])) == 8
+
+
+def test_a_piece_in_which_nothing_counts_adds_nothing(rng):
+    model, packed = make_gpt(), None
+    packed = pack(model.parameters())
+    inputs = rng.integers(0, 11, (4, 5))
+    targets = inputs.copy()
+    targets[2:] = -100  # the second half of the batch
+    loss, gradient = loss_and_gradient(model, packed, (inputs, targets))
+    half_loss, half = loss_and_gradient(model, packed, (inputs, targets), 2)
+    assert half_loss == pytest.approx(loss, abs=TIGHT)
+    np.testing.assert_allclose(half, gradient, atol=TIGHT)
+
+
+def test_a_hook_sees_the_model_the_step_and_the_clipped_gradient():
+    seen = []
+    model = make_gpt()
+    before = pack(model.parameters()).vector.copy()
+
+    def hook(found, step, gradient):
+        seen.append((found is model, step, float(np.linalg.norm(gradient))))
+        assert not np.array_equal(pack(model.parameters()).vector, before)
+
+    fit(model, sampler(), steps=3, lr=0.1, clip=1e-3, after_step=hook)
+    assert [entry[:2] for entry in seen] == [(True, 0), (True, 1), (True, 2)]
+    assert [entry[2] for entry in seen] == pytest.approx([1e-3] * 3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_methods_factor_on_the_learning_rate_scales_its_steps(optimizer):
+    @dataclasses.dataclass(frozen=True)
+    class Plus(LoraConfig):  # LoRA+: B learns faster; Hayou et al. (2024), arXiv:2402.12354
+        def lr_factor(self, name):
+            return 16.0 if name.endswith(".B") else 1.0
+
+    moved = {}
+    for config in (LoraConfig(r=2), Plus(r=2)):
+        adapted = inject(make_gpt(), config, np.random.default_rng(3))
+        before = values(adapted)
+        fit(adapted, sampler(), steps=1, lr=1e-3, optimizer=optimizer, clip=None)
+        moved[type(config)] = {n: v - before[n] for n, v in values(adapted).items()}
+    for name, change in moved[LoraConfig].items():
+        factor = 16.0 if name.endswith(".B") else 1.0
+        np.testing.assert_allclose(moved[Plus][name], factor * change, rtol=1e-9, atol=1e-15)
+    assert any(change.any() for name, change in moved[Plus].items() if name.endswith(".B"))
+
+
+def test_a_method_may_act_after_every_step():
+    steps = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Watching(LoraConfig):
+        def after_step(self, model, step, gradient):
+            steps.append((step, len(gradient)))
+
+    adapted = inject(make_gpt(), Watching(r=2), np.random.default_rng(3))
+    size = sum(p.size for p in adapted.parameters().values() if p.trainable)
+    fit(adapted, sampler(), steps=2, lr=0.01)
+    assert steps == [(0, size), (1, size)]
+
+
+def test_a_regression_accumulates_too():
+    draws = np.random.default_rng(0)
+    x, y = draws.standard_normal((6, 4)), draws.standard_normal((6, 3))
+    losses = []
+    for parts in (1, 3):
+        model = Regression(Linear(4, 3, np.random.default_rng(1), dtype=np.float64))
+        history = fit(model, lambda: (x, y), steps=4, lr=0.01, accumulate=parts)
+        losses.append(history.loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)

@@ -1,5 +1,7 @@
 """Texts, byte tokens, and batches of them."""
 
+from lora_np.data.batches import Batches
+from lora_np.data.rows import RowsOfBatch
 from lora_np.data.texts import (
     VOCAB_SIZE,
     DataError,
@@ -16,7 +18,9 @@ from lora_np.data.texts import (
 
 __all__ = [
     "VOCAB_SIZE",
+    "Batches",
     "DataError",
+    "RowsOfBatch",
     "Splits",
     "decode",
     "encode",

@@ -141,6 +141,12 @@ class MethodConfig:
         """Return the factor on the learning rate of the Parameter of this name."""
         return 1.0
 
+    def after_step(self, model: Layer, step: int, gradient: Array) -> None:
+        """Do what the method does after every step of training; by default nothing.
+
+        `gradient` (n,) is that of the trainable Parameters, end to end.
+        """
+
     def of_rank(self, r: int) -> MethodConfig:
         """Return the same configuration with rank `r`, as a sweep over ranks needs it."""
         if not is_dataclass(self) or "r" not in {field.name for field in fields(self)}:
@@ -297,7 +303,7 @@ def adapters(model: Layer) -> dict[str, Any]:
 def method_of(model: Layer) -> MethodConfig | None:
     """Return the configuration with which a model was adapted; None if it is not."""
     method = getattr(model, "method", None)
-    if method is None:
+    if method is None and isinstance(model, Layer):
         method = next((layer.config() for layer in adapters(model).values()), None)
     return method
 

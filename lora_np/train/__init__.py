@@ -1,29 +1,30 @@
 """Training: the loop, one gradient from many workers, and a model's Parameters on disk."""
 
-from lora_np.train.loop import (
-    Batch,
-    BatchGradient,
-    Diverged,
-    History,
-    Recipe,
-    RowsOfBatch,
-    evaluate,
-    fit,
-    loss_and_gradient,
+from lora_np.train.average import MovingAverage
+from lora_np.train.gradient import Batch, BatchGradient, loss_and_gradient
+from lora_np.train.loop import Diverged, History, Recipe, Trainer, evaluate, fit
+from lora_np.train.resume import (
+    fill,
+    load_parameters,
+    load_state,
+    save_parameters,
+    save_state,
 )
-from lora_np.train.resume import fill, load_parameters, save_parameters
 
 __all__ = [
     "Batch",
     "BatchGradient",
     "Diverged",
     "History",
+    "MovingAverage",
     "Recipe",
-    "RowsOfBatch",
+    "Trainer",
     "evaluate",
     "fill",
     "fit",
     "load_parameters",
+    "load_state",
     "loss_and_gradient",
     "save_parameters",
+    "save_state",
 ]

@@ -1,13 +1,15 @@
 """The training loop: batches in, a history out.
 
-A model offers ``loss(inputs, targets, rng, count=None)``, which divides the sum over its targets by
-`count` where it is given and by their own number where not, ``backward(dy, cache, grads)`` and
-``parameters()``; nothing else is asked of it. Targets equal to -100 do not count. A step is::
+A model offers ``loss(*batch, rng=None, count=None)``, which divides its sum by `count` where it is
+given and by ``number(batch)`` where not, ``backward(dy, cache, grads)`` and ``parameters()``. That
+is all that is asked of it. A step is::
 
-    loss, cache = model.loss(inputs, targets, rng)
+    loss, cache = model.loss(*batch, rng=rng)
     model.backward(1.0, cache, grads)
     gradient = clip(packed.gather(grads))
     optimizer.step(gradient, lr * factor(step))
+
+:func:`fit` does it all. A :class:`Trainer` does it in parts, and can be saved between them.
 """
 
 from __future__ import annotations
@@ -15,21 +17,20 @@ from __future__ import annotations
 import copy
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lora_np.backend import Array, get_xp, like
-from lora_np.crew import Alone, Processes, Threads, shared_empty, threads_at_work
+from lora_np.backend import like, to_host
+from lora_np.methods import method_of
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, schedule
-from lora_np.parameters import Grads, Packed, pack
+from lora_np.parameters import pack
+from lora_np.train.gradient import Batch, BatchGradient, moving_of
 
-Batch = tuple[Array, Array]
+AfterStep = Callable[[Any, int, Any], None]  # (model, step, gradient (n,))
 
 
 class Diverged(ArithmeticError):
@@ -138,6 +139,7 @@ def fit(
     validate: Callable[[], float] | None = None,
     validate_every: int = 0,
     progress: bool = False,
+    after_step: AfterStep | None = None,
     **recipe: Any,
 ) -> History:
     """Train the model's trainable Parameters in place.
@@ -145,20 +147,16 @@ def fit(
     Parameters
     ----------
     model : model
-        Offers ``loss``, ``backward`` and ``parameters``, as described in this module.
+        Offers ``loss``, ``backward``, ``number`` and ``parameters``, as described in this module.
     sample : callable
-        Gives the next batch, (inputs, targets), with the samples along the first axis.
-    steps, lr : int, float
-        `lr` is the largest learning rate; the schedule scales it.
-    rng : numpy.random.Generator, optional
-        Turns dropout on. Where a batch is split, a model may draw from it only by
-        ``rng.random((samples, ...))``, whose first axis is the batch's.
+        Gives the next batch, as :class:`lora_np.data.Batches` does: arrays with the samples along
+        the first axis.
+    steps, lr, rng, after_step, **recipe
+        As for :class:`~lora_np.train.Trainer`.
     validate, validate_every : callable and int, optional
         Gives the validation loss; called after every `validate_every` steps and at the end.
     progress : bool
-        Show a bar with the loss, tokens a second and the time left.
-    **recipe
-        Fields of :class:`~lora_np.train.Recipe`, e.g. ``warmup=10, clip=None``.
+        Show a bar with the loss, things a second and the time left.
 
     Returns
     -------
@@ -180,241 +178,204 @@ def fit(
     >>> history.loss[-1] < 0.1, model.generate(np.array([0]), 3, temperature=0).tolist()
     (True, [0, 1, 2, 3])
     """
-    if steps < 1 or not 0.0 < lr < math.inf:
-        raise ValueError(f"steps = {steps} and lr = {lr}, expected at least 1, and above 0")
-    trainer = _Trainer(model, Recipe(**recipe), steps, lr, rng)
-    quiet = np.errstate(over="ignore", invalid="ignore")
-    with _bar(progress, steps) as bar, quiet, trainer.gradient:
-        trainer.run(sample, steps, validate, validate_every, bar)
+    trainer = Trainer(model, sample, steps=steps, lr=lr, rng=rng, after_step=after_step, **recipe)
+    trainer.run(validate=validate, validate_every=validate_every, progress=progress)
     return trainer.history
 
 
-class _Trainer:
-    """The state of a training run: parameters, optimizer, history, and the last good state."""
-
-    def __init__(self, model: Any, recipe: Recipe, steps: int, lr: float, rng: Any) -> None:
-        self.model, self.recipe, self.lr, self.rng = model, recipe, lr, rng
-        self.packed = pack(model.parameters())
-        self.optimizer = make_optimizer(recipe.optimizer, self.packed, **recipe.options)
-        self.factor = schedule(recipe.schedule, steps, warmup=recipe.warmup)
-        self.good = self.packed.vector.copy()  # its loss and gradient were finite
-        self.history, self.start = History(), time.perf_counter()
-        self.gradient = BatchGradient(
-            model, self.packed, recipe.accumulate, recipe.threads, recipe.processes
-        )
-
-    def run(
-        self,
-        sample: Callable[[], Batch],
-        steps: int,
-        validate: Callable[[], float] | None,
-        validate_every: int,
-        bar: _bar,
-    ) -> None:
-        """Take all steps, validate where it is due, and look at the last parameters."""
-        for step in range(steps):
-            batch = sample()
-            self.step(step, batch)
-            if validate is not None and _due(step + 1, validate_every, steps):
-                self.history.validation.append((step + 1, validate()))
-            bar.update(self.history.loss[-1], batch[1].size)
-        self.stop_unless_finite(steps, "parameters' norm", global_norm(self.packed.vector))
-
-    def step(self, step: int, batch: Batch) -> None:
-        """Take one step and record it."""
-        recipe, history = self.recipe, self.history
-        try:
-            loss, gradient = self.gradient(batch, self.rng)
-        except FloatingPointError:  # the loss says that it would not be finite
-            self.stop_unless_finite(step, "loss", math.nan)
-            raise
-        limit = math.inf if recipe.clip is None else recipe.clip
-        gradient, norm = clip_by_global_norm(gradient, limit)
-        self.stop_unless_finite(step, "loss", loss)
-        self.stop_unless_finite(step, "gradient's norm", norm)
-        self.good[...] = self.packed.vector
-        lr = self.lr * self.factor(step)
-        self.optimizer.step(gradient, lr)
-        history.loss.append(loss)
-        history.lr.append(lr)
-        history.gradient_norm.append(norm)
-        history.tokens += int(batch[1].size)
-        history.seconds = time.perf_counter() - self.start
-
-    def stop_unless_finite(self, step: int, name: str, value: float) -> None:
-        """Restore the last good parameters and raise if a number is NaN or infinite."""
-        if not math.isfinite(value):
-            self.packed.vector[...] = self.good
-            raise Diverged(
-                f"the {name} is {value} at step {step}: the model holds its last good parameters; "
-                f"try a learning rate below {self.lr:g}, a longer warmup, or clip",
-                self.history,
-            )
-
-
-class BatchGradient:
-    """The loss of a batch and its gradient, worked through by a crew; use it in a ``with``.
-
-    Every piece divides by the whole batch's count, so that losses and gradients simply add: the
-    mean of the pieces' means would be another number where pieces keep different counts. Dropout's
-    masks are those of the whole batch. Pieces are added up in a fixed order.
+class Trainer:
+    """A training run that can be taken in parts and saved between them.
 
     Parameters
     ----------
     model : model
-    packed : Packed
-        Of the model's Parameters.
-    accumulate : int
-        Parts, one after the other, to save memory.
-    threads, processes : int
-        Which share each part; one of them is 1. Processes keep the trainable values in shared
-        memory meanwhile, and see no other change to the model; when they leave, every trainable
-        Parameter gets a new array of its own, and a model that borrowed the old one keeps that.
-    """
+    sample : callable
+        Gives the next batch. Where it has a generator ``rng``, that is saved with the run.
+    steps, lr : int, float
+        Of the whole run. `lr` is the largest learning rate; the schedule scales it.
+    rng : numpy.random.Generator, optional
+        Turns dropout on. Where a batch is split, a model may draw from it by ``random``,
+        ``standard_normal`` and ``integers``, with the samples along the first axis.
+    after_step : callable, optional
+        ``after_step(model, step, gradient)`` is called after every step, with the clipped gradient
+        (n,). The method with which the model was adapted may have one of its own, called before.
+    **recipe
+        Fields of :class:`~lora_np.train.Recipe`, e.g. ``warmup=10, clip=None``.
 
-    def __init__(
-        self, model: Any, packed: Packed, accumulate: int = 1, threads: int = 1, processes: int = 1
-    ) -> None:
-        self.model, self.packed, self.accumulate = model, packed, accumulate
-        if min(threads, processes) != 1:
-            raise ValueError(
-                f"threads = {threads} and processes = {processes}, expected at least 1 and one of "
-                "them 1"
-            )
-        if processes > 1 and (busy := threads_at_work()):
-            warnings.warn(
-                f"this program's thread {busy[0]!r} is at work, beside which a fork may never end: "
-                f"{processes} threads take the place of {processes} processes; the result is equal",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-            threads, processes = processes, 1
-        self.members, shape = max(threads, processes), packed.vector.shape
-        xp, dtype = get_xp(packed.vector), packed.vector.dtype
-        if processes > 1:
-            if xp is not np:
-                raise ValueError(f"processes = {processes} share host memory: on a GPU take 1")
-            self.crew = Processes(self._add_up, processes)
-            self.rows = shared_empty((processes, *shape), dtype)  # a gradient for each member
-        else:
-            self.crew = Threads(self._add_up, threads) if threads > 1 else Alone(self._add_up)
-            self.rows = xp.zeros((threads, *shape), dtype)
-
-    def __enter__(self) -> BatchGradient:
-        with ExitStack() as stack:
-            if isinstance(self.crew, Processes):
-                vector = self.packed.vector
-                self.packed.move_to(shared_empty(vector.shape, vector.dtype))
-                # Later forks, of anybody, are to have parameters of their own again.
-                stack.callback(lambda: self.packed.move_to(self.packed.vector.copy()))
-            stack.enter_context(self.crew)
-            self._leave = stack.pop_all()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self._leave.close()
-
-    def __call__(self, batch: Batch, rng: np.random.Generator | None = None) -> tuple[float, Array]:
-        """Return the loss and its gradient (n,), which the next call overwrites."""
-        inputs, targets = batch
-        if self.accumulate > len(inputs):
-            raise ValueError(
-                f"accumulate = {self.accumulate} parts of a batch of {len(inputs)} samples"
-            )
-        pieces = _cut(batch, min(self.accumulate * self.members, len(inputs)), rng)
-        whole = {} if len(pieces) == 1 else {"count": int((targets != IGNORE_INDEX).sum())}
-        members = min(self.members, len(pieces))
-        shares = [(pieces[member :: self.members], whole) for member in range(members)]
-        losses, states = zip(*self.crew.map(shares))
-        if rng is not None:  # as if the whole batch had drawn
-            rng.bit_generator.state = states[0]
-        gradient = self.rows[0]
-        for other in self.rows[1:members]:
-            gradient += other
-        return sum(losses), gradient
-
-    def _add_up(self, member: int, share: tuple[list, dict[str, int]]) -> tuple[float, Any]:
-        """Gather the gradient of a member's pieces; return their loss, and the draws' state."""
-        pieces, whole = share
-        grads, total, state = Grads(), 0.0, None
-        for inputs, targets, rng in pieces:
-            loss, cache = self.model.loss(inputs, targets, rng, **whole)
-            self.model.backward(1.0, cache, grads)
-            total += float(loss)
-            state = None if rng is None else rng.bit_generator.state
-        self.packed.gather(grads, self.rows[member])
-        return total, state
-
-
-def loss_and_gradient(
-    model: Any,
-    packed: Packed,
-    batch: Batch,
-    accumulate: int = 1,
-    rng: np.random.Generator | None = None,
-) -> tuple[float, Array]:
-    """Return the loss of one batch and its gradient (n,); see :class:`BatchGradient`.
+    Attributes
+    ----------
+    position : int
+        Steps taken.
+    history : History
 
     Examples
     --------
     >>> import numpy as np
-    >>> from lora_np import GPT, GPTConfig, pack
-    >>> from lora_np.train import loss_and_gradient
-    >>> model = GPT(GPTConfig(4, 3, 1, 1, 8), np.random.default_rng(0), np.float64)
-    >>> packed, batch = pack(model.parameters()), (np.zeros((6, 3), int), np.ones((6, 3), int))
-    >>> (_, whole), (_, parts) = (loss_and_gradient(model, packed, batch, n) for n in (1, 3))
-    >>> np.allclose(whole, parts)  # in parts the gradient is the same
+    >>> from lora_np import GPT, GPTConfig, data
+    >>> from lora_np.train import Trainer
+    >>> def begin():
+    ...     model = GPT(GPTConfig(9, 3, 1, 1, 8), np.random.default_rng(0))
+    ...     batches = data.Batches(np.arange(9), 2, 3, np.random.default_rng(1))
+    ...     return Trainer(model, batches, steps=6, lr=0.02)
+    >>> whole, first, second = begin(), begin(), begin()
+    >>> whole.run()
+    >>> first.run(4)
+    >>> second.load(first.state())  # also through a file: save_state, load_state
+    >>> second.run()
+    >>> second.history.loss == whole.history.loss
     True
     """
-    return BatchGradient(model, packed, accumulate)(batch, rng)
+
+    def __init__(
+        self,
+        model: Any,
+        sample: Callable[[], Batch],
+        *,
+        steps: int,
+        lr: float,
+        rng: np.random.Generator | None = None,
+        after_step: AfterStep | None = None,
+        **recipe: Any,
+    ) -> None:
+        if steps < 1 or not 0.0 < lr < math.inf:
+            raise ValueError(f"steps = {steps} and lr = {lr}, expected at least 1, and above 0")
+        self.model, self.sample, self.rng = model, sample, rng
+        self.steps, self.lr, self.recipe = steps, lr, Recipe(**recipe)
+        self.packed = pack(model.parameters())
+        self.optimizer = make_optimizer(self.recipe.optimizer, self.packed, **self.recipe.options)
+        self.factor = schedule(self.recipe.schedule, steps, warmup=self.recipe.warmup)
+        self.good = self.packed.vector.copy()  # its loss and gradient were finite
+        self.position, self.history = 0, History()
+        self.hooks = [hook for hook in (_method_hook(model), after_step) if hook is not None]
+        self.rates = _rates(model, self.packed.slices())
+        self.gradient = BatchGradient(
+            model, self.packed, self.recipe.accumulate, self.recipe.threads, self.recipe.processes
+        )
+
+    def run(
+        self,
+        steps: int | None = None,
+        *,
+        validate: Callable[[], float] | None = None,
+        validate_every: int = 0,
+        progress: bool = False,
+    ) -> None:
+        """Take so many steps more, by default all that are left.
+
+        Raises
+        ------
+        Diverged
+            As :func:`fit`.
+        """
+        left = self.steps - self.position
+        number = left if steps is None else min(steps, left)
+        quiet = np.errstate(over="ignore", invalid="ignore")
+        start = time.perf_counter() - self.history.seconds
+        with _bar(progress, number) as bar, quiet, self.gradient:
+            for _ in range(number):
+                batch = self.sample()
+                self.step(batch)
+                self.history.seconds = time.perf_counter() - start
+                done = self.position
+                if validate is not None and _due(done, validate_every, self.steps):
+                    self.history.validation.append((done, validate()))
+                bar.update(self.history.loss[-1], batch[-1].size)
+            norm = global_norm(self.packed.vector)
+            self.stop_unless_finite("parameters' norm", norm)
+
+    def step(self, batch: Batch) -> None:
+        """Take one step and record it; inside ``run``, which holds the workers."""
+        recipe, history = self.recipe, self.history
+        try:
+            loss, gradient = self.gradient(batch, self.rng)
+        except FloatingPointError:  # the loss says that it would not be finite
+            self.stop_unless_finite("loss", math.nan)
+            raise
+        limit = math.inf if recipe.clip is None else recipe.clip
+        gradient, norm = clip_by_global_norm(gradient, limit)
+        self.stop_unless_finite("loss", loss)
+        self.stop_unless_finite("gradient's norm", norm)
+        self.good[...] = self.packed.vector
+        lr = self.lr * self.factor(self.position)
+        self.optimizer.step(gradient, lr)
+        for place, factor in self.rates:  # an update is lr times a direction, with any optimizer
+            before, after = self.good[place], self.packed.vector[place]
+            after[...] = before + factor * (after - before)
+        for hook in self.hooks:
+            hook(self.model, self.position, gradient)
+        history.loss.append(loss)
+        history.lr.append(lr)
+        history.gradient_norm.append(norm)
+        history.tokens += int(batch[-1].size)
+        self.position += 1
+
+    def stop_unless_finite(self, name: str, value: float) -> None:
+        """Restore the last good parameters and raise if a number is NaN or infinite."""
+        if not math.isfinite(value):
+            self.packed.vector[...] = self.good
+            raise Diverged(
+                f"the {name} is {value} at step {self.position}: the model holds its last good "
+                f"parameters; try a learning rate below {self.lr:g}, a longer warmup, or clip",
+                self.history,
+            )
+
+    # ------------------------------------------------------------------- saved and resumed
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on: arrays on the host, and plain values."""
+        arrays = {"vector": self.packed.vector, **self.optimizer.state()}
+        arrays |= {f"moving {i}": p.value for i, p in enumerate(moving_of(self.model))}
+        return {
+            "arrays": {name: to_host(array).copy() for name, array in arrays.items()},
+            "position": self.position,
+            "optimizer steps": self.optimizer.t,
+            "generators": [copy.deepcopy(g.bit_generator.state) for g in self._generators()],
+            "history": asdict(self.history),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned, for an equal run.
+
+        Raises
+        ------
+        ValueError
+            If the state is of a run with other Parameters, another optimizer or other generators.
+        """
+        generators, arrays = self._generators(), {"vector": self.packed.vector}
+        arrays |= self.optimizer.state()
+        arrays |= {f"moving {i}": p.value for i, p in enumerate(moving_of(self.model))}
+        shapes = {name: array.shape for name, array in arrays.items()}
+        found = {name: array.shape for name, array in state["arrays"].items()}
+        if shapes != found or len(generators) != len(state["generators"]):
+            raise ValueError(f"the state is of another run: it holds {found}, expected {shapes}")
+        for name, array in state["arrays"].items():
+            arrays[name][...] = like(array, arrays[name])
+        for generator, saved in zip(generators, state["generators"]):
+            generator.bit_generator.state = saved
+        self.optimizer.t = state["optimizer steps"]
+        self.good[...] = self.packed.vector
+        self.position = state["position"]
+        self.history = History(**copy.deepcopy(dict(state["history"])))
+        self.history.validation = [(int(step), loss) for step, loss in self.history.validation]
+
+    def _generators(self) -> list[Any]:
+        """Return the generators of the run: that of the batches, and that of the model's draws."""
+        found = [getattr(self.sample, "rng", None), self.rng]
+        return [generator for generator in found if generator is not None]
 
 
-def _cut(batch: Batch, number: int, rng: np.random.Generator | None) -> list[tuple]:
-    """Cut a batch in pieces of nearly equal size, each with what draws for its rows."""
-    inputs, targets = batch
-    if number == 1:
-        return [(inputs, targets, rng)]
-    pieces = []
-    for indices in np.array_split(np.arange(len(inputs)), number):
-        rows = slice(int(indices[0]), int(indices[-1]) + 1)
-        draws = None if rng is None else RowsOfBatch(rng, rows, len(inputs))
-        pieces.append((inputs[rows], targets[rows], draws))
-    return pieces
+def _method_hook(model: Any) -> AfterStep | None:
+    method = method_of(model)
+    return None if method is None else method.after_step
 
 
-OTHER_DRAWS = {
-    name for name in dir(np.random.Generator) if not name.startswith("_")
-} - {"random", "bit_generator"}  # fmt: skip
-
-
-class RowsOfBatch(np.random.Generator):
-    """A Generator for some rows of a batch: it draws for the whole batch and gives their share.
-
-    Dropout's masks then do not depend on how a batch is split. Every part draws from a copy of one
-    generator, and the first axis of what is drawn is the batch's. Only ``random`` can be split so.
-    """
-
-    def __init__(self, rng: np.random.Generator, rows: slice, batch_size: int) -> None:
-        super().__init__(copy.deepcopy(rng.bit_generator))
-        self.rows, self.batch_size = rows, batch_size
-
-    def __reduce__(self) -> tuple:  # for the way to another process
-        return RowsOfBatch, (np.random.Generator(self.bit_generator), self.rows, self.batch_size)
-
-    def random(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, size: Any = None, dtype: Any = np.float64, out: Any = None
-    ) -> Any:
-        """Return the rows' share of numbers in [0, 1) drawn for the whole batch."""
-        rows = self.rows.stop - self.rows.start
-        if not isinstance(size, tuple) or size[:1] != (rows,) or out is not None:
-            raise ValueError(f"random({size}) for {rows} samples, expected random(({rows}, ...))")
-        return super().random((self.batch_size, *size[1:]), dtype)[self.rows]
-
-    def __getattribute__(self, name: str) -> Any:
-        """Refuse what would draw the same numbers for every part."""
-        if name in OTHER_DRAWS:
-            raise AttributeError(f"rng.{name}: of a batch that is split, only rng.random can draw")
-        return super().__getattribute__(name)
+def _rates(model: Any, places: Mapping[str, slice]) -> list[tuple[slice, float]]:
+    """Return the places in the vector whose learning rate has a factor other than 1."""
+    method = method_of(model)
+    if method is None:
+        return []
+    factors = {name: float(method.lr_factor(name)) for name in places}
+    return [(places[name], factor) for name, factor in factors.items() if factor != 1.0]
 
 
 def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: int = 32) -> float:

@@ -1,15 +1,19 @@
-"""A model's Parameters to a file, by name, and back."""
+"""A model's Parameters to a file, by name, and back; a training run, to go on with."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lora_np.backend import like, to_host
 from lora_np.files import CheckpointError, load_arrays, save_arrays
 from lora_np.layers import Layer
+
+PLAIN = "plain values, as JSON"
 
 
 def save_parameters(path: str | Path, model: Layer, *, trainable_only: bool = False) -> None:
@@ -101,3 +105,49 @@ def fill(model: Layer, arrays: Mapping[str, np.ndarray], source: str) -> None:
     for name, array in arrays.items():
         p = parameters[name]
         p.value[...] = like(array.astype(p.dtype), p.value)  # in place: views stay views
+
+
+def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write the state of a training run, ``trainer.state()``, to an ``.npz`` file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.train import load_state, save_state
+    >>> state = {"arrays": {"vector": np.ones(2)}, "position": 3, "history": {"loss": [0.5]}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_state(f"{folder}/run.npz", state)
+    ...     again = load_state(f"{folder}/run.npz")
+    >>> again["position"], again["history"], again["arrays"]["vector"].tolist()
+    (3, {'loss': [0.5]}, [1.0, 1.0])
+    """
+    plain = {name: value for name, value in state.items() if name != "arrays"}
+    text = np.frombuffer(json.dumps(plain).encode("utf-8"), np.uint8)
+    save_arrays(path, {**state["arrays"], PLAIN: text})
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read what :func:`save_state` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is no such file.
+
+    Examples
+    --------
+    >>> from lora_np.files import CheckpointError
+    >>> from lora_np.train import load_state
+    >>> try:
+    ...     load_state("no_such_run.npz")
+    ... except CheckpointError as error:
+    ...     print(error)
+    no_such_run.npz does not exist
+    """
+    arrays = load_arrays(path)
+    try:
+        plain = json.loads(arrays.pop(PLAIN).tobytes().decode("utf-8"))
+        return {"arrays": arrays, **plain}
+    except (KeyError, ValueError, TypeError):
+        raise CheckpointError(f"{path} is not a saved training run") from None

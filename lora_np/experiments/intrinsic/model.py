@@ -26,6 +26,7 @@ from lora_np.backend import Array, get_xp
 from lora_np.experiments.intrinsic.fastfood import Fastfood
 from lora_np.layers import Layer, rebuild
 from lora_np.parameters import Grads, Packed, Parameter
+from lora_np.train.gradient import number_of
 
 
 class IntrinsicCache(NamedTuple):
@@ -122,6 +123,10 @@ class IntrinsicModel:
         twin, packed, direction, scale = self._twin()
         loss, inner = twin.loss(inputs, targets, rng, **options)
         return loss, IntrinsicCache(twin, packed, inner, direction, scale)
+
+    def number(self, batch: Any) -> int:
+        """Return how many things the model's loss averages over."""
+        return number_of(self.model, batch)
 
     def backward(self, dy: Any, cache: IntrinsicCache, grads: Grads) -> None:
         """Add the gradients of z, P^T dtheta, and of the scales."""

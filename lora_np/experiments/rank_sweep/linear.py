@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,12 +149,18 @@ class Regression(Layer):
     def __init__(self, linear: Linear | LoRALinear) -> None:
         self.linear = linear
 
-    def loss(self, inputs: Array, targets: Array, rng: Any = None) -> tuple[Array, Any]:
+    def loss(
+        self, inputs: Array, targets: Array, rng: Any = None, count: int | None = None
+    ) -> tuple[Array, Any]:
         """Return 1/2 ||linear(inputs) - targets||_F^2 and the cache."""
         y, c_linear = self.linear.forward(inputs, rng)
         mean, c_mse = mse_forward(y, targets)
-        half = 0.5 * targets.size  # from the mean to half the sum
+        half = 0.5 * targets.size / (count or 1)  # from the mean to half the sum
         return mean * half, (c_linear, c_mse, half)
+
+    def number(self, batch: Sequence[Array]) -> int:
+        """Return 1: the loss is a sum, so those of a batch's parts add up as they are."""
+        return 1
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = False) -> None:
         """Add the gradients of what is trainable."""

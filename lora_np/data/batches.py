@@ -1,0 +1,39 @@
+"""Batches to train on, as an object whose generator can be seen, saved and set back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lora_np.data.texts import Tokens, sample_batch
+
+
+class Batches:
+    """Random windows of a text: ``batches()`` gives the next (inputs, targets).
+
+    Parameters
+    ----------
+    tokens : integers, shape (n,)
+    batch_size, block_size : int
+        B windows of T inputs each.
+    rng : numpy.random.Generator
+        Draws them. A training run that is saved keeps its state.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.data import Batches
+    >>> batches = Batches(np.arange(100), batch_size=8, block_size=5, rng=np.random.default_rng(0))
+    >>> inputs, targets = batches()
+    >>> inputs.shape, bool((targets == inputs + 1).all())
+    ((8, 5), True)
+    """
+
+    def __init__(
+        self, tokens: Tokens, batch_size: int, block_size: int, rng: np.random.Generator
+    ) -> None:
+        self.tokens, self.batch_size, self.block_size = tokens, batch_size, block_size
+        self.rng = rng
+
+    def __call__(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the next batch, (B, T) each."""
+        return sample_batch(self.tokens, self.batch_size, self.block_size, self.rng)

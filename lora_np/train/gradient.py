@@ -1,0 +1,173 @@
+"""One gradient from a batch that is worked through in pieces, by one worker or by many."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from lora_np.backend import Array, get_xp
+from lora_np.crew import Alone, Processes, Threads, shared_empty, threads_at_work
+from lora_np.data.rows import RowsOfBatch
+from lora_np.ops.loss import IGNORE_INDEX
+from lora_np.parameters import Grads, Packed, Parameter
+
+Batch = tuple[Array, ...]  # whose first axis is that of the samples
+
+
+class BatchGradient:
+    """The loss of a batch and its gradient, worked through by a crew; use it in a ``with``.
+
+    Every piece divides by the whole batch's number, so that losses and gradients simply add: the
+    mean of the pieces' means would be another number where pieces count differently. A piece in
+    which nothing counts adds nothing. What is drawn is what the whole batch draws. Pieces are added
+    up in a fixed order.
+
+    Parameters
+    ----------
+    model : model
+    packed : Packed
+        Of the model's Parameters.
+    accumulate : int
+        Parts, one after the other, to save memory.
+    threads, processes : int
+        Which share each part; one of them is 1. Processes keep in shared memory meanwhile what is
+        trainable, and what the model says is moving (``model.moving()``, such as a running average
+        of the weights); they see no other change to the model. When they leave, each of these
+        Parameters gets a new array of its own, and a model that borrowed the old one keeps that.
+    """
+
+    def __init__(
+        self, model: Any, packed: Packed, accumulate: int = 1, threads: int = 1, processes: int = 1
+    ) -> None:
+        self.model, self.packed, self.accumulate = model, packed, accumulate
+        if min(threads, processes) != 1:
+            raise ValueError(
+                f"threads = {threads} and processes = {processes}, expected at least 1 and one of "
+                "them 1"
+            )
+        if processes > 1 and (busy := threads_at_work()):
+            warnings.warn(
+                f"this program's thread {busy[0]!r} is at work, beside which a fork may never end: "
+                f"{processes} threads take the place of {processes} processes; the result is equal",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            threads, processes = processes, 1
+        self.members, shape = max(threads, processes), packed.vector.shape
+        xp, dtype = get_xp(packed.vector), packed.vector.dtype
+        if processes > 1:
+            if xp is not np:
+                raise ValueError(f"processes = {processes} share host memory: on a GPU take 1")
+            self.crew = Processes(self._add_up, processes)
+            self.rows = shared_empty((processes, *shape), dtype)  # a gradient for each member
+        else:
+            self.crew = Threads(self._add_up, threads) if threads > 1 else Alone(self._add_up)
+            self.rows = xp.zeros((threads, *shape), dtype)
+
+    def __enter__(self) -> BatchGradient:
+        with ExitStack() as stack:
+            if isinstance(self.crew, Processes):
+                vector = self.packed.vector
+                self.packed.move_to(shared_empty(vector.shape, vector.dtype))
+                # Later forks, of anybody, are to have parameters of their own again.
+                stack.callback(lambda: self.packed.move_to(self.packed.vector.copy()))
+                for parameter in moving_of(self.model):
+                    parameter.value = _shared_copy(parameter.value)
+                    stack.callback(_own_again, parameter)
+            stack.enter_context(self.crew)
+            self._leave = stack.pop_all()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._leave.close()
+
+    def __call__(self, batch: Batch, rng: np.random.Generator | None = None) -> tuple[float, Array]:
+        """Return the loss and its gradient (n,), which the next call overwrites."""
+        if self.accumulate > len(batch[0]):
+            raise ValueError(
+                f"accumulate = {self.accumulate} parts of a batch of {len(batch[0])} samples"
+            )
+        pieces = _cut(batch, min(self.accumulate * self.members, len(batch[0])), rng)
+        whole = {} if len(pieces) == 1 else {"count": number_of(self.model, batch)}
+        members = min(self.members, len(pieces))
+        shares = [(pieces[member :: self.members], whole) for member in range(members)]
+        losses, states = zip(*self.crew.map(shares))
+        if rng is not None:  # as if the whole batch had drawn
+            rng.bit_generator.state = states[0]
+        gradient = self.rows[0]
+        for other in self.rows[1:members]:
+            gradient += other
+        return sum(losses), gradient
+
+    def _add_up(self, member: int, share: tuple[list, dict[str, Any]]) -> tuple[float, Any]:
+        """Gather the gradient of a member's pieces; return their loss, and the draws' state."""
+        pieces, whole = share
+        grads, total, state = Grads(), 0.0, None
+        for piece, rng in pieces:
+            loss, cache = self.model.loss(*piece, rng=rng, **whole)
+            self.model.backward(1.0, cache, grads)
+            total += float(loss)
+            state = None if rng is None else rng.bit_generator.state
+        self.packed.gather(grads, self.rows[member])
+        return total, state
+
+
+def loss_and_gradient(
+    model: Any,
+    packed: Packed,
+    batch: Batch,
+    accumulate: int = 1,
+    rng: np.random.Generator | None = None,
+) -> tuple[float, Array]:
+    """Return the loss of one batch and its gradient (n,); see :class:`BatchGradient`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, pack
+    >>> from lora_np.train import loss_and_gradient
+    >>> model = GPT(GPTConfig(4, 3, 1, 1, 8), np.random.default_rng(0), np.float64)
+    >>> packed, batch = pack(model.parameters()), (np.zeros((6, 3), int), np.ones((6, 3), int))
+    >>> (_, whole), (_, parts) = (loss_and_gradient(model, packed, batch, n) for n in (1, 3))
+    >>> np.allclose(whole, parts)  # in parts the gradient is the same
+    True
+    """
+    return BatchGradient(model, packed, accumulate)(batch, rng)
+
+
+def _cut(batch: Batch, number: int, rng: Any) -> list[tuple[Batch, Any]]:
+    """Cut a batch in pieces of nearly equal size, each with what draws for its rows."""
+    if number == 1:
+        return [(batch, rng)]
+    pieces, size = [], len(batch[0])
+    for indices in np.array_split(np.arange(size), number):
+        rows = slice(int(indices[0]), int(indices[-1]) + 1)
+        draws = None if rng is None else RowsOfBatch(rng, rows, size)
+        pieces.append((tuple(array[rows] for array in batch), draws))
+    return pieces
+
+
+def number_of(model: Any, batch: Batch) -> int:
+    """Return how many things the loss of a batch averages over: as the model says, or targets."""
+    number = getattr(model, "number", None)
+    return int((batch[-1] != IGNORE_INDEX).sum()) if number is None else number(batch)
+
+
+def moving_of(model: Any) -> list[Parameter]:
+    """Return the Parameters that change between steps without being trained."""
+    moving = getattr(model, "moving", None)
+    return [] if moving is None else list(moving())
+
+
+def _shared_copy(value: Array) -> Array:
+    """Return an equal array in memory that forked processes share."""
+    shared = shared_empty(value.shape, value.dtype)
+    shared[...] = value
+    return shared
+
+
+def _own_again(parameter: Parameter) -> None:
+    parameter.value = parameter.value.copy()
