@@ -23,7 +23,7 @@ from lora_np.checkpoint import (
     save_tensors,
     write_adapter,
 )
-from lora_np.checkpoint.names import matched, plain_names
+from lora_np.checkpoint.names import listed, matched, plain_names
 from lora_np.gpt import GPT, GPTConfig
 from tests.files import modules_of
 from tests.test_adapters_on_models import write_gpt2
@@ -127,6 +127,11 @@ def test_a_bodys_own_name_is_left_off_or_put_before_where_more_names_meet(names,
 def test_names_that_would_be_matched_to_one_are_an_error():
     with pytest.raises(CheckpointError, match=r"'model\.q' again as 'q'"):
         matched(["model.q", "q", "model.k"], ["q", "k"], "x")
+
+
+def test_a_list_of_names_is_one_line_and_bounded():
+    assert listed(["a\nb", "c"]) == r"'a\nb', c"
+    assert listed([f"h.{i}" for i in range(1000)]) == "h.0, h.1, h.2, h.3, h.4 and 995 more"
 
 
 # ---------------------------------------------------------------------------- one for all commands

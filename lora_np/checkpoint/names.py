@@ -162,4 +162,5 @@ def listed(names: Collection[str]) -> str:
     'h.0, h.1, h.2, h.3, h.4 and 7 more'
     """
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(list(names)[:MOST_NAMED]) + more
+    first = (name if name.isprintable() else repr(name) for name in list(names)[:MOST_NAMED])
+    return ", ".join(first) + more

@@ -29,7 +29,12 @@ def _add_analyse(commands: Any) -> None:
     )
     analyse.add_argument("path", type=Path, metavar="PATH")
     analyse.add_argument("--base", type=Path, metavar="FILE_OR_FOLDER", help="of before the change")
-    analyse.add_argument("--out", type=Path, metavar="DIR", help="default: runs/analyse-<name>/")
+    analyse.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="default: runs/analyse-<name>/, with a hash if that holds the analysis of another",
+    )
     analyse.set_defaults(run=run_analyse)
 
 
