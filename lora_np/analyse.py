@@ -103,6 +103,8 @@ class Analysis:
         Tensors of a pair that could not be compared, with the reason.
     scale_known : bool
         Whether the file says by which scale B A is multiplied.
+    passed_over : list of str
+        What an adapter's file holds that was not used.
     """
 
     source: dict[str, str]
@@ -110,6 +112,7 @@ class Analysis:
     unchanged: Sequence[str] = ()
     unmatched: Sequence[str] = ()
     scale_known: bool = True
+    passed_over: Sequence[str] = ()
 
     @property
     def shares(self) -> list[float]:
@@ -174,6 +177,7 @@ class Analysis:
             found.append(
                 "no adapter_config.json tells the scale of B A: norms are those at scale 1"
             )
+        found += self.passed_over
         if any(m.intruders is not None for m in self.modules):
             found.append(
                 "MP edge, G-D: directions above the Marchenko-Pastur edge and above Gavish and "
@@ -234,8 +238,8 @@ def analyse_adapter(path: str | Path) -> Analysis:
             _of_spectrum(name, spectrum(module.factors(), module.scale), r=module.r)
             for name, module in adapter.modules.items()
         ]
-        known = adapter.scale_known
-    return Analysis(source_of(path), _sorted(modules), scale_known=known)
+        known, notes = adapter.scale_known, adapter.notes
+    return Analysis(source_of(path), _sorted(modules), scale_known=known, passed_over=notes)
 
 
 def analyse_checkpoints(

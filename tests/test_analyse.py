@@ -254,6 +254,31 @@ def test_without_out_the_folder_is_named_after_the_adapter(tmp_path, rng, comman
     assert (tmp_path / "runs" / "analyse-mine" / "analysis.json").exists()
 
 
+def test_two_adapters_of_one_name_have_two_folders_and_each_keeps_its_own(
+    tmp_path, rng, command, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for path in ("a/x", "b/x"):
+        write_adapter(path, modules_of(rng, SHAPES))
+
+    def written(path):
+        status, said, error = command("analyse", path)
+        assert status == 0, error
+        return said.splitlines()[-1].split()[2].rstrip("/:")
+
+    first, second = written("a/x"), written("b/x")
+    assert first == "runs/analyse-x" and second.startswith("runs/analyse-x-")
+    for folder, path in ((first, "a/x"), (second, "b/x")):
+        held = json.loads((tmp_path / folder / "analysis.json").read_text())
+        assert held["source"] == {"path": str(tmp_path / path)}
+        assert written(path) == folder
+    for file in (tmp_path / first).iterdir():
+        file.unlink()
+    assert written("b/x") == second  # although the plain name is free again
+    (tmp_path / first / "mine.txt").touch()
+    assert written("a/x") not in (first, second)
+
+
 def test_a_sweep_is_analysed_by_the_spectrum_that_it_kept(tmp_path, command):
     sweep = "sweep --task linear --ranks 1 --seeds 1 --d-in 6 --d-out 5 --steps 200 --jobs 1"
     assert command(*sweep.split(), "--out", tmp_path / "s")[0] == 0

@@ -23,6 +23,7 @@ import numpy as np
 
 from lora_np.adapterfiles.report import natural, text_table
 from lora_np.checkpoint import CheckpointError, float_dtype
+from lora_np.checkpoint.names import listed
 from lora_np.rank import Spectrum, smallest_rank, spectrum
 
 EPS = float(np.finfo(np.float64).eps)
@@ -218,7 +219,15 @@ def fit_table(fits: Sequence[Fit]) -> str:
         "error": [*(f"{_over(f.missed, f.norm):.2e}" for f in fits), f"{missed:.2e}"],
         "as written": [*(f"{_over(f.written, f.norm):.2e}" for f in fits), f"{written:.2e}"],
     }
-    return text_table(columns)
+    return "\n".join([text_table(columns), *_cancelled(fits)])
+
+
+def _cancelled(fits: Sequence[Fit]) -> list[str]:
+    """Return a line on the modules that should be zero and are not: their relative error is inf."""
+    found = [fit for fit in fits if fit.norm == 0 < fit.written]
+    written = math.hypot(*(fit.written for fit in found))
+    names = listed([fit.name for fit in found])
+    return [f"the sum is zero in {names}; what is written has norm {written:.2e}"] if found else []
 
 
 def _ranks(fit: Fit) -> str:
@@ -226,4 +235,6 @@ def _ranks(fit: Fit) -> str:
 
 
 def _over(error: float, norm: float) -> float:
-    return error / norm if norm > 0 else 0.0
+    if norm > 0:
+        return error / norm
+    return math.inf if error > 0 else 0.0  # of a sum that cancels

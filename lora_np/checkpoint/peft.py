@@ -21,6 +21,7 @@ from lora_np.adapt import adapters, check_adapted
 from lora_np.backend import like, to_host
 from lora_np.checkpoint.adapter import AdapterFile, AdapterModule, open_adapter, write_adapter
 from lora_np.checkpoint.arrays import CheckpointError
+from lora_np.checkpoint.names import matched
 from lora_np.layers import Layer, Linear, LoRALinear, Place, rebuild
 from lora_np.parameters import Parameter
 
@@ -195,7 +196,8 @@ def _by_path(
             place = _place(base, path, layer)
             homes.setdefault(place.name, []).append((path, place, layer))
     found = {}
-    for name, module in adapter.modules.items():
+    called = matched(adapter.modules, homes, source)
+    for name, module in zip(called.values(), adapter.modules.values()):
         if name not in homes:
             near = get_close_matches(name, homes, n=1, cutoff=0.0)
             raise CheckpointError(

@@ -29,7 +29,12 @@ def _add_analyse(commands: Any) -> None:
     )
     analyse.add_argument("path", type=Path, metavar="PATH")
     analyse.add_argument("--base", type=Path, metavar="FILE_OR_FOLDER", help="of before the change")
-    analyse.add_argument("--out", type=Path, metavar="DIR", help="default: runs/analyse-<name>/")
+    analyse.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="default: runs/analyse-<name>/, with a hash if that holds the analysis of another",
+    )
     analyse.set_defaults(run=run_analyse)
 
 
@@ -39,9 +44,9 @@ def run_analyse(arguments: argparse.Namespace) -> int:
     from lora_np.checkpoint import replacing
     from lora_np.plots import plot_rank_map
 
-    name = arguments.path.resolve().name.removesuffix(".safetensors")
-    out = arguments.out or Path("runs") / f"analyse-{name}"
-    check_folder(out, source_of(arguments.path, arguments.base))  # before the work
+    source = source_of(arguments.path, arguments.base)
+    out = arguments.out or _own_folder(source)
+    check_folder(out, source)  # before the work
     analysis = _analysis(arguments.path, arguments.base)
     print(analysis.table())
     print("\n".join(["", *analysis.notes(), analysis.sentence()]))
@@ -50,6 +55,25 @@ def run_analyse(arguments: argparse.Namespace) -> int:
         plot_rank_map(analysis, picture)
     print(f"written to {out}/: analysis.json, ranks.png")
     return 0
+
+
+def _own_folder(source: dict[str, str]) -> Path:
+    """Return runs/analyse-NAME, or with a hash of the source where that name is another's."""
+    import hashlib
+
+    from lora_np.analyse import check_folder
+
+    name = Path(source["path"]).name.removesuffix(".safetensors")
+    plain = Path("runs") / f"analyse-{name}"
+    digest = hashlib.sha256(repr(source).encode()).hexdigest()[:8]
+    hashed = plain.with_name(f"{plain.name}-{digest}")
+    if hashed.exists():
+        return hashed  # as last time
+    try:
+        check_folder(plain, source)
+    except ValueError:
+        return hashed
+    return plain
 
 
 def _analysis(path: Path, base: Path | None) -> Analysis:
@@ -149,9 +173,13 @@ def run_extract(arguments: argparse.Namespace) -> int:
 def run_merge(arguments: argparse.Namespace) -> int:
     """Write a merged checkpoint, and say what rounding cost."""
     from lora_np.adapterfiles import merge_adapter, merge_table
+    from lora_np.adapterfiles.merge import names_note
 
     merged = merge_adapter(arguments.base, arguments.adapter, arguments.out)
-    print(f"{merge_table(merged)}\nwritten to {arguments.out}")
+    print(merge_table(merged))
+    if note := names_note(merged):
+        print(note)
+    print(f"written to {arguments.out}")
     return 0
 
 
