@@ -103,12 +103,12 @@ def rounding_noise(
     array([1., 0.])
     """
     base, tuned = types
-    differs, end = W != W0, cell_width(W, tuned)
-    squares = np.where(differs, end**2, 0.0)
-    start = rounded(W0, tuned) != W0
-    squares += np.where(start, cell_width(W0, tuned) ** 2, 0.0)
+    squares = np.zeros(W.shape)
+    differs, start = W != W0, rounded(W0, tuned) != W0
+    squares[differs] += cell_width(W[differs], tuned) ** 2
+    squares[start] += cell_width(W0[start], tuned) ** 2
     if base_is_rounded:
-        squares += np.where(differs, cell_width(W0, base) ** 2, 0.0)
+        squares[differs] += cell_width(W0[differs], base) ** 2
     return np.sqrt(squares / 12)
 
 
