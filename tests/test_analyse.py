@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lora_np.adapterfiles import weights
+from lora_np.adapterfiles import Keep, extract_adapter, weights
 from lora_np.analyse import (
     analyse_adapter,
     analyse_checkpoints,
@@ -224,6 +224,56 @@ def test_equal_or_unrelated_checkpoints_are_an_error(tmp_path, pair):
     save_tensors(tmp_path / "other.safetensors", {"x": np.ones(2)})
     with pytest.raises(ValueError, match="no tensor of equal name and shape"):
         analyse_checkpoints(base, tmp_path / "other.safetensors")
+
+
+def test_where_nothing_can_be_compared_the_error_names_what_is_on_either_side(tmp_path, rng):
+    """Not "no change": the two files share a norm, equal in both, and no matrix."""
+    W = rng.standard_normal((3, 3))
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    norm = {"norm.weight": np.ones(3)}
+    save_tensors(base, {f"encoder.layers.{i}.q.weight": W for i in range(12)} | norm)
+    save_tensors(tuned, {f"layers.{i}.q.weight": W for i in range(12)} | norm)
+    for compare in (
+        lambda: analyse_checkpoints(base, tuned),
+        lambda: extract_adapter(base, tuned, tmp_path / "a", Keep(rank=1)),
+    ):
+        with pytest.raises(ValueError, match=r"have no matrix .*of equal name and shape") as error:
+            compare()
+        said = str(error.value)
+        assert f"only in {base}: encoder.layers.0.q.weight" in said
+        assert f"only in {tuned}: layers.0.q.weight" in said
+        assert said.count("and 4 others") == 2 and "\n" not in said
+    save_tensors(tuned, {f"layers.{i}.q.weight": W for i in range(12)})
+    with pytest.raises(ValueError, match=r"no tensor of equal name .*; only in .* 4 others"):
+        analyse_checkpoints(base, tuned)
+    save_tensors(tuned, {"encoder.layers.0.q.weight": W, "head.weight": W})
+    with pytest.raises(ValueError, match=r"differ in no matrix .* of 1 compared; only in .*: e"):
+        analyse_checkpoints(base, tuned)
+
+
+def test_what_a_partial_comparison_leaves_out_is_in_the_notes(tmp_path, rng):
+    W = rng.standard_normal((3, 3))
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    save_tensors(base, {"q.weight": W, "k.weight": W, "v.weight": W, "o.weight": W[:2]})
+    save_tensors(tuned, {"q.weight": 2 * W, "encoder.k.weight": W, "o.weight": W})
+    notes = analyse_checkpoints(base, tuned).notes()
+    assert f"not compared, only in {base}: k.weight, v.weight" in notes
+    assert f"not compared, only in {tuned}: encoder.k.weight" in notes
+    assert "not compared, of shapes (2, 3) and (3, 3): o.weight" in notes
+
+
+def test_intruders_are_counted_of_as_many_directions_as_a_matrix_has(tmp_path, rng):
+    shapes = {"small.weight": (4, 6), "large.weight": (20, 30)}
+    W0 = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    save_tensors(base, W0)
+    save_tensors(tuned, {name: x + 0.01 * rng.standard_normal(x.shape) for name, x in W0.items()})
+    found = analyse_checkpoints(base, tuned)
+    looked = {module.name: module.intruders_of for module in found.modules}
+    assert looked == {"small": 4, "large": 10}
+    large, small = found.table().splitlines()[1:]
+    assert small.endswith(" of 4") and large.endswith(" of 10")
+    assert "of 10" not in "\n".join(found.notes())
 
 
 # ------------------------------------------------------------------------------------ the command

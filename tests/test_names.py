@@ -228,7 +228,7 @@ def test_modules_that_never_meet_are_not_written_and_both_sides_are_listed(tmp_p
         lambda: extract_adapter(base, tuned, tmp_path / "x", Keep(rank=1)),
         lambda: analyse_checkpoints(base, tuned),
     ):
-        with pytest.raises(ValueError, match=r"h\.0\.k\.weight, .* and 4 more there, x\.q\.weight"):
+        with pytest.raises(ValueError, match=r"base\S+: h\.0\.k\.weight, .*tuned\S+: x\.q\.weight"):
             work()
     expected = {"a", "b", "base.safetensors", "tuned.safetensors"}
     assert {path.name for path in tmp_path.iterdir()} == expected

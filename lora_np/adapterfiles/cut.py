@@ -53,11 +53,13 @@ class Keep:
     Parameters
     ----------
     rank : int, optional
-        So many, at least 1.
+        So many, at least 1, whether or not they are noise.
     energy : float, optional
-        As few as hold this share of the squared Frobenius norm, in (0, 1].
+        As few as hold this share of the squared Frobenius norm, in (0, 1]; where two files are
+        compared, of what stands above the rounding of their numbers.
     error : float, optional
-        As few as leave this relative Frobenius error, in [0, 1).
+        As few as leave this relative Frobenius error, in [0, 1). It bounds the distance from the
+        whole change, its rounding included: an error below that needs nearly every direction.
 
     Raises
     ------
@@ -92,7 +94,7 @@ class Keep:
         """The share of the squared norm that the rules of energy and error let go."""
         return 1 - self.energy if self.energy is not None else (self.error or 0.0) ** 2
 
-    def of(self, sigma: np.ndarray, shape: tuple[int, int]) -> int:
+    def of(self, sigma: np.ndarray, shape: tuple[int, int], floor: float = 0.0) -> int:
         """Return how many to keep of a matrix with these singular values: from 1 to all.
 
         Parameters
@@ -100,11 +102,13 @@ class Keep:
         sigma : ndarray, shape (k,)
             Descending; those left out are zero.
         shape : (int, int)
+        floor : float
+            Smaller singular values are rounding, which holds no energy.
         """
         if self.rank is not None:
             found = self.rank
         elif self.energy is not None:
-            found = Spectrum(sigma, shape, EPS).energy_rank(self.energy)
+            found = Spectrum(sigma, shape, EPS).energy_rank(self.energy, floor)
         else:
             found = smallest_rank(sigma, self.error or 0.0)
         return min(max(found, 1), len(sigma))  # a file has no adapter of rank 0

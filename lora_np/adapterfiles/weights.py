@@ -8,13 +8,16 @@ weights as (in, out); whether a checkpoint is of theirs is read from the config.
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lora_np.adapterfiles.report import unmatched_lines
+from lora_np.adapterfiles.rounding import is_narrower, is_rounded_copy, rounding_noise
 from lora_np.checkpoint import CheckpointError, TensorFile, load_json, open_weights
-from lora_np.checkpoint.names import listed, matched, plain_names
+from lora_np.checkpoint.names import matched, plain_names
 from lora_np.checkpoint.tensors import FLOATS
 from lora_np.rank import ResidualBound, dense_svd, randomised_svd
 
@@ -140,10 +143,8 @@ class CheckpointPair:
             for name in dict.fromkeys(name for held in self._held for name in held):
                 self._sort(name)
             if not self.names:
-                raise ValueError(
-                    f"{base} and {tuned} have no tensor of equal name and shape: "
-                    f"{listed(self.base.names)} there, {listed(self.tuned.names)} here"
-                )
+                found = f"{base} and {tuned} have no tensor of equal name and shape"
+                raise ValueError("; ".join([found, *unmatched_lines(self.unmatched)]))
         except BaseException:
             self.close()
             raise
@@ -187,6 +188,40 @@ class CheckpointPair:
         files = zip((self.base, self.tuned), self._held)
         W0, W = (file.read(held[name], np.float64) for file, held in files)
         return (W0.T, W.T) if is_conv1d(self.kind, name) else (W0, W)
+
+    def types(self, name: str) -> tuple[str, str]:
+        """Return the types in which the base and the tuned file hold a tensor."""
+        base, tuned = (held[name] for held in self._held)
+        return self.base.dtype(base), self.tuned.dtype(tuned)
+
+    def rounding(self, name: str, W0: np.ndarray, W: np.ndarray) -> np.ndarray:
+        """Return the standard deviation of the rounding in each entry of W - W0, as read."""
+        return rounding_noise(W0, W, self.types(name), self.base_is_rounded)
+
+    @cached_property
+    def base_is_rounded(self) -> bool:
+        """Whether the base is a narrow copy of what training began from: one tensor shows it."""
+        return any(
+            is_narrower(*self.types(name))
+            and is_rounded_copy(*self.read(name), self.types(name)[0])
+            for name in self.names
+            if len(self.shape(name)) == 2
+        )
+
+    def no_change(self, what: str, compared: int) -> ValueError:
+        """Return the error of a pair in which nothing was found, or nothing could be compared.
+
+        Parameters
+        ----------
+        what : str
+            What was looked for, as in "matrix".
+        compared : int
+            How many there are in both files.
+        """
+        found = f"differ in no {what} by more than rounding, of {compared} compared"
+        said = found if compared else f"have no {what} of equal name and shape"
+        files = f"{self.base.path} and {self.tuned.path}"
+        return ValueError("; ".join([f"{files} {said}", *unmatched_lines(self.unmatched)]))
 
     def close(self) -> None:
         """Close both."""

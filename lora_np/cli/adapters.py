@@ -133,7 +133,9 @@ def _add_combine(commands: Any) -> None:
 def _add_keep(command: Any) -> None:
     rule = command.add_mutually_exclusive_group(required=True)
     rule.add_argument("--rank", type=int, metavar="R", help="of every module")
-    rule.add_argument("--energy", type=float, metavar="SHARE", help="to keep, as in 0.99")
+    rule.add_argument(
+        "--energy", type=float, metavar="SHARE", help="to keep, as in 0.99, of what is not rounding"
+    )
     rule.add_argument("--error", type=float, metavar="SHARE", help="to allow, as in 0.05")
 
 
@@ -159,13 +161,16 @@ def run_resize(arguments: argparse.Namespace) -> int:
 def run_extract(arguments: argparse.Namespace) -> int:
     """Write an adapter from two checkpoints, and say what it lacks."""
     from lora_np.adapterfiles import beyond_table, extract_adapter, fit_table
+    from lora_np.adapterfiles.report import listed, unmatched_lines
 
     found = extract_adapter(arguments.base, arguments.tuned, arguments.out, _keep(arguments))
     print(fit_table(found.fits))
     if found.beyond:
         print(f"\nchanged too, and not in the adapter:\n{beyond_table(found)}")
-    for reason in found.unmatched:
-        print(f"not compared: {reason}")
+    if found.rounding:
+        print(f"only rounding, and not in the adapter: {listed(found.rounding)}")
+    for line in unmatched_lines(found.unmatched):
+        print(f"not compared, {line}")
     print(f"written to {arguments.out}/")
     return 0
 
