@@ -233,6 +233,7 @@ def test_of_single_kinds_that_count_as_equal_the_first_stands_for_all():
         ({1: 2.0, 8: 2.0}, {1: 1.05, 8: 1.0}, {1: 1.0, 8: 1.1}, [True, False]),  # q needs 1
         ({1: 2.5, 8: 2.0}, {1: 2.0, 8: 1.0}, {1: 1.0, 8: 1.1}, [False, False]),
         ({1: 3.5, 8: 3.1}, {1: 1.0, 8: 1.0}, {1: 1.0, 8: 1.1}, [True, None]),  # q gains nothing
+        ({1: 3.0, 8: 3.0 - 1e-9}, {1: 1.0, 8: 1.0}, {1: 1.0, 8: 1.1}, [True, None]),  # rounding
         ({}, {1: 1.0, 8: 1.0}, {1: 1.0, 8: 1.1}, [True, None]),
     ],
 )
