@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+MOST = 8  # names that a line lists
 
 
 def natural(name: str) -> list[str | int]:
@@ -34,3 +37,43 @@ def text_table(columns: dict[str, list[str]]) -> str:
         )
         lines.append("  ".join([first, *rest]).rstrip())
     return "\n".join(lines)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many follow: a line is not as long as a model is deep.
+
+    Parameters
+    ----------
+    names : sequence of str
+
+    Examples
+    --------
+    >>> from lora_np.tables import listed
+    >>> listed(["q", "k"]), listed([f"h.{i}" for i in range(12)])[-16:]
+    ('q, k', 'h.7 and 4 others')
+    """
+    shown, rest = ", ".join(names[:MOST]), len(names) - MOST
+    return f"{shown} and {rest} other{'s' if rest > 1 else ''}" if rest > 0 else shown
+
+
+def unmatched_lines(unmatched: Sequence[str]) -> list[str]:
+    """Return one line for each reason why tensors of two files could not be compared.
+
+    Parameters
+    ----------
+    unmatched : sequence of str
+        "name: reason", as :class:`lora_np.adapters.weights.CheckpointPair` keeps them.
+
+    Examples
+    --------
+    >>> from lora_np.tables import unmatched_lines
+    >>> unmatched_lines(["q: only in a", "x: of shapes (2,) and (3,)", "k: only in a"])
+    ['only in a: q, k', 'of shapes (2,) and (3,): x']
+    """
+    names: dict[str, list[str]] = {}
+    for line in unmatched:
+        name, reason = line.split(": ", 1)
+        names.setdefault(reason, []).append(name)
+    lines = [f"{reason}: {listed(found)}" for reason, found in names.items()]
+    rest = len(lines) - MOST
+    return [*lines[:MOST], f"and for {rest} other reasons"] if rest > 0 else lines

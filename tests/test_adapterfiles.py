@@ -15,6 +15,7 @@ from lora_np.adapters import (
     Keep,
     combine_adapters,
     extract_adapter,
+    fit_table,
     merge_adapter,
     open_adapter,
     resize_adapter,
@@ -382,7 +383,7 @@ def test_prefixes_that_differ_are_not_left_off(tmp_path, rng):
     write_adapter(tmp_path / "a", modules_of(rng, {"x.q": (4, 1, 3, 1.0), "y.k": (4, 1, 3, 1.0)}))
     W0 = {"q.weight": np.ones((4, 3)), "k.weight": np.ones((4, 3))}
     save_tensors(tmp_path / "base.safetensors", W0)
-    with pytest.raises(CheckpointError, match=r"adapts: x\.q, y\.k$"):
+    with pytest.raises(CheckpointError, match=r"adapts: x\.q, y\.k; it holds k\.weight"):
         merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "m.safetensors")
 
 
@@ -566,6 +567,123 @@ def test_adapters_that_do_not_fit_together_are_refused(tmp_path, rng, adapter):
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.parametrize(
+    "first, second, kept",
+    [("mine", "mine/", "mine"), ("mine/", "mine", "mine"), (None, "mine", None)],
+)
+def test_adapters_of_one_base_are_combined(tmp_path, rng, first, second, kept):
+    for name, base in (("a", first), ("b", second)):
+        write_adapter(tmp_path / name, modules_of(rng, SHAPES), base_model=base)
+    combine_adapters([tmp_path / "a", tmp_path / "b"], [1, 1], tmp_path / "c")
+    with open_adapter(tmp_path / "c") as c:
+        assert c.base_model == kept
+
+
+def test_adapters_of_two_bases_are_refused_and_both_are_named(tmp_path, rng):
+    for name, base in (("a", "gpt2"), ("b", None), ("c", "gpt2-medium")):
+        write_adapter(tmp_path / name, modules_of(rng, SHAPES), base_model=base)
+    paths = [tmp_path / name for name in "abc"]
+    with pytest.raises(ValueError, match=r"a is of the base 'gpt2', .*c of 'gpt2-medium'"):
+        combine_adapters(paths, [1, 1, 1], tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("method, rank", [("cat", None), ("svd", 2), ("linear", None)])
+@pytest.mark.parametrize("weights", [(0.7, -0.7), (1 / 3, 1 / 3, -2 / 3)], ids=str)
+def test_a_sum_that_cancels_has_norm_and_error_0(tmp_path, adapter, method, rank, weights):
+    if method == "linear" and len(weights) == 3:
+        weights = (2.0, -2.0)  # of three, the cross terms do not cancel
+    fits = combine_adapters([adapter] * len(weights), weights, tmp_path / "c", method, rank)
+    size = max(norm(x) for x in deltas(adapter)[0].values())
+    assert {(fit.norm, fit.missed) for fit in fits} == {(0.0, 0.0)}
+    found = deltas(tmp_path / "c")[0]
+    for fit in fits:  # three weights rounded to float32 may leave something, which is then told
+        assert abs(fit.written - norm(found[fit.name])) < EXACT * size
+        assert fit.written < SINGLE * size
+    assert total_errors(fits) == (0.0, 0.0) or fit_table(fits).count("inf") >= 2
+
+
+def test_what_is_written_in_place_of_a_zero_is_told(tmp_path, rng):
+    """B A - B' A' = 0 in other factors: linear's cross terms are all that is left."""
+    (B, A) = factors(rng, 6, 2, 5)
+    write_adapter(tmp_path / "a", [("q", B, A, 1.0)])
+    write_adapter(tmp_path / "b", [("q", 2 * B, A / 2, 1.0)])
+    paths = [tmp_path / "a", tmp_path / "b"]
+    fits = combine_adapters(paths, [1, -1], tmp_path / "c", "linear")
+    left = norm(deltas(tmp_path / "c")[0]["q"])
+    assert fits[0].norm == 0 and fits[0].written == pytest.approx(left) and left > 1
+    assert fit_table(fits).splitlines() == [
+        "module  shape       r  norm  error  as written",
+        "q       6 x 5  4 -> 2     0    inf         inf",
+        "all                       0    inf         inf",
+        f"the sum is zero in q; what is written has norm {left:.2e}",
+    ]
+
+
+# ------------------------------------------------------- what an adapter's or a base's files tell
+
+
+QUANTISED = {  # tensors of the layer q, the config's method, what is told
+    "4-bit": (
+        {"weight": (18, 1), "weight.quant_state.bitsandbytes__nf4": (9,)},
+        "bitsandbytes",
+        "nf4'",
+    ),
+    "8-bit": ({"weight": (6, 6), "SCB": (6,)}, None, "q.SCB'"),
+    "gptq": ({"qweight": (1, 6), "qzeros": (1, 1)}, "gptq", "q.qweight'"),
+    "by the config": ({"weight": (6, 6)}, "hqq", "quantised, by hqq, as its 'q.weight'"),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_a_quantised_base_is_named_as_the_cause(tmp_path, rng, kind):
+    shapes, method, words = QUANTISED[kind]
+    (tmp_path / "base").mkdir()
+    tensors = {f"q.{name}": np.ones(shape, np.uint8) for name, shape in shapes.items()}
+    save_any(tmp_path / "base" / "model.safetensors", {**tensors, "norm.weight": np.ones(6)})
+    config = {"quantization_config": {"quant_method": method}} if method else {}
+    save_json(tmp_path / "base" / "config.json", config)
+    write_adapter(tmp_path / "a", modules_of(rng, {"q": (6, 2, 6, 1.0)}))
+    save_tensors(
+        tmp_path / "t.safetensors", {"q.weight": np.ones((6, 6)), "norm.weight": np.ones(6)}
+    )
+    for work in (
+        lambda: merge_adapter(tmp_path / "base", tmp_path / "a", tmp_path / "m.safetensors"),
+        lambda: extract_adapter(
+            tmp_path / "base", tmp_path / "t.safetensors", tmp_path / "x", Keep(rank=1)
+        ),
+        lambda: analyse_checkpoints(tmp_path / "base", tmp_path / "t.safetensors"),
+    ):
+        with pytest.raises(CheckpointError, match="quantised") as error:
+            work()
+        assert words in str(error.value) and "\n" not in str(error.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "a", "t.safetensors"}
+
+
+def test_a_base_that_is_quantised_elsewhere_takes_an_adapter_of_its_floats(tmp_path, rng):
+    tensors = {"head.weight": np.ones((6, 5)), "q.weight": np.ones((18, 1), np.uint8)}
+    save_any(tmp_path / "b.safetensors", {**tensors, "q.weight.absmax": np.ones(2, np.float32)})
+    write_adapter(tmp_path / "a", modules_of(rng, {"head": (6, 2, 5, 1.0)}))
+    merge_adapter(tmp_path / "b.safetensors", tmp_path / "a", tmp_path / "m.safetensors")
+    with TensorFile(tmp_path / "m.safetensors") as file:
+        found = file.read("head.weight", np.float64)
+    np.testing.assert_allclose(found, 1 + deltas(tmp_path / "a")[0]["head"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("tie", [True, None, False])
+def test_a_tied_head_is_named_as_the_cause(tmp_path, rng, tie):
+    (tmp_path / "base").mkdir()
+    tensors = {"model.embed_tokens.weight": np.ones((9, 6)), "model.q.weight": np.ones((6, 6))}
+    save_tensors(tmp_path / "base" / "model.safetensors", tensors)
+    if tie is not None:
+        save_json(tmp_path / "base" / "config.json", {"tie_word_embeddings": tie})
+    shapes = {"model.q": (6, 2, 6, 1.0), "lm_head": (9, 2, 6, 1.0)}
+    write_adapter(tmp_path / "a", modules_of(rng, shapes))
+    with pytest.raises(CheckpointError, match=r"lacks what .*a adapts: lm_head") as error:
+        merge_adapter(tmp_path / "base", tmp_path / "a", tmp_path / "m.safetensors")
+    assert ("the head is tied to the embedding" in str(error.value)) is (tie is not False)
+
+
 # -------------------------------------------------------------------------------- the command line
 
 
@@ -580,10 +698,13 @@ def test_the_commands_print_what_they_did(tmp_path, two, checkpoints, rng, comma
         "combine a b --weights 0.5 -0.5 --out c": "10 -> 10",
         "combine a b --weights 0.5 0.5 --method svd --rank 2 --out d": "10 -> 2",
         "combine a b --weights 0.5 0.5 --method linear --out l": "10 -> 5",
+        "combine a b --weights 1.5 -5e-1 --out n": "10 -> 10",
+        "combine a b --out o --weights -5.E-1 -.5": "10 -> 10",
     }
     for line, words in lines.items():
         status, said, error = command(*line.split())
-        assert status == 0 and words in said and f"written to {line.split()[-1]}" in said, error
+        assert status == 0 and words in said, error
+        assert f"written to {line.split('--out ')[1].split()[0]}" in said
 
 
 MISTAKES = {
@@ -599,6 +720,9 @@ MISTAKES = {
     "combine a b --weights 1 --out s": "give one for each",
     "combine a b --weights 1 0 --out s": "weight 0",
     "combine a b --weights 1 nan --out s": "weight nan",
+    "combine a b --weights 1 -inf --out s": "weight -inf",
+    "resize a --error -1e-3 --out s": "error -0.001: expected at least 0",
+    "resize a --energy -5e-1 --out s": "energy -0.5: expected more than 0",
     "combine a b --weights 1 1 --method svd --out s": "svd needs a rank",
     "combine a b --weights 1 1 --rank 2 --out s": "takes no rank",
     "combine a kohya.safetensors --weights 1 1 --out s": "kohya",

@@ -199,7 +199,7 @@ def test_what_does_not_fit_the_model_is_refused(tmp_path, rng):
     base, good = make_gpt(rng), rng.standard_normal((D, 2))
     for name, B, message in [
         ("transformer.h.2.attn.c_proj", good, "which the model does not have: nearest is"),
-        ("h.0.attn.c_proj", good, "which the model does not have"),
+        ("body.h.0.attn.c_proj", good, "which the model does not have"),
         ("transformer.h.0.attn.c_attn", good, r"c_attn' (8, 8), expected (24, 8)"),
     ]:
         folder = tmp_path / name

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lora_np.adapters import open_adapter, weights, write_adapter
+from lora_np.adapters import Keep, extract_adapter, open_adapter, weights, write_adapter
 from lora_np.adapters.analyse import (
     analyse_adapter,
     analyse_checkpoints,
@@ -226,6 +226,56 @@ def test_equal_or_unrelated_checkpoints_are_an_error(tmp_path, pair):
         analyse_checkpoints(base, tmp_path / "other.safetensors")
 
 
+def test_where_nothing_can_be_compared_the_error_names_what_is_on_either_side(tmp_path, rng):
+    """Not "no change": the two files share a norm, equal in both, and no matrix."""
+    W = rng.standard_normal((3, 3))
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    norm = {"norm.weight": np.ones(3)}
+    save_tensors(base, {f"encoder.layers.{i}.q.weight": W for i in range(12)} | norm)
+    save_tensors(tuned, {f"layers.{i}.q.weight": W for i in range(12)} | norm)
+    for compare in (
+        lambda: analyse_checkpoints(base, tuned),
+        lambda: extract_adapter(base, tuned, tmp_path / "a", Keep(rank=1)),
+    ):
+        with pytest.raises(ValueError, match=r"have no matrix .*of equal name and shape") as error:
+            compare()
+        said = str(error.value)
+        assert f"only in {base}: encoder.layers.0.q.weight" in said
+        assert f"only in {tuned}: layers.0.q.weight" in said
+        assert said.count("and 4 others") == 2 and "\n" not in said
+    save_tensors(tuned, {f"layers.{i}.q.weight": W for i in range(12)})
+    with pytest.raises(ValueError, match=r"no tensor of equal name .*; only in .* 4 others"):
+        analyse_checkpoints(base, tuned)
+    save_tensors(tuned, {"encoder.layers.0.q.weight": W, "head.weight": W})
+    with pytest.raises(ValueError, match=r"differ in no matrix .* of 1 compared; only in .*: e"):
+        analyse_checkpoints(base, tuned)
+
+
+def test_what_a_partial_comparison_leaves_out_is_in_the_notes(tmp_path, rng):
+    W = rng.standard_normal((3, 3))
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    save_tensors(base, {"q.weight": W, "k.weight": W, "v.weight": W, "o.weight": W[:2]})
+    save_tensors(tuned, {"q.weight": 2 * W, "encoder.k.weight": W, "o.weight": W})
+    notes = analyse_checkpoints(base, tuned).notes()
+    assert f"not compared, only in {base}: k.weight, v.weight" in notes
+    assert f"not compared, only in {tuned}: encoder.k.weight" in notes
+    assert "not compared, of shapes (2, 3) and (3, 3): o.weight" in notes
+
+
+def test_intruders_are_counted_of_as_many_directions_as_a_matrix_has(tmp_path, rng):
+    shapes = {"small.weight": (4, 6), "large.weight": (20, 30)}
+    W0 = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    save_tensors(base, W0)
+    save_tensors(tuned, {name: x + 0.01 * rng.standard_normal(x.shape) for name, x in W0.items()})
+    found = analyse_checkpoints(base, tuned)
+    looked = {module.name: module.intruders_of for module in found.modules}
+    assert looked == {"small": 4, "large": 10}
+    large, small = found.table().splitlines()[1:]
+    assert small.endswith(" of 4") and large.endswith(" of 10")
+    assert "of 10" not in "\n".join(found.notes())
+
+
 # ------------------------------------------------------------------------------------ the command
 
 
@@ -252,6 +302,31 @@ def test_without_out_the_folder_is_named_after_the_adapter(tmp_path, rng, comman
     monkeypatch.chdir(tmp_path)
     assert command("analyse", "mine")[0] == 0
     assert (tmp_path / "runs" / "analyse-mine" / "analysis.json").exists()
+
+
+def test_two_adapters_of_one_name_have_two_folders_and_each_keeps_its_own(
+    tmp_path, rng, command, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for path in ("a/x", "b/x"):
+        write_adapter(path, modules_of(rng, SHAPES))
+
+    def written(path):
+        status, said, error = command("analyse", path)
+        assert status == 0, error
+        return said.splitlines()[-1].split()[2].rstrip("/:")
+
+    first, second = written("a/x"), written("b/x")
+    assert first == "runs/analyse-x" and second.startswith("runs/analyse-x-")
+    for folder, path in ((first, "a/x"), (second, "b/x")):
+        held = json.loads((tmp_path / folder / "analysis.json").read_text())
+        assert held["source"] == {"path": str(tmp_path / path)}
+        assert written(path) == folder
+    for file in (tmp_path / first).iterdir():
+        file.unlink()
+    assert written("b/x") == second  # although the plain name is free again
+    (tmp_path / first / "mine.txt").touch()
+    assert written("a/x") not in (first, second)
 
 
 def test_a_sweep_is_analysed_by_the_spectrum_that_it_kept(tmp_path, command):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lora_np.adapters import open_adapter
+from lora_np.adapters.analyse import analyse_adapter
 from lora_np.files import CheckpointError, save_tensors
 from tests.files import PREFIX, entry, modules_of, raw, tampered, write_adapter
 
@@ -109,11 +110,6 @@ TENSORS = {
     "truth values": ({B: ONE((6, 2), bool)}, f"'{PREFIX}{B}' as BOOL"),
     "NaN in A": ({A: np.full((2, 5), math.nan, "f4")}, f"'{PREFIX}{A}' with entries not finite"),
     "infinity in B": ({B: np.full((6, 2), -math.inf, "f2")}, f"'{PREFIX}{B}' with entries not"),
-    "a stranger": ({"h.0.q.weight": ONE(2)}, f"'{PREFIX}h.0.q.weight', which is no factor"),
-    "a magnitude of DoRA's": ({"h.0.q.lora_magnitude_vector": ONE(6)}, "lora_magnitude_vector'"),
-    "an embedding": ({"wte.lora_embedding_A": ONE((2, 9))}, "wte.lora_embedding_A'"),
-    "a bias": ({"h.0.q.base_layer.bias": ONE(6)}, "h.0.q.base_layer.bias'"),
-    "a bias of B": ({"h.0.q.lora_B.bias": ONE(6)}, "h.0.q.lora_B.bias'"),
     "kohya's alpha beside a config": ({"h.0.q.alpha": ONE(1)}, "h.0.q.alpha'"),
     "twice, under two names": ({"h.0.q.lora_A.default.weight": ONE((2, 5))}, "again as"),
 }
@@ -123,6 +119,48 @@ TENSORS = {
 def test_a_tensor_that_does_not_fit_is_named(tmp_path, rng, kind):
     tensors, words = TENSORS[kind]
     assert_refused(tampered(tmp_path / "a", rng, tensors=tensors), words)
+
+
+STRANGERS = {  # tensors beside the factors, and the cause that each tells
+    "h.0.q.lora_magnitude_vector": "a magnitude of DoRA's",
+    "h.0.q.lora_magnitude_vector.default.weight": "a magnitude of DoRA's",
+    "h.0.q.dora_scale": "a magnitude of DoRA's",
+    "h.0.q.ia3_l": "of IA3",
+    "h.0.q.hada_w1_a": "of LoHa",
+    "h.0.q.lokr_w1": "of LoKr",
+    "h.0.q.oft_R.weight": "of OFT",
+    "h.0.q.lora_E": "of AdaLoRA",
+    "h.0.q.vera_lambda_b": "of VeRA",
+    "h.0.q.lora_a": "of mlx",
+    "h.0.q.lora_mid.weight": "the core of a Tucker decomposition",
+    "h.0.q.diff_b": "a whole change",
+    "prompt_embeddings": "a trained prompt",
+    "wte.lora_embedding_A": "a factor of an embedding",
+    "h.0.q.base_layer.bias": "a trained bias",
+    "h.0.q.lora_B.bias": "a trained bias",
+    "lm_head.weight": "a layer saved whole, as PEFT saves modules_to_save, and",
+    "lm_head.base_layer.weight": "a layer saved whole",
+    "h.0.q.something_else": "of a method that is not known here",
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_tensor_of_another_method_is_named_with_the_cause(tmp_path, rng, name):
+    words = f"holds '{PREFIX}{name}', which is no factor of plain LoRA but {STRANGERS[name]}"
+    assert_refused(tampered(tmp_path / "a", rng, tensors={name: ONE((2, 2))}), words)
+
+
+@pytest.mark.parametrize("method", ["IA3", "ADALORA", "LOHA", "OFT"])
+def test_the_config_of_another_method_is_named(tmp_path, rng, method):
+    words = f"peft_type = '{method}', another method: expected 'LORA'"
+    assert_refused(tampered(tmp_path / "a", rng, {"peft_type": method}), words)
+
+
+def test_a_config_of_mlxs_is_named(tmp_path, rng):
+    changes = {"peft_type": None, "fine_tune_type": "lora"}
+    assert_refused(
+        tampered(tmp_path / "a", rng, changes), "fine_tune_type = 'lora', a field of mlx"
+    )
 
 
 def test_a_module_with_and_without_the_prefix_is_there_twice(tmp_path):
@@ -190,7 +228,6 @@ FIELDS = {  # of PEFT's LoraConfig: each would change what is computed, or canno
     "use_qalora": [True],
     "alora_invocation_tokens": [[7]],
     "ensure_weight_tying": [True],
-    "a_field_of_tomorrow": ["anything", 1, 0.5, OBJECT],
 }
 CASES = [(field, value) for field, values in FIELDS.items() for value in values]
 
@@ -252,6 +289,15 @@ def test_fields_that_change_nothing_pass(tmp_path, rng):
     folder = tampered(tmp_path / "a", rng, QUIET, shapes={"x.h.0.q": (6, 2, 5, 2.0)})
     with open_adapter(folder) as adapter:
         assert adapter.modules["x.h.0.q"].scale == 2 and adapter.lora_dropout == 0.1
+
+
+@pytest.mark.parametrize("value", [2e-4, "anything", 1, OBJECT, [1]])
+def test_a_field_that_peft_does_not_know_is_passed_over_with_a_note(tmp_path, rng, value):
+    changes = {"learning_rate": value, "lr": 1e-3, "quiet": None, "empty": {}}
+    with open_adapter(tampered(tmp_path / "a", rng, changes)) as adapter:
+        assert adapter.modules["h.0.q"].scale == 2
+        assert adapter.notes == ["the config's learning_rate, lr: not PEFT's, passed over"]
+    assert analyse_adapter(tmp_path / "a").notes() == adapter.notes
 
 
 def test_every_field_of_a_default_config_of_pefts_passes(tmp_path, rng):

@@ -380,7 +380,7 @@ def test_d90_is_the_smallest_d_that_gets_nine_tenths_of_the_way(losses, found):
     assert d90(losses, base=3.0, full=1.0) == found
 
 
-@pytest.mark.parametrize("full", [3.0, 3.5, math.nan])
+@pytest.mark.parametrize("full", [3.0, 3.0 - 1e-9, 3.5, math.nan])
 def test_d90_needs_a_full_training_that_gains(full):
     with pytest.raises(ValueError, match="there is no way to go"):
         d90({8: 1.0}, base=3.0, full=full)

@@ -98,6 +98,16 @@ def test_equal_seeds_are_never_compared(rng):
     assert directions.similarity([A, np.roll(A, 3, axis=1)], [A, np.roll(A, 3, axis=1)]).max() == 0
 
 
+def test_a_comparison_of_nothing_is_an_error_and_no_verdict(rng):
+    A = rng.standard_normal((2, 8))
+    with pytest.raises(ValueError, match="nothing to compare"):
+        directions.similarity([A], [A])  # one seed has no other
+    with pytest.raises(ValueError, match="hold no matrix"):
+        directions.figure({2: {0: {}, 1: {}}}, (2, 2), rng)
+    with pytest.raises(ValueError, match="any two directions are equal"):
+        directions.mean_excess([[1.0]], 1)
+
+
 def test_below_the_top_is_the_similarity_of_the_spaces_without_the_first_direction(rng):
     low, high = (np.linalg.qr(rng.standard_normal((9, r)))[0] for r in (3, 5))
     grid = directions.subspace_similarity(low, high)
@@ -223,6 +233,7 @@ def test_of_single_kinds_that_count_as_equal_the_first_stands_for_all():
         ({1: 2.0, 8: 2.0}, {1: 1.05, 8: 1.0}, {1: 1.0, 8: 1.1}, [True, False]),  # q needs 1
         ({1: 2.5, 8: 2.0}, {1: 2.0, 8: 1.0}, {1: 1.0, 8: 1.1}, [False, False]),
         ({1: 3.5, 8: 3.1}, {1: 1.0, 8: 1.0}, {1: 1.0, 8: 1.1}, [True, None]),  # q gains nothing
+        ({1: 3.0, 8: 3.0 - 1e-9}, {1: 1.0, 8: 1.0}, {1: 1.0, 8: 1.1}, [True, None]),  # rounding
         ({}, {1: 1.0, 8: 1.0}, {1: 1.0, 8: 1.1}, [True, None]),
     ],
 )

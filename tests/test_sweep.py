@@ -666,7 +666,7 @@ def test_a_given_base_of_other_settings_is_an_error(tiny, finished, tmp_path, ch
     [
         ("base.json", None, r"has no base: .*base\.json does not exist"),
         ("base.json", b"[1]", r"has no base: base\.json is not a sweep's"),
-        ("base.json", b'{"key": {}}', r"has no base: base\.json is not a sweep's"),
+        ("base.json", b'{"key": {}, "sha256": ""}', r"has no base: base\.json is not a sweep's"),
         ("base.npz", b"half a file", r"has no base: .*base\.npz is not a readable"),
         ("base.npz", "noise", r"has a base\.npz that was changed since"),
     ],
@@ -693,7 +693,7 @@ def test_a_sweep_does_not_go_on_with_another_base(tiny, finished, tmp_path, call
     with pytest.raises(KeyboardInterrupt):
         rank_sweep(tiny, out)
     before = files(out)
-    with pytest.raises(SweepError, match="was begun with another base: choose another --out, or"):
+    with pytest.raises(SweepError, match="was begun with another base: choose another --out"):
         rank_sweep(tiny, out, base=other)
     for name in ("base.json", "base.npz"):  # the folder's own, replaced
         shutil.copy(other / name, out)
@@ -886,8 +886,10 @@ def test_the_linear_table_shows_the_floors():
 
 
 def test_a_gain_is_not_given_as_a_share_of_no_gain():
-    table = report.table(made_up({1: [2.0], None: [3.0]}))
-    assert "%" not in table and "nan" not in table
+    for full in (3.5, 3.0, 3.0 - EQUAL):  # the base has 3
+        table = report.table(made_up({1: [2.0], None: [full]}))
+        assert "%" not in table and "nan" not in table
+    assert "%" in report.table(made_up({1: [2.0], None: [3.0 - WORSE]}))
 
 
 @pytest.mark.parametrize(

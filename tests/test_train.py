@@ -589,7 +589,13 @@ def test_a_moving_target_and_an_objectives_draws_are_right_for_every_crew(decay)
         x, weight = draws.standard_normal((6, 3)), draws.random(6)
         hook = None if decay is None else model.average.update
         history = fit(
-            model, functools.partial(tuple, (x, weight)), steps=8, lr=0.05, rng=draws, after_step=hook, **crew
+            model,
+            functools.partial(tuple, (x, weight)),
+            steps=8,
+            lr=0.05,
+            rng=draws,
+            after_step=hook,
+            **crew,
         )
         found.append((history.loss, values(model.net), draws.random()))
         if decay == 0.0:

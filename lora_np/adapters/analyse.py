@@ -5,6 +5,10 @@ as the spectrum that a sweep has kept. Of each matrix are told: the measures of 
 (``lora_np.rank``), its share of the squared Frobenius norm of all changes, and, of pairs, where
 noise begins and how many of the top directions are intruders.
 
+The difference of two files holds the rounding of their numbers, which is known
+(``adapterfiles/rounding.py``). Energy ranks of pairs count what stands above it: a matrix that
+differs by rounding alone has the rank 0.
+
 A large difference has its 256 largest singular values found by a randomised SVD. Its norm is
 known from the entries, so that its energy ranks are those of a copy that really keeps the energy
 (an upper bound on the least); what needs the whole spectrum is then not told.
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +28,12 @@ from lora_np.adapters.file import open_adapter
 from lora_np.adapters.weights import CheckpointPair, is_small, leading_svd
 from lora_np.experiments.rank_sweep.store import SweepError, read_results
 from lora_np.files import CheckpointError, load_json, save_json
-from lora_np.rank import Spectrum, intruder_dimensions, spectrum
-from lora_np.tables import natural, text_table
+from lora_np.rank import Spectrum, intruder_dimensions, spectrum, uneven_noise_edge
+from lora_np.tables import listed, natural, text_table, unmatched_lines
 
 FRACTIONS = (0.90, 0.95, 0.99)
 LEADING = 256  # singular values found of a large matrix
-TOP = 10  # directions in which intruders are sought, as in the paper
+TOP = 10  # directions in which intruders are sought, as in the paper, or all of a small matrix
 RESULT = "analysis.json"
 
 
@@ -49,19 +53,23 @@ class ModuleRanks:
         Descending; all that are not zero, or the largest of a large matrix.
     stable_rank : float
     energy_ranks : dict of float to int or None
-        By fraction; None where more than k directions are needed.
+        By fraction, of the energy above the rounding; None where more than k directions are needed.
     effective_rank : float or None
         None where only the largest singular values are known. So too the next three.
     bulk_rank, hard_threshold_rank : int or None
         See :class:`lora_np.rank.Spectrum`; None also where there is no noise floor.
     intruders : int or None
-        Of the top ten left singular vectors, how many resemble none of W0's.
+        Of the top left singular vectors, how many resemble none of W0's.
+    intruders_of : int or None
+        How many were looked at: ten, or all of a smaller matrix.
     r : int or None
         Rank of the factors, where there are any.
     missed : float or None
         Relative Frobenius norm of what lies beyond the k directions of a large matrix.
     missed_at_most : float or None
         Bound on its largest singular value, but for a probability of 1e-10.
+    rounding : float or None
+        Of a pair: the largest singular value that the rounding of the files' numbers may have.
     """
 
     name: str
@@ -74,9 +82,16 @@ class ModuleRanks:
     bulk_rank: int | None = None
     hard_threshold_rank: int | None = None
     intruders: int | None = None
+    intruders_of: int | None = None
     r: int | None = None
     missed: float | None = None
     missed_at_most: float | None = None
+    rounding: float | None = None
+
+    @property
+    def only_rounding(self) -> bool:
+        """Whether no direction of the change stands above the rounding of the files' numbers."""
+        return self.rounding is not None and float(self.singular_values[0]) < self.rounding
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it, ready for JSON; singular values to 6 digits."""
@@ -104,6 +119,8 @@ class Analysis:
         Tensors of a pair that could not be compared, with the reason.
     scale_known : bool
         Whether the file says by which scale B A is multiplied.
+    passed_over : list of str
+        What an adapter's file holds that was not used.
     """
 
     source: dict[str, str]
@@ -111,6 +128,7 @@ class Analysis:
     unchanged: Sequence[str] = ()
     unmatched: Sequence[str] = ()
     scale_known: bool = True
+    passed_over: Sequence[str] = ()
 
     @property
     def shares(self) -> list[float]:
@@ -118,6 +136,11 @@ class Analysis:
         norms = np.array([module.norm for module in self.modules])
         squares = (norms / (norms.max() or 1.0)) ** 2  # relative: no square overflows
         return [float(share) for share in squares / (squares.sum() or 1.0)]
+
+    @property
+    def only_rounding(self) -> list[str]:
+        """Modules that differ by no more than the rounding of the files' numbers."""
+        return [module.name for module in self.modules if module.only_rounding]
 
     @property
     def places(self) -> list[tuple[str, str]]:
@@ -157,7 +180,7 @@ class Analysis:
             "share": [f"{share:.1%}" for share in self.shares],
             "MP edge": [_or_dash(m.bulk_rank) for m in self.modules],
             "G-D": [_or_dash(m.hard_threshold_rank) for m in self.modules],
-            f"of {TOP} new": [_or_dash(m.intruders) for m in self.modules],
+            "intruders": [_of_top(m) for m in self.modules],
         }
         return text_table({k: v for k, v in columns.items() if any(cell != "-" for cell in v)})
 
@@ -175,14 +198,20 @@ class Analysis:
             found.append(
                 "no adapter_config.json tells the scale of B A: norms are those at scale 1"
             )
+        found += self.passed_over
         if any(m.intruders is not None for m in self.modules):
             found.append(
                 "MP edge, G-D: directions above the Marchenko-Pastur edge and above Gavish and "
-                f"Donoho's threshold, the median being noise; of {TOP} new: intruder dimensions"
+                "Donoho's threshold, the median being noise; intruders: of the top directions, "
+                "how many are none of the base's"
             )
+        if any(m.rounding is not None for m in self.modules):
+            found.append("90%, 95%, 99%: of the energy above the rounding of the files' numbers")
+        if self.only_rounding:
+            found.append(f"only rounding: {listed(self.only_rounding)}")
         if self.unchanged:
-            found.append(f"equal in both: {', '.join(self.unchanged)}")
-        return [*found, *(f"not compared: {reason}" for reason in self.unmatched)]
+            found.append(f"equal in both: {listed(self.unchanged)}")
+        return [*found, *(f"not compared, {line}" for line in unmatched_lines(self.unmatched))]
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
@@ -194,6 +223,7 @@ class Analysis:
                 for module, (layer, kind), share in rows
             ],
             "rank_for_99_percent": self.largest_rank(),
+            "only_rounding": self.only_rounding,
             "unchanged": list(self.unchanged),
             "unmatched": list(self.unmatched),
         }
@@ -235,8 +265,8 @@ def analyse_adapter(path: str | Path) -> Analysis:
             _of_spectrum(name, spectrum(module.factors(), module.scale), r=module.r)
             for name, module in adapter.modules.items()
         ]
-        known = adapter.scale_known
-    return Analysis(source_of(path), _sorted(modules), scale_known=known)
+        known, notes = adapter.scale_known, adapter.notes
+    return Analysis(source_of(path), _sorted(modules), scale_known=known, passed_over=notes)
 
 
 def analyse_checkpoints(
@@ -261,7 +291,7 @@ def analyse_checkpoints(
     CheckpointError
         If a file is broken.
     ValueError
-        If no matrix has changed, or none is common to both.
+        If the files share no matrix, or all that they share are equal.
 
     Examples
     --------
@@ -286,9 +316,10 @@ def analyse_checkpoints(
             if np.array_equal(W0, W):
                 unchanged.append(name)
             else:
-                modules.append(_of_change(name.removesuffix(".weight"), W0, W, rng))
+                edge = uneven_noise_edge(pair.rounding(name, W0, W))
+                modules.append(_of_change(name.removesuffix(".weight"), W0, W, edge, rng))
     if not modules:
-        raise ValueError(f"{base} and {tuned} differ in no matrix that both have")
+        raise pair.no_change("matrix", len(unchanged))
     return Analysis(source_of(tuned, base), _sorted(modules), unchanged, pair.unmatched)
 
 
@@ -353,46 +384,60 @@ def _sorted(modules: list[ModuleRanks]) -> list[ModuleRanks]:
 
 
 def _of_spectrum(
-    name: str, found: Spectrum, r: int | None = None, intruders: int | None = None
+    name: str, found: Spectrum, r: int | None = None, rounding: float | None = None
 ) -> ModuleRanks:
-    sigma = found.singular_values
+    sigma, floor = found.singular_values, rounding or 0.0
     return ModuleRanks(
         name=name,
         shape=found.shape,
         norm=float(sigma[0]) * found.stable_rank**0.5,
         singular_values=sigma,
         stable_rank=found.stable_rank,
-        energy_ranks={fraction: found.energy_rank(fraction) for fraction in FRACTIONS},
+        energy_ranks={fraction: found.energy_rank(fraction, floor) for fraction in FRACTIONS},
         effective_rank=found.effective_rank,
         bulk_rank=found.bulk_rank,
         hard_threshold_rank=found.hard_threshold_rank,
-        intruders=intruders,
         r=r,
+        rounding=rounding,
     )
 
 
-def _of_change(name: str, W0: np.ndarray, W: np.ndarray, rng: np.random.Generator) -> ModuleRanks:
+def _of_change(
+    name: str, W0: np.ndarray, W: np.ndarray, edge: float, rng: np.random.Generator
+) -> ModuleRanks:
     """Measure one change (out, in): by its whole spectrum, or by the largest singular values."""
     if is_small(W.shape):
-        intruders = intruder_dimensions(W0, W, k=min(TOP, *W.shape)).count
-        return _of_spectrum(name, spectrum(W - W0), intruders=intruders)
+        k = min(TOP, *W.shape)
+        found = _of_spectrum(name, spectrum(W - W0), rounding=edge)
+        return replace(found, intruders=intruder_dimensions(W0, W, k=k).count, intruders_of=k)
     delta = W - W0
     _, sigma, _, bound = leading_svd(delta, LEADING, rng)
     norm = float(np.linalg.norm(delta))
-    kept = np.cumsum((sigma / norm) ** 2)  # (k,) of all energy, in the first 1, 2, ...
     return ModuleRanks(
         name=name,
         shape=(W.shape[0], W.shape[1]),
         norm=norm,
         singular_values=sigma,
         stable_rank=(norm / float(sigma[0])) ** 2,
-        energy_ranks={
-            fraction: int(np.argmax(kept >= fraction)) + 1 if kept[-1] >= fraction else None
-            for fraction in FRACTIONS
-        },
+        energy_ranks=_energy_ranks(sigma, W.shape, norm, edge),
+        rounding=edge,
         missed=None if bound is None else (bound.frobenius or 0.0) / norm,
         missed_at_most=None if bound is None else bound.spectral,
     )
+
+
+def _energy_ranks(
+    sigma: np.ndarray, shape: tuple[int, ...], norm: float, edge: float
+) -> dict[float, int | None]:
+    """Return energy ranks by the largest singular values (k,) of a matrix of this norm."""
+    if sigma[-1] < edge:  # all that stands above rounding is known
+        found = Spectrum(sigma, (shape[0], shape[1]), float(np.finfo(np.float64).eps))
+        return {fraction: found.energy_rank(fraction, edge) for fraction in FRACTIONS}
+    kept = np.cumsum((sigma / norm) ** 2)  # (k,) of all energy, in the first 1, 2, ...
+    return {
+        fraction: int(np.argmax(kept >= fraction)) + 1 if kept[-1] >= fraction else None
+        for fraction in FRACTIONS
+    }
 
 
 # ----------------------------------------------------------------------------------------- names
@@ -441,6 +486,10 @@ def _middle_place(name: str) -> tuple[str, str]:
 def _long_place(name: str) -> tuple[str, str]:
     number = NUMBER.search(name)
     return (name[: number.end()], name[number.end() :].lstrip("._")) if number else ("", name)
+
+
+def _of_top(module: ModuleRanks) -> str:
+    return "-" if module.intruders is None else f"{module.intruders} of {module.intruders_of}"
 
 
 def _or_dash(value: float | None) -> str:

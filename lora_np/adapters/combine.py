@@ -42,8 +42,11 @@ from lora_np.adapters.file import (
 )
 from lora_np.adapters.resize import Written
 from lora_np.files import CheckpointError
+from lora_np.files.names import listed, matched
 from lora_np.rank import svd_of_factors
 
+CANCELS = 1e-13  # of the largest term's norm: a smaller sum has no correct digit but its zero
+Modules = dict[str, AdapterModule]
 Terms = list[Term]  # (w s, B, A) of each adapter that has the module
 Made = tuple[np.ndarray, np.ndarray, float]  # B, A, and the error that the method makes
 
@@ -60,7 +63,7 @@ def combine_adapters(
     Parameters
     ----------
     adapters : sequence of str or Path
-        At least two, in PEFT's form.
+        At least two, in PEFT's form. The first one's names win where only some begin with "model.".
     weights : sequence of float
         One for each; may be negative, not 0.
     folder : str or Path
@@ -82,7 +85,7 @@ def combine_adapters(
     CheckpointError
         If an adapter is broken or kohya's, or the folder is not empty. Nothing is then written.
     ValueError
-        If the arguments or the adapters do not fit together.
+        If the arguments or the adapters do not fit together, or the adapters have other bases.
 
     Examples
     --------
@@ -105,8 +108,8 @@ def combine_adapters(
     with ExitStack() as stack:
         files = [stack.enter_context(open_adapter(path)) for path in adapters]
         _check_forms(files, adapters)
-        modules = _check_alike(files, adapters, same_modules=method == "linear")
-        _write(folder, files, _combined(files, weights, modules, make, fits))
+        held = _by_common_name(files, adapters, same_modules=method == "linear")
+        _write(folder, files, _combined(held, weights, make, fits))
     return fits
 
 
@@ -115,7 +118,7 @@ def _write(folder: str | Path, files: list[AdapterFile], modules: Iterator[Writt
     write_adapter(
         folder,
         modules,
-        base_model=_common([file.base_model for file in files]),
+        base_model=_common([_base_of(file) for file in files]),
         dtype=None,
         fan_in_fan_out=files[0].fan_in_fan_out,
         lora_dropout=_common([file.lora_dropout for file in files]) or 0.0,
@@ -132,6 +135,7 @@ def _check_forms(files: list[AdapterFile], paths: Sequence[Any]) -> None:
             )
         file.require_scale()
         require_matrices(file)
+    _check_bases(files, paths)
 
 
 def _check_weights(adapters: Sequence[Any], weights: Sequence[float]) -> None:
@@ -144,15 +148,51 @@ def _check_weights(adapters: Sequence[Any], weights: Sequence[float]) -> None:
             raise ValueError(f"weight {weight}: expected a number other than 0; leave that one out")
 
 
-def _check_alike(
-    files: list[AdapterFile], paths: Sequence[Any], same_modules: bool
-) -> dict[str, None]:
-    """Return the names of all modules, in the order of their first appearance."""
+def _check_bases(files: list[AdapterFile], paths: Sequence[Any]) -> None:
+    """Refuse adapters of different models, as far as their configs say."""
     if len({file.fan_in_fan_out for file in files}) > 1:
         raise ValueError("the adapters differ in fan_in_fan_out: they are of different models")
-    first: dict[str, tuple[Any, Any]] = {}
+    first: dict[str, Any] = {}
     for file, path in zip(files, paths):
-        for name, module in file.modules.items():
+        if base := _base_of(file):
+            first.setdefault(base, path)
+    if len(first) > 1:
+        one, other, *_ = first
+        raise ValueError(
+            f"{first[one]} is of the base {one!r}, {first[other]} of {other!r}: if these are one "
+            "model, give them one base_model_name_or_path in adapter_config.json"
+        )
+
+
+def _base_of(file: AdapterFile) -> str | None:
+    return file.base_model.rstrip("/") if isinstance(file.base_model, str) else None
+
+
+def _by_common_name(
+    files: list[AdapterFile], paths: Sequence[Any], same_modules: bool
+) -> list[Modules]:
+    """Return each adapter's modules, by the names of the first adapter that has them."""
+    found: list[Modules] = [dict(files[0].modules)]
+    for file, path in zip(files[1:], paths[1:]):
+        known = {name for modules in found for name in modules}
+        called = matched(file.modules, known, path)
+        found.append({called[name]: module for name, module in file.modules.items()})
+    for i, path in enumerate(paths):
+        others = {name: None for j, modules in enumerate(found) if j != i for name in modules}
+        if not others.keys() & found[i].keys():
+            raise ValueError(
+                f"{path} has no module in common with the others: it adapts {listed(found[i])}; "
+                f"they adapt {listed(others)}"
+            )
+    _check_alike(found, paths, same_modules)
+    return found
+
+
+def _check_alike(held: list[Modules], paths: Sequence[Any], same_modules: bool) -> None:
+    """Refuse modules of one name whose shapes differ, or that "linear" cannot sum."""
+    first: dict[str, tuple[Any, AdapterModule]] = {}
+    for modules, path in zip(held, paths):
+        for name, module in modules.items():
             other, before = first.setdefault(name, (path, module))
             if module.shape != before.shape:
                 raise ValueError(f"{name!r} is {before.shape} in {other}, {module.shape} in {path}")
@@ -161,14 +201,13 @@ def _check_alike(
                     f"{name!r} has rank {before.r} in {other}, {module.r} in {path}: linear needs "
                     "equal ranks, cat and svd do not"
                 )
-    for file, path in zip(files, paths):
-        missing = [name for name in first if name not in file.modules]
+    for modules, path in zip(held, paths):
+        missing = [name for name in first if name not in modules]
         if same_modules and missing:
             raise ValueError(
                 f"{path} has no {missing[0]!r}: linear needs the same modules in all, cat and svd "
                 "do not"
             )
-    return dict.fromkeys(first)
 
 
 def _common(values: Sequence[Any]) -> Any:
@@ -177,22 +216,21 @@ def _common(values: Sequence[Any]) -> Any:
 
 
 def _combined(
-    files: list[AdapterFile],
+    held: list[Modules],
     weights: Sequence[float],
-    names: dict[str, None],
     make: Callable[[Terms], Made],
     fits: list[Fit],
 ) -> Iterator[Written]:
-    for name in names:
-        held = [(w, f.modules[name]) for w, f in zip(weights, files) if name in f.modules]
+    for name in {name: None for modules in held for name in modules}:
+        own = [(w, modules[name]) for w, modules in zip(weights, held) if name in modules]
         with naming(name):
-            B, A, fit = _together(held, make)
+            B, A, fit = _together(name, own, make)
         fits.append(fit)
         yield name, B, A, 1.0
 
 
 def _together(
-    held: list[tuple[float, AdapterModule]], make: Callable[[Terms], Made]
+    name: str, held: list[tuple[float, AdapterModule]], make: Callable[[Terms], Made]
 ) -> tuple[np.ndarray, np.ndarray, Fit]:
     """Return one module's factors as they will be written, and their errors."""
     terms = [(w * module.scale, *module.factors()) for w, module in held]
@@ -200,14 +238,18 @@ def _together(
     wide = any(x.dtype == np.float64 for _, *factors in terms for x in factors)
     dtype = np.float64 if wide else np.float32
     new_B, new_A = rounded(B, dtype), rounded(A, dtype)
+    norms = (norm_of_sum(terms), missed, distance(new_B, new_A, terms))
+    noise = CANCELS * max(norm_of_sum([term]) for term in terms)
+    cancels = norms[0] <= noise  # what is left of the sum is rounding
+    norm, missed, written = (0.0 if cancels and x <= noise else x for x in norms)
     fit = Fit(
-        name=held[0][1].name,
+        name=name,
         shape=held[0][1].shape,
         before=sum(module.r for _, module in held),
         r=len(new_A),
-        norm=norm_of_sum(terms),
+        norm=norm,
         missed=missed,
-        written=distance(new_B, new_A, terms),
+        written=written,
     )
     return new_B, new_A, fit
 

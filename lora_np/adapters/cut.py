@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.files import CheckpointError, float_dtype
+from lora_np.files.names import listed
 from lora_np.rank import Spectrum, smallest_rank, spectrum
 from lora_np.tables import natural, text_table
 
@@ -52,11 +53,13 @@ class Keep:
     Parameters
     ----------
     rank : int, optional
-        So many, at least 1.
+        So many, at least 1, whether or not they are noise.
     energy : float, optional
-        As few as hold this share of the squared Frobenius norm, in (0, 1].
+        As few as hold this share of the squared Frobenius norm, in (0, 1]; where two files are
+        compared, of what stands above the rounding of their numbers.
     error : float, optional
-        As few as leave this relative Frobenius error, in [0, 1).
+        As few as leave this relative Frobenius error, in [0, 1). It bounds the distance from the
+        whole change, its rounding included: an error below that needs nearly every direction.
 
     Raises
     ------
@@ -91,7 +94,7 @@ class Keep:
         """The share of the squared norm that the rules of energy and error let go."""
         return 1 - self.energy if self.energy is not None else (self.error or 0.0) ** 2
 
-    def of(self, sigma: np.ndarray, shape: tuple[int, int]) -> int:
+    def of(self, sigma: np.ndarray, shape: tuple[int, int], floor: float = 0.0) -> int:
         """Return how many to keep of a matrix with these singular values: from 1 to all.
 
         Parameters
@@ -99,11 +102,13 @@ class Keep:
         sigma : ndarray, shape (k,)
             Descending; those left out are zero.
         shape : (int, int)
+        floor : float
+            Smaller singular values are rounding, which holds no energy.
         """
         if self.rank is not None:
             found = self.rank
         elif self.energy is not None:
-            found = Spectrum(sigma, shape, EPS).energy_rank(self.energy)
+            found = Spectrum(sigma, shape, EPS).energy_rank(self.energy, floor)
         else:
             found = smallest_rank(sigma, self.error or 0.0)
         return min(max(found, 1), len(sigma))  # a file has no adapter of rank 0
@@ -218,7 +223,15 @@ def fit_table(fits: Sequence[Fit]) -> str:
         "error": [*(f"{_over(f.missed, f.norm):.2e}" for f in fits), f"{missed:.2e}"],
         "as written": [*(f"{_over(f.written, f.norm):.2e}" for f in fits), f"{written:.2e}"],
     }
-    return text_table(columns)
+    return "\n".join([text_table(columns), *_cancelled(fits)])
+
+
+def _cancelled(fits: Sequence[Fit]) -> list[str]:
+    """Return a line on the modules that should be zero and are not: their relative error is inf."""
+    found = [fit for fit in fits if fit.norm == 0 < fit.written]
+    written = math.hypot(*(fit.written for fit in found))
+    names = listed([fit.name for fit in found])
+    return [f"the sum is zero in {names}; what is written has norm {written:.2e}"] if found else []
 
 
 def _ranks(fit: Fit) -> str:
@@ -226,4 +239,6 @@ def _ranks(fit: Fit) -> str:
 
 
 def _over(error: float, norm: float) -> float:
-    return error / norm if norm > 0 else 0.0
+    if norm > 0:
+        return error / norm
+    return math.inf if error > 0 else 0.0  # of a sum that cancels

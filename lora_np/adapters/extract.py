@@ -1,7 +1,8 @@
 """An adapter from two checkpoints: the best low-rank copy of what training changed.
 
 Only matrices of linear layers become factors. What else has changed (biases, norms, embeddings),
-no adapter of this kind can hold: it is named, with its norm.
+no adapter of this kind can hold: it is named, with its norm. What differs by no more than the
+rounding of the two files' numbers (``rounding.py``) training did not change: it is named, too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import numpy as np
 from lora_np.adapters.cut import Fit, Keep, factors_of, rounded
 from lora_np.adapters.file import write_adapter
 from lora_np.adapters.resize import Written
+from lora_np.adapters.rounding import equal_when_rounded
 from lora_np.adapters.weights import CONV1D_MODELS, CheckpointPair, leading_svd
+from lora_np.rank import uneven_noise_edge
 from lora_np.tables import text_table
 
 EMBEDDING = re.compile(
@@ -34,6 +37,8 @@ class Extracted:
     ----------
     fits : list of Fit
         Of every matrix that has changed.
+    rounding : list of str
+        Tensors that differ, but by no more than the rounding of the files' numbers.
     beyond : dict of str to float
         Tensors that have changed and that an adapter cannot hold, with the norm of their change.
     unmatched : list of str
@@ -41,6 +46,7 @@ class Extracted:
     """
 
     fits: list[Fit] = field(default_factory=list)
+    rounding: list[str] = field(default_factory=list)
     beyond: dict[str, float] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
 
@@ -62,7 +68,7 @@ def extract_adapter(
     folder : str or Path
         A new or an empty one.
     keep : Keep
-        How many directions of each matrix.
+        How many directions of each matrix that training changed.
     rng : numpy.random.Generator, optional
         For the randomised SVD of large matrices, whose error is that of the copy found, at most a
         little above the least; by default one of a fixed seed.
@@ -76,7 +82,8 @@ def extract_adapter(
     CheckpointError
         If a file is broken, or the folder is not empty.
     ValueError
-        If no matrix of a linear layer has changed. Nothing is then written.
+        If the files share no matrix of a linear layer, or none has changed by more than rounding.
+        Nothing is then written.
 
     Examples
     --------
@@ -121,36 +128,53 @@ def _extracted(
         if np.array_equal(W0, W):
             continue
         delta = W - W0
-        norm = float(np.linalg.norm(delta))
         if not can_adapt(name, pair.shape(name)):
-            result.beyond[name] = norm
+            if equal_when_rounded(W0, W, pair.types(name), pair.base_is_rounded):
+                result.rounding.append(name)
+            else:
+                result.beyond[name] = float(np.linalg.norm(delta))
             continue
-        B, A = _best_factors(delta, keep, rng)
-        new_B, new_A = rounded(B, np.float32), rounded(A, np.float32)
+        factors = _best_factors(delta, keep, uneven_noise_edge(pair.rounding(name, W0, W)), rng)
         module = name.removesuffix(".weight")
-        missed, written = (
-            float(np.linalg.norm(delta - b.astype(np.float64) @ a))
-            for b, a in [(B, A), (new_B, new_A)]
-        )
-        shape = (W.shape[0], W.shape[1])
-        result.fits.append(Fit(module, shape, None, len(A), norm, missed, written))
-        yield module, new_B, new_A, 1.0
+        if factors is None:
+            result.rounding.append(module)
+            continue
+        B, A = (rounded(x, np.float32) for x in factors)
+        result.fits.append(_fit(module, delta, factors, (B, A)))
+        yield module, B, A, 1.0
     if not result.fits:
-        raise ValueError(
-            f"{pair.base.path} and {pair.tuned.path} differ in no matrix that an adapter can hold"
-        )
+        compared = sum(can_adapt(name, pair.shape(name)) for name in pair.names)
+        raise pair.no_change("matrix that an adapter can hold", compared)
+
+
+def _fit(
+    module: str,
+    delta: np.ndarray,
+    best: tuple[np.ndarray, np.ndarray],
+    written: tuple[np.ndarray, np.ndarray],
+) -> Fit:
+    """Return how far the best factors, and those that are written, are from a change."""
+    shape, norm = (delta.shape[0], delta.shape[1]), float(np.linalg.norm(delta))
+    errors = (float(np.linalg.norm(delta - b.astype(np.float64) @ a)) for b, a in (best, written))
+    return Fit(module, shape, None, len(best[1]), norm, *errors)
 
 
 def _best_factors(
-    delta: np.ndarray, keep: Keep, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return B (out, k) and A (k, in): of a large matrix, from ever more directions until k do."""
+    delta: np.ndarray, keep: Keep, floor: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return B (out, k) and A (k, in): of a large matrix, from ever more directions until k do.
+
+    None where no direction stands above the floor, which is rounding's.
+    """
     shape, norm = (delta.shape[0], delta.shape[1]), float(np.linalg.norm(delta))
     count = min(keep.rank or FIRST, *shape)
     while True:
         U, sigma, Vt, bound = leading_svd(delta, count, rng)
-        if bound is None or keep.rank is not None:
-            return factors_of(U, sigma, Vt, keep.of(sigma, shape))
+        if sigma[0] < floor:
+            return None
+        all_above = keep.energy is not None and sigma[-1] < floor
+        if bound is None or keep.rank is not None or all_above:
+            return factors_of(U, sigma, Vt, keep.of(sigma, shape, floor))
         rest = (bound.frobenius or 0.0) / norm
         tails = np.append(np.cumsum((sigma[::-1] / norm) ** 2)[::-1], 0.0)  # beyond 0, ..., count
         enough = np.flatnonzero(rest**2 + tails <= keep.missed_share)

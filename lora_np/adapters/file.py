@@ -5,8 +5,9 @@ No model is needed and none is built. Two ways of naming are read::
     base_model.model.PATH.lora_A.weight, .lora_B.weight     PEFT: r and alpha in a config
     NAME.lora_down.weight, .lora_up.weight, .alpha          kohya: alpha beside the factors
 
-A is (r, in), B (out, r), and the change of a weight is ``scale * B A``. PEFT's form is written, and
-kohya's where an adapter came in it.
+without the parts that wrappers put into names (:mod:`lora_np.files.names`). A is (r, in),
+B (out, r), and the change of a weight is ``scale * B A``. PEFT's form is written, and kohya's where
+an adapter came in it.
 
 Source: the formats of PEFT 0.21 and of kohya-ss/sd-scripts.
 """
@@ -26,11 +27,11 @@ import numpy as np
 
 from lora_np.adapters.peft_config import PeftConfig
 from lora_np.files.arrays import CheckpointError, save_json
+from lora_np.files.names import PREFIX, meaning_of, plain_names, wrappers_of
 from lora_np.files.tensors import FLOATS, TensorFile, float_dtype, save_tensors
 from lora_np.methods.peft import as_fields
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
 NAMING = re.compile(  # PEFT may put the adapter's own name before ".weight"
     r"(?P<module>.+)\.(?:lora_(?P<half>A|B|down|up)(?:\.[^.]+)?\.weight|(?P<alpha>alpha))",
     re.DOTALL,
@@ -124,6 +125,8 @@ class AdapterFile:
         Of the file of tensors.
     origin : dict
         What PEFT's config says of the model's class and version: task_type, auto_mapping, revision.
+    notes : list of str
+        What was passed over: fields that PEFT does not know, wrappers' parts of names.
 
     Examples
     --------
@@ -147,7 +150,9 @@ class AdapterFile:
         self._file, self.path = TensorFile(tensors), Path(tensors)
         self.metadata = self._file.metadata
         try:
-            found = _by_module(self._file, self._config is not None)
+            plain = plain_names(self._file.names, self._file.path)
+            self.notes = [*(self._config.notes if self._config else ()), *_wrapped(plain)]
+            found = _by_module(self._file, plain, self._config is not None)
             self.modules = {name: self._module(name, names) for name, names in found.items()}
             kohya = any(".lora_down." in names["A"] for names in found.values())
             self.naming = "kohya" if kohya else "peft"
@@ -263,17 +268,25 @@ def _parts(path: Path) -> tuple[Path, Path | None]:
     return path / TENSORS, path / CONFIG
 
 
-def _by_module(file: TensorFile, with_config: bool) -> dict[str, dict[str, str]]:
-    """Return the names of the tensors A, B and alpha of every module."""
+def _wrapped(plain: dict[str, str]) -> list[str]:
+    """Return a note of the wrappers' parts that names are read without."""
+    parts = ", ".join(repr(part) for part in wrappers_of(plain))
+    return [f"names are read without {parts}, with which PEFT finds no module"] if parts else []
+
+
+def _by_module(
+    file: TensorFile, plain: dict[str, str], with_config: bool
+) -> dict[str, dict[str, str]]:
+    """Return the names of the tensors A, B and alpha of every module, by its plain name."""
     found: dict[str, dict[str, str]] = {}
     for name in file.names:
-        parts = NAMING.fullmatch(name)
+        parts = NAMING.fullmatch(plain[name])
         if parts is None or (parts["alpha"] and with_config):
             raise CheckpointError(
-                f"{file.path} holds {name!r}, which is no factor of plain LoRA (DoRA's magnitudes, "
-                "embeddings, biases, saved modules and LoHa or LoKr are not read)"
+                f"{file.path} holds {name!r}, which is no factor of plain LoRA but "
+                f"{meaning_of(plain[name])}"
             )
-        module = found.setdefault(parts["module"].removeprefix(PREFIX), {})
+        module = found.setdefault(parts["module"], {})
         key = "alpha" if parts["alpha"] else HALF[parts["half"]]
         if key in module:
             raise CheckpointError(f"{file.path} holds {module[key]!r} again as {name!r}")

@@ -15,12 +15,18 @@ import numpy as np
 
 from lora_np.adapters.cut import rounded
 from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
-from lora_np.adapters.weights import CONV1D_MODELS, is_conv1d, model_type
+from lora_np.adapters.weights import (
+    CONV1D_MODELS,
+    is_conv1d,
+    model_config,
+    model_type,
+    refuse_quantised,
+)
 from lora_np.files import CheckpointError, TensorFile, open_weights
+from lora_np.files.names import listed, matched, plain_names
 from lora_np.files.rewrite import rewrite_tensors
+from lora_np.files.tensors import FLOATS
 from lora_np.tables import natural, text_table
-
-MOST_NAMED = 10  # modules in an error's line
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,17 @@ class Merged:
         Frobenius norm of the change, scale B A.
     rounding : float
         Frobenius norm of what rounding did to the sum.
+    left_off, put_before : str
+        What was left off the name of the adapter's module, and put before the rest of it, to get
+        the tensor's name: "vision_model.", or "" where the two agree.
     """
 
     name: str
     dtype: str
     norm: float
     rounding: float
+    left_off: str = ""
+    put_before: str = ""
 
 
 def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> list[Merged]:
@@ -54,8 +65,8 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
         A safetensors file, or a folder of Hugging Face's. Tensors without adapter are copied bit
         for bit.
     adapter : str or Path
-        As :func:`lora_np.files.open_adapter` takes it. A first part that all its names have
-        and the checkpoint's have not, such as "transformer.", is left off.
+        As :func:`lora_np.files.open_adapter` takes it. First parts that all its names have
+        and the checkpoint's do not are left off; "model." or "transformer." may be put before.
     out : str or Path
         The file to write.
 
@@ -66,8 +77,9 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
     Raises
     ------
     CheckpointError
-        If a file is broken, `out` exists, a module is not in the checkpoint or has another shape
-        there, or a sum is not finite in the checkpoint's type. Nothing is then written.
+        If a file is broken, `out` exists, a module is not in the checkpoint, has another shape or
+        is quantised there, or a sum is not finite in the checkpoint's type. Nothing is then
+        written.
 
     Examples
     --------
@@ -93,8 +105,12 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
         def replacement(name: str) -> np.ndarray | None:
             if name not in modules:
                 return None
-            transposed = _is_transposed(kind, name, modules[name], file.fan_in_fan_out)
-            return _sum(weights, name, modules[name], transposed, merged)
+            plain, module = modules[name]
+            transposed = _is_transposed(kind, plain, module, file.fan_in_fan_out)
+            W, rounding, norm = _sum(weights, name, module, transposed)
+            affixes = _affixes(module.name, plain.removesuffix(".weight"))
+            merged.append(Merged(name, W.dtype.name, norm, rounding, *affixes))
+            return W
 
         rewrite_tensors(weights, out, replacement)
     return merged
@@ -114,27 +130,65 @@ def _is_transposed(
     return fan_in_fan_out
 
 
-def _by_tensor(file: AdapterFile, weights: TensorFile, source: str) -> dict[str, AdapterModule]:
-    """Return the modules by the names of the tensors that they change."""
-    held, names = set(weights.names), list(file.modules)
+def _by_tensor(
+    file: AdapterFile, weights: TensorFile, source: str
+) -> dict[str, tuple[str, AdapterModule]]:
+    """Return the module, and the tensor's plain name, by the tensor that it changes."""
+    held = {plain: name for name, plain in plain_names(weights.names, weights.path).items()}
+    names, stems = list(file.modules), {plain.removesuffix(".weight") for plain in held}
     for count in range(1 + min(name.count(".") for name in names)):
         parts = [name.split(".") for name in names]
-        tensors = [".".join([*rest[count:], "weight"]) for rest in parts]
-        one_prefix = len({tuple(rest[:count]) for rest in parts}) == 1
-        if one_prefix and held.issuperset(tensors):
-            return dict(zip(tensors, file.modules.values()))
-    missing = [name for name in names if f"{name}.weight" not in held]
-    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
-    raise CheckpointError(
-        f"{weights.path} lacks what {source} adapts: {', '.join(missing[:MOST_NAMED])}{more}"
-    )
+        if len({tuple(rest[:count]) for rest in parts}) > 1:
+            break  # they have no more first parts in common
+        rests = [".".join(rest[count:]) for rest in parts]
+        called = matched(rests, stems, file.path)
+        tensors = [f"{called[rest]}.weight" for rest in rests]
+        if all(tensor in held for tensor in tensors):
+            found = zip(tensors, file.modules.values())
+            return {held[tensor]: (tensor, module) for tensor, module in found}
+    called = matched(names, stems, file.path)
+    missing = [name for name in names if f"{called[name]}.weight" not in held]
+    raise _lacking(missing, len(missing) == len(names), weights, source)
+
+
+def _lacking(
+    missing: list[str], none_meets: bool, weights: TensorFile, source: str
+) -> CheckpointError:
+    """Return the error for modules that a checkpoint lacks, with the cause that its files tell."""
+    refuse_quantised(weights)  # whose weights have other names
+    text = f"{weights.path} lacks what {source} adapts: {listed(missing)}"
+    head = any(name.split(".")[-1] == "lm_head" for name in missing)
+    if head and model_config(weights.path).get("tie_word_embeddings") is not False:
+        text += (
+            "; without a lm_head.weight the head is tied to the embedding (tie_word_embeddings), "
+            "which a merge would change too: untie them first"
+        )
+    elif none_meets:
+        text += f"; it holds {listed(weights.names)}"
+    return CheckpointError(text)
+
+
+def _affixes(module: str, stem: str) -> tuple[str, str]:
+    """Return what to leave off the first name, and then to put before it, to get the second."""
+    ours, theirs = module.split("."), stem.split(".")
+    same = 0
+    while same < min(len(ours), len(theirs)) and ours[-1 - same] == theirs[-1 - same]:
+        same += 1
+    first = (parts[: len(parts) - same] for parts in (ours, theirs))
+    left_off, put_before = ("".join(f"{part}." for part in parts) for parts in first)
+    return left_off, put_before
 
 
 def _sum(
-    weights: TensorFile, name: str, module: AdapterModule, transposed: bool, merged: list[Merged]
-) -> np.ndarray:
-    """Return W0 + scale B A in W0's type and layout; note the rounding."""
+    weights: TensorFile, name: str, module: AdapterModule, transposed: bool
+) -> tuple[np.ndarray, float, float]:
+    """Return W0 + scale B A in W0's type and layout, the norms of its rounding and the change."""
     shape = module.shape[::-1] if transposed else module.shape
+    if weights.dtype(name) not in FLOATS.values():
+        refuse_quantised(weights)
+        raise CheckpointError(
+            f"{weights.path} holds {name!r} as {weights.dtype(name)}, expected floats"
+        )
     if weights.shape(name) != shape:
         raise CheckpointError(
             f"{weights.path} holds {name!r} with shape {weights.shape(name)}, the adapter's is "
@@ -147,8 +201,29 @@ def _sum(
     if not np.isfinite(found).all():
         raise CheckpointError(f"{name!r} is not finite in {found.dtype} once merged")
     error = float(np.linalg.norm(found.astype(np.float64) - exact))
-    merged.append(Merged(name, found.dtype.name, float(np.linalg.norm(change)), error))
-    return found
+    return found, error, float(np.linalg.norm(change))
+
+
+def names_note(merged: Sequence[Merged]) -> str:
+    """Return a line that says how the adapter's names became the checkpoint's; "" if they agree.
+
+    Parameters
+    ----------
+    merged : sequence of Merged
+
+    Examples
+    --------
+    >>> from lora_np.adapters.merge import Merged, names_note
+    >>> print(names_note([Merged("h.0.q.weight", "float32", 1.0, 0.0, left_off="vision_model.")]))
+    'vision_model.' was left off the adapter's names
+    """
+    said = []
+    for left_off, put_before in dict.fromkeys((m.left_off, m.put_before) for m in merged):
+        if left_off:
+            said.append(f"{left_off!r} was left off the adapter's names")
+        if put_before:
+            said.append(f"{put_before!r} was put before the adapter's names")
+    return "; ".join(said)
 
 
 def merge_table(merged: Sequence[Merged]) -> str:

@@ -6,18 +6,21 @@ where other people's files keep the layers is the model's (``file_layout``).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lora_np.adapters.file import CONFIG, PREFIX, TENSORS, open_adapter, write_folder
+from lora_np.adapters.file import CONFIG, TENSORS, open_adapter, write_folder
 from lora_np.files.arrays import CheckpointError, load_json
+from lora_np.files.names import PREFIX, matched
 from lora_np.files.tensors import TensorFile
 from lora_np.layers import Layer
 from lora_np.methods import METHODS, check_adapted, is_adapted, method_of
 from lora_np.methods.contract import METHOD_FIELD, MethodConfig
 from lora_np.methods.peft import as_fields
+from lora_np.methods.stacked import homes_of
 from lora_np.pretrained.places import file_layout
 
 
@@ -118,16 +121,20 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     """
     if is_adapted(base):
         raise ValueError("the model is adapted already: load onto its base, or merge() it first")
-    fields, tensors = _read(Path(folder))
+    places = file_layout(base).places
+    fields, tensors = _read(Path(folder), homes_of(base, places))
     method = _method_of(fields, folder)
     try:
-        return method.of_file(fields, tensors, base, file_layout(base).places)
+        return method.of_file(fields, tensors, base, places)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return an adapter's fields and tensors, with PEFT's names for any dialect of LoRA."""
+def _read(folder: Path, homes: Collection[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return an adapter's fields and tensors, with PEFT's names for any dialect of LoRA.
+
+    Modules are called as `homes`, the model's names in files, call them where a prefix differs.
+    """
     config = folder / CONFIG
     fields = load_json(config) if config.is_file() else {}
     if isinstance(fields, dict) and METHOD_FIELD in fields:
@@ -136,11 +143,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     tensors: dict[str, np.ndarray] = {}
     with open_adapter(folder) as adapter:
         adapter.require_scale()
-        for name, module in adapter.modules.items():
+        called = matched(adapter.modules, homes, folder)
+        modules = {called[name]: module for name, module in adapter.modules.items()}
+        for name, module in modules.items():
             B, A = module.factors()
             tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
-        ranks = {name: module.r for name, module in adapter.modules.items()}
-        scales = {name: module.scale for name, module in adapter.modules.items()}
+        ranks = {name: module.r for name, module in modules.items()}
+        scales = {name: module.scale for name, module in modules.items()}
     return {**as_fields(ranks, scales), "lora_dropout": adapter.lora_dropout}, tensors
 
 

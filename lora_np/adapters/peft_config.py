@@ -1,7 +1,8 @@
 """PEFT's adapter_config.json: the fields that set numbers, and those that must be at rest.
 
-A field that would change what the adapter computes, and that is not computed here, is an error
-that names it. So is a field of tomorrow's PEFT, unless it says nothing: None, False or empty.
+A field of PEFT's that would change what the adapter computes, and that is not computed here, is an
+error that names it, unless it says nothing: its default, None, False or empty. A field that PEFT
+does not know, such as a trainer's learning rate, is passed over with a note, as PEFT does.
 
 Source: the LoraConfig of PEFT 0.21, whose rules of matching are followed.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.files.arrays import CheckpointError, load_json
+from lora_np.files.names import WRAPPERS, listed
 from lora_np.methods import LoraConfig
 from lora_np.methods.targets import ends_with
 
@@ -23,11 +25,34 @@ READ = {
     *("use_rslora", "fan_in_fan_out", "bias", "init_lora_weights", "base_model_name_or_path"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
 }
+AT_REST: dict[str, Any] = {  # PEFT's fields that are not computed here, and their defaults
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "corda_config": None,
+    "ensure_weight_tying": False,
+    "eva_config": None,
+    "kasa_config": None,
+    "layer_replication": None,
+    "loftq_config": {},
+    "lora_bias": False,
+    "lora_ga_config": None,
+    "megatron_config": None,
+    "modules_to_save": None,
+    "monteclora_config": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "use_bdlora": None,
+    "use_dora": False,
+    "use_qalora": False,
+    "velora_config": None,
+}
 NO_EFFECT = {  # where an adapter comes from, and settings of what other fields switch on
     *("auto_mapping", "revision", "task_type", "inference_mode", "peft_version"),
     *("megatron_core", "qalora_group_size", "runtime_config"),
 }
+WRAPPED = re.compile(rf"(?:{'|'.join(WRAPPERS)})\\?\.(?![*+?{{])")  # in names and expressions
 ORIGIN = ("task_type", "auto_mapping", "revision")  # of which class and version the base is
+NOTHING = (None, False, "", [], {})
 BASE_UNCHANGED = (True, False, "gaussian", "orthogonal")  # others start from an altered base
 
 
@@ -49,11 +74,13 @@ class PeftConfig:
         The base's name.
     origin : dict
         The fields of ``ORIGIN`` that are set.
+    notes : list of str
+        Which fields were passed over, if any.
 
     Raises
     ------
     CheckpointError
-        If the file is none, or a field is not understood; the message names it.
+        If the file is none, or a field of PEFT's is not understood; the message names it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -61,12 +88,13 @@ class PeftConfig:
         fields = load_json(path)
         if not isinstance(fields, dict):
             raise CheckpointError(f"{path} holds a {type(fields).__name__}, expected an object")
-        self._fields = fields
+        self._fields = _without_wrappers(fields)
         self._refuse_what_is_not_computed()
         self.lora = self._lora_config()
         self.fan_in_fan_out = self._flag("fan_in_fan_out")
         self.base_model = fields.get("base_model_name_or_path")
         self.origin = {key: fields[key] for key in ORIGIN if fields.get(key) is not None}
+        self.notes = _unknown(fields)
         self._check_modules()
 
     def _wrong(self, field: str, expected: str) -> CheckpointError:
@@ -75,8 +103,10 @@ class PeftConfig:
 
     def _refuse_what_is_not_computed(self) -> None:
         fields = self._fields
+        if "fine_tune_type" in fields:
+            raise self._wrong("fine_tune_type", "a field of mlx's, whose adapters are not read")
         if fields.get("peft_type") != "LORA":
-            raise self._wrong("peft_type", "expected 'LORA'")
+            raise self._wrong("peft_type", "another method: expected 'LORA', the one that is read")
         if fields.get("bias", "none") not in ("none", None):
             raise self._wrong("bias", "expected 'none': biases are not read")
         start = fields.get("init_lora_weights", True)
@@ -85,8 +115,8 @@ class PeftConfig:
                 "init_lora_weights",
                 "whose base may be altered too: let PEFT convert it to plain LoRA",
             )
-        for field, value in fields.items():
-            if field not in READ | NO_EFFECT and value not in (None, False, "", [], {}):
+        for field, default in AT_REST.items():
+            if fields.get(field) not in (default, *NOTHING):
                 raise self._wrong(field, "which lora_np does not compute")
 
     def _flag(self, field: str) -> bool:
@@ -162,6 +192,28 @@ class PeftConfig:
             if found:
                 return int(found[1]) in (blocks if isinstance(blocks, list) else [blocks])
         return False
+
+
+def _unknown(fields: Mapping[str, Any]) -> list[str]:
+    """Return a note that names the fields that are not PEFT's, if there are any."""
+    known = {*READ, *NO_EFFECT, *AT_REST}
+    found = [field for field, x in fields.items() if field not in known and x not in NOTHING]
+    return [f"the config's {listed(found)}: not PEFT's, passed over"] if found else []
+
+
+def _without_wrappers(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields with names and expressions as plain as the modules' names are."""
+    plain = dict(fields)
+    for field in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = plain.get(field)
+        if isinstance(value, str):
+            plain[field] = WRAPPED.sub("", value)
+        elif isinstance(value, list):
+            plain[field] = [WRAPPED.sub("", x) if isinstance(x, str) else x for x in value]
+    for field in ("rank_pattern", "alpha_pattern"):
+        if isinstance(value := plain.get(field), dict):
+            plain[field] = {WRAPPED.sub("", key): x for key, x in value.items()}
+    return plain
 
 
 def _matches(spec: str | list[str], name: str) -> bool:

@@ -7,17 +7,25 @@ weights as (in, out); whether a checkpoint is of theirs is read from the config.
 
 from __future__ import annotations
 
+import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lora_np.files import load_json, open_weights
+from lora_np.adapters.rounding import is_narrower, is_rounded_copy, rounding_noise
+from lora_np.files import CheckpointError, TensorFile, load_json, open_weights
+from lora_np.files.names import matched, plain_names
 from lora_np.files.tensors import FLOATS
 from lora_np.rank import ResidualBound, dense_svd, randomised_svd
+from lora_np.tables import unmatched_lines
 
 CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # layers of that kind
 CONV1D_MODELS = ("gpt2", "openai-gpt")  # the model types that have them
+QUANTISED = re.compile(  # names beside quantised weights: bitsandbytes', GPTQ's and AWQ's, fp8's
+    r"\.(?:quant_state\..*|absmax|quant_map|SCB|qweight|qzeros|weight_scale(?:_inv)?)$"
+)
 DENSE_WORK = 2**31  # short side^2 * long side: a dense SVD of some seconds, 768 x 3072
 
 
@@ -34,11 +42,49 @@ def model_type(weights: str | Path) -> str | None:
     CheckpointError
         If the config is not readable.
     """
+    found = model_config(weights).get("model_type")
+    return found if isinstance(found, str) else None
+
+
+def model_config(weights: str | Path) -> dict[str, Any]:
+    """Return the fields of the config.json beside a checkpoint; none without one.
+
+    Parameters
+    ----------
+    weights : str or Path
+        A folder, or a file in it.
+
+    Raises
+    ------
+    CheckpointError
+        If the config is not readable.
+    """
     path = Path(weights)
     config = (path if path.is_dir() else path.parent) / "config.json"
     fields = load_json(config) if config.is_file() else None
-    found = fields.get("model_type") if isinstance(fields, dict) else None
-    return found if isinstance(found, str) else None
+    return fields if isinstance(fields, dict) else {}
+
+
+def refuse_quantised(file: TensorFile) -> None:
+    """Raise CheckpointError if the weights of a checkpoint are codes of a quantisation.
+
+    Parameters
+    ----------
+    file : TensorFile
+        Its config.json is read too, if one lies beside it.
+    """
+    codes = [name for name in file.names if QUANTISED.search(name)]
+    config = model_config(file.path).get("quantization_config")
+    if not codes and config:  # which may have outlived the codes
+        integers = (name for name in file.names if file.dtype(name) not in FLOATS.values())
+        codes = [name for name in integers if name.endswith(".weight")]
+    if codes:
+        method = config.get("quant_method") if isinstance(config, dict) else None
+        told = f", by {method}" if isinstance(method, str) else ""
+        raise CheckpointError(
+            f"{file.path} is quantised{told}, as its {codes[0]!r} shows: give the checkpoint in "
+            "floats from which it was made"
+        )
 
 
 def is_conv1d(kind: str | None, tensor: str) -> bool:
@@ -65,7 +111,8 @@ class CheckpointPair:
     Attributes
     ----------
     names : list of str
-        Tensors of floats that both have, in equal shape, in the base's order.
+        Tensors of floats that both have, in equal shape, in the base's order: the base's names,
+        as :func:`lora_np.files.names.plain_names` has them.
     unmatched : list of str
         Those that are in one alone or differ in shape, each with the reason.
     kind : str or None
@@ -74,7 +121,7 @@ class CheckpointPair:
     Raises
     ------
     CheckpointError
-        If a file is broken.
+        If a file is broken, or quantised.
     ValueError
         If they have no tensor in common.
     """
@@ -89,28 +136,46 @@ class CheckpointPair:
             raise
         self.names: list[str] = []
         self.unmatched: list[str] = []
-        for name in dict.fromkeys((*self.base.names, *self.tuned.names)):
-            self._sort(name)
-        if not self.names:
+        try:
+            refuse_quantised(self.base)
+            refuse_quantised(self.tuned)
+            self._held = self._match()
+            for name in dict.fromkeys(name for held in self._held for name in held):
+                self._sort(name)
+            if not self.names:
+                found = f"{base} and {tuned} have no tensor of equal name and shape"
+                raise ValueError("; ".join([found, *unmatched_lines(self.unmatched)]))
+        except BaseException:
             self.close()
-            raise ValueError(f"{base} and {tuned} have no tensor of equal name and shape")
+            raise
+
+    def _match(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the names in the two files by the base's plain name."""
+        base, tuned = (plain_names(file.names, file.path) for file in (self.base, self.tuned))
+        called = matched(tuned.values(), base.values(), self.tuned.path)
+        return (
+            {plain: name for name, plain in base.items()},
+            {called[plain]: name for name, plain in tuned.items()},
+        )
 
     def _sort(self, name: str) -> None:
-        files = [file for file in (self.base, self.tuned) if name in file.names]
-        if len(files) < 2:
-            self.unmatched.append(f"{name}: only in {files[0].path}")
-        elif self.base.shape(name) != self.tuned.shape(name):
-            shapes = f"{self.base.shape(name)} and {self.tuned.shape(name)}"
-            self.unmatched.append(f"{name}: of shapes {shapes}")
-        elif all(file.dtype(name) in FLOATS.values() for file in files):
+        files = (self.base, self.tuned)
+        both = [(file, held[name]) for file, held in zip(files, self._held) if name in held]
+        shapes = [file.shape(own) for file, own in both]
+        types = [file.dtype(own) for file, own in both]
+        if len(both) < 2:
+            file, own = both[0]
+            self.unmatched.append(f"{own}: only in {file.path}")
+        elif shapes[0] != shapes[1]:
+            self.unmatched.append(f"{name}: of shapes {shapes[0]} and {shapes[1]}")
+        elif all(dtype in FLOATS.values() for dtype in types):
             self.names.append(name)
         else:
-            types = " and ".join(file.dtype(name) for file in files)
-            self.unmatched.append(f"{name}: of types {types}, floats are compared")
+            self.unmatched.append(f"{name}: of types {' and '.join(types)}, floats are compared")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, as the files have it."""
-        return self.base.shape(name)
+        return self.base.shape(self._held[0][name])
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Read W0 and W, in float64; matrices as (out, in).
@@ -120,8 +185,43 @@ class CheckpointPair:
         CheckpointError
             If an entry is not finite.
         """
-        W0, W = (file.read(name, np.float64) for file in (self.base, self.tuned))
+        files = zip((self.base, self.tuned), self._held)
+        W0, W = (file.read(held[name], np.float64) for file, held in files)
         return (W0.T, W.T) if is_conv1d(self.kind, name) else (W0, W)
+
+    def types(self, name: str) -> tuple[str, str]:
+        """Return the types in which the base and the tuned file hold a tensor."""
+        base, tuned = (held[name] for held in self._held)
+        return self.base.dtype(base), self.tuned.dtype(tuned)
+
+    def rounding(self, name: str, W0: np.ndarray, W: np.ndarray) -> np.ndarray:
+        """Return the standard deviation of the rounding in each entry of W - W0, as read."""
+        return rounding_noise(W0, W, self.types(name), self.base_is_rounded)
+
+    @cached_property
+    def base_is_rounded(self) -> bool:
+        """Whether the base is a narrow copy of what training began from: one tensor shows it."""
+        return any(
+            is_narrower(*self.types(name))
+            and is_rounded_copy(*self.read(name), self.types(name)[0])
+            for name in self.names
+            if len(self.shape(name)) == 2
+        )
+
+    def no_change(self, what: str, compared: int) -> ValueError:
+        """Return the error of a pair in which nothing was found, or nothing could be compared.
+
+        Parameters
+        ----------
+        what : str
+            What was looked for, as in "matrix".
+        compared : int
+            How many there are in both files.
+        """
+        found = f"differ in no {what} by more than rounding, of {compared} compared"
+        said = found if compared else f"have no {what} of equal name and shape"
+        files = f"{self.base.path} and {self.tuned.path}"
+        return ValueError("; ".join([f"{files} {said}", *unmatched_lines(self.unmatched)]))
 
     def close(self) -> None:
         """Close both."""

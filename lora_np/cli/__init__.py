@@ -74,7 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all of ours are."""
+    """A parser whose errors are one line, and that takes every negative number for a value."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # argparse's own expression leaves out -5e-1, which it takes for an option.
+        self._negative_number_matcher = re.compile(
+            r"-(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|inf|infinity|nan)$", re.IGNORECASE
+        )
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and where the help is."""

@@ -29,7 +29,12 @@ def _add_analyse(commands: Any) -> None:
     )
     analyse.add_argument("path", type=Path, metavar="PATH")
     analyse.add_argument("--base", type=Path, metavar="FILE_OR_FOLDER", help="of before the change")
-    analyse.add_argument("--out", type=Path, metavar="DIR", help="default: runs/analyse-<name>/")
+    analyse.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="default: runs/analyse-<name>/, with a hash if that holds the analysis of another",
+    )
     analyse.set_defaults(run=run_analyse)
 
 
@@ -39,9 +44,9 @@ def run_analyse(arguments: argparse.Namespace) -> int:
     from lora_np.files import replacing
     from lora_np.plots import plot_rank_map
 
-    name = arguments.path.resolve().name.removesuffix(".safetensors")
-    out = arguments.out or Path("runs") / f"analyse-{name}"
-    check_folder(out, source_of(arguments.path, arguments.base))  # before the work
+    source = source_of(arguments.path, arguments.base)
+    out = arguments.out or _own_folder(source)
+    check_folder(out, source)  # before the work
     analysis = _analysis(arguments.path, arguments.base)
     print(analysis.table())
     print("\n".join(["", *analysis.notes(), analysis.sentence()]))
@@ -50,6 +55,25 @@ def run_analyse(arguments: argparse.Namespace) -> int:
         plot_rank_map(analysis, picture)
     print(f"written to {out}/: analysis.json, ranks.png")
     return 0
+
+
+def _own_folder(source: dict[str, str]) -> Path:
+    """Return runs/analyse-NAME, or with a hash of the source where that name is another's."""
+    import hashlib
+
+    from lora_np.adapters.analyse import check_folder
+
+    name = Path(source["path"]).name.removesuffix(".safetensors")
+    plain = Path("runs") / f"analyse-{name}"
+    digest = hashlib.sha256(repr(source).encode()).hexdigest()[:8]
+    hashed = plain.with_name(f"{plain.name}-{digest}")
+    if hashed.exists():
+        return hashed  # as last time
+    try:
+        check_folder(plain, source)
+    except ValueError:
+        return hashed
+    return plain
 
 
 def _analysis(path: Path, base: Path | None) -> Analysis:
@@ -109,7 +133,9 @@ def _add_combine(commands: Any) -> None:
 def _add_keep(command: Any) -> None:
     rule = command.add_mutually_exclusive_group(required=True)
     rule.add_argument("--rank", type=int, metavar="R", help="of every module")
-    rule.add_argument("--energy", type=float, metavar="SHARE", help="to keep, as in 0.99")
+    rule.add_argument(
+        "--energy", type=float, metavar="SHARE", help="to keep, as in 0.99, of what is not rounding"
+    )
     rule.add_argument("--error", type=float, metavar="SHARE", help="to allow, as in 0.05")
 
 
@@ -135,13 +161,16 @@ def run_resize(arguments: argparse.Namespace) -> int:
 def run_extract(arguments: argparse.Namespace) -> int:
     """Write an adapter from two checkpoints, and say what it lacks."""
     from lora_np.adapters import beyond_table, extract_adapter, fit_table
+    from lora_np.tables import listed, unmatched_lines
 
     found = extract_adapter(arguments.base, arguments.tuned, arguments.out, _keep(arguments))
     print(fit_table(found.fits))
     if found.beyond:
         print(f"\nchanged too, and not in the adapter:\n{beyond_table(found)}")
-    for reason in found.unmatched:
-        print(f"not compared: {reason}")
+    if found.rounding:
+        print(f"only rounding, and not in the adapter: {listed(found.rounding)}")
+    for line in unmatched_lines(found.unmatched):
+        print(f"not compared, {line}")
     print(f"written to {arguments.out}/")
     return 0
 
@@ -149,9 +178,13 @@ def run_extract(arguments: argparse.Namespace) -> int:
 def run_merge(arguments: argparse.Namespace) -> int:
     """Write a merged checkpoint, and say what rounding cost."""
     from lora_np.adapters import merge_adapter, merge_table
+    from lora_np.adapters.merge import names_note
 
     merged = merge_adapter(arguments.base, arguments.adapter, arguments.out)
-    print(f"{merge_table(merged)}\nwritten to {arguments.out}")
+    print(merge_table(merged))
+    if note := names_note(merged):
+        print(note)
+    print(f"written to {arguments.out}")
     return 0
 
 

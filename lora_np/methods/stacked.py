@@ -70,11 +70,7 @@ def model_factors(
     ValueError
         If the file adapts what the model does not have in that shape.
     """
-    homes: dict[str, list[tuple[str, FilePlace, Linear]]] = {}
-    for path, layer in {"": base, **base.modules()}.items():
-        if isinstance(layer, Linear):
-            place = places.get(path, FilePlace(path, 0, layer.d_out))
-            homes.setdefault(place.name, []).append((path, place, layer))
+    homes = homes_of(base, places)
     found: dict[str, PathFactors] = {}
     for name in dict.fromkeys(tensor.rpartition(".lora_")[0] for tensor in tensors):
         if name not in homes:
@@ -92,6 +88,18 @@ def model_factors(
             if own is not None:
                 found[path] = (name, *own)
     return found
+
+
+def homes_of(
+    base: Layer, places: Mapping[str, FilePlace]
+) -> dict[str, list[tuple[str, FilePlace, Linear]]]:
+    """Return the linear layers, with path and place, that a file keeps under each of its names."""
+    homes: dict[str, list[tuple[str, FilePlace, Linear]]] = {}
+    for path, layer in {"": base, **base.modules()}.items():
+        if isinstance(layer, Linear):
+            place = places.get(path, FilePlace(path, 0, layer.d_out))
+            homes.setdefault(place.name, []).append((path, place, layer))
+    return homes
 
 
 def stack(group: Sequence[tuple[FilePlace, Factors]]) -> Factors:

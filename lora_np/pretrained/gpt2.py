@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_np.files import CheckpointError, TensorFile, load_json, open_weights
+from lora_np.files.names import plain_names
 from lora_np.layers import Embedding, LayerNorm, Linear
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Parameter
@@ -80,7 +81,8 @@ def load_gpt2(folder: str | Path, dtype: Any = np.float32) -> GPT:
     folder = Path(folder)
     fields = _fields(folder / "config.json")
     with open_weights(folder) as file:
-        held = {name.removeprefix(PREFIX): name for name in file.names}
+        plain = plain_names(file.names, file.path)
+        held = {name.removeprefix(PREFIX): own for own, name in plain.items()}
         if len(held) < len(file.names):
             raise CheckpointError(f"{file.path} holds names with and without {PREFIX!r}")
         _check_sizes(file, held, fields)

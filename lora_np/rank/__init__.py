@@ -5,6 +5,7 @@ from lora_np.rank.noise import (
     gavish_donoho_threshold,
     marchenko_pastur_edge,
     marchenko_pastur_median,
+    uneven_noise_edge,
 )
 from lora_np.rank.planted import (
     Recovery,
@@ -58,4 +59,5 @@ __all__ = [
     "spectrum",
     "subspace_similarity",
     "svd_of_factors",
+    "uneven_noise_edge",
 ]

@@ -26,11 +26,21 @@ least ||signal - kept||_F^2 for large matrices is (Gavish, Donoho 2014, equation
 and for unknown noise omega(beta) times the median singular value, omega = lambda / sqrt(mu). For a
 square matrix lambda = 4 / sqrt(3), against 2 at the edge, and omega = 2.858.
 
-All of this needs every singular value. A product of low rank has exact zeros and no noise floor:
-the question is then not defined, and the functions say so.
+Where the deviations s_ij of the entries are known and not equal, the largest singular value is on
+average at most, up to a factor near 1 and a term of the order max s_ij sqrt(log m) (Bandeira, van
+Handel 2016)::
+
+    max_i sqrt(sum_j s_ij^2) + max_j sqrt(sum_i s_ij^2),
+
+which is the edge again where all s_ij are equal.
+
+The estimates from the median need every singular value. A product of low rank has exact zeros and
+no noise floor: the question is then not defined, and the functions say so.
 
 Gavish, Donoho: The optimal hard threshold for singular values is 4/sqrt(3). IEEE Transactions on
-Information Theory 60, 5040 (2014), arXiv:1305.5870. Marchenko, Pastur: Mat. Sb. 72, 507 (1967).
+Information Theory 60, 5040 (2014), arXiv:1305.5870. Bandeira, van Handel: Sharp nonasymptotic
+bounds on the norm of random matrices with independent entries. Annals of Probability 44, 2479
+(2016), arXiv:1408.6185. Marchenko, Pastur: Mat. Sb. 72, 507 (1967).
 """
 
 from __future__ import annotations
@@ -41,7 +51,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.backend import Array, ShapeError
+from lora_np.backend import Array, ShapeError, to_host
 from lora_np.rank.inputs import require_descending
 
 
@@ -75,6 +85,47 @@ def marchenko_pastur_edge(noise: float, shape: tuple[int, int]) -> float:
     """
     short, long = _sides(shape)
     return _require_noise(noise) * (math.sqrt(short) + math.sqrt(long))
+
+
+def uneven_noise_edge(deviations: Array) -> float:
+    """Return the edge of noise whose entries have standard deviations of their own.
+
+    Parameters
+    ----------
+    deviations : array, shape (out, in)
+        At least 0.
+
+    Returns
+    -------
+    float
+        The largest norm of a row and the largest of a column, added up:
+        :func:`marchenko_pastur_edge` if all are equal.
+
+    Raises
+    ------
+    ShapeError, ValueError
+        If they are not 2-D, or one is negative or not finite.
+
+    References
+    ----------
+    Bandeira, van Handel: arXiv:1408.6185, rectangular matrices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.rank import uneven_noise_edge
+    >>> uneven_noise_edge(np.full((100, 400), 0.5))  # 0.5 (10 + 20)
+    15.0
+    >>> uneven_noise_edge(np.diag([3.0, 1.0]))  # of independent values
+    6.0
+    """
+    s = to_host(deviations).astype(np.float64)  # (out, in)
+    if s.ndim != 2:
+        raise ShapeError(f"deviations has shape {s.shape}: (out, in) is expected")
+    if s.size and not (np.isfinite(s).all() and s.min() >= 0):
+        raise ValueError("deviations are standard deviations: finite and at least 0")
+    rows, columns = np.linalg.norm(s, axis=1), np.linalg.norm(s, axis=0)  # (out,), (in,)
+    return float(rows.max(initial=0.0) + columns.max(initial=0.0))
 
 
 @lru_cache(maxsize=256)  # a model has few shapes and many matrices

@@ -124,18 +124,20 @@ class Spectrum:
         """The energy rank at 90, 95 and 99 percent of the sum of squares."""
         return {fraction: self.energy_rank(fraction) for fraction in (0.90, 0.95, 0.99)}
 
-    def energy_rank(self, fraction: float) -> int:
+    def energy_rank(self, fraction: float, floor: float = 0.0) -> int:
         """Return the least k whose first k squared singular values hold `fraction` of their sum.
 
         Parameters
         ----------
         fraction : float
             More than 0, at most 1.
+        floor : float
+            Smaller singular values are noise, and count as zero.
 
         Returns
         -------
         int
-            0 for a zero matrix.
+            0 where no value counts.
 
         Raises
         ------
@@ -145,6 +147,7 @@ class Spectrum:
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction is {fraction}: it must be more than 0 and at most 1")
         sigma = self._relative
+        sigma = sigma[: int(np.sum(self.singular_values >= floor))]
         if sigma.size == 0:
             return 0
         # Ten equal values reach 90 % with the ninth, though rounding may leave them a bit short.

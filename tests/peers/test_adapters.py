@@ -112,6 +112,36 @@ def test_a_resized_adapter_is_off_in_peft_by_what_resize_said(tmp_path, torch, g
     assert np.abs(logits(torch, new) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+def compiled_outside(name):
+    return f"_orig_mod.{name}"
+
+
+def compiled_inside(name):
+    return name.replace("base_model.model.", "base_model.model._orig_mod.")
+
+
+def parallel(name):
+    return f"module.{name}"
+
+
+def sharded(name):
+    return name.replace(".attn.", "._fsdp_wrapped_module.attn.")
+
+
+@pytest.mark.parametrize("wrap", [compiled_outside, compiled_inside, parallel, sharded])
+def test_what_is_made_of_a_wrapped_models_adapter_loads_in_peft(tmp_path, torch, gpt2, wrap):
+    from safetensors.torch import load_file, save_file
+
+    old = adapted(torch, gpt2(), 2, lora_alpha=8)
+    old.save_pretrained(tmp_path / "a")
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    save_file({wrap(name): x for name, x in load_file(path).items()}, path)
+    resize_adapter(tmp_path / "a", tmp_path / "b", Keep(rank=R))
+    combine_adapters([tmp_path / "a", tmp_path / "b"], [0.5, 0.5], tmp_path / "c")
+    for folder in "bc":
+        assert_same(deltas(loaded(gpt2(), tmp_path / folder)), deltas(old))
+
+
 PAIRS = {
     "equal": ({"lora_alpha": 8}, {"lora_alpha": 8}, (0.5, 0.5)),
     "of other scales and signs": (

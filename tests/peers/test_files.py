@@ -161,6 +161,35 @@ def test_an_adapter_saved_again_is_pefts_to_the_same_ranks_and_scales(
     assert np.abs(logits(again.eval(), tokens) - expected).max() < 1e-5  # read into float32
 
 
+def test_the_tables_of_the_configs_fields_are_pefts():
+    """READ, NO_EFFECT and AT_REST hold each field of theirs once, with its default."""
+    import dataclasses
+
+    import peft
+
+    from lora_np.adapters.peft_config import AT_REST, NO_EFFECT, READ
+
+    theirs = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    assert theirs == READ | NO_EFFECT | AT_REST.keys()
+    assert len(theirs) == len(READ) + len(NO_EFFECT) + len(AT_REST)
+    default = peft.LoraConfig()
+    assert {name: getattr(default, name) for name in AT_REST} == AT_REST
+
+
+def test_peft_passes_over_the_fields_that_we_pass_over(tmp_path, torch, theirs, tokens):
+    import peft
+
+    theirs.save_pretrained(tmp_path / "base")
+    adapted = peft_adapter(torch, theirs, ADAPTERS["plain"])
+    adapted.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "learning_rate": 2e-4}))
+    with pytest.warns(UserWarning, match="Unexpected keyword arguments .'learning_rate'."):
+        assert peft.PeftConfig.from_pretrained(tmp_path / "adapter").r == 4
+    ours = load_adapter(load_gpt2(tmp_path / "base", np.float64), tmp_path / "adapter")
+    assert_same(ours, tokens, logits(adapted, tokens), 1e-10)
+
+
 # --------------------------------------------------------------------------------- our adapters
 
 OURS = {

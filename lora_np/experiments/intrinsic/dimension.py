@@ -30,7 +30,7 @@ import numpy as np
 
 from lora_np.crew import one_blas_thread
 from lora_np.experiments.intrinsic.model import IntrinsicModel, layers_of
-from lora_np.experiments.rank_sweep.plan import best_rate, rates_to_try
+from lora_np.experiments.rank_sweep.plan import best_rate, is_gain, rates_to_try
 from lora_np.experiments.rank_sweep.run import InProcess
 from lora_np.layers import Layer
 from lora_np.train import Batch, Diverged, fit
@@ -96,7 +96,7 @@ def d90(losses: Mapping[int, float], base: float, full: float) -> int | None:
     >>> d90({10: 4.0, 100: 2.05, 1000: 2.0}, base=5.0, full=2.0)  # at most 2.3
     100
     """
-    if not full < base:
+    if not is_gain(base, full):
         raise ValueError(f"full training went from {base:.4g} to {full:.4g}: there is no way to go")
     target = target_loss(base, full)
     return min((d for d, loss in losses.items() if loss <= target), default=None)
@@ -204,7 +204,7 @@ def _compare(rows: Sequence[Mapping[str, Any]], base: float, D: int) -> dict[str
         "target": target_loss(base, full),
         "d90": against(full),
         "square": square,
-        "d90_square": against(square) if square is not None and square < base else None,
+        "d90_square": None if square is None or not is_gain(base, square) else against(square),
     }
 
 

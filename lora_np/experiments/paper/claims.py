@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.experiments.paper.directions import below_the_top, excess, mean_excess
-from lora_np.experiments.rank_sweep.plan import lowest
+from lora_np.experiments.rank_sweep.plan import is_gain, lowest
 from lora_np.experiments.rank_sweep.report import beats
 
 Losses = Mapping[str, dict[int, float]]  # by matrices, then by seed
@@ -220,8 +220,8 @@ def lowest_rank_share(losses: Mapping[int, float], base: float) -> float | None:
         By rank.
     base : float
     """
-    gain = base - min(losses.values(), default=base)
-    return (base - losses[min(losses)]) / gain if gain > 0 else None
+    best = min(losses.values(), default=base)
+    return (base - losses[min(losses)]) / (base - best) if is_gain(base, best) else None
 
 
 def table7_claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:

@@ -33,6 +33,11 @@ def similarity(first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
     Returns
     -------
     ndarray, shape (r1, r2)
+
+    Raises
+    ------
+    ValueError
+        If there is no such pair.
     """
     V1, V2 = ([dense_svd(A)[2].T for A in As] for As in (first, second))  # each (in, r)
     grids = [
@@ -41,6 +46,8 @@ def similarity(first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
         for b, other in enumerate(V2)
         if a != b
     ]
+    if not grids:
+        raise ValueError("no two adapters of different seeds: there is nothing to compare")
     return np.mean(grids, axis=0)
 
 
@@ -61,11 +68,18 @@ def figure(adapters: Adapters, ranks: tuple[int, int], rng: np.random.Generator)
     dict
         ``ranks``, ``d`` (the size of the input), ``seeds``, ``panels`` (grids by path), and
         ``control`` (the random matrices' grid).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two common seeds, or the adapters hold no matrix.
     """
     low, high = (adapters[r] for r in ranks)
     seeds = sorted(set(low) & set(high))
     if len(seeds) < 2:
         raise ValueError(f"ranks {ranks} ended well on fewer than two common seeds: no figure")
+    if not low[seeds[0]]:
+        raise ValueError(f"the adapters of rank {ranks[0]} hold no matrix: no figure")
     As = {
         path: [[part[seed][path][1] for seed in seeds] for part in (low, high)]
         for path in low[seeds[0]]
@@ -117,6 +131,8 @@ def mean_excess(grid: list[list[float]], d: int) -> float:
         Dimensions of the whole space; at i = d any two are equal, so that i is left out.
     """
     diagonal = np.diag(np.array(grid))[: d - 1]
+    if diagonal.size == 0:
+        raise ValueError(f"d is {d}: in one dimension any two directions are equal")
     found = [excess(phi, random_similarity(d, i, i)) for i, phi in enumerate(diagonal, start=1)]
     return float(np.mean(found))
 

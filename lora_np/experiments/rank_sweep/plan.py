@@ -6,10 +6,10 @@ factor of two apart on the first seed, and one more beyond the best while the be
 and still gains more than a thousandth on its neighbour.
 The rate with the lowest validation loss is then run on the other seeds. Test loss is only reported.
 
-Nothing may hang on the last bits, which differ from processor to processor. Losses that differ by
-less than a millionth of the loss before training are equal, and of equally good rates the one
-nearest to the start of the search is taken. Relative to the loss itself this would not do: where
-training ends at zero, what is left of the loss is rounding.
+The last bits of a loss differ from processor to processor, and must decide nothing. So losses that
+differ by less than a millionth of the loss before training count as equal, and of equally good
+rates the one nearest to the start of the search is taken. (A share of the loss itself would not do:
+where training ends at zero, all that is left of the loss is rounding.)
 
 Nothing is remembered but the trials themselves: an interrupted sweep asks again and goes on.
 """
@@ -33,8 +33,8 @@ Key = TypeVar("Key")
 class Trial:
     """One training run.
 
-    Its text is its own: no other trial has it. It names the file of what was trained, so the
-    fields, which may come from a file too, are checked.
+    Its text names the file of what was trained, and no two trials share it. The fields are checked,
+    since they may come from a file.
 
     Attributes
     ----------
@@ -130,6 +130,11 @@ def contenders(settings: Any) -> list[tuple[str, int | None]]:
     """Return what the sweep compares: LoRA at every rank, and full fine-tuning if it has a rate."""
     full = [] if settings.full_lr is None else [("full", None)]
     return [*full, *(("lora", r) for r in settings.ranks)]
+
+
+def is_gain(base: float, loss: float) -> bool:
+    """Return whether a loss is below the loss before training by more than counts as equal."""
+    return base - loss > SAME * abs(base)
 
 
 def next_trials(settings: Any, done: Done, base: float) -> list[Trial]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.experiments.rank_sweep.plan import SAME
+from lora_np.experiments.rank_sweep.plan import SAME, is_gain
 from lora_np.experiments.rank_sweep.run import Progress
 from lora_np.files import load_json
 
@@ -132,7 +132,8 @@ def table(results: dict[str, Any]) -> str:
         if linear:
             final = "" if rank is None else f"{results['floors'][rank]:.4g}"
         else:
-            final = f"{100 * (base - test) / (base - full):.0f} %" if full < base else ""
+            share = 100 * (base - test) / (base - full) if is_gain(base, full) else None
+            final = "" if share is None else f"{share:.0f} %"
         lines.append(
             f"{label:<8}{count[contender]:>10,}{rate[contender]:>10.2g}"
             f"{columns['train'][contender][0]:>10.4g}{columns['validation'][contender][0]:>12.4g}"

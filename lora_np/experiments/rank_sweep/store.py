@@ -93,7 +93,7 @@ def check_base(results: Mapping[str, Any], sha256: str | None, folder: Path) -> 
     """Raise SweepError if the results are of another base than the one with this hash."""
     began = results.get("base_sha256")
     if sha256 is not None and began is not None and sha256 != began:
-        raise SweepError(f"{folder} was begun with another base: {ELSEWHERE}, or leave --base out")
+        raise SweepError(f"{folder} was begun with another base: {ELSEWHERE}")
 
 
 def _is_kept(folder: Path, trial: dict[str, Any]) -> bool:

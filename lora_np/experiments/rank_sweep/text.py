@@ -197,7 +197,7 @@ class TextTask:
         """Return the base in `folder`; raise SweepError if it is damaged, or of other settings."""
         try:
             about, base = load_json(folder / "base.json"), load_arrays(folder / "base.npz")
-            key, total = dict(about["key"]), about["sha256"]
+            key, total, _ = dict(about["key"]), about["sha256"], about["made"]
         except CheckpointError as error:
             raise SweepError(f"{folder} has no base: {error}") from None
         except (KeyError, TypeError, ValueError):

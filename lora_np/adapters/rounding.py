@@ -1,0 +1,161 @@
+r"""Which part of the difference of two files is rounding?
+
+A file holds numbers on the grid of its type. Around each number x of the grid lies its cell, all
+that is rounded to x, of width w(x): in bfloat16 about |x| / 256. Of finer numbers that fall in a
+cell we know no more than that, so that their errors are spread evenly over it, with variance
+w^2 / 12. The difference of two files, D = W - W0, is what training did and up to three errors::
+
+    the end    what training ended with was rounded to W         w_tuned(W)^2 / 12   where W != W0
+    the start  training in the tuned file's type began at W0     w_tuned(W0)^2 / 12  where W0 is
+               rounded to that type                                 no number of the type
+    the base   W0 is a narrow copy of what training began from   w_base(W0)^2 / 12   where W != W0
+
+The end is in every difference: its cells are tiny in float32, but not in bfloat16. An entry that
+is equal in both files has no error. The start MAY be in it: the files do not say in which type the
+model was trained, so that its variance is counted wherever it is possible. A base in bfloat16 and
+a model trained from it have no such error, whatever type the tuned file has: every number of
+bfloat16 is one of float32.
+
+The base is usually exact: training began from the numbers in the file, and the difference from them
+is what training did, however small. Unless the file is a narrow copy of the numbers that training
+began from. Then a tensor that was not trained shows it: rounded to the base's type it is the base's
+bit for bit, and its errors fill the cells evenly (:func:`is_rounded_copy`). Training cannot look
+like that, for it would have to move small numbers less than large ones, in proportion.
+
+The errors of the entries are independent, with known deviations s_ij. The largest singular value of
+such noise is at most about (``rank/noise.py``)::
+
+    edge = max_i sqrt(sum_j s_ij^2) + max_j sqrt(sum_i s_ij^2)
+
+and what stands above it, training did. Is a matrix lost that training changed by little? Not where
+both files are of one type. An entry that differs then differs by at least 2/3 of its cell (at a
+power of two the gap below is half the gap above), so that D has a row or a column of norm at least
+(2/3) sqrt(12) / 2 = 1.15 times the edge, and the largest singular value is no smaller than that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lora_np.adapters.cut import rounded
+from lora_np.files import float_dtype
+
+ENOUGH = 1000  # entries, of which the mean squared error is known to 3 %
+NEAR = 0.1  # relative, of that mean: more than three standard errors
+
+
+def cell_width(x: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return the width of the cell of numbers that a type rounds to each number.
+
+    Parameters
+    ----------
+    x : ndarray, float64
+        Numbers of that type, or near one.
+    dtype : str or dtype
+        One of the files' types.
+
+    Returns
+    -------
+    ndarray, as x
+        Half the gap to the next number below and half the gap above.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.adapters.rounding import cell_width
+    >>> cell_width(np.array([1.5, 1.0]), "float16") * 1024  # below 1 the grid is twice as fine
+    array([1.  , 0.75])
+    """
+    info = _grid(dtype)
+    fraction, exponent = np.frexp(np.abs(x))  # |x| = fraction 2^exponent, from 1/2 to 1
+    smallest = int(info.minexp)  # below it, and at 0, the grid is even
+    power = np.where(fraction > 0, np.maximum(exponent - 1, smallest), smallest)
+    gap = np.ldexp(1.0, power - int(info.nmant))  # above |x|
+    return np.where((fraction == 0.5) & (power > smallest), 0.75 * gap, gap)
+
+
+def rounding_noise(
+    W0: np.ndarray, W: np.ndarray, types: tuple[str, str], base_is_rounded: bool = False
+) -> np.ndarray:
+    """Return the standard deviation of the rounding in each entry of W - W0 (see the module).
+
+    Parameters
+    ----------
+    W0, W : ndarray, float64
+        As the files hold them.
+    types : (str, str)
+        The base's and the tuned file's.
+    base_is_rounded : bool
+        Whether the base is a narrow copy of what training began from.
+
+    Returns
+    -------
+    ndarray, as W
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.adapters.rounding import rounding_noise
+    >>> W0, W = np.array([1.25, 1.25]), np.array([1.5, 1.25])  # numbers of float16: one rounding
+    >>> rounding_noise(W0, W, ("float32", "float16")) * 1024 * 12**0.5
+    array([1., 0.])
+    """
+    base, tuned = types
+    squares = np.zeros(W.shape)
+    differs, start = W != W0, rounded(W0, tuned) != W0
+    squares[differs] += cell_width(W[differs], tuned) ** 2
+    squares[start] += cell_width(W0[start], tuned) ** 2
+    if base_is_rounded:
+        squares[differs] += cell_width(W0[differs], base) ** 2
+    return np.sqrt(squares / 12)
+
+
+def is_rounded_copy(W0: np.ndarray, W: np.ndarray, base: str) -> bool:
+    """Whether W0 is W rounded to the base's type, and nothing else.
+
+    Parameters
+    ----------
+    W0, W : ndarray, float64
+    base : str
+        The type of W0's file.
+
+    Returns
+    -------
+    bool
+        False too where fewer than a thousand entries differ, which could be chance.
+    """
+    differs = W != W0
+    if np.count_nonzero(differs) < ENOUGH or not np.array_equal(rounded(W, base), W0):
+        return False
+    errors = (W - W0)[differs] / cell_width(W0[differs], base)  # from -1/2 to 1/2, if so
+    return abs(12 * float(np.mean(errors**2)) - 1) < NEAR
+
+
+def equal_when_rounded(
+    W0: np.ndarray, W: np.ndarray, types: tuple[str, str], base_is_rounded: bool = False
+) -> bool:
+    """Whether one of two tensors is the other, rounded to its type.
+
+    Of a vector this says whether it differs by rounding alone; a matrix has its singular values.
+
+    Parameters
+    ----------
+    W0, W, types, base_is_rounded
+        As :func:`rounding_noise` takes them, of any shape.
+    """
+    base, tuned = types
+    copied = base_is_rounded and np.array_equal(rounded(W, base), W0)
+    return copied or np.array_equal(rounded(W0, tuned), W)
+
+
+def is_narrower(one: str, other: str) -> bool:
+    """Whether a type has fewer digits than another."""
+    return int(_grid(one).nmant) < int(_grid(other).nmant)
+
+
+def _grid(dtype: Any) -> Any:
+    import ml_dtypes  # pyright: ignore[reportMissingImports]
+
+    return ml_dtypes.finfo(float_dtype(dtype))
