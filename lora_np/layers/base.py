@@ -68,6 +68,7 @@ class Layer:
         """Return the cost of a token in a sequence of `T`; entry-by-entry work is not counted."""
         return Flops(0, 0)
 
+    conditioned: bool = False  # forward(x, c, rng=None), and backward returns dx, dc
     fixed: Mapping[str, Array] | None = None  # constants held still, while gradients are checked
 
     def constants(self) -> dict[str, Array]:

@@ -82,7 +82,7 @@ def copy_model(model: Layer, *, dtype: Any = None, device: str | None = None) ->
 
 def as_pair(
     layer: Layer,
-    run: Callable[[Any, Array], tuple[Array, Any]] | None = None,
+    run: Callable[..., tuple[Array, Any]] | None = None,
     seed: int | None = None,
 ) -> tuple[Callable, Callable, Callable]:
     """See a layer as a pair of pure functions of its input and its Parameters' values.
@@ -93,7 +93,8 @@ def as_pair(
     ----------
     layer : Layer
     run : callable, optional
-        ``run(layer, x) -> (y, cache)``; by default ``layer.forward(x, rng)``.
+        ``run(layer, x) -> (y, cache)``; by default ``layer.forward(x, rng)``, or, of a layer with
+        a condition, ``layer.forward(x, c, rng)``.
     seed : int, optional
         Turns dropout on, with the same masks at every call.
 
@@ -101,7 +102,7 @@ def as_pair(
     -------
     forward, backward : callables
     inputs : callable
-        ``inputs(x)`` gives forward's arguments by name.
+        ``inputs(x)``, or ``inputs(x, c)``, gives forward's arguments by name.
 
     Examples
     --------
@@ -112,33 +113,44 @@ def as_pair(
     >>> check_gradients(forward, backward, inputs(np.ones((2, 3)))).ok
     True
     """
-    names = list(layer.parameters())
     held = {path: m.constants() for path, m in {"": layer, **layer.modules()}.items()}
+    names = ("x", "c") if layer.conditioned else ("x",)
 
-    def default_run(twin: Layer, x: Array) -> tuple[Array, Any]:
-        return twin.forward(x, None if seed is None else np.random.default_rng(seed))
-
-    def forward(x: Array, *values: Array) -> tuple[Array, Any]:
+    def forward(*arguments: Array) -> tuple[Array, Any]:
+        inputs, values = arguments[: len(names)], arguments[len(names) :]
         of = dict(zip(layer.parameters().values(), values))
         twin = _with_constants(rebuild(layer, lambda p: Parameter(of[p])), held)
-        y, cache = (run or default_run)(twin, x)
-        return y, (twin, cache, x.dtype.kind in "fc")
+        y, cache = (run or _forward_of(seed))(twin, *inputs)
+        return y, (twin, cache, [x.dtype.kind in "fc" for x in inputs])
 
     def backward(dy: Array, cache: Any, need: Sequence[bool] | None = None) -> tuple:
-        twin, inner, x_is_real = cache
-        parameters = twin.parameters()
-        flags = list(need) if need is not None else [True] * (len(parameters) + x_is_real)
-        for parameter, flag in zip(parameters.values(), flags[x_is_real:]):
-            parameter.trainable = flag
-        grads = Grads()
-        dx = twin.backward(dy, inner, grads, need_dx=x_is_real and flags[0])
-        of_parameters = tuple(grads.get(p) for p in parameters.values())
-        return (dx, *of_parameters) if x_is_real else of_parameters
+        twin, inner, real = cache
+        parameters, grads = twin.parameters(), Grads()
+        flags = iter([True] * (sum(real) + len(parameters)) if need is None else need)
+        wanted = [next(flags) if is_real else False for is_real in real]
+        for parameter in parameters.values():
+            parameter.trainable = next(flags)
+        found = twin.backward(dy, inner, grads, need_dx=wanted[0])
+        if layer.conditioned:  # which says of x alone whether its gradient is needed
+            found = found[0], found[1] if wanted[1] else None
+        of_inputs = found if layer.conditioned else (found,)
+        kept = [d for d, is_real in zip(of_inputs, real) if is_real]
+        return (*kept, *(grads.get(p) for p in parameters.values()))
 
-    def inputs(x: Array) -> dict[str, Array]:
-        return {"x": x, **{name: layer.parameters()[name].value for name in names}}
+    def inputs(*of_layer: Array) -> dict[str, Array]:
+        values = {name: p.value for name, p in layer.parameters().items()}
+        return {**dict(zip(names, of_layer)), **values}
 
     return forward, backward, inputs
+
+
+def _forward_of(seed: int | None) -> Callable[..., tuple[Array, Any]]:
+    """Return what runs a layer, with the masks that this seed draws at every call."""
+
+    def run(layer: Any, *inputs: Array) -> tuple[Array, Any]:
+        return layer.forward(*inputs, None if seed is None else np.random.default_rng(seed))
+
+    return run
 
 
 def _with_constants(layer: Layer, held: Mapping[str, Mapping[str, Array]]) -> Layer:
