@@ -85,9 +85,7 @@ def as_pair(
     run: Callable[..., tuple[Array, Any]] | None = None,
     seed: int | None = None,
 ) -> tuple[Callable, Callable, Callable]:
-    """See a layer as a pair of pure functions of its input and its Parameters' values.
-
-    This is how a layer goes through ``check_gradients(forward, backward, inputs(x))``.
+    """See a layer as a pair, for ``check_gradients(forward, backward, inputs(x))``.
 
     Parameters
     ----------
