@@ -228,14 +228,17 @@ def run_grade(arguments: argparse.Namespace) -> int:
     """Grade a folder of submissions; print one line each, and what is wrong."""
     import time
 
-    from lora_np.diagnose.grade import grade_folder, table
+    from lora_np.diagnose.grade import grade_folder, table, verdict
 
     start = time.perf_counter()
     graded = grade_folder(arguments.folder, seed=arguments.seed)
-    print(table(graded))
-    right = sum(report.passed for report in graded.values())
-    seconds = time.perf_counter() - start
-    print(f"{len(graded)} submissions, {right} right, in {seconds:.1f} s")
+    encoding = sys.stdout.encoding or "utf-8"  # a console may lack the letters of a name
+    print(table(graded).encode(encoding, "backslashreplace").decode(encoding))
+    verdicts = [verdict(report) for report in graded.values()]
+    seconds, left_out = time.perf_counter() - start, verdicts.count("left out")
+    n, right = len(graded) - left_out, verdicts.count("right")
+    more = f"; {left_out} left out" if left_out else ""
+    print(f"{n} submissions, {right} right, in {seconds:.1f} s{more}")
     return 0
 
 
