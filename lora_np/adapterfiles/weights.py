@@ -7,6 +7,7 @@ weights as (in, out); whether a checkpoint is of theirs is read from the config.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def model_type(weights: str | Path) -> str | None:
         If the config is not readable.
     """
     path = Path(weights)
-    config = (path if path.is_dir() else path.parent) / "config.json"
-    fields = load_json(config) if config.is_file() else None
+    config = (path if os.path.isdir(path) else path.parent) / "config.json"
+    fields = load_json(config) if os.path.exists(config) else None
     found = fields.get("model_type") if isinstance(fields, dict) else None
     return found if isinstance(found, str) else None
 

@@ -74,10 +74,12 @@ def _held(path: Path, made_with: dict[str, Any]) -> Results:
 
 def read_results(path: Path) -> Results:
     """Return a results file's content, if it is one."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise SweepError(f"{path} does not exist: is this the folder of a sweep?")
     try:
         results = load_json(path)
+        for trial in (*results["trials"], *results.get("runs", ())):
+            _check_losses(trial)
         done_trials(results)
         finished = ("runs", "base_test_loss") if results["complete"] else ()
         if not isinstance(results["settings"], dict) or any(k not in results for k in finished):
@@ -85,6 +87,13 @@ def read_results(path: Path) -> Results:
     except (CheckpointError, KeyError, TypeError, AttributeError):
         raise SweepError(f"{path} is no results file of a sweep: {ELSEWHERE}") from None
     return results
+
+
+def _check_losses(trial: dict[str, Any]) -> None:
+    """Raise TypeError if a loss is neither a number nor None."""
+    for name in ("train_loss", "validation_loss", "test_loss"):
+        if trial.get(name) is not None and type(trial[name]) not in (int, float):
+            raise TypeError(name)
 
 
 def _is_kept(folder: Path, trial: dict[str, Any]) -> bool:
