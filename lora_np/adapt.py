@@ -13,11 +13,9 @@ arXiv:2312.03732. Names and defaults follow PEFT.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,8 @@ import numpy as np
 from lora_np.backend import like
 from lora_np.layers import Flops, Layer, Linear, LoRALinear, copy_model, rebuild
 from lora_np.parameters import Parameter
+from lora_np.patterns import Pattern, at_the_end
+from lora_np.reading import brief, shown
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,19 @@ class LoraConfig:
         for name, rank in {"r": self.r, **(self.rank_pattern or {})}.items():
             if not isinstance(rank, int | np.integer) or isinstance(rank, bool) or rank < 1:
                 raise ValueError(
-                    f"rank {name} = {rank!r}, expected a whole number from 1 to min(in, out) of "
-                    "the matrices it adapts"
+                    f"rank {brief(name)} = {shown(rank)}, expected a whole number from 1 to "
+                    "min(in, out) of the matrices it adapts"
                 )
         for alpha in (self.lora_alpha, *(self.alpha_pattern or {}).values()):
             if not isinstance(alpha, int | float | np.number) or not 0.0 < alpha < math.inf:
-                raise ValueError(f"lora_alpha = {alpha!r}, expected a number above 0")
+                raise ValueError(f"lora_alpha = {shown(alpha)}, expected a number above 0")
         p = self.lora_dropout
         if not isinstance(p, int | float | np.number) or not 0.0 <= p < 1.0:
-            raise ValueError(f"lora_dropout = {p!r}, expected 0 <= p < 1")
+            raise ValueError(f"lora_dropout = {shown(p)}, expected 0 <= p < 1")
         if not self.target_modules:
             raise ValueError("target_modules is empty: name at least one, or 'all-linear'")
         for key in {**(self.rank_pattern or {}), **(self.alpha_pattern or {})}:
-            _check_regex("pattern", key, _at_the_end)
+            at_the_end(key)  # raises PatternError, a ValueError, if it is no regular expression
 
     def rank_of(self, path: str) -> int:
         """Return the rank for the module at `path`."""
@@ -97,23 +97,10 @@ class LoraConfig:
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
 
-def _check_regex(name: str, text: str, compiled: Callable[[str], Any] = re.compile) -> None:
-    try:
-        compiled(text)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name} {text!r} is no regular expression: {error}") from None
-
-
-@cache
-def _at_the_end(key: str) -> re.Pattern[str]:
-    """Compile a key as PEFT does: ^ in it holds it to the whole path."""
-    return re.compile(rf"(.*\.)?({key})$")
-
-
 def _lookup(pattern: Mapping[str, Any] | None, path: str, default: Any) -> Any:
     """Return the value of the first key that matches the end of `path`, from a dot on."""
     for key, value in (pattern or {}).items():
-        if _at_the_end(key).match(path):
+        if at_the_end(key).match(path):
             return value
     return default
 
@@ -229,8 +216,8 @@ def _named(linear: list[str], targets: Sequence[str] | str) -> list[str]:
     if targets == "all-linear":
         return linear
     if isinstance(targets, str):
-        _check_regex("target_modules", targets)
-        chosen = [path for path in linear if re.fullmatch(targets, path)]
+        pattern = Pattern(targets)
+        chosen = [path for path in linear if pattern.fullmatch(path)]
         if not chosen and any(ends_with(path, targets) for path in linear):
             raise ValueError(
                 f"target_modules {targets!r} is a string, so a regular expression for a whole "

@@ -209,7 +209,7 @@ BAD = [
     ("--adapt-text empty", "empty is empty: name a file that holds text"),
     ("--adapt-text short", "use a longer text or a smaller block_size"),
     ("--pretrain-text latin", "latin is not UTF-8 at byte 3"),
-    ("--pretrain-text missing", "missing cannot be read"),
+    ("--pretrain-text missing", "missing does not exist"),
     ("--d-in 9", "--task text has no option --d-in"),
     ("--base nowhere", "nowhere has no base: nowhere/base.json does not exist"),
     ("--device cuda", "device 'cuda' needs CuPy"),

@@ -152,6 +152,8 @@ class AdapterFile:
             plain = plain_names(self._file.names, self._file.path)
             self.notes = [*(self._config.notes if self._config else ()), *_wrapped(plain)]
             found = _by_module(self._file, plain, self._config is not None)
+            if self._config is not None:
+                self._config.check_work(len(found))
             self.modules = {name: self._module(name, names) for name, names in found.items()}
             kohya = any(".lora_down." in names["A"] for names in found.values())
             self.naming = "kohya" if kohya else "peft"
@@ -255,9 +257,9 @@ def open_adapter(path: str | Path) -> AdapterFile:
 
 def _parts(path: Path) -> tuple[Path, Path | None]:
     """Return the file of tensors and, for a folder of PEFT's, the config."""
-    if path.name == TENSORS and (path.parent / CONFIG).is_file():
+    if path.name == TENSORS and os.path.exists(path.parent / CONFIG):
         path = path.parent
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False, not an error, where the name is too long for a path
         return path, None
     if not (path / CONFIG).exists():
         raise CheckpointError(f"{path} has no {CONFIG}: it is no PEFT adapter")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import like, to_host
+from lora_np.checkpoint.npz import NotAnArray, read_npz
 from lora_np.layers import Layer
+from lora_np.reading import brief, open_file
+
+LARGEST_JSON = 2**25  # bytes; the index of a model of 90,000 tensors has 2^23
 
 
 class CheckpointError(ValueError):
@@ -105,9 +109,18 @@ def fill(model: Layer, arrays: Mapping[str, np.ndarray], source: str) -> None:
     missing = [name for name, p in parameters.items() if p.trainable and name not in arrays]
     if missing:
         raise CheckpointError(f"{source} lacks {missing[0]}, which the model trains")
-    for name, array in arrays.items():
+    values = {name: _cast(array, parameters[name].dtype) for name, array in arrays.items()}
+    for name, value in values.items():
+        if np.isinf(value).sum() > np.isinf(arrays[name]).sum():
+            raise CheckpointError(f"{source} holds {name} with entries too large for {value.dtype}")
+    for name, value in values.items():
         p = parameters[name]
-        p.value[...] = like(array.astype(p.dtype), p.value)  # in place: views stay views
+        p.value[...] = like(value, p.value)  # in place: views stay views
+
+
+def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes inf
+        return array.astype(dtype)
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -128,7 +141,12 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an ``.npz`` file by name.
+    """Read the arrays of an ``.npz`` file by name: of numbers or truth values, each once.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or is no such file.
 
     Examples
     --------
@@ -139,13 +157,13 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     ...     print(error)
     no_such_file.npz does not exist
     """
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile):
-        raise CheckpointError(f"{path} is not a readable .npz file: remove it") from None
+    with open_file(path, CheckpointError) as raw:
+        try:
+            return read_npz(raw)
+        except NotAnArray as error:
+            raise CheckpointError(
+                f"{path} is not a readable .npz file, {error}: remove it"
+            ) from None
 
 
 def save_json(path: str | Path, content: Any) -> None:
@@ -194,6 +212,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def load_json(path: str | Path) -> Any:
     """Read a JSON file.
 
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, is no JSON, has more than 32 MB, or a number in it is not finite.
+
     Examples
     --------
     >>> import tempfile
@@ -203,9 +226,19 @@ def load_json(path: str | Path) -> Any:
     ...     load_json(f"{folder}/settings.json")["ranks"]
     [1, 2]
     """
+    with open_file(path, CheckpointError) as raw:
+        if os.fstat(raw.fileno()).st_size > LARGEST_JSON:
+            raise CheckpointError(f"{path} has more than {LARGEST_JSON} bytes, too many for JSON")
+        content = raw.read()
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (ValueError, OSError, RecursionError) as error:
+        return json.loads(content.decode(), parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a readable JSON file: {error}") from None
+
+
+def _finite(text: str) -> float:
+    """Return a number of JSON, which knows no nan, and whose 1e999 no float can hold."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{brief(text)} is not a finite number")
+    return number

@@ -17,6 +17,7 @@ import numpy as np
 
 from lora_np.checkpoint.arrays import CheckpointError, load_json, replacing
 from lora_np.checkpoint.tensors import TensorFile
+from lora_np.reading import open_file
 
 CHUNK = 2**24  # bytes copied at once
 
@@ -78,7 +79,7 @@ def _places(source: TensorFile) -> tuple[dict[str, str], dict[str, _Place]]:
     """Return the notes of the (first) file, and the place of every tensor, wide types first."""
     metadata, places = {}, {}
     for file in _files(source.path):
-        with file.open("rb") as raw:
+        with open_file(file, CheckpointError) as raw:
             (length,) = struct.unpack("<Q", raw.read(8))
             header = json.loads(raw.read(length))  # checked when the TensorFile was opened
         metadata = {**header.pop("__metadata__", {}), **metadata}
@@ -104,7 +105,7 @@ def _width(place: _Place) -> int:
 
 
 def _copy(place: _Place, out: BinaryIO) -> None:
-    with place.file.open("rb") as raw:
+    with open_file(place.file, CheckpointError) as raw:
         raw.seek(place.start)
         left = place.size
         while left:

@@ -23,6 +23,7 @@ from lora_np import __version__
 from lora_np.backend import DeviceError, get_device
 from lora_np.cli.adapters import add_adapter_commands
 from lora_np.crew import cores, keep_memory
+from lora_np.reading import printable
 from lora_np.train import Diverged
 
 QUICK = {
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0  # the reader of a pipe has seen enough
     except (ValueError, DeviceError, Diverged, OSError) as error:
-        print(f"lora-np: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lora-np: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except BrokenExecutor:
         print("lora-np: a worker process died; the same command goes on", file=sys.stderr)

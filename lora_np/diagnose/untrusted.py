@@ -22,8 +22,8 @@ import numpy as np
 
 MOST_JSON = 2**20  # bytes: an answer's own JSON takes a few hundred
 NUMBERS = {  # what the child may call a dtype; np.dtype itself reads far more than these
-    dtype.newbyteorder(order).str: dtype.newbyteorder(order)
-    for dtype in map(np.dtype, "?bBhHiIlLqQefdgFDG")
+    np.dtype(order + kind).str: np.dtype(order + kind)
+    for kind in "?bBhHiIlLqQefdgFDG"
     for order in "<>"
 }
 KINDS = {

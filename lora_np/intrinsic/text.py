@@ -157,6 +157,8 @@ def _open(settings: IntrinsicSettings, task: TextTask, folder: Path) -> dict[str
         held = load_json(path)
         if not isinstance(held, dict) or held.get("settings") != made_with:
             raise SweepError(f"{path} is of other settings: {ELSEWHERE}, or remove it")
+        if not isinstance(held.get("complete"), bool):
+            raise SweepError(f"{path} does not say whether it is complete: remove it")
         check_base(held, task.given_sha256, folder)
         return held
     if folder.exists() and any(folder.iterdir()):

@@ -75,12 +75,13 @@ def _held(path: Path, made_with: dict[str, Any]) -> Results:
 
 def read_results(path: Path) -> Results:
     """Return a results file's content, if it is one."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise SweepError(f"{path} does not exist: is this the folder of a sweep?")
     try:
         results = load_json(path)
         for trial in (*results["trials"], *results.get("runs", ())):
             as_trial(trial)  # raises where it is none
+            _check_losses(trial)
         finished = ("runs", "base_test_loss") if results["complete"] else ()
         if not isinstance(results["settings"], dict) or any(k not in results for k in finished):
             raise KeyError
@@ -94,6 +95,13 @@ def check_base(results: Mapping[str, Any], sha256: str | None, folder: Path) -> 
     began = results.get("base_sha256")
     if sha256 is not None and began is not None and sha256 != began:
         raise SweepError(f"{folder} was begun with another base: {ELSEWHERE}")
+
+
+def _check_losses(trial: dict[str, Any]) -> None:
+    """Raise TypeError if a loss is neither a number nor None."""
+    for name in ("train_loss", "validation_loss", "test_loss"):
+        if trial.get(name) is not None and type(trial[name]) not in (int, float):
+            raise TypeError(name)
 
 
 def _is_kept(folder: Path, trial: dict[str, Any]) -> bool:
