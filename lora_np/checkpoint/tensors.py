@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.checkpoint.arrays import CheckpointError, load_json, replacing
+from lora_np.checkpoint.arrays import CheckpointError, load_json
+from lora_np.checkpoint.atomic import replacing
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 INTEGERS = ("I64", "I32", "I16", "I8", "U8")
@@ -317,7 +318,5 @@ def save_tensors(
         try:
             save_file(whole, temporary, dict(metadata) if metadata else None)
         except safetensors.SafetensorError as error:  # a full disk, most often
-            raise CheckpointError(
-                f"{path} cannot be written: {' '.join(str(error).split())}"
-            ) from None
+            raise OSError(" ".join(str(error).split())) from None
         temporary.chmod(mode)

@@ -6,17 +6,18 @@ second text in the same number of steps; each is measured against its own full t
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lora_np.checkpoint import load_json, save_json
+from lora_np.checkpoint.atomic import strangers
 from lora_np.data import split, windows
 from lora_np.gpt import GPT
 from lora_np.intrinsic.dimension import (
@@ -24,7 +25,7 @@ from lora_np.intrinsic.dimension import (
     Run,
     intrinsic_dimension,
 )
-from lora_np.sweep.store import ELSEWHERE, SweepError
+from lora_np.sweep.store import ELSEWHERE, Results, SweepError, as_json, new_results, opened
 from lora_np.sweep.text import Arrays, TextSettings, TextTask, batches, rebuild_base
 from lora_np.train import evaluate
 
@@ -85,6 +86,7 @@ def intrinsic_run(
     *,
     executor: Executor | None = None,
     listen: Callable[[Run, float], None] | None = None,
+    take_over: bool = False,
 ) -> dict[str, Any]:
     """Measure the intrinsic dimension of the text task, pretrained and not.
 
@@ -96,6 +98,8 @@ def intrinsic_run(
         these return; what was not finished starts again.
     executor, listen : optional
         As in :func:`~lora_np.intrinsic.dimension.intrinsic_dimension`.
+    take_over : bool
+        As for :func:`lora_np.sweep.rank_sweep`.
 
     Returns
     -------
@@ -106,18 +110,43 @@ def intrinsic_run(
     Raises
     ------
     SweepError
-        If the folder cannot be written, or holds anything else.
+        If the folder cannot be written, is in use, or holds anything else.
     ValueError
         If the text settings have no ``full_lr``.
     """
-    s, folder = settings.text, Path(out)
-    if s.full_lr is None:
+    folder, task = Path(out), _task(settings)
+    with _opened(settings, task, folder, take_over) as results:
+        if not results["complete"]:
+            _measure(settings, task.prepare(folder, progress=False), results, executor, listen)
+            results["complete"] = True
+            save_json(folder / "results.json", results)
+    return results
+
+
+def check_intrinsic(
+    settings: IntrinsicSettings, out: str | Path, *, take_over: bool = False
+) -> bool:
+    """Return whether `out` holds this run, complete; raise what intrinsic_run would raise."""
+    with _opened(settings, _task(settings), Path(out), take_over) as results:
+        return bool(results["complete"])
+
+
+def _task(settings: IntrinsicSettings) -> TextTask:
+    if settings.text.full_lr is None:
         raise ValueError("full_lr is None, expected a learning rate: searches start there")
-    task = TextTask(replace(s, ranks=(1,)))  # it checks ranks, which are not used here
-    results = _open(settings, task, folder)
-    if results["complete"]:
-        return results
-    base = task.prepare(folder, progress=False)
+    return TextTask(replace(settings.text, ranks=(1,)))  # it checks ranks, which are not used here
+
+
+def _measure(
+    settings: IntrinsicSettings,
+    base: Arrays,
+    results: Results,
+    executor: Executor | None,
+    listen: Callable[[Run, float], None] | None,
+) -> None:
+    """Put into the results what both starts lead to."""
+    s = settings.text
+    assert s.full_lr is not None  # _task sees to it
     blank = GPT(s.gpt(), np.random.default_rng([0, 3])).parameters()
     arrays = {
         "pretrained": base,
@@ -134,29 +163,27 @@ def intrinsic_run(
             executor=executor,
             listen=listen,
         )
-    results["complete"] = True
-    save_json(folder / "results.json", results)
-    return results
 
 
-def _open(settings: IntrinsicSettings, task: TextTask, folder: Path) -> dict[str, Any]:
-    """Return the results that the folder holds, or begin new ones; nothing is overwritten."""
+@contextmanager
+def _opened(
+    settings: IntrinsicSettings, task: TextTask, folder: Path, take_over: bool
+) -> Iterator[Results]:
+    """Give the results that the folder holds, or new ones; nothing is overwritten."""
     text = {k: v for k, v in asdict(settings.text).items() if k not in UNUSED}
-    made_with = {"task": "intrinsic", "ds": settings.ds, **text, **task.identity()}
-    made_with = json.loads(json.dumps(made_with))  # as it comes back from a file
+    made_with = as_json({"task": "intrinsic", "ds": settings.ds, **text, **task.identity()})
+    read, begin = partial(_read, folder, made_with), partial(new_results, folder, made_with)
+    with opened(folder, read, begin, take_over) as results:
+        yield results
+
+
+def _read(folder: Path, made_with: dict[str, Any]) -> Results | None:
     path = folder / "results.json"
     if path.exists():
         held = load_json(path)
         if not isinstance(held, dict) or held.get("settings") != made_with:
             raise SweepError(f"{path} is of other settings: {ELSEWHERE}, or remove it")
         return held
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and strangers(folder):
         raise SweepError(f"{folder} holds files, but no results.json: {ELSEWHERE}")
-    versions = {"python": platform.python_version(), "numpy": np.__version__}
-    results = {"settings": made_with, "versions": versions, "complete": False}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_json(path, results)
-    except OSError:
-        raise SweepError(f"{folder} cannot be written: {ELSEWHERE}") from None
-    return results
+    return None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lora_np.checkpoint import load_arrays, save_json
+from lora_np.checkpoint import CheckpointError, load_arrays, load_json, save_json
 from lora_np.paper.claims import all_claims
 from lora_np.paper.directions import Adapter, figure, table7
 from lora_np.paper.numbers import QV, TABLE5, TABLE6, TABLE7, short
@@ -29,7 +30,7 @@ from lora_np.paper.settings import (
 from lora_np.sweep.plan import expected_number
 from lora_np.sweep.report import flat, losses_by_seed
 from lora_np.sweep.run import Progress, check_sweep, rank_sweep
-from lora_np.sweep.store import Results, as_trial, model_file
+from lora_np.sweep.store import Results, as_json, as_trial, held, model_file
 
 
 def folders(settings: PaperSettings, out: str | Path) -> dict[Targets, Path]:
@@ -37,11 +38,15 @@ def folders(settings: PaperSettings, out: str | Path) -> dict[Targets, Path]:
     return {t: Path(out) / short(t).replace(",", "_") for t in sweeps(settings)}
 
 
-def check_paper(settings: PaperSettings, out: str | Path) -> bool:
+def check_paper(settings: PaperSettings, out: str | Path, *, take_over: bool = False) -> bool:
     """Return whether `out` holds all of it, complete; raise what run_paper would raise."""
     where = folders(settings, out)
-    complete = [check_sweep(s, where[t]) for t, s in sweeps(settings).items()]  # every one of them
-    return all(complete)
+    plan = sweeps(settings).items()
+    complete = [check_sweep(s, where[t], take_over=take_over) for t, s in plan]  # every one of them
+    if not all(complete):
+        with held(Path(out), take_over):
+            return False
+    return True
 
 
 def run_paper(
@@ -51,6 +56,7 @@ def run_paper(
     executor: Executor | None = None,
     listen: Callable[[Progress], None] | None = None,
     progress: bool = False,
+    take_over: bool = False,
 ) -> dict[str, Any]:
     """Repeat the measurements of the paper's section 7 on the text task.
 
@@ -59,12 +65,10 @@ def run_paper(
     settings : PaperSettings
     out : str or Path
         Folder of the sweeps and of ``paper.json``. Sweeps of equal settings that it holds go on.
-    executor : concurrent.futures.Executor, optional
-        Where trials run, as for :func:`lora_np.sweep.rank_sweep`.
+    executor, progress, take_over : optional
+        As for :func:`lora_np.sweep.rank_sweep`.
     listen : callable, optional
         Called with a Progress, over all sweeps, after every trial.
-    progress : bool
-        Show a bar while the base is pretrained.
 
     Returns
     -------
@@ -75,7 +79,7 @@ def run_paper(
     Raises
     ------
     SweepError
-        If the folder cannot be written, or holds sweeps of other settings.
+        If the folder cannot be written, is in use, or holds sweeps of other settings.
     ValueError
         If runs diverged that a figure needs.
 
@@ -89,21 +93,43 @@ def run_paper(
     >>> len(all_trials(QUICK).ranks)  # so many searches for a learning rate
     16
     """
-    check_paper(settings, out)
-    where, plan = folders(settings, out), sweeps(settings)
+    complete = check_paper(settings, out, take_over=take_over)
+    how = {"executor": executor, "progress": progress, "take_over": take_over}
+    with nullcontext() if complete else held(Path(out), take_over):
+        found = _run_sweeps(settings, folders(settings, out), listen, how)
+        content = measure(settings, found, folders(settings, out)[QV])
+        _save_if_new(Path(out) / "paper.json", content, complete)
+    return content
+
+
+def _run_sweeps(
+    settings: PaperSettings,
+    where: dict[Targets, Path],
+    listen: Callable[[Progress], None] | None,
+    how: dict[str, Any],
+) -> dict[Targets, Results]:
+    """Return the results of each sweep, run in its folder."""
+    plan = sweeps(settings)
     expected, found = sum(map(expected_number, plan.values())), {}
     for targets, sweep in plan.items():
         before = sum(len(results["trials"]) for results in found.values())
-        found[targets] = rank_sweep(
-            sweep,
-            where[targets],
-            executor=executor,
-            listen=_counted(listen, before, expected),
-            progress=progress,
-        )
-    content = measure(settings, found, where[QV])
-    save_json(Path(out) / "paper.json", content)
-    return content
+        heard = _counted(listen, before, expected)
+        found[targets] = rank_sweep(sweep, where[targets], listen=heard, **how)
+    return found
+
+
+def _save_if_new(path: Path, content: dict[str, Any], complete: bool) -> None:
+    """Write the content, unless the file holds it; a complete run may lie on a read-only disk."""
+    try:
+        if load_json(path) == as_json(content):
+            return
+    except CheckpointError:
+        pass
+    try:
+        save_json(path, content)
+    except OSError:
+        if not complete:
+            raise
 
 
 def _counted(
