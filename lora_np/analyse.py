@@ -28,6 +28,7 @@ import numpy as np
 from lora_np.adapterfiles.report import listed, natural, text_table, unmatched_lines
 from lora_np.adapterfiles.weights import CheckpointPair, is_small, leading_svd
 from lora_np.checkpoint import CheckpointError, load_json, open_adapter, save_json
+from lora_np.checkpoint.atomic import make_folder, strangers
 from lora_np.rank import Spectrum, intruder_dimensions, spectrum, uneven_noise_edge
 from lora_np.reading import is_name, shown
 from lora_np.sweep.store import SweepError, read_results
@@ -548,7 +549,7 @@ def check_folder(out: Path, source: dict[str, str]) -> None:
     if not out.exists():
         return
     wrong = f"{out} holds something else already: choose another --out, or remove it"
-    if not out.is_dir() or (any(out.iterdir()) and not (out / RESULT).exists()):
+    if not out.is_dir() or (strangers(out) and not (out / RESULT).exists()):
         raise ValueError(wrong)
     if (out / RESULT).exists():
         try:
@@ -569,5 +570,5 @@ def save_analysis(analysis: Analysis, out: Path) -> None:
         Is made if it does not exist.
     """
     check_folder(out, analysis.source)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     save_json(out / RESULT, analysis.as_dict())

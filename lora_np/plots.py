@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.analyse import Analysis
+from lora_np.checkpoint import replacing
 from lora_np.intrinsic.dimension import VARIANTS, losses_of
 from lora_np.intrinsic.text import STARTS
 from lora_np.rank.planted import Recovery
@@ -440,4 +441,5 @@ def _kind(name: str) -> str:
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    figure.savefig(path, dpi=150, format="png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")

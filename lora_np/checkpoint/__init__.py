@@ -13,11 +13,12 @@ from lora_np.checkpoint.arrays import (
     load_arrays,
     load_json,
     load_parameters,
-    replacing,
     save_arrays,
     save_json,
     save_parameters,
+    save_text,
 )
+from lora_np.checkpoint.atomic import replacing
 from lora_np.checkpoint.peft import load_adapter, save_adapter
 from lora_np.checkpoint.tensors import TensorFile, float_dtype, open_weights, save_tensors
 
@@ -40,6 +41,7 @@ __all__ = [
     "save_json",
     "save_parameters",
     "save_tensors",
+    "save_text",
     "write_adapter",
     "write_like",
 ]

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.checkpoint.arrays import CheckpointError, save_json
+from lora_np.checkpoint.atomic import replacing_folder
 from lora_np.checkpoint.config import PeftConfig, as_fields
 from lora_np.checkpoint.names import PREFIX, meaning_of, plain_names, wrappers_of
 from lora_np.checkpoint.tensors import FLOATS, TensorFile, float_dtype, save_tensors
@@ -388,7 +387,7 @@ def write_adapter(
         "lora_dropout": float(lora_dropout),
         **(origin or {}),
     }
-    with _folder_beside(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         save_tensors(temporary / TENSORS, tensors, {"format": "pt"})
         save_json(temporary / CONFIG, config)
 
@@ -467,7 +466,7 @@ def write_like(
         tensors[f"{name}.lora_down.weight"] = _as_written(name, "A", A, None)
         tensors[f"{name}.lora_up.weight"] = _as_written(name, "B", B, None)
         tensors[f"{name}.alpha"] = _narrowest(scale * r, (A.dtype, np.dtype(np.float32)))
-    with _folder_beside(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         save_tensors(temporary / file.path.name, tensors, file.metadata)
 
 
@@ -511,15 +510,3 @@ def _as_written(name: str, half: str, x: np.ndarray, dtype: Any) -> np.ndarray:
     if not np.isfinite(y).all():
         raise ValueError(f"module {name!r} has entries of {half} not finite in {y.dtype}")
     return y
-
-
-@contextmanager
-def _folder_beside(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill, which takes the place of `folder` if all went well."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        temporary.replace(folder)  # an empty folder may be replaced, a full one not
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lora_np.backend import like, to_host
+from lora_np.checkpoint.atomic import replacing
 from lora_np.checkpoint.npz import NotAnArray, read_npz
 from lora_np.layers import Layer
 from lora_np.reading import brief, open_file
@@ -178,35 +178,13 @@ def save_json(path: str | Path, content: Any) -> None:
     ...     load_json(f"{folder}/settings.json")
     {'ranks': [1, 2]}
     """
+    save_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def save_text(path: str | Path, text: str) -> None:
+    """Write `text` to a file."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary file to write, which takes the place of `path` if all went well.
-
-    Examples
-    --------
-    >>> import os
-    >>> import tempfile
-    >>> from lora_np.checkpoint import replacing
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     try:
-    ...         with replacing(f"{folder}/a.txt") as temporary:
-    ...             _ = temporary.write_text("half of i")
-    ...             raise KeyboardInterrupt
-    ...     except KeyboardInterrupt:
-    ...         os.listdir(folder)  # no half of a file
-    []
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def load_json(path: str | Path) -> Any:

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from lora_np.checkpoint.arrays import CheckpointError, load_json, replacing
+from lora_np.checkpoint.arrays import CheckpointError, load_json
+from lora_np.checkpoint.atomic import make_folder, replacing
 from lora_np.checkpoint.tensors import TensorFile
 from lora_np.reading import open_file
 
@@ -64,7 +65,7 @@ def rewrite_tensors(
         start += place.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight, as is usual
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as temporary, temporary.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for name, place in places.items():

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.checkpoint.arrays import CheckpointError, load_json, replacing
+from lora_np.checkpoint.arrays import CheckpointError, load_json
+from lora_np.checkpoint.atomic import replacing
 from lora_np.reading import brief, is_name, open_file, shown
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -329,7 +330,5 @@ def save_tensors(
         try:
             save_file(whole, temporary, dict(metadata) if metadata else None)
         except safetensors.SafetensorError as error:  # a full disk, most often
-            raise CheckpointError(
-                f"{path} cannot be written: {' '.join(str(error).split())}"
-            ) from None
+            raise OSError(" ".join(str(error).split())) from None
         temporary.chmod(mode)
