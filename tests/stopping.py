@@ -20,8 +20,16 @@ from lora_np.sweep import LinearSettings, SweepError, rank_sweep
 
 SETTINGS = LinearSettings(ranks=(1,), seeds=1, d_in=4, d_out=3, steps=5)
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CHANGES = ("open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir")
 GROWS = ("open", "os.mkdir", "os.link")  # what a full disk refuses
 STOPPED = {"kill": -signal.SIGKILL, "interrupt": 130, "full": 28}
+
+
+def changes(event, arguments, folder):
+    """Whether an audited event is an operation that changes something in the folder."""
+    if event not in CHANGES or not str(arguments[0]).startswith(str(folder)):
+        return False
+    return event != "open" or bool(arguments[2] & WRITES)
 
 
 def stop_at(n, how, folder):
@@ -29,11 +37,7 @@ def stop_at(n, how, folder):
     seen = count(1)
 
     def hook(event, arguments):
-        if event == "open":
-            changes = arguments[2] & WRITES
-        else:
-            changes = event in ("os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir")
-        if not changes or not str(arguments[0]).startswith(str(folder)):
+        if not changes(event, arguments, folder):
             return
         now = next(seen)
         if how == "kill" and now == n:
