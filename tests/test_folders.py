@@ -22,8 +22,7 @@ from lora_np.paper.settings import QUICK
 from lora_np.sweep import LinearSettings, SweepError, TextSettings, rank_sweep, run
 from lora_np.sweep.run import check_sweep
 from tests.test_atomic import PACKAGE, killed_while_writing, names
-from tests.test_cli import TINY, texts  # noqa: F401
-from tests.tiny import TINY as SIZES
+from tests.tiny import TINY, write_texts
 
 SMALL = LinearSettings(ranks=(1,), seeds=1, d_in=4, d_out=3, steps=5)
 SWEEP = shlex.split("sweep --task linear --ranks 1 --seeds 1 --d-in 4 --d-out 3 --steps 5 --jobs 1")
@@ -75,6 +74,12 @@ def holders(tmp_path):
         yield start
 
 
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """The names of a text to pretrain on and of one to adapt to."""
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
 def write_lock(folder, owner, number=1):
     """Leave a lock in the folder, as that process would."""
     folder.mkdir(exist_ok=True)
@@ -107,8 +112,8 @@ def test_a_folder_in_which_nothing_was_begun_is_begun(tmp_path, left):
     assert names(tmp_path) == ["models", "results.json"]
 
 
-def test_an_intrinsic_run_killed_at_its_first_write_is_begun_again(tmp_path, texts):  # noqa: F811
-    settings = IntrinsicSettings((4,), TextSettings(pretrain_text=texts[1], adapt_text=texts[3]))
+def test_an_intrinsic_run_killed_at_its_first_write_is_begun_again(tmp_path, texts):
+    settings = IntrinsicSettings((4,), TextSettings(pretrain_text=texts[0], adapt_text=texts[1]))
     killed_while_writing(tmp_path / "results.json")
     write_lock(tmp_path, GONE)
     assert check_intrinsic(settings, tmp_path) is False
@@ -308,12 +313,16 @@ def state(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, texts):  # noqa: F811
+def finished(tmp_path_factory, texts):
     """The command of a finished text sweep, and its folder."""
     from lora_np import cli
 
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    arguments = ["sweep", *TINY, *texts, "--out", str(folder)]
+    options = {**TINY, "ranks": "1,2", "seeds": 2, "jobs": 1}
+    options |= dict(zip(("pretrain_text", "adapt_text"), texts)) | {"out": folder}
+    arguments = ["sweep"]
+    for name, value in options.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
     assert cli.main(arguments) == 0
     return folder, arguments
 
@@ -360,11 +369,11 @@ def test_a_sweep_that_is_not_finished_needs_a_disk_that_can_be_written(tmp_path)
 
 def test_a_finished_intrinsic_run_is_shown_and_nothing_is_written(
     tmp_path,
-    texts,  # noqa: F811
+    texts,
     command,
     monkeypatch,
 ):
-    text = TextSettings(seeds=1, pretrain_text=texts[1], adapt_text=texts[3], **SIZES)
+    text = TextSettings(seeds=1, pretrain_text=texts[0], adapt_text=texts[1], **TINY)
     monkeypatch.setattr("lora_np.intrinsic.QUICK", replace(IntrinsicSettings(), ds=(8,), text=text))
     arguments = ["intrinsic", "--quick", "--jobs", 1, "--out", tmp_path]
     status, first, _ = command(*arguments)

@@ -46,7 +46,7 @@ from lora_np.sweep.plan import (
 from lora_np.sweep.text import TextTask, run_text_trial
 from lora_np.train import Diverged, History, evaluate
 from tests.processors import above_the_floor, core_types, figures, figures_of_readme, sweeps
-from tests.tiny import TINY
+from tests.tiny import TINY, write_texts
 
 F64 = 1e-12  # float64, relative: a few products
 SIX_DIGITS = 1e-5  # relative: singular values are written with six digits
@@ -399,15 +399,12 @@ def test_impossible_linear_settings_are_an_error_before_anything_is_written(
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Settings of a text sweep that takes a second."""
-    folder = tmp_path_factory.mktemp("texts")
-    english, code = folder / "english.txt", folder / "code.txt"
-    english.write_text("".join(f"line {i} says that {i * i} is a square\n" for i in range(60)))
-    code.write_text("".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(60)))
+    english, code = write_texts(tmp_path_factory.mktemp("texts"))
     return TextSettings(
         ranks=(1, 2),
         seeds=2,
-        pretrain_text=str(english),
-        adapt_text=str(code),
+        pretrain_text=english,
+        adapt_text=code,
         **TINY,
     )
 

@@ -182,7 +182,18 @@ def save_json(path: str | Path, content: Any) -> None:
 
 
 def save_text(path: str | Path, text: str) -> None:
-    """Write `text` to a file."""
+    """Write `text` to a file, in UTF-8.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np.checkpoint import save_text
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_text(f"{folder}/notes.txt", "r = 8")
+    ...     Path(f"{folder}/notes.txt").read_text(encoding="utf-8")
+    'r = 8'
+    """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

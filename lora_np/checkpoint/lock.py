@@ -88,10 +88,11 @@ def clear(folder: Path) -> None:
 
 def _release(folder: Path, text: str) -> None:
     """Remove our lock, known by its text: it is there even if making it was interrupted."""
-    for lock in _locks(folder):
-        with suppress(OSError):  # another one may be released meanwhile
-            if lock.read_bytes() == text.encode():
-                lock.unlink()
+    with suppress(OSError):
+        for lock in _locks(folder):
+            with suppress(FileNotFoundError):  # another one may be released meanwhile
+                if lock.read_bytes() == text.encode():
+                    lock.unlink()
 
 
 def _make_lock(folder: Path, text: str, take_over: bool) -> Path:
