@@ -156,21 +156,24 @@ def main(folder: str) -> None:
 
 def leave(folder: str, answers: list[dict[str, Any]]) -> None:
     """Write the answers into `folder`: the arrays' bytes, and JSON that describes them."""
-    rows = [
-        {**a, "outputs": [(x.dtype.str, x.shape) for x in a["outputs"]]} if "outputs" in a else a
-        for a in answers
-    ]
     try:
-        text = json.dumps(rows)
+        text = json.dumps(
+            [
+                {**a, "outputs": [(x.dtype.str, x.shape) for x in a["outputs"]]}
+                if "outputs" in a
+                else a
+                for a in answers
+            ]
+        )
+        if len(text) > MOST_JSON:
+            raise MemoryError
         with open(Path(folder, "answer.bin"), "wb") as file:
             for answer in answers:
                 for array in answer.get("outputs", ()):
                     file.write(array.tobytes())
-        too_much = len(text) > MOST_JSON
     except (OSError, MemoryError):
-        too_much = True
-    if too_much:
         text = json.dumps([{"raised": ("OutputLimit", "it returns too much")}])
+        Path(folder, "answer.bin").write_bytes(b"")
     Path(folder, "answer.json").write_text(text, encoding="utf-8")
 
 

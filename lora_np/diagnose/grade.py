@@ -70,10 +70,10 @@ def _entries(folder: Path, task: str) -> list[tuple[Key, Path | str]]:
     """Return, for one entry of the folder, the files to grade and why others are left out."""
     place = folder / task
     if not os.path.isdir(place):
-        return [((task, ""), "it is no folder of a task: move it to TASK/STUDENT.py")]
+        return [((task, ""), "it is not in a task's folder: move it to TASK/STUDENT.py")]
     if task not in TASKS:
         name = printable(task, LONGEST_NAME)
-        return [((task, ""), f"there is no task {name!r}: choose from {', '.join(TASKS)}")]
+        return [((task, ""), f"there is no task '{name}': choose from {', '.join(TASKS)}")]
     try:
         names = _listed(place)
     except ValueError as error:
@@ -95,7 +95,7 @@ def _why_not(path: Path) -> str:
         return "it is a folder: move the student's file to TASK/STUDENT.py"
     if suffix == ".ipynb":
         return "it is a notebook: make a script of it (jupyter nbconvert --to script NOTEBOOK)"
-    return "" if suffix == ".py" else "it is no Python file: its name does not end in .py"
+    return "" if suffix == ".py" else "it is not a Python file: its name does not end in .py"
 
 
 def _left_out(task: str, why: str) -> Report:

@@ -22,9 +22,9 @@ import numpy as np
 
 MOST_JSON = 2**20  # bytes: an answer's own JSON takes a few hundred
 NUMBERS = {  # what the child may call a dtype; np.dtype itself reads far more than these
-    np.dtype(order + kind).str: np.dtype(order + kind)
-    for kind in "?bBhHiIlLqQefdgFDG"
-    for order in "<>"
+    dtype.str: dtype
+    for plain in map(np.dtype, "?bBhHiIlLqQefdgFDG")
+    for dtype in (plain, plain.newbyteorder())  # of this machine's byte order, and of the other
 }
 KINDS = {
     stat.S_IFLNK: "a link, which is not followed: put the file itself in its place",
