@@ -17,6 +17,7 @@ from lora_np.adapters.analyse import Analysis
 from lora_np.experiments.intrinsic.dimension import VARIANTS, losses_of
 from lora_np.experiments.intrinsic.text import STARTS
 from lora_np.experiments.rank_sweep.report import FULL, counted, summary, trainable_parameters
+from lora_np.files import replacing
 from lora_np.rank.planted import Recovery
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -33,6 +34,7 @@ ESTIMATORS = {  # colour by family, and a marker and dash of its own for each
     "Gavish-Donoho": (BLUE, "s", "-"),
     "Gavish-Donoho, known noise": (BLUE, "D", ":"),
 }
+LARGEST = 60.0  # inches of a picture's side
 LOSS_LABEL = {
     "text": "test loss [nats a byte]",
     "linear": r"population loss $\frac{1}{2}\|\Delta W - s\,BA\|_F^2$",
@@ -194,16 +196,19 @@ def plot_rank_map(analysis: Analysis, path: str | Path) -> None:
         rank = module.energy_ranks[0.99]
         grid[row, column] = np.nan if rank is None else rank
         marks[row, column] = f">{len(module.singular_values)}" if rank is None else str(rank)
-    longest = max(map(len, kinds))
-    figure = _figure(4 + 0.7 * len(kinds), 2.2 + 0.08 * longest + 0.24 * len(layers))
+    columns, rows = ([_label(name) for name in names] for names in (kinds, layers))
+    longest = max(map(len, columns))
+    wide, high = 4 + 0.7 * len(kinds), 2.2 + 0.08 * longest + 0.24 * len(layers)
+    figure = _figure(min(wide, LARGEST), min(high, LARGEST))
     axis = figure.subplots()
     top = float(np.nanmax(grid)) if np.isfinite(grid).any() else 1.0
     image = axis.imshow(grid, cmap="cividis", vmin=0, vmax=max(top, 1), aspect="auto")
     for (row, column), mark in marks.items():
         colour = "black" if grid[row, column] > 0.55 * top or mark[0] == ">" else "white"
         axis.text(column, row, mark, ha="center", va="center", color=colour, fontsize="x-small")
-    axis.set_xticks(range(len(kinds)), kinds, rotation=90 if longest > 8 else 0)
-    axis.set_yticks(range(len(layers)), [layer or "-" for layer in layers])
+    turn, plain = 90 if longest > 8 else 0, {"parse_math": False}  # a name may hold dollar signs
+    axis.set_xticks(range(len(kinds)), columns, rotation=turn, **plain)
+    axis.set_yticks(range(len(layers)), [row or "-" for row in rows], **plain)
     axis.set(xlabel="module", ylabel="layer")
     axis.set_title("Rank that keeps 99 % of the change's energy", fontsize="medium")
     figure.colorbar(image, label="rank (directions)", ticks=MaxNLocator(integer=True))
@@ -423,6 +428,12 @@ def _short(number: int) -> str:
     return f"{number / 1000:.3g}k" if number >= 1000 else str(number)
 
 
+def _label(name: str) -> str:
+    """Return a name as the font and the picture have room for it."""
+    text = name.encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= 60 else f"{text[:28]}...{text[-29:]}"
+
+
 def _kind(name: str) -> str:
     """Return the projection's name: h.0.attn.q_proj.W is of kind q_proj."""
     parts = name.split(".")
@@ -430,4 +441,5 @@ def _kind(name: str) -> str:
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    figure.savefig(path, dpi=150, format="png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")

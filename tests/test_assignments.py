@@ -368,6 +368,25 @@ def test_of_a_students_own_cells_the_definitions_that_answers_need_are_taken(own
     assert definitions([own], ["def answer(a): return help(a)"]) == taken
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "x = 1" + " + 1" * 10_000,  # RecursionError in ast.parse
+        "x = " + "-" * 100_000 + "1",  # MemoryError
+        "x = '\ud800'",
+        "x = 1\0",
+        "x = (",
+        "x = 1 #" + "." * 2**14,
+    ],
+)
+def test_a_cell_that_cannot_be_parsed_is_left_to_the_child(source):
+    from lora_np.course.course import checks_in, definitions, without_magics
+
+    assert definitions([source, "y = 2"], ["x + y"]) == ["y = 2"]
+    assert checks_in(source) == [] and isinstance(without_magics(source), str)
+    assert not run_isolated([without_magics(source)], "stable_rank").passed
+
+
 def test_a_definition_that_was_tried_elsewhere_does_not_replace_the_answer():
     from lora_np.course.course import definitions
 

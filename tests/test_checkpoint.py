@@ -122,7 +122,6 @@ BAD_FILES = {
     "a single .npy array": single_array,
     "garbage": lambda path: path.write_bytes(b"no file of arrays at all"),
     "empty": lambda path: path.write_bytes(b""),
-    "a folder": lambda path: path.mkdir(),
 }
 
 

@@ -19,6 +19,7 @@ from lora_np import cli, ops, selfcheck
 from lora_np.crew import keep_memory
 from lora_np.experiments.rank_sweep import LinearSettings, TextSettings, run
 from lora_np.experiments.rank_sweep.text import run_text_trial
+from tests.tiny import write_texts
 
 REPOSITORY = Path(lora_np.__file__).parents[1]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -32,11 +33,8 @@ TINY_LINEAR = shlex.split("--task linear --ranks 1,3 --seeds 1 --d-in 6 --d-out 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     """The options that name a text to pretrain on and one to adapt to."""
-    folder = tmp_path_factory.mktemp("texts")
-    english, code = folder / "english.txt", folder / "code.txt"
-    english.write_text("".join(f"line {i} says that {i * i} is a square\n" for i in range(60)))
-    code.write_text("".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(60)))
-    return ["--pretrain-text", str(english), "--adapt-text", str(code)]
+    english, code = write_texts(tmp_path_factory.mktemp("texts"))
+    return ["--pretrain-text", english, "--adapt-text", code]
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +207,7 @@ BAD = [
     ("--adapt-text empty", "empty is empty: name a file that holds text"),
     ("--adapt-text short", "use a longer text or a smaller block_size"),
     ("--pretrain-text latin", "latin is not UTF-8 at byte 3"),
-    ("--pretrain-text missing", "missing cannot be read"),
+    ("--pretrain-text missing", "missing does not exist"),
     ("--d-in 9", "--task text has no option --d-in"),
     ("--base nowhere", "nowhere has no base: nowhere/base.json does not exist"),
     ("--device cuda", "device 'cuda' needs CuPy"),

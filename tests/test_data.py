@@ -79,7 +79,7 @@ def test_read_text_names_the_file_and_the_fault_in_one_line(tmp_path):
     bad.write_bytes(b"good\xff")
     empty.write_bytes(b"")
     faults = {
-        tmp_path / "missing.txt": "cannot be read",
+        tmp_path / "missing.txt": "does not exist",
         tmp_path: "directory",
         bad: "not UTF-8 at byte 4",
         empty: "empty",

@@ -302,7 +302,6 @@ HOSTILE = {
         "too much time or memory",
     ),
     "crashes": ("import ctypes; ctypes.string_at(0)", "limit", "crashed Python (signal 11)"),
-    "saves nothing": ("np.save = lambda *a, **k: None", "no answer", "left no answer"),
     "leaves a pipe": (
         "import os; os.mkfifo('answer.json'); os._exit(0)",
         "no answer",
@@ -311,7 +310,7 @@ HOSTILE = {
     "raises what cannot be printed": (
         "raise ValueError('\\ud800 \\x1b[2J')",
         "raises",
-        "ValueError: ? ?[2J (line 5)",
+        r"ValueError: \ud800 \x1b[2J (line 5)",
     ),
     "reads the grader's memory": ("open('/proc/1/maps')", "raises", "is closed here"),
     "writes elsewhere": ("open('../x', 'w')", "raises", "outside the working folder"),
@@ -341,6 +340,7 @@ np.array_equal = np.testing.assert_allclose = lambda *a, **k: True
 np.isfinite = lambda a: np.zeros(np.shape(a), bool)
 np.abs = lambda a: 0.0
 builtins.abs = builtins.max = lambda *a, **k: 0.0
+np.save = lambda *a, **k: None
 """
 
 

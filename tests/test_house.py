@@ -12,8 +12,9 @@ import lora_np
 
 PACKAGE = Path(lora_np.__file__).parent
 HOUSE = (
-    "backend crew ops gradcheck parameters layers methods models costs optim data files pretrained "
-    "train rank tables experiments adapters plots selfcheck checks course cli __main__"
+    "backend reading patterns crew ops gradcheck parameters layers methods models costs optim data "
+    "files pretrained train rank tables experiments adapters plots selfcheck checks course cli "
+    "__main__"
 )
 OPS = "contract linear lora activation norm embedding attention dropout loss __init__"
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()

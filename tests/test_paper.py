@@ -27,6 +27,7 @@ from lora_np.experiments.rank_sweep.text import TextTask, run_text_trial
 from lora_np.files import load_json
 from lora_np.methods import LoraConfig, inject
 from lora_np.models import GPT
+from tests.tiny import write_texts
 
 F64 = 1e-12  # float64, relative: a few products and decompositions
 WRITTEN = 0.6e-4  # grids are written with four digits
@@ -267,15 +268,12 @@ def test_the_rules_of_table_7(low, high, expected):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Settings that take a few seconds."""
-    folder = tmp_path_factory.mktemp("texts")
-    english, code = folder / "english.txt", folder / "code.txt"
-    english.write_text("".join(f"line {i} says that {i * i} is a square\n" for i in range(60)))
-    code.write_text("".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(60)))
+    english, code = write_texts(tmp_path_factory.mktemp("texts"))
     text = TextSettings(
         ranks=(1, 4),
         seeds=2,
-        pretrain_text=str(english),
-        adapt_text=str(code),
+        pretrain_text=english,
+        adapt_text=code,
         pretrain_steps=3,
         steps=3,
         batch_size=2,

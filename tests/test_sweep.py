@@ -52,7 +52,7 @@ from lora_np.layers import Linear
 from lora_np.parameters import Grads
 from lora_np.train import Diverged, History, evaluate
 from tests.processors import above_the_floor, core_types, figures, figures_of_readme, sweeps
-from tests.tiny import TINY
+from tests.tiny import TINY, write_texts
 
 F64 = 1e-12  # float64, relative: a few products
 SIX_DIGITS = 1e-5  # relative: singular values are written with six digits
@@ -405,15 +405,12 @@ def test_impossible_linear_settings_are_an_error_before_anything_is_written(
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Settings of a text sweep that takes a second."""
-    folder = tmp_path_factory.mktemp("texts")
-    english, code = folder / "english.txt", folder / "code.txt"
-    english.write_text("".join(f"line {i} says that {i * i} is a square\n" for i in range(60)))
-    code.write_text("".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(60)))
+    english, code = write_texts(tmp_path_factory.mktemp("texts"))
     return TextSettings(
         ranks=(1, 2),
         seeds=2,
-        pretrain_text=str(english),
-        adapt_text=str(code),
+        pretrain_text=english,
+        adapt_text=code,
         **TINY,
     )
 
@@ -779,7 +776,7 @@ def test_a_model_that_is_not_there_is_an_error(finished, linear, tmp_path):
         ({"adapt_text": "short"}, r"adaptation text's validation slice: the text has 10 tokens"),
         ({"pretrain_text": "short"}, r"the pretraining text's validation slice"),
         ({"adapt_text": "latin"}, r"latin is not UTF-8 at byte 3: save it as UTF-8"),
-        ({"adapt_text": "missing"}, r"missing cannot be read \(No such file"),
+        ({"adapt_text": "missing"}, r"missing does not exist"),
     ],
 )
 def test_bad_input_is_an_error_before_anything_is_trained_or_written(

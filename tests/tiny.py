@@ -1,4 +1,4 @@
-"""Sizes of a sweep on text that takes a second."""
+"""A sweep on text that takes a second: its sizes, its texts."""
 
 TINY = {
     "pretrain_steps": 3,
@@ -10,3 +10,11 @@ TINY = {
     "n_head": 2,
     "windows": 2,
 }
+
+
+def write_texts(folder):
+    """Write a text to pretrain on and one to adapt to; return their names."""
+    english, code = folder / "english.txt", folder / "code.txt"
+    english.write_text("".join(f"line {i} says that {i * i} is a square\n" for i in range(60)))
+    code.write_text("".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(60)))
+    return str(english), str(code)

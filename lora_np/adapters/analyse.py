@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from lora_np.adapters.file import open_adapter
 from lora_np.adapters.weights import CheckpointPair, is_small, leading_svd
 from lora_np.experiments.rank_sweep.store import SweepError, read_results
 from lora_np.files import CheckpointError, load_json, save_json
+from lora_np.files.atomic import make_folder, strangers
 from lora_np.rank import Spectrum, intruder_dimensions, spectrum, uneven_noise_edge
+from lora_np.reading import is_name, shown
 from lora_np.tables import listed, natural, text_table, unmatched_lines
 
 FRACTIONS = (0.90, 0.95, 0.99)
@@ -353,16 +356,45 @@ def analyse_sweep(folder: str | Path) -> Analysis:
     >>> [module.energy_ranks[0.95] for module in analysis.modules]  # planted: 1, 1/2, 1/4
     [2]
     """
-    results = read_results(Path(folder) / "results.json")
-    if not results.get("spectrum"):
+    changes = read_results(Path(folder) / "results.json").get("spectrum")
+    if not changes:
         raise SweepError(f"{folder} holds no spectrum: the sweep is not finished, or diverged")
-    eps = float(np.finfo(np.float32).eps)  # in which the sweep trains
+    if not isinstance(changes, list):
+        raise SweepError(f"{folder} holds the spectrum {shown(changes)}, expected a list")
     modules = []
-    for change in results["spectrum"]:
-        values = np.array(change["singular_values"], np.float64)
-        found = Spectrum(values, (change["shape"][0], change["shape"][1]), eps)
-        modules.append(_of_spectrum(change["name"].removesuffix(".W"), found))
+    for change in changes:
+        try:
+            name, found = _held_spectrum(change)
+        except ValueError as error:
+            raise SweepError(f"{folder} holds a spectrum with {error}") from None
+        modules.append(_of_spectrum(name.removesuffix(".W"), found))
     return Analysis(source_of(folder), _sorted(modules))
+
+
+def _held_spectrum(change: Any) -> tuple[str, Spectrum]:
+    """Return the name and the spectrum of one matrix in a results file.
+
+    Raises
+    ------
+    ValueError
+        If it is none; the message says which field is wrong.
+    """
+    fields: dict[str, Any] = change if isinstance(change, dict) else {}
+    name, shape, values = map(fields.get, ("name", "shape", "singular_values"))
+    if not isinstance(name, str) or not is_name(name):
+        raise ValueError(f"the name {shown(name)}")
+    sides = shape if isinstance(shape, list) else []
+    if len(sides) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in sides):
+        raise ValueError(f"the shape {shown(shape)} of {name!r}, expected two sizes")
+    sigma = values if isinstance(values, list) else []
+    if len(sigma) != min(sides) or not all(
+        type(x) in (int, float) and 0 <= x < 1e100 for x in sigma
+    ):
+        raise ValueError(f"singular values of {name!r} that are not {min(sides)} numbers from 0 on")
+    if any(x < y for x, y in pairwise(sigma)):
+        raise ValueError(f"singular values of {name!r} that do not descend")
+    eps = float(np.finfo(np.float32).eps)  # in which the sweep trains
+    return name, Spectrum(np.array(sigma, np.float64), (sides[0], sides[1]), eps)
 
 
 def source_of(path: str | Path, base: str | Path | None = None) -> dict[str, str]:
@@ -518,7 +550,7 @@ def check_folder(out: Path, source: dict[str, str]) -> None:
     if not out.exists():
         return
     wrong = f"{out} holds something else already: choose another --out, or remove it"
-    if not out.is_dir() or (any(out.iterdir()) and not (out / RESULT).exists()):
+    if not out.is_dir() or (strangers(out) and not (out / RESULT).exists()):
         raise ValueError(wrong)
     if (out / RESULT).exists():
         try:
@@ -539,5 +571,5 @@ def save_analysis(analysis: Analysis, out: Path) -> None:
         Is made if it does not exist.
     """
     check_folder(out, analysis.source)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     save_json(out / RESULT, analysis.as_dict())

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import numpy as np
 
 from lora_np.adapters.peft_config import PeftConfig
 from lora_np.files.arrays import CheckpointError, save_json
+from lora_np.files.atomic import replacing_folder
 from lora_np.files.names import PREFIX, meaning_of, plain_names, wrappers_of
 from lora_np.files.tensors import FLOATS, TensorFile, float_dtype, save_tensors
 from lora_np.methods.peft import as_fields
@@ -153,6 +152,8 @@ class AdapterFile:
             plain = plain_names(self._file.names, self._file.path)
             self.notes = [*(self._config.notes if self._config else ()), *_wrapped(plain)]
             found = _by_module(self._file, plain, self._config is not None)
+            if self._config is not None:
+                self._config.check_work(len(found))
             self.modules = {name: self._module(name, names) for name, names in found.items()}
             kohya = any(".lora_down." in names["A"] for names in found.values())
             self.naming = "kohya" if kohya else "peft"
@@ -256,9 +257,9 @@ def open_adapter(path: str | Path) -> AdapterFile:
 
 def _parts(path: Path) -> tuple[Path, Path | None]:
     """Return the file of tensors and, for a folder of PEFT's, the config."""
-    if path.name == TENSORS and (path.parent / CONFIG).is_file():
+    if path.name == TENSORS and os.path.exists(path.parent / CONFIG):
         path = path.parent
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False, not an error, where the name is too long for a path
         return path, None
     if not (path / CONFIG).exists():
         raise CheckpointError(f"{path} has no {CONFIG}: it is no PEFT adapter")
@@ -408,7 +409,7 @@ def write_folder(
     """
     folder = _new_folder(folder)
     written = {f"{PREFIX}{name}": _as_written(name, x, dtype) for name, x in tensors.items()}
-    with _folder_beside(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         save_tensors(temporary / TENSORS, written, {"format": "pt"})
         save_json(temporary / CONFIG, dict(fields))
 
@@ -486,7 +487,7 @@ def write_like(
         down, up = f"{name}.lora_down.weight", f"{name}.lora_up.weight"
         tensors |= {down: _as_written(down, A, None), up: _as_written(up, B, None)}
         tensors[f"{name}.alpha"] = _narrowest(scale * r, (A.dtype, np.dtype(np.float32)))
-    with _folder_beside(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         save_tensors(temporary / file.path.name, tensors, file.metadata)
 
 
@@ -530,15 +531,3 @@ def _as_written(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
     if not np.isfinite(y).all():
         raise ValueError(f"{name!r} has entries that are not finite in {y.dtype}")
     return y
-
-
-@contextmanager
-def _folder_beside(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill, which takes the place of `folder` if all went well."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        temporary.replace(folder)  # an empty folder may be replaced, a full one not
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -10,7 +10,6 @@ Source: the LoraConfig of PEFT 0.21, whose rules of matching are followed.
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from lora_np.files.arrays import CheckpointError, load_json
 from lora_np.files.names import WRAPPERS, listed
 from lora_np.methods import LoraConfig
 from lora_np.methods.targets import ends_with
+from lora_np.patterns import PLAIN, Pattern, PatternError
+from lora_np.reading import brief, shown
 
 READ = {
     *("peft_type", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"),
@@ -51,6 +52,7 @@ NO_EFFECT = {  # where an adapter comes from, and settings of what other fields 
     *("megatron_core", "qalora_group_size", "runtime_config"),
 }
 WRAPPED = re.compile(rf"(?:{'|'.join(WRAPPERS)})\\?\.(?![*+?{{])")  # in names and expressions
+MOST_WORK = 10**7  # a name on a module; a regular expression takes the time of some hundreds
 ORIGIN = ("task_type", "auto_mapping", "revision")  # of which class and version the base is
 NOTHING = (None, False, "", [], {})
 BASE_UNCHANGED = (True, False, "gaussian", "orthogonal")  # others start from an altered base
@@ -98,8 +100,8 @@ class PeftConfig:
         self._check_modules()
 
     def _wrong(self, field: str, expected: str) -> CheckpointError:
-        value = reprlib.repr(self._fields.get(field))  # cut short: a file may hold anything
-        return CheckpointError(f"{self.path}: {field} = {value}, {expected}")
+        name, value = brief(field), shown(self._fields.get(field))
+        return CheckpointError(f"{self.path}: {name} = {value}, {expected}")
 
     def _refuse_what_is_not_computed(self) -> None:
         fields = self._fields
@@ -164,6 +166,18 @@ class PeftConfig:
         if not all(type(b) is int for b in (blocks if isinstance(blocks, list) else [blocks or 0])):
             raise self._wrong("layers_to_transform", "expected whole numbers")
 
+    def check_work(self, modules: int) -> None:
+        """Raise CheckpointError if so many modules take more matching than a real file asks for."""
+        fields = [self._fields.get(field) for field in ("target_modules", "exclude_modules")]
+        names = sum(len(names) for names in fields if isinstance(names, list))
+        keys = [*self._pattern("rank_pattern"), *self._pattern("alpha_pattern")]
+        slow = sum(not PLAIN.fullmatch(key) for key in keys)
+        if modules * (names + len(keys) + 500 * slow) > MOST_WORK:
+            raise CheckpointError(
+                f"{self.path} has {len(keys)} patterns and {names} names for {modules} modules, "
+                "more than are matched"
+            )
+
     def check_module(self, name: str) -> None:
         """Raise CheckpointError if PEFT would leave the module `name` alone by this config.
 
@@ -178,19 +192,20 @@ class PeftConfig:
                 raise self._wrong("exclude_modules", f"which leaves out {name!r} of the file")
             if fields.get("layers_to_transform") not in (None, []) and not self._in_layers(name):
                 raise self._wrong("layers_to_transform", f"which leaves out {name!r} of the file")
-        except (re.error, OverflowError, RecursionError) as error:
+        except PatternError as error:
             raise CheckpointError(
-                f"{self.path}: target_modules, exclude_modules or layers_pattern is no regular "
-                f"expression: {error}"
+                f"{self.path}: target_modules, exclude_modules or layers_pattern: {error}"
             ) from None
 
     def _in_layers(self, name: str) -> bool:
         blocks = self._fields["layers_to_transform"]
         patterns = self._fields.get("layers_pattern") or [r"[^.]*"]
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name)  # the first number
-            if found:
-                return int(found[1]) in (blocks if isinstance(blocks, list) else [blocks])
+            numbers = _numbers_after(Pattern(rf"{pattern}\."), name)
+            if len(numbers) > 1:
+                raise self._wrong("layers_pattern", f"which finds {numbers} in {name!r}")
+            if numbers:
+                return numbers[0] in (blocks if isinstance(blocks, list) else [blocks])
         return False
 
 
@@ -216,8 +231,18 @@ def _without_wrappers(fields: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def _numbers_after(pattern: Pattern, name: str) -> list[int]:
+    """Return the numbers between two dots that follow the first place where `pattern` matches."""
+    for start in (0, *(dot.end() for dot in re.finditer(r"\.", name))):
+        ends = pattern.ends(name, start)
+        found = [number for number in re.finditer(r"(\d+)\.", name) if number.start() in ends]
+        if found:
+            return [int(number[1]) for number in found]
+    return []
+
+
 def _matches(spec: str | list[str], name: str) -> bool:
     """Whether a list holds the name or an end of it, or an expression matches the whole of it."""
     if isinstance(spec, str):
-        return re.fullmatch(spec, name) is not None
+        return Pattern(spec).fullmatch(name)
     return any(ends_with(name, target) for target in spec)

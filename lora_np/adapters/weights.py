@@ -7,6 +7,7 @@ weights as (in, out); whether a checkpoint is of theirs is read from the config.
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -60,8 +61,8 @@ def model_config(weights: str | Path) -> dict[str, Any]:
         If the config is not readable.
     """
     path = Path(weights)
-    config = (path if path.is_dir() else path.parent) / "config.json"
-    fields = load_json(config) if config.is_file() else None
+    config = (path if os.path.isdir(path) else path.parent) / "config.json"
+    fields = load_json(config) if os.path.exists(config) else None
     return fields if isinstance(fields, dict) else {}
 
 

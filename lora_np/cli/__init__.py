@@ -12,10 +12,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from lora_np import __version__
 from lora_np.backend import DeviceError, get_device
 from lora_np.cli.adapters import add_adapter_commands
 from lora_np.crew import cores, keep_memory
+from lora_np.reading import printable
 from lora_np.train import Diverged
 
 QUICK = {
@@ -51,6 +53,7 @@ REAL = {
     "full-lr": "where full fine-tuning's search starts",
     "decay": "linear task: ratio of neighbouring planted singular values",
 }
+TAKE_OVER = "take DIR from a process on another host, if that has ended"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0  # the reader of a pipe has seen enough
     except (ValueError, DeviceError, Diverged, OSError) as error:
-        print(f"lora-np: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lora-np: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except BrokenExecutor:
         print("lora-np: a worker process died; the same command goes on", file=sys.stderr)
@@ -134,6 +137,7 @@ def _add_intrinsic(commands: Any) -> None:
     )
     intrinsic.add_argument("--base", type=Path, metavar="DIR", help=BASE)
     intrinsic.add_argument("--jobs", type=int, help="processes; default: one a core")
+    intrinsic.add_argument("--take-over", action="store_true", help=TAKE_OVER)
     intrinsic.set_defaults(run=run_intrinsic)
 
 
@@ -149,6 +153,7 @@ def _add_sweep(commands: Any) -> None:
     add("--out", type=Path, metavar="DIR", help="default: runs/<task>-<settings>/")
     add("--base", type=Path, metavar="DIR", help=BASE)
     add("--jobs", type=int, help="processes; default: one a core")
+    add("--take-over", action="store_true", help=TAKE_OVER)
     add("--ranks", type=_ranks, metavar="R,R,...", help=_default("ranks"))
     modules = "NAME,NAME|all-linear|REGEX"
     add("--target-modules", type=_targets, metavar=modules, help=_default("target-modules"))
@@ -187,6 +192,7 @@ def _add_paper(commands: Any) -> None:
     paper.add_argument("--out", type=Path, metavar="DIR", help="default: runs/paper-<settings>/")
     paper.add_argument("--base", type=Path, metavar="DIR", help=BASE)
     paper.add_argument("--jobs", type=int, help="processes; default: one a core")
+    paper.add_argument("--take-over", action="store_true", help=TAKE_OVER)
     paper.set_defaults(run=run_paper_command)
 
 
@@ -228,14 +234,17 @@ def run_grade(arguments: argparse.Namespace) -> int:
     """Grade a folder of submissions; print one line each, and what is wrong."""
     import time
 
-    from lora_np.course.grade import grade_folder, table
+    from lora_np.course.grade import grade_folder, table, verdict
 
     start = time.perf_counter()
     graded = grade_folder(arguments.folder, seed=arguments.seed)
-    print(table(graded))
-    right = sum(report.passed for report in graded.values())
-    seconds = time.perf_counter() - start
-    print(f"{len(graded)} submissions, {right} right, in {seconds:.1f} s")
+    encoding = sys.stdout.encoding or "utf-8"  # a console may lack the letters of a name
+    print(table(graded).encode(encoding, "backslashreplace").decode(encoding))
+    verdicts = [verdict(report) for report in graded.values()]
+    seconds, left_out = time.perf_counter() - start, verdicts.count("left out")
+    n, right = len(graded) - left_out, verdicts.count("right")
+    more = f"; {left_out} left out" if left_out else ""
+    print(f"{n} submissions, {right} right, in {seconds:.1f} s{more}")
     return 0
 
 
@@ -295,24 +304,22 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
     jobs = _jobs(arguments, settings)
     terminal = Terminal(out)
-    complete = check_sweep(settings, out, base)
-    written = ["results.json", "rank_vs_loss.png"]
+    complete = check_sweep(settings, out, base, take_over=arguments.take_over)
     try:
         with _executor(1 if complete else jobs) as executor:
             if not complete:
                 terminal.start(estimate(settings, executor, jobs), jobs)
             how = {"executor": executor, "listen": terminal, "progress": terminal.is_screen}
-            results = rank_sweep(settings, out, base=base, **how)
+            results = rank_sweep(settings, out, base=base, take_over=arguments.take_over, **how)
         terminal.close()
-        plot_rank_vs_loss(results, out / "rank_vs_loss.png")
+        files = {"rank_vs_loss.png": partial(plot_rank_vs_loss, results)}
         if "spectrum" in results:  # not where full fine-tuning diverged
-            plot_spectrum(results, out / "spectrum.png")
-            written.append("spectrum.png")
+            files["spectrum.png"] = partial(plot_spectrum, results)
+        said = write_files(out, ["results.json"], files, complete)
     except KeyboardInterrupt:
         terminal.interrupted()
         return 130
-    print(table(results))
-    print(f"{base_line(results)}written to {out}/: {', '.join(written)}")
+    print(f"{table(results)}\n{base_line(results)}{said}")
     return 0
 
 
@@ -325,18 +332,21 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
         intrinsic_run,
         table,
     )
+    from lora_np.experiments.intrinsic.text import check_intrinsic
     from lora_np.experiments.rank_sweep.report import base_line
     from lora_np.plots import plot_intrinsic
 
     settings = QUICK if arguments.quick else IntrinsicSettings()
     out = arguments.out or Path("runs") / ("intrinsic-quick" if arguments.quick else "intrinsic")
-    with _executor(_jobs(arguments, settings.text)) as executor, Listener() as listen:
+    jobs, base, take_over = _jobs(arguments, settings.text), arguments.base, arguments.take_over
+    complete = check_intrinsic(settings, out, base, take_over=take_over)
+    with _executor(1 if complete else jobs) as executor, Listener() as listen:
         results = intrinsic_run(
-            settings, out, base=arguments.base, executor=executor, listen=listen
+            settings, out, base=base, executor=executor, listen=listen, take_over=take_over
         )
-    plot_intrinsic(results, out / "intrinsic_dimension.png")
-    print(table(results))
-    print(f"{base_line(results)}written to {out}/: results.json, intrinsic_dimension.png")
+    picture = {"intrinsic_dimension.png": partial(plot_intrinsic, results)}
+    said = write_files(out, ["results.json"], picture, complete)
+    print(f"{table(results)}\n{base_line(results)}{said}")
     return 0
 
 
@@ -348,34 +358,65 @@ def run_paper_command(arguments: argparse.Namespace) -> int:
     from lora_np.experiments.paper.settings import DEFAULT, QUICK, all_trials
     from lora_np.experiments.rank_sweep.estimate import estimate
     from lora_np.experiments.rank_sweep.report import Terminal, base_line
+    from lora_np.files import save_text
     from lora_np.plots import plot_similarity
 
     settings, base = QUICK if arguments.quick else DEFAULT, arguments.base
     out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
     jobs = _jobs(arguments, settings.text)
     terminal = Terminal(out, list(folders(settings, out).values()))
-    complete = check_paper(settings, out, base)
+    complete = check_paper(settings, out, base, take_over=arguments.take_over)
     try:
         with _executor(1 if complete else jobs) as executor:
             if not complete:
                 terminal.start(estimate(all_trials(settings), executor, jobs), jobs)
             how = {"executor": executor, "listen": terminal, "progress": terminal.is_screen}
-            content = run_paper(settings, out, base=base, **how)
+            content = run_paper(settings, out, base=base, take_over=arguments.take_over, **how)
         terminal.close()
     except KeyboardInterrupt:
         terminal.interrupted()
         return 130
-    for name in ("figure3", "figure4"):
-        plot_similarity(content[name], out / f"{name}.png")
     text = report(content)
-    (out / "paper.txt").write_text(f"{text}\n", encoding="utf-8")
+    files: dict[str, Callable[[Path], None]] = {"paper.txt": partial(save_text, text=f"{text}\n")}
+    for name in ("figure3", "figure4"):
+        files[f"{name}.png"] = partial(plot_similarity, content[name])
+    said = write_files(out, ["paper.json"], files, complete)
     print(text)
     if arguments.quick:
         print("\na quick run: there is nothing to conclude from it")
-    print(
-        f"\n{base_line(content)}written to {out}/: paper.json, paper.txt, figure3.png, figure4.png"
-    )
+    print(f"\n{base_line(content)}{said}")
     return 0
+
+
+def write_files(
+    out: Path, held: list[str], files: Mapping[str, Callable[[Path], None]], complete: bool
+) -> str:
+    """Write files of a finished run; return the line that says so.
+
+    Parameters
+    ----------
+    out : Path
+    held : list of str
+        Names of the files that have been written.
+    files : mapping
+        By name, what writes a file.
+    complete : bool
+        Whether the run was complete before: then only what is missing is written, and an error is
+        told, for the folder may lie on a read-only disk.
+    """
+    said, lost = "held in", []
+    for name, write in files.items():
+        if complete and (out / name).exists():
+            continue
+        try:
+            write(out / name)
+            said = "written to"
+        except OSError as error:
+            if not complete:
+                raise
+            lost.append(f"\nnot written: {error}")
+    names = [*held, *(name for name in files if (out / name).exists())]
+    return f"{said if complete else 'written to'} {out}/: {', '.join(names)}{''.join(lost)}"
 
 
 # ---------------------------------------------------------------------------------- the sweep's
@@ -388,7 +429,7 @@ def sweep_settings(arguments: argparse.Namespace) -> Any:
     settings: Any = TextSettings() if arguments.task == "text" else LinearSettings()
     names = {field.name for field in fields(settings)}
     options = {**vars(arguments)}
-    for name in ("run", "task", "quick", "out", "base", "jobs"):
+    for name in ("run", "task", "quick", "out", "base", "jobs", "take_over"):
         del options[name]
     given = {name: value for name, value in options.items() if value is not None}
     foreign = [f"--{name.replace('_', '-')}" for name in given if name not in names]

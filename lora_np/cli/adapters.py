@@ -41,7 +41,6 @@ def _add_analyse(commands: Any) -> None:
 def run_analyse(arguments: argparse.Namespace) -> int:
     """Print the ranks of every module, and write them with their picture."""
     from lora_np.adapters.analyse import check_folder, save_analysis, source_of
-    from lora_np.files import replacing
     from lora_np.plots import plot_rank_map
 
     source = source_of(arguments.path, arguments.base)
@@ -51,8 +50,7 @@ def run_analyse(arguments: argparse.Namespace) -> int:
     print(analysis.table())
     print("\n".join(["", *analysis.notes(), analysis.sentence()]))
     save_analysis(analysis, out)
-    with replacing(out / "ranks.png") as picture:
-        plot_rank_map(analysis, picture)
+    plot_rank_map(analysis, out / "ranks.png")
     print(f"written to {out}/: analysis.json, ranks.png")
     return 0
 

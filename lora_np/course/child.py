@@ -1,8 +1,9 @@
 """What runs beside the student's code: this file alone, in a process of its own.
 
 It is started as a script, imports nothing of lora_np, and knows no right answer: it reads inputs
-from a folder, calls the student's function on copies of them, and writes the outputs back as .npy
-bytes. What the student's code patches here changes nothing but its own answer.
+from a folder, calls the student's function on copies of them, and leaves the outputs there as plain
+bytes (untrusted.py reads them). What the student's code patches here changes nothing but its own
+answer.
 
 Limits are set before that code is read, and cannot be raised again. An audit hook (PEP 578), which
 nothing can remove, refuses to import what holds the solution, to read any file but those of Python
@@ -17,10 +18,12 @@ import contextlib
 import ctypes  # noqa: F401  scipy wants it, and the audit hook refuses to load it later
 import errno
 import importlib.util
+import io
 import json
 import math
 import os
 import sys
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,9 @@ os.remove os.rename os.rmdir os.link os.symlink os.chmod os.truncate shutil.rmtr
 gc.get_objects gc.get_referrers gc.get_referents
 """
 READABLE = (sys.prefix, sys.base_prefix, sys.exec_prefix, "/dev", "/etc", "/usr", "/lib", "/sys")
+PACKAGES = ("site-packages", "dist-packages")  # on sys.path, wherever they lie
+MOST_JSON = 2**20  # bytes, as untrusted.py reads
+RESERVE = 2**24  # bytes that are free for the answer when the student's code has taken the rest
 NAME = "<your code>"
 
 
@@ -64,22 +70,22 @@ def attempt(function: Any, draw: dict[str, Any]) -> dict[str, Any]:
         Either "raised": (type, message), or "outputs": a list of arrays; and "changed": by how
         much at most, for every input that the function wrote to.
     """
-    given = prepared(draw)
     try:
+        given = prepared(draw)
         outputs = arrays_of(function(*given.values()))
+        changed = {
+            name: moved(value, draw[name])
+            for name, value in given.items()
+            if isinstance(value, np.ndarray) and value.tobytes() != draw[name].tobytes()
+        }
     except BaseException as error:  # exit() too: it ends this call alone
         return {"raised": spell(error)}
-    changed = {
-        name: moved(value, draw[name])
-        for name, value in given.items()
-        if isinstance(value, np.ndarray) and value.tobytes() != draw[name].tobytes()
-    }
     return {"outputs": outputs, "changed": changed}
 
 
 def moved(now: np.ndarray, before: np.ndarray) -> float:
     """Return how far an entry moved at most; by methods, which no student can patch."""
-    if now.size != before.size:
+    if now.size != before.size or now.dtype != before.dtype:
         return math.inf
     return float((now.ravel().astype(float) - before.ravel()).__abs__().max())
 
@@ -100,9 +106,19 @@ def arrays_of(found: Any) -> list[np.ndarray]:
 
 
 def spell(error: BaseException) -> tuple[str, str]:
-    """Return an exception's type and its message with the student's line."""
-    if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return "OutputLimit", "it prints or writes too much"
+    """Return an exception's type and its message, whatever the student's own class does then."""
+    try:
+        if isinstance(error, MemoryError):
+            return "MemoryError", ""  # there may be no memory for more
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            return "OutputLimit", "it prints or writes too much"
+        return type(error).__name__[:100], message_of(error)
+    except BaseException:
+        return "an exception", "its message cannot be printed"
+
+
+def message_of(error: BaseException) -> str:
+    """Return an exception's message, in one line, with the student's line."""
     line, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == NAME:
@@ -110,12 +126,12 @@ def spell(error: BaseException) -> tuple[str, str]:
         trace = trace.tb_next
     if isinstance(error, SyntaxError):
         line = error.lineno
-        text = error.msg
+        text = str(error.msg)
     else:
         text = str(error)
-    message = " ".join(text.split())[:300]
+    message = " ".join(text[:3000].split())[:300]
     where = "" if line is None else f"(line {line})"
-    return type(error).__name__, f"{message} {where}".strip()
+    return f"{message} {where}".strip()
 
 
 def main(folder: str) -> None:
@@ -126,30 +142,68 @@ def main(folder: str) -> None:
             {k: np.load(file) if v is None else v for k, v in draw.items()} for draw in job["draws"]
         ]
     limit(job["limits"])
+    reserve, depth = bytearray(RESERVE), sys.getrecursionlimit()
     sys.dont_write_bytecode = True
     closed = (*job["closed"], *folders_of(job["refused"]))
     sys.addaudithook(guard(folder, closed, frozenset(job["refused"])))
     function, problem = define(job["chunks"], job["name"])
     answers = [{"raised": problem}] if problem else [attempt(function, draw) for draw in draws]
-    try:
-        with open(Path(folder, "answer.npys"), "wb") as file:
-            for answer in answers:
-                for array in answer.get("outputs", ()):
-                    np.save(file, array, allow_pickle=False)
-    except OSError:
-        answers = [{"raised": ("OutputLimit", "it returns too much")}]
-    text = json.dumps([{**a, "outputs": len(a.get("outputs", ()))} for a in answers])
-    Path(folder, "answer.json").write_text(text, encoding="utf-8")
+    del reserve
+    sys.setrecursionlimit(depth)
+    leave(folder, answers)
     os._exit(0)  # nothing that the code has left behind runs now
 
 
-def define(chunks: list[str], name: str) -> tuple[Any, tuple[str, str] | None]:
-    """Run the student's cells one after the other; return the function, or why there is none."""
+def leave(folder: str, answers: list[dict[str, Any]]) -> None:
+    """Write the answers into `folder`: the arrays' bytes, and JSON that describes them."""
+    try:
+        text = json.dumps(
+            [
+                {**a, "outputs": [(x.dtype.str, x.shape) for x in a["outputs"]]}
+                if "outputs" in a
+                else a
+                for a in answers
+            ]
+        )
+        if len(text) > MOST_JSON:
+            raise MemoryError
+        with open(Path(folder, "answer.bin"), "wb") as file:
+            for answer in answers:
+                for array in answer.get("outputs", ()):
+                    file.write(array.tobytes())
+    except (OSError, MemoryError):
+        text = json.dumps([{"raised": ("OutputLimit", "it returns too much")}])
+        Path(folder, "answer.bin").write_bytes(b"")
+    Path(folder, "answer.json").write_text(text, encoding="utf-8")
+
+
+def decoded(data: bytes) -> str:
+    """Return a file's text as Python reads it: in UTF-8 unless it declares another (PEP 263)."""
+    encoding = "UTF-8"
+    try:
+        encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise SyntaxError(
+            f"byte {data[error.start]:#x} of line {line} is no text in {encoding}: "
+            "save the file as UTF-8"
+        ) from None
+    except (SyntaxError, LookupError, ValueError) as error:
+        raise SyntaxError(f"{error}: save the file as UTF-8") from None
+
+
+def define(chunks: list[Any], name: str) -> tuple[Any, tuple[str, str] | None]:
+    """Run the student's cells one after the other; return the function, or why there is none.
+
+    A cell is text; a file is ``{"bytes": its bytes, one character each}``.
+    """
     space: dict[str, Any] = {"np": np, "math": math, "display": print, "__name__": "submission"}
     problem = None
     for chunk in chunks:
         try:
-            exec(compile(chunk, NAME, "exec"), space)
+            text = chunk if isinstance(chunk, str) else decoded(chunk["bytes"].encode("latin-1"))
+            exec(compile(text, NAME, "exec"), space)
         except BaseException as error:
             problem = problem or spell(error)
     if callable(space.get(name)):
@@ -187,7 +241,8 @@ def guard(folder: str, closed: tuple[str, ...], refused: frozenset[str]) -> Any:
     inside = os.path.join(os.path.realpath(folder), "")
     events = frozenset(REFUSED_EVENTS.split())
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-    readable = (inside, *(os.path.join(os.path.realpath(place), "") for place in READABLE))
+    places = [*READABLE, *(p for p in sys.path if os.path.basename(p) in PACKAGES)]
+    readable = (inside, *(os.path.join(os.path.realpath(place), "") for place in places))
     decode, real, number, text = os.fsdecode, os.path.realpath, int, str
 
     def hook(event: str, arguments: tuple) -> None:

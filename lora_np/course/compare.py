@@ -32,7 +32,8 @@ class Finding:
     ----------
     name : str
         The misconception's, or one of "raises", "limit", "count", "order", "factor", "shape",
-        "value", "not finite", "dtype", "writes", "put back inexactly".
+        "value", "not finite", "dtype", "writes", "put back inexactly"; of :func:`run_isolated`
+        also "no answer", "left out", "not graded".
     sentence : str
     """
 

@@ -29,6 +29,8 @@ from nbgrader.utils import is_grade, is_locked, is_solution  # pyright: ignore[r
 from lora_np.course.compare import Report
 from lora_np.course.runner import Limits, run_isolated
 
+LONGEST_CELL = 2**14  # characters; over longer ones, IPython may take minutes
+NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what ast.parse raises
 MARKDOWN_TAGS = """
 a blockquote br code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr img li ol p pre span strong sub sup
 table tbody td th thead tr ul
@@ -93,9 +95,11 @@ def definitions(own: list[str], answers: list[str]) -> list[str]:
     -------
     list of str
         Every def, class, import and plain constant that the answers name, or that one of these
-        names in turn. The line numbers are those of the cell.
+        names in turn. The line numbers are those of the cell. Cells of more than 16 KiB are left
+        out.
     """
-    found = [item for source in own for item in _definitions_in(source)]
+    short = [source for source in own if len(source) <= LONGEST_CELL]
+    found = [item for source in short for item in _definitions_in(source)]
     wanted = {"*"} | {name for source in answers for name in _words(source)}
     taken: set[int] = set()
     while new := [i for i, (names, _) in enumerate(found) if i not in taken and names & wanted]:
@@ -113,7 +117,7 @@ def _definitions_in(source: str) -> list[tuple[set[str], str]]:
     """Return, for every definition at a cell's left margin, the names it binds and its text."""
     try:
         body = ast.parse(source).body
-    except (SyntaxError, ValueError):
+    except NO_PYTHON:
         return []
     found = []
     for node in body:
@@ -177,7 +181,11 @@ def checks_in(source: str) -> list[tuple[str, int]]:
         Of a test cell. It is read, not run.
     """
     found = []
-    for node in ast.walk(ast.parse(without_magics(source))):
+    try:
+        tree = ast.parse(without_magics(source))
+    except NO_PYTHON:
+        return []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "check":
             task = ast.literal_eval(node.args[0])
             seeds = [ast.literal_eval(k.value) for k in node.keywords if k.arg == "seed"]
@@ -188,10 +196,16 @@ def checks_in(source: str) -> list[tuple[str, int]]:
 def without_magics(source: str) -> str:
     """Return a cell without IPython's own lines, which are no Python.
 
-    IPython says which these are: a line that begins with != may be half of a comparison.
+    IPython says which these are: a line that begins with != may be half of a comparison. Where it
+    cannot, the cell is returned as it is, and Python says what is wrong with it.
     """
+    if len(source) > LONGEST_CELL:
+        return source
     lines = source.splitlines()
     if source.startswith("%%"):  # %%time, say: the rest is Python
         lines[0] = "pass"
-    plain = TransformerManager().transform_cell("\n".join(lines))
+    try:
+        plain = TransformerManager().transform_cell("\n".join(lines))
+    except Exception:  # it gives up after 500 such lines, say
+        return source
     return re.sub(r"get_ipython\(\)\..*", "None", plain)

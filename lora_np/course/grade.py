@@ -1,18 +1,28 @@
-"""Grade a folder: one file a submission, each in a process of its own."""
+"""Grade a folder: one file a submission, each in a process of its own.
+
+Every entry of the folder gets a report, whatever it is: one that is no submission is named with the
+reason, and the rest of the class keeps its results.
+"""
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lora_np.course.compare import Report, task_called
+from lora_np.course.compare import Finding, Report
 from lora_np.course.runner import Limits, run_isolated
+from lora_np.course.task import TASKS
+from lora_np.course.untrusted import printable
 from lora_np.crew import cores
+
+Key = tuple[str, str]  # task, student
+LONGEST_NAME = 48  # characters that the table shows
 
 
 def grade_folder(
     folder: Path, limits: Limits | None = None, *, seed: int = 0, jobs: int | None = None
-) -> dict[tuple[str, str], Report]:
+) -> dict[Key, Report]:
     """Grade every ``folder/TASK/STUDENT.py``.
 
     Parameters
@@ -28,27 +38,95 @@ def grade_folder(
     Returns
     -------
     dict
-        The reports by (task, student), in alphabetical order.
+        The reports by (task, student), in alphabetical order. The student is the file's name
+        without ".py". What is not graded has a finding "left out", and keeps its whole name; an
+        entry of `folder` itself that is no task has no student: (name, "").
 
     Raises
     ------
     ValueError
-        If there is no submission, or a folder is not called after a task.
+        If there is no submission at all.
     """
-    files = sorted(folder.glob("*/*.py"))
+    found = {key: entry for task in _listed(folder) for key, entry in _entries(folder, task)}
+    files = {key: entry for key, entry in found.items() if isinstance(entry, Path)}
     if not files:
-        raise ValueError(f"{folder} holds no TASK/STUDENT.py")
-    for name in {file.parent.name for file in files}:
-        task_called(name)
+        raise ValueError(f"{printable(str(folder))} holds no TASK/STUDENT.py{_first(found)}")
     with ThreadPoolExecutor(jobs or cores()) as pool:  # each thread waits for a process
-        reports = pool.map(lambda f: run_isolated(f, f.parent.name, limits, seed=seed), files)
-        return {(file.parent.name, file.stem): report for file, report in zip(files, reports)}
+        reports = pool.map(lambda key: run_isolated(files[key], key[0], limits, seed=seed), files)
+        graded = dict(zip(files, reports))
+    left_out = {k: _left_out(k[0], why) for k, why in found.items() if isinstance(why, str)}
+    return {key: (graded | left_out)[key] for key in found}
 
 
-def table(graded: dict[tuple[str, str], Report]) -> str:
+def _listed(folder: Path) -> list[str]:
+    """Return the names of a folder's entries, in alphabetical order."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise ValueError(f"{printable(str(folder))} cannot be listed: {error.strerror}") from error
+
+
+def _entries(folder: Path, task: str) -> list[tuple[Key, Path | str]]:
+    """Return, for one entry of the folder, the files to grade and why others are left out."""
+    place = folder / task
+    if not os.path.isdir(place):
+        return [((task, ""), "it is not in a task's folder: move it to TASK/STUDENT.py")]
+    if task not in TASKS:
+        name = printable(task, LONGEST_NAME)
+        return [((task, ""), f"there is no task '{name}': choose from {', '.join(TASKS)}")]
+    try:
+        names = _listed(place)
+    except ValueError as error:
+        return [((task, ""), str(error))]
+    entries = []
+    for name in names:
+        stem = name.removesuffix(".py")
+        student = name if stem in ("", *names) else stem  # so that no two entries share a key
+        entries.append(((task, student), _why_not(place / name) or place / name))
+    return entries
+
+
+def _why_not(path: Path) -> str:
+    """Return why an entry is no submission, by its name; nothing if it may be one."""
+    suffix = path.suffix.lower()
+    if path.name.startswith("."):
+        return "it is hidden: rename it if it is a submission"
+    if os.path.isdir(path) and not os.path.islink(path):
+        return "it is a folder: move the student's file to TASK/STUDENT.py"
+    if suffix == ".ipynb":
+        return "it is a notebook: make a script of it (jupyter nbconvert --to script NOTEBOOK)"
+    return "" if suffix == ".py" else "it is not a Python file: its name does not end in .py"
+
+
+def _left_out(task: str, why: str) -> Report:
+    """Return the report on what is not graded."""
+    return Report(task, (Finding("left out", f"This is not graded: {why}"),))
+
+
+def _first(found: dict[Key, Path | str]) -> str:
+    """Return the first thing that is left out, and how many follow it."""
+    if not found:
+        return ""
+    (task, student), why = next(iter(found.items()))
+    more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+    return f": {printable(os.path.join(task, student).rstrip(os.sep), 100)}: {why}{more}"
+
+
+def table(graded: dict[Key, Report]) -> str:
     """Return one line a submission, and under it what is wrong."""
+    rows = [[printable(name, LONGEST_NAME) for name in key] for key in graded]
+    widths = [max(map(len, column)) + 2 for column in zip(*rows)]
     lines = []
-    for (task, student), report in graded.items():
-        lines.append(f"{task:<24}{student:<32}{'right' if report.passed else 'not yet right'}")
+    for row, report in zip(rows, graded.values()):
+        names = "".join(f"{name:<{width}}" for name, width in zip(row, widths))
+        lines.append(f"{names}{verdict(report)}")
         lines += [f"    {sentence}" for sentence in report.sentences]
     return "\n".join(lines)
+
+
+def verdict(report: Report) -> str:
+    """Return "right", "not yet right", or why there is neither: "left out" or "not graded"."""
+    if report.passed:
+        return "right"
+    name = report.findings[0].name
+    return name if name in ("left out", "not graded") else "not yet right"

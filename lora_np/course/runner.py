@@ -1,7 +1,8 @@
 """A student's code in a process of its own; the check stays here, with the right answers.
 
-The child (child.py) gets a folder with the inputs and leaves its outputs there as .npy bytes and
-JSON, which are read here as untrusted data: never unpickled, of any shape, or missing.
+The child (child.py) gets a folder with the inputs and leaves its outputs there, which untrusted.py
+reads. Whatever goes wrong with one submission is said in its report, so that a class is graded to
+its end.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ import numpy as np
 import lora_np
 from lora_np.course.compare import Finding, Report, judge, task_called
 from lora_np.course.task import Draw, Task
+from lora_np.course.untrusted import Unreadable, printable, read_answers, read_regular
 
 REFUSED = ("lora_np", "torch", "jax", "tensorflow", "autograd", "tinygrad", "peft", "transformers")
 HERE = Path(lora_np.__file__).resolve().parent
 CHILD = HERE / "course" / "child.py"
+MOST_SOURCE = 2**20  # bytes of a submitted file
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Limits:
 
 
 def run_isolated(
-    source: str | Path | Sequence[str],
+    source: str | Path | Sequence[str | Path],
     task: str,
     limits: Limits | None = None,
     *,
@@ -65,8 +68,10 @@ def run_isolated(
 
     Parameters
     ----------
-    source : str, Path or sequence of str
+    source : str, Path or sequence of str and Path
         Python text, a file, or the cells of a notebook: a cell that fails does not stop the next.
+        A file is read as Python reads it (PEP 263), if it is a regular file of at most 1 MiB:
+        links are not followed.
     task : str
         A key of TASKS, which is also the name of the function that the code must define.
     limits : Limits, optional
@@ -76,6 +81,7 @@ def run_isolated(
     Returns
     -------
     Report
+        Its finding is "left out" if a file cannot be read, and "not graded" if we failed on it.
 
     Raises
     ------
@@ -94,23 +100,53 @@ def run_isolated(
       - Your stable rank has singular values where their squares belong: sum sigma^2 / sigma_1^2.
     """
     found, limits = task_called(task), limits or Limits()
-    if isinstance(source, Path):
-        source = source.read_text(encoding="utf-8", errors="replace")
-    chunks = [source] if isinstance(source, str) else list(source)
+    chunks = [source] if isinstance(source, str | Path) else list(source)
     draws = found.draws(seed)
-    with tempfile.TemporaryDirectory(prefix="submission-") as name:
-        folder = Path(name)
-        _write_job(folder, found, chunks, draws, limits)
-        trouble = _run(folder, limits)
-        answers = None if trouble else _read_answers(folder, len(draws))
-    if trouble or answers is None:
-        sentence = trouble or "Your code left no answer that can be read"
-        return Report(task, (Finding("limit" if trouble else "no answer", sentence),))
-    return judge(found, draws, answers)
+    try:
+        return _graded(found, [_chunk(chunk) for chunk in chunks], draws, limits)
+    except Unreadable as error:
+        return Report(task, (Finding("left out", f"This is not graded: {error}"),))
+    except Exception as error:  # of ours, or of the machine's: nobody else's grade depends on it
+        said = printable(f"{type(error).__name__}: {error}", 200)
+        sentence = f"The grader failed here: grade this by hand, and report it to us ({said})"
+        return Report(task, (Finding("not graded", sentence),))
+
+
+def _graded(task: Task, chunks: list[Any], draws: list[Draw], limits: Limits) -> Report:
+    """Return the report on a submission that has been read."""
+    with _working_folder() as folder:
+        _write_job(folder, task, chunks, draws, limits)
+        if trouble := _run(folder, limits):
+            return Report(task.name, (Finding("limit", trouble),))
+        try:
+            answers = read_answers(folder, len(draws), limits.output_mib * 2**20)
+        except Unreadable:
+            sentence = "Your code left no answer that can be read"
+            return Report(task.name, (Finding("no answer", sentence),))
+    with np.errstate(all="ignore"):
+        return judge(task, draws, answers)
+
+
+def _chunk(source: str | Path) -> str | dict[str, str]:
+    """Return a cell, or a file's bytes, as the job's JSON holds it: the child decodes the bytes."""
+    if isinstance(source, str):
+        return source
+    return {"bytes": read_regular(source, MOST_SOURCE).decode("latin-1")}
+
+
+@contextmanager
+def _working_folder() -> Iterator[Path]:
+    """Make a folder that the code may fill, and remove as much of it as can be removed."""
+    folder = tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True)
+    try:
+        yield Path(folder.name).resolve()
+    finally:
+        with suppress(RecursionError):  # folders in folders, deeper than Python's own rmtree goes
+            folder.cleanup()
 
 
 def _write_job(
-    folder: Path, task: Task, chunks: list[str], draws: list[Draw], limits: Limits
+    folder: Path, task: Task, chunks: list[Any], draws: list[Draw], limits: Limits
 ) -> None:
     """Write what the child needs: the code, the inputs, the limits; no right answer."""
     with open(folder / "inputs.npys", "wb") as file:
@@ -151,67 +187,25 @@ def _run(folder: Path, limits: Limits) -> str:
             status = None
         finally:
             _end(child)
+        size = os.fstat(printed.fileno()).st_size
     too_long = f"Your code ran for more than {limits.seconds} s: look for a loop that never ends"
     if status is None or status == -getattr(signal, "SIGXCPU", 0):
         return too_long
     if status == -9:  # SIGKILL: the hard limit on time, or the system, short of memory
         return "Your code was stopped from outside: it took too much time or memory"
-    if (folder / "printed").stat().st_size >= limits.output_mib * 2**20:
+    if size >= limits.output_mib * 2**20:
         return "Your code prints or returns too much"
     if status < 0:
         return f"Your code crashed Python (signal {-status}): does it call C, or recurse there?"
-    if not (folder / "answer.json").exists():
+    if not os.path.lexists(folder / "answer.json"):
         return f"Your code ended the process, with status {status}: it must return instead"
     return ""
 
 
 def _end(child: subprocess.Popen) -> None:
-    """End the child and whatever it may have started."""
-    if child.poll() is None:
-        if hasattr(os, "killpg"):
+    """End the child and whatever it may have started, which outlives a child that has ended."""
+    if hasattr(os, "killpg"):
+        with suppress(OSError):  # no process of the group is left
             os.killpg(child.pid, signal.SIGKILL)
-        child.kill()
-        child.wait()
-
-
-def _read_answers(folder: Path, n: int) -> list[dict[str, Any]] | None:
-    """Return one answer a draw, as the comparison expects them; None if they cannot be read."""
-    files = folder / "answer.json", folder / "answer.npys"
-    if not all(stat.S_ISREG(file.lstat().st_mode) for file in files if os.path.lexists(file)):
-        return None  # a pipe would be waited for, a link be followed
-    try:
-        rows = json.loads(files[0].read_text(encoding="utf-8"))
-        with open(files[1], "rb") as file:
-            answers = [_read_answer(row, file) for row in rows]
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        MemoryError,
-        RecursionError,
-    ):
-        return None
-    if len(answers) == 1 and "raised" in answers[0]:
-        return answers * n  # there is no function to call
-    return answers if len(answers) == n else None
-
-
-def _read_answer(row: dict[str, Any], file: Any) -> dict[str, Any]:
-    if "raised" in row:
-        kind, message = row["raised"]
-        return {"raised": (_printable(kind), _printable(message))}
-    outputs = [np.load(file, allow_pickle=False) for _ in range(int(row["outputs"]))]
-    if any(array.dtype.kind not in "biufc" for array in outputs):
-        raise TypeError("an output is no array of numbers")
-    return {
-        "outputs": outputs,
-        "changed": {_printable(k): float(v) for k, v in row["changed"].items()},
-    }
-
-
-def _printable(text: Any) -> str:
-    """Return a text that prints in one line and fits any encoding of Unicode."""
-    return "".join(c if c.isprintable() else "?" for c in str(text)[:400])
+    child.kill()
+    child.wait()

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_np.backend import to_host
+from lora_np.reading import open_file
 
 VOCAB_SIZE = 256  # one token for each value of a byte
 
@@ -136,12 +137,10 @@ def read_text(*paths: str | os.PathLike[str]) -> str:
 
 
 def _read_file(path: Path) -> str:
-    if path.is_dir():
+    if os.path.isdir(path):  # False, not an error, where the name is too long for a path
         raise DataError(f"{path} is a directory: name the text files in it one by one")
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    with open_file(path, DataError) as file:
+        raw = file.read()
     if not raw:
         raise DataError(f"{path} is empty: name a file that holds text")
     try:

@@ -4,10 +4,11 @@ from lora_np.files.arrays import (
     CheckpointError,
     load_arrays,
     load_json,
-    replacing,
     save_arrays,
     save_json,
+    save_text,
 )
+from lora_np.files.atomic import replacing
 from lora_np.files.tensors import TensorFile, float_dtype, open_weights, save_tensors
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "save_arrays",
     "save_json",
     "save_tensors",
+    "save_text",
 ]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lora_np.files.atomic import replacing
+from lora_np.files.npz import NotAnArray, read_npz
+from lora_np.reading import brief, open_file
+
+LARGEST_JSON = 2**25  # bytes; the index of a model of 90,000 tensors has 2^23
 
 
 class CheckpointError(ValueError):
@@ -35,7 +40,12 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an ``.npz`` file by name.
+    """Read the arrays of an ``.npz`` file by name: of numbers or truth values, each once.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or is no such file.
 
     Examples
     --------
@@ -46,13 +56,13 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     ...     print(error)
     no_such_file.npz does not exist
     """
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile):
-        raise CheckpointError(f"{path} is not a readable .npz file: remove it") from None
+    with open_file(path, CheckpointError) as raw:
+        try:
+            return read_npz(raw)
+        except NotAnArray as error:
+            raise CheckpointError(
+                f"{path} is not a readable .npz file, {error}: remove it"
+            ) from None
 
 
 def save_json(path: str | Path, content: Any) -> None:
@@ -67,39 +77,33 @@ def save_json(path: str | Path, content: Any) -> None:
     ...     load_json(f"{folder}/settings.json")
     {'ranks': [1, 2]}
     """
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    save_text(path, json.dumps(content, indent=1) + "\n")
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary file to write, which takes the place of `path` if all went well.
+def save_text(path: str | Path, text: str) -> None:
+    """Write `text` to a file, in UTF-8.
 
     Examples
     --------
-    >>> import os
     >>> import tempfile
-    >>> from lora_np.files import replacing
+    >>> from pathlib import Path
+    >>> from lora_np.files import save_text
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     try:
-    ...         with replacing(f"{folder}/a.txt") as temporary:
-    ...             _ = temporary.write_text("half of i")
-    ...             raise KeyboardInterrupt
-    ...     except KeyboardInterrupt:
-    ...         os.listdir(folder)  # no half of a file
-    []
+    ...     save_text(f"{folder}/notes.txt", "r = 8")
+    ...     Path(f"{folder}/notes.txt").read_text(encoding="utf-8")
+    'r = 8'
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def load_json(path: str | Path) -> Any:
     """Read a JSON file.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, is no JSON, has more than 32 MB, or a number in it is not finite.
 
     Examples
     --------
@@ -110,9 +114,19 @@ def load_json(path: str | Path) -> Any:
     ...     load_json(f"{folder}/settings.json")["ranks"]
     [1, 2]
     """
+    with open_file(path, CheckpointError) as raw:
+        if os.fstat(raw.fileno()).st_size > LARGEST_JSON:
+            raise CheckpointError(f"{path} has more than {LARGEST_JSON} bytes, too many for JSON")
+        content = raw.read()
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (ValueError, OSError, RecursionError) as error:
+        return json.loads(content.decode(), parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a readable JSON file: {error}") from None
+
+
+def _finite(text: str) -> float:
+    """Return a number of JSON, which knows no nan, and whose 1e999 no float can hold."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{brief(text)} is not a finite number")
+    return number

@@ -15,8 +15,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from lora_np.files.arrays import CheckpointError, load_json, replacing
+from lora_np.files.arrays import CheckpointError, load_json
+from lora_np.files.atomic import make_folder, replacing
 from lora_np.files.tensors import TensorFile
+from lora_np.reading import open_file
 
 CHUNK = 2**24  # bytes copied at once
 
@@ -63,7 +65,7 @@ def rewrite_tensors(
         start += place.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight, as is usual
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as temporary, temporary.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for name, place in places.items():
@@ -78,7 +80,7 @@ def _places(source: TensorFile) -> tuple[dict[str, str], dict[str, _Place]]:
     """Return the notes of the (first) file, and the place of every tensor, wide types first."""
     metadata, places = {}, {}
     for file in _files(source.path):
-        with file.open("rb") as raw:
+        with open_file(file, CheckpointError) as raw:
             (length,) = struct.unpack("<Q", raw.read(8))
             header = json.loads(raw.read(length))  # checked when the TensorFile was opened
         metadata = {**header.pop("__metadata__", {}), **metadata}
@@ -104,7 +106,7 @@ def _width(place: _Place) -> int:
 
 
 def _copy(place: _Place, out: BinaryIO) -> None:
-    with place.file.open("rb") as raw:
+    with open_file(place.file, CheckpointError) as raw:
         raw.seek(place.start)
         left = place.size
         while left:

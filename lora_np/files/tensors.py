@@ -9,6 +9,7 @@ NumPy has no bfloat16, the upper half of a float32; the package ml_dtypes adds i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.files.arrays import CheckpointError, load_json, replacing
+from lora_np.files.arrays import CheckpointError, load_json
+from lora_np.files.atomic import replacing
+from lora_np.reading import brief, is_name, open_file, shown
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 INTEGERS = ("I64", "I32", "I16", "I8", "U8")
@@ -107,6 +110,9 @@ class TensorFile:
     def _open(self, path: Path) -> Any:
         file = _open_safetensors(path)
         self._open_files.enter_context(file)
+        for name in file.offset_keys():
+            if not is_name(name):
+                raise CheckpointError(f"{path} holds {shown(name)}, which is no name of a tensor")
         return file
 
     def _open_shards(self) -> None:
@@ -115,7 +121,7 @@ class TensorFile:
             found = file.offset_keys()
             for odd in sorted(names ^ set(found)):
                 where = f"{self.path} lists" if odd in names else f"{shard} holds"
-                raise CheckpointError(f"{where} {odd!r}, which the other has not")
+                raise CheckpointError(f"{where} {shown(odd)}, which the other has not")
             self._home.update(dict.fromkeys(found, file))
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -150,7 +156,7 @@ class TensorFile:
         if stored not in FLOATS.values():
             raise CheckpointError(f"{self.path} holds {name!r} as {stored}, expected floats")
         float_dtype(stored)  # safetensors finds bfloat16 once ml_dtypes is there
-        x = self._home[name].get_tensor(name)
+        x = self._whole(name)
         if dtype is not None:
             with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused below
                 x = x.astype(float_dtype(dtype), copy=False)
@@ -168,17 +174,25 @@ class TensorFile:
         CheckpointError
             If it is none.
         """
-        if self.dtype(name) in INTEGERS:
-            x = self._home[name].get_tensor(name)
-        else:
-            x = self.read(name, np.float64)
+        x = self._whole(name) if self.dtype(name) in INTEGERS else self.read(name, np.float64)
         if x.size != 1 or x.item() == 0:
             raise CheckpointError(f"{self.path} holds {name!r}, expected one number other than 0")
         return float(x.item())
 
+    def _whole(self, name: str) -> np.ndarray:
+        try:
+            return self._home[name].get_tensor(name)
+        except (ValueError, OverflowError):  # more than 64 axes, or one beyond 2^63
+            shape = shown(self.shape(name))
+            raise CheckpointError(
+                f"{self.path} holds {name!r} with shape {shape}, which no array has"
+            ) from None
+
     def _slice(self, name: str) -> Any:
         if name not in self._home:
-            state = "is closed: read within its with block" if self._closed else f"lacks {name!r}"
+            state = (
+                "is closed: read within its with block" if self._closed else f"lacks {shown(name)}"
+            )
             raise CheckpointError(f"{self.path} {state}")
         return self._home[name].get_slice(name)
 
@@ -229,7 +243,7 @@ def open_weights(path: str | Path) -> TensorFile:
     ('W',)
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False, not an error, where the name is too long for a path
         return TensorFile(path)
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
     files = [path / name for name in names]
@@ -244,14 +258,11 @@ def _open_safetensors(path: Path) -> Any:
         raise CheckpointError(
             f"{path} may be a pickle, which can run code when it is read: convert it to safetensors"
         )
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, expected a .safetensors file")
+    open_file(path, CheckpointError).close()
     try:
         return safetensors.safe_open(path, framework="numpy")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
     except (safetensors.SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())  # one line, whatever the file holds
+        reason = brief(" ".join(str(error).split()))  # whatever the file holds
         raise CheckpointError(f"{path} is not a readable .safetensors file: {reason}") from None
 
 
@@ -263,8 +274,10 @@ def _shards(index: Path) -> dict[str, set[str]]:
         raise CheckpointError(f"{index} has no weight_map, which says where each tensor lies")
     shards: dict[str, set[str]] = {}
     for name, shard in places.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
-            raise CheckpointError(f"{index} puts {name!r} in {shard!r}, expected a file beside it")
+        if not is_name(shard) or Path(shard).name != shard or "\\" in shard:
+            raise CheckpointError(
+                f"{index} puts {shown(name)} in {shown(shard)}, expected a file beside it"
+            )
         shards.setdefault(shard, set()).add(name)
     return shards
 
@@ -317,7 +330,5 @@ def save_tensors(
         try:
             save_file(whole, temporary, dict(metadata) if metadata else None)
         except safetensors.SafetensorError as error:  # a full disk, most often
-            raise CheckpointError(
-                f"{path} cannot be written: {' '.join(str(error).split())}"
-            ) from None
+            raise OSError(" ".join(str(error).split())) from None
         temporary.chmod(mode)

@@ -28,6 +28,7 @@ from lora_np.methods.stacked import Factors, file_factors, model_factors
 from lora_np.methods.targets import check_patterns, check_used, lookup
 from lora_np.ops import dropout_mask, lora_linear_backward, lora_linear_forward
 from lora_np.parameters import Grads, Parameter
+from lora_np.reading import brief, shown
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,15 @@ class LoraConfig(MethodConfig):
         for name, rank in {"r": self.r, **(self.rank_pattern or {})}.items():
             if not isinstance(rank, int | np.integer) or isinstance(rank, bool) or rank < 1:
                 raise ValueError(
-                    f"rank {name} = {rank!r}, expected a whole number from 1 to min(in, out) of "
-                    "the matrices it adapts"
+                    f"rank {brief(name)} = {shown(rank)}, expected a whole number from 1 to "
+                    "min(in, out) of the matrices it adapts"
                 )
         for alpha in (self.lora_alpha, *(self.alpha_pattern or {}).values()):
             if not isinstance(alpha, int | float | np.number) or not 0.0 < alpha < math.inf:
-                raise ValueError(f"lora_alpha = {alpha!r}, expected a number above 0")
+                raise ValueError(f"lora_alpha = {shown(alpha)}, expected a number above 0")
         p = self.lora_dropout
         if not isinstance(p, int | float | np.number) or not 0.0 <= p < 1.0:
-            raise ValueError(f"lora_dropout = {p!r}, expected 0 <= p < 1")
+            raise ValueError(f"lora_dropout = {shown(p)}, expected 0 <= p < 1")
         if not self.target_modules:
             raise ValueError("target_modules is empty: name at least one, or 'all-linear'")
         check_patterns(self._patterns())

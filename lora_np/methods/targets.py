@@ -7,15 +7,14 @@ a pattern (another r for some modules) are regular expressions for the end of a 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from lora_np.layers import Layer, Linear
+from lora_np.patterns import Pattern, at_the_end
 
 
 def linear_paths(
@@ -71,8 +70,8 @@ def _named(linear: list[str], targets: Sequence[str] | str) -> list[str]:
     if targets == "all-linear":
         return linear
     if isinstance(targets, str):
-        check_regex("target_modules", targets)
-        chosen = [path for path in linear if re.fullmatch(targets, path)]
+        pattern = Pattern(targets)
+        chosen = [path for path in linear if pattern.fullmatch(path)]
         if not chosen and any(ends_with(path, targets) for path in linear):
             raise ValueError(
                 f"target_modules {targets!r} is a string, so a regular expression for a whole "
@@ -111,15 +110,15 @@ def _block_of(path: str) -> int | None:
 def lookup(pattern: Mapping[str, Any] | None, path: str, default: Any) -> Any:
     """Return the value of the first key that matches the end of `path`, from a dot on."""
     for key, value in (pattern or {}).items():
-        if _at_the_end(key).match(path):
+        if at_the_end(key).match(path):
             return value
     return default
 
 
 def check_patterns(patterns: Iterable[str]) -> None:
-    """Raise ValueError if a key is no regular expression."""
+    """Raise PatternError, a ValueError, if a key is no regular expression."""
     for key in patterns:
-        check_regex("pattern", key, _at_the_end)
+        at_the_end(key)
 
 
 def check_used(patterns: Iterable[str], paths: list[str]) -> None:
@@ -127,17 +126,3 @@ def check_used(patterns: Iterable[str], paths: list[str]) -> None:
     for key in patterns:
         if all(lookup({key: True}, path, None) is None for path in paths):
             raise no_match(key, paths, "pattern")
-
-
-def check_regex(name: str, text: str, compiled: Callable[[str], Any] = re.compile) -> None:
-    """Raise ValueError if `text` is no regular expression."""
-    try:
-        compiled(text)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name} {text!r} is no regular expression: {error}") from None
-
-
-@cache
-def _at_the_end(key: str) -> re.Pattern[str]:
-    """Compile a key as PEFT does: ^ in it holds it to the whole path."""
-    return re.compile(rf"(.*\.)?({key})$")

@@ -8,6 +8,7 @@ Source: the format of transformers' GPT2LMHeadModel.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from lora_np.layers import Embedding, LayerNorm, Linear
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Parameter
 from lora_np.pretrained.places import file_layout
+from lora_np.reading import shown
 
 PREFIX = "transformer."
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old files hold
@@ -101,17 +103,23 @@ def _fields(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a GPT-2's: its model_type is not 'gpt2'")
     for name in SIZES:
         if type(fields.get(name)) is not int or fields[name] < 1:
-            raise CheckpointError(f"{path}: {name} = {fields.get(name)!r}, expected a whole number")
+            raise CheckpointError(
+                f"{path}: {name} = {shown(fields.get(name))}, expected a whole number"
+            )
     if fields["n_embd"] % fields["n_head"]:
-        raise CheckpointError(f"{path}: n_embd is no multiple of n_head = {fields['n_head']}")
+        raise CheckpointError(
+            f"{path}: n_embd is no multiple of n_head = {shown(fields['n_head'])}"
+        )
     d_hidden = 4 * fields["n_embd"]
     for name, allowed in {**ALLOWED, "n_inner": (None, d_hidden)}.items():
         value = fields.get(name, allowed[0])
         if value not in allowed:
-            raise CheckpointError(f"{path}: {name} = {value!r}, expected {allowed[-1]!r}")
+            raise CheckpointError(f"{path}: {name} = {shown(value)}, expected {shown(allowed[-1])}")
     eps = fields.setdefault("layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float) or not 0 < eps < 1:
-        raise CheckpointError(f"{path}: layer_norm_epsilon = {eps!r}, expected 0 < epsilon < 1")
+        raise CheckpointError(
+            f"{path}: layer_norm_epsilon = {shown(eps)}, expected 0 < epsilon < 1"
+        )
     return fields
 
 
@@ -125,13 +133,19 @@ def _check_sizes(file: TensorFile, held: dict[str, str], fields: dict[str, Any])
     }
     for name, shape in expected.items():
         _check_shape(file, held, name, shape)
+    have = sum(math.prod(file.shape(name)) for name in file.names)
+    if have < 12 * fields["n_layer"] * d**2:  # of a block's four matrices, biases left aside
+        raise CheckpointError(
+            f"{file.path} holds {have} numbers, too few for the config's n_layer = "
+            f"{shown(fields['n_layer'])} and n_embd = {d}"
+        )
 
 
 def _check_shape(file: TensorFile, held: dict[str, str], name: str, shape: tuple) -> None:
     found = file.shape(held.get(name, name))
     if found != shape:
         raise CheckpointError(
-            f"{file.path} holds {name!r} with shape {found}, the config says {shape}"
+            f"{file.path} holds {shown(name)} with shape {found}, the config says {shown(shape)}"
         )
 
 

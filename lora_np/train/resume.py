@@ -102,9 +102,18 @@ def fill(model: Layer, arrays: Mapping[str, np.ndarray], source: str) -> None:
     missing = [name for name, p in parameters.items() if p.trainable and name not in arrays]
     if missing:
         raise CheckpointError(f"{source} lacks {missing[0]}, which the model trains")
-    for name, array in arrays.items():
+    values = {name: _cast(array, parameters[name].dtype) for name, array in arrays.items()}
+    for name, value in values.items():
+        if np.isinf(value).sum() > np.isinf(arrays[name]).sum():
+            raise CheckpointError(f"{source} holds {name} with entries too large for {value.dtype}")
+    for name, value in values.items():
         p = parameters[name]
-        p.value[...] = like(array.astype(p.dtype), p.value)  # in place: views stay views
+        p.value[...] = like(value, p.value)  # in place: views stay views
+
+
+def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes inf
+        return array.astype(dtype)
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:

@@ -6,11 +6,11 @@ second text in the same number of steps; each is measured against its own full t
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ from lora_np.experiments.intrinsic.dimension import (
     Run,
     intrinsic_dimension,
 )
-from lora_np.experiments.rank_sweep.store import ELSEWHERE, SweepError, check_base
+from lora_np.experiments.rank_sweep.store import (
+    ELSEWHERE,
+    Results,
+    SweepError,
+    as_json,
+    check_base,
+    new_results,
+    opened,
+)
 from lora_np.experiments.rank_sweep.text import (
     Arrays,
     TextSettings,
@@ -31,6 +39,7 @@ from lora_np.experiments.rank_sweep.text import (
     rebuild_base,
 )
 from lora_np.files import load_json, save_json
+from lora_np.files.atomic import strangers
 from lora_np.models import GPT
 from lora_np.train import evaluate
 
@@ -92,6 +101,7 @@ def intrinsic_run(
     base: str | Path | None = None,
     executor: Executor | None = None,
     listen: Callable[[Run, float], None] | None = None,
+    take_over: bool = False,
 ) -> dict[str, Any]:
     """Measure the intrinsic dimension of the text task, pretrained and not.
 
@@ -101,7 +111,7 @@ def intrinsic_run(
     out : str or Path
         Folder of ``results.json`` and the base. If it holds finished results of equal settings,
         these return; what was not finished starts again.
-    base, executor : optional
+    base, executor, take_over : optional
         As for :func:`lora_np.experiments.rank_sweep.rank_sweep`.
     listen : callable, optional
         Called with every finished run and its loss.
@@ -116,20 +126,51 @@ def intrinsic_run(
     Raises
     ------
     SweepError
-        If the folder cannot be written or holds anything else, or `base` does not fit.
+        If the folder cannot be written, is in use, or holds anything else, or `base` does not fit.
     ValueError
         If the text settings have no ``full_lr``.
     """
-    s, folder = settings.text, Path(out)
-    if s.full_lr is None:
+    folder, task = Path(out), _task(settings, base)
+    with _opened(settings, task, folder, take_over) as results:
+        if not results["complete"]:
+            arrays = task.prepare(folder, progress=False)
+            results.update(task.facts(folder, arrays))
+            check_base(results, task.given_sha256, folder)
+            _measure(settings, arrays, results, executor, listen)
+            results["complete"] = True
+            save_json(folder / "results.json", results)
+    return results
+
+
+def check_intrinsic(
+    settings: IntrinsicSettings,
+    out: str | Path,
+    base: str | Path | None = None,
+    *,
+    take_over: bool = False,
+) -> bool:
+    """Return whether `out` holds this run, complete; raise what intrinsic_run would raise."""
+    with _opened(settings, _task(settings, base), Path(out), take_over) as results:
+        return bool(results["complete"])
+
+
+def _task(settings: IntrinsicSettings, base: str | Path | None) -> TextTask:
+    if settings.text.full_lr is None:
         raise ValueError("full_lr is None, expected a learning rate: searches start there")
-    task = TextTask(replace(s, ranks=(1,)), base)  # it checks ranks, which are not used here
-    results = _open(settings, task, folder)
-    if results["complete"]:
-        return results
-    arrays = _arrays(s, task.prepare(folder, progress=False))
-    results.update(task.facts(folder, arrays["pretrained"]))
-    check_base(results, task.given_sha256, folder)
+    return TextTask(replace(settings.text, ranks=(1,)), base)  # it checks ranks, not used here
+
+
+def _measure(
+    settings: IntrinsicSettings,
+    base: Arrays,
+    results: Results,
+    executor: Executor | None,
+    listen: Callable[[Run, float], None] | None,
+) -> None:
+    """Put into the results what both starts lead to."""
+    s = settings.text
+    assert s.full_lr is not None  # _task sees to it
+    arrays = _arrays(s, base)
     options = {"steps": s.steps, "warmup": s.steps // 10, "options": {"weight_decay": 0.0}}
     for start in STARTS:
         results[start] = intrinsic_dimension(
@@ -141,9 +182,6 @@ def intrinsic_run(
             executor=executor,
             listen=listen,
         )
-    results["complete"] = True
-    save_json(folder / "results.json", results)
-    return results
 
 
 def _arrays(settings: TextSettings, pretrained: Arrays) -> dict[str, Arrays]:
@@ -153,25 +191,29 @@ def _arrays(settings: TextSettings, pretrained: Arrays) -> dict[str, Arrays]:
     return {"pretrained": pretrained, "random": {**random, "adapt": pretrained["adapt"]}}
 
 
-def _open(settings: IntrinsicSettings, task: TextTask, folder: Path) -> dict[str, Any]:
-    """Return the results that the folder holds, or begin new ones; nothing is overwritten."""
+@contextmanager
+def _opened(
+    settings: IntrinsicSettings, task: TextTask, folder: Path, take_over: bool
+) -> Iterator[Results]:
+    """Give the results that the folder holds, or new ones; nothing is overwritten."""
     text = {k: v for k, v in asdict(settings.text).items() if k not in UNUSED}
-    made_with = {"task": "intrinsic", "ds": settings.ds, **text, **task.identity()}
-    made_with = json.loads(json.dumps(made_with))  # as it comes back from a file
+    made_with = as_json({"task": "intrinsic", "ds": settings.ds, **text, **task.identity()})
+    read = partial(_read, folder, made_with, task.given_sha256)
+    begin = partial(new_results, folder, made_with)
+    with opened(folder, read, begin, take_over) as results:
+        yield results
+
+
+def _read(folder: Path, made_with: dict[str, Any], given_sha256: str | None) -> Results | None:
     path = folder / "results.json"
     if path.exists():
         held = load_json(path)
         if not isinstance(held, dict) or held.get("settings") != made_with:
             raise SweepError(f"{path} is of other settings: {ELSEWHERE}, or remove it")
-        check_base(held, task.given_sha256, folder)
+        if not isinstance(held.get("complete"), bool):
+            raise SweepError(f"{path} does not say whether it is complete: remove it")
+        check_base(held, given_sha256, folder)
         return held
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and strangers(folder):
         raise SweepError(f"{folder} holds files, but no results.json: {ELSEWHERE}")
-    versions = {"python": platform.python_version(), "numpy": np.__version__}
-    results = {"settings": made_with, "versions": versions, "complete": False}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_json(path, results)
-    except OSError:
-        raise SweepError(f"{folder} cannot be written: {ELSEWHERE}") from None
-    return results
+    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from lora_np.experiments.paper.settings import (
 from lora_np.experiments.rank_sweep.plan import expected_number
 from lora_np.experiments.rank_sweep.report import flat, losses_by_seed
 from lora_np.experiments.rank_sweep.run import Progress, check_sweep, rank_sweep
-from lora_np.experiments.rank_sweep.store import Results, as_trial, model_file
-from lora_np.files import load_arrays, save_json
+from lora_np.experiments.rank_sweep.store import Results, as_json, as_trial, held, model_file
+from lora_np.files import CheckpointError, load_arrays, load_json, save_json
 
 
 def folders(settings: PaperSettings, out: str | Path) -> dict[Targets, Path]:
@@ -38,12 +39,20 @@ def folders(settings: PaperSettings, out: str | Path) -> dict[Targets, Path]:
     return {t: Path(out) / short(t).replace(",", "_") for t in sweeps(settings)}
 
 
-def check_paper(settings: PaperSettings, out: str | Path, base: str | Path | None = None) -> bool:
+def check_paper(
+    settings: PaperSettings,
+    out: str | Path,
+    base: str | Path | None = None,
+    *,
+    take_over: bool = False,
+) -> bool:
     """Return whether `out` holds all of it, complete; raise what run_paper would raise."""
-    where = folders(settings, out)
-    plan = sweeps(settings).items()
-    complete = [check_sweep(s, where[t], base) for t, s in plan]  # every one of them
-    return all(complete)
+    where, plan = folders(settings, out), sweeps(settings).items()
+    complete = [check_sweep(s, where[t], base, take_over=take_over) for t, s in plan]
+    if not all(complete):  # every one of them was looked at
+        with held(Path(out), take_over):
+            return False
+    return True
 
 
 def run_paper(
@@ -54,6 +63,7 @@ def run_paper(
     executor: Executor | None = None,
     listen: Callable[[Progress], None] | None = None,
     progress: bool = False,
+    take_over: bool = False,
 ) -> dict[str, Any]:
     """Repeat the measurements of the paper's section 7 on the text task.
 
@@ -62,7 +72,7 @@ def run_paper(
     settings : PaperSettings
     out : str or Path
         Folder of the sweeps and of ``paper.json``. Sweeps of equal settings that it holds go on.
-    base, executor, progress : optional
+    base, executor, progress, take_over : optional
         As for :func:`lora_np.experiments.rank_sweep.rank_sweep`.
     listen : callable, optional
         Called with a Progress, over all sweeps, after every trial.
@@ -86,26 +96,48 @@ def run_paper(
     Examples
     --------
     >>> from lora_np.experiments.paper.settings import QUICK, all_trials
-    >>> len(all_trials(QUICK).ranks)  # so many searches for a learning rate
+    >>> len(all_trials(QUICK).ranks)  # searches for a learning rate in run_paper(QUICK, "folder")
     16
     """
-    check_paper(settings, out, base)
-    where, plan = folders(settings, out), sweeps(settings)
+    complete = check_paper(settings, out, base, take_over=take_over)
+    how = {"executor": executor, "progress": progress, "take_over": take_over}
+    with nullcontext() if complete else held(Path(out), take_over):
+        found = _run_sweeps(settings, folders(settings, out), base, listen, how)
+        content = measure(settings, found, folders(settings, out)[QV])
+        _save_if_new(Path(out) / "paper.json", content, complete)
+    return content
+
+
+def _run_sweeps(
+    settings: PaperSettings,
+    where: dict[Targets, Path],
+    base: str | Path | None,
+    listen: Callable[[Progress], None] | None,
+    how: dict[str, Any],
+) -> dict[Targets, Results]:
+    """Return the results of each sweep, run in its folder; all have the first one's base."""
+    plan = sweeps(settings)
     expected, found = sum(map(expected_number, plan.values())), {}
     for targets, sweep in plan.items():
         before = sum(len(results["trials"]) for results in found.values())
-        found[targets] = rank_sweep(
-            sweep,
-            where[targets],
-            base=base,
-            executor=executor,
-            listen=_counted(listen, before, expected),
-            progress=progress,
-        )
+        heard = _counted(listen, before, expected)
+        found[targets] = rank_sweep(sweep, where[targets], base=base, listen=heard, **how)
         base = where[targets] if base is None else base
-    content = measure(settings, found, where[QV])
-    save_json(Path(out) / "paper.json", content)
-    return content
+    return found
+
+
+def _save_if_new(path: Path, content: dict[str, Any], complete: bool) -> None:
+    """Write the content, unless the file holds it; a complete run may lie on a read-only disk."""
+    try:
+        if load_json(path) == as_json(content):
+            return
+    except CheckpointError:
+        pass
+    try:
+        save_json(path, content)
+    except OSError:
+        if not complete:
+            raise
 
 
 def _counted(

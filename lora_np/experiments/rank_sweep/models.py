@@ -38,7 +38,9 @@ def load_model(folder: Path, which: str = "best", device: str = "cpu") -> GPT:
     if results["settings"].get("task") != "text":
         raise SweepError(f"{folder} is no text sweep: only those have a model that writes")
     settings = text_settings(results["settings"], device)
-    base = rebuild_base(settings, load_arrays(folder / "base.npz"))
+    arrays = load_arrays(folder / "base.npz")
+    _check_sizes(settings, sum(array.size for array in arrays.values()), folder)
+    base = rebuild_base(settings, arrays)
     if which == "base":
         return base
     if not results["complete"]:
@@ -47,6 +49,19 @@ def load_model(folder: Path, which: str = "best", device: str = "cpu") -> GPT:
     model = adapted_model(base, trial, settings.target_modules)
     load_parameters(model_file(folder, trial), model)
     return model
+
+
+def _check_sizes(s: TextSettings, held: int, folder: Path) -> None:
+    """Hold the sizes that a file gives to what is there, before a model of these sizes is made."""
+    sizes = (s.d_model, s.n_layer, s.n_head, s.block_size)
+    names = [s.target_modules] if isinstance(s.target_modules, str) else s.target_modules
+    if not (
+        all(type(size) is int and size > 0 for size in sizes)
+        and s.d_model * (12 * s.n_layer * s.d_model + s.block_size) <= held
+        and isinstance(names, list | tuple)
+        and all(isinstance(name, str) for name in names)
+    ):
+        raise SweepError(f"{folder}: the settings in results.json are not those of base.npz")
 
 
 def text_settings(saved: dict[str, Any], device: str) -> TextSettings:

@@ -9,9 +9,11 @@ executor or on the order in which trials end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,13 +23,19 @@ from lora_np.experiments.rank_sweep.linear import LinearSettings, LinearTask, ru
 from lora_np.experiments.rank_sweep.plan import Trial, chosen_trials, expected_number, next_trials
 from lora_np.experiments.rank_sweep.store import (
     Results,
+    as_json,
     check_base,
     done_trials,
+    drop_lost_trials,
+    drop_other_models,
+    held_results,
     model_file,
-    open_results,
+    new_results,
+    opened,
 )
 from lora_np.experiments.rank_sweep.text import TextSettings, TextTask, run_text_trial
 from lora_np.files import load_arrays, save_arrays, save_json
+from lora_np.files.atomic import make_folder
 from lora_np.train import Diverged
 
 Settings = TextSettings | LinearSettings
@@ -95,6 +103,7 @@ def rank_sweep(
     executor: Executor | None = None,
     listen: Callable[[Progress], None] | None = None,
     progress: bool = False,
+    take_over: bool = False,
 ) -> Results:
     """Measure loss against rank, for LoRA and for full fine-tuning.
 
@@ -111,6 +120,8 @@ def rank_sweep(
         Called with a Progress after every trial.
     progress : bool
         Show a bar while the base is pretrained.
+    take_over : bool
+        Take `out` from a process on another host, which has ended.
 
     Returns
     -------
@@ -120,7 +131,7 @@ def rank_sweep(
     Raises
     ------
     SweepError
-        If `out` cannot be written or is of another sweep, or `base` is of other settings.
+        If `out` cannot be written, is in use or is of another sweep, or `base` does not fit.
 
     Examples
     --------
@@ -136,26 +147,42 @@ def rank_sweep(
     [0.156, 0.031]
     """
     task, folder = TASKS[settings.task](settings, base), Path(out)
-    results = _open(settings, task, folder)
-    if results["complete"]:
-        return results
-    arrays = task.prepare(folder, progress)
-    _begin(task, arrays, results, folder)
-    _run_trials(settings, arrays, results, folder, executor or InProcess(), listen)
-    return _finish(settings, task, arrays, results, folder)
+    with _opened(settings, task, folder, take_over) as results:
+        if results["complete"]:
+            return results
+        arrays = task.prepare(folder, progress)
+        _begin(task, arrays, results, folder)
+        _run_trials(settings, arrays, results, folder, executor or InProcess(), listen)
+        return _finish(settings, task, arrays, results, folder)
 
 
-def check_sweep(settings: Settings, out: str | Path, base: str | Path | None = None) -> bool:
+def check_sweep(
+    settings: Settings,
+    out: str | Path,
+    base: str | Path | None = None,
+    *,
+    take_over: bool = False,
+) -> bool:
     """Return whether `out` holds this sweep, complete; raise what rank_sweep would raise."""
     task = TASKS[settings.task](settings, base)
-    return bool(_open(settings, task, Path(out))["complete"])
+    with _opened(settings, task, Path(out), take_over) as results:
+        return bool(results["complete"])
 
 
-def _open(settings: Settings, task: Task, folder: Path) -> Results:
-    made_with = {"task": settings.task, **asdict(settings), **task.identity()}
-    results = open_results(folder, made_with)
-    check_base(results, task.given_sha256, folder)
-    return results
+@contextmanager
+def _opened(settings: Settings, task: Task, folder: Path, take_over: bool) -> Iterator[Results]:
+    """Give the results in `folder`, begun if it has none, in a state from which to go on."""
+    made_with = as_json({"task": settings.task, **asdict(settings), **task.identity()})
+    read = partial(held_results, folder, made_with)
+    begin = partial(new_results, folder, made_with, trials=[])
+    with opened(folder, read, begin, take_over) as results:
+        check_base(results, task.given_sha256, folder)
+        if results["complete"]:
+            drop_other_models(folder, results)  # a process killed at its end may have left them
+        else:
+            drop_lost_trials(folder, results)
+            make_folder(folder / "models")
+        yield results
 
 
 def _begin(task: Task, arrays: Arrays, results: Results, folder: Path) -> None:
@@ -229,7 +256,5 @@ def _finish(
         results["spectrum"] = task.change_spectrum(arrays, trained)
     results["complete"] = True
     save_json(folder / "results.json", results)
-    for trial in done:
-        if trial not in chosen:
-            model_file(folder, trial).unlink(missing_ok=True)
+    drop_other_models(folder, results)
     return results

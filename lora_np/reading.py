@@ -1,0 +1,143 @@
+"""Files that others may have made: opened only where they are files, quoted only as far as is fit.
+
+A name out of a file may be long, or hold characters that move a terminal's cursor: an error's line
+quotes it through :func:`shown`.
+
+Links are followed: a model's folder in Hugging Face's cache consists of them. A path that stands
+INSIDE a file is another matter, and is never followed out of that file's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import reprlib
+import stat
+from typing import Any, BinaryIO
+
+LONGEST_NAME = 500  # of a tensor or a module; real ones have about a hundred characters
+KINDS = {  # what is no file, by the test that finds it
+    "a folder": stat.S_ISDIR,
+    "a pipe": stat.S_ISFIFO,
+    "a socket": stat.S_ISSOCK,
+}
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 160
+_BRIEF.maxlevel = 2
+
+
+def shown(value: Any) -> str:
+    r"""Return a name or a value out of a file as an error quotes it: cut short, on one line.
+
+    Parameters
+    ----------
+    value : object
+        Most often a str.
+
+    Returns
+    -------
+    str
+        Its ``repr``, so that control characters and lone surrogates are escaped; of what is long,
+        the start and the end.
+
+    Examples
+    --------
+    >>> from lora_np.reading import shown
+    >>> print(shown("h.0.q_proj"), shown("two\nlines"), len(shown("x" * 100_000)))
+    'h.0.q_proj' 'two\nlines' 160
+    """
+    return _BRIEF.repr(value)
+
+
+def printable(text: str) -> str:
+    r"""Return a text with what is not printable escaped, as in ``repr``.
+
+    Examples
+    --------
+    >>> from lora_np.reading import printable
+    >>> print(printable("秩 \x1b[2J"))
+    秩 \x1b[2J
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def brief(text: str) -> str:
+    """Return a text as :func:`printable` does, without its middle where it is long.
+
+    Examples
+    --------
+    >>> from lora_np.reading import brief
+    >>> brief("an error"), len(brief("x" * 100_000))
+    ('an error', 403)
+    """
+    return printable(text if len(text) <= 400 else f"{text[:200]}...{text[-200:]}")
+
+
+def is_name(value: Any) -> bool:
+    r"""Whether a value can be the name of a tensor or a module: printable, and not too long.
+
+    Examples
+    --------
+    >>> from lora_np.reading import is_name
+    >>> is_name("h.0.q_proj"), is_name("\x1b[2J"), is_name("x" * 1000), is_name(7)
+    (True, False, False, False)
+    """
+    return isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable()
+
+
+def open_file(path: str | os.PathLike[str], error: type[ValueError]) -> BinaryIO:
+    """Open a file to read its bytes, and nothing but a file.
+
+    A pipe or a device could keep its reader waiting for ever, or never end.
+
+    Parameters
+    ----------
+    path : str or path
+    error : type of ValueError
+        What to raise.
+
+    Returns
+    -------
+    file
+        To be used in a ``with`` block.
+
+    Raises
+    ------
+    ValueError
+        Of that type, if the path leads to no file, or to one that may not be read.
+
+    Examples
+    --------
+    >>> from lora_np.files import CheckpointError
+    >>> from lora_np.reading import open_file
+    >>> try:
+    ...     open_file(".", CheckpointError)
+    ... except CheckpointError as problem:
+    ...     print(problem)
+    . is a folder, expected a file
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    name = printable(str(path))
+    try:
+        _require_file(os.stat(path).st_mode, name, error)  # opening a device can set it in motion
+        file = os.fdopen(os.open(path, flags), "rb")  # a pipe that came in between: no waiting
+    except error:
+        raise
+    except FileNotFoundError:
+        raise error(f"{name} does not exist") from None
+    except OSError as problem:
+        raise error(f"{name} cannot be read ({problem.strerror}): check the path") from None
+    except ValueError:  # a zero byte, a lone surrogate
+        raise error(f"{name} cannot be the path of a file") from None
+    try:
+        _require_file(os.fstat(file.fileno()).st_mode, name, error)
+    except error:
+        file.close()
+        raise
+    return file
+
+
+def _require_file(mode: int, name: str, error: type[ValueError]) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((kind for kind, test in KINDS.items() if test(mode)), "a device")
+        raise error(f"{name} is {kind}, expected a file")
