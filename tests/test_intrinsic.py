@@ -533,6 +533,17 @@ def test_an_unfinished_run_starts_again_and_comes_to_the_same(finished, tmp_path
     assert intrinsic_run(SETTINGS, half) == results
 
 
+@pytest.mark.parametrize("complete", [{}, {"complete": "yes"}])
+def test_results_that_do_not_say_whether_they_are_complete_are_an_error(
+    finished, tmp_path, complete
+):
+    (tmp_path / "results.json").write_text(
+        json.dumps({"settings": finished[1]["settings"], **complete})
+    )
+    with pytest.raises(SweepError, match="does not say whether it is complete"):
+        intrinsic_run(SETTINGS, tmp_path)
+
+
 def test_a_folder_of_other_settings_or_of_something_else_is_left_as_it_is(finished, tmp_path):
     folder, _ = finished
     before = (folder / "results.json").read_bytes()

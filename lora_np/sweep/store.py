@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.checkpoint import CheckpointError, load_arrays, load_json
+from lora_np.reading import brief
 from lora_np.sweep.plan import Trial
 
 Results = dict[str, Any]
@@ -75,24 +76,24 @@ def _held(path: Path, made_with: dict[str, Any]) -> Results:
 def read_results(path: Path) -> Results:
     """Return a results file's content, if it is one."""
     if not os.path.exists(path):
-        raise SweepError(f"{path} does not exist: is this the folder of a sweep?")
+        raise SweepError(f"{brief(str(path))} does not exist: is this the folder of a sweep?")
     try:
         results = load_json(path)
-        for trial in (*results["trials"], *results.get("runs", ())):
-            _check_losses(trial)
+        for held in (results, *results["trials"], *results.get("runs", ())):
+            _check_losses(held)
         done_trials(results)
-        finished = ("runs", "base_test_loss") if results["complete"] else ()
+        finished = ("runs", "base_validation_loss", "base_test_loss") if results["complete"] else ()
         if not isinstance(results["settings"], dict) or any(k not in results for k in finished):
             raise KeyError
     except (CheckpointError, KeyError, TypeError, AttributeError):
-        raise SweepError(f"{path} is no results file of a sweep: {ELSEWHERE}") from None
+        raise SweepError(f"{brief(str(path))} is no results file of a sweep: {ELSEWHERE}") from None
     return results
 
 
-def _check_losses(trial: dict[str, Any]) -> None:
+def _check_losses(held: dict[str, Any]) -> None:
     """Raise TypeError if a loss is neither a number nor None."""
-    for name in ("train_loss", "validation_loss", "test_loss"):
-        if trial.get(name) is not None and type(trial[name]) not in (int, float):
+    for name, loss in held.items():
+        if name.endswith("_loss") and type(loss) not in (int, float, type(None)):
             raise TypeError(name)
 
 
