@@ -46,7 +46,7 @@ def shown(value: Any) -> str:
     >>> print(shown("h.0.q_proj"), shown("two\nlines"), len(shown("x" * 100_000)))
     'h.0.q_proj' 'two\nlines' 160
     """
-    return _BRIEF.repr(value)
+    return brief(_BRIEF.repr(value))
 
 
 def printable(text: str) -> str:
@@ -117,7 +117,7 @@ def open_file(path: str | os.PathLike[str], error: type[ValueError]) -> BinaryIO
     . is a folder, expected a file
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    name = printable(str(path))
+    name = brief(str(path))
     try:
         _require_file(os.stat(path).st_mode, name, error)  # opening a device can set it in motion
         file = os.fdopen(os.open(path, flags), "rb")  # a pipe that came in between: no waiting

@@ -569,6 +569,17 @@ def test_a_base_beside_is_not_taken_and_a_given_one_is(finished, tmp_path, monke
         intrinsic_run(SETTINGS, folder, base=tmp_path / "other")
 
 
+@pytest.mark.parametrize("complete", [{}, {"complete": "yes"}])
+def test_results_that_do_not_say_whether_they_are_complete_are_an_error(
+    finished, tmp_path, complete
+):
+    (tmp_path / "results.json").write_text(
+        json.dumps({"settings": finished[1]["settings"], **complete})
+    )
+    with pytest.raises(SweepError, match="does not say whether it is complete"):
+        intrinsic_run(SETTINGS, tmp_path)
+
+
 def test_a_folder_of_other_settings_or_of_something_else_is_left_as_it_is(finished, tmp_path):
     folder, _ = finished
     before = (folder / "results.json").read_bytes()

@@ -489,6 +489,24 @@ def test_the_command_resumes_and_writes_tables_and_pictures(tiny, finished, monk
     assert said.endswith(f"written to {out}/: paper.json, paper.txt, figure3.png, figure4.png\n")
     assert text == f"{report.report(finished[1])}\n"
     assert all((out / f"figure{i}.png").stat().st_size > 10_000 for i in (3, 4))
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (out, *out.rglob("*"))}
+    assert cli.main(["paper", "--quick", "--out", str(out), "--jobs", "1"]) == 0  # only reads
+    assert capsys.readouterr().out == said.replace("written to", "held in")
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (out, *out.rglob("*"))} == before
+
+
+def test_a_finished_run_is_measured_where_nothing_can_be_written(tiny, finished, monkeypatch):
+    def refuse(path, content):
+        raise OSError(30, f"{path} cannot be written")
+
+    monkeypatch.setattr(
+        "lora_np.experiments.paper.run.load_json", lambda path: {}
+    )  # of another version
+    monkeypatch.setattr("lora_np.experiments.paper.run.save_json", refuse)
+    assert run_paper(tiny, finished[0]) == finished[1]
+    monkeypatch.setattr("lora_np.experiments.paper.run.check_paper", lambda *_, **__: False)
+    with pytest.raises(OSError, match="cannot be written"):
+        run_paper(tiny, finished[0])
 
 
 def test_an_interrupted_command_counts_what_all_sweeps_kept(tiny, tmp_path, monkeypatch, capsys):

@@ -52,7 +52,8 @@ NO_EFFECT = {  # where an adapter comes from, and settings of what other fields 
     *("megatron_core", "qalora_group_size", "runtime_config"),
 }
 WRAPPED = re.compile(rf"(?:{'|'.join(WRAPPERS)})\\?\.(?![*+?{{])")  # in names and expressions
-MOST_WORK = 10**7  # a name on a module; a regular expression takes the time of some hundreds
+MOST_WORK = 10**8  # matches of a name, of which each of the next takes as much time as so many
+TO_MATCH, TO_COMPILE = 5000, 10_000  # a regular expression, at most; a key of a pattern
 ORIGIN = ("task_type", "auto_mapping", "revision")  # of which class and version the base is
 NOTHING = (None, False, "", [], {})
 BASE_UNCHANGED = (True, False, "gaussian", "orthogonal")  # others start from an altered base
@@ -92,6 +93,7 @@ class PeftConfig:
             raise CheckpointError(f"{path} holds a {type(fields).__name__}, expected an object")
         self._fields = _without_wrappers(fields)
         self._refuse_what_is_not_computed()
+        self.check_work(1)
         self.lora = self._lora_config()
         self.fan_in_fan_out = self._flag("fan_in_fan_out")
         self.base_model = fields.get("base_model_name_or_path")
@@ -172,10 +174,10 @@ class PeftConfig:
         names = sum(len(names) for names in fields if isinstance(names, list))
         keys = [*self._pattern("rank_pattern"), *self._pattern("alpha_pattern")]
         slow = sum(not PLAIN.fullmatch(key) for key in keys)
-        if modules * (names + len(keys) + 500 * slow) > MOST_WORK:
+        if modules * (names + len(keys) + TO_MATCH * slow) + TO_COMPILE * len(keys) > MOST_WORK:
             raise CheckpointError(
                 f"{self.path} has {len(keys)} patterns and {names} names for {modules} modules, "
-                "more than are matched"
+                "more than an adapter needs"
             )
 
     def check_module(self, name: str) -> None:

@@ -158,7 +158,8 @@ class TensorFile:
         float_dtype(stored)  # safetensors finds bfloat16 once ml_dtypes is there
         x = self._whole(name)
         if dtype is not None:
-            with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused below
+            # What is too large becomes inf, and is refused below, as a nan is that sets a flag.
+            with np.errstate(over="ignore", invalid="ignore"):
                 x = x.astype(float_dtype(dtype), copy=False)
         if not np.isfinite(x).all():
             raise CheckpointError(

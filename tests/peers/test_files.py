@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from lora_np import load_adapter, load_gpt2, save_adapter
+from lora_np.adapters.peft_config import PeftConfig
+from lora_np.files import CheckpointError
 from lora_np.methods import LoraConfig, adapters, inject
 
 pytestmark = [
@@ -221,3 +223,47 @@ def test_our_adapter_loads_in_peft_with_our_logits(
     assert_same(ours, tokens, logits(adapted, tokens), 1e-5)
     held = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert held["fan_in_fan_out"] is True and held["base_model_name_or_path"] == "gpt2"
+
+
+# ------------------------------------------------------------------ which modules a config names
+
+PLACES = [
+    f"{root}layers.{i}.{part}"
+    for root in ("model.", "model.visual.", "model.layers.3.experts.")
+    for i in (0, 1, 11)
+    for part in ("self_attn.q_proj", "mlp.up_proj")
+]
+CONFIGS = [
+    {"target_modules": r".*\.layers\.(\d|1[1-9])\.self_attn\.(q|k)_proj"},
+    {"target_modules": r"^(?!.*visual).*(?:q_proj|up_proj)$"},
+    {"target_modules": r"(?:.*?(?:language|layers).*?(?:mlp|attn).*?(?:up_proj|o_proj).*?)"},
+    {"target_modules": ["q_proj", "1.mlp.up_proj"], "exclude_modules": r".*visual.*"},
+    {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+    {"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers"},
+    {
+        "target_modules": ["q_proj"],
+        "layers_to_transform": [1, 3],
+        "layers_pattern": ["h", "layers"],
+    },
+    {"target_modules": ["q_proj"], "layers_to_transform": [11], "layers_pattern": r"(layers|h)"},
+    {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": r"experts\.[^.]*"},
+]
+
+
+@pytest.mark.parametrize("fields", CONFIGS, ids=str)
+def test_a_config_names_the_modules_that_it_names_in_peft(tmp_path, fields):
+    import peft
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    theirs = peft.LoraConfig(**fields)
+    theirs.save_pretrained(tmp_path)
+    ours, named = PeftConfig(tmp_path / "adapter_config.json"), []
+    for name in PLACES:
+        try:
+            ours.check_module(name)
+            named.append(name)
+        except CheckpointError:
+            pass
+    expected = [n for n in PLACES if bool(check_target_module_exists(theirs, n)) is True]
+    assert named == expected
+    assert 0 < len(named) < len(PLACES)

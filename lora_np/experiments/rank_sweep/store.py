@@ -19,6 +19,7 @@ import numpy as np
 from lora_np.experiments.rank_sweep.plan import Trial
 from lora_np.files import CheckpointError, load_arrays, load_json, save_json
 from lora_np.files.lock import HeldError, clear, hold
+from lora_np.reading import brief
 
 Results = dict[str, Any]
 
@@ -132,17 +133,18 @@ def as_json(content: dict[str, Any]) -> dict[str, Any]:
 def read_results(path: Path) -> Results:
     """Return a results file's content, if it is one."""
     if not os.path.exists(path):
-        raise SweepError(f"{path} does not exist: is this the folder of a sweep?")
+        raise SweepError(f"{brief(str(path))} does not exist: is this the folder of a sweep?")
     try:
         results = load_json(path)
+        for held in (results, *results["trials"], *results.get("runs", ())):
+            _check_losses(held)
         for trial in (*results["trials"], *results.get("runs", ())):
             as_trial(trial)  # raises where it is none
-            _check_losses(trial)
-        finished = ("runs", "base_test_loss") if results["complete"] else ()
+        finished = ("runs", "base_validation_loss", "base_test_loss") if results["complete"] else ()
         if not isinstance(results["settings"], dict) or any(k not in results for k in finished):
             raise KeyError
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise SweepError(f"{path} is no results file of a sweep: {ELSEWHERE}") from None
+        raise SweepError(f"{brief(str(path))} is no results file of a sweep: {ELSEWHERE}") from None
     return results
 
 
@@ -153,10 +155,10 @@ def check_base(results: Mapping[str, Any], sha256: str | None, folder: Path) -> 
         raise SweepError(f"{folder} was begun with another base: {ELSEWHERE}")
 
 
-def _check_losses(trial: dict[str, Any]) -> None:
+def _check_losses(held: dict[str, Any]) -> None:
     """Raise TypeError if a loss is neither a number nor None."""
-    for name in ("train_loss", "validation_loss", "test_loss"):
-        if trial.get(name) is not None and type(trial[name]) not in (int, float):
+    for name, loss in held.items():
+        if name.endswith("_loss") and type(loss) not in (int, float, type(None)):
             raise TypeError(name)
 
 
