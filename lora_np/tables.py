@@ -39,6 +39,24 @@ def text_table(columns: dict[str, list[str]]) -> str:
     return "\n".join(lines)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: 1 seed, 3 seeds.
+
+    Parameters
+    ----------
+    number : int
+    noun : str
+        Whose plural is in s.
+
+    Examples
+    --------
+    >>> from lora_np.tables import counted
+    >>> counted(1, "seed"), counted(2400, "step")
+    ('1 seed', '2400 steps')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def listed(names: Sequence[str]) -> str:
     """Return the first names, and how many follow: a line is not as long as a model is deep.
 
@@ -53,7 +71,7 @@ def listed(names: Sequence[str]) -> str:
     ('q, k', 'h.7 and 4 others')
     """
     shown, rest = ", ".join(names[:MOST]), len(names) - MOST
-    return f"{shown} and {rest} other{'s' if rest > 1 else ''}" if rest > 0 else shown
+    return f"{shown} and {counted(rest, 'other')}" if rest > 0 else shown
 
 
 def unmatched_lines(unmatched: Sequence[str]) -> list[str]:

@@ -12,8 +12,8 @@ import lora_np
 
 PACKAGE = Path(lora_np.__file__).parent
 HOUSE = (
-    "backend crew ops gradcheck parameters layers methods models costs optim data files pretrained "
-    "train rank tables experiments adapters plots selfcheck checks course cli __main__"
+    "backend crew gradcheck tables plots parameters optim ops data rank layers methods models "
+    "costs files pretrained train adapters experiments selfcheck checks course cli __main__"
 )
 OPS = "contract linear lora activation norm embedding attention dropout loss __init__"
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
@@ -231,6 +231,34 @@ def test_the_package_lists_its_names_and_refuses_others():
     assert lora_np.ops.linear_forward and lora_np.backend.get_xp  # modules too
     with pytest.raises(AttributeError, match="has no attribute 'magic'"):
         lora_np.magic  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "module, name, home",
+    [
+        ("adapt", "inject", "methods"),
+        ("analyse", "analyse_sweep", "experiments.rank_sweep.analyse"),
+        ("analyse", "Analysis", "adapters.ranks"),
+        ("sweep", "rank_sweep", "experiments.rank_sweep"),
+        ("plots", "plot_intrinsic", "experiments.intrinsic.picture"),
+        ("plots", "plot_rank_map", "adapters.picture"),
+        ("plots", "plot_rank_vs_loss", "experiments.rank_sweep.picture"),
+        ("plots", "plot_recovery", "rank.picture"),
+        ("plots", "plot_similarity", "experiments.paper.picture"),
+        ("plots", "plot_spectrum", "experiments.rank_sweep.picture"),
+    ],
+)
+def test_a_name_that_has_moved_is_found_where_it_was(module, name, home):
+    here = importlib.import_module(f"lora_np.{module}")
+    assert getattr(here, name) is getattr(importlib.import_module(f"lora_np.{home}"), name)
+    with pytest.raises(AttributeError, match=f"'lora_np.{module}' has no attribute 'magic'"):
+        here.magic  # noqa: B018
+
+
+def test_colours_load_no_picture_and_no_matplotlib():
+    loaded = loaded_after("from lora_np.plots import BLUE, GREEN")
+    assert {n for n in loaded if n.startswith("lora_np.")} == {"lora_np.plots"}
+    assert not loaded & set(HEAVY)
 
 
 @pytest.mark.parametrize("name", importlib.import_module("lora_np.ops").__all__)

@@ -286,9 +286,9 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     """Run or resume a sweep, and write its pictures."""
     from lora_np.experiments.rank_sweep import rank_sweep
     from lora_np.experiments.rank_sweep.estimate import estimate
+    from lora_np.experiments.rank_sweep.picture import plot_rank_vs_loss, plot_spectrum
     from lora_np.experiments.rank_sweep.report import Terminal, base_line, table
     from lora_np.experiments.rank_sweep.run import check_sweep
-    from lora_np.plots import plot_rank_vs_loss, plot_spectrum
 
     settings, base = sweep_settings(arguments), arguments.base
     get_device(settings.device)
@@ -325,8 +325,8 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
         intrinsic_run,
         table,
     )
+    from lora_np.experiments.intrinsic.picture import plot_intrinsic
     from lora_np.experiments.rank_sweep.report import base_line
-    from lora_np.plots import plot_intrinsic
 
     settings = QUICK if arguments.quick else IntrinsicSettings()
     out = arguments.out or Path("runs") / ("intrinsic-quick" if arguments.quick else "intrinsic")
@@ -343,12 +343,12 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
 def run_paper_command(arguments: argparse.Namespace) -> int:
     """Run or resume section 7 of the paper; write its tables and pictures."""
     from lora_np.experiments.paper import run_paper
+    from lora_np.experiments.paper.picture import plot_similarity
     from lora_np.experiments.paper.report import report
     from lora_np.experiments.paper.run import check_paper, folders
     from lora_np.experiments.paper.settings import DEFAULT, QUICK, all_trials
     from lora_np.experiments.rank_sweep.estimate import estimate
     from lora_np.experiments.rank_sweep.report import Terminal, base_line
-    from lora_np.plots import plot_similarity
 
     settings, base = QUICK if arguments.quick else DEFAULT, arguments.base
     out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)

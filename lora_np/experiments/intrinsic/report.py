@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_np.experiments.intrinsic.dimension import VARIANTS, Run, losses_of
 from lora_np.experiments.intrinsic.text import STARTS
-from lora_np.experiments.rank_sweep.report import counted
+from lora_np.tables import counted
 
 
 class Listener:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.experiments.rank_sweep.plan import lowest
-from lora_np.experiments.rank_sweep.report import counted
+from lora_np.tables import counted
 
 WIDTH = 100  # characters of a line
 

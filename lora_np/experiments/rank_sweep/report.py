@@ -79,11 +79,6 @@ def spell(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes"
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number of things: 1 seed, 3 seeds."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def summary(results: dict[str, Any], key: str) -> dict[Contender, tuple[float, float | None, int]]:
     """Return by method and rank the mean of `key` over seeds, its deviation, and the count.
 
