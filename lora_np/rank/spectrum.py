@@ -56,6 +56,7 @@ from lora_np.rank.noise import (
     has_noise_floor,
     marchenko_pastur_edge,
 )
+from lora_np.tables import text_row
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -206,7 +207,7 @@ class Spectrum:
         ]
         out, in_ = self.shape
         title = f"{out} x {in_} matrix, sigma_1 = {self.singular_values[0]:.3g}"
-        return "\n".join([title, *(f"  {name:<20}{value:>10}" for name, value in rows)])
+        return "\n".join([title, *(f"  {text_row(row, (20, 10))}" for row in rows)])
 
 
 def spectrum(M: Array | tuple[Array, Array], scale: float = 1.0) -> Spectrum:
