@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,27 @@ ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
 HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes")
 LONGEST = 60  # lines of a function, decorators and docstring included
+LONG = 400  # lines of a file
+LONGER = {  # files that are longer, and why
+    "adapters/file.py": "three dialects of one format are read side by side: not split yet",
+    "course/attention.py": "a catalogue of mistakes: not split yet",
+    "course/compare.py": "not split yet",
+    "course/linear.py": "a catalogue of mistakes: not split yet",
+}
+CHAIN = 10  # rooms: every chain of imports is shorter
+SHARED = ("contract", "merging", "peft", "stacked", "targets")  # of methods/: not one method's
+PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
+    "adapters/peft_config.py": "PEFT's file is LoRA's",
+    "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",
+    "experiments/intrinsic/text.py": "a default task",
+    "experiments/paper/settings.py": "the paper is LoRA's",
+    "experiments/rank_sweep/estimate.py": "a default task",
+    "experiments/rank_sweep/linear.py": "a default task",
+    "experiments/rank_sweep/method.py": "a default task",
+    "experiments/rank_sweep/models.py": "a default task",
+    "experiments/rank_sweep/text.py": "a default task",
+    "selfcheck.py": "the table of every pair, layer and model",
+}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -99,6 +121,79 @@ def test_the_check_of_the_order_finds_imports_wherever_they_are(source, found):
     assert misplaced("layers", ast.parse(source), ORDER) == found
 
 
+# --- how far things reach ------------------------------------------------------------------------
+
+
+def rooms():
+    """Return by room which rooms its files import, wherever in the file."""
+    found = {place: set() for place in ORDER}
+    for path in FILES:
+        if (place := place_of(path)) != "__init__":
+            found[place] |= ours(tree_of(path)) - {place}
+    return found
+
+
+def longest_chain(imported):
+    """Return the longest chain from a room to one that imports nothing, itself included."""
+    chains = {}
+    for place in ORDER:  # what it imports stands before it
+        below = [chains[name] for name in imported[place] if name in chains]
+        chains[place] = [place, *max(below, key=len, default=[])]
+    return max(chains.values(), key=len)
+
+
+def test_every_chain_of_imports_is_short():
+    chain = longest_chain(rooms())
+    print(len(chain), " > ".join(chain))
+    assert chain[-1] in ("backend", "tables") and 3 < len(chain) < CHAIN
+
+
+def test_the_longest_chain_is_found():
+    imported = {place: set() for place in ORDER}
+    imported |= {"cli": {"train", "ops"}, "train": {"layers"}, "layers": {"ops"}}
+    assert longest_chain(imported) == ["cli", "train", "layers", "ops"]
+
+
+def particular(tree):
+    """Return the imports of a module of models/ or of one method, and of names that are theirs."""
+
+    def home(name):
+        """Return the module that defines it, where a room's front only hands it on."""
+        parent, _, last = name.rpartition(".")
+        if parent not in ("lora_np", "lora_np.methods"):
+            return name
+        found = getattr(importlib.import_module(parent), last, None)
+        return name if inspect.ismodule(found) else getattr(found, "__module__", parent)
+
+    def is_particular(module):
+        _, room, file, *_ = [*module.split("."), "", ""]
+        return room == "models" or (room == "methods" and file not in ("", *SHARED))
+
+    return {name for name in imports(tree) if is_particular(home(name))}
+
+
+@every_file
+def test_a_model_and_a_method_are_named_only_where_it_is_said_why(path):
+    name = str(path.relative_to(PACKAGE))
+    if place_of(path) not in ("methods", "models", "pretrained", "__init__"):
+        assert bool(particular(tree_of(path))) == (name in PARTICULAR)
+
+
+@pytest.mark.parametrize(
+    "source, found",
+    [
+        ("from lora_np.methods import inject, METHODS, MethodConfig, merge", set()),
+        ("from lora_np.methods.contract import adapters\nfrom lora_np import fit", set()),
+        ("from lora_np.methods import inject, LoraConfig", {"lora_np.methods.LoraConfig"}),
+        ("def f():\n    import lora_np.methods.lora", {"lora_np.methods.lora"}),
+        ("from lora_np import GPT", {"lora_np.GPT"}),
+        ("from lora_np import models", {"lora_np.models"}),
+    ],
+)
+def test_the_check_of_particulars_finds_modules_and_names(source, found):
+    assert particular(ast.parse(source)) == found
+
+
 # --- the text ------------------------------------------------------------------------------------
 
 
@@ -115,6 +210,12 @@ def first_line(node):
 def test_no_function_is_longer_than_sixty_lines(path):
     lengths = [(f.end_lineno - first_line(f) + 1, f.name) for f in functions(tree_of(path))]
     assert [(n, name) for n, name in lengths if n > LONGEST] == []
+
+
+@every_file
+def test_no_file_is_longer_than_four_hundred_lines(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert (lines > LONG) == (str(path.relative_to(PACKAGE)) in LONGER)
 
 
 def public(body):
