@@ -49,8 +49,8 @@ def text_row(cells: Sequence[Any], widths: Sequence[int]) -> str:
     >>> from lora_np.tables import text_row
     >>> for row in (("", "trainable", "loss"), ("r = 1", 2304, "2.937")):
     ...     print(text_row(row, (8, 10, 8)))
-            trainable    loss
-    r = 1        2304   2.937
+             trainable    loss
+    r = 1         2304   2.937
     """
     first, *rest = (str(cell) for cell in cells)
     line = first.ljust(widths[0])
