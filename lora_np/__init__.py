@@ -60,8 +60,9 @@ _HOME = {
         "merge_adapter",
         "combine_adapters",
     ),
-    "adapters.analyse": ("analyse_adapter", "analyse_checkpoints", "analyse_sweep"),
+    "adapters.analyse": ("analyse_adapter", "analyse_checkpoints"),
     "experiments.rank_sweep": ("rank_sweep",),
+    "experiments.rank_sweep.analyse": ("analyse_sweep",),
     "experiments.intrinsic": ("IntrinsicModel", "intrinsic_dimension"),
     "experiments.paper": ("run_paper",),
     "checks": ("check_layer", "check_method"),
@@ -87,7 +88,12 @@ __all__ = ["__version__", *_MODULE_OF]  # pyright: ignore[reportUnsupportedDunde
 _MOVED = {  # modules of before: where what they held has gone
     "adapt": ("methods", "methods.targets", "methods.lora", "costs"),
     "adapterfiles": ("adapters",),
-    "analyse": ("adapters.analyse",),
+    "analyse": (
+        "adapters.analyse",
+        "adapters.ranks",
+        "adapters.places",
+        "experiments.rank_sweep.analyse",
+    ),
     "checkpoint": ("files", "adapters", "train"),
     "diagnose": ("course",),
     "diagnose.course": ("course.course",),
@@ -98,6 +104,31 @@ _MOVED = {  # modules of before: where what they held has gone
     "sweep.models": ("experiments.rank_sweep.models",),
     "sweep.report": ("experiments.rank_sweep.report",),
 }
+_LEFT = {  # modules that stand where they stood: where names that were in them have gone
+    "plots": (
+        "adapters.picture",
+        "experiments.intrinsic.picture",
+        "experiments.paper.picture",
+        "experiments.rank_sweep.picture",
+        "rank.picture",
+    ),
+}
+
+
+def moved(module: str, name: str) -> Any:
+    """Return what a name of a module of before means now.
+
+    Parameters
+    ----------
+    module, name : str
+        As in ``from lora_np.adapt import inject``: "adapt" and "inject".
+    """
+    private = name.startswith("_") and name != "__all__"
+    for room in () if private else {**_MOVED, **_LEFT}[module]:
+        found = getattr(import_module(f"lora_np.{room}"), name, None)
+        if found is not None:
+            return found
+    raise AttributeError(f"module 'lora_np.{module}' has no attribute {name!r}")
 
 
 class _OldNames:
@@ -116,16 +147,8 @@ class _OldNames:
     @staticmethod
     def exec_module(module: ModuleType) -> None:
         """Let the module look its names up where they are now."""
-        rooms = _MOVED[module.__name__.removeprefix("lora_np.")]
-
-        def find(name: str) -> Any:
-            for room in rooms:
-                found = getattr(import_module(f"lora_np.{room}"), name, None)
-                if found is not None:
-                    return found
-            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-
-        module.__getattr__ = find  # pyright: ignore[reportAttributeAccessIssue]
+        old = module.__name__.removeprefix("lora_np.")
+        module.__getattr__ = lambda name: moved(old, name)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 sys.meta_path.insert(0, _OldNames)  # pyright: ignore[reportArgumentType]

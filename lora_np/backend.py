@@ -7,11 +7,12 @@ is ever converted in passing: what must cross says so with :func:`to_device` or 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
-Array = Any  # a numpy.ndarray or a cupy.ndarray: the two share the methods used here
+Array: TypeAlias = np.ndarray[Any, Any]  # or a cupy.ndarray: they share the methods used here
 
 
 class DeviceError(RuntimeError):
@@ -34,7 +35,7 @@ class ShapeError(ValueError):
     """
 
 
-def get_xp(x: Array) -> Any:
+def get_xp(x: Any) -> Any:
     """Return the module that `x` belongs to: ``cupy`` for its arrays, else ``numpy``.
 
     Examples
@@ -94,7 +95,7 @@ def to_device(x: Array, device: str) -> Array:
     return to_host(x) if device == "cpu" else get_device(device).asarray(x)
 
 
-def to_host(x: Array) -> np.ndarray:
+def to_host(x: Array | Sequence[Any]) -> np.ndarray:
     """Return `x` as a NumPy array, copied from the GPU if it lies there.
 
     Examples

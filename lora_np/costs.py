@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lora_np.layers import Flops, Layer
 from lora_np.methods.contract import adapters
+from lora_np.tables import text_row
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Account:
             ("bytes of gradients", f"{self.gradient_bytes:,}"),
             ("bytes of optimizer state", f"{self.optimizer_bytes:,}"),
         ]
-        return "\n".join(f"{name:<34}{value:>18}" for name, value in rows)
+        return "\n".join(text_row(row, (34, 18)) for row in rows)
 
 
 def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2) -> Account:
@@ -129,9 +130,9 @@ def known_models() -> str:
     one 4096 x 4096 matrix      8        65,536   0.391 %       0.1
     ...
     """
-    lines = [f"{'model, matrices adapted':<26}{'r':>3}{'adapter':>14}{'/ base':>10}{'fp16 MB':>10}"]
+    rows = [("model, matrices adapted", "r", "adapter", "/ base", "fp16 MB")]
     for name, (matrices, r, base) in KNOWN_MODELS.items():
         adapter = sum(count * r * (d_out + d_in) for count, d_out, d_in in matrices)
         share, megabytes = 100 * adapter / base, 2 * adapter / 1e6
-        lines.append(f"{name:<26}{r:>3}{adapter:>14,}{share:>8.3f} %{megabytes:>10.1f}")
-    return "\n".join(lines)
+        rows.append((name, str(r), f"{adapter:,}", f"{share:.3f} %", f"{megabytes:.1f}"))
+    return "\n".join(text_row(row, (26, 3, 14, 10, 10)) for row in rows)

@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakSet
 
 from lora_np.backend import Array, ShapeError, get_xp, read_only_view
+from lora_np.tables import first_of
 
 
 class Parameter:
@@ -249,7 +250,7 @@ def pack(parameters: Mapping[str, Parameter]) -> Packed:
     shared = [name for name, p in chosen.items() if p.shared]
     if shared:
         raise ValueError(
-            f"another model shares {_first(shared)}: training would change it there too. "
+            f"another model shares {first_of(shared)}: training would change it there too. "
             "Full fine-tuning starts from copy_model(base)"
         )
     dtypes = {str(p.dtype) for p in chosen.values()}
@@ -261,7 +262,3 @@ def pack(parameters: Mapping[str, Parameter]) -> Packed:
     packed = Packed(get_xp(values[0]).concatenate(values), chosen)
     packed.move_to(packed.vector)
     return packed
-
-
-def _first(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

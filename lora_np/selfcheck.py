@@ -31,6 +31,7 @@ from lora_np.layers import (
 from lora_np.methods import LoraConfig, LoRALinear, inject
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Parameter
+from lora_np.tables import text_row
 
 
 @dataclass(frozen=True)
@@ -168,14 +169,17 @@ def _models(rng: np.random.Generator) -> list[Case]:
 
 def table(rng: np.random.Generator) -> tuple[str, bool]:
     """Check every case; return the table, and whether all passed."""
-    lines = [f"{'pair or layer':<36}{'gradients':>10}  {'method':<12}{'error':>9}{'limit':>9}"]
+    lines = [_row("pair or layer", "gradients", "method", "error", "limit")]
     all_ok = True
     for case in cases(rng):
         for method in case.methods:
             report = case.check(method)
             all_ok = all_ok and report.ok
-            lines.append(
-                f"{case.name:<36}{len(report.rows):>10}  {method:<12}{report.max_error:>9.1e}"
-                f"{report.tolerance:>9.0e}{'' if report.ok else '  WRONG'}"
-            )
+            error, limit = f"{report.max_error:.1e}", f"{report.tolerance:.0e}"
+            line = _row(case.name, len(report.rows), method, error, limit)
+            lines.append(line if report.ok else f"{line}  WRONG")
     return "\n".join(lines), all_ok
+
+
+def _row(name: str, gradients: int | str, method: str, error: str, limit: str) -> str:
+    return text_row((name, gradients, f"  {method:<12}", error, limit), (36, 10, 14, 9, 9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 MOST = 8  # names that a line lists
 
@@ -28,15 +29,88 @@ def text_table(columns: dict[str, list[str]]) -> str:
         By their headings.
     """
     cells = [[heading, *column] for heading, column in columns.items()]
-    widths = [max(map(len, column)) for column in cells]
-    lines = []
-    for row in zip(*cells, strict=True):
-        first, *rest = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        )
-        lines.append("  ".join([first, *rest]).rstrip())
-    return "\n".join(lines)
+    first, *rest = (max(map(len, column)) for column in cells)
+    widths = [first, *(width + 2 for width in rest)]  # two spaces between columns
+    return "\n".join(text_row(row, widths).rstrip() for row in zip(*cells, strict=True))
+
+
+def text_row(cells: Sequence[Any], widths: Sequence[int]) -> str:
+    """Return one line of a table whose widths are fixed: the first cell to the left, others right.
+
+    Parameters
+    ----------
+    cells : sequence
+        Strings, or whole numbers. One that is wider than its column pushes the others on.
+    widths : sequence of int
+        Of the columns, with the space before them; a row may have fewer cells.
+
+    Examples
+    --------
+    >>> from lora_np.tables import text_row
+    >>> for row in (("", "trainable", "loss"), ("r = 1", 2304, "2.937")):
+    ...     print(text_row(row, (8, 10, 8)))
+             trainable    loss
+    r = 1         2304   2.937
+    """
+    first, *rest = (str(cell) for cell in cells)
+    line = first.ljust(widths[0])
+    return line + "".join(cell.rjust(width) for cell, width in zip(rest, widths[1:]))
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a table of Markdown; the first are the headings.
+
+    Parameters
+    ----------
+    rows : sequence of sequence of str
+
+    Examples
+    --------
+    >>> from lora_np.tables import markdown_table
+    >>> print(markdown_table([["measure", "1"], ["stable rank", "9.7"]]))
+    | measure | 1 |
+    | --- | --- |
+    | stable rank | 9.7 |
+    """
+    head, *rest = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rest))
+
+
+def plus_minus(deviation: float | None, form: str) -> str:
+    """Return a deviation as it follows a mean; empty where there is none.
+
+    Parameters
+    ----------
+    deviation : float or None
+    form : str
+        A format specification.
+
+    Examples
+    --------
+    >>> from lora_np.tables import plus_minus
+    >>> "2.937" + plus_minus(0.0123, ".2g"), "2.937" + plus_minus(None, ".2g")
+    ('2.937 +- 0.012', '2.937')
+    """
+    return "" if deviation is None else f" +- {deviation:{form}}"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number of things: 1 seed, 3 seeds.
+
+    Parameters
+    ----------
+    number : int
+    noun : str
+    plural : str, optional
+        By default `noun` and an s.
+
+    Examples
+    --------
+    >>> from lora_np.tables import counted
+    >>> counted(1, "seed"), counted(2400, "step"), counted(2, "process", "processes")
+    ('1 seed', '2400 steps', '2 processes')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or f'{noun}s'}"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -53,7 +127,23 @@ def listed(names: Sequence[str]) -> str:
     ('q, k', 'h.7 and 4 others')
     """
     shown, rest = ", ".join(names[:MOST]), len(names) - MOST
-    return f"{shown} and {rest} other{'s' if rest > 1 else ''}" if rest > 0 else shown
+    return f"{shown} and {counted(rest, 'other')}" if rest > 0 else shown
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Return the first name, and how many more there are.
+
+    Parameters
+    ----------
+    names : sequence of str
+
+    Examples
+    --------
+    >>> from lora_np.tables import first_of
+    >>> first_of(["q", "k", "v"]), first_of(["q"])
+    ('q and 2 more', 'q')
+    """
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def unmatched_lines(unmatched: Sequence[str]) -> list[str]:

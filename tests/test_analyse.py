@@ -9,10 +9,10 @@ from lora_np.adapters import Keep, extract_adapter, open_adapter, weights, write
 from lora_np.adapters.analyse import (
     analyse_adapter,
     analyse_checkpoints,
-    analyse_sweep,
     check_folder,
-    places,
 )
+from lora_np.adapters.places import places
+from lora_np.experiments.rank_sweep.analyse import analyse_sweep
 from lora_np.files import CheckpointError, save_tensors
 from lora_np.rank import intruder_dimensions, spectrum
 from tests.files import factors, modules_of, tampered
@@ -180,7 +180,7 @@ def test_a_pair_is_measured_by_its_differences_and_against_its_base(pair):
 def test_a_large_difference_is_measured_by_a_randomised_svd_and_says_so(pair, monkeypatch):
     base, tuned, W0, W = pair
     monkeypatch.setattr(weights, "DENSE_WORK", 0)
-    monkeypatch.setattr("lora_np.adapters.analyse.LEADING", 5)
+    monkeypatch.setattr("lora_np.adapters.ranks.LEADING", 5)
     name = "layers.0.q"
     delta = W[f"{name}.weight"] - W0[f"{name}.weight"]
     sigma = np.linalg.svd(delta, compute_uv=False)

@@ -9,8 +9,8 @@ import pytest
 from lora_np import GPT, GPTConfig, account, check_gradients
 from lora_np.costs import KNOWN_MODELS
 from lora_np.experiments.paper.numbers import TABLE7
+from lora_np.rank.change import amplification
 from lora_np.rank.noise import gavish_donoho_threshold, marchenko_pastur_edge
-from lora_np.rank.subspaces import amplification
 from tests.pages import NUMBER, ROOT
 
 PAGE = (ROOT / "docs" / "bibliography.md").read_text(encoding="utf-8")

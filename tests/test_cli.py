@@ -16,6 +16,7 @@ import pytest
 
 import lora_np
 from lora_np import cli, ops, selfcheck
+from lora_np.cli import sweep, workers
 from lora_np.crew import keep_memory
 from lora_np.experiments.rank_sweep import LinearSettings, TextSettings, run
 from lora_np.experiments.rank_sweep.text import run_text_trial
@@ -158,12 +159,12 @@ def test_any_two_settings_have_different_folders(settings):
         dataclasses.replace(settings, **{f.name: other[type(getattr(settings, f.name))]})
         for f in dataclasses.fields(settings)
     ]
-    names = {cli.folder_name(s, quick) for s in (settings, *changed) for quick in (False, True)}
+    names = {sweep.folder_name(s, quick) for s in (settings, *changed) for quick in (False, True)}
     assert len(names) == 2 * (1 + len(changed))
 
 
 def settings_of(*arguments):
-    return cli.sweep_settings(cli.parser().parse_args(["sweep", *arguments]))
+    return sweep.sweep_settings(cli.parser().parse_args(["sweep", *arguments]))
 
 
 def test_options_become_settings():
@@ -347,7 +348,7 @@ def test_sigint_ends_the_command_and_its_workers_and_keeps_the_results(tmp_path,
 
 
 def test_leaving_the_pool_drops_what_has_not_started():
-    with pytest.raises(KeyboardInterrupt), cli._executor(2) as pool:
+    with pytest.raises(KeyboardInterrupt), workers.pool_of(2) as pool:
         futures = [pool.submit(sum, range(10**6)) for _ in range(1000)]
         raise KeyboardInterrupt
     assert all(f.done() for f in futures) and any(f.cancelled() for f in futures)
@@ -448,7 +449,7 @@ def test_ctrl_c_outside_a_sweep_exits_130(command, monkeypatch):
 def test_start_worker_lets_sigint_end_a_process_without_a_word():
     before = signal.getsignal(signal.SIGINT)
     try:
-        cli.start_worker()
+        workers.start_worker()
         handler = signal.getsignal(signal.SIGINT)
         assert callable(handler) and handler is not before
     finally:

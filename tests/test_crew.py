@@ -21,6 +21,7 @@ from lora_np.crew import (
     Processes,
     Threads,
     one_blas_thread,
+    processes,
     shared_empty,
     threads_at_work,
 )
@@ -270,7 +271,7 @@ with Processes(lambda member, item: print("worked", flush=True), 2) as workers:
 
 
 def test_where_nothing_can_be_forked_the_way_out_is_named(monkeypatch):
-    monkeypatch.setattr(crew.sys, "platform", "darwin")
+    monkeypatch.setattr(processes.sys, "platform", "darwin")
     with pytest.raises(ValueError, match="take threads"):
         Processes(lambda member, item: None, 2)
 
@@ -311,8 +312,8 @@ def test_one_blas_thread_is_restored_by_the_last_one_out():
 
 @needs_fork
 def test_a_stopped_process_is_named_after_a_while(monkeypatch):
-    monkeypatch.setattr(crew, "BEAT", 0.01)
-    monkeypatch.setattr(crew, "PATIENCE", 0.05)
+    monkeypatch.setattr(processes, "BEAT", 0.01)
+    monkeypatch.setattr(processes, "PATIENCE", 0.05)
 
     def work(member, item):
         if item:
@@ -328,9 +329,9 @@ def test_a_stopped_process_is_named_after_a_while(monkeypatch):
 
 @needs_fork
 def test_a_process_that_waits_for_ever_is_named(monkeypatch):
-    monkeypatch.setattr(crew, "BEAT", 0.01)
-    monkeypatch.setattr(crew, "STUCK", 0.05)
-    monkeypatch.setattr(crew, "PATIENCE", 0.05)
+    monkeypatch.setattr(processes, "BEAT", 0.01)
+    monkeypatch.setattr(processes, "STUCK", 0.05)
+    monkeypatch.setattr(processes, "PATIENCE", 0.05)
     with (
         Processes(lambda member, item: threading.Event().wait(), 1) as workers,
         pytest.raises(CrewError, match=r"process \d+ has not computed for \d+ s \(state S\)"),
@@ -340,9 +341,9 @@ def test_a_process_that_waits_for_ever_is_named(monkeypatch):
 
 @needs_fork
 def test_a_process_that_computes_for_long_is_left_alone(monkeypatch):
-    monkeypatch.setattr(crew, "BEAT", 0.001)
-    monkeypatch.setattr(crew, "STUCK", 0.01)
-    monkeypatch.setattr(crew, "PATIENCE", 0.01)
+    monkeypatch.setattr(processes, "BEAT", 0.001)
+    monkeypatch.setattr(processes, "STUCK", 0.01)
+    monkeypatch.setattr(processes, "PATIENCE", 0.01)
 
     def work(member, item):
         start = time.process_time()

@@ -25,6 +25,7 @@ from lora_np.experiments.intrinsic import (
 )
 from lora_np.experiments.intrinsic import text as text_module
 from lora_np.experiments.intrinsic.dimension import Problem, Run, next_runs
+from lora_np.experiments.intrinsic.picture import plot_intrinsic
 from lora_np.experiments.intrinsic.text import STARTS
 from lora_np.experiments.rank_sweep import SweepError, TextSettings
 from lora_np.experiments.rank_sweep.linear import Regression
@@ -34,7 +35,7 @@ from lora_np.gradcheck import check_gradients
 from lora_np.layers import Linear, copy_model
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads, freeze, pack
-from lora_np.plots import BLUE, ORANGE, plot_intrinsic
+from lora_np.plots import BLUE, ORANGE
 from lora_np.selfcheck import at_random
 from lora_np.train import Diverged, evaluate, fit, loss_and_gradient
 from tests.tiny import TINY
@@ -636,7 +637,7 @@ def test_the_bar_counts_runs_on_a_screen_and_is_silent_elsewhere(monkeypatch, ca
 
 def test_the_picture_has_both_variants_the_line_and_a_ring_at_d90(tmp_path, monkeypatch):
     caught = []
-    monkeypatch.setattr("lora_np.plots._save", lambda figure, path: caught.append(figure))
+    monkeypatch.setattr("lora_np.plots.save", lambda figure, path: caught.append(figure))
     plot_intrinsic(made_up(), "unused.png")
     for axis, start in zip(caught[0].axes, ("pretrained", "random")):
         drawn = {line.get_label(): line for line in axis.get_lines()}

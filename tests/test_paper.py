@@ -11,6 +11,7 @@ from scipy.linalg import subspace_angles
 from lora_np import cli, plots
 from lora_np.experiments.paper import PaperSettings, claims, directions, report, run_paper
 from lora_np.experiments.paper.numbers import QKVO, QV, TABLE5, TABLE6, TABLE7, short
+from lora_np.experiments.paper.picture import plot_similarity
 from lora_np.experiments.paper.run import check_paper, folders, measure, read_adapters
 from lora_np.experiments.paper.settings import (
     DEFAULT,
@@ -454,9 +455,9 @@ def test_a_row_that_diverged_is_reported_so(finished):
 @pytest.mark.parametrize("name", ["figure3", "figure4"])
 def test_a_picture_shows_the_similarities_and_names_its_axes(finished, tmp_path, monkeypatch, name):
     caught, found = [], finished[1][name]
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda f, path: (caught.append(f), save(f, path)))
-    plots.plot_similarity(found, tmp_path / "x.png")
+    save = plots.save
+    monkeypatch.setattr(plots, "save", lambda f, path: (caught.append(f), save(f, path)))
+    plot_similarity(found, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     axes = caught[0].axes
     maps = {axis.get_title(): axis for axis in axes if axis.images}

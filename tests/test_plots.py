@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lora_np import plots
+from lora_np.experiments.rank_sweep import picture
 
 TOL = 1e-12  # float64, relative
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -56,7 +57,7 @@ def figure(monkeypatch):
 
     def draw(plot, content):
         caught = []
-        monkeypatch.setattr(plots, "_save", lambda figure, path: caught.append(figure))
+        monkeypatch.setattr(plots, "save", lambda figure, path: caught.append(figure))
         plot(content, "unused.png")
         return caught[0]
 
@@ -65,12 +66,12 @@ def figure(monkeypatch):
 
 @pytest.fixture
 def curve(figure):
-    return lambda content: figure(plots.plot_rank_vs_loss, content).axes[0]
+    return lambda content: figure(picture.plot_rank_vs_loss, content).axes[0]
 
 
 @pytest.fixture
 def spectra(figure):
-    return lambda content: figure(plots.plot_spectrum, content).axes
+    return lambda content: figure(picture.plot_spectrum, content).axes
 
 
 def line(axis, label):
@@ -190,7 +191,7 @@ def test_a_change_of_zero_has_no_energy_and_no_error(spectra):
 
 
 @pytest.mark.parametrize("task", ["text", "linear"])
-@pytest.mark.parametrize("plot", [plots.plot_rank_vs_loss, plots.plot_spectrum])
+@pytest.mark.parametrize("plot", [picture.plot_rank_vs_loss, picture.plot_spectrum])
 def test_the_png_is_written_and_not_blank(tmp_path, task, plot):
     from matplotlib.image import imread
 
@@ -203,6 +204,6 @@ def test_the_png_is_written_and_not_blank(tmp_path, task, plot):
 
 def test_pictures_need_no_screen_and_leave_pyplot_alone(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would be an error
-    plots.plot_rank_vs_loss(results(), tmp_path / "a.png")
-    plots.plot_spectrum(results(), tmp_path / "b.png")
+    picture.plot_rank_vs_loss(results(), tmp_path / "a.png")
+    picture.plot_spectrum(results(), tmp_path / "b.png")
     assert {p.name for p in tmp_path.iterdir()} == {"a.png", "b.png"}

@@ -13,6 +13,7 @@ from lora_np.backend import ShapeError
 from lora_np.rank import (
     Recovery,
     bootstrap_interval,
+    picture,
     planted_matrix,
     recovery,
     recovery_table,
@@ -119,17 +120,17 @@ def test_the_table_has_a_line_an_estimator_and_a_column_a_ratio():
 
 def test_the_picture_shows_the_means_and_the_exact_shares(monkeypatch):
     caught = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: caught.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: caught.append(figure))
     rows = recovery((12, 9), (2, 3), (1.0, 4.0), trials=3, rng=np.random.default_rng(0))
-    plots.plot_recovery(rows, "unused.png")
+    picture.plot_recovery(rows, "unused.png")
     above, right, below, _ = caught[0].axes
     assert above.get_title() == "planted rank k = 2" and right.get_title() == "planted rank k = 3"
     stable = [r for r in rows if (r.estimator, r.k) == ("stable rank", 2)]
     shown = [container.lines[0].get_ydata() for container in above.containers]
     assert any(list(y) == [r.mean for r in stable] for y in shown)
     assert [100 * r.exact for r in stable] in [list(line.get_ydata()) for line in below.lines]
-    assert set(plots.ESTIMATORS) == {r.estimator for r in rows}
-    assert len(set(plots.ESTIMATORS.values())) == len(plots.ESTIMATORS)  # told apart
+    assert set(picture.ESTIMATORS) == {r.estimator for r in rows}
+    assert len(set(picture.ESTIMATORS.values())) == len(picture.ESTIMATORS)  # told apart
 
 
 # --- bad input -------------------------------------------------------------------------------

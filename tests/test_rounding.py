@@ -167,7 +167,7 @@ def test_modules_that_only_pass_through_a_narrow_type_do_not_set_the_rank(
 ):
     if large:
         monkeypatch.setattr(weights, "DENSE_WORK", 0)
-        monkeypatch.setattr("lora_np.adapters.analyse.LEADING", 8)
+        monkeypatch.setattr("lora_np.adapters.ranks.LEADING", 8)
         monkeypatch.setattr("lora_np.adapters.extract.FIRST", 2)
     files = pair(start, tuned_from(start, rng), tuned=tuned)
     found = analyse_checkpoints(*files)

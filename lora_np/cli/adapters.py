@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_np.adapters import Keep
-    from lora_np.adapters.analyse import Analysis
+    from lora_np.adapters.ranks import Analysis
 
 
 def add_adapter_commands(commands: Any) -> None:
@@ -41,7 +41,7 @@ def _add_analyse(commands: Any) -> None:
 def run_analyse(arguments: argparse.Namespace) -> int:
     """Print the ranks of every module, and write them with their picture."""
     from lora_np.adapters.analyse import check_folder, save_analysis, source_of
-    from lora_np.plots import plot_rank_map
+    from lora_np.adapters.picture import plot_rank_map
 
     source = source_of(arguments.path, arguments.base)
     out = arguments.out or _own_folder(source)
@@ -75,7 +75,8 @@ def _own_folder(source: dict[str, str]) -> Path:
 
 
 def _analysis(path: Path, base: Path | None) -> Analysis:
-    from lora_np.adapters.analyse import analyse_adapter, analyse_checkpoints, analyse_sweep
+    from lora_np.adapters.analyse import analyse_adapter, analyse_checkpoints
+    from lora_np.experiments.rank_sweep.analyse import analyse_sweep
 
     if base is not None:
         return analyse_checkpoints(base, path)

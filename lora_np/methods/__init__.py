@@ -9,13 +9,12 @@ from lora_np.methods.contract import (
     check_adapted,
     inject,
     is_adapted,
-    merge,
     method_of,
     target_paths,
     tensors_of,
-    unmerge,
 )
 from lora_np.methods.lora import LoraConfig, LoRALinear
+from lora_np.methods.merging import merge, unmerge
 
 __all__ = [
     "METHODS",

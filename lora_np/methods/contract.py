@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from lora_np.backend import Array, like, to_host
-from lora_np.layers import Layer, copy_model, rebuild
+from lora_np.layers import Layer, rebuild
 from lora_np.methods.targets import linear_paths
 from lora_np.parameters import Parameter
 
@@ -330,91 +330,3 @@ def tensors_of(adapted: Layer) -> dict[str, Parameter]:
         found |= {f"{prefix}{name}": p for name, p in adapter.tensors().items()}
     held = set(found.values())
     return found | {n: p for n, p in adapted.parameters().items() if p.trainable and p not in held}
-
-
-def merge(adapted: Any) -> Any:
-    """Return a plain model that computes the same: no adapters, no extra cost, memory of its own.
-
-    All its Parameters are trainable. A merged weight is computed and rounded in its dtype, so the
-    merged model's logits equal the adapted one's to rounding.
-
-    Parameters
-    ----------
-    adapted : Layer
-        From :func:`inject`, or :func:`lora_np.load_adapter`.
-
-    Raises
-    ------
-    ValueError
-        If there is no adapter, or the method does not merge.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lora_np import Linear, LoraConfig, inject, merge
-    >>> rng = np.random.default_rng(0)
-    >>> adapted = inject(Linear(6, 5, rng), LoraConfig(r=2, target_modules="all-linear"), rng)
-    >>> adapted.B.value[...] = 1.0  # as if it had been trained
-    >>> plain, x = merge(adapted), np.ones((3, 6), np.float32)
-    >>> np.allclose(plain.forward(x)[0], adapted.forward(x)[0], atol=1e-5)
-    True
-    >>> type(plain).__name__, len(plain.parameters())
-    ('Linear', 2)
-    """
-    check_adapted(adapted)
-
-    def plain(path: str, layer: Layer) -> Layer | None:
-        return layer.merged() if isinstance(layer, Adapter) else None
-
-    merged = rebuild(copy_model(adapted), lambda p: p, plain)
-    vars(merged).pop("method", None)
-    for parameter in merged.parameters().values():
-        parameter.trainable = True
-    return merged
-
-
-def unmerge(merged: Any, adapted: Any) -> Any:
-    """Return a new plain model with the adapters' changes taken out of `merged`: W0, to rounding.
-
-    Merging rounded W0 + scale B A to the dtype, and subtracting rounds once more. So an entry of
-    W0 comes back within one unit in the last place of the larger of ``|W0|`` and ``|W|``, a
-    relative 1.2e-7 in float32. The larger the change, the more entries are not bit-equal: 2 % where
-    it is a hundredth of W0, 11 % at a tenth, a third where the two are alike. The base that
-    `adapted` borrows from has the exact W0: keep it where bits matter.
-
-    Parameters
-    ----------
-    merged : Layer
-        What ``merge(adapted)`` gave.
-    adapted : Layer
-        The model that was merged, with the same adapters.
-
-    Raises
-    ------
-    ValueError
-        If the two do not belong together.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lora_np import Linear, LoraConfig, inject, merge, unmerge
-    >>> rng = np.random.default_rng(0)
-    >>> base = Linear(6, 5, rng)
-    >>> adapted = inject(base, LoraConfig(r=2, target_modules="all-linear"), rng)
-    >>> adapted.B.value[...] = 1.0
-    >>> again = unmerge(merge(adapted), adapted)
-    >>> np.allclose(again.W.value, base.W.value, atol=1e-5)
-    True
-    """
-    check_adapted(adapted)
-    changes = {path: layer.delta() for path, layer in adapters(adapted).items()}
-    modules = {"": merged, **merged.modules()}
-    for path, change in changes.items():
-        W = getattr(modules.get(path), "W", None)
-        if not isinstance(W, Parameter) or W.shape != change.shape:
-            raise ValueError(f"the merged model has no linear {change.shape} layer at {path!r}")
-    plain = copy_model(merged)
-    for path, change in changes.items():
-        W = {"": plain, **plain.modules()}[path].W
-        W.value = W.value - change
-    return plain

@@ -17,6 +17,7 @@ import numpy as np
 
 from lora_np.layers import Layer, Linear
 from lora_np.methods.contract import FilePlace, adapters, tensors_of
+from lora_np.tables import first_of
 
 Factors = tuple[np.ndarray, np.ndarray, float]  # B (out, r), A (r, in), scale
 PathFactors = tuple[str, np.ndarray, np.ndarray]  # the file's name, B, A
@@ -45,9 +46,8 @@ def file_factors(adapted: Layer, places: Mapping[str, FilePlace]) -> dict[str, F
         written |= set(layer.own().values())
     others = [name for name, p in tensors_of(adapted).items() if p not in written]
     if others:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise ValueError(
-            f"the model also trains {others[0]}{more}, for which the file has no place: freeze "
+            f"the model also trains {first_of(others)}, for which the file has no place: freeze "
             "what was not trained, or keep it too by save_parameters(trainable_only=True)"
         )
     return {name: stack(group) for name, group in groups.items()}

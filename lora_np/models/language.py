@@ -153,7 +153,9 @@ class LanguageModel(Layer):
             Tokens have no gradient: nothing returns in any case.
         """
         if isinstance(cache, LossCache):
-            (dy,) = cross_entropy_backward(dy, cache.loss)
+            (dlogits,) = cross_entropy_backward(dy, cache.loss)
+            assert dlogits is not None  # by default all gradients are formed
+            dy = dlogits
             cache = cache.logits
         body, head, below = self.body(), self.head(), self._embeddings_trained()
         need = (below or body.trainable, head.trainable, False)

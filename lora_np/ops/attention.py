@@ -112,7 +112,7 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, AttentionCac
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]), dtype=dtype)
     blocks = []
     for queries, keys in _blocks(Tq, Tk):
-        s = q[..., queries, :] @ k[..., :keys, :].swapaxes(-1, -2)  # (..., n, keys)
+        s: Array = q[..., queries, :] @ k[..., :keys, :].swapaxes(-1, -2)  # (..., n, keys)
         if mask is not None:
             n = s.shape[-2]
             s[..., keys - n :] += mask[:n, :n]

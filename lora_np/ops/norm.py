@@ -81,17 +81,17 @@ def layernorm_backward(
     xhat, rstd, gamma = cache
     need_x, need_gamma, need_beta = wanted(need, 3)
     expect_shape("dy", dy, *xhat.shape)
-    dx = dgamma = dbeta = along = None
+    dx = dgamma = dbeta = None
     if need_x or need_gamma:
         along = dy * xhat  # (..., d), dgamma before it is summed over samples
-    if need_x:
-        d = dy.shape[-1]
-        dx = dy * gamma  # (..., d), g in the equations
-        dx -= (dy @ gamma / d)[..., None]  # mean(g), as a product
-        dx -= xhat * (along @ gamma / d)[..., None]  # mean(g xhat)
-        dx *= rstd
-    if need_gamma:
-        dgamma = sum_rows(along)  # (d,)
+        if need_gamma:
+            dgamma = sum_rows(along)  # (d,)
+        if need_x:
+            d = dy.shape[-1]
+            dx = dy * gamma  # (..., d), g in the equations
+            dx -= (dy @ gamma / d)[..., None]  # mean(g), as a product
+            dx -= xhat * (along @ gamma / d)[..., None]  # mean(g xhat)
+            dx *= rstd
     if need_beta:
         dbeta = sum_rows(dy)  # (d,)
     return dx, dgamma, dbeta

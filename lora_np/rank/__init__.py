@@ -1,5 +1,8 @@
 """The analyser: spectra, measures of rank, the spaces directions span, where noise begins."""
 
+from lora_np.rank.change import Amplification, Intruders, amplification, intruder_dimensions
+from lora_np.rank.factors import svd_of_factors
+from lora_np.rank.floor import best_rank_error, eckart_young_floor, smallest_rank
 from lora_np.rank.noise import (
     estimate_noise,
     gavish_donoho_threshold,
@@ -15,23 +18,8 @@ from lora_np.rank.planted import (
     recovery_table,
 )
 from lora_np.rank.randomised import ResidualBound, dense_svd, randomised_svd
-from lora_np.rank.spectrum import (
-    Spectrum,
-    best_rank_error,
-    eckart_young_floor,
-    smallest_rank,
-    spectrum,
-)
-from lora_np.rank.subspaces import (
-    Amplification,
-    Intruders,
-    amplification,
-    intruder_dimensions,
-    principal_angles,
-    random_similarity,
-    subspace_similarity,
-    svd_of_factors,
-)
+from lora_np.rank.spectrum import Spectrum, spectrum
+from lora_np.rank.subspaces import principal_angles, random_similarity, subspace_similarity
 
 __all__ = [
     "Amplification",

@@ -271,10 +271,10 @@ def gavish_donoho_threshold(
     >>> round(gavish_donoho_threshold((100, 100), noise=0.3), 3)  # 4 / sqrt(3) x 10 x 0.3
     6.928
     """
-    if (noise is None) == (singular_values is None):
-        raise ValueError("give either noise or singular_values: the one tells what the other would")
-    if noise is None:
+    if noise is None and singular_values is not None:
         noise = estimate_noise(singular_values, shape)  # omega times the median, in two steps
+    elif noise is None or singular_values is not None:
+        raise ValueError("give either noise or singular_values: the one tells what the other would")
     short, long = _sides(shape)
     return optimal_coefficient(short / long) * math.sqrt(long) * _require_noise(noise)
 

@@ -25,6 +25,7 @@ import numpy as np
 from lora_np.backend import Array, ShapeError, to_host
 from lora_np.rank.noise import gavish_donoho_threshold, marchenko_pastur_edge
 from lora_np.rank.spectrum import Spectrum, spectrum
+from lora_np.tables import markdown_table
 
 NOISE = 1.0  # standard deviation of an entry
 
@@ -266,10 +267,10 @@ def _table_of_rank(rows: Sequence[Recovery]) -> str:
     ratios = list(dict.fromkeys(row.ratio for row in rows))
     cells = {(row.estimator, row.ratio): _cell(row) for row in rows}
     head = [f"k = {rows[0].k}, signal-to-noise", *(f"{ratio:g}" for ratio in ratios)]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for name in dict.fromkeys(row.estimator for row in rows):
         lines.append([name, *(cells[name, ratio] for ratio in ratios)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(lines)
 
 
 def _cell(row: Recovery) -> str:

@@ -26,11 +26,7 @@ p_i(b) ~ sigma_i^b we have dH/db = -b Var(log sigma) <= 0, with p at b = 2 and q
 second line: k directions hold at most k sigma_1^2. No such order holds for the NUMERICAL rank: a
 thousand values just under the tolerance count as nothing there, yet raise the effective rank.
 
-The best rank-r copy of M keeps its r largest directions; what it misses is the floor under every
-rank-versus-loss curve (Eckart, Young 1936): min over rank(N) <= r of 1/2 ||M - N||_F^2
-= 1/2 sum_{i>r} sigma_i^2.
-
-Bell, Dean: Discuss. Faraday Soc. 50, 55. Eckart, Young: Psychometrika 1, 211. Jolliffe: Principal
+Bell, Dean: Discuss. Faraday Soc. 50, 55. Jolliffe: Principal
 Component Analysis, 2nd ed. Roy, Vetterli: EUSIPCO 2007, 606. Rudelson, Vershynin: J. ACM 54(4), 21.
 """
 
@@ -42,11 +38,11 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import Array, get_xp, to_host
+from lora_np.rank.floor import EPS, least_rank
 from lora_np.rank.inputs import (
     in_range,
     prepare,
     prepare_factors,
-    require_descending,
     require_pair,
     require_scale,
 )
@@ -56,8 +52,7 @@ from lora_np.rank.noise import (
     has_noise_floor,
     marchenko_pastur_edge,
 )
-
-EPS = float(np.finfo(np.float64).eps)
+from lora_np.tables import text_row
 
 
 @dataclass(frozen=True, eq=False)  # eq would compare arrays, which have no single answer
@@ -151,7 +146,7 @@ class Spectrum:
         if sigma.size == 0:
             return 0
         # Ten equal values reach 90 % with the ninth, though rounding may leave them a bit short.
-        return max(1, _least_rank(sigma, 1 - fraction + sigma.size * EPS))
+        return max(1, least_rank(sigma, 1 - fraction + sigma.size * EPS))
 
     @property
     def noise(self) -> float | None:
@@ -206,7 +201,7 @@ class Spectrum:
         ]
         out, in_ = self.shape
         title = f"{out} x {in_} matrix, sigma_1 = {self.singular_values[0]:.3g}"
-        return "\n".join([title, *(f"  {name:<20}{value:>10}" for name, value in rows)])
+        return "\n".join([title, *(f"  {text_row(row, (20, 10))}" for row in rows)])
 
 
 def spectrum(M: Array | tuple[Array, Array], scale: float = 1.0) -> Spectrum:
@@ -249,133 +244,6 @@ def spectrum(M: Array | tuple[Array, Array], scale: float = 1.0) -> Spectrum:
     svd = _svd_of_factors(*require_pair("M", M)) if isinstance(M, tuple) else _svd_of_matrix(M)
     values, unit, shape, eps = svd
     return Spectrum(in_range(values, unit, scale), shape, eps, of_factors=isinstance(M, tuple))
-
-
-def eckart_young_floor(singular_values: Array, r: int) -> float:
-    """Return the least 1/2 ||M - N||_F^2 over all N of rank at most `r`: 1/2 sum_{i>r} sigma_i^2.
-
-    Parameters
-    ----------
-    singular_values : array, shape (k,)
-        Those of M, descending.
-    r : int
-        From 0 (N = 0, and the floor is 1/2 ||M||_F^2); from k on the floor is 0.
-
-    Returns
-    -------
-    float
-        In the units of M squared.
-
-    Raises
-    ------
-    ShapeError
-        If `singular_values` is not 1-D.
-    ValueError
-        If they do not descend, or `r` is negative.
-
-    References
-    ----------
-    Eckart, Young: The approximation of one matrix by another of lower rank. Psychometrika 1 (1936).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lora_np.rank import eckart_young_floor
-    >>> [eckart_young_floor(np.array([3.0, 2.0, 1.0]), r) for r in range(4)]
-    [7.0, 2.5, 0.5, 0.0]
-    """
-    sigma = _require_rank(singular_values, r)
-    return 0.5 * float(np.sum(sigma[r:] ** 2))
-
-
-def best_rank_error(singular_values: Array, r: int, relative: bool = True) -> float:
-    """Return the least ||M - N||_F over all N of rank at most `r`: sqrt(sum_{i>r} sigma_i^2).
-
-    Parameters
-    ----------
-    singular_values : array, shape (k,)
-        Those of M, descending.
-    r : int
-        From 0.
-    relative : bool
-        Whether to divide by ||M||_F: then from 1 at r = 0 down to 0. A zero matrix has 0.
-
-    Returns
-    -------
-    float
-
-    Raises
-    ------
-    ShapeError, ValueError
-        As :func:`lora_np.rank.eckart_young_floor`, which is half its square.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lora_np import best_rank_error
-    >>> best_rank_error(np.array([12.0, 4.0, 3.0]), 1, relative=False)  # 5 = sqrt(16 + 9)
-    5.0
-    >>> round(best_rank_error(np.array([12.0, 4.0, 3.0]), 1), 4)  # of 13
-    0.3846
-    """
-    sigma = _require_rank(singular_values, r)
-    unit = float(sigma[0]) if sigma.size and sigma[0] > 0 else 1.0  # so that no square overflows
-    missed = float(np.linalg.norm(sigma[r:] / unit))
-    whole = float(np.linalg.norm(sigma / unit))
-    return missed / (whole or 1.0) if relative else missed * unit
-
-
-def smallest_rank(singular_values: Array, error: float) -> int:
-    """Return the least r with ``best_rank_error(singular_values, r) <= error``.
-
-    Parameters
-    ----------
-    singular_values : array, shape (k,)
-        Those of M, descending.
-    error : float
-        Of ||M - N||_F / ||M||_F, from 0 to 1. An energy rank at `fraction` asks for
-        sqrt(1 - fraction): 99 % of the energy is an error of 0.1.
-
-    Returns
-    -------
-    int
-        From 0, which a zero matrix needs, to k.
-
-    Raises
-    ------
-    ShapeError
-        If `singular_values` is not 1-D.
-    ValueError
-        If they do not descend, or `error` is outside [0, 1].
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lora_np import smallest_rank
-    >>> [smallest_rank(np.array([12.0, 4.0, 3.0]), error) for error in (0.5, 0.3, 0.1)]
-    [1, 2, 3]
-    """
-    if not 0 <= error <= 1:
-        raise ValueError(f"error is {error}: it must be from 0 to 1, as it is relative to ||M||_F")
-    sigma = _require_rank(singular_values, 0)
-    if sigma.size == 0 or sigma[0] == 0:
-        return 0
-    return _least_rank(sigma / sigma[0], error**2)
-
-
-def _require_rank(singular_values: Array, r: int) -> np.ndarray:
-    if r < 0:
-        raise ValueError(f"r is {r}: it must be at least 0")
-    return require_descending(singular_values)
-
-
-def _least_rank(sigma: np.ndarray, missed: float) -> int:
-    """Return the least k whose values beyond the k-th hold at most the share `missed` of sigma^2.
-
-    The shares are added up from the small end, so that a tiny one is not lost beside a large sum.
-    """
-    tails = np.append(np.cumsum(sigma[::-1] ** 2)[::-1], 0.0)  # (k + 1,) beyond 0, 1, ..., k
-    return int(np.argmax(tails <= missed * (1 + sigma.size * EPS) * tails[0]))
 
 
 def _svd_of_matrix(M: Array) -> tuple[np.ndarray, float, tuple[int, int], float]:

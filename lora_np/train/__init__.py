@@ -2,7 +2,8 @@
 
 from lora_np.train.average import MovingAverage
 from lora_np.train.gradient import Batch, BatchGradient, loss_and_gradient
-from lora_np.train.loop import Diverged, History, Recipe, Trainer, evaluate, fit
+from lora_np.train.loop import Trainer, evaluate, fit
+from lora_np.train.recipe import Diverged, History, Recipe
 from lora_np.train.resume import (
     fill,
     load_parameters,

@@ -7,7 +7,9 @@ from typing import Any
 
 from lora_np.experiments.intrinsic.dimension import VARIANTS, Run, losses_of
 from lora_np.experiments.intrinsic.text import STARTS
-from lora_np.experiments.rank_sweep.report import counted
+from lora_np.tables import counted, text_row
+
+WIDTHS = (12, 35, 35)  # of the table: d, and three columns for each variant
 
 
 class Listener:
@@ -48,12 +50,13 @@ def _table_of(start: str, found: dict[str, Any]) -> str:
     lines = [
         f"{start}: D = {found['D']:,}, {counted(found['layers'], 'layer')}; "
         f"validation loss at the start {base:.4f}, 90 % of the way {found['target']:.4f}",
-        f"{'':<12}" + "".join(f"{f'{v}, lr':>17}{'loss':>9}{'of gain':>9}" for v in VARIANTS),
+        text_row(("", *(_three(f"{v}, lr", "loss", "of gain") for v in VARIANTS)), WIDTHS),
     ]
     for d in sorted({d for _, d in rows if d is not None}):
         cells = [_cells(rows.get((variant, d)), base, full) for variant in VARIANTS]
-        lines.append(f"{f'd = {d}':<12}" + "".join(cells))
-    lines.append(f"{'full':<12}{rate:>17.2g}{full:>9.4f}{'100 %':>9}")
+        lines.append(text_row((f"d = {d}", *cells), WIDTHS))
+    whole = _three(f"{rate:.2g}", f"{full:.4f}", "100 %")
+    lines.append(text_row(("full", whole), WIDTHS))
     lines.append(f"d90: {_d90(found, 'd90')}")
     if found["d90_square"] is not None:
         lines.append(
@@ -63,12 +66,17 @@ def _table_of(start: str, found: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any] | None, base: float, full: float) -> str:
+    """Return a variant's three columns, or why it has nothing to put there."""
     if row is None:
-        return f"{'needs d > m':>35}"
+        return "needs d > m"
     if row["loss"] is None:
-        return f"{'diverged':>35}"
+        return "diverged"
     gain = (base - row["loss"]) / (base - full)
-    return f"{row['lr']:>17.2g}{row['loss']:>9.4f}{100 * gain:>7.0f} %"
+    return _three(f"{row['lr']:.2g}", f"{row['loss']:.4f}", f"{100 * gain:.0f} %")
+
+
+def _three(lr: str, loss: str, gain: str) -> str:
+    return text_row(("", lr, loss, gain), (0, 17, 9, 9))
 
 
 def _d90(found: dict[str, Any], key: str) -> str:

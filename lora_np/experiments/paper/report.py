@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from lora_np.experiments.rank_sweep.plan import lowest
-from lora_np.experiments.rank_sweep.report import counted
+from lora_np.tables import counted, plus_minus, text_row
 
 WIDTH = 100  # characters of a line
+PAPER = ("| paper: r", "WikiSQL", "MultiNLI")
+LOSSES = (8, 21, 12, 9, 10)  # widths: our learning rate and loss, and what the paper has
 
 
 def report(content: Mapping[str, Any]) -> str:
@@ -33,14 +35,11 @@ def table5(table: Mapping[str, Any], base: float) -> str:
     """Return table 5 as text; `base` is the loss without an adapter."""
     lines = [
         f"Table 5. A budget of {table['budget']:,} trainable parameters on different matrices",
-        f"{'matrices':<10}{'r':>4}{'trainable':>11}{'lr':>8}{'test loss':>21}"
-        f"{'| paper: r':>12}{'WikiSQL':>9}{'MultiNLI':>10}",
+        text_row(("matrices", "r", "trainable", "lr", "test loss", *PAPER), (10, 4, 11, *LOSSES)),
     ]
     for row in table["rows"]:
-        lines.append(
-            f"{row['targets']:<10}{row['rank']:>4}{row['trainable_parameters']:>11,}{_ours(row)}"
-            f"{_paper(row)}"
-        )
+        cells = row["targets"], row["rank"], f"{row['trainable_parameters']:,}"
+        lines.append(text_row((*cells, *_ours(row), *_paper(row)), (10, 4, 11, *LOSSES)))
     means = {
         r["targets"]: float(np.mean(list(r["losses"].values())))
         for r in table["rows"]
@@ -55,11 +54,11 @@ def table6(table: Mapping[str, Any]) -> str:
     """Return table 6 as text."""
     lines = [
         "Table 6. Rank",
-        f"{'matrices':<10}{'r':>4}{'lr':>8}{'test loss':>21}"
-        f"{'| paper: r':>12}{'WikiSQL':>9}{'MultiNLI':>10}",
+        text_row(("matrices", "r", "lr", "test loss", *PAPER), (10, 4, *LOSSES)),
     ]
     for row in table["rows"]:
-        lines.append(f"{row['targets']:<10}{row['rank']:>4}{_ours(row)}{_paper(row)}")
+        cells = (row["targets"], row["rank"], *_ours(row), *_paper(row))
+        lines.append(text_row(cells, (10, 4, *LOSSES)))
     said = [f"{targets}: {line}" for targets, found in table["flat"].items() for line in found]
     return "\n".join([*lines, *said])
 
@@ -68,17 +67,18 @@ def table7(table: Mapping[str, Any]) -> str:
     """Return table 7 as text."""
     columns = ("in_delta", "in_W0", "in_random", "norm_W0", "norm_delta", "factor")
     names = ("delta's", "W0's own", "random", "||W0||", "||delta||", "factor")
+    widths = (20, 4, *(11 for _ in names))
     lines = [
         "Table 7. ||U^T W0 V^T||_F in the top r directions of the change, of W0, and random ones",
-        f"{'matrix':<20}{'r':>4}" + "".join(f"{name:>11}" for name in names),
+        text_row(("matrix", "r", *names), widths),
     ]
     paper = [
         {"path": "paper: q, layer 48", "rank": r, **row, "factor": _factor(row)}
         for r, row in table["paper"].items()
     ]
     for row in (*table["rows"], *paper):
-        numbers = "".join(f"{row[column]:>11.2f}" for column in columns)
-        lines.append(f"{row['path']:<20}{row['rank']:>4}{numbers}")
+        numbers = (f"{row[column]:.2f}" for column in columns)
+        lines.append(text_row((row["path"], row["rank"], *numbers), widths))
     return "\n".join(lines)
 
 
@@ -94,19 +94,18 @@ def claims(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _ours(row: Mapping[str, Any]) -> str:
+def _ours(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the learning rate and the test loss."""
     values = list(row["losses"].values())
     if not values:
-        return f"{'':>8}{'diverged':>21}"
-    deviation = f" +- {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{row['lr']:>8.2g}{f'{np.mean(values):.4f}{deviation}':>21}"
+        return "", "diverged"
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return f"{row['lr']:.2g}", f"{np.mean(values):.4f}{plus_minus(deviation, '.4f')}"
 
 
-def _paper(row: Mapping[str, Any]) -> str:
-    if row["paper"] is None:
-        return f"{'| -':>12}"
-    r, wikisql, multinli = row["paper"]
-    return f"{f'| {r}':>12}{wikisql:>9}{multinli:>10}"
+def _paper(row: Mapping[str, Any]) -> tuple[str, ...]:
+    r, *accuracies = row["paper"] or ("-",)
+    return (f"| {r}", *map(str, accuracies))
 
 
 def _factor(row: Mapping[str, float]) -> float:

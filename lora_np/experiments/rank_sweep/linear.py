@@ -166,6 +166,7 @@ class Regression(Layer):
         """Add the gradients of what is trainable."""
         c_linear, c_mse, half = cache
         dy_linear, _ = mse_backward(dy * half, c_mse, (True, False))
+        assert dy_linear is not None  # it was asked for
         self.linear.backward(dy_linear, c_linear, grads, need_dx=False)
 
 

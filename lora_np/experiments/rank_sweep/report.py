@@ -13,9 +13,11 @@ import numpy as np
 from lora_np.experiments.rank_sweep.plan import SAME, is_gain
 from lora_np.experiments.rank_sweep.run import Progress
 from lora_np.files import load_json
+from lora_np.tables import counted, plus_minus, text_row
 
 Contender = tuple[str, int | None]  # a method at a rank, None where the method has none
 FULL: Contender = ("full", None)
+WIDTHS = (8, 10, 10, 10, 12, 20, 16)  # of the table's columns
 
 
 class Terminal:
@@ -29,7 +31,7 @@ class Terminal:
 
     def start(self, seconds: float, jobs: int) -> None:
         """Say how long the whole sweep takes."""
-        processes = "1 process" if jobs == 1 else f"{jobs} processes"
+        processes = counted(jobs, "process", "processes")
         print(
             f"about {spell(seconds)} in {processes}, less for what {self.out} already holds",
             file=sys.stderr,
@@ -59,7 +61,7 @@ class Terminal:
         self.close()
         paths = [folder / "results.json" for folder in self.sweeps]
         done = sum(len(load_json(path)["trials"]) for path in paths if path.exists())
-        runs = "1 run is" if done == 1 else f"{done} runs are"
+        runs = counted(done, "run is", "runs are")
         kept = f"{runs} kept in {self.out}" if done else "no run was finished"
         print(f"\nstopped: {kept}; the same command goes on", file=sys.stderr)
 
@@ -77,11 +79,6 @@ def spell(seconds: float) -> str:
     if seconds < 90:
         return f"{max(5, 5 * round(seconds / 5))} seconds"
     return f"{seconds / 60:.1f} minutes"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number of things: 1 seed, 3 seeds."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def summary(results: dict[str, Any], key: str) -> dict[Contender, tuple[float, float | None, int]]:
@@ -113,9 +110,10 @@ def table(results: dict[str, Any]) -> str:
     columns = {k: summary(results, f"{k}_loss") for k in ("train", "validation", "test")}
     base, full = results["base_test_loss"], columns["test"].get(FULL, (math.nan,))[0]
     last = "floor" if linear else "of full's gain"
+    validation = f"{results['base_validation_loss']:.4g}"
     lines = [
-        f"{'':<8}{'trainable':>10}{'lr':>10}{'train':>10}{'validation':>12}{'test':>20}{last:>16}",
-        f"{'base':<8}{0:>10}{'':>10}{'':>10}{results['base_validation_loss']:>12.4g}{base:>11.4g}",
+        text_row(("", "trainable", "lr", "train", "validation", "test", last), WIDTHS),
+        text_row(("base", 0, "", "", validation, f"{base:.4g}"), (*WIDTHS[:5], 11)),
     ]
     settings = results["settings"]
     curve: list[Contender] = [("lora", r) for r in settings["ranks"]]
@@ -125,7 +123,7 @@ def table(results: dict[str, Any]) -> str:
             lines.append(f"{label:<8}  diverged at every learning rate that was tried")
             continue
         test, deviation, n = columns["test"][contender]
-        spread = "" if deviation is None else f" +- {deviation:.2g}"
+        spread = plus_minus(deviation, ".2g")
         if lost := settings["seeds"] - n:
             others = "other" if lost == 1 else "others"
             spread += f" ({n} of {settings['seeds']} seeds, the {others} diverged)"
@@ -134,11 +132,9 @@ def table(results: dict[str, Any]) -> str:
         else:
             share = 100 * (base - test) / (base - full) if is_gain(base, full) else None
             final = "" if share is None else f"{share:.0f} %"
-        lines.append(
-            f"{label:<8}{count[contender]:>10,}{rate[contender]:>10.2g}"
-            f"{columns['train'][contender][0]:>10.4g}{columns['validation'][contender][0]:>12.4g}"
-            f"{test:>11.4g}{spread:<9}{final:>16}"
-        )
+        means = (f"{columns[slice_][contender][0]:.4g}" for slice_ in ("train", "validation"))
+        trained = label, f"{count[contender]:,}", f"{rate[contender]:.2g}"
+        lines.append(text_row((*trained, *means, f"{test:>11.4g}{spread:<9}", final), WIDTHS))
     return "\n".join([*lines, *([] if linear else flat(results))])
 
 

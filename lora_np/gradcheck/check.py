@@ -27,93 +27,15 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lora_np.gradcheck.report import GradientError, GradientReport, GradientRow
+
 TOLERANCE = {"central": 1e-7, "complex": 1e-12, "directional": 1e-7}
 STEP = {"central": 6e-6, "complex": 1e-30, "directional": 1e-6}  # central: cube root of epsilon
-
-
 MOST_KINKS = 100  # entries that are looked at: where more disagree, it is no kink
-
-
-class GradientError(AssertionError):
-    """A backward that is wrong; the message says which gradient, where, and by how much."""
-
-
-@dataclass(frozen=True)
-class GradientRow:
-    """The verdict on one input's gradient."""
-
-    name: str
-    shape: tuple[int, ...]
-    error: float
-    index: tuple[int, ...] | None  # where it is worst; None in the directional mode
-    analytic: float
-    numeric: float
-    note: str = ""
-
-    def __str__(self) -> str:
-        where = "" if self.index is None else f" at {list(self.index)}"
-        text = (
-            f"{self.name:<24} {self.shape!s:<14} error {self.error:8.1e}   "
-            f"analytic {self.analytic:+.6e}  numeric {self.numeric:+.6e}{where}"
-        )
-        return f"{text}   {self.note}" if self.note else text
-
-
-@dataclass(frozen=True)
-class GradientReport:
-    """What :func:`check_gradients` found: one row an input.
-
-    Attributes
-    ----------
-    rows : tuple of GradientRow
-    tolerance : float
-        The largest error that passes.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lora_np import check_gradients
-    >>> def square(x):
-    ...     return x * x, x
-    >>> def backward(dy, x, need=None):
-    ...     return (dy * x,)  # the 2 is missing
-    >>> report = check_gradients(square, backward, [np.array([1.0, 2.0])])
-    >>> report.ok, report.rows[0].note
-    (False, 'it is 0.5 times the numeric gradient')
-    """
-
-    rows: tuple[GradientRow, ...]
-    method: str
-    tolerance: float
-
-    @property
-    def max_error(self) -> float:
-        """The largest error of all rows."""
-        return max(row.error for row in self.rows)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every error is within the tolerance."""
-        return self.max_error <= self.tolerance
-
-    def raise_if_wrong(self) -> None:
-        """Raise a GradientError that names every wrong gradient."""
-        wrong = [row for row in self.rows if not row.error <= self.tolerance]
-        if wrong:
-            lines = "\n".join(f"  {row}" for row in wrong)
-            raise GradientError(
-                f"{len(wrong)} of {len(self.rows)} gradients are wrong "
-                f"({self.method}, tolerance {self.tolerance:.0e}):\n{lines}"
-            )
-
-    def __str__(self) -> str:
-        head = f"{'ok' if self.ok else 'WRONG'}: {self.method}, tolerance {self.tolerance:.0e}"
-        return "\n".join([head, *(str(row) for row in self.rows)])
 
 
 def check_gradients(

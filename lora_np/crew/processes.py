@@ -1,179 +1,29 @@
-"""Who does the work: this thread alone, Python threads, or forked processes; and BLAS's threads.
-
-A crew shares the samples of a batch. Every member works with BLAS at one thread: threads inside
-BLAS would compete with the crew, and the two together are slower than either. What pays:
-
-- Threads run side by side where NumPy's loops and BLAS have released the interpreter's lock. For
-  each of a step's hundreds of calls they must take it back, and then wait for one another.
-- Processes have a lock each. They see the model as it was when they were forked, and afterwards
-  only what lies in shared memory (:func:`shared_empty`) or is sent to them.
-"""
+"""A crew of forked processes, the memory that they share, and what to do when one is stuck."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import mmap
-import os
 import pickle
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Sequence
-from contextvars import copy_context
+from collections.abc import Sequence
 from pathlib import Path
-from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lora_np.crew.machine import keep_memory, one_blas_thread
+from lora_np.crew.threads import Alone, CrewError, Work
+
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-WAITING = {  # (file of the standard library, function) in which threads wait
-    ("threading.py", "wait"),
-    ("threading.py", "_wait_for_tstate_lock"),
-    ("selectors.py", "select"),
-    ("thread.py", "_worker"),  # of concurrent.futures: a worker without a task
-}
-
-Work = Callable[[int, Any], Any]  # (the member's number, its item) -> a result
 PATIENCE = 5.0  # seconds that a process has to end by itself, or to go on after it was stopped
 STUCK = 120.0  # seconds that a process may wait for something without computing
 BEAT = 0.5  # seconds between two looks at a process that has not answered yet
-
-
-class CrewError(RuntimeError):
-    """A crew cannot work: one of its processes has ended, or it is not inside its with block."""
-
-
-class one_blas_thread:
-    """A context that holds BLAS at one thread and restores the setting after.
-
-    Small products gain nothing from a second BLAS thread, and independent runs then share the
-    cores; equal thread counts also make equal inputs give bit-equal results in every worker. The
-    setting belongs to the whole process: of several Python threads in here, the first sets it and
-    the last one out restores it.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lora_np.crew import one_blas_thread
-    >>> with one_blas_thread():
-    ...     float((np.ones((2, 2)) @ np.ones(2)).sum())
-    4.0
-    """
-
-    _lock = threading.Lock()
-    _inside = 0
-    _limits: Any = None
-
-    def __enter__(self) -> None:
-        from threadpoolctl import threadpool_limits
-
-        here = one_blas_thread
-        with here._lock:
-            if here._inside == 0:
-                here._limits = threadpool_limits(limits=1, user_api="blas")
-            here._inside += 1
-
-    def __exit__(self, *args: object) -> None:
-        here = one_blas_thread
-        with here._lock:
-            here._inside -= 1
-            if here._inside == 0:
-                _release_blas()
-                here._limits.restore_original_limits()
-                _release_blas()
-
-
-def _release_blas() -> None:
-    """Let any thread change BLAS's setting: threadpoolctl 3.8 minds only the one that set it."""
-    import threadpoolctl
-
-    release = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", None)
-    if release is not None:
-        release(force=True)
-
-
-class Alone:
-    """A crew of one: this thread. BLAS is left as it is.
-
-    Parameters
-    ----------
-    work : callable
-        ``work(member, item)`` is called for every item.
-
-    Examples
-    --------
-    >>> from lora_np.crew import Alone
-    >>> with Alone(lambda member, item: 10 * item + member) as crew:
-    ...     crew.map([7])
-    [70]
-    """
-
-    def __init__(self, work: Work) -> None:
-        self.work = work
-
-    def __enter__(self) -> Alone:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        pass
-
-    def map(self, items: Sequence[Any]) -> list[Any]:
-        """Return the work of each item, in order."""
-        return [self.work(member, item) for member, item in enumerate(items)]
-
-
-class Threads(Alone):
-    """A crew of Python threads, for use in a ``with`` statement.
-
-    Parameters
-    ----------
-    work : callable
-    size : int
-        How many threads; `map` takes at most as many items.
-
-    Examples
-    --------
-    >>> from lora_np.crew import Threads
-    >>> with Threads(lambda member, item: 10 * item + member, size=2) as crew:
-    ...     crew.map([7, 8])
-    [70, 81]
-    """
-
-    def __init__(self, work: Work, size: int) -> None:
-        super().__init__(work)
-        self.size, self.blas = size, one_blas_thread()
-        self.pool: Any = None
-
-    def __enter__(self) -> Threads:
-        from concurrent.futures import ThreadPoolExecutor
-
-        self.blas.__enter__()
-        self.pool = ThreadPoolExecutor(self.size)
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.pool.shutdown()
-        self.pool = None
-        self.blas.__exit__()
-
-    def map(self, items: Sequence[Any]) -> list[Any]:
-        """Return the work of each item, in order."""
-        if self.pool is None:
-            raise CrewError("a crew works inside its with block")
-        # np.errstate lives in a thread's context: hand it on.
-        futures = [
-            self.pool.submit(copy_context().run, self.work, member, item)
-            for member, item in enumerate(items)
-        ]
-        for future in futures:
-            future.exception()  # all are done before the first error is raised
-        return [future.result() for future in futures]
 
 
 class Processes(Alone):
@@ -358,28 +208,6 @@ def can_fork() -> bool:
     return sys.platform == "linux" and not multiprocessing.current_process().daemon
 
 
-def threads_at_work() -> list[str]:
-    """Return the names of other Python threads that may be inside BLAS now.
-
-    BLAS waits for its callers before it lets a process fork, and a fork beside them may never end.
-    Threads that only wait are left out: those of a progress bar, of an idle pool, of a server.
-
-    Examples
-    --------
-    >>> from lora_np.crew import threads_at_work
-    >>> threads_at_work()
-    []
-    """
-    frames = sys._current_frames()
-    others = [t for t in threading.enumerate() if t is not threading.current_thread()]
-    return [t.name for t in others if t.ident in frames and not _waits(frames[t.ident].f_code)]
-
-
-def _waits(code: CodeType) -> bool:
-    """Whether a thread whose innermost function this is waits for others."""
-    return (Path(code.co_filename).name, code.co_name) in WAITING
-
-
 def shared_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return an array in memory that processes forked from now on share, filled with zeros.
 
@@ -392,32 +220,3 @@ def shared_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     count = math.prod(shape)
     memory = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize))
     return np.frombuffer(memory, dtype, count).reshape(shape)
-
-
-def cores() -> int:
-    """Return how many cores this process may use.
-
-    Examples
-    --------
-    >>> from lora_np.crew import cores
-    >>> cores() >= 1
-    True
-    """
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def keep_memory() -> None:
-    """Ask glibc to keep freed memory for reuse; elsewhere do nothing.
-
-    Large temporaries are otherwise returned to the system and page-faulted in again at every step.
-    The setting cannot be taken back, so only processes of our own make it, never an import.
-    """
-    M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return  # not glibc: everything works, only slower
-    mallopt(M_MMAP_THRESHOLD, 1 << 30)
-    mallopt(M_TRIM_THRESHOLD, 1 << 30)

@@ -1,0 +1,191 @@
+"""The sweep over ranks, and the models that it leaves: ``sweep`` and ``generate``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lora_np.backend import get_device
+from lora_np.cli.workers import jobs_of, pool_of
+from lora_np.cli.written import write_files
+
+QUICK = {
+    "text": {"ranks": (1, 4, 16), "seeds": 1, "pretrain_steps": 80, "steps": 25, "windows": 32},
+    "linear": {"ranks": (1, 4, 16), "seeds": 1, "d_in": 24, "d_out": 16, "steps": 1000},
+}
+WHOLE = {
+    "seeds": "number of seeds",
+    "steps": "of each run",
+    "pretrain-steps": "of the base",
+    "batch-size": "windows a batch",
+    "block-size": "bytes a window",
+    "d-model": "width of the transformer",
+    "n-layer": "its blocks",
+    "n-head": "heads a block",
+    "windows": "held-out windows to evaluate",
+    "d-in": "linear task: columns of W0",
+    "d-out": "linear task: rows of W0",
+}
+REAL = {
+    "pretrain-lr": "learning rate of the base",
+    "lora-lr": "where LoRA's searches for a learning rate start",
+    "full-lr": "where full fine-tuning's search starts",
+    "decay": "linear task: ratio of neighbouring planted singular values",
+}
+BASE = "folder of a text sweep: copy its base; default: pretrain one"
+TAKE_OVER = "take DIR from a process on another host, if that has ended"
+
+
+def add_sweep(commands: Any) -> None:
+    """Add the parser of ``sweep``."""
+    sweep = commands.add_parser(
+        "sweep",
+        help="loss against rank: pretrain, adapt at every rank, compare",
+        description="An option that the task does not have is refused.",
+    )
+    add = sweep.add_argument
+    add("--task", choices=("text", "linear"), default="text")
+    add("--quick", action="store_true", help="a small sweep in 20 seconds")
+    add("--out", type=Path, metavar="DIR", help="default: runs/<task>-<settings>/")
+    add("--base", type=Path, metavar="DIR", help=BASE)
+    add("--jobs", type=int, help="processes; default: one a core")
+    add("--take-over", action="store_true", help=TAKE_OVER)
+    add("--ranks", type=_ranks, metavar="R,R,...", help=_default("ranks"))
+    modules = "NAME,NAME|all-linear|REGEX"
+    add("--target-modules", type=_targets, metavar=modules, help=_default("target-modules"))
+    add("--pretrain-text", metavar="FILE", help="your own text for the base")
+    add("--adapt-text", metavar="FILE", help="your own text to adapt it to")
+    for name, meaning in WHOLE.items():
+        add(f"--{name}", type=int, help=f"{meaning}; {_default(name)}")
+    for name, meaning in REAL.items():
+        add(f"--{name}", type=float, help=f"{meaning}; {_default(name)}")
+    add("--device", help="cpu or cuda")
+    sweep.set_defaults(run=run_sweep)
+
+
+def _default(name: str) -> str:
+    """Say what a setting of the sweep is where the command line does not give it."""
+    from lora_np.experiments.rank_sweep import LinearSettings, TextSettings
+
+    field, shown = name.replace("-", "_"), {}
+    for task, settings in (("", TextSettings), ("linear task: ", LinearSettings)):
+        if (value := getattr(settings, field, None)) is not None:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            shown.setdefault(text, task)
+    return "default: " + "; ".join(
+        f"{task * (len(shown) > 1)}{text}" for text, task in shown.items()
+    )
+
+
+def _ranks(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, as in 1,2,4") from None
+
+
+def _targets(text: str) -> tuple[str, ...] | str:
+    names = [name.strip() for name in text.split(",")]
+    plain = all(re.fullmatch(r"[\w.]+", name) for name in names) and text != "all-linear"
+    return tuple(names) if plain else text
+
+
+def run_sweep(arguments: argparse.Namespace) -> int:
+    """Run or resume a sweep, and write its pictures."""
+    from lora_np.experiments.rank_sweep import rank_sweep
+    from lora_np.experiments.rank_sweep.estimate import estimate
+    from lora_np.experiments.rank_sweep.picture import plot_rank_vs_loss, plot_spectrum
+    from lora_np.experiments.rank_sweep.report import Terminal, base_line, table
+    from lora_np.experiments.rank_sweep.run import check_sweep
+
+    settings, base = sweep_settings(arguments), arguments.base
+    get_device(settings.device)
+    out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
+    jobs = jobs_of(arguments, settings)
+    terminal = Terminal(out)
+    complete = check_sweep(settings, out, base, take_over=arguments.take_over)
+    try:
+        with pool_of(1 if complete else jobs) as executor:
+            if not complete:
+                terminal.start(estimate(settings, executor, jobs), jobs)
+            how = {"executor": executor, "listen": terminal, "progress": terminal.is_screen}
+            results = rank_sweep(settings, out, base=base, take_over=arguments.take_over, **how)
+        terminal.close()
+        files = {"rank_vs_loss.png": partial(plot_rank_vs_loss, results)}
+        if "spectrum" in results:  # not where full fine-tuning diverged
+            files["spectrum.png"] = partial(plot_spectrum, results)
+        said = write_files(out, ["results.json"], files, complete)
+    except KeyboardInterrupt:
+        terminal.interrupted()
+        return 130
+    print(f"{table(results)}\n{base_line(results)}{said}")
+    return 0
+
+
+def sweep_settings(arguments: argparse.Namespace) -> Any:
+    """Return the task's settings: its defaults, or the quick ones, with the options given."""
+    from lora_np.experiments.rank_sweep import LinearSettings, TextSettings
+
+    settings: Any = TextSettings() if arguments.task == "text" else LinearSettings()
+    names = {field.name for field in fields(settings)}
+    options = {**vars(arguments)}
+    for name in ("run", "task", "quick", "out", "base", "jobs", "take_over"):
+        del options[name]
+    given = {name: value for name, value in options.items() if value is not None}
+    foreign = [f"--{name.replace('_', '-')}" for name in given if name not in names]
+    if foreign:
+        raise ValueError(f"--task {arguments.task} has no option {', '.join(foreign)}")
+    return replace(settings, **{**(QUICK[arguments.task] if arguments.quick else {}), **given})
+
+
+def folder_name(settings: Any, quick: bool) -> str:
+    """Return a name that no other settings have: the task, and a hash of all settings."""
+    import hashlib
+
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    return f"{settings.task}-{'quick-' if quick else ''}{digest}"
+
+
+def add_generate(commands: Any) -> None:
+    """Add the parser of ``generate``."""
+    generate = commands.add_parser("generate", help="let a model of a sweep write")
+    generate.add_argument("--run", dest="folder", type=Path, required=True, metavar="DIR")
+    generate.add_argument("--prompt", default="def ", help='default: "def "')
+    generate.add_argument(
+        "--model", default="best", help="base, full, or a rank; default: the best on validation"
+    )
+    generate.add_argument("--tokens", type=int, default=300, help="bytes to write")
+    generate.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest")
+    generate.add_argument("--top-k", type=int)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--device", default="cpu", help="cpu or cuda")
+    generate.set_defaults(run=run_generate)
+
+
+def run_generate(arguments: argparse.Namespace) -> int:
+    """Continue the prompt with a model of a finished sweep."""
+    import numpy as np
+
+    from lora_np.data import decode, encode
+    from lora_np.experiments.rank_sweep.models import load_model
+
+    model = load_model(arguments.folder, arguments.model, arguments.device)
+    if arguments.tokens < 0 or arguments.seed < 0:
+        raise ValueError(
+            f"--tokens {arguments.tokens} and --seed {arguments.seed}: expected at least 0"
+        )
+    if not arguments.prompt:
+        raise ValueError("the prompt is empty: give at least one character")
+    tokens = model.generate(
+        encode(arguments.prompt),
+        arguments.tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        rng=np.random.default_rng(arguments.seed),
+    )
+    print(decode(tokens))
+    return 0

@@ -1,0 +1,86 @@
+"""What the machine offers: cores, memory that is kept, and BLAS's threads."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from typing import Any
+
+
+class one_blas_thread:
+    """A context that holds BLAS at one thread and restores the setting after.
+
+    Small products gain nothing from a second BLAS thread, and independent runs then share the
+    cores; equal thread counts also make equal inputs give bit-equal results in every worker. The
+    setting belongs to the whole process: of several Python threads in here, the first sets it and
+    the last one out restores it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.crew import one_blas_thread
+    >>> with one_blas_thread():
+    ...     float((np.ones((2, 2)) @ np.ones(2)).sum())
+    4.0
+    """
+
+    _lock = threading.Lock()
+    _inside = 0
+    _limits: Any = None
+
+    def __enter__(self) -> None:
+        from threadpoolctl import threadpool_limits
+
+        here = one_blas_thread
+        with here._lock:
+            if here._inside == 0:
+                here._limits = threadpool_limits(limits=1, user_api="blas")
+            here._inside += 1
+
+    def __exit__(self, *args: object) -> None:
+        here = one_blas_thread
+        with here._lock:
+            here._inside -= 1
+            if here._inside == 0:
+                _release_blas()
+                here._limits.restore_original_limits()
+                _release_blas()
+
+
+def _release_blas() -> None:
+    """Let any thread change BLAS's setting: threadpoolctl 3.8 minds only the one that set it."""
+    import threadpoolctl
+
+    release = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", None)
+    if release is not None:
+        release(force=True)
+
+
+def cores() -> int:
+    """Return how many cores this process may use.
+
+    Examples
+    --------
+    >>> from lora_np.crew import cores
+    >>> cores() >= 1
+    True
+    """
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory for reuse; elsewhere do nothing.
+
+    Large temporaries are otherwise returned to the system and page-faulted in again at every step.
+    The setting cannot be taken back, so only processes of our own make it, never an import.
+    """
+    M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # not glibc: everything works, only slower
+    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(M_TRIM_THRESHOLD, 1 << 30)

@@ -1,0 +1,13 @@
+"""Is a pair right? Its backward against derivatives that nobody derived."""
+
+from lora_np.gradcheck.check import STEP, TOLERANCE, check_gradients
+from lora_np.gradcheck.report import GradientError, GradientReport, GradientRow
+
+__all__ = [
+    "STEP",
+    "TOLERANCE",
+    "GradientError",
+    "GradientReport",
+    "GradientRow",
+    "check_gradients",
+]
