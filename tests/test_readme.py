@@ -8,8 +8,8 @@ import pytest
 
 from lora_np.cli import parser
 from lora_np.costs import known_models
+from tests.pages import ROOT, bodies
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CURVE = (ROOT / "docs" / "rank_vs_loss.md").read_text(encoding="utf-8").split("\n## ")[1]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -17,7 +17,7 @@ NEAR = 0.1  # relative: a count of lines that is so near still says how long the
 
 
 def test_the_readme_is_short():
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 140
 
 
 def test_the_example_is_short_and_runs(capsys):
@@ -99,6 +99,13 @@ def test_the_figures_of_the_curve_are_those_of_its_table():
     assert f"At r = 1, LoRA trains {trained['r = 1']} parameters" in words
     assert f"reaches {gains['1']} % of the gain" in words
     assert f"which trains {trained['full']}; at r = 32 it reaches {gains['32']} %" in words
+
+
+def test_what_the_models_write_is_what_the_page_of_the_curve_prints():
+    (printed,) = bodies((ROOT / "docs" / "rank_vs_loss.md").read_text(encoding="utf-8"), "console")
+    section = README.split("\n## What it writes\n")[1].split("\n## ")[0]
+    written = bodies(section, "")
+    assert len(written) == 2 and all(text in printed for text in written)
 
 
 def test_the_account_of_known_models_stands_in_the_page_about_performance():

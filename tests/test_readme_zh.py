@@ -162,7 +162,7 @@ def test_the_two_readmes_say_the_same():
         ("steps=20, lr=1e-2", "steps=20, lr=1e-3", "code blocks"),
         ("```\npip install . && lora-np sweep\n```\n", "", "code blocks"),
         ("(docs/findings.md)", "(docs/results.md)", "links"),
-        ("05_merging.ipynb", "04_lora.ipynb", "links"),
+        ("chapters/index.md", "guides/index.md", "links"),
         ("![秩与损失](docs/rank_vs_loss.png)\n", "", "links"),
         ("## 有多快？\n", "", "headings"),
         ("## 读代码", "### 读代码", "headings"),
