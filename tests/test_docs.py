@@ -15,6 +15,7 @@ import lora_np
 from lora_np import checkpoint, rank
 from lora_np.cli import parser
 from tests.pages import ROOT, SESSION, bodies, failures
+from tests.test_house import ORDER
 
 DOCS = (p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "beside")  # copies
 PAGES = sorted([*DOCS, *ROOT.glob("README*.md"), ROOT / "CONTRIBUTING.md"])
@@ -81,6 +82,12 @@ def test_a_page_has_one_title_and_its_headings_skip_no_level(page):
 def test_every_link_of_a_page_leads_to_a_file(page):
     links = re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]*)?\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_map_of_the_house_has_every_room_in_its_order():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^\| `(\w+)(?:\.py|/)` \|", page, re.M)
+    assert rooms == [room for room in ORDER if room != "__main__"]
 
 
 @pytest.mark.parametrize("name", MODULES)

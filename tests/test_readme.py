@@ -1,4 +1,4 @@
-"""The README says what is so: its example runs, its commands and links exist."""
+"""The README says what is so: its example runs, its counts, commands and figures are right."""
 
 import re
 import shlex
@@ -7,30 +7,28 @@ from pathlib import Path
 import pytest
 
 from lora_np.cli import parser
+from lora_np.costs import known_models
+from tests.pages import ROOT, bodies
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CURVE = (ROOT / "docs" / "rank_vs_loss.md").read_text(encoding="utf-8").split("\n## ")[1]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+NEAR = 0.1  # relative: a count of lines that is so near still says how long the file is
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 140
 
 
 def test_the_example_is_short_and_runs(capsys):
-    lines = [line for line in PYTHON[0].splitlines() if line.strip()]
+    (example,) = PYTHON
+    lines = [line for line in example.splitlines() if line.strip()]
     assert len(lines) <= 15
-    exec(compile(PYTHON[0], "README.md", "exec"), {"__name__": "readme"})
+    names = {"__name__": "readme"}
+    exec(compile(example, "README.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "trainable / base" in printed and "numerical rank               8" in printed
-    assert "def " in printed
-
-
-@pytest.mark.parametrize("block", PYTHON[1:])
-def test_the_examples_for_clusters_use_names_that_exist(block):
-    import lora_np.experiments.rank_sweep
-
-    compile(block, "README.md", "exec")
-    for names in re.findall(r"from lora_np\.experiments\.rank_sweep import (.*)", block):
-        assert all(
-            hasattr(lora_np.experiments.rank_sweep, name.strip()) for name in names.split(",")
-        )
+    assert "A" not in vars(names["plain"].h[0].attn.q_proj)  # merged
 
 
 def test_every_command_in_the_readme_parses():
@@ -48,4 +46,68 @@ def test_every_link_of_the_readme_leads_to_a_file():
 
 
 def test_the_readme_has_no_figure_left_to_fill_in():
-    assert not re.search(r"\b(DATE|TABLE|LINEAR|ACCOUNT|TODO)\b", README)
+    assert not re.search(r"\b(DATE|TABLE|LINEAR|ACCOUNT|BENCH|GENERATED|TODO)\b", README)
+
+
+# --- the reading order: every row is (path, lines) ----------------------------------------------
+
+
+def reading_order(text):
+    rows = re.findall(r"^\| \[[^]]*\]\(([^)]*)\) \| (\d+) \|", text, re.M)
+    return [(path, int(count)) for path, count in rows]
+
+
+def lines_of(path):
+    """Return the lines of a file, or of the files of a folder."""
+    whole = ROOT / path
+    files = whole.glob("*.py") if whole.is_dir() else [whole]
+    return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+
+
+def miscounted(text):
+    rows = reading_order(text)
+    return [path for path, count in rows if abs(count - lines_of(path)) > NEAR * lines_of(path)]
+
+
+def test_the_line_counts_of_the_reading_order_are_the_files():
+    assert len(reading_order(README)) == 8
+    assert miscounted(README) == []
+
+
+@pytest.mark.parametrize("path", ["lora_np/ops/lora.py", "lora_np/layers"])
+def test_a_line_count_that_drifted_is_noticed(path):
+    (count,) = (count for found, count in reading_order(README) if found == path)
+    wrong = README.replace(f"({path}) | {count} |", f"({path}) | {2 * count} |")
+    assert miscounted(wrong) == [path]
+
+
+def test_the_reading_order_is_one_in_which_the_files_import_only_those_above():
+    from tests.test_house import ORDER
+
+    places = [Path(path).parts[1].removesuffix(".py") for path, _ in reading_order(README)]
+    book = [place for place in places if place != "optim"]  # train/loop.py reads better before it
+    assert book == sorted(book, key=ORDER.index)
+
+
+# --- figures stand where a command printed them --------------------------------------------------
+
+
+def test_the_figures_of_the_curve_are_those_of_its_table():
+    gains = dict(re.findall(r"^r = (\d+) .* (\d+) %$", CURVE, re.M))
+    trained = dict(re.findall(r"^(r = 1|full) +([\d,]+) ", CURVE, re.M))
+    words = " ".join(README.split())
+    assert f"At r = 1, LoRA trains {trained['r = 1']} parameters" in words
+    assert f"reaches {gains['1']} % of the gain" in words
+    assert f"which trains {trained['full']}; at r = 32 it reaches {gains['32']} %" in words
+
+
+def test_what_the_models_write_is_what_the_page_of_the_curve_prints():
+    (printed,) = bodies((ROOT / "docs" / "rank_vs_loss.md").read_text(encoding="utf-8"), "console")
+    section = README.split("\n## What it writes\n")[1].split("\n## ")[0]
+    written = bodies(section, "")
+    assert len(written) == 2 and all(text in printed for text in written)
+
+
+def test_the_account_of_known_models_stands_in_the_page_about_performance():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert f"```\n{known_models()}\n```" in page

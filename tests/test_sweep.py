@@ -51,7 +51,7 @@ from lora_np.files import load_arrays, load_json, save_arrays, save_json
 from lora_np.layers import Linear
 from lora_np.parameters import Grads
 from lora_np.train import Diverged, History, evaluate
-from tests.processors import above_the_floor, core_types, figures, figures_of_readme, sweeps
+from tests.processors import above_the_floor, core_types, figures, figures_of_the_page, sweeps
 from tests.tiny import TINY, write_texts
 
 F64 = 1e-12  # float64, relative: a few products
@@ -305,10 +305,9 @@ def test_at_default_sizes_the_loss_sits_on_the_eckart_young_floor(linear):
     assert on_the_floor(linear[1]) == ranks
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_the_table_is_the_readmes_and_to_rounding_at_every_rank_and_seed(linear, name):
+def test_the_table_is_the_pages_and_to_rounding_at_every_rank_and_seed(linear):
     shown = figures(report.table(linear[1]))
-    assert shown == figures_of_readme(name)
+    assert shown == figures_of_the_page()
     assert all(line[-1] == line[-2] for line in shown if line[0] == "r")  # test loss and floor
     assert max(map(abs, above_the_floor(linear[1]))) < F64
 
