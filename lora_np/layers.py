@@ -19,19 +19,21 @@ import numpy as np
 
 from lora_np.backend import Array, ShapeError, get_xp, to_device
 from lora_np.ops import (
-    attention_backward,
-    attention_forward,
     dropout_backward,
     dropout_forward,
     dropout_mask,
     embedding_backward,
     embedding_forward,
-    gelu_backward,
-    gelu_forward,
     layernorm_backward,
     layernorm_forward,
     linear_backward,
     linear_forward,
+)
+from lora_np.ops.fast import (
+    attention_backward,
+    attention_forward,
+    gelu_backward,
+    gelu_forward,
     lora_linear_backward,
     lora_linear_forward,
 )
@@ -444,7 +446,7 @@ class LoRALinear(Layer):
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return W0's cost and the adapter's: two thin products, and those of du, dA, dB, dx.
 
-        In a large batch less is done: W0 + s B A is formed once (see ops/lora.py).
+        In a large batch less is done: W0 + s B A is formed once (see ops/fast/lora.py).
         """
         a, b = 2 * self.A.size, 2 * self.B.size
         reach_u = b * (need_dx or self.A.trainable)

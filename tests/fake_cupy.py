@@ -25,20 +25,19 @@ from tests.counting import product_flops
 
 __all__ = [
     "abs",
+    "add",
     "arange",
     "asarray",
     "asnumpy",
     "bincount",
     "concatenate",
     "cuda",
-    "divide",
     "empty_like",
     "exp",
     "float64",
     "linalg",
     "log",
-    "maximum",
-    "minimum",
+    "matmul",
     "ndarray",
     "ones",
     "sqrt",
@@ -148,7 +147,19 @@ for _name in ("iadd", "isub", "imul", "itruediv"):
     setattr(ndarray, f"__{_name}__", _in_place(getattr(operator, _name)))
 for _name in ("neg", "abs"):
     setattr(ndarray, f"__{_name}__", _unary(f"__{_name}__"))
-METHODS = ("any", "astype", "copy", "max", "mean", "min", "reshape", "sum", "swapaxes", "view")
+METHODS = (
+    "any",
+    "astype",
+    "clip",
+    "copy",
+    "max",
+    "mean",
+    "min",
+    "reshape",
+    "sum",
+    "swapaxes",
+    "view",
+)
 for _name in METHODS:
     setattr(ndarray, _name, _unary(_name))
 
@@ -178,8 +189,20 @@ def _elementwise(function: Any) -> Any:
 
 
 abs, exp, log, sqrt, tanh = map(_elementwise, (np.abs, np.exp, np.log, np.sqrt, np.tanh))
-divide = _elementwise(np.divide)
-maximum, minimum = _elementwise(np.maximum), _elementwise(np.minimum)
+
+
+class add:
+    """The sum, of which only the unbuffered form is used by name."""
+
+    @staticmethod
+    def at(x: ndarray, index: ndarray, values: ndarray) -> None:
+        """Add `values` to rows of `x` in place; equal indices add up."""
+        np.add.at(_held(x), _held(index), _held(values))
+
+
+def matmul(a: ndarray, b: ndarray, out: ndarray) -> None:
+    """Write a @ b to `out`."""
+    out[...] = a @ b
 
 
 def zeros_like(x: ndarray) -> ndarray:
@@ -187,7 +210,7 @@ def zeros_like(x: ndarray) -> ndarray:
     return ndarray(np.zeros_like(_held(x)))
 
 
-def empty_like(x: ndarray, shape: tuple[int, ...], dtype: Any) -> ndarray:
+def empty_like(x: ndarray, shape: tuple[int, ...] | None = None, dtype: Any = None) -> ndarray:
     """Return memory whose axes lie as `x`'s do."""
     return ndarray(np.empty_like(_held(x), shape=shape, dtype=dtype))
 
