@@ -29,7 +29,6 @@ __all__ = [
     "arange",
     "asarray",
     "asnumpy",
-    "bincount",
     "concatenate",
     "cuda",
     "empty_like",
@@ -37,12 +36,10 @@ __all__ = [
     "float64",
     "linalg",
     "log",
-    "matmul",
     "ndarray",
     "ones",
     "sqrt",
     "tanh",
-    "unique",
     "zeros",
     "zeros_like",
 ]
@@ -200,11 +197,6 @@ class add:
         np.add.at(_held(x), _held(index), _held(values))
 
 
-def matmul(a: ndarray, b: ndarray, out: ndarray) -> None:
-    """Write a @ b to `out`."""
-    out[...] = a @ b
-
-
 def zeros_like(x: ndarray) -> ndarray:
     """Return zeros of `x`'s shape and dtype."""
     return ndarray(np.zeros_like(_held(x)))
@@ -213,11 +205,6 @@ def zeros_like(x: ndarray) -> ndarray:
 def empty_like(x: ndarray, shape: tuple[int, ...] | None = None, dtype: Any = None) -> ndarray:
     """Return memory whose axes lie as `x`'s do."""
     return ndarray(np.empty_like(_held(x), shape=shape, dtype=dtype))
-
-
-def bincount(x: ndarray, weights: ndarray, minlength: int) -> ndarray:
-    """Add up the weights of equal numbers in `x` (n,)."""
-    return ndarray(np.bincount(_held(x), _held(weights), minlength))
 
 
 def arange(*bounds: int) -> ndarray:
@@ -238,11 +225,6 @@ def ones(shape: Any, dtype: Any) -> ndarray:
 def concatenate(arrays: list[ndarray], axis: int = 0) -> ndarray:
     """Join arrays end to end."""
     return ndarray(np.concatenate([_held(x) for x in arrays], axis))
-
-
-def unique(x: ndarray, return_inverse: bool) -> tuple[ndarray, ...]:
-    """Return the sorted values, and for each entry of `x` (n,) the place of its value."""
-    return tuple(ndarray(part) for part in np.unique(_held(x), return_inverse=return_inverse))
 
 
 class linalg:

@@ -449,6 +449,15 @@ def test_blocks_and_the_shift_change_nothing(form, Tq, Tk, size):
 
 
 @both_forms
+def test_without_a_query_no_key_and_no_value_has_a_gradient(form):
+    q, k, v = attention_inputs(Sizes((2,), 3, 4, 1, 1, 0), 0, 5)
+    y, cache = form.attention_forward(q, k, v)
+    dq, dk, dv = form.attention_backward(y, cache)
+    assert y.shape == (2, 0, 4) and dq.shape == q.shape
+    assert not dk.any() and dk.shape == k.shape and not dv.any() and dv.shape == v.shape
+
+
+@both_forms
 @pytest.mark.parametrize("size", [5.0, 10.0, 30.0, 1000.0])
 def test_scores_beyond_what_exp_can_take_are_shifted(form, size):
     q, k, v = (size * x for x in attention_inputs(Sizes((), 3, 4, 1, 1, 0), 5, 5))

@@ -6,12 +6,14 @@ import itertools
 import statistics
 import time
 import tracemalloc
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from lora_np import layers, ops
 from lora_np.adapt import merge
 from lora_np.backend import Array
 from lora_np.crew import keep_memory
@@ -40,22 +42,32 @@ class Training:
     Parameters
     ----------
     size, rank
+    textbook : str, optional
+        The pair, e.g. "gelu", that the layers call in the place of its fast twin.
     **crew
         ``threads`` or ``processes``, as for :class:`BatchGradient`.
     """
 
-    def __init__(self, size: Size, rank: int | None, **crew: int) -> None:
+    def __init__(
+        self, size: Size, rank: int | None, textbook: str | None = None, **crew: int
+    ) -> None:
+        names = [f"{textbook}_forward", f"{textbook}_backward"] if textbook else []
+        self.swapped = {name: getattr(ops, name) for name in names}
         model = model_for(size, rank)
         packed = pack(model.parameters())
         self.gradient = BatchGradient(model, packed, **crew)
         self.optimizer, self.turn = AdamW(packed), itertools.cycle(batches(size))
 
     def __enter__(self) -> Training:
-        self.gradient.__enter__()
+        with ExitStack() as stack:
+            for name, function in self.swapped.items():  # before processes are forked
+                stack.enter_context(mock.patch.object(layers, name, function))
+            stack.enter_context(self.gradient)
+            self._leave = stack.pop_all()
         return self
 
     def __exit__(self, *args: object) -> None:
-        self.gradient.__exit__()
+        self._leave.close()
 
     def step(self) -> float:
         """Take the training step that is measured; return the loss."""
@@ -85,9 +97,11 @@ class NumpySide(Side):
         if keep:
             keep_memory()
 
-    def add_step(self, name: str, size: Size, rank: int | None) -> None:
+    def add_step(
+        self, name: str, size: Size, rank: int | None, textbook: str | None = None
+    ) -> None:
         """Prepare a training step."""
-        training = Training(size, rank, **{self.workers: self.threads})
+        training = Training(size, rank, textbook, **{self.workers: self.threads})
         self.trainings[name], self.actions[name] = training, training.step
 
     def run(self, action: str, count: int) -> list[float]:
