@@ -24,10 +24,11 @@ TWINS = {"full": ("gelu", "attention"), "LoRA": ("gelu", "attention", "lora_line
 def measure_twins(plan: Plan) -> Result:
     """Measure a step in which the layers call a textbook pair / one with its fast twin.
 
-    In one process with BLAS at one thread: a step of half a batch, as each of two processes takes.
+    In CPU seconds of one process with BLAS at one thread, on half a batch, as each of two processes
+    has. The gains are small, so the turns are short and many.
     """
     result = Result()
-    with Worker(SIDE, threads=1) as worker:
+    with Worker(SIDE, threads=1, cpu_time=True) as worker:
         for size in plan.sizes:
             half = replace(size, batch_size=max(1, size.batch_size // 2))
             for method, pairs in TWINS.items():
@@ -37,7 +38,7 @@ def measure_twins(plan: Plan) -> Result:
                     name = f"textbook {pair}" if pair else "fast"
                     worker.call("add_step", name, half, METHODS[method], pair)
                     turns[name] = (worker, name)
-                times = take_turns(turns, plan.rounds, plan.slice_seconds)
+                times = take_turns(turns, 3 * plan.rounds, plan.slice_seconds / 3)
                 result.note(times, f"{method}, {size.name}")
                 for name in list(turns)[1:]:
                     ratio = times[name].over(times["fast"])

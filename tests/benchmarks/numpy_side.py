@@ -87,10 +87,20 @@ class NumpySide(Side):
         Whether freed memory is kept, as ``lora-np``'s own commands do.
     workers : {"processes", "threads"}
         Of a training step.
+    cpu_time : bool
+        Whether to count this process's CPU seconds. They depend less on what else the machine
+        does, and say nothing about several workers.
     """
 
-    def __init__(self, threads: int, keep: bool = True, workers: str = "processes") -> None:
+    def __init__(
+        self,
+        threads: int,
+        keep: bool = True,
+        workers: str = "processes",
+        cpu_time: bool = False,
+    ) -> None:
         super().__init__()
+        self.clock = time.process_time if cpu_time else time.perf_counter
         self.threads, self.workers = threads, workers
         self.trainings: dict[str, Training] = {}
         self._limits = threadpool_limits(threads, user_api="blas")

@@ -3,6 +3,10 @@
 As in ops/activation.py, y = x g with g = (1 + tanh(u)) / 2 and y' = g + y (1 - g) 2 u'. Forward has
 all of this at hand: it keeps the slope y' and neither x nor g, and backward is one product. Each
 line below works in place on an array that the function has made.
+
+What it gains: with the textbook pair a full step takes 1.04 / 1.03 / 1.02 times as long, and a LoRA
+step 1.04 / 1.06 / 1.02 (tiny / small / medium; 2026-11-25; ``python -m tests.benchmarks --only
+twins``).
 """
 
 from __future__ import annotations
