@@ -1,4 +1,4 @@
-"""The table of every pair and every layer, each ready for a gradient check.
+"""The table of every pair, fast twin and layer, each ready for a gradient check.
 
 ``lora-np gradcheck`` prints it; the tests walk through it. B is random wherever there is a B: at
 B = 0, where training starts, most wrong gradients look right.
@@ -30,6 +30,7 @@ from lora_np.layers import (
 )
 from lora_np.methods import LoraConfig, LoRALinear, inject
 from lora_np.models import GPT, GPTConfig
+from lora_np.ops import fast
 from lora_np.parameters import Parameter
 from lora_np.tables import text_row
 
@@ -77,9 +78,14 @@ def cases(rng: np.random.Generator) -> list[Case]:
     return [*_pairs(rng), *_layers(rng), *_models(rng)]
 
 
-def _pair(name: str, *inputs: Any, label: str = "", **kwargs: Any) -> Case:
-    forward, backward = getattr(ops, f"{name}_forward"), getattr(ops, f"{name}_backward")
-    return Case(f"{name}{label}", forward, backward, inputs, kwargs)
+def _pair(name: str, *inputs: Any, label: str = "", **kwargs: Any) -> list[Case]:
+    """Return the textbook pair and, where there is one, its fast twin, with the same inputs."""
+    found = []
+    for suffix, form in ((label, ops), (f"{label}, fast", fast)):
+        if f"{name}_forward" in form.__all__:
+            forward, backward = getattr(form, f"{name}_forward"), getattr(form, f"{name}_backward")
+            found.append(Case(f"{name}{suffix}", forward, backward, inputs, kwargs))
+    return found
 
 
 def _pairs(rng: np.random.Generator) -> list[Case]:
@@ -88,11 +94,12 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
     mask = (rng.random(x.shape) < 0.7) / 0.7
     tokens = rng.integers(0, 6, (2, 4))
     some = np.where(tokens == tokens[0, 0], -100, tokens)  # some targets are ignored
-    return [
+    table = [
         _pair("linear", x, W0, b),
         _pair("linear", x, W0, label=", no bias"),
         _pair("lora_linear", x, W0, A, B, b, scale=0.7),
         _pair("lora_linear", x, W0, A, B, label=", dropout, no bias", scale=0.7, mask=mask),
+        _pair("lora_linear", x[0, :1], W0, A, B, label=", one sample", scale=0.7),
         *(_pair(name, n((3, 4))) for name in ("gelu", "relu", "silu", "softmax")),
         _pair("layernorm", x, n(5), n(5)),
         _pair("embedding", tokens, n((6, 3))),
@@ -104,6 +111,7 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
         _pair("cross_entropy", n((2, 4, 6)), some, label=", some ignored"),
         _pair("mse", n((3, 4)), n((3, 4))),
     ]
+    return [case for forms in table for case in forms]
 
 
 def _layers(rng: np.random.Generator) -> list[Case]:

@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from lora_np import ops
+from lora_np.ops import fast
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import measure, page, report
 from tests.benchmarks.measure import Result, Row, Spread, exponent
 from tests.benchmarks.models import step_flops
+from tests.benchmarks.numpy_side import Training
 from tests.benchmarks.plan import DEFAULT, QUICK, RANK, AdapterSize, Plan, Size
 from tests.benchmarks.steps import Disagreement, check_losses
 from tests.benchmarks.workers import THREAD_SETTINGS, Worker, WorkerError, thread_settings
@@ -28,6 +31,7 @@ PLAN = Plan(
 )
 INSIDE = (
     "steps",
+    "twins",
     "allocator",
     "memory",
     "inference",
@@ -99,6 +103,31 @@ def test_figures_that_are_no_times_are_right(finished):
     assert ratio == pytest.approx(lora / full, rel=EXACT)
     predicted = rows_of(content, "ledger")["growth exponent of a step's time", "in T"]
     assert predicted["reference_is"] == "predicted" and 1.0 < predicted["reference"] < 2.0
+
+
+def test_the_textbook_pair_takes_the_place_of_its_twin_for_the_steps_alone(monkeypatch):
+    calls = []
+
+    def spied(x, right=ops.gelu_forward):
+        calls.append(x.shape)
+        return right(x)
+
+    monkeypatch.setattr(ops, "gelu_forward", spied)
+    losses = []
+    for textbook in ("gelu", None):
+        with Training(TOY, None, textbook) as training:
+            losses.append([training.step(), training.step()])
+        assert len(calls) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_every_twin_is_measured_where_the_model_has_it(finished):
+    content, _ = finished
+    pairs = {name.removesuffix("_forward") for name in fast.__all__ if name.endswith("_forward")}
+    whats = {what for what, _ in rows_of(content, "twins")}
+    assert whats == {f"LoRA: textbook {pair} / fast" for pair in pairs} | {
+        f"full: textbook {pair} / fast" for pair in pairs - {"lora_linear"}
+    }
 
 
 def test_the_spectrum_of_factors_agrees_with_the_dense_one(finished):

@@ -17,7 +17,7 @@ HOUSE = (
     "layers methods models costs pretrained train adapters experiments selfcheck checks course cli "
     "__main__"
 )
-OPS = "contract linear lora activation norm embedding attention dropout loss __init__"
+OPS = "contract linear lora activation norm embedding attention dropout loss __init__ fast"
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
 HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes")
@@ -99,6 +99,14 @@ def test_a_file_imports_only_files_above_it(path):
 @pytest.mark.parametrize("path", sorted((PACKAGE / "ops").glob("*.py")), ids=lambda p: p.stem)
 def test_a_family_of_operations_imports_only_those_above_it(path):
     assert misplaced(path.stem, tree_of(path), OPS_ORDER, "lora_np.ops") == set()
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "ops/fast").glob("*.py")), ids=lambda p: p.stem)
+def test_a_fast_twin_imports_textbook_families_and_no_other_twin(path):
+    tree, twins = tree_of(path), ours(tree_of(path), "lora_np.ops.fast")
+    assert misplaced("fast", tree, OPS_ORDER, "lora_np.ops") <= {"fast"}
+    assert path.stem == "__init__" or twins == set()
+    assert (PACKAGE / "ops" / path.name).exists()  # each in the file of its textbook form's name
 
 
 @pytest.mark.parametrize("name", NEVER_GPT)

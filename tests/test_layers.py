@@ -255,8 +255,9 @@ def test_frozen_q_and_k_form_no_gradient_of_the_scores(monkeypatch, rng):
 
     def spied(dy, cache, need):
         needs.append(list(need))
-        return ops.attention_backward(dy, cache, need)
+        return backward(dy, cache, need)
 
+    backward = layers.attention.attention_backward
     monkeypatch.setattr(layers.attention, "attention_backward", spied)
     _, _, found = step(attention, *x_and_dy(3, D), need_dx=False)
     assert needs == [[False, False, True]] and list(found) == ["v_proj.W"]

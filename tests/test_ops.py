@@ -1,4 +1,4 @@
-"""lora_np.ops: every pair against its naive twin, its contract, and the cases known by hand."""
+"""lora_np.ops and its fast twins: naive twins, the contract, and the cases known by hand."""
 
 import itertools
 import math
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lora_np import ops
 from lora_np.backend import ShapeError
+from lora_np.ops import fast
 from lora_np.selfcheck import cases
 from tests import naive
 
@@ -19,8 +20,8 @@ TOL = 1e-12  # float64: relative to the largest entry of what is expected
 TOL32 = 2e-5  # float32
 
 
-def op(name):
-    return getattr(ops, f"{name}_forward"), getattr(ops, f"{name}_backward")
+def op(name, form=ops):
+    return getattr(form, f"{name}_forward"), getattr(form, f"{name}_backward")
 
 
 def close(actual, expected, tolerance=TOL):
@@ -119,10 +120,22 @@ PAIRS = {
     "mse": ("mse", 2, lambda s: (s.x(), s.x()), None),
 }
 LOSSES = ("cross_entropy", "mse")
+TWINS = [label for label, (name, *_) in PAIRS.items() if f"{name}_forward" in fast.__all__]
+PAIRS |= {f"{label}, fast": PAIRS[label] for label in TWINS}
 axis = st.integers(1, 4)
 leads = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 sizes = st.builds(Sizes, leads, axis, axis, axis, axis, st.integers(0, 2**32))
+# Few and many samples, one block of queries and several, and axes of length one in each place.
+uneven = st.builds(
+    Sizes,
+    st.lists(st.sampled_from((1, 2, 3, 40)), max_size=2).map(tuple),
+    *([st.sampled_from((1, 2, 5, 17))] * 2),
+    axis,
+    st.sampled_from((1, 2, 63, 64, 65, 130)),
+    st.integers(0, 2**32),
+)
 every_pair = pytest.mark.parametrize("label", PAIRS)
+both_forms = pytest.mark.parametrize("form", [ops, fast], ids=["textbook", "fast"])
 
 
 class Drawn:
@@ -130,7 +143,7 @@ class Drawn:
 
     def __init__(self, label, s, dtype=np.float64):
         self.name, self.slots, args, kwargs = PAIRS[label]
-        self.forward, self.backward = op(self.name)
+        self.forward, self.backward = op(self.name, fast if label.endswith(", fast") else ops)
         self.args = [cast(a, dtype) for a in args(s)]
         self.kwargs = {k: cast(v, dtype) for k, v in (kwargs(s) if kwargs else {}).items()}
         self.y, self.cache = self.forward(*self.args, **self.kwargs)
@@ -149,7 +162,7 @@ def cast(x, dtype):
 
 def leaves(cache):
     for part in cache:
-        yield from leaves(part) if isinstance(part, tuple) else (part,)
+        yield from leaves(part) if isinstance(part, tuple | list) else (part,)
 
 
 def small():
@@ -177,6 +190,19 @@ def test_backward_equals_the_naive_twin(label, s):
         assert (a is None) == (e is None)  # an absent bias
         if e is not None:
             close(a, e)
+
+
+@pytest.mark.parametrize("label", TWINS)
+@given(uneven)
+def test_the_fast_twin_equals_the_textbook(label, s):
+    d = Drawn(label, s)
+    forward, backward = op(d.name, fast)
+    y, cache = forward(*d.args, **d.kwargs)
+    close(y, d.y, 10 * TOL)
+    for fast_one, textbook in zip(backward(d.dy, cache), d.backward(d.dy, d.cache), strict=True):
+        assert (fast_one is None) == (textbook is None)
+        if textbook is not None:
+            close(fast_one, textbook, 10 * TOL)
 
 
 @every_pair
@@ -267,8 +293,9 @@ def test_gradients_match(case, method):
 def test_every_pair_is_in_the_table():
     pairs = {n.removesuffix("_forward") for n in ops.__all__ if n.endswith("_forward")}
     assert pairs == {name for name, *_ in PAIRS.values()}
-    checked = {case.forward for case, _ in CHECKS}
-    assert all(op(name)[0] in checked for name in pairs)
+    twins = {n.removesuffix("_forward") for n in fast.__all__ if n.endswith("_forward")}
+    checked = {(case.forward, case.backward) for case, _ in CHECKS}
+    assert {op(name) for name in pairs} | {op(name, fast) for name in twins} <= checked
 
 
 # --- LoRA --------------------------------------------------------------------------------------
@@ -277,12 +304,13 @@ W0 = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
 A, B = np.array([[0.1, -0.2]]), np.array([[0.3], [-0.4], [0.5]])
 
 
+@both_forms
 @pytest.mark.parametrize("batch", [(), (1,), (1, 1)])
-def test_lora_worked_by_hand(batch):
+def test_lora_worked_by_hand(form, batch):
     """y = W0 x + B A x, dA = B^T g x^T, dB = g (A x)^T, dx = W0^T g + A^T B^T g, by pencil."""
     x, g = np.array([1.0, 2.0]), np.array([0.2, -0.1, 0.3])
-    y, cache = ops.lora_linear_forward(x.reshape(*batch, 2), W0, A, B, scale=1.0)
-    dx, dW0, dA, dB, db = ops.lora_linear_backward(g.reshape(*batch, 3), cache)
+    y, cache = form.lora_linear_forward(x.reshape(*batch, 2), W0, A, B, scale=1.0)
+    dx, dW0, dA, dB, db = form.lora_linear_backward(g.reshape(*batch, 3), cache)
     close(y, np.array([4.91, 11.12, 16.85]).reshape(*batch, 3))
     close(dA, [[0.25, 0.50]])
     close(dB, [[-0.06], [0.03], [-0.09]])
@@ -291,25 +319,27 @@ def test_lora_worked_by_hand(batch):
     assert db is None
 
 
+@both_forms
 @given(sizes)
-def test_lora_at_b_zero_changes_nothing_and_moves_b_alone(s):
+def test_lora_at_b_zero_changes_nothing_and_moves_b_alone(form, s):
     d = Drawn("lora", s)
     x, W, A_, B_, b = d.args
-    y, cache = ops.lora_linear_forward(x, W, A_, np.zeros_like(B_), b, scale=0.7)
+    y, cache = form.lora_linear_forward(x, W, A_, np.zeros_like(B_), b, scale=0.7)
     np.testing.assert_array_equal(y, ops.linear_forward(x, W, b)[0])
-    _, _, dA, dB, _ = ops.lora_linear_backward(d.dy, cache)
+    _, _, dA, dB, _ = form.lora_linear_backward(d.dy, cache)
     assert not dA.any() and dB.all()
 
 
-def test_lora_forms_nothing_of_the_weights_size():
+@both_forms
+def test_lora_forms_nothing_of_the_weights_size(form):
     n, r = 4000, 2
     rng = np.random.default_rng(0)
     x, A_, B_ = rng.standard_normal((1, n)), rng.standard_normal((r, n)), np.ones((n, r))
     W = np.zeros((n, n))
     tracemalloc.start()
     try:
-        _, cache = ops.lora_linear_forward(x, W, A_, B_, scale=0.5)
-        ops.lora_linear_backward(x, cache, (True, False, True, True, False))
+        _, cache = form.lora_linear_forward(x, W, A_, B_, scale=0.5)
+        form.lora_linear_backward(x, cache, (True, False, True, True, False))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -326,22 +356,24 @@ def test_a_frozen_layer_never_reads_what_its_gradient_would_need():
 # --- gradients that are zero -------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("label", ["attention, fewer queries", "attention, fewer queries, fast"])
 @given(sizes)
-def test_a_bias_of_the_keys_changes_nothing(s):
+def test_a_bias_of_the_keys_changes_nothing(label, s):
     """q . (k + b) adds the number q . b to a whole row of scores: softmax does not see it."""
-    d = Drawn("attention, fewer queries", s)
+    d = Drawn(label, s)
     q, k, v = d.args
-    close(ops.attention_forward(q, k + s.normal(s.n_in), v)[0], d.y, 10 * TOL)
+    close(d.forward(q, k + s.normal(s.n_in), v)[0], d.y, 10 * TOL)
     _, dk, _ = d.backward(d.dy, d.cache)
     close(dk.sum(axis=-2), np.zeros((*s.lead, s.n_in)), 10 * TOL)
 
 
+@both_forms
 @given(sizes)
-def test_one_position_has_no_choice(s):
+def test_one_position_has_no_choice(form, s):
     q, k, v = attention_inputs(s, 1, 1)
-    y, cache = ops.attention_forward(q, k, v)
+    y, cache = form.attention_forward(q, k, v)
     dy = s.normal(*y.shape)
-    dq, dk, dv = ops.attention_backward(dy, cache)
+    dq, dk, dv = form.attention_backward(dy, cache)
     np.testing.assert_array_equal(y, v)
     np.testing.assert_array_equal(dv, dy)
     close(dq, np.zeros_like(q))  # the difference of two equal sums, added up in other orders
@@ -368,66 +400,81 @@ def test_softmax_and_layernorm_ignore_a_constant(s):
         np.testing.assert_allclose(dx.sum(axis=-1), 0.0, atol=10 * limit)
 
 
-def test_gelu_far_out_is_the_identity_or_zero():
+@both_forms
+def test_gelu_far_out_is_the_identity_or_zero(form):
     far = np.array([10.0, 20.0, 1e3, 1e10, 1e12, 1e20, 3e38])
     for x in (np.concatenate([-far, far]).astype(dtype) for dtype in (np.float32, np.float64)):
-        y, cache = ops.gelu_forward(x)
+        y, cache = form.gelu_forward(x)
         np.testing.assert_allclose(y, np.maximum(x, 0), rtol=1e-6, atol=1e-6)
-        close(ops.gelu_backward(np.ones_like(x), cache)[0], (x > 0).astype(x.dtype), TOL32)
+        close(form.gelu_backward(np.ones_like(x), cache)[0], (x > 0).astype(x.dtype), TOL32)
 
 
 # --- attention -----------------------------------------------------------------------------------
 
 
-def test_queries_align_to_the_last_key():
+@both_forms
+def test_queries_align_to_the_last_key(form):
     q, k, v = attention_inputs(Sizes((2,), 3, 4, 1, 1, 0), 5, 5)
-    whole, _ = ops.attention_forward(q, k, v)
+    whole, _ = form.attention_forward(q, k, v)
     for n in range(1, 6):
-        close(ops.attention_forward(q[:, -n:], k, v)[0], whole[:, -n:])
+        close(form.attention_forward(q[:, -n:], k, v)[0], whole[:, -n:])
 
 
+@both_forms
 @pytest.mark.parametrize("size", [1.0, 20.0])  # exp without and with its shift: other last bits
-def test_no_position_sees_the_future(size):
+def test_no_position_sees_the_future(form, size):
     q, k, v = attention_inputs(Sizes((), 3, 4, 1, 1, 0), 4, 4)
     k *= size
-    y, _ = ops.attention_forward(q, k, v)
+    y, _ = form.attention_forward(q, k, v)
     k[2], v[2] = size * q[3], 100.0
-    changed, _ = ops.attention_forward(q, k, v)
+    changed, _ = form.attention_forward(q, k, v)
     np.testing.assert_array_equal(changed[:2], y[:2])
     assert (np.abs(changed[3] - y[3]) > 0).all()
 
 
+@both_forms
 @pytest.mark.parametrize("size", [1.0, 30.0])
 @pytest.mark.parametrize("Tq, Tk", [(130, 130), (65, 70), (64, 64)])
-def test_blocks_and_the_shift_change_nothing(Tq, Tk, size):
+def test_blocks_and_the_shift_change_nothing(form, Tq, Tk, size):
     """Several blocks of queries, the last one partial; scores far beyond what exp can take."""
     q, k, v = attention_inputs(Sizes((2,), 3, 4, 1, 1, 0), Tq, Tk)
     q *= size
-    y, cache = ops.attention_forward(q, k, v)
+    y, cache = form.attention_forward(q, k, v)
     close(y, naive.attention_forward(q, k, v))
     dy = np.random.default_rng(1).standard_normal(y.shape)
     for ours, theirs in zip(
-        ops.attention_backward(dy, cache), naive.attention_backward(dy, q, k, v)
+        form.attention_backward(dy, cache), naive.attention_backward(dy, q, k, v)
     ):
         close(ours, theirs, 10 * TOL)
 
 
+@both_forms
+def test_without_a_query_no_key_and_no_value_has_a_gradient(form):
+    q, k, v = attention_inputs(Sizes((2,), 3, 4, 1, 1, 0), 0, 5)
+    y, cache = form.attention_forward(q, k, v)
+    dq, dk, dv = form.attention_backward(y, cache)
+    assert y.shape == (2, 0, 4) and dq.shape == q.shape
+    assert not dk.any() and dk.shape == k.shape and not dv.any() and dv.shape == v.shape
+
+
+@both_forms
 @pytest.mark.parametrize("size", [5.0, 10.0, 30.0, 1000.0])
-def test_scores_beyond_what_exp_can_take_are_shifted(size):
+def test_scores_beyond_what_exp_can_take_are_shifted(form, size):
     q, k, v = (size * x for x in attention_inputs(Sizes((), 3, 4, 1, 1, 0), 5, 5))
     for dtype, tolerance in ((np.float64, TOL), (np.float32, TOL32)):
         inputs = [x.astype(dtype) for x in (q, k, v)]
-        y, cache = ops.attention_forward(*inputs)
+        y, cache = form.attention_forward(*inputs)
         close(y, naive.attention_forward(*(x.astype(np.float64) for x in inputs)), tolerance)
-        assert all(np.isfinite(d).all() for d in ops.attention_backward(np.ones_like(y), cache))
+        assert all(np.isfinite(d).all() for d in form.attention_backward(np.ones_like(y), cache))
 
 
-def test_scores_are_shifted_where_their_bound_is_no_number():
+@both_forms
+def test_scores_are_shifted_where_their_bound_is_no_number(form):
     q = np.full((3, 2), 1e30, np.float32)  # q . q overflows and k . k is 0
     k = 1e-24 * np.arange(1, 4, dtype=np.float32)[:, None] * np.ones(2, np.float32)
     v = np.arange(6, dtype=np.float32).reshape(3, 2)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        y, _ = ops.attention_forward(q, k, v)
+        y, _ = form.attention_forward(q, k, v)
     close(y, naive.attention_forward(q.astype(np.float64), k.astype(np.float64), v), TOL32)
 
 
@@ -436,12 +483,12 @@ def test_merged_and_thin_products_are_the_same_lora(n):
     """Few samples go through A and B; many through W0 + s B A, in fewer operations."""
     s = Sizes((n,), 6, 5, 2, 1, 0)
     x, W0, A, B, b = lora_inputs(s, s.normal(s.n_out))
-    y, cache = ops.lora_linear_forward(x, W0, A, B, b, scale=0.7)
-    assert (cache.u is None) == (n == 40)
+    y, cache = fast.lora_linear_forward(x, W0, A, B, b, scale=0.7)
+    assert (type(cache).__name__ == "MergedCache") == (n == 40)
     dy = s.normal(n, s.n_out)
     close(y, naive.lora_linear_forward(x, W0, A, B, b, scale=0.7))
     twins = naive.lora_linear_backward(dy, x, W0, A, B, b, scale=0.7)
-    for ours, theirs in zip(ops.lora_linear_backward(dy, cache), twins):
+    for ours, theirs in zip(fast.lora_linear_backward(dy, cache), twins):
         close(ours, theirs)
 
 
@@ -489,10 +536,9 @@ def test_large_logits_are_finite(dtype):
     close(dz, [[0.5, 0.0, -0.5], [0.0, -0.25, 0.25]], TOL32)
     y, _ = ops.softmax_forward(z)
     close(y, [[1, 0, 0], [0, 0.5, 0.5]], TOL32)
-    for name, expected in (("gelu", [1e4, 0, -1e4]), ("silu", [1e4, 0, -1e4])):
-        forward, backward = op(name)
+    for forward, backward in (op("gelu"), op("gelu", fast), op("silu")):
         y, cache = forward(z[0])
-        close(y, np.maximum(expected, 0.0), TOL32)
+        close(y, [1e4, 0, 0], TOL32)
         close(backward(np.ones(3, dtype), cache)[0], [1.0, 0.5, 0.0], TOL32)
 
 
@@ -562,22 +608,25 @@ MISFITS = [
 @pytest.mark.parametrize("name, args, message", MISFITS)
 def test_a_shape_error_names_the_argument_its_shape_and_the_expected_one(name, args, message):
     kwargs = {"scale": 1.0} if name == "lora_linear" else {}
-    with pytest.raises(ShapeError, match=message):
-        op(name)[0](*args, **kwargs)
+    for form in (ops, fast) if f"{name}_forward" in fast.__all__ else (ops,):
+        with pytest.raises(ShapeError, match=message):
+            op(name, form)[0](*args, **kwargs)
 
 
-def test_a_lora_mask_has_the_shape_of_x():
+@both_forms
+def test_a_lora_mask_has_the_shape_of_x(form):
     with pytest.raises(ShapeError, match=r"mask has shape \(1,\), expected \(2,\), the shape of x"):
-        ops.lora_linear_forward(o(2), W0, A, B, scale=1.0, mask=o(1))
+        form.lora_linear_forward(o(2), W0, A, B, scale=1.0, mask=o(1))
 
 
+@both_forms
 @pytest.mark.parametrize("wrong", ["q", "k"])
-def test_attention_refuses_batch_axes_that_differ(wrong):
+def test_attention_refuses_batch_axes_that_differ(form, wrong):
     shapes = {"q": (2, 3, 4), "k": (2, 3, 4), "v": (2, 3, 4)}
     shapes[wrong] = shapes[wrong][1:]
     shapes["v"] = shapes["k"]
     with pytest.raises(ShapeError, match="k has shape"):
-        ops.attention_forward(*(o(shape) for shape in shapes.values()))
+        form.attention_forward(*(o(shape) for shape in shapes.values()))
 
 
 def test_layernorm_refuses_a_scalar():

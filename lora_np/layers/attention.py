@@ -10,7 +10,7 @@ from lora_np.backend import Array, ShapeError
 from lora_np.layers.base import Flops, Layer, Rng
 from lora_np.layers.linear import Linear
 from lora_np.layers.memory import KeyMemory
-from lora_np.ops import attention_backward, attention_forward
+from lora_np.ops.fast import attention_backward, attention_forward
 from lora_np.parameters import Grads
 
 

@@ -15,11 +15,10 @@ from lora_np.ops import (
     dropout_mask,
     embedding_backward,
     embedding_forward,
-    gelu_backward,
-    gelu_forward,
     layernorm_backward,
     layernorm_forward,
 )
+from lora_np.ops.fast import gelu_backward, gelu_forward
 from lora_np.parameters import Grads, Parameter
 
 

@@ -26,7 +26,8 @@ from lora_np.methods.contract import Adapter, FilePlace, MethodConfig, adapters,
 from lora_np.methods.peft import as_fields
 from lora_np.methods.stacked import Factors, file_factors, model_factors
 from lora_np.methods.targets import check_patterns, check_used, lookup
-from lora_np.ops import dropout_mask, lora_linear_backward, lora_linear_forward
+from lora_np.ops import dropout_mask
+from lora_np.ops.fast import lora_linear_backward, lora_linear_forward
 from lora_np.parameters import Grads, Parameter
 from lora_np.reading import brief, shown
 
@@ -266,7 +267,7 @@ class LoRALinear(Adapter):
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return W0's cost and the adapter's: two thin products, and those of du, dA, dB, dx.
 
-        In a large batch less is done: W0 + s B A is formed once (see ops/lora.py).
+        In a large batch less is done: W0 + s B A is formed once (see ops/fast/lora.py).
         """
         a, b = 2 * self.A.size, 2 * self.B.size
         reach_u = b * (need_dx or self.A.trainable)

@@ -8,6 +8,8 @@ A forward returns its result and a cache, which the backward reads::
 ``dy`` is the gradient of the loss with respect to ``y``, of the same shape. What comes back are the
 gradients of forward's arrays, in order; tokens, targets of classes and masks have none. ``need``
 holds one bool for each: what nobody needs is not formed and comes back as None. By default all are.
+
+These are the textbook forms. Layers call the faster twins of some of them, :mod:`lora_np.ops.fast`.
 """
 
 from lora_np.ops.activation import (

@@ -1,9 +1,8 @@
 """Embedding: row number `token` of a table, for every token.
 
 Shapes: tokens (...) integers, W (V, d), y (..., d). With the one-hot matrix H (N, V), whose row n
-has its single 1 at tokens[n], the lookup is the linear map y = H W, so dW = H^T dy: the gradients
-of equal tokens are summed. Backward builds H only over the U tokens that occur, never all V
-columns: a dense (N, U) array, small for bytes, 100 MB at N = 8192 and U = 3000.
+has its single 1 at tokens[n], the lookup is the linear map y = H W, so dW = H^T dy: row v of dW is
+the sum of dy over the places where token v was read. H is nearly all zeros and is never formed.
 """
 
 from __future__ import annotations
@@ -67,10 +66,7 @@ def embedding_backward(dy: Array, cache: EmbeddingCache, need: Need = None) -> t
     if not wanted(need, 1)[0]:
         return (None,)
     expect_shape("dy", dy, *cache.tokens.shape, cache.table[1])
-    xp, d = get_xp(dy), cache.table[1]
-    seen, place = xp.unique(cache.tokens.reshape(-1), return_inverse=True)  # (U,), (N,)
-    cell = place[:, None] * d + xp.arange(d)  # (N, d), where each entry of dy is added
-    sums = xp.bincount(cell.reshape(-1), weights=dy.reshape(-1), minlength=len(seen) * d)
+    xp = get_xp(dy)
     dW = xp.zeros(cache.table, dtype=dy.dtype)  # (V, d)
-    dW[seen] = sums.reshape(len(seen), d)
+    xp.add.at(dW, cache.tokens, dy)  # dW[tokens] += dy would count equal tokens once
     return (dW,)

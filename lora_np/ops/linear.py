@@ -99,3 +99,8 @@ def sum_rows(x: Array) -> Array:
 def sum_last(x: Array) -> Array:
     """Return the sums (..., 1) over the last axis of `x` (..., d), by the product x 1."""
     return x @ get_xp(x).ones((x.shape[-1], 1), dtype=x.dtype)
+
+
+def mean_last(x: Array) -> Array:
+    """Return the means (..., 1) over the last axis of `x` (..., d)."""
+    return sum_last(x) / x.shape[-1]

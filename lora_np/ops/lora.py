@@ -16,11 +16,6 @@ after the other. Each is differentiated as in linear.py, from the outside in::
 At B = 0, where training starts, du and with it dA are zero while dB is not. Every product of the
 adapter has a side of length r.
 
-Without a mask the two paths are one linear map with the weight W = W0 + s B A. Where there are many
-more samples than entries in a row of W0, forming W costs less than sending every sample through A
-and B: then y = x W^T + b and dx = dy W, while dA, dB and dW0 stay as above. W lives for one product
-and is not cached; with few samples, as when one token is generated, it is never formed.
-
 Source: Hu et al. (2021), arXiv:2106.09685, equation 3.
 """
 
@@ -40,7 +35,7 @@ class LoRALinearCache(NamedTuple):
     W0: Array  # (out, in)
     A: Array  # (r, in)
     B: Array  # (out, r)
-    u: Array | None  # (N, r), the input seen through A; None where forward did not need it
+    u: Array  # (N, r), the input seen through A
     scale: float
     mask: Array | None  # (..., in)
     has_bias: bool
@@ -91,15 +86,11 @@ def lora_linear_forward(
     >>> y.tolist(), dA.tolist(), dB.T.tolist()  # at B = 0 y is the base's, and only B learns
     ([[1.0, 1.0, 1.0]], [[0.0, 0.0, 0.0]], [[6.0, 6.0, 6.0]])
     """
-    _check_shapes(x, W0, A, B, b, mask)
+    check_shapes(x, W0, A, B, b, mask)
     scale = float(scale)  # an np.float64 would lift float32 to float64
-    u = None
-    if mask is None and _merging_pays(x, W0):
-        y = rows(x) @ _merged(W0, A, B, scale).T  # (N, out)
-    else:
-        u = rows(_masked(x, mask)) @ A.T  # (N, r)
-        y = rows(x) @ W0.T  # (N, out)
-        y += (scale * u) @ B.T
+    u = rows(_masked(x, mask)) @ A.T  # (N, r)
+    y = rows(x) @ W0.T  # (N, out)
+    y += (scale * u) @ B.T
     if b is not None:
         y += b
     return y.reshape(*x.shape[:-1], W0.shape[0]), LoRALinearCache(
@@ -116,28 +107,26 @@ def lora_linear_backward(
     expect_shape("dy", dy, *x.shape[:-1], W0.shape[0])
     dx = dW0 = dA = dB = db = None
     g = rows(dy)  # (N, out)
-    merged = u is None
-    if need_A or (need_x and not merged):
+    if need_x or need_A:
         du = scale * (g @ B)  # (N, r)
-        if need_A:
-            dA = du.T @ rows(_masked(x, mask))  # (r, in)
-        if need_x and not merged:
+        if need_x:
             dx = (g @ W0).reshape(x.shape)  # (..., in)
             dx += _masked((du @ A).reshape(x.shape), mask)
-    if need_x and merged:
-        dx = (g @ _merged(W0, A, B, scale)).reshape(x.shape)  # (..., in)
+        if need_A:
+            dA = du.T @ rows(_masked(x, mask))  # (r, in)
     if need_W0:
         dW0 = g.T @ rows(x)  # (out, in)
     if need_B:
-        dB = scale * (g.T @ (rows(x) @ A.T if merged else u))  # (out, r)
+        dB = scale * (g.T @ u)  # (out, r)
     if need_b and has_bias:
         db = sum_rows(dy)  # (out,)
     return dx, dW0, dA, dB, db
 
 
-def _check_shapes(
+def check_shapes(
     x: Array, W0: Array, A: Array, B: Array, b: Array | None, mask: Array | None
 ) -> None:
+    """Raise unless the arguments of :func:`lora_linear_forward` fit."""
     expect_shape("W0", W0, None, None)
     expect_last("x", x, W0.shape[1])
     expect_shape("A", A, None, W0.shape[1])
@@ -150,17 +139,3 @@ def _check_shapes(
 
 def _masked(x: Array, mask: Array | None) -> Array:
     return x if mask is None else x * mask
-
-
-def _merged(W0: Array, A: Array, B: Array, scale: float) -> Array:
-    """Return W0 + scale B A (out, in)."""
-    W = (scale * B) @ A
-    W += W0
-    return W
-
-
-def _merging_pays(x: Array, W0: Array) -> bool:
-    """Return whether forming W, forward and backward, costs less than thin products on x do."""
-    d_out, d_in = W0.shape
-    samples = x.size // d_in
-    return samples * (d_in + d_out) > 2 * d_in * d_out

@@ -28,8 +28,7 @@ IGNORE_INDEX = -100  # the target that counts for nothing, PyTorch's convention
 class CrossEntropyCache(NamedTuple):
     """What :func:`cross_entropy_backward` reads."""
 
-    e: Array  # (N, V), exp of the logits less each row's largest
-    t: Array  # (N,), row sums of e: softmax is e / t
+    p: Array  # (N, V), softmax of the logits
     targets: Array  # (N,), 0 where ignored
     kept: Array  # (N,), bool
     divisor: int
@@ -87,13 +86,12 @@ def cross_entropy_forward(
     if count < 1:
         raise ValueError(f"no token is kept: there is none but ignore_index = {ignore_index}")
     z = _shifted(z)  # (N, V)
-    z_target = z[xp.arange(len(z)), target]  # (N,)
-    e = xp.exp(z, out=z)  # (N, V)
-    t = sum_last(e)[:, 0]  # (N,)
-    nll = xp.log(t) - z_target  # (N,)
+    e = xp.exp(z)  # (N, V)
+    t = sum_last(e)  # (N, 1)
+    nll = xp.log(t[:, 0]) - z[xp.arange(len(z)), target]  # (N,)
     loss = nll[kept].sum() / count
     expect_finite("the targets' log-probabilities", loss.real)
-    return loss, CrossEntropyCache(e, t, target, kept, count, logits.shape)
+    return loss, CrossEntropyCache(e / t, target, kept, count, logits.shape)
 
 
 def cross_entropy_backward(
@@ -102,10 +100,10 @@ def cross_entropy_backward(
     """Return (dlogits,) of :func:`cross_entropy_forward`; the targets take no slot."""
     if not wanted(need, 1)[0]:
         return (None,)
-    e, t, target, kept, divisor, shape = cache
-    weight = (kept * (dy / divisor)).astype(e.dtype)  # (N,), zero for ignored tokens
-    dz = e * (weight / t)[:, None]  # (N, V), weight softmax(z)
-    dz[get_xp(e).arange(len(e)), target] -= weight
+    p, target, kept, divisor, shape = cache
+    weight = (kept * (dy / divisor)).astype(p.dtype)  # (N,), zero for ignored tokens
+    dz = weight[:, None] * p  # (N, V)
+    dz[get_xp(p).arange(len(p)), target] -= weight
     return (dz.reshape(shape),)
 
 

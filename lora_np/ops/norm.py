@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from lora_np.backend import Array
 from lora_np.ops.contract import Need, expect_shape, expect_some, wanted
-from lora_np.ops.linear import sum_last, sum_rows
+from lora_np.ops.linear import mean_last, sum_rows
 
 
 class LayernormCache(NamedTuple):
@@ -63,15 +63,12 @@ def layernorm_forward(
     expect_some("x", x)
     expect_shape("gamma", gamma, *x.shape[-1:])
     expect_shape("beta", beta, *x.shape[-1:])
-    d, eps = x.shape[-1], float(eps)  # an np.float64 would lift float32 to float64
-    xhat = x - sum_last(x) / d  # (..., d), centred
+    centred = x - mean_last(x)  # (..., d)
     # Written out: np.var conjugates, which would break the complex step.
-    variance = sum_last(xhat * xhat) / d  # (..., 1)
-    rstd = (variance + eps) ** -0.5  # (..., 1)
-    xhat *= rstd
-    y = xhat * gamma
-    y += beta
-    return y, LayernormCache(xhat, rstd, gamma)
+    variance = mean_last(centred * centred)  # (..., 1)
+    rstd = (variance + float(eps)) ** -0.5  # an np.float64 would lift float32 to float64
+    xhat = rstd * centred
+    return gamma * xhat + beta, LayernormCache(xhat, rstd, gamma)
 
 
 def layernorm_backward(
@@ -81,17 +78,10 @@ def layernorm_backward(
     xhat, rstd, gamma = cache
     need_x, need_gamma, need_beta = wanted(need, 3)
     expect_shape("dy", dy, *xhat.shape)
-    dx = dgamma = dbeta = None
-    if need_x or need_gamma:
-        along = dy * xhat  # (..., d), dgamma before it is summed over samples
-        if need_gamma:
-            dgamma = sum_rows(along)  # (d,)
-        if need_x:
-            d = dy.shape[-1]
-            dx = dy * gamma  # (..., d), g in the equations
-            dx -= (dy @ gamma / d)[..., None]  # mean(g), as a product
-            dx -= xhat * (along @ gamma / d)[..., None]  # mean(g xhat)
-            dx *= rstd
-    if need_beta:
-        dbeta = sum_rows(dy)  # (d,)
+    dx = None
+    if need_x:
+        g = dy * gamma  # (..., d)
+        dx = rstd * (g - mean_last(g) - xhat * mean_last(g * xhat))
+    dgamma = sum_rows(dy * xhat) if need_gamma else None  # (d,)
+    dbeta = sum_rows(dy) if need_beta else None  # (d,)
     return dx, dgamma, dbeta

@@ -4,6 +4,7 @@ Nothing here asserts a time: a speed depends on the machine and on what else it 
 printed is a ratio of two sides that took turns in one run, so that both met the same machine.
 
     steps        a training step / PyTorch eager's; share of the sgemm peak; LoRA / full
+    twins        a training step with a textbook pair / with its fast twin (lora_np/ops/fast)
     allocator    what it costs to give memory back to the system after every step
     memory       peak memory of a LoRA step / a full one, activations included
     inference    a merged and an unmerged forward / the base's

@@ -18,6 +18,7 @@ from tests.benchmarks.workers import WorkerError
 FAILURES = (WorkerError, steps.Disagreement, subprocess.CalledProcessError)
 BENCHMARKS: dict[str, tuple[str, Callable[[Plan], Result]]] = {
     "steps": ("Training step (AdamW, float32); below 1 is faster", steps.measure),
+    "twins": ("Training step, a textbook pair in the place of its fast twin", inside.measure_twins),
     "allocator": ("Training step, freed memory given back / kept", inside.measure_allocator),
     "memory": ("Peak memory of a step, activations included", inside.measure_memory),
     "inference": ("Forward only", inside.measure_inference),

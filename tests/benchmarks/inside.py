@@ -1,6 +1,8 @@
-"""NumPy against itself: memory kept or not, LoRA's memory, merged inference, spectra."""
+"""NumPy against itself: fast twins, kept memory, LoRA's memory, merged inference, spectra."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from tests.benchmarks.measure import Result, Row, Spread, Turn, take_turns
 from tests.benchmarks.plan import (
@@ -16,6 +18,32 @@ from tests.benchmarks.workers import Worker
 
 SIDE = "numpy_side.NumpySide"
 SPECTRA_APART = 1e-6  # of two routes in float64
+TWINS = {"full": ("gelu", "attention"), "LoRA": ("gelu", "attention", "lora_linear")}
+
+
+def measure_twins(plan: Plan) -> Result:
+    """Measure a step in which the layers call a textbook pair / one with its fast twin.
+
+    In CPU seconds of one process with BLAS at one thread, on half a batch, as each of two processes
+    has. The gains are small, so the turns are short and many.
+    """
+    result = Result()
+    with Worker(SIDE, threads=1, cpu_time=True) as worker:
+        for size in plan.sizes:
+            half = replace(size, batch_size=max(1, size.batch_size // 2))
+            for method, pairs in TWINS.items():
+                worker.call("forget")
+                turns: dict[str, Turn] = {}
+                for pair in (None, *pairs):
+                    name = f"textbook {pair}" if pair else "fast"
+                    worker.call("add_step", name, half, METHODS[method], pair)
+                    turns[name] = (worker, name)
+                times = take_turns(turns, 3 * plan.rounds, plan.slice_seconds / 3)
+                result.note(times, f"{method}, {size.name}")
+                for name in list(turns)[1:]:
+                    ratio = times[name].over(times["fast"])
+                    result.add(Row(f"{method}: {name} / fast", size.name, ratio))
+    return result
 
 
 def measure_allocator(plan: Plan) -> Result:

@@ -6,12 +6,14 @@ import itertools
 import statistics
 import time
 import tracemalloc
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from lora_np import layers, methods, ops
 from lora_np.backend import Array
 from lora_np.crew import keep_memory
 from lora_np.methods import merge
@@ -34,28 +36,46 @@ PRODUCT = 1536  # rows and columns of the product that finds the machine's peak
 PRODUCT_FLOPS = 2 * PRODUCT**3
 
 
+HOMES = {  # where the layers call each twin from
+    "attention": layers.attention,
+    "gelu": layers.basic,
+    "lora_linear": methods.lora,
+}
+
+
 class Training:
     """Training steps, one after the other, on a model of its own; use it in a ``with`` statement.
 
     Parameters
     ----------
     size, rank
+    textbook : str, optional
+        The pair, e.g. "gelu", that the layers call in the place of its fast twin.
     **crew
         ``threads`` or ``processes``, as for :class:`BatchGradient`.
     """
 
-    def __init__(self, size: Size, rank: int | None, **crew: int) -> None:
+    def __init__(
+        self, size: Size, rank: int | None, textbook: str | None = None, **crew: int
+    ) -> None:
+        names = [f"{textbook}_forward", f"{textbook}_backward"] if textbook else []
+        self.swapped = {name: getattr(ops, name) for name in names}
         model = model_for(size, rank)
         packed = pack(model.parameters())
         self.gradient = BatchGradient(model, packed, **crew)
         self.optimizer, self.turn = AdamW(packed), itertools.cycle(batches(size))
 
     def __enter__(self) -> Training:
-        self.gradient.__enter__()
+        with ExitStack() as stack:
+            for name, function in self.swapped.items():  # before processes are forked
+                home = HOMES[name.rpartition("_")[0]]
+                stack.enter_context(mock.patch.object(home, name, function))
+            stack.enter_context(self.gradient)
+            self._leave = stack.pop_all()
         return self
 
     def __exit__(self, *args: object) -> None:
-        self.gradient.__exit__()
+        self._leave.close()
 
     def step(self) -> float:
         """Take the training step that is measured; return the loss."""
@@ -75,19 +95,31 @@ class NumpySide(Side):
         Whether freed memory is kept, as ``lora-np``'s own commands do.
     workers : {"processes", "threads"}
         Of a training step.
+    cpu_time : bool
+        Whether to count this process's CPU seconds. They depend less on what else the machine
+        does, and say nothing about several workers.
     """
 
-    def __init__(self, threads: int, keep: bool = True, workers: str = "processes") -> None:
+    def __init__(
+        self,
+        threads: int,
+        keep: bool = True,
+        workers: str = "processes",
+        cpu_time: bool = False,
+    ) -> None:
         super().__init__()
+        self.clock = time.process_time if cpu_time else time.perf_counter
         self.threads, self.workers = threads, workers
         self.trainings: dict[str, Training] = {}
         self._limits = threadpool_limits(threads, user_api="blas")
         if keep:
             keep_memory()
 
-    def add_step(self, name: str, size: Size, rank: int | None) -> None:
+    def add_step(
+        self, name: str, size: Size, rank: int | None, textbook: str | None = None
+    ) -> None:
         """Prepare a training step."""
-        training = Training(size, rank, **{self.workers: self.threads})
+        training = Training(size, rank, textbook, **{self.workers: self.threads})
         self.trainings[name], self.actions[name] = training, training.step
 
     def run(self, action: str, count: int) -> list[float]:

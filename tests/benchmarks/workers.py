@@ -39,15 +39,16 @@ class Side:
     def __init__(self) -> None:
         self.actions: dict[str, Callable[[], Any]] = {}
         self.waited, self.used_while_waiting = 0.0, 0.0
+        self.clock: Callable[[], float] = time.perf_counter
 
     def run(self, action: str, count: int) -> list[float]:
         """Return the seconds of `count` calls, after one that warms the caches; then settle."""
         function, seconds = self.actions[action], []
         function()
         for _ in range(count):
-            start = time.perf_counter()
+            start = self.clock()
             function()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(self.clock() - start)
         time.sleep(SETTLE)  # the next side finds the cores free
         return seconds
 

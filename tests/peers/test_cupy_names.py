@@ -73,7 +73,7 @@ def fake_names():
     """Return the names of the fake's functions, "linalg.qr" among them."""
     inner = {
         f"{part}.{name}"
-        for part in ("cuda", "linalg")
+        for part in ("add", "cuda", "linalg")
         for name in vars(getattr(fake_cupy, part))
         if not name.startswith("_")
     }

@@ -1,0 +1,52 @@
+"""GELU with its slope, in few passes over memory.
+
+As in ops/activation.py, y = x g with g = (1 + tanh(u)) / 2 and y' = g + y (1 - g) 2 u'. Forward has
+all of this at hand: it keeps the slope y' and neither x nor g, and backward is one product. Each
+line below works in place on an array that the function has made.
+
+What it gains: with the textbook pair a full step takes 1.04 / 1.03 / 1.02 times as long, and a LoRA
+step 1.04 / 1.06 / 1.02 (tiny / small / medium; 2026-11-25; ``python -m tests.benchmarks --only
+twins``).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lora_np.backend import Array, get_xp
+from lora_np.ops.activation import GELU_C, GELU_FLAT, GELU_K
+from lora_np.ops.contract import Need, expect_shape, wanted
+
+
+class GeluCache(NamedTuple):
+    """What :func:`gelu_backward` reads."""
+
+    slope: Array  # y', like x
+
+
+def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
+    """Compute :func:`lora_np.ops.gelu_forward` and the slope."""
+    near = x.clip(-GELU_FLAT, GELU_FLAT)
+    w = near * near
+    w *= GELU_C * GELU_K
+    g = w + GELU_C
+    g *= near  # u
+    get_xp(x).tanh(g, out=g)
+    g += 1.0
+    g *= 0.5
+    y = x * g
+    slope = w  # from here on: 2 u' = 6 w + 2 c, then y' = 2 u' (1 - g) y + g
+    slope *= 6.0
+    slope += 2.0 * GELU_C
+    slope *= 1.0 - g  # 0 where x is large, before y can make it overflow
+    slope *= y
+    slope += g
+    return y, GeluCache(slope)
+
+
+def gelu_backward(dy: Array, cache: GeluCache, need: Need = None) -> tuple[Array | None]:
+    """Return (dx,) of :func:`gelu_forward`."""
+    if not wanted(need, 1)[0]:
+        return (None,)
+    expect_shape("dy", dy, *cache.slope.shape)
+    return (dy * cache.slope,)
