@@ -41,7 +41,7 @@ class GainConfig(MethodConfig):
 
     r: int = 4
     target_modules: tuple[str, ...] | str = "all-linear"
-    name = "own-gains"
+    name = "own_gains"
 
     def wrap(self, path, layer, rng):
         """Start at the base: B = 0, g = 1."""

@@ -27,11 +27,15 @@ from lora_np import (
     unmerge,
 )
 from lora_np.checks import ContractError
+from lora_np.experiments.rank_sweep import LinearSettings, SweepError, TextSettings, rank_sweep
+from lora_np.experiments.rank_sweep.models import load_model
+from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
 from lora_np.layers import Layer
 from lora_np.methods import METHODS, adapters, method_of
 from lora_np.methods.contract import METHOD_FIELD
 from tests.own_gains import GainConfig, GainLinear
+from tests.tiny import TINY, write_texts
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, d_model=16)
 TOKENS = np.arange(12).reshape(2, 6) % 13
@@ -41,7 +45,7 @@ TOKENS = np.arange(12).reshape(2, 6) % 13
 class Biases(MethodConfig):
     """BitFit: no layer of its own, the base's biases alone are trained."""
 
-    name = "test-biases"
+    name = "test_biases"
 
     def places(self, model):
         return []
@@ -144,11 +148,9 @@ def test_a_method_that_names_nothing_is_refused():
 def test_a_file_names_its_method_and_an_unknown_one_says_what_to_do(tmp_path, monkeypatch):
     base, adapted = trained(GainConfig(r=2))
     save_adapter(adapted, tmp_path)
-    assert load_json(tmp_path / "adapter_config.json")[METHOD_FIELD] == "own-gains"
-    monkeypatch.delitem(METHODS, "own-gains")
-    with pytest.raises(
-        CheckpointError, match=r"method 'own-gains', which is not defined here: import"
-    ):
+    assert load_json(tmp_path / "adapter_config.json")[METHOD_FIELD] == "own_gains"
+    monkeypatch.delitem(METHODS, "own_gains")
+    with pytest.raises(CheckpointError, match=r"method 'own_gains' is not defined here: import"):
         load_adapter(base, tmp_path)
 
 
@@ -322,3 +324,46 @@ def test_what_a_layer_declares_constant_is_held_still_while_gradients_are_checke
 def silent_forward(self, x, rng=None):
     n = Rms.constants(self)["n"]
     return x * self.v.value / n, (x, n)
+
+
+# ------------------------------------------------------------------------- swept over its ranks
+
+
+def test_a_method_of_a_readers_file_is_swept_like_lora(tmp_path):
+    """On the linear task, where theory has the answer: gains reach what LoRA of that rank does."""
+    settings = LinearSettings(
+        ranks=(1, 2), seeds=2, d_in=6, d_out=5, decay=0.5, steps=1500, method=GainConfig()
+    )
+    results = rank_sweep(settings, tmp_path / "gains")
+    assert results["settings"]["method"][METHOD_FIELD] == "own_gains"
+    runs = [run for run in results["runs"] if run["rank"] is not None]
+    assert [(run["method"], run["rank"]) for run in runs] == [("own_gains", 1)] * 2 + [
+        ("own_gains", 2)
+    ] * 2
+    assert {run["rank"]: run["trainable_parameters"] for run in runs} == {1: 12, 2: 24}
+    for run in runs:
+        assert run["test_loss"] == pytest.approx(run["floor"], rel=1e-3)
+    text = table(results)
+    assert "r = 2" in text and rank_sweep(settings, tmp_path / "gains") == results
+    with pytest.raises(SweepError, match="other settings"):
+        rank_sweep(dataclasses.replace(settings, method=None), tmp_path / "gains")
+
+
+def test_a_swept_method_of_the_text_task_is_read_back(tmp_path):
+    english, code = write_texts(tmp_path)
+    sizes = {**TINY, "ranks": (1,), "seeds": 1, "pretrain_text": english, "adapt_text": code}
+    settings = TextSettings(**sizes, method=GainConfig(target_modules=["q_proj"]))
+    results = rank_sweep(settings, tmp_path / "gains")
+    model = load_model(tmp_path / "gains", "1")
+    found = adapters(model)
+    assert {type(layer) for layer in found.values()} == {GainLinear}
+    assert all(path.endswith("q_proj") for path in found)
+    (run,) = [run for run in results["runs"] if run["rank"] == 1]
+    trained = sum(p.size for p in model.parameters().values() if p.trainable)
+    assert run["trainable_parameters"] == trained
+    assert any(layer.B.value.any() for layer in found.values())
+
+
+def test_a_method_without_a_rank_is_not_swept_over_ranks(tmp_path):
+    with pytest.raises(ValueError, match=r"'test_biases' has no rank r to sweep over"):
+        rank_sweep(LinearSettings(ranks=(1,), method=Biases()), tmp_path / "biases")

@@ -59,7 +59,7 @@ SIX_DIGITS = 1e-5  # relative: singular values are written with six digits
 F32 = 1e-6  # float32, relative: a mean loss computed twice
 
 BASE = 3.0  # the loss before training
-PLAN = SimpleNamespace(ranks=(1, 8), seeds=3, lora_lr=0.02, full_lr=0.004)
+PLAN = SimpleNamespace(ranks=(1, 8), seeds=3, lora_lr=0.02, full_lr=0.004, method_name="lora")
 SMALL = LinearSettings(ranks=(1, 2), seeds=2, d_in=12, d_out=10, steps=600)
 LOSSES = ("train_loss", "validation_loss", "test_loss")
 

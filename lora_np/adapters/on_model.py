@@ -17,8 +17,8 @@ from lora_np.files.arrays import CheckpointError, load_json
 from lora_np.files.names import PREFIX, matched
 from lora_np.files.tensors import TensorFile
 from lora_np.layers import Layer
-from lora_np.methods import METHODS, check_adapted, is_adapted, method_of
-from lora_np.methods.contract import METHOD_FIELD, MethodConfig
+from lora_np.methods import check_adapted, is_adapted, method_of
+from lora_np.methods.contract import METHOD_FIELD, method_of_fields
 from lora_np.methods.peft import as_fields
 from lora_np.methods.stacked import homes_of
 from lora_np.pretrained.places import file_layout
@@ -123,9 +123,8 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
         raise ValueError("the model is adapted already: load onto its base, or merge() it first")
     places = file_layout(base).places
     fields, tensors = _read(Path(folder), homes_of(base, places))
-    method = _method_of(fields, folder)
     try:
-        return method.of_file(fields, tensors, base, places)
+        return method_of_fields(fields).of_file(fields, tensors, base, places)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
 
@@ -151,14 +150,3 @@ def _read(folder: Path, homes: Collection[str]) -> tuple[dict[str, Any], dict[st
         ranks = {name: module.r for name, module in modules.items()}
         scales = {name: module.scale for name, module in modules.items()}
     return {**as_fields(ranks, scales), "lora_dropout": adapter.lora_dropout}, tensors
-
-
-def _method_of(fields: dict[str, Any], source: str | Path) -> type[MethodConfig]:
-    """Return the class of the method whose fields these are."""
-    for method in METHODS.values():
-        if method.of_fields(fields) is not None:
-            return method
-    raise CheckpointError(
-        f"{source} is of method {fields.get(METHOD_FIELD)!r}, which is not defined here: import "
-        f"the file that defines its configuration; there are {', '.join(METHODS)}"
-    )

@@ -119,6 +119,8 @@ class MethodConfig:
         super().__init_subclass__()
         if not vars(cls).get("name"):
             return  # a subclass that does not name itself is the same method
+        if not cls.name.isidentifier():  # it names files too
+            raise ValueError(f"a method's name is {cls.name!r}, expected a plain name as in 'lora'")
         other = METHODS.get(cls.name, cls)
         same = (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
         if not same:
@@ -285,6 +287,23 @@ def target_paths(model: Layer, config: MethodConfig) -> list[str]:
     if is_adapted(model):
         raise ValueError("the model is adapted already: inject into its base, or merge() it first")
     return config.places(model)
+
+
+def method_of_fields(saved: Mapping[str, Any]) -> type[MethodConfig]:
+    """Return the class of the method whose fields these are, as a file holds them.
+
+    Raises
+    ------
+    ValueError
+        If no class that is defined here has them.
+    """
+    for method in METHODS.values():
+        if method.of_fields(saved) is not None:
+            return method
+    raise ValueError(
+        f"method {saved.get(METHOD_FIELD)!r} is not defined here: import the file that defines "
+        f"its configuration; there are {', '.join(METHODS)}"
+    )
 
 
 def with_adapters(twin: Any, adapt: Any, config: MethodConfig) -> Any:

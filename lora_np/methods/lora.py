@@ -135,7 +135,7 @@ class LoraConfig(MethodConfig):
     def of_fields(cls, saved: Mapping[str, Any]) -> LoraConfig | None:
         """Return the configuration of a PEFT config that says LORA; None for another."""
         if saved.get("peft_type") != "LORA":
-            return None
+            return super().of_fields(saved)  # pyright: ignore[reportReturnType]
         known = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
         given = {key: saved[key] for key in known if saved.get(key) is not None}
         return cls(**{"r": 8, "lora_alpha": 8, **given})  # PEFT's defaults

@@ -43,7 +43,7 @@ from lora_np.files.atomic import strangers
 from lora_np.models import GPT
 from lora_np.train import evaluate
 
-UNUSED = ("ranks", "target_modules", "lora_lr")  # of the sweep's settings
+UNUSED = ("ranks", "target_modules", "lora_lr", "method")  # of the sweep's settings
 STARTS = ("pretrained", "random")
 
 

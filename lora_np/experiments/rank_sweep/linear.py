@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from lora_np.crew import one_blas_thread
 from lora_np.experiments.rank_sweep.method import adapted_model
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
 from lora_np.layers import Layer, Linear
-from lora_np.methods import LoraConfig, LoRALinear, inject
+from lora_np.methods import LoraConfig, LoRALinear, MethodConfig, inject
 from lora_np.ops import mse_backward, mse_forward
 from lora_np.parameters import Grads
 from lora_np.rank import eckart_young_floor, spectrum
@@ -57,6 +57,8 @@ class LinearSettings:
     lora_lr, full_lr : float
         Where the searches for a learning rate start.
     device : {"cpu", "cuda"}
+    method : MethodConfig, optional
+        What is compared at every rank; by default LoRA.
 
     Examples
     --------
@@ -75,8 +77,14 @@ class LinearSettings:
     lora_lr: float = 0.05
     full_lr: float = 0.05
     device: str = "cpu"
+    method: MethodConfig | None = field(default=None, repr=False)
 
     task = "linear"
+
+    @property
+    def method_name(self) -> str:
+        """The name of the method that is compared at every rank."""
+        return LoraConfig.name if self.method is None else self.method.name
 
 
 class LinearTask:
@@ -178,7 +186,7 @@ def run_linear_trial(
     with one_blas_thread():
         linear = Linear(s.d_in, s.d_out, np.random.default_rng(0), bias=False, dtype=np.float64)
         linear.W.value = to_device(arrays["W0"], s.device)
-        model = adapted_model(Regression(linear), trial, "all-linear")
+        model = adapted_model(Regression(linear), trial, s)
         inputs = to_device(arrays["R"], s.device)  # (in, in)
         targets = to_device(
             arrays["R"] @ (arrays["W0"] + arrays["change"]).T, s.device
@@ -198,7 +206,7 @@ def run_linear_trial(
     if trial.method == "full":
         found = parameters["linear.W"] - arrays["W0"]
     else:
-        found = model.linear.scale * (parameters["linear.B"] @ parameters["linear.A"])
+        found = to_host(model.linear.delta())
     loss = population_loss(arrays["change"] - found)
     result = {
         "trainable_parameters": sum(array.size for array in trained.values()),

@@ -1,18 +1,27 @@
-"""What a trial trains: LoRA's adapters on the base, or a copy of all of it."""
+"""What a trial trains: a method's adapters on the base, or a copy of all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from lora_np.experiments.rank_sweep.plan import Trial
 from lora_np.layers import copy_model
-from lora_np.methods import LoraConfig, inject
+from lora_np.methods import LoraConfig, MethodConfig, inject
+from lora_np.methods.contract import METHOD_FIELD, method_of_fields
 
 
-def adapted_model(base: Any, trial: Trial, target_modules: Sequence[str] | str) -> Any:
+def config_of(settings: Any) -> MethodConfig:
+    """Return the method that a sweep compares at several ranks: by default LoRA."""
+    if settings.method is not None:
+        return settings.method
+    return LoraConfig(target_modules=getattr(settings, "target_modules", "all-linear"))
+
+
+def adapted_model(base: Any, trial: Trial, settings: Any) -> Any:
     """Return the model that a trial trains; `base` stays as it is.
 
     LoRA's scale is 1 at every rank (lora_alpha = r), so that the rank is not confounded with it.
@@ -20,11 +29,36 @@ def adapted_model(base: Any, trial: Trial, target_modules: Sequence[str] | str) 
     Raises
     ------
     ValueError
-        If the trial is neither of LoRA at some rank nor of full fine-tuning.
+        If the trial is neither of the sweep's method at some rank nor of full fine-tuning.
     """
     if trial.method == "full":
         return copy_model(base)
-    if trial.method != "lora" or trial.rank is None:
-        raise ValueError(f"{trial} cannot be trained: expected 'lora' with a rank, or 'full'")
-    config = LoraConfig(trial.rank, lora_alpha=trial.rank, target_modules=target_modules)
-    return inject(base, config, np.random.default_rng([trial.seed, 1]))
+    config = config_of(settings)
+    if trial.method != config.name or trial.rank is None:
+        expected = f"expected {config.name!r} with a rank, or 'full'"
+        raise ValueError(f"{trial} cannot be trained: {expected}")
+    return inject(base, config.of_rank(trial.rank), np.random.default_rng([trial.seed, 1]))
+
+
+def as_settings(settings: Any) -> dict[str, Any]:
+    """Return settings as results hold them; a method of the user's own by its fields."""
+    plain = asdict(settings)
+    plain.pop("method")
+    return plain if settings.method is None else {**plain, "method": settings.method.fields()}
+
+
+def of_settings(saved: Mapping[str, Any]) -> MethodConfig | None:
+    """Return the method that results name; None where they name none, which means LoRA.
+
+    Raises
+    ------
+    ValueError
+        If the method is not defined here.
+    """
+    fields = saved.get("method")
+    return None if fields is None else method_of_fields(fields).of_fields(fields)
+
+
+def name_in(results: Mapping[str, Any]) -> str:
+    """Return the name of the method whose ranks some results compare."""
+    return results["settings"].get("method", {METHOD_FIELD: LoraConfig.name})[METHOD_FIELD]

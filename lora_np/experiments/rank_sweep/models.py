@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.backend import get_device
-from lora_np.experiments.rank_sweep.method import adapted_model
+from lora_np.experiments.rank_sweep.method import adapted_model, of_settings
 from lora_np.experiments.rank_sweep.plan import Trial, lowest
 from lora_np.experiments.rank_sweep.store import SweepError, as_trial, model_file, read_results
 from lora_np.experiments.rank_sweep.text import TextSettings, rebuild_base
@@ -46,7 +46,7 @@ def load_model(folder: Path, which: str = "best", device: str = "cpu") -> GPT:
     if not results["complete"]:
         raise SweepError(f"{folder} is not finished: run the sweep again, or take --model base")
     trial = _pick(results["runs"], which, results["base_validation_loss"])
-    model = adapted_model(base, trial, settings.target_modules)
+    model = adapted_model(base, trial, settings)
     load_parameters(model_file(folder, trial), model)
     return model
 
@@ -68,7 +68,7 @@ def text_settings(saved: dict[str, Any], device: str) -> TextSettings:
     """Return the settings as the results hold them, on this device."""
     names = {field.name for field in fields(TextSettings)}
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names}
-    return TextSettings(**{**kept, "device": device})
+    return TextSettings(**{**kept, "device": device, "method": of_settings(saved)})
 
 
 def _pick(runs: list[dict[str, Any]], which: str, base: float) -> Trial:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lora_np import plots
+from lora_np.experiments.rank_sweep.method import name_in
 from lora_np.experiments.rank_sweep.report import FULL, summary, trainable_parameters
 from lora_np.plots import BLUE, GREY, ORANGE
 from lora_np.tables import counted
@@ -49,11 +50,12 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
     figure = plots.figure(7, 4.6)
     axis = figure.subplots()
     points = summary(results, "test_loss")
-    ranks = sorted(r for r in results["settings"]["ranks"] if ("lora", r) in points)
-    means, spread = ([points["lora", r][i] for r in ranks] for i in (0, 1))
+    method = name_in(results)
+    ranks = sorted(r for r in results["settings"]["ranks"] if (method, r) in points)
+    means, spread = ([points[method, r][i] for r in ranks] for i in (0, 1))
     bars = [np.nan if deviation is None else deviation for deviation in spread]
     several = results["settings"]["seeds"] > 1
-    name = "LoRA, mean and s.d. over seeds" if several else "LoRA"
+    name = ("LoRA" if method == "lora" else method) + ", mean and s.d. over seeds" * several
     # The floor bends between ranks: a straight line from point to point would run below it.
     line = "none" if linear else "-"
     axis.errorbar(
@@ -99,7 +101,7 @@ def _parameter_axis(axis: Any, ranks: list[int], results: dict[str, Any]) -> Non
     """Label each rank with its trainable parameters along the top."""
     count = trainable_parameters(results)
     top = axis.secondary_xaxis("top")
-    top.set_xticks(ranks, [_short(count["lora", r]) for r in ranks])
+    top.set_xticks(ranks, [_short(count[name_in(results), r]) for r in ranks])
     top.set_xticks([], minor=True)
     full = f" (full: {_short(count[FULL])})" if FULL in count else ""
     top.set_xlabel(f"trainable parameters{full}")

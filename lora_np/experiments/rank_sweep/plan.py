@@ -127,9 +127,9 @@ def check_numbers(settings: Any, counts: tuple[str, ...], rates: tuple[str, ...]
 
 
 def contenders(settings: Any) -> list[tuple[str, int | None]]:
-    """Return what the sweep compares: LoRA at every rank, and full fine-tuning if it has a rate."""
+    """Return what is compared: the method at every rank, and full fine-tuning if it has a rate."""
     full = [] if settings.full_lr is None else [("full", None)]
-    return [*full, *(("lora", r) for r in settings.ranks)]
+    return [*full, *((settings.method_name, r) for r in settings.ranks)]
 
 
 def is_gain(base: float, loss: float) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_np.experiments.rank_sweep.method import name_in
 from lora_np.experiments.rank_sweep.plan import SAME, is_gain
 from lora_np.experiments.rank_sweep.run import Progress
 from lora_np.files import load_json
@@ -116,7 +117,7 @@ def table(results: dict[str, Any]) -> str:
         text_row(("base", 0, "", "", validation, f"{base:.4g}"), (*WIDTHS[:5], 11)),
     ]
     settings = results["settings"]
-    curve: list[Contender] = [("lora", r) for r in settings["ranks"]]
+    curve: list[Contender] = [(name_in(results), r) for r in settings["ranks"]]
     for contender in [*curve, *([] if settings["full_lr"] is None else [FULL])]:
         rank, label = contender[1], _label(contender)
         if contender not in count:
@@ -140,14 +141,14 @@ def table(results: dict[str, Any]) -> str:
 
 def _label(contender: Contender) -> str:
     method, rank = contender
-    return f"r = {rank}" if method == "lora" else method
+    return method if rank is None else f"r = {rank}"
 
 
 def losses_by_seed(results: dict[str, Any]) -> dict[int, dict[int, float]]:
-    """Return the test losses of LoRA by rank and seed, without runs that diverged."""
+    """Return the test losses of the method by rank and seed, without runs that diverged."""
     loss: dict[int, dict[int, float]] = {}
     for run in results["runs"]:
-        if run["method"] == "lora" and run["test_loss"] is not None:
+        if run["rank"] is not None and run["test_loss"] is not None:
             loss.setdefault(run["rank"], {})[run["seed"]] = run["test_loss"]
     return loss
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lora_np.experiments.rank_sweep.linear import LinearSettings, LinearTask, run_linear_trial
+from lora_np.experiments.rank_sweep.method import as_settings
 from lora_np.experiments.rank_sweep.plan import Trial, chosen_trials, expected_number, next_trials
 from lora_np.experiments.rank_sweep.store import (
     Results,
@@ -172,7 +173,7 @@ def check_sweep(
 @contextmanager
 def _opened(settings: Settings, task: Task, folder: Path, take_over: bool) -> Iterator[Results]:
     """Give the results in `folder`, begun if it has none, in a state from which to go on."""
-    made_with = as_json({"task": settings.task, **asdict(settings), **task.identity()})
+    made_with = as_json({"task": settings.task, **as_settings(settings), **task.identity()})
     read = partial(held_results, folder, made_with)
     begin = partial(new_results, folder, made_with, trials=[])
     with opened(folder, read, begin, take_over) as results:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
 from lora_np.experiments.rank_sweep.store import SweepError
 from lora_np.files import CheckpointError, load_arrays, load_json, save_arrays, save_json
 from lora_np.layers import Linear, copy_model
-from lora_np.methods import LoraConfig, inject
+from lora_np.methods import LoraConfig, MethodConfig, inject
 from lora_np.models import GPT, GPTConfig
 from lora_np.rank import spectrum
 from lora_np.train import Diverged, evaluate, fit
@@ -73,6 +73,8 @@ class TextSettings:
     windows : int
         How many windows of each held-out slice are evaluated.
     device : {"cpu", "cuda"}
+    method : MethodConfig, optional
+        What is compared at every rank; by default LoRA on `target_modules`.
 
     Examples
     --------
@@ -99,8 +101,14 @@ class TextSettings:
     full_lr: float | None = 4e-3
     windows: int = 128
     device: str = "cpu"
+    method: MethodConfig | None = field(default=None, repr=False)
 
     task = "text"
+
+    @property
+    def method_name(self) -> str:
+        """The name of the method that is compared at every rank."""
+        return LoraConfig.name if self.method is None else self.method.name
 
     def gpt(self) -> GPTConfig:
         """Return the GPT's configuration."""
@@ -243,7 +251,7 @@ def run_text_trial(
     s, start = settings, time.perf_counter()
     with one_blas_thread():
         base = rebuild_base(s, arrays)
-        model = adapted_model(base, trial, s.target_modules)
+        model = adapted_model(base, trial, s)
         slices: Splits = split(arrays["adapt"])
         fit(
             model,
