@@ -109,9 +109,11 @@ def write_the_map(target: Path) -> None:
     table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     page = ["Python", "======", "", *ABOUT_THE_REFERENCE, ""]
     toctree = ["lora_np"]
-    for place, holds in re.findall(r"^\| `(\w+)(?:\.py|/)` \| (.+) \|$", table, re.MULTILINE):
-        home = f"lora_np.{place}"
-        inside = [name for name in MODULES if name == home or name.startswith(f"{home}.")]
+    for places, holds in re.findall(
+        r"^\| ((?:`\w+(?:\.py|/)`,? ?)+) \| (.+) \|$", table, re.MULTILINE
+    ):
+        homes = [f"lora_np.{place}" for place in re.findall(r"\w+(?=\.py|/)", places)]
+        inside = [name for name in MODULES if any(f"{name}.".startswith(f"{h}.") for h in homes)]
         links = ", ".join(f":py:mod:`{name.removeprefix('lora_np.')} <{name}>`" for name in inside)
         page += [f"{links}", f"   {holds}", ""]
         toctree += inside

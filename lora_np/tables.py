@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 MOST = 8  # names that a line lists
@@ -113,21 +113,22 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {plural or f'{noun}s'}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return the first names, and how many follow: a line is not as long as a model is deep.
+def listed(names: Collection[str]) -> str:
+    """Return the first names and how many follow: a line is not as long as a model is deep.
 
     Parameters
     ----------
-    names : sequence of str
+    names : collection of str
 
     Examples
     --------
     >>> from lora_np.tables import listed
-    >>> listed(["q", "k"]), listed([f"h.{i}" for i in range(12)])[-16:]
-    ('q, k', 'h.7 and 4 others')
+    >>> listed(["q", "k"]), listed([f"h.{i}" for i in range(12)])[-14:]
+    ('q, k', 'h.7 and 4 more')
     """
-    shown, rest = ", ".join(names[:MOST]), len(names) - MOST
-    return f"{shown} and {counted(rest, 'other')}" if rest > 0 else shown
+    first = (name if name.isprintable() else repr(name) for name in list(names)[:MOST])
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return ", ".join(first) + more
 
 
 def first_of(names: Sequence[str]) -> str:

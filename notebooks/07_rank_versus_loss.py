@@ -307,7 +307,7 @@ assert account(one).adapter == trainable[1] == 2 * (4 * (48 + 48) + 2 * (192 + 4
 # * Not: that a higher rank is always better. On the linear task a rank gains what its singular
 #   value holds, and past the last one nothing.
 # * Not: that LoRA falls short of full fine-tuning by this much. Steps and embeddings have their part.
-# * Not: which rank *your* task needs. `lora-np sweep` measures it; `docs/results.md` has a larger one.
+# * Not: which rank *your* task needs. `lora-np sweep` measures it; `docs/rank_vs_loss.md` has a larger one.
 
 # %%
 assert round(100 * 16 * (4096 + 4096) / 4096**2, 1) == 0.8

@@ -242,9 +242,9 @@ def test_where_nothing_can_be_compared_the_error_names_what_is_on_either_side(tm
         said = str(error.value)
         assert f"only in {base}: encoder.layers.0.q.weight" in said
         assert f"only in {tuned}: layers.0.q.weight" in said
-        assert said.count("and 4 others") == 2 and "\n" not in said
+        assert said.count("and 4 more") == 2 and "\n" not in said
     save_tensors(tuned, {f"layers.{i}.q.weight": W for i in range(12)})
-    with pytest.raises(ValueError, match=r"no tensor of equal name .*; only in .* 4 others"):
+    with pytest.raises(ValueError, match=r"no tensor of equal name .*; only in .* 4 more"):
         analyse_checkpoints(base, tuned)
     save_tensors(tuned, {"encoder.layers.0.q.weight": W, "head.weight": W})
     with pytest.raises(ValueError, match=r"differ in no matrix .* of 1 compared; only in .*: e"):

@@ -138,7 +138,7 @@ def test_the_command_counts_what_is_left_out_and_prints_on_any_console(tmp_path,
     console.flush()
     lines = console.buffer.getvalue().decode("ascii").splitlines()
     assert lines[0].split()[1] == r"m\xfcller" and lines[2].split()[1] == r"\u65e5\u672c.txt"
-    assert lines[-1].startswith("1 submissions, 0 right, in ")
+    assert lines[-1].startswith("1 submission, 0 right, in ")
     assert lines[-1].endswith("; 1 left out")
 
 

@@ -13,7 +13,7 @@ import lora_np
 
 PACKAGE = Path(lora_np.__file__).parent
 HOUSE = (
-    "backend reading patterns files crew gradcheck tables plots parameters optim ops data rank "
+    "backend reading patterns tables files crew gradcheck plots parameters optim ops data rank "
     "layers methods models costs pretrained train adapters experiments selfcheck checks course cli "
     "__main__"
 )

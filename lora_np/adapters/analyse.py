@@ -40,7 +40,7 @@ def analyse_adapter(path: str | Path) -> Analysis:
     Parameters
     ----------
     path : str or Path
-        As :func:`lora_np.files.open_adapter` takes it.
+        As :func:`lora_np.adapters.open_adapter` takes it.
 
     Returns
     -------

@@ -42,8 +42,9 @@ from lora_np.adapters.file import (
 )
 from lora_np.adapters.resize import Written
 from lora_np.files import CheckpointError
-from lora_np.files.names import listed, matched
+from lora_np.files.names import matched
 from lora_np.rank import svd_of_factors
+from lora_np.tables import listed
 
 CANCELS = 1e-13  # of the largest term's norm: a smaller sum has no correct digit but its zero
 Modules = dict[str, AdapterModule]

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from lora_np.files import CheckpointError, float_dtype
-from lora_np.files.names import listed
 from lora_np.rank import Spectrum, smallest_rank, spectrum
-from lora_np.tables import natural, text_table
+from lora_np.tables import listed, natural, text_table
 
 EPS = float(np.finfo(np.float64).eps)
 

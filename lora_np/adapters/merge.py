@@ -23,10 +23,10 @@ from lora_np.adapters.weights import (
     refuse_quantised,
 )
 from lora_np.files import CheckpointError, TensorFile, open_weights
-from lora_np.files.names import listed, matched, plain_names
+from lora_np.files.names import matched, plain_names
 from lora_np.files.rewrite import rewrite_tensors
 from lora_np.files.tensors import FLOATS
-from lora_np.tables import natural, text_table
+from lora_np.tables import listed, natural, text_table
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
         A safetensors file, or a folder of Hugging Face's. Tensors without adapter are copied bit
         for bit.
     adapter : str or Path
-        As :func:`lora_np.files.open_adapter` takes it. First parts that all its names have
+        As :func:`lora_np.adapters.open_adapter` takes it. First parts that all its names have
         and the checkpoint's do not are left off; "model." or "transformer." may be put before.
     out : str or Path
         The file to write.

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.files.arrays import CheckpointError, load_json
-from lora_np.files.names import WRAPPERS, listed
+from lora_np.files.names import WRAPPERS
 from lora_np.methods import LoraConfig
 from lora_np.methods.targets import ends_with
 from lora_np.patterns import PLAIN, Pattern, PatternError
 from lora_np.reading import brief, shown
+from lora_np.tables import listed
 
 READ = {
     *("peft_type", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"),

@@ -1,7 +1,7 @@
 r"""Which part of the difference of two files is rounding?
 
 A file holds numbers on the grid of its type. Around each number x of the grid lies its cell, all
-that is rounded to x, of width w(x): in bfloat16 about |x| / 256. Of finer numbers that fall in a
+that is rounded to x, of width w(x): in bfloat16 about abs(x) / 256. Of finer numbers that fall in a
 cell we know no more than that, so that their errors are spread evenly over it, with variance
 w^2 / 12. The difference of two files, D = W - W0, is what training did and up to three errors::
 

@@ -64,6 +64,7 @@ def run_grade(arguments: argparse.Namespace) -> int:
     import time
 
     from lora_np.course.grade import grade_folder, table, verdict
+    from lora_np.tables import counted
 
     start = time.perf_counter()
     graded = grade_folder(arguments.folder, seed=arguments.seed)
@@ -73,5 +74,5 @@ def run_grade(arguments: argparse.Namespace) -> int:
     seconds, left_out = time.perf_counter() - start, verdicts.count("left out")
     n, right = len(graded) - left_out, verdicts.count("right")
     more = f"; {left_out} left out" if left_out else ""
-    print(f"{n} submissions, {right} right, in {seconds:.1f} s{more}")
+    print(f"{counted(n, 'submission')}, {right} right, in {seconds:.1f} s{more}")
     return 0

@@ -22,7 +22,6 @@ PREFIX = "base_model.model."  # PEFT's
 PARALLEL = "module."  # DataParallel's, DistributedDataParallel's and DeepSpeed's
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # at any depth
 BODIES = ("model.", "transformer.")  # how transformers' models with a head call the rest
-MOST_NAMED = 5  # names in an error's line
 OTHERS = {  # what a tensor's name gives away; the first that is found counts
     r"\.(?:lora_magnitude_vector|dora_scale)\b": "a magnitude of DoRA's, whose change is no B A",
     r"\.lora_(?:E|ranknum)\b": "of AdaLoRA, which has singular values too",
@@ -150,17 +149,3 @@ def meaning_of(name: str) -> str:
     """
     found = (meaning for pattern, meaning in OTHERS.items() if re.search(pattern, name))
     return next(found, "of a method that is not known here")
-
-
-def listed(names: Collection[str]) -> str:
-    """Return the first names and how many more there are, for an error's line.
-
-    Examples
-    --------
-    >>> from lora_np.files.names import listed
-    >>> listed([f"h.{i}" for i in range(12)])
-    'h.0, h.1, h.2, h.3, h.4 and 7 more'
-    """
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    first = (name if name.isprintable() else repr(name) for name in list(names)[:MOST_NAMED])
-    return ", ".join(first) + more

@@ -17,6 +17,7 @@ Nothing is remembered but the trials themselves: an interrupted sweep asks again
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -73,8 +74,9 @@ class Trial:
             raise ValueError(f"rank = {rank!r}, expected None: full fine-tuning has no rank")
         if not _is_whole(seed, least=0):
             raise ValueError(f"seed = {seed!r}, expected a whole number of at least 0")
-        if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0.0 < lr < math.inf:
-            raise ValueError(f"lr = {lr!r}, expected a positive number")
+        number = isinstance(lr, (int, float)) and not isinstance(lr, bool)
+        if not number or not 0.0 < lr <= sys.float_info.max:
+            raise ValueError(f"lr = {lr!r}, expected a positive float64")
 
     def __str__(self) -> str:
         rank = "" if self.rank is None else f"-r{self.rank}"
