@@ -131,7 +131,7 @@ def home_of(name: str) -> str | None:
     module, _, last = name.rpartition(".")
     try:
         found = getattr(import_module(module), last, None)
-    except ImportError:
+    except (ImportError, ValueError):  # ValueError: a name without a module
         return None
     home = getattr(found, "__module__", None) or ""
     if not home.startswith("lora_np") or not hasattr(found, "__qualname__"):

@@ -119,7 +119,8 @@ class Analysis:
     Parameters
     ----------
     source : dict of str to str
-        The paths of what was analysed, see :func:`source_of`.
+        The paths of what was analysed, see
+        :func:`lora_np.adapters.analyse.source_of`.
     modules : list of ModuleRanks
         By name, layer 2 before layer 10.
     unchanged : list of str

@@ -32,8 +32,8 @@ class Finding:
     ----------
     name : str
         The misconception's, or one of "raises", "limit", "count", "order", "factor", "shape",
-        "value", "not finite", "dtype", "writes", "put back inexactly"; of :func:`run_isolated`
-        also "no answer", "left out", "not graded".
+        "value", "not finite", "dtype", "writes", "put back inexactly";
+        :func:`lora_np.course.runner.run_isolated` adds "no answer", "left out", "not graded".
     sentence : str
     """
 

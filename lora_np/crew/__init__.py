@@ -6,7 +6,7 @@ BLAS would compete with the crew, and the two together are slower than either. W
 - Threads run side by side where NumPy's loops and BLAS have released the interpreter's lock. For
   each of a step's hundreds of calls they must take it back, and then wait for one another.
 - Processes have a lock each. They see the model as it was when they were forked, and afterwards
-  only what lies in shared memory (:func:`shared_empty`) or is sent to them.
+  only what lies in shared memory (:func:`lora_np.crew.processes.shared_empty`) or is sent to them.
 """
 
 from lora_np.crew.machine import cores, keep_memory, one_blas_thread

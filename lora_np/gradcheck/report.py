@@ -32,7 +32,7 @@ class GradientRow:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What :func:`check_gradients` found: one row an input.
+    """What :func:`lora_np.check_gradients` found: one row an input.
 
     Attributes
     ----------

@@ -18,7 +18,7 @@ def merge(adapted: Any) -> Any:
     Parameters
     ----------
     adapted : Layer
-        From :func:`inject`, or :func:`lora_np.load_adapter`.
+        From :func:`lora_np.inject`, or :func:`lora_np.load_adapter`.
 
     Raises
     ------
