@@ -3,7 +3,13 @@
 import pytest
 
 from lora_np.experiments.rank_sweep import LinearSettings
-from tests.processors import above_the_floor, core_types, figures, figures_of_the_page, sweeps
+from tests.experiments.processors import (
+    above_the_floor,
+    core_types,
+    figures,
+    figures_of_the_page,
+    sweeps,
+)
 
 pytestmark = pytest.mark.peers
 F64 = 1e-12  # float64, relative to the loss before training

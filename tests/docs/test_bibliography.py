@@ -11,7 +11,7 @@ from lora_np.costs import KNOWN_MODELS
 from lora_np.experiments.paper.numbers import TABLE7
 from lora_np.rank.change import amplification
 from lora_np.rank.noise import gavish_donoho_threshold, marchenko_pastur_edge
-from tests.pages import NUMBER, ROOT
+from tests.docs.pages import NUMBER, ROOT
 
 PAGE = (ROOT / "docs" / "bibliography.md").read_text(encoding="utf-8")
 COMPUTED, TRIED = (

@@ -22,8 +22,8 @@ from lora_np.files.names import matched, plain_names
 from lora_np.methods import adapters
 from lora_np.models import GPT, GPTConfig
 from lora_np.tables import listed
-from tests.files import modules_of
-from tests.test_adapters_on_models import write_gpt2
+from tests.adapters.test_on_model import write_gpt2
+from tests.sample_files import modules_of
 
 PEFT = "base_model.model."
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"

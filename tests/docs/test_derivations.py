@@ -7,7 +7,7 @@ import pytest
 
 from lora_np import ops, optim, rank
 from lora_np.gradcheck import check
-from tests.pages import ROOT, bodies, failures
+from tests.docs.pages import ROOT, bodies, failures
 
 FOLDER = ROOT / "docs" / "derivations"
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted(FOLDER.glob("*.md"))}

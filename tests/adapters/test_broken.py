@@ -10,7 +10,7 @@ import pytest
 from lora_np.adapters import open_adapter
 from lora_np.adapters.analyse import analyse_adapter
 from lora_np.files import CheckpointError, save_tensors
-from tests.files import PREFIX, entry, modules_of, raw, tampered, write_adapter
+from tests.sample_files import PREFIX, entry, modules_of, raw, tampered, write_adapter
 
 A, B = "h.0.q.lora_A.weight", "h.0.q.lora_B.weight"
 ONE = np.ones

@@ -21,7 +21,7 @@ from lora_np.course.compare import judge
 from lora_np.course.grade import grade_folder, table, verdict
 from lora_np.course.untrusted import MOST_JSON, Unreadable, printable, read_answers
 from tests.class_of_50 import RIGHT
-from tests.pages import ROOT, bodies
+from tests.docs.pages import ROOT, bodies
 
 TASK = "softmax_backward"
 SOURCE = RIGHT[TASK].lstrip()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?")
 SESSION = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 LAST_DIGITS = 0.01  # relative: another BLAS may round the last digit shown otherwise

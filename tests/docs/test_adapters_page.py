@@ -1,7 +1,7 @@
 """docs/adapters.md: its files can be made, its commands run, and print what the page shows."""
 
 from lora_np import cli
-from tests.pages import ROOT, assert_prints, blocks, output_of_block, session
+from tests.docs.pages import ROOT, assert_prints, blocks, output_of_block, session
 
 PAGE = blocks((ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"))
 MAKE = next(body for language, body in PAGE if language == "python")

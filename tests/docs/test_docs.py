@@ -14,7 +14,7 @@ import pytest
 import lora_np
 from lora_np import checkpoint, rank
 from lora_np.cli import parser
-from tests.pages import ROOT, SESSION, bodies, failures
+from tests.docs.pages import ROOT, SESSION, bodies, failures
 from tests.test_house import ORDER
 
 DOCS = (p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "beside")  # copies

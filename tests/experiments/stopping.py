@@ -1,9 +1,11 @@
 """Run a small sweep again and again, stopped at its first, second, ... operation on a file.
 
-python -m tests.stopping HOW FOLDER STEP: HOW is "kill" (as by the system, at once), "interrupt"
-(Ctrl-C) or "full" (from there on the disk is full). Each time the same call must go on, and come to
-what a call that was not stopped comes to. After the first 24 operations, which open the folder and
-begin the results, only every STEP-th is taken. Prints how many operations there are.
+Usage: python -m tests.experiments.stopping HOW FOLDER STEP
+
+HOW is "kill" (by the system, at once), "interrupt" (Ctrl-C) or "full" (the disk is full from there
+on). Each time the same call must go on and reach what a call that was never stopped reaches. The
+first 24 operations open the folder and begin the results; after them only every STEP-th is taken.
+Prints how many operations there are.
 """
 
 import errno

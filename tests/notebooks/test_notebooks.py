@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
 LARGEST = 500_000  # bytes of a notebook with its pictures
 every_chapter = pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)

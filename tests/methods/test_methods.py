@@ -34,7 +34,7 @@ from lora_np.files import CheckpointError, load_json
 from lora_np.layers import Layer
 from lora_np.methods import METHODS, adapters, method_of
 from lora_np.methods.contract import METHOD_FIELD
-from tests.own_gains import GainConfig, GainLinear
+from tests.methods.own_gains import GainConfig, GainLinear
 from tests.tiny import TINY, write_texts
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, d_model=16)

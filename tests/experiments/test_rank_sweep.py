@@ -51,7 +51,13 @@ from lora_np.files import load_arrays, load_json, save_arrays, save_json
 from lora_np.layers import Linear
 from lora_np.parameters import Grads
 from lora_np.train import Diverged, History, evaluate
-from tests.processors import above_the_floor, core_types, figures, figures_of_the_page, sweeps
+from tests.experiments.processors import (
+    above_the_floor,
+    core_types,
+    figures,
+    figures_of_the_page,
+    sweeps,
+)
 from tests.tiny import TINY, write_texts
 
 F64 = 1e-12  # float64, relative: a few products

@@ -34,7 +34,7 @@ from lora_np.files import (
 from lora_np.plots import plot_rank_map
 from lora_np.reading import open_file, shown
 from lora_np.train import load_parameters
-from tests.files import entry, modules_of, raw, tampered
+from tests.sample_files import entry, modules_of, raw, tampered
 from tests.tiny import TINY
 
 ERRORS = (CheckpointError, SweepError, DataError)

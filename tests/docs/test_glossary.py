@@ -8,7 +8,7 @@ import pytest
 import lora_np.rank
 from lora_np.rank import Spectrum
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
 NOT_A_MEASURE = {"singular_values", "shape", "eps", "of_factors", "as_dict"}  # of Spectrum
 

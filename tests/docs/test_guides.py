@@ -12,7 +12,7 @@ import lora_np.experiments.rank_sweep
 from lora_np.adapters import open_adapter
 from lora_np.data import standard_library
 from lora_np.methods import adapters
-from tests.pages import (
+from tests.docs.pages import (
     LAST_DIGITS,
     ROOT,
     assert_prints,

@@ -21,7 +21,7 @@ from lora_np.experiments.rank_sweep.run import check_sweep
 from lora_np.files import load_json, lock
 from lora_np.files.lock import HeldError, hold
 from lora_np.files.owner import Owner, this_process
-from tests.test_atomic import PACKAGE, killed_while_writing, names
+from tests.files.test_atomic import PACKAGE, killed_while_writing, names
 from tests.tiny import TINY, write_texts
 
 SMALL = LinearSettings(ranks=(1,), seeds=1, d_in=4, d_out=3, steps=5)
@@ -97,7 +97,7 @@ ELSEWHERE = Owner("another-host", "", 4321, "x")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the stopped processes are forked")
 @pytest.mark.parametrize("how, step", [("kill", 12), ("interrupt", 1000), ("full", 1000)])
 def test_a_sweep_that_is_stopped_at_any_operation_goes_on(tmp_path, how, step):
-    process = python("-W", "error", "-m", "tests.stopping", how, tmp_path / "out", step)
+    process = python("-W", "error", "-m", "tests.experiments.stopping", how, tmp_path / "out", step)
     operations = int(process.communicate(timeout=300)[0])
     assert process.returncode == 0 and operations > 60
 
@@ -293,7 +293,7 @@ def test_a_paper_run_holds_its_folder_from_the_first_sweep_to_the_last(tmp_path,
 READ_ONLY = """
 import errno, os, sys
 from lora_np import cli
-from tests.stopping import changes
+from tests.experiments.stopping import changes
 folder, *arguments = sys.argv[1:]
 def hook(event, values):
     if changes(event, values, folder):

@@ -8,7 +8,7 @@ import pytest
 
 from lora_np.cli import parser
 from lora_np.costs import known_models
-from tests.pages import ROOT, bodies
+from tests.docs.pages import ROOT, bodies
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CURVE = (ROOT / "docs" / "rank_vs_loss.md").read_text(encoding="utf-8").split("\n## ")[1]

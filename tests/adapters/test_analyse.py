@@ -15,7 +15,7 @@ from lora_np.adapters.places import places
 from lora_np.experiments.rank_sweep.analyse import analyse_sweep
 from lora_np.files import CheckpointError, save_tensors
 from lora_np.rank import intruder_dimensions, spectrum
-from tests.files import factors, modules_of, tampered
+from tests.sample_files import factors, modules_of, tampered
 
 TIGHT = 1e-9  # relative, float64
 PNG = b"\x89PNG\r\n\x1a\n"

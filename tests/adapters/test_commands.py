@@ -26,7 +26,7 @@ from lora_np.adapters import (
 from lora_np.adapters.analyse import analyse_adapter, analyse_checkpoints
 from lora_np.adapters.cut import norm_of_sum
 from lora_np.files import CheckpointError, TensorFile, save_json, save_tensors
-from tests.files import factors, modules_of, save_any, tampered
+from tests.sample_files import factors, modules_of, save_any, tampered
 
 EXACT, SINGLE = 1e-12, 1e-6  # relative to the norm: float64, and factors rounded to float32
 BF16 = np.dtype(ml_dtypes.bfloat16)

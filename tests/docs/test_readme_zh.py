@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_glossary import chinese_words
+from tests.docs.test_glossary import chinese_words
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 OTHER_LANGUAGE = {"README.md": "README.zh-CN.md", "README.zh-CN.md": "README.md"}
