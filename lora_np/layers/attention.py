@@ -97,14 +97,13 @@ class CausalSelfAttention(Layer):
 
     def extend(self, x: Array, memory: KeyMemory | None = None) -> tuple[Array, KeyMemory]:
         """Return y for the newest positions `x` (..., T, d), and the keys and values up to them."""
+        flat = x.reshape(-1, *x.shape[-2:])  # (rows, T, d)
         q, k, v = (
-            self._split(proj.forward(x)[0]).reshape(-1, self.n_head, x.shape[-2], self.d_head)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            self._split(proj.forward(flat)[0]) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # (rows, n_head, T, d_head)
         memory = KeyMemory(k, v) if memory is None else memory.extended(k, v)
         y = memory.attend(q, lambda q, k, v: attention_forward(q, k, v)[0])
-        joined = self._join(y).reshape(x.shape)  # (..., T, d)
-        return self.o_proj.forward(joined)[0], memory
+        return self.o_proj.forward(self._join(y))[0].reshape(x.shape), memory
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return the projections' cost and that of the T x T products, 2 T d each."""
@@ -117,18 +116,14 @@ class CausalSelfAttention(Layer):
             total = total.plus(proj.flops(T, need_dx))
         return total
 
-    @property
-    def d_head(self) -> int:
-        """The width of a head."""
-        return self.q_proj.d_out // self.n_head
-
     def _inward_needs(self, need_dx: bool) -> list[bool]:
         return [need_dx or p.trainable for p in (self.q_proj, self.k_proj, self.v_proj)]
 
     def _split(self, x: Array) -> Array:
-        heads = x.reshape(*x.shape[:-1], self.n_head, self.d_head)  # (..., T, n_head, d_head)
+        d_head = x.shape[-1] // self.n_head
+        heads = x.reshape(*x.shape[:-1], self.n_head, d_head)  # (..., T, n_head, d_head)
         return heads.swapaxes(-2, -3)  # (..., n_head, T, d_head)
 
     def _join(self, heads: Array) -> Array:
         x = heads.swapaxes(-2, -3)  # (..., T, n_head, d_head)
-        return x.reshape(*x.shape[:-2], self.n_head * self.d_head)  # (..., T, d)
+        return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])  # (..., T, d)

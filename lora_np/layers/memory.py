@@ -17,29 +17,24 @@ from typing import Any
 from lora_np.backend import Array, get_xp
 
 Lengths = tuple[int, ...]  # one a row
+Runs = tuple[tuple[slice, int], ...]  # neighbouring rows of one length, and that length
 
 
 class _Room:
-    """Arrays with space for more positions than are filled.
+    """Arrays with space for more positions than are remembered.
 
     Attributes
     ----------
     k, v : arrays, shapes (rows, n_head, size, d_head)
-    filled : tuple of int
-        How far any memory has written in each row.
+    turn : int
+        How often a memory was extended in it. Only the memory of the last turn may write.
     """
 
-    def __init__(self, k: Array, v: Array, filled: Lengths) -> None:
-        self.k, self.v, self.filled = k, v, filled
+    def __init__(self, k: Array, v: Array) -> None:
+        self.k, self.v, self.turn = k, v, 0
 
-    @property
-    def size(self) -> int:
-        """The number of positions that fit."""
-        return self.k.shape[2]
-
-    def moved(self, size: int, lengths: Lengths) -> _Room:
-        """Return a room of `size` positions that holds the first `lengths` of each row."""
-        known = max(lengths)
+    def moved(self, size: int, known: int) -> _Room:
+        """Return a room of `size` positions that holds the first `known` of this one."""
 
         def grown(old: Array) -> Array:
             rows, heads, _, d = old.shape
@@ -47,7 +42,7 @@ class _Room:
             new[:, :, :known] = old[:, :, :known]
             return new
 
-        return _Room(grown(self.k), grown(self.v), lengths)
+        return _Room(grown(self.k), grown(self.v))
 
 
 class KeyMemory:
@@ -57,11 +52,6 @@ class KeyMemory:
     ----------
     k, v : arrays, shapes (rows, n_head, T, d_head)
         Of the first positions.
-
-    Attributes
-    ----------
-    lengths : tuple of int
-        How many positions of each row are remembered.
 
     Examples
     --------
@@ -74,32 +64,38 @@ class KeyMemory:
     """
 
     def __init__(self, k: Array, v: Array) -> None:
-        self.lengths = (k.shape[2],) * len(k)
-        self._room = _Room(k, v, self.lengths)
+        rows, _, T, _ = k.shape
+        self._room, self._turn = _Room(k, v), 0
+        self._runs: Runs = ((slice(0, rows), T),)
 
     @classmethod
-    def _over(cls, room: _Room, lengths: Lengths) -> KeyMemory:
+    def _over(cls, room: _Room, turn: int, runs: Runs) -> KeyMemory:
         memory = cls.__new__(cls)
-        memory._room, memory.lengths = room, lengths
+        memory._room, memory._turn, memory._runs = room, turn, runs
         return memory
+
+    @property
+    def lengths(self) -> Lengths:
+        """How many positions of each row are remembered."""
+        return tuple(n for rows, n in self._runs for _ in range(rows.start, rows.stop))
 
     def extended(self, k: Array, v: Array) -> KeyMemory:
         """Return the memory with T more positions in every row: k, v (rows, n_head, T, d_head)."""
-        room, starts, T = self._room, self.lengths, k.shape[2]
-        ends, longest = tuple(n + T for n in starts), max(starts) + T
-        if longest > room.size:
-            room = room.moved(2 * longest, starts)
-        elif any(filled > start for filled, start in zip(room.filled, starts)):
-            room = room.moved(room.size, starts)  # another memory has written there
-        for rows, start in _runs(starts):
-            room.k[rows, :, start : start + T] = k[rows]
-            room.v[rows, :, start : start + T] = v[rows]
-        room.filled = ends
-        return KeyMemory._over(room, ends)
+        room, T = self._room, k.shape[2]
+        known, size = max(n for _, n in self._runs), room.k.shape[2]
+        if known + T > size:
+            room = room.moved(2 * (known + T), known)
+        elif self._turn != room.turn:  # another memory has written behind this one's end
+            room = room.moved(size, known)
+        for rows, n in self._runs:
+            room.k[rows, :, n : n + T] = k[rows]
+            room.v[rows, :, n : n + T] = v[rows]
+        room.turn += 1
+        return KeyMemory._over(room, room.turn, tuple((rows, n + T) for rows, n in self._runs))
 
     def shortened(self, lengths: Lengths) -> KeyMemory:
         """Return the memory of the first so many positions of each row."""
-        return KeyMemory._over(self._room, lengths)
+        return KeyMemory._over(self._room, -1, _runs(lengths))  # this memory may go on in the room
 
     def attend(self, q: Array, attention: Callable[[Array, Array, Array], Array]) -> Array:
         """Return ``attention(q, k, v)`` over each row's own positions, q (rows, n_head, T, d_head).
@@ -108,8 +104,7 @@ class KeyMemory:
         """
         room = self._room
         parts = [
-            attention(q[rows], room.k[rows, :, :end], room.v[rows, :, :end])
-            for rows, end in _runs(self.lengths)
+            attention(q[rows], room.k[rows, :, :n], room.v[rows, :, :n]) for rows, n in self._runs
         ]
         return parts[0] if len(parts) == 1 else get_xp(q).concatenate(parts)
 
@@ -118,14 +113,14 @@ class KeyMemory:
         return self._room.k[row : row + 1, :, : self.lengths[row]]
 
 
-def _runs(lengths: Lengths) -> list[tuple[slice, int]]:
+def _runs(lengths: Lengths) -> Runs:
     """Return neighbouring rows of one length, as slices, with that length."""
     runs, first = [], 0
     for length, group in groupby(lengths):
         last = first + len(list(group))
         runs.append((slice(first, last), length))
         first = last
-    return runs
+    return tuple(runs)
 
 
 def shortened(memory: Any, lengths: Lengths) -> Any:

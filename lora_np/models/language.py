@@ -258,8 +258,8 @@ class LanguageModel(Layer):
         """Return the logits (B, V) of the token that follows each row."""
         W = self.head().value
         if memory is not None and max(memory.lengths) < self.block_size:
-            y, memory = self._newest(text.last(1)[0], memory)  # (B, 1, d)
-            return linear_forward(y[:, -1], W)[0], memory
+            y, memory = self._newest(text.newest(), memory)  # (B, 1, d)
+            return linear_forward(y[:, 0], W)[0], memory
         window, lengths = text.last(self.block_size)
         y, memory = self._newest(window, None)  # (B, T, d)
         rows, ends = (like(np.array(i), y) for i in (range(len(y)), [n - 1 for n in lengths]))
@@ -282,6 +282,10 @@ class _Text:
         """Add a token (B,) to each row."""
         self.tokens[self.rows, self.ends] = new
         self.ends += 1
+
+    def newest(self) -> np.ndarray:
+        """Return the last token (B, 1) of each row."""
+        return self.tokens[self.rows, self.ends - 1, None]
 
     def last(self, width: int) -> tuple[np.ndarray, Lengths]:
         """Return the last `width` tokens of each row, or all, padded to the right; and how many."""

@@ -503,6 +503,17 @@ def test_room_is_made_in_advance_so_that_few_positions_are_copied(rng):
     assert memory.lengths == (201, 201) and len(rooms) <= 8  # doubled, log2(201)
 
 
+def test_a_memory_and_its_shortened_one_do_not_disturb_each_other(rng):
+    k, new = rng.standard_normal((2, 1, 3, 4)), rng.standard_normal((2, 1, 1, 4))
+    longer = KeyMemory(k, k).extended(new, new)  # its room has space left
+    short = longer.shortened((2, 4))
+    went_on = short.extended(-new, -new)
+    np.testing.assert_array_equal(longer.keys(0), np.concatenate([k[:1], new[:1]], axis=2))
+    np.testing.assert_array_equal(went_on.keys(0), np.concatenate([k[:1, :, :2], -new[:1]], axis=2))
+    longer.extended(3 * new, 3 * new)
+    np.testing.assert_array_equal(went_on.keys(1)[:, :, 4:], -new[1:])
+
+
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 3))
 def test_rows_of_different_lengths_attend_to_their_own_positions(lengths, more):
     rng = np.random.default_rng(0)
