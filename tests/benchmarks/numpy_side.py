@@ -38,6 +38,7 @@ PRODUCT_FLOPS = 2 * PRODUCT**3
 
 HOMES = {  # where the layers call each twin from
     "attention": layers.attention,
+    "embedding": layers.basic,
     "gelu": layers.basic,
     "lora_linear": methods.lora,
 }

@@ -11,11 +11,14 @@ place of its twin.
 
 from lora_np.ops.fast.activation import gelu_backward, gelu_forward
 from lora_np.ops.fast.attention import attention_backward, attention_forward
+from lora_np.ops.fast.embedding import embedding_backward, embedding_forward
 from lora_np.ops.fast.lora import lora_linear_backward, lora_linear_forward
 
 __all__ = [
     "attention_backward",
     "attention_forward",
+    "embedding_backward",
+    "embedding_forward",
     "gelu_backward",
     "gelu_forward",
     "lora_linear_backward",
