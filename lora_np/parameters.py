@@ -60,7 +60,7 @@ class Parameter:
 
     @property
     def shared(self) -> bool:
-        """Whether two living models hold this memory."""
+        """Whether another model holds this memory: it was borrowed, or a borrower lives."""
         return self.borrowed or len(self._borrowers) > 0
 
     def share(self) -> Parameter:
@@ -164,6 +164,9 @@ class Grads:
 
 class Packed:
     """The trainable Parameters of a model as one vector; made by :func:`pack`.
+
+    From then on, write into a Parameter's array (``p.value[...] = x``): a new array in its place
+    would no longer be part of the vector. What is trainable is settled here, too: freeze before.
 
     Attributes
     ----------

@@ -84,7 +84,9 @@ class Layer:
             if isinstance(part, Parameter | Layer):
                 yield name, part
             elif isinstance(part, list):
-                yield from ((f"{name}.{i}", layer) for i, layer in enumerate(part))
+                for i, item in enumerate(part):
+                    if isinstance(item, Parameter | Layer):
+                        yield f"{name}.{i}", item
             elif isinstance(part, tuple | set | dict) and _holds_parts(part):
                 raise TypeError(
                     f"{type(self).__name__}.{name} keeps parts in a {type(part).__name__}, where "

@@ -158,7 +158,7 @@ class MethodConfig:
     # ----------------------------------------------------------------------------- files
 
     def fields(self) -> dict[str, Any]:
-        """Return what adapter_config.json says: PEFT's fields, or by default ours."""
+        """Return what adapter_config.json says of this method, unless `to_file` writes PEFT's."""
         return {METHOD_FIELD: self.name, **asdict(self)}  # pyright: ignore[reportArgumentType]
 
     @classmethod

@@ -8,7 +8,7 @@ Start: A is drawn kaiming-uniform with a = sqrt(5), that is from U(-1/sqrt(in), 
 zero, so that the adapted model starts exactly where the base is.
 
 Source: Hu et al. (2021), arXiv:2106.09685, section 4; rsLoRA: Kalajdzievski (2023),
-arXiv:2312.03732. Names and defaults follow PEFT.
+arXiv:2312.03732. Names follow PEFT.
 """
 
 from __future__ import annotations
@@ -106,8 +106,14 @@ class LoraConfig(MethodConfig):
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
     def of_rank(self, r: int) -> LoraConfig:
-        """Return the configuration with rank `r` and scale 1: the rank alone is to differ."""
-        return replace(self, r=r, lora_alpha=r)
+        """Return the configuration with rank `r` everywhere, and scale 1.
+
+        The rank alone is to differ: lora_alpha, rsLoRA and the patterns, which would change the
+        scale with it or fix the rank, are left out.
+        """
+        return replace(
+            self, r=r, lora_alpha=r, use_rslora=False, rank_pattern=None, alpha_pattern=None
+        )
 
     def places(self, model: Layer) -> list[str]:
         """Return the paths that are targeted; every key of a pattern must match one of them."""
@@ -153,7 +159,8 @@ class LoraConfig(MethodConfig):
         tensors: dict[str, np.ndarray] = {}
         for name, (B, A, _) in factors.items():
             tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
-        return {**as_fields(ranks, scales), "lora_dropout": dropouts.pop()}, tensors
+        fields = as_fields(ranks, scales, self.use_rslora)
+        return {**fields, "lora_dropout": dropouts.pop()}, tensors
 
     @classmethod
     def of_file(
@@ -175,7 +182,12 @@ class LoraConfig(MethodConfig):
             B, A = (Parameter(like(x.astype(W0.dtype), W0)) for x in factors)
             return LoRALinear(layer, A, B, config.scale_of(name), config.lora_dropout)
 
-        return with_adapters(rebuild(base, Parameter.share), adapt, config)
+        ranks = {path: len(A) for path, (_, _, A) in found.items()}
+        scales = {path: config.scale_of(name) for path, (name, _, _) in found.items()}
+        ours = as_fields(ranks, scales, config.use_rslora)  # with the paths of this model
+        method = cls.of_fields({**saved, **ours}) or config
+        method = replace(method, target_modules=tuple(found))
+        return with_adapters(rebuild(base, Parameter.share), adapt, method)
 
 
 class LoRALinear(Adapter):
@@ -209,7 +221,8 @@ class LoRALinear(Adapter):
     ) -> None:
         self.W0, self.b = linear.W, linear.b
         self.A, self.B = A, B
-        self.scale, self.dropout = scale, probability(dropout)
+        self.scale = float(scale)  # an np.float64 would lift float32 to float64
+        self.dropout = probability(dropout)
 
     @property
     def base(self) -> Linear:
@@ -267,7 +280,8 @@ class LoRALinear(Adapter):
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return W0's cost and the adapter's: two thin products, and those of du, dA, dB, dx.
 
-        In a large batch less is done: W0 + s B A is formed once (see ops/fast/lora.py).
+        In a large batch less is done: W0 + s B A is formed, forward and backward (see
+        ops/fast/lora.py).
         """
         a, b = 2 * self.A.size, 2 * self.B.size
         reach_u = b * (need_dx or self.A.trainable)

@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def as_fields(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, Any]:
+def as_fields(
+    ranks: Mapping[str, int], scales: Mapping[str, float], use_rslora: bool = False
+) -> dict[str, Any]:
     """Return the fields of an adapter_config.json that give these ranks and scales, by module.
 
     The commonest rank and alpha become the default; a module that differs has a pattern that
-    matches it alone.
+    matches it alone. Alphas are as with `use_rslora`, unless only the other rule gives the scales.
     """
-    use_rslora, alphas = _alphas(ranks, scales)
+    use_rslora, alphas = _alphas(ranks, scales, use_rslora)
     r = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     return {
@@ -37,14 +39,17 @@ def _exactly(name: str) -> str:
     return "^" + re.escape(name)  # without ^ it would match longer paths that end in the name
 
 
-def _alphas(ranks: Mapping[str, int], scales: Mapping[str, float]) -> tuple[bool, dict[str, float]]:
+def _alphas(
+    ranks: Mapping[str, int], scales: Mapping[str, float], prefer_rslora: bool
+) -> tuple[bool, dict[str, float]]:
     """Return whether to divide by sqrt(r), and the alphas.
 
     Dividing must give every scale to the last bit. By r it does for powers of two, and wherever
-    the scale once was an alpha / r; by sqrt(r) where it came from rsLoRA. Other scales may lie
-    between two quotients: one in ten does for r, and is then off by a last bit, 1e-16.
+    the scale once was an alpha / r; by sqrt(r) where it once was an alpha / sqrt(r). Other scales
+    may lie between two quotients: one in ten does for r, and is then off by a last bit, 1e-16.
     """
-    for use_rslora, root in ((False, float), (True, math.sqrt)):
+    for use_rslora in (prefer_rslora, not prefer_rslora):
+        root = math.sqrt if use_rslora else float
         alphas = {name: _alpha(scale, root(ranks[name])) for name, scale in scales.items()}
         if all(alphas[name] / root(ranks[name]) == scale for name, scale in scales.items()):
             return use_rslora, alphas

@@ -143,8 +143,9 @@ def split(
 ) -> list[tuple[np.ndarray, np.ndarray] | None]:
     """Return the factors (B, A) of each layer that the file stacks; None for one that has none.
 
-    A is copied and B's rows are split. Where every column of B serves one layer alone, as
-    :func:`stack` makes it, each layer takes its own columns.
+    A is copied and B's rows are split. Where no column of B serves two layers, as :func:`stack`
+    makes it, each layer takes its own columns. A column of zeros serves none: it goes with the
+    columns before it. Where all of B is zero, as before training, each layer takes all columns.
 
     Parameters
     ----------
@@ -155,6 +156,10 @@ def split(
     """
     blocks = [B[place.start : place.start + n] for place, n in zip(places, lengths)]
     touched = np.array([(block != 0).any(axis=0) for block in blocks])  # (layers, r)
-    of_one_alone = (touched.sum(axis=0) == 1).all()
-    columns = touched if of_one_alone else np.ones_like(touched)
+    served = touched.sum(axis=0)  # (r,), by how many layers a column is used
+    if served.max() > 1 or not served.any():
+        columns = np.ones_like(touched)
+    else:
+        used = np.maximum.accumulate(np.where(served, np.arange(len(served)), served.argmax()))
+        columns = touched[:, used]  # those of the last column before it that is used
     return [(block[:, own], A[own]) if own.any() else None for block, own in zip(blocks, columns)]

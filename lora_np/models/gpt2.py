@@ -10,6 +10,9 @@ All linear layers have biases, the MLP is four times as wide as the model, and G
 form. Weights are drawn from N(0, 0.02^2), those that write to the residual stream (o_proj,
 down_proj) from N(0, 0.02^2 / (2 n_layer)), since 2 n_layer of them add up.
 
+Here stand the parts. How they make logits and a loss, and how the gradient goes back, is the same
+for every language model: models/language.py.
+
 Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners", section 2.3.
 """
 

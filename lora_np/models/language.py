@@ -102,7 +102,7 @@ class LanguageModel(Layer):
         """
         positions = like(np.arange(self._length(tokens)), self.head().value)  # (T,)
         x, c_embedding = self.embed(tokens, positions, rng)  # (..., T, d)
-        y, c_body = self.body().forward(x, rng, self._embeddings_trained())  # (..., T, d)
+        y, c_body = self.body().forward(x, rng, need_dx=self._embeddings_trained())  # (..., T, d)
         logits, c_head = linear_forward(y, self.head().value)  # (..., T, V)
         return logits, LogitsCache(c_embedding, c_body, lean(c_head, self.head()))
 

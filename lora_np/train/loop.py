@@ -9,7 +9,8 @@ is all that is asked of it. A step is::
     gradient = clip(packed.gather(grads))
     optimizer.step(gradient, lr * factor(step))
 
-:func:`fit` does it all. A :class:`Trainer` does it in parts, and can be saved between them.
+The first two lines stand in gradient.py, as several workers may share a batch. :func:`fit` does it
+all. A :class:`Trainer` does it in parts, and can be saved between them.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ class Trainer:
         ``standard_normal`` and ``integers``, with the samples along the first axis.
     after_step : callable, optional
         ``after_step(model, step, gradient)`` is called after every step, with the clipped gradient
-        (n,). The method with which the model was adapted may have one of its own, called before.
+        (n,), which the next step overwrites: copy it to keep it. The method with which the model
+        was adapted may have one of its own, called before.
     **recipe
         Fields of :class:`~lora_np.train.Recipe`, e.g. ``warmup=10, clip=None``.
 
@@ -215,12 +217,12 @@ class Trainer:
         self.position += 1
 
     def stop_unless_finite(self, name: str, value: float) -> None:
-        """Restore the last good parameters and raise if a number is NaN or infinite."""
+        """Restore the parameters of the last finite step and raise if a number is not finite."""
         if not math.isfinite(value):
             self.packed.vector[...] = self.good
             raise Diverged(
-                f"the {name} is {value} at step {self.position}: the model holds its last good "
-                f"parameters; try a learning rate below {self.lr:g}, a longer warmup, or clip",
+                f"the {name} is {value} at step {self.position}: the model holds the parameters "
+                f"from before; try a learning rate below {self.lr:g}, a longer warmup, or clip",
                 self.history,
             )
 
@@ -232,6 +234,7 @@ class Trainer:
         arrays |= {f"moving {i}": p.value for i, p in enumerate(moving_of(self.model))}
         return {
             "arrays": {name: to_host(array).copy() for name, array in arrays.items()},
+            **self._identity(),
             "position": self.position,
             "optimizer steps": self.optimizer.t,
             "generators": [copy.deepcopy(g.bit_generator.state) for g in self._generators()],
@@ -251,6 +254,11 @@ class Trainer:
         arrays |= {f"moving {i}": p.value for i, p in enumerate(moving_of(self.model))}
         shapes = {name: array.shape for name, array in arrays.items()}
         found = {name: array.shape for name, array in state["arrays"].items()}
+        for name, ours in self._identity().items():
+            if state[name] != ours:
+                raise ValueError(
+                    f"the state is of another run: {name} {state[name]}, expected {ours}"
+                )
         if shapes != found or len(generators) != len(state["generators"]):
             raise ValueError(f"the state is of another run: it holds {found}, expected {shapes}")
         for name, array in state["arrays"].items():
@@ -262,6 +270,11 @@ class Trainer:
         self.position = state["position"]
         self.history = History(**copy.deepcopy(dict(state["history"])))
         self.history.validation = [(int(step), loss) for step, loss in self.history.validation]
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what a state must have in common with the run that it is loaded into."""
+        parameters = {name: list(p.shape) for name, p in self.packed.parameters.items()}
+        return {"optimizer": type(self.optimizer).__name__, "parameters": parameters}
 
     def _generators(self) -> list[Any]:
         """Return the generators of the run: that of the batches, and that of the model's draws."""

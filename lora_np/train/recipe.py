@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Diverged(ArithmeticError):
-    """A loss, gradient or parameter stopped being finite; the model holds its last good state.
+    """A loss, gradient or parameter stopped being finite; the model holds the state from before.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class History:
     validation : list of (int, float)
         Steps done, and the validation loss then.
     tokens, seconds : int, float
-        Targets seen, and the time it took.
+        Targets seen, ignored ones included, and the time it took.
     """
 
     loss: list[float] = field(default_factory=list)

@@ -176,6 +176,40 @@ def test_an_adapter_at_its_start_loads_as_no_change(tmp_path, rng):
     }
 
 
+def test_a_column_of_zeros_brings_no_layer_an_adapter_that_it_did_not_have(tmp_path, rng):
+    base = make_gpt(rng)
+    adapted = adapted_at_random(base, rng, r=2, target_modules=["q_proj", "v_proj"])
+    for layer, column in zip(adapters(adapted).values(), (0, 1, 1, 1)):
+        layer.B.value[:, column] = 0.0
+    save_adapter(adapted, tmp_path / "a")
+    loaded = adapters(load_adapter(base, tmp_path / "a"))
+    assert {path: layer.r for path, layer in loaded.items()} == dict.fromkeys(adapters(adapted), 2)
+    for path, layer in adapters(adapted).items():
+        np.testing.assert_array_equal(loaded[path].B.value, layer.B.value)
+        np.testing.assert_array_equal(loaded[path].A.value, layer.A.value)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_loaded_models_configuration_adapts_the_base_alike(tmp_path, rng, name):
+    base = make_gpt(rng)
+    adapted = adapted_at_random(base, rng, **EVERY[name])
+    save_adapter(adapted, tmp_path / "a")
+    method = load_adapter(base, tmp_path / "a").method
+    again = adapters(inject(base, method, rng))
+    expected = adapters(adapted)
+    assert {path: (x.r, x.scale) for path, x in again.items()} == {
+        path: (x.r, x.scale) for path, x in expected.items()
+    }
+
+
+def test_rslora_is_still_rslora_in_the_file(tmp_path, rng):
+    config = LoraConfig(r=8, use_rslora=True, target_modules=["up_proj"])
+    adapted = inject(make_gpt(rng), config, rng)
+    save_adapter(adapted, tmp_path / "a")
+    fields = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert (fields["use_rslora"], fields["lora_alpha"]) == (True, 16)  # 16 / sqrt(8) is 45.25 / 8
+
+
 def test_a_model_that_names_no_places_uses_its_own_paths(tmp_path, rng):
     mlp = MLP(5, 7, rng)
     save_adapter(adapted_at_random(mlp, rng, r=2, target_modules=["up_proj"]), tmp_path / "a")

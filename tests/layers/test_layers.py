@@ -566,10 +566,10 @@ def test_parts_kept_where_nobody_would_find_them_are_refused_by_name(kind):
         layer.parameters()
 
 
-def test_numbers_in_a_tuple_are_no_parts():
+def test_numbers_and_names_in_containers_are_no_parts():
     layer = Gelu()
-    layer.shape, layer.names = (2, 3), {"a": 1}
-    assert layer.parameters() == {}
+    layer.shape, layer.names, layer.sizes = (2, 3), {"a": 1}, [1, 2]
+    assert layer.parameters() == {} and layer.modules() == {} and not layer.trainable
 
 
 # --- a layer with a condition --------------------------------------------------------------------

@@ -117,6 +117,23 @@ def test_patterns_change_rank_and_alpha_of_the_modules_they_match(rng):
     assert found["h.2.mlp.down_proj"] == (2, 2.0)
 
 
+def test_over_ranks_the_rank_alone_differs(rng):
+    config = LoraConfig(
+        r=2, use_rslora=True, rank_pattern={"q_proj": 3}, alpha_pattern={"k_proj": 5},
+        target_modules="all-linear",
+    )  # fmt: skip
+    for r in (1, 4):
+        found = adapters(inject(make_gpt(rng), config.of_rank(r), rng)).values()
+        assert {(layer.r, layer.scale) for layer in found} == {(r, 1.0)}
+
+
+def test_a_scale_of_numpys_keeps_the_models_dtype(rng):
+    layer = Linear(3, 2, rng)
+    factors = (Parameter(np.ones(shape, np.float32)) for shape in ((1, 3), (2, 1)))
+    adapted = LoRALinear(layer, *factors, scale=np.float64(0.5))
+    assert adapted.merged().W.dtype == np.float32
+
+
 def test_block_1_is_not_the_end_of_block_11(rng):
     model = GPT(GPTConfig(5, 4, n_layer=12, n_head=1, d_model=4), rng)
     config = LoraConfig(r=2, target_modules=["q_proj"], rank_pattern={"1.attn.q_proj": 3})

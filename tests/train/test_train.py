@@ -530,6 +530,19 @@ def test_a_state_of_another_run_is_refused():
             begin(other).load(state)
 
 
+def test_a_state_of_other_parameters_of_equal_shapes_is_refused():
+    def trainer(target, optimizer="adamw"):
+        rng = np.random.default_rng(0)
+        base = GPT(GPTConfig(4, 3, 1, 1, 8), rng)
+        adapted = inject(base, LoraConfig(r=1, target_modules=[target]), rng)
+        return Trainer(adapted, lambda: None, steps=2, lr=0.1, optimizer=optimizer)
+
+    with pytest.raises(ValueError, match=r"another run: parameters .*q_proj.*, expected .*k_proj"):
+        trainer("k_proj").load(trainer("q_proj").state())
+    with pytest.raises(ValueError, match="another run: optimizer Adam, expected AdamW"):
+        trainer("q_proj").load(trainer("q_proj", "adam").state())
+
+
 # --------------------------------------------------- draws of a batch that is split, and hooks
 
 
