@@ -57,11 +57,15 @@ def reading_order(text):
     return [(path, int(count)) for path, count in rows]
 
 
-def lines_of(path):
-    """Return the lines of a file, or of the files of a folder."""
+def source(path):
+    """Return the text of a file, or of the files of a folder."""
     whole = ROOT / path
     files = whole.glob("*.py") if whole.is_dir() else [whole]
-    return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+    return "".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def lines_of(path):
+    return len(source(path).splitlines())
 
 
 def miscounted(text):
@@ -70,7 +74,7 @@ def miscounted(text):
 
 
 def test_the_line_counts_of_the_reading_order_are_the_files():
-    assert len(reading_order(README)) == 8
+    assert len(reading_order(README)) == 12
     assert miscounted(README) == []
 
 
@@ -88,6 +92,23 @@ def test_the_reading_order_is_one_in_which_the_files_import_only_those_above():
     # Parameters and optimizers import no operation, and read better after those who need them.
     book = [place for place in places if place not in ("parameters", "optim")]
     assert book == sorted(book, key=ORDER.index)
+
+
+def test_the_book_holds_the_way_from_a_token_to_a_loss_and_to_the_step():
+    """Fresh readers stood at the end of it without a loss."""
+    book = "".join(source(path) for path, _ in reading_order(README))
+    for name in (
+        "def cross_entropy_forward",
+        "def attention_backward",
+        "def inject",
+        "def loss(",
+        "def generate",
+        "def _add_up",
+        "def step",
+        "class LoRALinear",
+        "class AdamW",
+    ):
+        assert name in book, name
 
 
 # --- figures stand where a command printed them --------------------------------------------------
