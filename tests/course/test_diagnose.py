@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +99,7 @@ def test_hidden_draws_differ_from_the_visible_and_repeat(task):
 # --- the class -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_whole_class_is_graded_and_every_diagnosis_is_right(tmp_path):
     expected = write_class(tmp_path)
     graded = grade_folder(tmp_path)
@@ -319,7 +320,10 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+SLEEPS = pytest.param("sleeps", marks=pytest.mark.slow)  # three seconds by the clock
+
+
+@pytest.mark.parametrize("what", [SLEEPS if what == "sleeps" else what for what in HOSTILE])
 def test_a_submission_that(what):
     line, name, sentence = HOSTILE[what]
     ours = str(Path(naive.__file__).parents[1] / "lora_np" / "ops" / "linear.py")
@@ -383,7 +387,7 @@ def test_a_limit_hits_one_submission_and_the_rest_of_the_class_is_graded(tmp_pat
         body = f"    {line}\n    dx = dy @ W" if line else "    dx = dy @ W"
         (folder / f"{name}.py").write_text(LINEAR.replace("    dx = dy @ W", body))
     start = time.perf_counter()
-    graded = grade_folder(tmp_path, SHORT)
+    graded = grade_folder(tmp_path, replace(SHORT, seconds=1))
     assert {s: r.passed for (_, s), r in graded.items()} == {
         "anna": True, "ben": False, "carl": False, "dora": True,
     }  # fmt: skip

@@ -318,6 +318,7 @@ def test_the_table_is_the_pages_and_to_rounding_at_every_rank_and_seed(linear):
     assert max(map(abs, above_the_floor(linear[1]))) < F64
 
 
+@pytest.mark.slow
 def test_every_kind_of_processor_chooses_alike_and_sits_on_the_floor_with_every_seed():
     few = replace(SMALL, ranks=(2, 4, 6))  # one search more or less is decided by the last bits
     found = list(sweeps(few))
