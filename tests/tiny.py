@@ -1,4 +1,6 @@
-"""A sweep on text that takes a second: its sizes, its texts."""
+"""A sweep on text that takes a second: its sizes, its texts, its command."""
+
+from itertools import chain
 
 TINY = {
     "pretrain_steps": 3,
@@ -10,6 +12,15 @@ TINY = {
     "n_head": 2,
     "windows": 2,
 }
+
+
+def sweep_command(settings):
+    """Return the command that runs a text sweep of these settings, in one process."""
+    options = {name: getattr(settings, name) for name in (*TINY, "seeds")}
+    options |= {"pretrain_text": settings.pretrain_text, "adapt_text": settings.adapt_text}
+    options |= {"ranks": ",".join(map(str, settings.ranks)), "jobs": 1}
+    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items())
+    return ["sweep", *chain.from_iterable(pairs)]
 
 
 def write_texts(folder):

@@ -329,14 +329,15 @@ def test_two_adapters_of_one_name_have_two_folders_and_each_keeps_its_own(
     assert written("a/x") not in (first, second)
 
 
-def test_a_sweep_is_analysed_by_the_spectrum_that_it_kept(tmp_path, command):
-    sweep = "sweep --task linear --ranks 1 --seeds 1 --d-in 6 --d-out 5 --steps 200 --jobs 1"
-    assert command(*sweep.split(), "--out", tmp_path / "s")[0] == 0
-    held = json.loads((tmp_path / "s" / "results.json").read_text())["spectrum"]
-    (module,) = analyse_sweep(tmp_path / "s").modules
-    assert module.energy_ranks[0.95] == held[0]["energy_ranks"]["0.95"]
-    assert module.norm == pytest.approx(np.linalg.norm(held[0]["singular_values"]))
-    assert command("analyse", tmp_path / "s", "--out", tmp_path / "o")[0] == 0
+def test_a_sweep_is_analysed_by_the_spectrum_that_it_kept(tmp_path, finished, command):
+    folder, results = finished
+    modules = {module.name: module for module in analyse_sweep(folder).modules}
+    assert len(modules) == len(results["spectrum"]) == 6
+    for held in results["spectrum"]:
+        module = modules[held["name"].removesuffix(".W")]
+        assert module.energy_ranks[0.95] == held["energy_ranks"]["0.95"]
+        assert module.norm == pytest.approx(np.linalg.norm(held["singular_values"]))
+    assert command("analyse", folder, "--out", tmp_path / "o")[0] == 0
 
 
 def test_other_results_are_not_written_over_and_nothing_is_printed(tmp_path, rng, command):

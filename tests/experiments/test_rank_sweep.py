@@ -18,7 +18,6 @@ from lora_np.data import encode, read_text, split, windows
 from lora_np.experiments.rank_sweep import (
     LinearSettings,
     SweepError,
-    TextSettings,
     Trial,
     estimate,
     models,
@@ -58,7 +57,6 @@ from tests.experiments.processors import (
     figures_of_the_page,
     sweeps,
 )
-from tests.tiny import TINY, write_texts
 
 F64 = 1e-12  # float64, relative: a few products
 SIX_DIGITS = 1e-5  # relative: singular values are written with six digits
@@ -414,26 +412,6 @@ def test_impossible_linear_settings_are_an_error_before_anything_is_written(
 
 
 # --------------------------------------------------------------------------- the text task
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Settings of a text sweep that takes a second."""
-    english, code = write_texts(tmp_path_factory.mktemp("texts"))
-    return TextSettings(
-        ranks=(1, 2),
-        seeds=2,
-        pretrain_text=english,
-        adapt_text=code,
-        **TINY,
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
-    """The tiny sweep, run in this process."""
-    folder = tmp_path_factory.mktemp("finished")
-    return folder, rank_sweep(tiny, folder)
 
 
 @pytest.fixture(scope="module")

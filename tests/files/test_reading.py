@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import socket
 import struct
 import sys
@@ -18,7 +19,7 @@ from lora_np import Linear, analyse_adapter, analyse_sweep, load_gpt2, rank_swee
 from lora_np.adapters import open_adapter, write_adapter
 from lora_np.adapters.analyse import Analysis
 from lora_np.data import DataError, read_text
-from lora_np.experiments.rank_sweep import LinearSettings, TextSettings
+from lora_np.experiments.rank_sweep import LinearSettings
 from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.store import SweepError, read_results
 from lora_np.files import (
@@ -35,7 +36,6 @@ from lora_np.plots import plot_rank_map
 from lora_np.reading import open_file, shown
 from lora_np.train import load_parameters
 from tests.sample_files import entry, modules_of, raw, tampered
-from tests.tiny import TINY
 
 ERRORS = (CheckpointError, SweepError, DataError)
 
@@ -470,12 +470,12 @@ def test_a_loss_that_is_no_number_is_no_result(tmp_path, swept, loss):
     ],
     ids=str,
 )
-def test_the_sizes_of_a_sweeps_model_are_held_to_its_arrays(tmp_path, change):
-    rank_sweep(TextSettings(ranks=(1,), seeds=1, **TINY), tmp_path)
-    results = json.loads((tmp_path / "results.json").read_text())
-    results["settings"] |= change
-    save_json(tmp_path / "results.json", results)
-    refused(lambda folder: load_model(folder, "1"), tmp_path, "are not those of base.npz")
+def test_the_sizes_of_a_sweeps_model_are_held_to_its_arrays(tmp_path, finished, change):
+    folder, results = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    settings = {**results["settings"], **change}
+    save_json(tmp_path / "copy" / "results.json", {**results, "settings": settings})
+    refused(lambda folder: load_model(folder, "1"), tmp_path / "copy", "are not those of base.npz")
 
 
 # --------------------------------------------------------------------------------------- pictures

@@ -27,7 +27,7 @@ from lora_np import (
     unmerge,
 )
 from lora_np.checks import ContractError
-from lora_np.experiments.rank_sweep import LinearSettings, SweepError, TextSettings, rank_sweep
+from lora_np.experiments.rank_sweep import LinearSettings, SweepError, rank_sweep
 from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
@@ -35,7 +35,6 @@ from lora_np.layers import MLP, CausalSelfAttention, Chain, Layer, Residual
 from lora_np.methods import METHODS, adapters, method_of
 from lora_np.methods.contract import METHOD_FIELD
 from tests.methods.own_gains import GainConfig, GainLinear
-from tests.tiny import TINY, write_texts
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, d_model=16)
 TOKENS = np.arange(12).reshape(2, 6) % 13
@@ -351,10 +350,9 @@ def test_a_method_of_a_readers_file_is_swept_like_lora(tmp_path):
         rank_sweep(dataclasses.replace(settings, method=None), tmp_path / "gains")
 
 
-def test_a_swept_method_of_the_text_task_is_read_back(tmp_path):
-    english, code = write_texts(tmp_path)
-    sizes = {**TINY, "ranks": (1,), "seeds": 1, "pretrain_text": english, "adapt_text": code}
-    settings = TextSettings(**sizes, method=GainConfig(target_modules=["q_proj"]))
+def test_a_swept_method_of_the_text_task_is_read_back(tmp_path, tiny):
+    method = GainConfig(target_modules=["q_proj"])
+    settings = dataclasses.replace(tiny, ranks=(1,), seeds=1, method=method)
     results = rank_sweep(settings, tmp_path / "gains")
     model = load_model(tmp_path / "gains", "1")
     found = adapters(model)
