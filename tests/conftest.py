@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from lora_np import cli
+from lora_np import cli, plots
 from lora_np.experiments.rank_sweep import TextSettings, rank_sweep
 from tests.tiny import TINY, sweep_command, write_texts
 
@@ -42,6 +42,12 @@ def finished(tiny, tmp_path_factory) -> tuple[Path, dict]:
     results = rank_sweep(tiny, folder)
     assert cli.main([*sweep_command(tiny), "--out", str(folder)]) == 0  # draws the pictures
     return folder, results
+
+
+@pytest.fixture
+def unpainted(monkeypatch):
+    """Let every picture be an empty file: painting it takes longer than many a test."""
+    monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
 
 
 @pytest.fixture

@@ -90,8 +90,7 @@ def as_pair(
     ----------
     layer : Layer
     run : callable, optional
-        ``run(layer, x) -> (y, cache)``; by default ``layer.forward(x, rng)``, or, of a layer with
-        a condition, ``layer.forward(x, c, rng)``.
+        ``run(layer, x) -> (y, cache)``; by default ``layer.forward``, with x or with x and c.
     seed : int, optional
         Turns dropout on, with the same masks at every call.
 
@@ -111,12 +110,12 @@ def as_pair(
     True
     """
     held = _with_constants(rebuild(layer, lambda p: p))
-    parameters_held = list(held.parameters().values())
+    own = list(held.parameters().values())
     names = ("x", "c") if layer.conditioned else ("x",)
 
     def forward(*arguments: Array) -> tuple[Array, Any]:
         inputs, values = arguments[: len(names)], arguments[len(names) :]
-        of = dict(zip(parameters_held, values))
+        of = dict(zip(own, values))
         twin = rebuild(held, lambda p: Parameter(of[p]))
         y, cache = (run or _forward_of(seed))(twin, *inputs)
         return y, (twin, cache, [x.dtype.kind in "fc" for x in inputs])

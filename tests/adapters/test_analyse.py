@@ -297,6 +297,7 @@ def test_the_command_prints_the_table_and_writes_the_same_figures(tmp_path, rng,
     assert command("analyse", tmp_path / "a", "--out", out)[0] == 0  # the same again
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_without_out_the_folder_is_named_after_the_adapter(tmp_path, rng, command, monkeypatch):
     write_adapter(tmp_path / "mine", modules_of(rng, SHAPES))
     monkeypatch.chdir(tmp_path)
@@ -304,6 +305,7 @@ def test_without_out_the_folder_is_named_after_the_adapter(tmp_path, rng, comman
     assert (tmp_path / "runs" / "analyse-mine" / "analysis.json").exists()
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_two_adapters_of_one_name_have_two_folders_and_each_keeps_its_own(
     tmp_path, rng, command, monkeypatch
 ):
@@ -329,6 +331,7 @@ def test_two_adapters_of_one_name_have_two_folders_and_each_keeps_its_own(
     assert written("a/x") not in (first, second)
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_sweep_is_analysed_by_the_spectrum_that_it_kept(tmp_path, finished, command):
     folder, results = finished
     modules = {module.name: module for module in analyse_sweep(folder).modules}
@@ -340,6 +343,7 @@ def test_a_sweep_is_analysed_by_the_spectrum_that_it_kept(tmp_path, finished, co
     assert command("analyse", folder, "--out", tmp_path / "o")[0] == 0
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_other_results_are_not_written_over_and_nothing_is_printed(tmp_path, rng, command):
     for name in "ab":
         write_adapter(tmp_path / name, modules_of(rng, SHAPES))

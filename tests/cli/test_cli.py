@@ -106,6 +106,7 @@ def test_a_text_sweep_writes_results_and_pictures_and_prints_the_table(
     assert out.splitlines()[-2:] == ["base: pretrained here", named]
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_given_base_is_copied_and_the_screen_says_so(sweep_tiny, finished, tmp_path, command):
     arguments = [*sweep_tiny, "--out", tmp_path / "out", "--base", finished]
     before = contents(finished)
@@ -128,6 +129,7 @@ def test_a_second_call_runs_nothing_again(sweep_tiny, finished, tmp_path, comman
     assert (folder / "spectrum.png").read_bytes().startswith(PNG)  # drawn anew
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_linear_sweep_in_two_processes_sits_on_the_floor(tmp_path, command):
     arguments = [*TINY_LINEAR, "--steps", 1000, "--jobs", 2, "--out", tmp_path / "out"]
     status, out, err = command("sweep", *arguments)
@@ -139,6 +141,7 @@ def test_a_linear_sweep_in_two_processes_sits_on_the_floor(tmp_path, command):
     assert out.splitlines()[0].endswith("floor")
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_without_out_the_folder_is_named_after_the_settings(tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for steps in (20, 30):
@@ -187,6 +190,7 @@ def test_target_modules_are_names_or_a_regular_expression(text, targets):
     assert settings_of("--target-modules", text).target_modules == targets
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_full_fine_tuning_that_diverges_leaves_out_its_spectrum(sweep_tiny, tmp_path, command):
     folder = tmp_path / "out"
     status, out, _ = command(*sweep_tiny, "--full-lr", "1e30", "--out", folder)
@@ -277,6 +281,7 @@ def test_ranks_that_are_no_numbers_are_an_error_of_usage(capsys):
 
 
 @pytest.mark.parametrize("k, kept", [(3, "3 runs are kept in"), (0, "no run was finished")])
+@pytest.mark.usefixtures("unpainted")
 def test_ctrl_c_exits_130_and_says_what_is_kept(
     sweep_tiny, tmp_path, command, monkeypatch, k, kept
 ):
@@ -392,6 +397,7 @@ def test_generate_refuses_what_it_cannot_do(finished, tmp_path, command):
     assert "base.npz is not a readable .npz file" in said(folder=tmp_path / "broken")
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_generate_needs_a_text_sweep(tmp_path, command):
     command("sweep", *TINY_LINEAR, "--steps", 20, "--jobs", 1, "--out", tmp_path)
     said = generate(command, tmp_path)

@@ -353,6 +353,7 @@ def test_a_sweep_that_is_not_finished_needs_a_disk_that_can_be_written(tmp_path)
     assert process.returncode == 2 and names(tmp_path) == ["models", "results.json"]
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_finished_intrinsic_run_is_shown_and_nothing_is_written(
     tmp_path,
     tiny,
