@@ -1,5 +1,6 @@
 """What every test may use."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from tests.tiny import TINY, sweep_command, write_texts
 
 settings.register_profile("shared machine", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "shared machine"))
+
+
+def pytest_collection_finish(session):
+    """Spare the garbage collector the thousands of tests, which live to the end."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -5,14 +5,12 @@ import importlib
 import inspect
 import subprocess
 import sys
-from functools import cache
-from pathlib import Path
 
 import pytest
 
 import lora_np
+from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
-PACKAGE = Path(lora_np.__file__).parent
 HOUSE = (
     "backend reading patterns tables files crew gradcheck plots parameters optim ops data rank "
     "layers methods models costs pretrained train adapters experiments selfcheck checks course cli "
@@ -45,24 +43,10 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "selfcheck.py": "the table of every pair, layer and model",
 }
 
-FILES = sorted(PACKAGE.rglob("*.py"))
-every_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-
 
 def place_of(path):
     """The name of the file, or of the folder that it has become."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
-
-
-@cache
-def tree_of(path):
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-@cache
-def nodes(tree):
-    """All nodes of a tree, which the checks below go through again and again."""
-    return tuple(ast.walk(tree))
 
 
 def imports(tree):

@@ -1,5 +1,6 @@
-"""A sweep on text that takes a second: its sizes, its texts, its command."""
+"""A sweep on text that takes a second: its sizes, texts and command; how results compare."""
 
+import json
 from itertools import chain
 
 TINY = {
@@ -29,3 +30,12 @@ def write_texts(folder):
     english.write_text("".join(f"line {i} says that {i * i} is a square\n" for i in range(60)))
     code.write_text("".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(60)))
     return str(english), str(code)
+
+
+def comparable(results):
+    """Results without seconds; the order in which trials ended is the executor's."""
+    plain = json.loads(json.dumps(results))
+    for trial in (*plain["trials"], *plain.get("runs", ())):
+        trial.pop("seconds")
+    plain["trials"].sort(key=lambda t: (t["method"], t["rank"] or 0, t["seed"], t["lr"]))
+    return plain

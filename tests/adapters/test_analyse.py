@@ -15,10 +15,10 @@ from lora_np.adapters.places import places
 from lora_np.experiments.rank_sweep.analyse import analyse_sweep
 from lora_np.files import CheckpointError, save_tensors
 from lora_np.rank import intruder_dimensions, spectrum
+from tests.compare import PNG
 from tests.sample_files import factors, modules_of, tampered
 
 TIGHT = 1e-9  # relative, float64
-PNG = b"\x89PNG\r\n\x1a\n"
 SHAPES = {
     "model.layers.0.attn.q_proj": (12, 3, 9, 2.0),
     "model.layers.0.mlp.up_proj": (20, 4, 9, 0.5),

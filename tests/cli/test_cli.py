@@ -20,10 +20,10 @@ from lora_np.cli import sweep, workers
 from lora_np.crew import keep_memory
 from lora_np.experiments.rank_sweep import LinearSettings, TextSettings, run
 from lora_np.experiments.rank_sweep.text import run_text_trial
+from tests.compare import PNG
 from tests.tiny import sweep_command
 
 REPOSITORY = Path(lora_np.__file__).parents[1]
-PNG = b"\x89PNG\r\n\x1a\n"
 TINY_LINEAR = shlex.split("--task linear --ranks 1,3 --seeds 1 --d-in 6 --d-out 5")
 
 

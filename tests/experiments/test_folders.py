@@ -21,7 +21,8 @@ from lora_np.experiments.rank_sweep.run import check_sweep
 from lora_np.files import load_json, lock
 from lora_np.files.lock import HeldError, hold
 from lora_np.files.owner import Owner, this_process
-from tests.files.test_atomic import PACKAGE, killed_while_writing, names
+from tests.files.test_atomic import killed_while_writing, names
+from tests.source import PACKAGE
 from tests.tiny import sweep_command
 
 SMALL = LinearSettings(ranks=(1,), seeds=1, d_in=4, d_out=3, steps=5)

@@ -57,6 +57,7 @@ from tests.experiments.processors import (
     figures_of_the_page,
     sweeps,
 )
+from tests.tiny import comparable
 
 F64 = 1e-12  # float64, relative: a few products
 SIX_DIGITS = 1e-5  # relative: singular values are written with six digits
@@ -431,15 +432,6 @@ def calls(monkeypatch):
 
     monkeypatch.setitem(run.TRIALS, "text", counted)
     return seen
-
-
-def comparable(results):
-    """Results without seconds; the order in which trials ended is the executor's."""
-    plain = json.loads(json.dumps(results))
-    for trial in (*plain["trials"], *plain.get("runs", ())):
-        trial.pop("seconds")
-    plain["trials"].sort(key=lambda t: (t["method"], t["rank"] or 0, t["seed"], t["lr"]))
-    return plain
 
 
 def stop(*_):

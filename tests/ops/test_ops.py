@@ -15,6 +15,7 @@ from lora_np.backend import ShapeError
 from lora_np.ops import fast
 from lora_np.selfcheck import cases
 from tests import naive
+from tests.compare import close
 
 TOL = 1e-12  # float64: relative to the largest entry of what is expected
 TOL32 = 2e-5  # float32
@@ -22,12 +23,6 @@ TOL32 = 2e-5  # float32
 
 def op(name, form=ops):
     return getattr(form, f"{name}_forward"), getattr(form, f"{name}_backward")
-
-
-def close(actual, expected, tolerance=TOL):
-    assert actual.shape == np.shape(expected)
-    limit = tolerance * max(1.0, float(np.abs(expected).max(initial=0.0)))
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=limit)
 
 
 # --- how inputs are drawn: lead is any batch axes, the rest are sizes --------------------------
