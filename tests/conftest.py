@@ -17,8 +17,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "shared machine"))
 
 
 def pytest_collection_finish(session):
-    """Spare the garbage collector the thousands of tests, which live to the end."""
+    """Look for garbage seldom, and never among the thousands of tests, which live to the end."""
     gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -286,23 +287,26 @@ def test_a_paper_run_holds_its_folder_from_the_first_sweep_to_the_last(tmp_path,
 # ------------------------------------------------------------------------ finished, and only read
 
 READ_ONLY = """
-import errno, os, sys
+import errno, os, shlex, sys
 from lora_np import cli
 from tests.experiments.stopping import changes
-folder, *arguments = sys.argv[1:]
+folder, *commands = sys.argv[1:]
 def hook(event, values):
     if changes(event, values, folder):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(values[0]))
 sys.addaudithook(hook)
-sys.exit(cli.main(arguments))
+for command in commands:
+    print(f"exit {cli.main(shlex.split(command))}")
 """
 
 
-def read_only(folder, *arguments):
-    """Run a command that may not change the folder; return its status and what it printed."""
-    process = python("-W", "error", "-c", READ_ONLY, folder, *arguments)
-    out = process.communicate(timeout=300)[0]
-    return process.returncode, out
+def read_only(folder, *commands):
+    """Run commands that may not change the folder; return what each printed, and its status."""
+    lines = [shlex.join(map(str, command)) for command in commands]
+    process = python("-W", "error", "-c", READ_ONLY, folder, *lines)
+    found = re.split(r"exit (\d+)\n", process.communicate(timeout=300)[0])
+    assert process.returncode == 0 and found.pop() == ""
+    return list(zip(found[::2], map(int, found[1::2]), strict=True))
 
 
 def state(folder):
@@ -326,12 +330,12 @@ def test_a_finished_sweep_is_shown_and_nothing_is_written(shown, command):
 
 def test_a_finished_sweep_on_a_read_only_disk_is_shown_analysed_and_read(shown, tmp_path):
     folder, arguments = shown
-    status, out = read_only(folder, *arguments)
+    generate = ["generate", "--run", folder, "--tokens", 4]
+    analyse = ["analyse", folder, "--out", tmp_path / "ranks"]
+    (out, status), (text, read), (_, analysed) = read_only(folder, arguments, generate, analyse)
     assert status == 0 and "of full's gain" in out and "not written" not in out
-    status, out = read_only(folder, "generate", "--run", folder, "--tokens", 4)
-    assert status == 0 and out.startswith("def ")
-    status, out = read_only(folder, "analyse", folder, "--out", tmp_path / "ranks")
-    assert status == 0 and names(tmp_path / "ranks") == ["analysis.json", "ranks.png"]
+    assert read == 0 and text.startswith("def ")
+    assert analysed == 0 and names(tmp_path / "ranks") == ["analysis.json", "ranks.png"]
 
 
 def test_a_picture_that_a_read_only_disk_lacks_is_told(shown, tmp_path):
@@ -339,7 +343,7 @@ def test_a_picture_that_a_read_only_disk_lacks_is_told(shown, tmp_path):
     shutil.copytree(shown[0], folder)
     (folder / "spectrum.png").unlink()
     arguments[-1] = str(folder)
-    status, out = read_only(folder, *arguments)
+    ((out, status),) = read_only(folder, arguments)
     assert status == 0 and "of full's gain" in out
     assert out.endswith(
         f"held in {folder}/: results.json, rank_vs_loss.png\n"
@@ -349,9 +353,8 @@ def test_a_picture_that_a_read_only_disk_lacks_is_told(shown, tmp_path):
 
 def test_a_sweep_that_is_not_finished_needs_a_disk_that_can_be_written(tmp_path):
     check_sweep(SMALL, tmp_path)
-    process = python("-c", READ_ONLY + "\n", tmp_path, *SWEEP, "--out", tmp_path)
-    process.communicate(timeout=300)
-    assert process.returncode == 2 and names(tmp_path) == ["models", "results.json"]
+    ((_, status),) = read_only(tmp_path, [*SWEEP, "--out", tmp_path])
+    assert status == 2 and names(tmp_path) == ["models", "results.json"]
 
 
 @pytest.mark.usefixtures("unpainted")

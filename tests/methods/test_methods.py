@@ -366,4 +366,4 @@ def test_a_swept_method_of_the_text_task_is_read_back(tmp_path, tiny):
 
 def test_a_method_without_a_rank_is_not_swept_over_ranks(tmp_path):
     with pytest.raises(ValueError, match=r"'test_biases' has no rank r to sweep over"):
-        rank_sweep(LinearSettings((1,), d_in=4, d_out=3, method=Biases()), tmp_path / "biases")
+        rank_sweep(LinearSettings(ranks=(1,), steps=5, method=Biases()), tmp_path / "biases")
