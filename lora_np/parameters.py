@@ -37,11 +37,12 @@ class Parameter:
     True
     """
 
+    _borrowers: WeakSet[Parameter] | None = None  # until there is one: most have none
+
     def __init__(self, value: Array, trainable: bool = True) -> None:
         self.value = value
         self.trainable = trainable
         self.borrowed = False
-        self._borrowers: WeakSet[Parameter] = WeakSet()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,13 +62,13 @@ class Parameter:
     @property
     def shared(self) -> bool:
         """Whether two living models hold this memory."""
-        return self.borrowed or len(self._borrowers) > 0
+        return self.borrowed or bool(self._borrowers)
 
     def share(self) -> Parameter:
         """Return a frozen Parameter over the same memory, as a read-only view."""
         view = Parameter(read_only_view(self.value), trainable=False)
         view.borrowed = True
-        self._borrowers.add(view)
+        vars(self).setdefault("_borrowers", WeakSet()).add(view)  # of two threads, too
         return view
 
     def copy(self) -> Parameter:

@@ -333,7 +333,7 @@ def silent_forward(self, x, rng=None):
 def test_a_method_of_a_readers_file_is_swept_like_lora(tmp_path):
     """On the linear task, where theory has the answer: gains reach what LoRA of that rank does."""
     settings = LinearSettings(
-        ranks=(1, 2), seeds=2, d_in=6, d_out=5, decay=0.5, steps=1500, method=GainConfig()
+        ranks=(1, 2), seeds=2, d_in=6, d_out=5, decay=0.5, steps=900, method=GainConfig()
     )
     results = rank_sweep(settings, tmp_path / "gains")
     assert results["settings"]["method"][METHOD_FIELD] == "own_gains"
