@@ -5,13 +5,12 @@ import importlib
 import inspect
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import lora_np
+from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
-PACKAGE = Path(lora_np.__file__).parent
 HOUSE = (
     "backend reading patterns tables files crew gradcheck plots parameters optim ops data rank "
     "layers methods models costs pretrained train adapters experiments selfcheck checks course cli "
@@ -44,22 +43,15 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "selfcheck.py": "the table of every pair, layer and model",
 }
 
-FILES = sorted(PACKAGE.rglob("*.py"))
-every_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-
 
 def place_of(path):
     """The name of the file, or of the folder that it has become."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def tree_of(path):
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
 def imports(tree):
     """Yield every module that is imported, wherever in the file, `from a import b` as a and a.b."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -208,7 +200,7 @@ def test_the_check_of_particulars_finds_modules_and_names(source, found):
 
 def functions(tree):
     kinds = ast.FunctionDef | ast.AsyncFunctionDef
-    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [node for node in nodes(tree) if isinstance(node, kinds)]
 
 
 def first_line(node):
@@ -265,7 +257,7 @@ def is_literal(node):
 
 def float64_scalars(tree):
     """Return calls such as np.sqrt(2.0): an np.float64, which lifts float32 arrays to float64."""
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.args]
+    calls = [n for n in nodes(tree) if isinstance(n, ast.Call) and n.args]
     return [
         ast.unparse(call)
         for call in calls
@@ -294,7 +286,7 @@ def test_the_check_of_float64_scalars_finds_literals_and_leaves_arrays():
 def test_randomness_comes_from_a_generator(path):
     used = {
         node.attr
-        for node in ast.walk(tree_of(path))
+        for node in nodes(tree_of(path))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("np.random", "random")
     }
     assert used <= {"Generator", "default_rng", "SeedSequence"}

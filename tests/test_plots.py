@@ -7,9 +7,9 @@ import pytest
 
 from lora_np import plots
 from lora_np.experiments.rank_sweep import picture
+from tests.compare import PNG
 
 TOL = 1e-12  # float64, relative
-PNG = b"\x89PNG\r\n\x1a\n"
 LOSSES = {1: [2.0, 2.2, 2.1], 4: [1.5, 1.7, 1.9], 16: [1.2, 1.2, 1.2], None: [1.0, 1.1, 1.2]}
 PARAMETERS = {1: 1280, 4: 5120, 16: 20480, None: 123456}
 

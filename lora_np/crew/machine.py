@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
+from functools import lru_cache
 from typing import Any
 
 
@@ -30,12 +32,10 @@ class one_blas_thread:
     _limits: Any = None
 
     def __enter__(self) -> None:
-        from threadpoolctl import threadpool_limits
-
         here = one_blas_thread
         with here._lock:
             if here._inside == 0:
-                here._limits = threadpool_limits(limits=1, user_api="blas")
+                here._limits = _controller(len(sys.modules)).limit(limits=1, user_api="blas")
             here._inside += 1
 
     def __exit__(self, *args: object) -> None:
@@ -46,6 +46,17 @@ class one_blas_thread:
                 _release_blas()
                 here._limits.restore_original_limits()
                 _release_blas()
+
+
+@lru_cache(maxsize=1)
+def _controller(modules: int) -> Any:
+    """Find the BLAS libraries of this process; `modules`, a number, is how many have been loaded.
+
+    The search takes 2 ms, and a library comes with a module: only a new number repeats it.
+    """
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _release_blas() -> None:

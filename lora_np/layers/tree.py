@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ def rebuild(
     def descend(path: str, part: Layer) -> Layer:
         new = replace(path, part)
         if new is None:
-            new = copy.copy(part)
+            new = object.__new__(type(part))  # all that it holds is set below
             for name, inner in vars(part).items():
                 setattr(new, name, build(f"{path}.{name}" if path else name, inner))
         return new
@@ -91,8 +90,7 @@ def as_pair(
     ----------
     layer : Layer
     run : callable, optional
-        ``run(layer, x) -> (y, cache)``; by default ``layer.forward(x, rng)``, or, of a layer with
-        a condition, ``layer.forward(x, c, rng)``.
+        ``run(layer, x) -> (y, cache)``; by default ``layer.forward``, with x or with x and c.
     seed : int, optional
         Turns dropout on, with the same masks at every call.
 
@@ -111,13 +109,14 @@ def as_pair(
     >>> check_gradients(forward, backward, inputs(np.ones((2, 3)))).ok
     True
     """
-    held = {path: m.constants() for path, m in {"": layer, **layer.modules()}.items()}
+    held = _with_constants(rebuild(layer, lambda p: p))
+    own = list(held.parameters().values())
     names = ("x", "c") if layer.conditioned else ("x",)
 
     def forward(*arguments: Array) -> tuple[Array, Any]:
         inputs, values = arguments[: len(names)], arguments[len(names) :]
-        of = dict(zip(layer.parameters().values(), values))
-        twin = _with_constants(rebuild(layer, lambda p: Parameter(of[p])), held)
+        of = dict(zip(own, values))
+        twin = rebuild(held, lambda p: Parameter(of[p]))
         y, cache = (run or _forward_of(seed))(twin, *inputs)
         return y, (twin, cache, [x.dtype.kind in "fc" for x in inputs])
 
@@ -151,8 +150,8 @@ def _forward_of(seed: int | None) -> Callable[..., tuple[Array, Any]]:
     return run
 
 
-def _with_constants(layer: Layer, held: Mapping[str, Mapping[str, Array]]) -> Layer:
-    """Let every layer in here hold these constants still, by path."""
-    for path, module in {"": layer, **layer.modules()}.items():
-        module.fixed = held[path] or None
+def _with_constants(layer: Layer) -> Layer:
+    """Let every layer in here hold the constants still that it has now."""
+    for module in (layer, *layer.modules().values()):
+        module.fixed = module.constants() or None
     return layer

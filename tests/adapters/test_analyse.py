@@ -15,10 +15,10 @@ from lora_np.adapters.places import places
 from lora_np.experiments.rank_sweep.analyse import analyse_sweep
 from lora_np.files import CheckpointError, save_tensors
 from lora_np.rank import intruder_dimensions, spectrum
+from tests.compare import PNG
 from tests.sample_files import factors, modules_of, tampered
 
 TIGHT = 1e-9  # relative, float64
-PNG = b"\x89PNG\r\n\x1a\n"
 SHAPES = {
     "model.layers.0.attn.q_proj": (12, 3, 9, 2.0),
     "model.layers.0.mlp.up_proj": (20, 4, 9, 0.5),
@@ -297,6 +297,7 @@ def test_the_command_prints_the_table_and_writes_the_same_figures(tmp_path, rng,
     assert command("analyse", tmp_path / "a", "--out", out)[0] == 0  # the same again
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_without_out_the_folder_is_named_after_the_adapter(tmp_path, rng, command, monkeypatch):
     write_adapter(tmp_path / "mine", modules_of(rng, SHAPES))
     monkeypatch.chdir(tmp_path)
@@ -304,6 +305,7 @@ def test_without_out_the_folder_is_named_after_the_adapter(tmp_path, rng, comman
     assert (tmp_path / "runs" / "analyse-mine" / "analysis.json").exists()
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_two_adapters_of_one_name_have_two_folders_and_each_keeps_its_own(
     tmp_path, rng, command, monkeypatch
 ):
@@ -329,16 +331,19 @@ def test_two_adapters_of_one_name_have_two_folders_and_each_keeps_its_own(
     assert written("a/x") not in (first, second)
 
 
-def test_a_sweep_is_analysed_by_the_spectrum_that_it_kept(tmp_path, command):
-    sweep = "sweep --task linear --ranks 1 --seeds 1 --d-in 6 --d-out 5 --steps 200 --jobs 1"
-    assert command(*sweep.split(), "--out", tmp_path / "s")[0] == 0
-    held = json.loads((tmp_path / "s" / "results.json").read_text())["spectrum"]
-    (module,) = analyse_sweep(tmp_path / "s").modules
-    assert module.energy_ranks[0.95] == held[0]["energy_ranks"]["0.95"]
-    assert module.norm == pytest.approx(np.linalg.norm(held[0]["singular_values"]))
-    assert command("analyse", tmp_path / "s", "--out", tmp_path / "o")[0] == 0
+@pytest.mark.usefixtures("unpainted")
+def test_a_sweep_is_analysed_by_the_spectrum_that_it_kept(tmp_path, finished, command):
+    folder, results = finished
+    modules = {module.name: module for module in analyse_sweep(folder).modules}
+    assert len(modules) == len(results["spectrum"]) == 6
+    for held in results["spectrum"]:
+        module = modules[held["name"].removesuffix(".W")]
+        assert module.energy_ranks[0.95] == held["energy_ranks"]["0.95"]
+        assert module.norm == pytest.approx(np.linalg.norm(held["singular_values"]))
+    assert command("analyse", folder, "--out", tmp_path / "o")[0] == 0
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_other_results_are_not_written_over_and_nothing_is_printed(tmp_path, rng, command):
     for name in "ab":
         write_adapter(tmp_path / name, modules_of(rng, SHAPES))

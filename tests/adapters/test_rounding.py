@@ -278,6 +278,7 @@ def test_between_wide_files_the_energy_ranks_are_those_of_the_whole_difference(p
         assert module.energy_ranks == {f: whole.energy_rank(f) for f in FRACTIONS}
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_the_commands_name_what_is_only_rounding(pair, start, rng, command, tmp_path):
     base, tuned = pair(start, tuned_from(start, rng))
     status, said, _ = command("analyse", tuned, "--base", base, "--out", tmp_path / "an")

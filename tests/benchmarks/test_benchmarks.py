@@ -16,6 +16,7 @@ from tests.benchmarks.plan import DEFAULT, QUICK, RANK, AdapterSize, Plan, Size
 from tests.benchmarks.steps import Disagreement, check_losses
 from tests.benchmarks.workers import THREAD_SETTINGS, Worker, WorkerError, thread_settings
 
+pytestmark = pytest.mark.slow
 EXACT = 1e-12  # relative, of a few operations on Python floats
 TOY = Size("toy", d_model=8, n_layer=1, n_head=2, T=4, batch_size=2, vocab_size=16)
 PLAN = Plan(

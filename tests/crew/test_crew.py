@@ -20,6 +20,7 @@ from lora_np.crew import (
     CrewError,
     Processes,
     Threads,
+    machine,
     one_blas_thread,
     processes,
     shared_empty,
@@ -286,6 +287,16 @@ def test_a_fork_that_fails_leaves_blas_as_it_was(monkeypatch):
     with pytest.raises(BlockingIOError), Processes(lambda member, item: None, 2):
         pass
     assert blas() == before
+
+
+def test_blas_is_looked_for_again_only_once_more_modules_are_loaded(monkeypatch):
+    machine._controller.cache_clear()
+    for module in (None, None, "one_with_a_blas"):
+        if module:
+            monkeypatch.setitem(sys.modules, module, machine)
+        with one_blas_thread():
+            assert set(blas()) == {1}
+    assert machine._controller.cache_info().misses == 2
 
 
 def test_one_blas_thread_is_restored_by_the_last_one_out():

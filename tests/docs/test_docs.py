@@ -91,6 +91,7 @@ def test_the_map_of_the_house_has_every_room_in_its_order():
     assert rooms == [room for room in ORDER if room != "__main__"]
 
 
+@pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("name", MODULES)
 def test_every_example_of_a_docstring_prints_what_it_shows(name):
     module, bare = importlib.import_module(name), {"__name__": "__main__"}

@@ -124,6 +124,7 @@ def own_method(tmp_path_factory):
         return walk("own_method.md", folder), folder
 
 
+@pytest.mark.slow
 def test_at_the_start_only_B_has_a_gradient(own_method):
     names, _ = own_method
     inputs = {**names["inputs"], "B": np.zeros_like(names["inputs"]["B"])}
@@ -132,11 +133,13 @@ def test_at_the_start_only_B_has_a_gradient(own_method):
     assert not dA.any() and not dg.any() and dB.any()
 
 
+@pytest.mark.slow
 def test_the_variant_trains(own_method):
     names, _ = own_method
     assert names["after"] < names["before"] - 0.05
 
 
+@pytest.mark.slow
 def test_the_folded_adapter_is_the_same_change(own_method):
     names, folder = own_method
     with open_adapter(folder / "folded") as file:

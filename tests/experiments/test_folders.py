@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,13 +17,14 @@ import pytest
 from lora_np.experiments.intrinsic.text import IntrinsicSettings, check_intrinsic
 from lora_np.experiments.paper.run import run_paper
 from lora_np.experiments.paper.settings import QUICK
-from lora_np.experiments.rank_sweep import LinearSettings, SweepError, TextSettings, rank_sweep, run
+from lora_np.experiments.rank_sweep import LinearSettings, SweepError, rank_sweep, run
 from lora_np.experiments.rank_sweep.run import check_sweep
 from lora_np.files import load_json, lock
 from lora_np.files.lock import HeldError, hold
 from lora_np.files.owner import Owner, this_process
-from tests.files.test_atomic import PACKAGE, killed_while_writing, names
-from tests.tiny import TINY, write_texts
+from tests.files.test_atomic import killed_while_writing, names
+from tests.source import PACKAGE
+from tests.tiny import sweep_command
 
 SMALL = LinearSettings(ranks=(1,), seeds=1, d_in=4, d_out=3, steps=5)
 SWEEP = shlex.split("sweep --task linear --ranks 1 --seeds 1 --d-in 4 --d-out 3 --steps 5 --jobs 1")
@@ -74,12 +76,6 @@ def holders(tmp_path):
         yield start
 
 
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """The names of a text to pretrain on and of one to adapt to."""
-    return write_texts(tmp_path_factory.mktemp("texts"))
-
-
 def write_lock(folder, owner, number=1):
     """Leave a lock in the folder, as that process would."""
     folder.mkdir(exist_ok=True)
@@ -112,8 +108,8 @@ def test_a_folder_in_which_nothing_was_begun_is_begun(tmp_path, left):
     assert names(tmp_path) == ["models", "results.json"]
 
 
-def test_an_intrinsic_run_killed_at_its_first_write_is_begun_again(tmp_path, texts):
-    settings = IntrinsicSettings((4,), TextSettings(pretrain_text=texts[0], adapt_text=texts[1]))
+def test_an_intrinsic_run_killed_at_its_first_write_is_begun_again(tmp_path, tiny):
+    settings = IntrinsicSettings((4,), tiny)
     killed_while_writing(tmp_path / "results.json")
     write_lock(tmp_path, GONE)
     assert check_intrinsic(settings, tmp_path) is False
@@ -291,47 +287,40 @@ def test_a_paper_run_holds_its_folder_from_the_first_sweep_to_the_last(tmp_path,
 # ------------------------------------------------------------------------ finished, and only read
 
 READ_ONLY = """
-import errno, os, sys
+import errno, os, shlex, sys
 from lora_np import cli
 from tests.experiments.stopping import changes
-folder, *arguments = sys.argv[1:]
+folder, *commands = sys.argv[1:]
 def hook(event, values):
     if changes(event, values, folder):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(values[0]))
 sys.addaudithook(hook)
-sys.exit(cli.main(arguments))
+for command in commands:
+    print(f"exit {cli.main(shlex.split(command))}")
 """
 
 
-def read_only(folder, *arguments):
-    """Run a command that may not change the folder; return its status and what it printed."""
-    process = python("-W", "error", "-c", READ_ONLY, folder, *arguments)
-    out = process.communicate(timeout=300)[0]
-    return process.returncode, out
+def read_only(folder, *commands):
+    """Run commands that may not change the folder; return what each printed, and its status."""
+    lines = [shlex.join(map(str, command)) for command in commands]
+    process = python("-W", "error", "-c", READ_ONLY, folder, *lines)
+    found = re.split(r"exit (\d+)\n", process.communicate(timeout=300)[0])
+    assert process.returncode == 0 and found.pop() == ""
+    return list(zip(found[::2], map(int, found[1::2]), strict=True))
 
 
 def state(folder):
     return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (folder, *folder.rglob("*"))}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, texts):
-    """The command of a finished text sweep, and its folder."""
-    from lora_np import cli
-
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    options = {**TINY, "ranks": "1,2", "seeds": 2, "jobs": 1}
-    options |= dict(zip(("pretrain_text", "adapt_text"), texts)) | {"out": folder}
-    arguments = ["sweep"]
-    for name, value in options.items():
-        arguments += [f"--{name.replace('_', '-')}", str(value)]
-    assert cli.main(arguments) == 0
-    return folder, arguments
+@pytest.fixture
+def shown(tiny, finished):
+    """The folder of the finished text sweep, and the command that shows it."""
+    return finished[0], [*sweep_command(tiny), "--out", str(finished[0])]
 
 
-def test_a_finished_sweep_is_shown_and_nothing_is_written(finished, command, capsys):
-    capsys.readouterr()
-    folder, arguments = finished
+def test_a_finished_sweep_is_shown_and_nothing_is_written(shown, command):
+    folder, arguments = shown
     before = state(folder)
     status, out, err = command(*arguments)
     assert (status, err) == (0, "") and "of full's gain" in out
@@ -339,22 +328,22 @@ def test_a_finished_sweep_is_shown_and_nothing_is_written(finished, command, cap
     assert state(folder) == before
 
 
-def test_a_finished_sweep_on_a_read_only_disk_is_shown_analysed_and_read(finished, tmp_path):
-    folder, arguments = finished
-    status, out = read_only(folder, *arguments)
+def test_a_finished_sweep_on_a_read_only_disk_is_shown_analysed_and_read(shown, tmp_path):
+    folder, arguments = shown
+    generate = ["generate", "--run", folder, "--tokens", 4]
+    analyse = ["analyse", folder, "--out", tmp_path / "ranks"]
+    (out, status), (text, read), (_, analysed) = read_only(folder, arguments, generate, analyse)
     assert status == 0 and "of full's gain" in out and "not written" not in out
-    status, out = read_only(folder, "generate", "--run", folder, "--tokens", 4)
-    assert status == 0 and out.startswith("def ")
-    status, out = read_only(folder, "analyse", folder, "--out", tmp_path / "ranks")
-    assert status == 0 and names(tmp_path / "ranks") == ["analysis.json", "ranks.png"]
+    assert read == 0 and text.startswith("def ")
+    assert analysed == 0 and names(tmp_path / "ranks") == ["analysis.json", "ranks.png"]
 
 
-def test_a_picture_that_a_read_only_disk_lacks_is_told(finished, tmp_path):
-    folder, arguments = tmp_path / "copy", list(finished[1])
-    shutil.copytree(finished[0], folder)
+def test_a_picture_that_a_read_only_disk_lacks_is_told(shown, tmp_path):
+    folder, arguments = tmp_path / "copy", shown[1]
+    shutil.copytree(shown[0], folder)
     (folder / "spectrum.png").unlink()
     arguments[-1] = str(folder)
-    status, out = read_only(folder, *arguments)
+    ((out, status),) = read_only(folder, arguments)
     assert status == 0 and "of full's gain" in out
     assert out.endswith(
         f"held in {folder}/: results.json, rank_vs_loss.png\n"
@@ -364,21 +353,19 @@ def test_a_picture_that_a_read_only_disk_lacks_is_told(finished, tmp_path):
 
 def test_a_sweep_that_is_not_finished_needs_a_disk_that_can_be_written(tmp_path):
     check_sweep(SMALL, tmp_path)
-    process = python("-c", READ_ONLY + "\n", tmp_path, *SWEEP, "--out", tmp_path)
-    process.communicate(timeout=300)
-    assert process.returncode == 2 and names(tmp_path) == ["models", "results.json"]
+    ((_, status),) = read_only(tmp_path, [*SWEEP, "--out", tmp_path])
+    assert status == 2 and names(tmp_path) == ["models", "results.json"]
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_finished_intrinsic_run_is_shown_and_nothing_is_written(
     tmp_path,
-    texts,
+    tiny,
     command,
     monkeypatch,
 ):
-    text = TextSettings(seeds=1, pretrain_text=texts[0], adapt_text=texts[1], **TINY)
-    monkeypatch.setattr(
-        "lora_np.experiments.intrinsic.QUICK", replace(IntrinsicSettings(), ds=(8,), text=text)
-    )
+    quick = IntrinsicSettings(ds=(8,), text=replace(tiny, seeds=1))
+    monkeypatch.setattr("lora_np.experiments.intrinsic.QUICK", quick)
     arguments = ["intrinsic", "--quick", "--jobs", 1, "--out", tmp_path]
     status, first, _ = command(*arguments)
     assert status == 0 and first.endswith(

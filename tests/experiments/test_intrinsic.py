@@ -38,6 +38,7 @@ from lora_np.parameters import Grads, freeze, pack
 from lora_np.plots import BLUE, ORANGE
 from lora_np.selfcheck import at_random
 from lora_np.train import Diverged, evaluate, fit, loss_and_gradient
+from tests.compare import values
 from tests.tiny import TINY
 
 ROUNDING = 1e-12  # float64, relative: the same sum in another order
@@ -92,10 +93,6 @@ def intrinsic(model, d=40, variant="plain", seed=2, moved=0.0):
 
 def batch(B=4, seed=3):
     return tuple(np.random.default_rng(seed).integers(0, V, (2, B, T)))
-
-
-def values(model):
-    return {name: p.value.copy() for name, p in model.parameters().items()}
 
 
 # --------------------------------------------------------------------------------- the projection

@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import lora_np
 from lora_np.adapters import write_adapter
 from lora_np.files import load_json, replacing, save_arrays, save_json
 from lora_np.files.atomic import OLD, beside, strangers
 from lora_np.files.owner import Owner, has_ended, started, this_process
+from tests.source import PACKAGE, every_file, nodes, tree_of
 
-PACKAGE = Path(lora_np.__file__).parent
 MODULE = [("q", np.ones((3, 1)), np.ones((1, 2)), 1.0)]
 
 
@@ -232,7 +231,7 @@ APART = ("course/runner.py", "course/child.py")  # a submission's own temporary 
 
 def writing(tree):
     """Yield the functions that write files, and whether they do it through the one way."""
-    for function in ast.walk(tree):
+    for function in nodes(tree):
         if isinstance(function, ast.FunctionDef):
             calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
             called = {call.func.attr for call in calls if isinstance(call.func, ast.Attribute)}
@@ -249,10 +248,10 @@ def writing(tree):
                 yield function.name, "replacing" in plain
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)
+@every_file
 def test_every_file_is_written_in_the_one_way(path):
     if path.relative_to(PACKAGE).as_posix() not in (*WRITERS, *APART):
-        found = writing(ast.parse(path.read_text(encoding="utf-8")))
+        found = writing(tree_of(path))
         assert [name for name, through in found if not through] == []
 
 

@@ -323,6 +323,7 @@ def test_a_config_of_a_compiled_base_means_the_same_modules(tmp_path, rng, field
         assert {name: m.scale for name, m in adapter.modules.items()} == {Q: 2.0, V: 0.5}
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_what_was_left_off_is_noted(tmp_path, rng, command):
     folder = wrapped(tmp_path / "a", rng, WRAPPED["DDP of a compiled one"])
     _, said, _ = command("analyse", folder, "--out", tmp_path / "out")

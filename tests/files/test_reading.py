@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import socket
 import struct
 import sys
@@ -18,7 +19,7 @@ from lora_np import Linear, analyse_adapter, analyse_sweep, load_gpt2, rank_swee
 from lora_np.adapters import open_adapter, write_adapter
 from lora_np.adapters.analyse import Analysis
 from lora_np.data import DataError, read_text
-from lora_np.experiments.rank_sweep import LinearSettings, TextSettings
+from lora_np.experiments.rank_sweep import LinearSettings
 from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.store import SweepError, read_results
 from lora_np.files import (
@@ -35,7 +36,6 @@ from lora_np.plots import plot_rank_map
 from lora_np.reading import open_file, shown
 from lora_np.train import load_parameters
 from tests.sample_files import entry, modules_of, raw, tampered
-from tests.tiny import TINY
 
 ERRORS = (CheckpointError, SweepError, DataError)
 
@@ -289,11 +289,12 @@ def test_a_broken_stream_is_found_out(tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_what_numpy_writes_comes_back_as_numpy_reads_it(tmp_path, rng, save):
+def test_what_numpy_writes_comes_back_as_numpy_reads_it(tmp_path, rng, monkeypatch, save):
+    monkeypatch.setattr("lora_np.files.npz.CHUNK", 2**12)
     x = rng.standard_normal((3, 4))
     held = {f"x{t}": x.astype(t) for t in ("f2", ">f4", "f8", "c16", "i2", "u1", "?", ">i8")}
     held |= {"F": np.asfortranarray(x), "number": np.array(7), "none": x[:0], "T": x[:1].T}
-    held |= {"axes": np.ones((1,) * 64), "n.npy": x, "long": rng.standard_normal(3 * 10**6)}
+    held |= {"axes": np.ones((1,) * 64), "n.npy": x, "long": rng.standard_normal(3000)}
     save(tmp_path / "f.npz", **held)
     found = load_arrays(tmp_path / "f.npz")
     with np.load(tmp_path / "f.npz") as theirs:
@@ -470,12 +471,12 @@ def test_a_loss_that_is_no_number_is_no_result(tmp_path, swept, loss):
     ],
     ids=str,
 )
-def test_the_sizes_of_a_sweeps_model_are_held_to_its_arrays(tmp_path, change):
-    rank_sweep(TextSettings(ranks=(1,), seeds=1, **TINY), tmp_path)
-    results = json.loads((tmp_path / "results.json").read_text())
-    results["settings"] |= change
-    save_json(tmp_path / "results.json", results)
-    refused(lambda folder: load_model(folder, "1"), tmp_path, "are not those of base.npz")
+def test_the_sizes_of_a_sweeps_model_are_held_to_its_arrays(tmp_path, finished, change):
+    folder, results = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    settings = {**results["settings"], **change}
+    save_json(tmp_path / "copy" / "results.json", {**results, "settings": settings})
+    refused(lambda folder: load_model(folder, "1"), tmp_path / "copy", "are not those of base.npz")
 
 
 # --------------------------------------------------------------------------------------- pictures

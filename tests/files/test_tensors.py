@@ -8,14 +8,11 @@ from lora_np.methods import LoraConfig, inject
 from lora_np.models import GPT, GPTConfig
 from lora_np.selfcheck import at_random
 from lora_np.train import load_parameters, save_parameters
+from tests.compare import values
 
 
 def make_gpt(seed, dtype=np.float32, d_model=8):
     return GPT(GPTConfig(11, 6, 2, 2, d_model), np.random.default_rng(seed), dtype)
-
-
-def values(model):
-    return {name: p.value.copy() for name, p in model.parameters().items()}
 
 
 def assert_equal(found, expected):

@@ -28,6 +28,7 @@ from lora_np.methods import LoraConfig, LoRALinear, inject
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads, Parameter, freeze
 from lora_np.selfcheck import at_random
+from tests.compare import close
 from tests.counting import Counting, unmerged
 
 TOL = 1e-12  # float64, numbers of order one
@@ -80,11 +81,6 @@ def step(layer, x, dy, need_dx=True):
     dx = layer.backward(dy, cache, grads, need_dx)
     found = {name: grads.get(p) for name, p in layer.parameters().items()}
     return y, dx, {name: g for name, g in found.items() if g is not None}
-
-
-def close(actual, expected):
-    limit = TOL * max(1.0, float(np.abs(expected).max()))
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=limit)
 
 
 # --- gradients -----------------------------------------------------------------------------------

@@ -27,15 +27,14 @@ from lora_np import (
     unmerge,
 )
 from lora_np.checks import ContractError
-from lora_np.experiments.rank_sweep import LinearSettings, SweepError, TextSettings, rank_sweep
+from lora_np.experiments.rank_sweep import LinearSettings, SweepError, rank_sweep
 from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
-from lora_np.layers import Layer
+from lora_np.layers import MLP, CausalSelfAttention, Chain, Layer, Residual
 from lora_np.methods import METHODS, adapters, method_of
 from lora_np.methods.contract import METHOD_FIELD
 from tests.methods.own_gains import GainConfig, GainLinear
-from tests.tiny import TINY, write_texts
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, d_model=16)
 TOKENS = np.arange(12).reshape(2, 6) % 13
@@ -289,8 +288,10 @@ def forgets_dg(self, dy, cache, grads, need_dx=True):
     ],
 )
 def test_check_method_names_the_claim_that_a_planted_mistake_breaks(changes, claim):
+    rng = np.random.default_rng(0)
+    block = Chain(Residual(CausalSelfAttention(4, 1, rng)), MLP(4, 4, rng))
     with pytest.raises(ContractError, match=claim):
-        check_method(planted(**changes))
+        check_method(planted(**changes), block)
 
 
 class Rms(Layer):
@@ -332,7 +333,7 @@ def silent_forward(self, x, rng=None):
 def test_a_method_of_a_readers_file_is_swept_like_lora(tmp_path):
     """On the linear task, where theory has the answer: gains reach what LoRA of that rank does."""
     settings = LinearSettings(
-        ranks=(1, 2), seeds=2, d_in=6, d_out=5, decay=0.5, steps=1500, method=GainConfig()
+        ranks=(1, 2), seeds=2, d_in=6, d_out=5, decay=0.5, steps=900, method=GainConfig()
     )
     results = rank_sweep(settings, tmp_path / "gains")
     assert results["settings"]["method"][METHOD_FIELD] == "own_gains"
@@ -349,10 +350,9 @@ def test_a_method_of_a_readers_file_is_swept_like_lora(tmp_path):
         rank_sweep(dataclasses.replace(settings, method=None), tmp_path / "gains")
 
 
-def test_a_swept_method_of_the_text_task_is_read_back(tmp_path):
-    english, code = write_texts(tmp_path)
-    sizes = {**TINY, "ranks": (1,), "seeds": 1, "pretrain_text": english, "adapt_text": code}
-    settings = TextSettings(**sizes, method=GainConfig(target_modules=["q_proj"]))
+def test_a_swept_method_of_the_text_task_is_read_back(tmp_path, tiny):
+    method = GainConfig(target_modules=["q_proj"])
+    settings = dataclasses.replace(tiny, ranks=(1,), seeds=1, method=method)
     results = rank_sweep(settings, tmp_path / "gains")
     model = load_model(tmp_path / "gains", "1")
     found = adapters(model)
@@ -366,4 +366,4 @@ def test_a_swept_method_of_the_text_task_is_read_back(tmp_path):
 
 def test_a_method_without_a_rank_is_not_swept_over_ranks(tmp_path):
     with pytest.raises(ValueError, match=r"'test_biases' has no rank r to sweep over"):
-        rank_sweep(LinearSettings(ranks=(1,), method=Biases()), tmp_path / "biases")
+        rank_sweep(LinearSettings(ranks=(1,), steps=5, method=Biases()), tmp_path / "biases")

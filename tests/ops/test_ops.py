@@ -15,6 +15,7 @@ from lora_np.backend import ShapeError
 from lora_np.ops import fast
 from lora_np.selfcheck import cases
 from tests import naive
+from tests.compare import close
 
 TOL = 1e-12  # float64: relative to the largest entry of what is expected
 TOL32 = 2e-5  # float32
@@ -22,12 +23,6 @@ TOL32 = 2e-5  # float32
 
 def op(name, form=ops):
     return getattr(form, f"{name}_forward"), getattr(form, f"{name}_backward")
-
-
-def close(actual, expected, tolerance=TOL):
-    assert actual.shape == np.shape(expected)
-    limit = tolerance * max(1.0, float(np.abs(expected).max(initial=0.0)))
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=limit)
 
 
 # --- how inputs are drawn: lead is any batch axes, the rest are sizes --------------------------
@@ -128,7 +123,7 @@ sizes = st.builds(Sizes, leads, axis, axis, axis, axis, st.integers(0, 2**32))
 # Few and many samples, one block of queries and several, and axes of length one in each place.
 uneven = st.builds(
     Sizes,
-    st.lists(st.sampled_from((1, 2, 3, 40)), max_size=2).map(tuple),
+    st.sampled_from(((), (1,), (3,), (40,), (1, 2), (3, 1), (2, 40))),
     *([st.sampled_from((1, 2, 5, 17))] * 2),
     axis,
     st.sampled_from((1, 2, 63, 64, 65, 130)),
@@ -432,20 +427,20 @@ def test_no_position_sees_the_future(form, size):
     assert (np.abs(changed[3] - y[3]) > 0).all()
 
 
-@both_forms
 @pytest.mark.parametrize("size", [1.0, 30.0])
 @pytest.mark.parametrize("Tq, Tk", [(130, 130), (65, 70), (64, 64)])
-def test_blocks_and_the_shift_change_nothing(form, Tq, Tk, size):
+def test_blocks_and_the_shift_change_nothing(Tq, Tk, size):
     """Several blocks of queries, the last one partial; scores far beyond what exp can take."""
-    q, k, v = attention_inputs(Sizes((2,), 3, 4, 1, 1, 0), Tq, Tk)
+    q, k, v = attention_inputs(Sizes((), 3, 4, 1, 1, 0), Tq, Tk)
     q *= size
-    y, cache = form.attention_forward(q, k, v)
-    close(y, naive.attention_forward(q, k, v))
-    dy = np.random.default_rng(1).standard_normal(y.shape)
-    for ours, theirs in zip(
-        form.attention_backward(dy, cache), naive.attention_backward(dy, q, k, v)
-    ):
-        close(ours, theirs, 10 * TOL)
+    expected = naive.attention_forward(q, k, v)
+    dy = np.random.default_rng(1).standard_normal(expected.shape)
+    gradients = naive.attention_backward(dy, q, k, v)
+    for form in (ops, fast):
+        y, cache = form.attention_forward(q, k, v)
+        close(y, expected)
+        for ours, theirs in zip(form.attention_backward(dy, cache), gradients, strict=True):
+            close(ours, theirs, 10 * TOL)
 
 
 @both_forms

@@ -29,6 +29,7 @@ from lora_np.train import (
     loss_and_gradient,
     save_state,
 )
+from tests.compare import values
 
 TIGHT = 1e-12  # float64: the same sum in another order
 V, T = 11, 8
@@ -42,10 +43,6 @@ def make_gpt(dtype=np.float64, seed=0, dropout=0.0):
 def sampler(seed=1, B=4):
     rng = np.random.default_rng(seed)
     return lambda: tuple(rng.integers(0, V, (2, B, T)))
-
-
-def values(model):
-    return {name: p.value.copy() for name, p in model.parameters().items()}
 
 
 def assert_equal(found, expected, atol=0.0):
