@@ -416,7 +416,7 @@ def test_the_line_of_an_exception_is_told():
 
 def test_the_child_gets_no_right_answer():
     """It imports nothing of ours, and its job names inputs alone."""
-    child = Path(sys.modules["lora_np.course.runner"].CHILD)
+    child = Path(sys.modules["lora_np.course.sandbox.runner"].CHILD)
     code = f"import runpy, sys; runpy.run_path({str(child)!r}); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
