@@ -4,4 +4,14 @@ A file holds, for each of its tasks, the reference, the inputs that it is tried 
 for each misconception, which returns what a student with that misconception would return.
 """
 
-from lora_np.course.misconceptions import attention, linear, rank  # noqa: F401
+from lora_np.course.misconceptions import (  # noqa: F401
+    attention,
+    cross_entropy,
+    layernorm,
+    linear,
+    lora_backward,
+    lora_forward,
+    numeric_gradient,
+    rank,
+    softmax,
+)
