@@ -102,6 +102,7 @@ _MOVED = {  # modules of before: where what they held has gone
         "course.misconceptions.softmax",
     ),
     "course.child": ("course.sandbox.child",),
+    "course.compare": ("course.judge",),
     "course.course": ("course.nbgrader",),
     "course.linear": (
         "course.misconceptions.linear",

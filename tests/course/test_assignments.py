@@ -103,7 +103,7 @@ def cheat(nb):
     cell = cell_of(nb, "answer-forward")
     cell["source"] = (
         "np.allclose = lambda *a, **k: True\ncheck = lambda *a, **k: None\n"
-        "import lora_np.course.compare as c\nc.judge = lambda *a: None\n"
+        "import lora_np.course.judge as c\nc.judge = lambda *a: None\n"
     ) + cell["source"]
 
 

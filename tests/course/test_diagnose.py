@@ -17,8 +17,8 @@ import pytest
 
 from lora_np import cli
 from lora_np.course import TASKS, Limits, WrongAnswer, diagnose, run_isolated
-from lora_np.course.compare import judge
 from lora_np.course.grade import grade_folder
+from lora_np.course.judge import judge
 from lora_np.course.task import Task
 from tests import class_of_50, naive
 from tests.class_of_50 import RIGHT, students, write_class

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import lora_np
-from lora_np.course.compare import Finding, Report, judge, task_called
+from lora_np.course.judge import Finding, Report, judge, task_called
 from lora_np.course.sandbox.untrusted import Unreadable, printable, read_answers, read_regular
 from lora_np.course.task import Draw, Task
 
