@@ -70,7 +70,7 @@ html_theme_options = {
     "footer_end": [],
 }
 
-NOT_MEANT_FOR_READERS = {"lora_np.__main__", "lora_np.course.course"}
+NOT_MEANT_FOR_READERS = {"lora_np.__main__", "lora_np.course.nbgrader"}
 FOUND = {found.name for found in walk_packages(lora_np.__path__, "lora_np.")}
 MODULES = ["lora_np", *sorted(FOUND - NOT_MEANT_FOR_READERS)]
 BESIDE = ("CONTRIBUTING.md", "README.zh-CN.md")  # pages that lie beside this folder

@@ -10,10 +10,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lora_np.course.compare import Finding, Report
-from lora_np.course.runner import Limits, run_isolated
+from lora_np.course.judge import Finding, Report
+from lora_np.course.sandbox.runner import Limits, run_isolated
+from lora_np.course.sandbox.untrusted import printable
 from lora_np.course.task import TASKS
-from lora_np.course.untrusted import printable
 from lora_np.crew import cores
 
 Key = tuple[str, str]  # task, student

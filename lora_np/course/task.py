@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.course.child import prepared
+from lora_np.course.sandbox.child import prepared
 
 Draw = dict[str, Any]  # arguments by name: arrays and numbers
 Outputs = tuple[np.ndarray, ...]

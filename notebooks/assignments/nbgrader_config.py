@@ -1,6 +1,6 @@
 """nbgrader's settings: answers are diagnosed in processes of their own, and no kernel runs."""
 
-from lora_np.course.course import Diagnose
+from lora_np.course.nbgrader import Diagnose
 
 c = get_config()  # noqa: F821  nbgrader defines it
 
@@ -25,7 +25,7 @@ c.Autograde.autograde_preprocessors = [
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
 # Pages that show a submission run no script of it: neither of its written answers nor its outputs.
-c.HTMLExporter.filters = {"markdown2html": "lora_np.course.course.markdown_to_safe_html"}
+c.HTMLExporter.filters = {"markdown2html": "lora_np.course.nbgrader.markdown_to_safe_html"}
 c.HTMLExporter.sanitize_html = True
 # Feedback shows the diagnosis, and not the hidden test that led to it.
 c.GenerateFeedback.preprocessors = [

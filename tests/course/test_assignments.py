@@ -103,7 +103,7 @@ def cheat(nb):
     cell = cell_of(nb, "answer-forward")
     cell["source"] = (
         "np.allclose = lambda *a, **k: True\ncheck = lambda *a, **k: None\n"
-        "import lora_np.course.compare as c\nc.judge = lambda *a: None\n"
+        "import lora_np.course.judge as c\nc.judge = lambda *a: None\n"
     ) + cell["source"]
 
 
@@ -236,7 +236,7 @@ def feedback(folder, student, name):
     ],
 )
 def test_a_cell_is_read_as_ipython_reads_it(cell, same_as):
-    from lora_np.course.course import without_magics
+    from lora_np.course.nbgrader import without_magics
 
     statements = [ast.dump(node) for node in ast.parse(without_magics(cell)).body]
     idle = {ast.dump(node) for node in ast.parse("None\npass").body}
@@ -363,7 +363,7 @@ def test_what_is_computed_in_a_cell_that_is_no_answer_is_said_to_be_there(graded
     ],
 )  # fmt: skip
 def test_of_a_students_own_cells_the_definitions_that_answers_need_are_taken(own, taken):
-    from lora_np.course.course import definitions
+    from lora_np.course.nbgrader import definitions
 
     assert definitions([own], ["def answer(a): return help(a)"]) == taken
 
@@ -380,7 +380,7 @@ def test_of_a_students_own_cells_the_definitions_that_answers_need_are_taken(own
     ],
 )
 def test_a_cell_that_cannot_be_parsed_is_left_to_the_child(source):
-    from lora_np.course.course import checks_in, definitions, without_magics
+    from lora_np.course.nbgrader import checks_in, definitions, without_magics
 
     assert definitions([source, "y = 2"], ["x + y"]) == ["y = 2"]
     assert checks_in(source) == [] and isinstance(without_magics(source), str)
@@ -388,7 +388,7 @@ def test_a_cell_that_cannot_be_parsed_is_left_to_the_child(source):
 
 
 def test_a_definition_that_was_tried_elsewhere_does_not_replace_the_answer():
-    from lora_np.course.course import definitions
+    from lora_np.course.nbgrader import definitions
 
     answers = [RIGHT["lora_linear_forward"]]
     own = ["def lora_linear_forward(*a): return 0"]

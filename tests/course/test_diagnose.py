@@ -17,8 +17,8 @@ import pytest
 
 from lora_np import cli
 from lora_np.course import TASKS, Limits, WrongAnswer, diagnose, run_isolated
-from lora_np.course.compare import judge
 from lora_np.course.grade import grade_folder
+from lora_np.course.judge import judge
 from lora_np.course.task import Task
 from tests import class_of_50, naive
 from tests.class_of_50 import RIGHT, students, write_class
@@ -422,7 +422,7 @@ def test_the_line_of_an_exception_is_told():
 
 def test_the_child_gets_no_right_answer():
     """It imports nothing of ours, and its job names inputs alone."""
-    child = Path(sys.modules["lora_np.course.runner"].CHILD)
+    child = Path(sys.modules["lora_np.course.sandbox.runner"].CHILD)
     code = f"import runpy, sys; runpy.run_path({str(child)!r}); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0

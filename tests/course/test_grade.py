@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from lora_np import cli
-from lora_np.course import TASKS, Limits, child, diagnose, run_isolated, runner
-from lora_np.course.compare import judge
+from lora_np.course import TASKS, Limits, diagnose, run_isolated
 from lora_np.course.grade import grade_folder, table, verdict
-from lora_np.course.untrusted import MOST_JSON, Unreadable, printable, read_answers
+from lora_np.course.judge import judge
+from lora_np.course.sandbox import child, runner
+from lora_np.course.sandbox.untrusted import MOST_JSON, Unreadable, printable, read_answers
 from tests.class_of_50 import RIGHT
 from tests.docs.pages import ROOT, bodies
 

@@ -19,7 +19,7 @@ from tests.test_house import ORDER
 
 DOCS = (p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "beside")  # copies
 PAGES = sorted([*DOCS, *ROOT.glob("README*.md"), ROOT / "CONTRIBUTING.md"])
-NEEDS_NBGRADER = {"lora_np.course.course"}  # its tests are those of the course
+NEEDS_NBGRADER = {"lora_np.course.nbgrader"}  # its tests are those of the course
 MODULES = sorted(
     {m.name for m in pkgutil.walk_packages(lora_np.__path__, "lora_np.")} - NEEDS_NBGRADER
 )

@@ -226,7 +226,10 @@ WRITES = {
     "symlink",
 }
 WRITERS = ("files/atomic.py", "files/lock.py")  # the way itself
-APART = ("course/runner.py", "course/child.py")  # a submission's own temporary folder
+APART = (
+    "course/sandbox/runner.py",
+    "course/sandbox/child.py",
+)  # a submission's own folder
 
 
 def writing(tree):

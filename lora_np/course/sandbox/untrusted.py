@@ -61,7 +61,7 @@ def read_regular(path: Path, most: int) -> bytes:
     Examples
     --------
     >>> from pathlib import Path
-    >>> from lora_np.course.untrusted import Unreadable, read_regular
+    >>> from lora_np.course.sandbox.untrusted import Unreadable, read_regular
     >>> try:
     ...     read_regular(Path("/"), 10)
     ... except Unreadable as error:
@@ -107,7 +107,7 @@ def read_answers(folder: Path, n: int, most: int) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        As from :func:`lora_np.course.child.attempt`.
+        As from :func:`lora_np.course.sandbox.child.attempt`.
 
     Raises
     ------
@@ -194,7 +194,7 @@ def printable(text: str, most: int = 400) -> str:
 
     Examples
     --------
-    >>> from lora_np.course.untrusted import printable
+    >>> from lora_np.course.sandbox.untrusted import printable
     >>> print(printable("anna\x1b[2J\n.py"))
     anna\x1b[2J\n.py
     >>> print(printable("abcdefghij" * 1000, 20))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.course.child import attempt
+from lora_np.course.sandbox.child import attempt
 from lora_np.course.task import TASKS, Draw, Misconception, Outputs, Task
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}  # of an array's largest entry
@@ -33,7 +33,7 @@ class Finding:
     name : str
         The misconception's, or one of "raises", "limit", "count", "order", "factor", "shape",
         "value", "not finite", "dtype", "writes", "put back inexactly";
-        :func:`lora_np.course.runner.run_isolated` adds "no answer", "left out", "not graded".
+        :func:`~lora_np.course.run_isolated` adds "no answer", "left out" and "not graded".
     sentence : str
     """
 
@@ -181,7 +181,7 @@ def judge(task: Task, draws: Sequence[Draw], answers: Sequence[dict[str, Any]]) 
     task : Task
     draws : sequence of dict
     answers : sequence of dict
-        One a draw, as from :func:`lora_np.course.child.attempt`.
+        One a draw, as from :func:`lora_np.course.sandbox.child.attempt`.
 
     Returns
     -------

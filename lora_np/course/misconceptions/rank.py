@@ -1,4 +1,4 @@
-"""The catalogue of the analyser: measures of rank, each one number."""
+"""Four measures of rank, each a single number: the analyser's tasks."""
 
 from __future__ import annotations
 

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 import lora_np
-from lora_np.course.compare import Finding, Report, judge, task_called
+from lora_np.course.judge import Finding, Report, judge, task_called
+from lora_np.course.sandbox.untrusted import Unreadable, printable, read_answers, read_regular
 from lora_np.course.task import Draw, Task
-from lora_np.course.untrusted import Unreadable, printable, read_answers, read_regular
 
 REFUSED = ("lora_np", "torch", "jax", "tensorflow", "autograd", "tinygrad", "peft", "transformers")
 HERE = Path(lora_np.__file__).resolve().parent
-CHILD = HERE / "course" / "child.py"
+CHILD = Path(__file__).resolve().with_name("child.py")
 MOST_SOURCE = 2**20  # bytes of a submitted file
 
 
