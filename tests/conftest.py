@@ -19,7 +19,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "shared machine"))
 def pytest_collection_finish(session):
     """Look for garbage seldom, and never among the thousands of tests, which live to the end."""
     gc.freeze()
-    gc.set_threshold(100_000)
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture
