@@ -14,12 +14,12 @@ from tests.tiny import TINY, sweep_command, write_texts
 
 settings.register_profile("shared machine", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "shared machine"))
+gc.set_threshold(20_000)  # thousands of tests are alive: looking for garbage takes long
 
 
 def pytest_collection_finish(session):
-    """Look for garbage seldom, and never among the thousands of tests, which live to the end."""
+    """Never look for garbage among the tests, which live to the end."""
     gc.freeze()
-    gc.set_threshold(100_000)
 
 
 @pytest.fixture

@@ -334,7 +334,7 @@ def wait_for_trials(process, path, number, limit=120.0):
 @pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["to the group", "to the parent"])
 def test_sigint_ends_the_command_and_its_workers_and_keeps_the_results(tmp_path, send):
     path = tmp_path / "results.json"
-    long = "--task linear --d-in 12 --d-out 10 --steps 1500 --seeds 9 --jobs 2"
+    long = "--task linear --d-in 12 --d-out 10 --steps 5000 --jobs 2"
     ranks = "1,2,3,4,5,6,7,8,9,10"
     process = start("sweep", *shlex.split(long), "--ranks", ranks, "--out", str(tmp_path))
     try:
@@ -348,7 +348,7 @@ def test_sigint_ends_the_command_and_its_workers_and_keeps_the_results(tmp_path,
     assert process.returncode == 130, err
     assert out == "" and "Traceback" not in err
     results = json.loads(path.read_text())
-    assert 2 <= len(results["trials"]) < 90 and not results["complete"]
+    assert 2 <= len(results["trials"]) < 30 and not results["complete"]
     assert f"{len(results['trials'])} runs are kept in {tmp_path}" in err
 
 

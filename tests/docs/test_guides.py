@@ -92,7 +92,7 @@ def walk(name, folder):
 @pytest.mark.parametrize(
     "name",
     [
-        "own_adapter.md",
+        pytest.param("own_adapter.md", marks=pytest.mark.slow),
         pytest.param("first_run.md", marks=pytest.mark.docs),
         pytest.param("own_text.md", marks=pytest.mark.docs),
     ],
