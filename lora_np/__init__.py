@@ -102,7 +102,14 @@ _MOVED = {  # modules of before: where what they held has gone
         "course.misconceptions.softmax",
     ),
     "course.child": ("course.sandbox.child",),
-    "course.compare": ("course.judge",),
+    "course.compare": (
+        "course.judge",
+        "course.comparison",
+        "course.factor",
+        "course.notebook",
+        "course.report",
+        "course.task",
+    ),
     "course.course": ("course.nbgrader",),
     "course.linear": (
         "course.misconceptions.linear",

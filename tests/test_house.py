@@ -25,7 +25,6 @@ LONGEST = 60  # lines of a function, decorators and docstring included
 LONG = 400  # lines of a file
 LONGER = {  # files that are longer, and why
     "adapters/file.py": "three dialects of one format are read side by side: not split yet",
-    "course/judge.py": "not split yet",
 }
 CHAIN = 10  # rooms: every chain of imports is shorter
 SHARED = ("contract", "merging", "peft", "stacked", "targets")  # of methods/: not one method's

@@ -10,7 +10,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lora_np.course.judge import Finding, Report
+from lora_np.course.report import Finding, Report
 from lora_np.course.sandbox.runner import Limits, run_isolated
 from lora_np.course.sandbox.untrusted import printable
 from lora_np.course.task import TASKS

@@ -26,7 +26,7 @@ from nbformat.v4 import new_output  # pyright: ignore[reportMissingImports]
 from nbgrader.preprocessors import NbGraderPreprocessor  # pyright: ignore[reportMissingImports]
 from nbgrader.utils import is_grade, is_locked, is_solution  # pyright: ignore[reportMissingImports]
 
-from lora_np.course.judge import Report
+from lora_np.course.report import Report
 from lora_np.course.sandbox.runner import Limits, run_isolated
 
 LONGEST_CELL = 2**14  # characters; over longer ones, IPython may take minutes

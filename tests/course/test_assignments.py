@@ -323,10 +323,10 @@ def test_right_answers_have_all_points_and_blank_ones_none(graded, name):
 @pytest.mark.parametrize(
     "student, diagnosis",
     [
-        ("scale", "Your dA equals the right one times 1/scale: the scale is missing"),
+        ("scale", "Your dA equals the correct dA times 1/scale: the scale is missing"),
         ("scale", "Your dx has no scale on the adapter's path"),
         ("swapped", "Your function returns dx, dB, dA: the order is dx, dA, dB"),
-        ("masked", "Your y forgets the mask: the adapter sees x * mask"),
+        ("masked", "Your y ignores the mask: the input of the adapter is x * mask"),
         ("hangs", "Your code ran for more than 2 s"),
         ("exits", "Your code ended the process, with status 0"),
         ("breaks", "SyntaxError"),

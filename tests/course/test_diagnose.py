@@ -135,26 +135,26 @@ LORA = "lora_linear_backward"
 @pytest.mark.parametrize(
     "task, old, new, sentences",
     [
-        (LORA, "alpha / A", "alpha // A", ["Your scale is alpha // r, without the fraction"]),
+        (LORA, "alpha / A", "alpha // A", ["Your scale is alpha // r, which drops"]),
         (
             LORA,
             "dA = rows",
             "dA = len(A) ** 0.5 * rows",
-            ["dA equals the right one times sqrt(r)."],
+            ["dA equals the correct dA times sqrt(r)."],
         ),
         (LORA, "dA = rows", "dA = alpha / len(rows(x)) * rows", ["times alpha / N."]),
         (
             LORA,
             "dA = rows",
             "dA = 3.5 * rows",
-            ["Your dA equals the right one times 3.5, on every"],
+            ["Your dA equals the correct dA times 3.5, on every"],
         ),
-        (LORA, "dA = rows", "dA = x.flat[0] ** 2 * rows", ["dA equals the right one times 0."]),
+        (LORA, "dA = rows", "dA = x.flat[0] ** 2 * rows", ["dA equals the correct dA times 0."]),
         (
             LORA,
             "(du @ A)",
             "alpha * (du @ A)",
-            ["dx has the adapter's part of the right one times al"],
+            ["part of your dx equals the correct part times alpha."],
         ),
         (
             "linear_backward",
@@ -168,7 +168,7 @@ LORA = "lora_linear_backward"
             "return db, dW / len(X), dx",
             [
                 "returns db, dW, dx: the order is dx, dW, db.",
-                "Your dW equals the right one times 1/N",
+                "Your dW equals the correct dW times 1/N",
             ],
         ),
         (
@@ -204,18 +204,18 @@ def test_an_input_put_back_to_rounding_is_told_from_one_left_changed():
 @pytest.mark.parametrize(
     "old, new, name, sentence",
     [
-        ("g.T @ X", "g.T @ X + 1", "value", r"Your dW differs .* by up to 1, .*no known misconc"),
+        ("g.T @ X", "g.T @ X + 1", "value", r"Your dW differs .* by up to 1; .*no known misconc"),
         ("g.T @ X", "(g.T @ X)[:1]", "shape", r"Your dW has shape \(1, 3\), expected \(4, 3\)"),
-        ("g.T @ X", "g.T @ X * np.nan", "not finite", "Your dW holds nan or inf"),
+        ("g.T @ X", "g.T @ X * np.nan", "not finite", "Your dW contains nan or inf"),
         ("dx, dW, db\n", "dx, dW, db, W\n", "count", "returned 4 values, expected 3: dx, dW, db"),
         ("return dx, dW, db", "", "raises", r"returned None: is its return statement missing\?$"),
         ("g.T @ X", "g.squeeze().T @ X.squeeze()", "raises", r"matmul.* where dy is \(1, 1\)"),
         ("return dx, dW, db", "return {'dx': dx}", "raises", "returned a dict: return the arrays"),
         ("return dx, dW, db", "yield dx", "raises", "returned a generator: return the arrays"),
-        ("dx = dy @ W", "raise NotImplementedError", "raises", "raises NotImplementedError: no a"),
-        ("g.T @ X", "(g.T @ X) * (1 + 1e-6)", "value", "Your dW agrees to the first digits only"),
-        ("g.sum(axis=0)", "g.sum(axis=0) + 0j", "dtype", "complex128 .* keep the inputs' dtype"),
-        ("g.sum(axis=0)", "g.sum(axis=0) / np.sum(x > 9, initial=1)", "dtype", "a number of NumPy"),
+        ("dx = dy @ W", "raise NotImplementedError", "raises", "raises NotImplementedError: write"),
+        ("g.T @ X", "(g.T @ X) * (1 + 1e-6)", "value", "Your dW agrees in the first digits only"),
+        ("g.sum(axis=0)", "g.sum(axis=0) + 0j", "dtype", "complex128, .* keep the dtype of"),
+        ("g.sum(axis=0)", "g.sum(axis=0) / np.sum(x > 9, initial=1)", "dtype", "a NumPy scalar, "),
         ("dy @ W", "dy @ V", "raises", r"raises NameError: name 'V' is not defined"),
         ("return dx, dW, db", "return 'dx', dW, db", "raises", "has dtype <U2: arrays of numbers"),
     ],
@@ -442,7 +442,7 @@ def test_the_command_grades_a_folder(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["linear_backward", "anna", "right"]
     assert lines[1].split() == ["linear_backward", "ben", "not", "yet", "right"]
-    assert lines[2].strip().startswith("Your dW is the transpose of the right one")
+    assert lines[2].strip().startswith("Your dW is the transpose of the correct dW")
     assert lines[3].startswith("2 submissions, 1 right, in ")
 
 

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 import lora_np
-from lora_np.course.judge import Finding, Report, judge, task_called
+from lora_np.course.judge import judge
+from lora_np.course.report import Finding, Report
 from lora_np.course.sandbox.untrusted import Unreadable, printable, read_answers, read_regular
-from lora_np.course.task import Draw, Task
+from lora_np.course.task import Draw, Task, task_called
 
 REFUSED = ("lora_np", "torch", "jax", "tensorflow", "autograd", "tinygrad", "peft", "transformers")
 HERE = Path(lora_np.__file__).resolve().parent
