@@ -271,26 +271,34 @@ HOSTILE = {
     "eats memory": ("a = [np.ones(10**7) for _ in range(10**6)]", "limit", "more memory"),
     "prints without end": ("while True: print('x' * 10**6)", "limit", "prints or returns too much"),
     "returns too much": ("return np.zeros(10**6), 0, 0", "limit", "prints or returns too much"),
-    "imports our solution": ("import lora_np.ops", "raises", "lora_np may not be imported here"),
+    "imports our solution": ("import lora_np.ops", "raises", "lora_np cannot be imported here"),
     "imports it by another way": (
         "import importlib; importlib.import_module('lora_np')",
         "raises",
-        "is closed here",
+        "cannot be read here",
     ),
-    "imports torch": ("import torch", "raises", "torch may not be imported here"),
-    "starts a process": ("import subprocess; subprocess.run('ls')", "raises", "is refused here"),
-    "forks": ("import os; os.fork()", "raises", "os.fork is refused"),
-    "signals the grader": ("import os; os.kill(os.getppid(), 9)", "raises", "os.kill is refused"),
-    "reads our files": ("open(OURS).read()", "raises", "is closed here"),
-    "reads our files by bytes": ("open(OURS.encode()).read()", "raises", "is closed here"),
-    "reads the course's notebooks": ("open(CLASS).read()", "raises", "is closed here"),
+    "imports torch": ("import torch", "raises", "torch cannot be imported here"),
+    "starts a process": (
+        "import subprocess; subprocess.run('ls')",
+        "raises",
+        "is not allowed",
+    ),
+    "forks": ("import os; os.fork()", "raises", "os.fork is not allowed"),
+    "signals the grader": (
+        "import os; os.kill(os.getppid(), 9)",
+        "raises",
+        "os.kill is not",
+    ),
+    "reads our files": ("open(OURS).read()", "raises", "cannot be read here"),
+    "reads our files by bytes": ("open(OURS.encode()).read()", "raises", "cannot be read here"),
+    "reads the course's notebooks": ("open(CLASS).read()", "raises", "cannot be read here"),
     "reads the gradebook": (
         "import sqlite3; sqlite3.connect('gradebook.db')",
         "raises",
-        "sqlite3.connect is refused",
+        "sqlite3.connect is not allowed",
     ),
-    "calls C": ("import ctypes; ctypes.pythonapi.system(b'ls')", "raises", "C functions are"),
-    "makes a folder elsewhere": ("import os; os.mkdir('../x')", "raises", "are not made here"),
+    "calls C": ("import ctypes; ctypes.pythonapi.system(b'ls')", "raises", "C functions are not"),
+    "makes a folder elsewhere": ("import os; os.mkdir('../x')", "raises", "cannot be made"),
     "makes a file elsewhere": (
         "import os; os.open('../x', os.O_CREAT)",
         "raises",
@@ -305,14 +313,14 @@ HOSTILE = {
     "leaves a pipe": (
         "import os; os.mkfifo('answer.json'); os._exit(0)",
         "no answer",
-        "left no answer",
+        "left no readable answer",
     ),
     "raises what cannot be printed": (
         "raise ValueError('\\ud800 \\x1b[2J')",
         "raises",
         r"ValueError: \ud800 \x1b[2J (line 5)",
     ),
-    "reads the grader's memory": ("open('/proc/1/maps')", "raises", "is closed here"),
+    "reads the grader's memory": ("open('/proc/1/maps')", "raises", "cannot be read here"),
     "writes elsewhere": ("open('../x', 'w')", "raises", "outside the working folder"),
     "recurses": ("return linear_backward(dy, x, W)", "raises", "RecursionError"),
     "returns an object": ("return [[[1, 2], [3]], 0, 0]", "raises", "inhomogeneous"),
@@ -448,7 +456,7 @@ def test_the_command_grades_a_folder(tmp_path, capsys):
 
 def test_the_command_names_what_is_missing(tmp_path, capsys):
     assert cli.main(["grade", str(tmp_path)]) == 2
-    assert "holds no TASK/STUDENT.py" in capsys.readouterr().err
+    assert "contains no TASK/STUDENT.py" in capsys.readouterr().err
     (tmp_path / "essay").mkdir()
     (tmp_path / "essay" / "anna.py").write_text("")
     assert cli.main(["grade", str(tmp_path)]) == 2
