@@ -4,7 +4,7 @@
 - :mod:`~lora_np.course.misconceptions`: all tasks; to add a task, copy its file ``softmax.py``.
 - :mod:`~lora_np.course.judge`: how a diagnosis is found; read this file to see why you got yours.
 - :mod:`~lora_np.course.sandbox`: runs a student's code in a process of its own, with limits.
-- For notebooks: :func:`diagnose`, :func:`checker`; for graders: :func:`run_isolated`.
+- :func:`~lora_np.course.checker` serves notebooks, :func:`~lora_np.course.run_isolated` graders.
 """
 
 from lora_np.course import misconceptions  # noqa: F401  fills TASKS

@@ -37,8 +37,8 @@ def agreement(trial: Trial, entry: Misconception, i: int | None) -> set[int] | N
     Returns
     -------
     set of int or None
-        None if the two disagree on a draw, and if both are correct on every draw. A draw on which
-        the answer alone raises is no disagreement about one output: another may be the reason.
+        None if the two disagree on a draw, or if both are correct on every draw. If only the answer
+        raises, the two do not disagree about output `i`: another output may be the reason.
     """
     raising, wrong = set(), False
     for n, answer in enumerate(trial.answers):
