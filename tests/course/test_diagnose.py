@@ -73,6 +73,7 @@ def test_the_catalogue_is_large_and_its_sentences_are_whole():
         names = [entry.name for entry in task.misconceptions]
         assert len(set(sentences)) == len(sentences) and len(set(names)) == len(names)
     assert all(entry.sentence.startswith("Your ") for entry in entries)
+    assert all(entry.sentence == entry.sentence.strip(". ") for entry in entries)
     assert all(len(entry.sentence) < 130 and not entry.sentence.endswith(".") for entry in entries)
 
 
