@@ -102,7 +102,14 @@ _MOVED = {  # modules of before: where what they held has gone
         "course.misconceptions.softmax",
     ),
     "course.child": ("course.sandbox.child",),
-    "course.compare": ("course.judge",),
+    "course.compare": (
+        "course.judge",
+        "course.comparison",
+        "course.factor",
+        "course.notebook",
+        "course.report",
+        "course.task",
+    ),
     "course.course": ("course.nbgrader",),
     "course.linear": (
         "course.misconceptions.linear",
@@ -113,15 +120,21 @@ _MOVED = {  # modules of before: where what they held has gone
     ),
     "course.rank": ("course.misconceptions.rank",),
     "course.runner": ("course.sandbox.runner",),
-    "course.untrusted": ("course.sandbox.untrusted",),
+    "course.untrusted": ("course.sandbox.untrusted", "reading"),
     "diagnose": ("course",),
-    "diagnose.course": ("course.nbgrader",),
+    "diagnose.grade": ("course.grade",),
+    "diagnose.task": ("course.task",),
     "gpt": ("models", "models.gpt2", "models.language"),
     "intrinsic": ("experiments.intrinsic",),
     "paper": ("experiments.paper",),
     "sweep": ("experiments.rank_sweep",),
     "sweep.models": ("experiments.rank_sweep.models",),
     "sweep.report": ("experiments.rank_sweep.report",),
+}
+_MOVED |= {  # diagnose was the room's first name
+    f"diagnose.{old.removeprefix('course.')}": homes
+    for old, homes in _MOVED.items()
+    if old.startswith("course.")
 }
 _LEFT = {  # modules that stand where they stood: where names that were in them have gone
     "plots": (

@@ -61,16 +61,27 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def brief(text: str) -> str:
-    """Return a text as :func:`printable` does, without its middle where it is long.
+def brief(text: str, most: int = 400) -> str:
+    r"""Return a text as :func:`printable` does, without its middle if it is long.
+
+    Parameters
+    ----------
+    text : str
+    most : int
+        The largest number of characters in the result.
 
     Examples
     --------
     >>> from lora_np.reading import brief
-    >>> brief("an error"), len(brief("x" * 100_000))
-    ('an error', 403)
+    >>> print(brief("anna\x1b[2J\n.py"))
+    anna\x1b[2J\n.py
+    >>> print(brief("abcdefghij" * 1000, 20))
+    abcdefghijabc...ghij
     """
-    return printable(text if len(text) <= 400 else f"{text[:200]}...{text[-200:]}")
+    if len(text) > 2 * most:
+        text = text[:most] + text[-most:]  # more than is shown, however long the text is
+    text, last = printable(text), most // 5
+    return text if len(text) <= most else f"{text[: most - 3 - last]}...{text[-last:]}"
 
 
 def is_name(value: Any) -> bool:

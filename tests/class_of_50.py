@@ -1,8 +1,8 @@
-"""A class of students: wrong answers with the diagnosis they must get, and right ones unlike ours.
+"""Students: wrong answers with their expected diagnosis, and correct answers unlike ours.
 
-A wrong answer is a right one with some of its text replaced, so that it is written independently of
-the catalogue's functions. ``python -m tests.class_of_50`` grades them all, each in a process of its
-own, and says how long that took.
+A wrong answer is a correct answer with some text replaced, so it is independent of the functions in
+lora_np/course/misconceptions. ``python -m tests.class_of_50`` grades every answer in a process of
+its own, and prints how long that took.
 """
 
 import sys
@@ -15,7 +15,7 @@ from lora_np.course.grade import grade_folder
 
 
 class Student(NamedTuple):
-    """A submission, and the findings it must get: none if it is right."""
+    """A submission and its expected findings: none if it is correct."""
 
     task: str
     name: str
@@ -131,7 +131,7 @@ def best_rank_error(M, r):
 """,
 }
 
-# task, the finding, what is replaced, and by what: each one thing that a student does
+# task, expected finding, old text, new text: each is one mistake of a student
 WRONG = [
     ("linear_backward", "dW transposed", "g.T @ X", "X.T @ g"),
     ("linear_backward", "dx by W transposed", "dy @ W", "dy @ W.T"),
@@ -285,7 +285,7 @@ WRONG = [
     ("best_rank_error", "one value too many", "s[r:]", "s[r + 1:]"),
 ]
 
-# Right, and written in another way
+# Correct, but written in another way
 OTHERWISE = [
     (
         "linear_backward",
@@ -592,7 +592,7 @@ def best_rank_error(M, r):
 
 
 def replaced(task: str, old: str, new: str) -> str:
-    """Return the right source with one thing changed."""
+    """Return the correct source with one thing changed."""
     assert RIGHT[task].count(old) == 1, (task, old)
     return RIGHT[task].replace(old, new)
 
@@ -622,7 +622,7 @@ def write_class(folder: Path) -> dict[tuple[str, str], Student]:
 
 
 def main() -> int:
-    """Grade the class and compare every diagnosis with the one it must be."""
+    """Grade the class and compare every diagnosis with the expected one."""
     with TemporaryDirectory() as name:
         expected = write_class(Path(name))
         start = time.perf_counter()

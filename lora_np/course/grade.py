@@ -1,7 +1,7 @@
-"""Grade a folder: one file a submission, each in a process of its own.
+"""Grade a folder with one file for each submission, each in a process of its own.
 
-Every entry of the folder gets a report, whatever it is: one that is no submission is named with the
-reason, and the rest of the class keeps its results.
+Every entry of the folder gets a report. The report on an entry that is not a submission gives the
+reason, and the rest of the class is graded.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lora_np.course.judge import Finding, Report
+from lora_np.course.report import Finding, Report
 from lora_np.course.sandbox.runner import Limits, run_isolated
-from lora_np.course.sandbox.untrusted import printable
 from lora_np.course.task import TASKS
 from lora_np.crew import cores
+from lora_np.reading import brief
 
 Key = tuple[str, str]  # task, student
 LONGEST_NAME = 48  # characters that the table shows
@@ -29,28 +29,28 @@ def grade_folder(
     ----------
     folder : Path
     limits : Limits, optional
-        Of each submission.
+        What each submission may use.
     seed : int
         Draws the inputs.
     jobs : int, optional
-        Submissions at a time; by default one a core.
+        How many submissions run at a time; by default one for each core.
 
     Returns
     -------
     dict
-        The reports by (task, student), in alphabetical order. The student is the file's name
-        without ".py". What is not graded has a finding "left out", and keeps its whole name; an
-        entry of `folder` itself that is no task has no student: (name, "").
+        The reports by (task, student), in alphabetical order. The student is the name of the file
+        without ".py". An entry that is not graded has the finding "left out" and keeps its full
+        name. An entry of `folder` that is not a task has the key (name, "").
 
     Raises
     ------
     ValueError
-        If there is no submission at all.
+        If there is no submission.
     """
     found = {key: entry for task in _listed(folder) for key, entry in _entries(folder, task)}
     files = {key: entry for key, entry in found.items() if isinstance(entry, Path)}
     if not files:
-        raise ValueError(f"{printable(str(folder))} holds no TASK/STUDENT.py{_first(found)}")
+        raise ValueError(f"{brief(str(folder))} contains no TASK/STUDENT.py{_first(found)}")
     with ThreadPoolExecutor(jobs or cores()) as pool:  # each thread waits for a process
         reports = pool.map(lambda key: run_isolated(files[key], key[0], limits, seed=seed), files)
         graded = dict(zip(files, reports))
@@ -63,16 +63,16 @@ def _listed(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except OSError as error:
-        raise ValueError(f"{printable(str(folder))} cannot be listed: {error.strerror}") from error
+        raise ValueError(f"{brief(str(folder))} cannot be listed: {error.strerror}") from error
 
 
 def _entries(folder: Path, task: str) -> list[tuple[Key, Path | str]]:
-    """Return, for one entry of the folder, the files to grade and why others are left out."""
+    """Return the files to grade in one entry of the folder, and why others are left out."""
     place = folder / task
     if not os.path.isdir(place):
-        return [((task, ""), "it is not in a task's folder: move it to TASK/STUDENT.py")]
+        return [((task, ""), "it is not in the folder of a task: move it to TASK/STUDENT.py")]
     if task not in TASKS:
-        name = printable(task, LONGEST_NAME)
+        name = brief(task, LONGEST_NAME)
         return [((task, ""), f"there is no task '{name}': choose from {', '.join(TASKS)}")]
     try:
         names = _listed(place)
@@ -87,34 +87,34 @@ def _entries(folder: Path, task: str) -> list[tuple[Key, Path | str]]:
 
 
 def _why_not(path: Path) -> str:
-    """Return why an entry is no submission, by its name; nothing if it may be one."""
+    """Return why an entry cannot be a submission, or an empty text if it can."""
     suffix = path.suffix.lower()
     if path.name.startswith("."):
         return "it is hidden: rename it if it is a submission"
     if os.path.isdir(path) and not os.path.islink(path):
         return "it is a folder: move the student's file to TASK/STUDENT.py"
     if suffix == ".ipynb":
-        return "it is a notebook: make a script of it (jupyter nbconvert --to script NOTEBOOK)"
+        return "it is a notebook: convert it to a script (jupyter nbconvert --to script NOTEBOOK)"
     return "" if suffix == ".py" else "it is not a Python file: its name does not end in .py"
 
 
 def _left_out(task: str, why: str) -> Report:
-    """Return the report on what is not graded."""
+    """Return the report on an entry that is not graded."""
     return Report(task, (Finding("left out", f"This is not graded: {why}"),))
 
 
 def _first(found: dict[Key, Path | str]) -> str:
-    """Return the first thing that is left out, and how many follow it."""
+    """Return the first entry that is left out, and how many others there are."""
     if not found:
         return ""
     (task, student), why = next(iter(found.items()))
     more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
-    return f": {printable(os.path.join(task, student).rstrip(os.sep), 100)}: {why}{more}"
+    return f": {brief(os.path.join(task, student).rstrip(os.sep), 100)}: {why}{more}"
 
 
 def table(graded: dict[Key, Report]) -> str:
-    """Return one line a submission, and under it what is wrong."""
-    rows = [[printable(name, LONGEST_NAME) for name in key] for key in graded]
+    """Return one line for each submission, followed by its diagnosis."""
+    rows = [[brief(name, LONGEST_NAME) for name in key] for key in graded]
     widths = [max(map(len, column)) + 2 for column in zip(*rows)]
     lines = []
     for row, report in zip(rows, graded.values()):
@@ -125,7 +125,7 @@ def table(graded: dict[Key, Report]) -> str:
 
 
 def verdict(report: Report) -> str:
-    """Return "right", "not yet right", or why there is neither: "left out" or "not graded"."""
+    """Return "right", "not yet right", "left out" or "not graded"."""
     if report.passed:
         return "right"
     name = report.findings[0].name

@@ -1,13 +1,13 @@
-"""nbgrader's part: check the answers of a notebook without running it, and show them safely.
+"""Grade notebooks with nbgrader: check their answers without a kernel, and show them safely.
 
-:class:`Diagnose` takes the place of nbgrader's Execute. No part of a submission runs in the grader
-or in a kernel: the text of its answer cells, and of the student's other cells the definitions that
-these need, goes to :func:`lora_np.course.run_isolated`; in its test cells only the calls
-``check("task", seed=3)`` are read. So a hang, an exit or a patched function fails one cell of one
-student. What else a notebook holds is not graded.
+:class:`Diagnose` replaces the preprocessor Execute of nbgrader. No part of a submission runs in the
+grader or in a kernel. The text of the answer cells goes to :func:`lora_np.course.run_isolated`,
+together with the definitions from other cells that the answers need. Of the test cells, only the
+calls ``check("task", seed=3)`` are read. So a hang, an exit or a patched function fails one cell of
+one student. The rest of a notebook is not graded.
 
-:func:`markdown_to_safe_html` takes the place of nbconvert's markdown2html, so that the pages which
-show an answer run no script of it.
+:func:`markdown_to_safe_html` replaces the filter markdown2html of nbconvert, so that pages that
+show an answer run no script from the answer.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from nbformat.v4 import new_output  # pyright: ignore[reportMissingImports]
 from nbgrader.preprocessors import NbGraderPreprocessor  # pyright: ignore[reportMissingImports]
 from nbgrader.utils import is_grade, is_locked, is_solution  # pyright: ignore[reportMissingImports]
 
-from lora_np.course.judge import Report
+from lora_np.course.report import Report
 from lora_np.course.sandbox.runner import Limits, run_isolated
 
-LONGEST_CELL = 2**14  # characters; over longer ones, IPython may take minutes
+LONGEST_CELL = 2**14  # characters; IPython may take minutes to read longer ones
 NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what ast.parse raises
 MARKDOWN_TAGS = """
 a blockquote br code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr img li ol p pre span strong sub sup
@@ -38,12 +38,12 @@ table tbody td th thead tr ul
 
 
 class Diagnose(NbGraderPreprocessor):
-    """Give every test cell of a notebook the output that its checks earn."""
+    """Replace the output of every test cell by the result of its checks."""
 
     limits = Limits()
 
     def preprocess(self, nb: Any, resources: Any) -> tuple[Any, Any]:
-        """Check the answers in `nb`; nbgrader reads the outputs: an error is worth no points."""
+        """Check the answers in `nb`. An output that is an error earns no points in nbgrader."""
         code = [cell for cell in nb.cells if cell.cell_type == "code"]
         answers = [without_magics(c.source) for c in code if is_solution(c) and not is_grade(c)]
         own = [c for c in code if not is_locked(c) and (is_grade(c) or not is_solution(c))]
@@ -57,7 +57,7 @@ class Diagnose(NbGraderPreprocessor):
         return nb, resources
 
     def reports(self, answers: list[str], source: str) -> list[Report]:
-        """Return the reports of a test cell's checks, up to the first that is not right."""
+        """Return the reports on the checks of a test cell, up to the first wrong answer."""
         found: list[Report] = []
         for task, seed in checks_in(source):
             found.append(run_isolated(answers, task, self.limits, seed=seed))
@@ -67,35 +67,36 @@ class Diagnose(NbGraderPreprocessor):
 
 
 def as_output(reports: list[Report]) -> Any:
-    """Return the output of a test cell: the last report, if it is not right, or that all are."""
+    """Return the output of a test cell: the diagnosis of a wrong answer, or all reports."""
     if not reports:
-        text = "this cell holds no check"
+        text = "this cell contains no check"
         return new_output("error", ename="NoCheck", evalue=text, traceback=[text])
     if not reports[-1].passed:
         lines = str(reports[-1]).splitlines()
         if "NameError" in lines[-1]:
-            lines.append("  - Of other cells than answers only def, class, import and plain ")
-            lines[-1] += "constants are taken: put what the answer needs into its cell."
+            lines.append("  - From cells that are not answers, the grader takes only def, class, ")
+            lines[-1] += "import and plain constants: put what you need into the answer cell."
         return new_output("error", ename="WrongAnswer", evalue=lines[0], traceback=lines)
     text = "".join(f"{line}\n" for line in dict.fromkeys(map(str, reports)))
     return new_output("stream", name="stdout", text=text)
 
 
 def definitions(own: list[str], answers: list[str]) -> list[str]:
-    """Return what the answers need of the student's own cells: definitions, one a chunk.
+    """Return the definitions from the student's own cells that the answers need.
 
     Parameters
     ----------
     own : list of str
-        Python text of the cells that are no answers. They may plot, train, or hold an older try.
+        The source of the cells that are not answers. They may plot, train, or contain an older
+        attempt.
     answers : list of str
-        Of the answer cells.
+        The source of the answer cells.
 
     Returns
     -------
     list of str
-        Every def, class, import and plain constant that the answers name, or that one of these
-        names in turn. The line numbers are those of the cell. Cells of more than 16 KiB are left
+        Every def, class, import and plain constant that the answers name, directly or through
+        another definition. Line numbers stay those of the cell. Cells of more than 16 KiB are left
         out.
     """
     short = [source for source in own if len(source) <= LONGEST_CELL]
@@ -109,12 +110,12 @@ def definitions(own: list[str], answers: list[str]) -> list[str]:
 
 
 def _words(source: str) -> set[str]:
-    """Return what may be a name in a text: a word too many takes a definition too many."""
+    """Return every word of a text that may be a name; extra words do no harm."""
     return set(re.findall(r"\w+", source))
 
 
 def _definitions_in(source: str) -> list[tuple[set[str], str]]:
-    """Return, for every definition at a cell's left margin, the names it binds and its text."""
+    """Return the names and the text of every definition at the top level of a cell."""
     try:
         body = ast.parse(source).body
     except NO_PYTHON:
@@ -130,7 +131,7 @@ def _definitions_in(source: str) -> list[tuple[set[str], str]]:
 
 
 def _bound(node: ast.stmt) -> set[str]:
-    """Return the names that a def, class, import or plain constant binds; of others none."""
+    """Return the names that a def, class, import or plain constant binds, otherwise none."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return {node.name}
     if isinstance(node, ast.Import | ast.ImportFrom):
@@ -147,17 +148,17 @@ def _bound(node: ast.stmt) -> set[str]:
 
 @pass_context
 def markdown_to_safe_html(context: Any, source: str) -> str:
-    """Return Markdown as HTML of which nothing runs: other tags are shown as they were typed.
+    """Convert Markdown to HTML that runs no script. Forbidden tags are shown as they were typed.
 
-    It takes the place of nbconvert's filter of that name (nbgrader_config.py), as nbgrader's pages
-    of feedback and of the Formgrader do not heed ``sanitize_html`` for written answers. Mathematics
-    is text to it.
+    ``nbgrader_config.py`` replaces the filter markdown2html of nbconvert by this function, because
+    the pages of nbgrader ignore ``sanitize_html`` for written answers. Formulas stay as text.
 
     Parameters
     ----------
     context : jinja2.runtime.Context
-        Holds the cell, for its attached images.
+        The context of the template, with the cell and its attached images.
     source : str
+        Markdown.
     """
     page = HTMLExporter.markdown2html(HTMLExporter(), context, source)
     protocols = ("http", "https", "mailto", "data")
@@ -165,7 +166,7 @@ def markdown_to_safe_html(context: Any, source: str) -> str:
 
 
 def _harmless(tag: str, name: str, value: str) -> bool:
-    """Return whether an attribute may stay: a link, an image, the colours of code."""
+    """Return whether an attribute may stay: of a link, of an image, or a colour of code."""
     if name == "src" or (tag == "a" and name == "href"):
         embedded = value.strip().lower().startswith("data:")
         return not embedded or (tag == "img" and value.startswith("data:image/"))
@@ -173,12 +174,12 @@ def _harmless(tag: str, name: str, value: str) -> bool:
 
 
 def checks_in(source: str) -> list[tuple[str, int]]:
-    """Return (task, seed) of every ``check("task", seed=3)`` in a cell; the seed is 0 if not given.
+    """Return (task, seed) for every ``check("task", seed=3)`` in a cell. The default seed is 0.
 
     Parameters
     ----------
     source : str
-        Of a test cell. It is read, not run.
+        The source of a test cell. It is parsed, not run.
     """
     found = []
     try:
@@ -194,10 +195,10 @@ def checks_in(source: str) -> list[tuple[str, int]]:
 
 
 def without_magics(source: str) -> str:
-    """Return a cell without IPython's own lines, which are no Python.
+    """Return the source of a cell without the lines that are IPython's, not Python's.
 
-    IPython says which these are: a line that begins with != may be half of a comparison. Where it
-    cannot, the cell is returned as it is, and Python says what is wrong with it.
+    IPython decides which lines these are, because a line that begins with != may continue a
+    comparison. If IPython fails, the source is returned unchanged, and Python reports the error.
     """
     if len(source) > LONGEST_CELL:
         return source
@@ -206,6 +207,6 @@ def without_magics(source: str) -> str:
         lines[0] = "pass"
     try:
         plain = TransformerManager().transform_cell("\n".join(lines))
-    except Exception:  # it gives up after 500 such lines, say
+    except Exception:  # for example, IPython gives up after 500 such lines
         return source
     return re.sub(r"get_ipython\(\)\..*", "None", plain)

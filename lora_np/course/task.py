@@ -1,17 +1,17 @@
-"""A task that is graded: its reference, the inputs it is tried on, and the known ways to miss it.
+"""A graded task: its reference, the inputs that it is tried on, and its known misconceptions.
 
-A misconception is a function that computes what somebody with that misconception would return. It
-names what it reads: inputs of the task, outputs of the reference, and the task's quantities (the
-number of samples N, the scale, ...). Its docstring is the sentence that the student is told::
+A misconception is a function that computes what a student with that misconception would return.
+It names what it reads: inputs of the task, outputs of the reference, and quantities of the task
+(the number of samples N, the scale, ...). Its docstring is the sentence that the student reads::
 
-    @LORA_BACKWARD.mistake("dA")
-    def dA_over_scale(dA, scale):
-        '''Your dA equals the right one times 1/scale: the scale belongs to du as well.'''
+    @BACKWARD.mistake("dA")
+    def _dA_over_scale(dA, scale):
+        '''Your dA equals the correct dA times 1/scale: the scale is missing in du = scale dy B.'''
         return dA / scale
 
-A submission has a misconception when the two agree on every draw, so the draws must tell all of a
-task's misconceptions apart: square shapes, where a transpose is no error, and others, where it is;
-r, alpha and N that are no powers of one another.
+A submission has a misconception when the two return the same on every draw. Therefore the draws
+must tell all misconceptions of a task apart: some shapes are square, so that a transpose raises no
+error, and others are not; none of r, alpha and N is a power of another.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ TASKS: dict[str, Task] = {}
 
 @dataclass(frozen=True)
 class Misconception:
-    """One known way to be wrong.
+    """One known way to get a task wrong.
 
     Attributes
     ----------
     name : str
     output : str or None
-        The output that comes out wrong; None where the whole answer does.
+        The output that is wrong, or None if the misconception concerns the whole answer.
     sentence : str
-        What the student is told.
+        What the student reads.
     answer : callable
         Computes the wrong output, or the tuple of all outputs.
     """
@@ -53,7 +53,7 @@ class Misconception:
     answer: Callable[..., Any]
 
     def outputs(self, known: Mapping[str, Any]) -> Outputs | str:
-        """Return what it computes, as a tuple; where that raises, the exception's name."""
+        """Return its outputs as a tuple, or the name of the exception that it raises."""
         try:
             with np.errstate(all="ignore"):
                 found = _call(self.answer, known)
@@ -63,24 +63,24 @@ class Misconception:
 
 
 class Task:
-    """A function that students write, and what is known about it.
+    """A function that students write, and everything that is known about it.
 
     Parameters
     ----------
     name : str
-        Of the student's function.
+        The name of the student's function.
     outputs : sequence of str
-        What it returns, in order.
+        The names of what it returns, in order.
     reference : callable
-        Takes the student's arguments; returns one array, or a tuple of them.
+        The correct function. It returns one array or a tuple of arrays.
     draws : callable
         ``draws(rng)`` returns a list of dicts of arguments, in float64.
     quantities : callable, optional
-        Reads inputs by name and returns a dict of what else misconceptions may name.
+        Takes inputs by name, and returns a dict of what else misconceptions may read.
     parts : mapping, optional
-        For an output that is a sum of two quantities, one of them scaled: their names, that last.
+        For each output that is the sum of a fixed and a scaled quantity, the names of the two.
     keeps_dtype : bool
-        Whether float32 inputs must give float32 outputs; a float32 draw is then added.
+        Whether float32 inputs must give float32 outputs. If so, a float32 draw is added.
     """
 
     def __init__(
@@ -101,23 +101,29 @@ class Task:
         TASKS[name] = self
 
     def draws(self, seed: int) -> list[Draw]:
-        """Return the inputs to try: a list of dicts of arguments."""
+        """Return the inputs that the function is tried on: a list of dicts of arguments."""
         found = self._draws(np.random.default_rng(seed))
         return [*found, in_float32(found[0])] if self.keeps_dtype else found
 
     def right(self, draw: Draw) -> Outputs:
-        """Return the reference's outputs, computed in float64 whatever the draw's dtype."""
+        """Return the outputs of the reference, computed in float64 for any dtype of the draw."""
         exact = {name: in_float64(value) for name, value in draw.items()}
         return as_outputs(self.reference(**prepared(exact)))
 
     def known(self, draw: Draw, right: Outputs) -> dict[str, Any]:
-        """Return what misconceptions may name: inputs, right outputs, quantities."""
+        """Return what misconceptions may read: inputs, correct outputs, quantities."""
         exact = prepared({name: in_float64(value) for name, value in draw.items()})
         more = _call(self._quantities, exact) if self._quantities else {}
         return {**exact, **dict(zip(self.outputs, right)), **more}
 
     def mistake(self, output: str | None = None) -> Callable[[Callable], Callable]:
-        """Put the decorated function into the catalogue; its docstring is the sentence."""
+        """Register the decorated function as a misconception; its docstring is the sentence.
+
+        Parameters
+        ----------
+        output : str, optional
+            The output that the function returns. By default it returns a tuple of all outputs.
+        """
         if output is not None and output not in self.outputs:
             raise ValueError(f"{self.name} has no output {output!r}: choose from {self.outputs}")
 
@@ -130,32 +136,38 @@ class Task:
         return add
 
     def usual_mistakes(self, but: Sequence[str] = ()) -> None:
-        """Add, for every output, the mistakes that any gradient can have, `but` for some."""
+        """Register the mistakes that any gradient can have, for every output.
+
+        Parameters
+        ----------
+        but : sequence of str
+            What to leave out: "transposed", say, or "db transposed" for one output.
+        """
         for output in self.outputs:
             for what, why, change in USUAL:
                 name = f"{output} {what}"
                 if what in but or name in but:
                     continue
-                sentence = f"Your {output} {why}"
+                sentence = f"Your {output} {why.format(output)}"
                 answer = _of(output, change)
                 self.misconceptions.append(Misconception(name, output, sentence, answer))
 
 
 USUAL: list[tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = [
-    ("negated", "has the wrong sign: it equals the right one times -1", lambda g: -g),
-    ("zero", "is zero everywhere: is it filled, and at the right place?", lambda g: 0.0 * g),
-    ("doubled", "equals the right one times 2: is a term added twice?", lambda g: 2.0 * g),
-    ("halved", "equals the right one times 1/2: no factor 1/2 belongs here", lambda g: 0.5 * g),
+    ("negated", "has the wrong sign: it equals the correct {} times -1", lambda g: -g),
+    ("zero", "is zero everywhere: do you fill it, and in the right place?", lambda g: 0.0 * g),
+    ("doubled", "equals the correct {} times 2: do you add a term twice?", lambda g: 2.0 * g),
+    ("halved", "equals the correct {} times 1/2: remove the factor 1/2", lambda g: 0.5 * g),
     (
         "transposed",
-        "is the transpose of the right one: a gradient has the shape of what it belongs to",
+        "is the transpose of the correct {}: a gradient has the shape of its variable",
         lambda g: g.swapaxes(-1, -2) if g.ndim > 1 else g,
     ),
 ]
 
 
 def _of(output: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
-    """Return an answer that changes the right output `output`."""
+    """Return a misconception's answer: the correct output, changed."""
 
     def answer(**known: Any) -> np.ndarray:
         return change(known[output])
@@ -164,11 +176,34 @@ def _of(output: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[...
 
 
 def _call(function: Callable, known: Mapping[str, Any]) -> Any:
-    """Call with those of the known values that the function names."""
+    """Call a function with the known values that it names."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return function(**known)
     return function(**{p.name: known[p.name] for p in parameters})
+
+
+def task_called(name: str) -> Task:
+    """Return a task by its name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such task.
+    """
+    if name not in TASKS:
+        raise ValueError(f"there is no task {name!r}: choose from {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def spell_draw(draw: Draw) -> str:
+    """Return the shapes and numbers of a draw, as in "x is (4, 3), alpha = 5"."""
+    parts = [
+        f"{name} is {value.shape}" if isinstance(value, np.ndarray) else f"{name} = {value}"
+        for name, value in draw.items()
+        if name != "f"
+    ]
+    return ", ".join(parts)
 
 
 def as_outputs(found: Any) -> Outputs:
@@ -178,7 +213,7 @@ def as_outputs(found: Any) -> Outputs:
 
 
 def in_float64(value: Any) -> Any:
-    """Return a floating-point array in float64, anything else as it is."""
+    """Return a floating-point array in float64, and any other value unchanged."""
     is_float = isinstance(value, np.ndarray) and value.dtype.kind == "f"
     return value.astype(np.float64) if is_float else value
 

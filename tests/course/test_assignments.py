@@ -245,6 +245,16 @@ def test_a_cell_is_read_as_ipython_reads_it(cell, same_as):
     ]
 
 
+@pytest.mark.parametrize("old", ["course.course", "diagnose.course"])
+def test_a_course_that_was_copied_earlier_finds_what_its_settings_name(old):
+    from traitlets.utils.importstring import import_item
+
+    from lora_np.course.nbgrader import Diagnose, markdown_to_safe_html
+
+    assert import_item(f"lora_np.{old}.Diagnose") is Diagnose
+    assert import_item(f"lora_np.{old}.markdown_to_safe_html") is markdown_to_safe_html
+
+
 # --- what students get ---------------------------------------------------------------------------
 
 
@@ -323,15 +333,15 @@ def test_right_answers_have_all_points_and_blank_ones_none(graded, name):
 @pytest.mark.parametrize(
     "student, diagnosis",
     [
-        ("scale", "Your dA equals the right one times 1/scale: the scale is missing"),
+        ("scale", "Your dA equals the correct dA times 1/scale: the scale is missing"),
         ("scale", "Your dx has no scale on the adapter's path"),
         ("swapped", "Your function returns dx, dB, dA: the order is dx, dA, dB"),
-        ("masked", "Your y forgets the mask: the adapter sees x * mask"),
+        ("masked", "Your y ignores the mask: the input of the adapter is x * mask"),
         ("hangs", "Your code ran for more than 2 s"),
         ("exits", "Your code ended the process, with status 0"),
         ("breaks", "SyntaxError"),
-        ("calls", "lora_np may not be imported here: write the formula yourself"),
-        ("cheats", "lora_np may not be imported here"),
+        ("calls", "lora_np cannot be imported here: write the formula yourself"),
+        ("cheats", "lora_np cannot be imported here"),
         ("forges", "no function called lora_linear_forward is defined"),
     ],
 )
@@ -343,7 +353,7 @@ def test_feedback_has_the_diagnosis_and_no_hidden_test(graded, student, diagnosi
 
 def test_what_is_computed_in_a_cell_that_is_no_answer_is_said_to_be_there(graded):
     page = html.unescape(feedback(graded, "computes", LORA))
-    assert "name 'ONE' is not defined" in page and "plain constants are taken" in page
+    assert "name 'ONE' is not defined" in page and "put what you need into the answer cell" in page
 
 
 @pytest.mark.parametrize(

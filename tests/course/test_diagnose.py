@@ -73,6 +73,7 @@ def test_the_catalogue_is_large_and_its_sentences_are_whole():
         names = [entry.name for entry in task.misconceptions]
         assert len(set(sentences)) == len(sentences) and len(set(names)) == len(names)
     assert all(entry.sentence.startswith("Your ") for entry in entries)
+    assert all(entry.sentence == entry.sentence.strip(". ") for entry in entries)
     assert all(len(entry.sentence) < 130 and not entry.sentence.endswith(".") for entry in entries)
 
 
@@ -136,26 +137,26 @@ LORA = "lora_linear_backward"
 @pytest.mark.parametrize(
     "task, old, new, sentences",
     [
-        (LORA, "alpha / A", "alpha // A", ["Your scale is alpha // r, without the fraction"]),
+        (LORA, "alpha / A", "alpha // A", ["Your scale is alpha // r, which drops"]),
         (
             LORA,
             "dA = rows",
             "dA = len(A) ** 0.5 * rows",
-            ["dA equals the right one times sqrt(r)."],
+            ["dA equals the correct dA times sqrt(r)."],
         ),
         (LORA, "dA = rows", "dA = alpha / len(rows(x)) * rows", ["times alpha / N."]),
         (
             LORA,
             "dA = rows",
             "dA = 3.5 * rows",
-            ["Your dA equals the right one times 3.5, on every"],
+            ["Your dA equals the correct dA times 3.5, on every"],
         ),
-        (LORA, "dA = rows", "dA = x.flat[0] ** 2 * rows", ["dA equals the right one times 0."]),
+        (LORA, "dA = rows", "dA = x.flat[0] ** 2 * rows", ["dA equals the correct dA times 0."]),
         (
             LORA,
             "(du @ A)",
             "alpha * (du @ A)",
-            ["dx has the adapter's part of the right one times al"],
+            ["part of your dx equals the correct part times alpha."],
         ),
         (
             "linear_backward",
@@ -169,7 +170,7 @@ LORA = "lora_linear_backward"
             "return db, dW / len(X), dx",
             [
                 "returns db, dW, dx: the order is dx, dW, db.",
-                "Your dW equals the right one times 1/N",
+                "Your dW equals the correct dW times 1/N",
             ],
         ),
         (
@@ -205,18 +206,18 @@ def test_an_input_put_back_to_rounding_is_told_from_one_left_changed():
 @pytest.mark.parametrize(
     "old, new, name, sentence",
     [
-        ("g.T @ X", "g.T @ X + 1", "value", r"Your dW differs .* by up to 1, .*no known misconc"),
+        ("g.T @ X", "g.T @ X + 1", "value", r"Your dW differs .* by up to 1; .*no known misconc"),
         ("g.T @ X", "(g.T @ X)[:1]", "shape", r"Your dW has shape \(1, 3\), expected \(4, 3\)"),
-        ("g.T @ X", "g.T @ X * np.nan", "not finite", "Your dW holds nan or inf"),
+        ("g.T @ X", "g.T @ X * np.nan", "not finite", "Your dW contains nan or inf"),
         ("dx, dW, db\n", "dx, dW, db, W\n", "count", "returned 4 values, expected 3: dx, dW, db"),
         ("return dx, dW, db", "", "raises", r"returned None: is its return statement missing\?$"),
         ("g.T @ X", "g.squeeze().T @ X.squeeze()", "raises", r"matmul.* where dy is \(1, 1\)"),
         ("return dx, dW, db", "return {'dx': dx}", "raises", "returned a dict: return the arrays"),
         ("return dx, dW, db", "yield dx", "raises", "returned a generator: return the arrays"),
-        ("dx = dy @ W", "raise NotImplementedError", "raises", "raises NotImplementedError: no a"),
-        ("g.T @ X", "(g.T @ X) * (1 + 1e-6)", "value", "Your dW agrees to the first digits only"),
-        ("g.sum(axis=0)", "g.sum(axis=0) + 0j", "dtype", "complex128 .* keep the inputs' dtype"),
-        ("g.sum(axis=0)", "g.sum(axis=0) / np.sum(x > 9, initial=1)", "dtype", "a number of NumPy"),
+        ("dx = dy @ W", "raise NotImplementedError", "raises", "raises NotImplementedError: write"),
+        ("g.T @ X", "(g.T @ X) * (1 + 1e-6)", "value", "Your dW agrees in the first digits only"),
+        ("g.sum(axis=0)", "g.sum(axis=0) + 0j", "dtype", "complex128, .* keep the dtype of"),
+        ("g.sum(axis=0)", "g.sum(axis=0) / np.sum(x > 9, initial=1)", "dtype", "a NumPy scalar, "),
         ("dy @ W", "dy @ V", "raises", r"raises NameError: name 'V' is not defined"),
         ("return dx, dW, db", "return 'dx', dW, db", "raises", "has dtype <U2: arrays of numbers"),
     ],
@@ -272,26 +273,34 @@ HOSTILE = {
     "eats memory": ("a = [np.zeros(10**7) for _ in range(10**6)]", "limit", "more memory"),
     "prints without end": ("while True: print('x' * 10**6)", "limit", "prints or returns too much"),
     "returns too much": ("return np.zeros(10**6), 0, 0", "limit", "prints or returns too much"),
-    "imports our solution": ("import lora_np.ops", "raises", "lora_np may not be imported here"),
+    "imports our solution": ("import lora_np.ops", "raises", "lora_np cannot be imported here"),
     "imports it by another way": (
         "import importlib; importlib.import_module('lora_np')",
         "raises",
-        "is closed here",
+        "cannot be read here",
     ),
-    "imports torch": ("import torch", "raises", "torch may not be imported here"),
-    "starts a process": ("import subprocess; subprocess.run('ls')", "raises", "is refused here"),
-    "forks": ("import os; os.fork()", "raises", "os.fork is refused"),
-    "signals the grader": ("import os; os.kill(os.getppid(), 9)", "raises", "os.kill is refused"),
-    "reads our files": ("open(OURS).read()", "raises", "is closed here"),
-    "reads our files by bytes": ("open(OURS.encode()).read()", "raises", "is closed here"),
-    "reads the course's notebooks": ("open(CLASS).read()", "raises", "is closed here"),
+    "imports torch": ("import torch", "raises", "torch cannot be imported here"),
+    "starts a process": (
+        "import subprocess; subprocess.run('ls')",
+        "raises",
+        "is not allowed",
+    ),
+    "forks": ("import os; os.fork()", "raises", "os.fork is not allowed"),
+    "signals the grader": (
+        "import os; os.kill(os.getppid(), 9)",
+        "raises",
+        "os.kill is not",
+    ),
+    "reads our files": ("open(OURS).read()", "raises", "cannot be read here"),
+    "reads our files by bytes": ("open(OURS.encode()).read()", "raises", "cannot be read here"),
+    "reads the course's notebooks": ("open(CLASS).read()", "raises", "cannot be read here"),
     "reads the gradebook": (
         "import sqlite3; sqlite3.connect('gradebook.db')",
         "raises",
-        "sqlite3.connect is refused",
+        "sqlite3.connect is not allowed",
     ),
-    "calls C": ("import ctypes; ctypes.pythonapi.system(b'ls')", "raises", "C functions are"),
-    "makes a folder elsewhere": ("import os; os.mkdir('../x')", "raises", "are not made here"),
+    "calls C": ("import ctypes; ctypes.pythonapi.system(b'ls')", "raises", "C functions are not"),
+    "makes a folder elsewhere": ("import os; os.mkdir('../x')", "raises", "cannot be made"),
     "makes a file elsewhere": (
         "import os; os.open('../x', os.O_CREAT)",
         "raises",
@@ -306,14 +315,14 @@ HOSTILE = {
     "leaves a pipe": (
         "import os; os.mkfifo('answer.json'); os._exit(0)",
         "no answer",
-        "left no answer",
+        "left no readable answer",
     ),
     "raises what cannot be printed": (
         "raise ValueError('\\ud800 \\x1b[2J')",
         "raises",
         r"ValueError: \ud800 \x1b[2J (line 5)",
     ),
-    "reads the grader's memory": ("open('/proc/1/maps')", "raises", "is closed here"),
+    "reads the grader's memory": ("open('/proc/1/maps')", "raises", "cannot be read here"),
     "writes elsewhere": ("open('../x', 'w')", "raises", "outside the working folder"),
     "recurses": ("return linear_backward(dy, x, W)", "raises", "RecursionError"),
     "returns an object": ("return [[[1, 2], [3]], 0, 0]", "raises", "inhomogeneous"),
@@ -448,13 +457,13 @@ def test_the_command_grades_a_folder(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["linear_backward", "anna", "right"]
     assert lines[1].split() == ["linear_backward", "ben", "not", "yet", "right"]
-    assert lines[2].strip().startswith("Your dW is the transpose of the right one")
+    assert lines[2].strip().startswith("Your dW is the transpose of the correct dW")
     assert lines[3].startswith("2 submissions, 1 right, in ")
 
 
 def test_the_command_names_what_is_missing(tmp_path, capsys):
     assert cli.main(["grade", str(tmp_path)]) == 2
-    assert "holds no TASK/STUDENT.py" in capsys.readouterr().err
+    assert "contains no TASK/STUDENT.py" in capsys.readouterr().err
     (tmp_path / "essay").mkdir()
     (tmp_path / "essay" / "anna.py").write_text("")
     assert cli.main(["grade", str(tmp_path)]) == 2

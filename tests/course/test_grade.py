@@ -20,7 +20,8 @@ from lora_np.course import TASKS, Limits, diagnose, run_isolated
 from lora_np.course.grade import grade_folder, table, verdict
 from lora_np.course.judge import judge
 from lora_np.course.sandbox import child, runner
-from lora_np.course.sandbox.untrusted import MOST_JSON, Unreadable, printable, read_answers
+from lora_np.course.sandbox.untrusted import MOST_JSON, Unreadable, read_answers
+from lora_np.reading import brief
 from tests.class_of_50 import RIGHT
 from tests.docs.pages import ROOT, bodies
 
@@ -52,7 +53,7 @@ WRITTEN = {  # name of a file: its bytes, and its verdict or why it is left out
     "\x1b[2J\nright.py": (SOURCE.encode(), "right"),
     "wrong.py": (b"# M\xfcller\n" + SOURCE.encode(), "save the file as UTF-8"),
     "x" * 252 + ".py": (b"#" * (2**20 + 1), "...xxxxxx.py is larger than 1 MiB"),
-    "book.ipynb": (b"{}", "it is a notebook: make a script of it"),
+    "book.ipynb": (b"{}", "it is a notebook: convert it to a script"),
     "essay.pdf": (b"%PDF", "it is not a Python file"),
     "._anna.py": (b"\0\5", "it is hidden"),
     ".py": (b"", "it is hidden"),
@@ -60,10 +61,13 @@ WRITTEN = {  # name of a file: its bytes, and its verdict or why it is left out
 MADE = {  # name of what is no file: how it is made, and why it is left out
     "a-folder.py": (os.mkdir, "it is a folder"),
     "jane": (lambda p: (p.mkdir(), (p / "answer.py").write_text(SOURCE)), "it is a folder"),
-    "dangling.py": (lambda p: p.symlink_to("nobody.py"), "is a link, which is not followed"),
-    "itself.py": (lambda p: p.symlink_to(p.name), "is a link, which is not followed"),
-    "copies.py": (lambda p: p.symlink_to("anna.py"), "is a link, which is not followed"),
-    "zero.py": (lambda p: p.symlink_to("/dev/zero"), "is a link, which is not followed"),
+    "dangling.py": (
+        lambda p: p.symlink_to("nobody.py"),
+        "is a link: replace it by the file",
+    ),
+    "itself.py": (lambda p: p.symlink_to(p.name), "is a link: replace it by the file"),
+    "copies.py": (lambda p: p.symlink_to("anna.py"), "is a link: replace it by the file"),
+    "zero.py": (lambda p: p.symlink_to("/dev/zero"), "is a link: replace it by the file"),
     "pipe.py": (os.mkfifo, "is a pipe, not a file"),
     "socket.py": (bound, "is a socket, not a file"),
 }
@@ -89,7 +93,7 @@ def test_every_entry_gets_one_line_and_the_rest_keep_their_results(tmp_path, mon
         key = (TASK, name if (TASK, name) in graded else name.removesuffix(".py"))
         assert why in f"{verdict(graded[key])} {graded[key]}", name
     assert "there is no task 'essay': choose from" in str(graded["essay", ""])
-    assert "it is not in a task's folder" in str(graded["loose.py", ""])
+    assert "it is not in the folder of a task" in str(graded["loose.py", ""])
     lines = table(graded).splitlines()
     assert len([line for line in lines if not line.startswith("    ")]) == len(wanted) + 3
     assert all(line.isprintable() for line in lines)
@@ -171,7 +175,7 @@ def test_the_script_for_gradescope_grades_files_as_python_reads_them(tmp_path, m
             b"#!\n# vim: fileencoding=latin-1\nx = '\xfc'",
             "#!\n# vim: fileencoding=latin-1\nx = 'ü'",
         ),
-        (b"x\n\n# M\xfcller", "byte 0xfc of line 3 is no text in utf-8: save the file as UTF-8"),
+        (b"x\n\n# M\xfcller", "byte 0xfc of line 3 is not valid utf-8: save the file as UTF-8"),
         (b"# M\xfcller", "invalid or missing encoding declaration: save the file as UTF-8"),
         ("x = 1".encode("utf-16"), "invalid or missing encoding declaration: save the file as"),
         (b"# coding: klingon\nx", "unknown encoding: klingon: save the file as UTF-8"),
@@ -197,7 +201,7 @@ def test_a_file_is_decoded_as_python_decodes_it(data, text):
     ],
 )
 def test_what_is_printed_is_one_short_line(text, most, shown):
-    assert printable(text, most) == shown
+    assert brief(text, most) == shown
 
 
 # --- what a student's exception does -------------------------------------------------------------

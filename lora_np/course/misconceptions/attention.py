@@ -24,7 +24,7 @@ def _attention_backward(dy: Any, q: Any, k: Any, v: Any) -> Any:
 
 
 def _attention_draws(rng: np.random.Generator) -> list[Draw]:
-    """Return inputs (..., T, d): wide, long, square, and with heads; v may be of another width."""
+    """Return inputs (..., T, d): long, wide, square, and with heads; v may have another width."""
     n, shapes = rng.standard_normal, (((4, 3), 3), ((3, 5), 2), ((3, 3), 3), ((2, 2, 4, 2), 2))
     return [
         {"dy": n((*s[:-1], d_v)), "q": n(s), "k": n(s), "v": n((*s[:-1], d_v))} for s, d_v in shapes
@@ -70,79 +70,79 @@ ATTENTION.usual_mistakes()
 
 @ATTENTION.mistake("dq")
 def _dq_times_root_d(dq: Any, root: Any) -> Any:
-    """Your dq equals the right one times sqrt(d): the factor 1/sqrt(d) of the scores is missing."""
+    """Your dq equals the correct dq times sqrt(d): the factor 1/sqrt(d) is missing."""
     return dq * root
 
 
 @ATTENTION.mistake("dq")
 def _dq_over_root_d(dq: Any, root: Any) -> Any:
-    """Your dq equals the right one times 1/sqrt(d): that factor is in it twice."""
+    """Your dq equals the correct dq times 1/sqrt(d): apply that factor once."""
     return dq / root
 
 
 @ATTENTION.mistake("dk")
 def _dk_times_root_d(dk: Any, root: Any) -> Any:
-    """Your dk equals the right one times sqrt(d): the factor 1/sqrt(d) of the scores is missing."""
+    """Your dk equals the correct dk times sqrt(d): the factor 1/sqrt(d) is missing."""
     return dk * root
 
 
 @ATTENTION.mistake("dk")
 def _dk_over_root_d(dk: Any, root: Any) -> Any:
-    """Your dk equals the right one times 1/sqrt(d): that factor is in it twice."""
+    """Your dk equals the correct dk times 1/sqrt(d): apply that factor once."""
     return dk / root
 
 
 @ATTENTION.mistake("dq")
 def _dq_with_a_diagonal_jacobian(P: Any, dP: Any, k: Any, root: Any) -> Any:
-    """Your dq takes softmax's Jacobian as diagonal, P (1 - P): the row's sum belongs to it."""
+    """Your dq uses only the diagonal of softmax's Jacobian, P (1 - P): the row sum is missing."""
     return (P * (1 - P) * dP) @ k / root
 
 
 @ATTENTION.mistake("dk")
 def _dk_with_a_diagonal_jacobian(P: Any, dP: Any, q: Any, root: Any) -> Any:
-    """Your dk takes softmax's Jacobian as diagonal, P (1 - P): the row's sum belongs to it."""
+    """Your dk uses only the diagonal of softmax's Jacobian, P (1 - P): the row sum is missing."""
     return _t(P * (1 - P) * dP) @ q / root
 
 
 @ATTENTION.mistake("dq")
 def _dq_without_the_row_sum(P: Any, dP: Any, k: Any, root: Any) -> Any:
-    """Your dq lacks softmax's sum: dS = P * (dP - rowsum(P * dP))."""
+    """Your dq lacks the row sum of softmax: dS = P * (dP - rowsum(P * dP))."""
     return (P * dP) @ k / root
 
 
 @ATTENTION.mistake("dk")
 def _dk_without_the_row_sum(P: Any, dP: Any, q: Any, root: Any) -> Any:
-    """Your dk lacks softmax's sum: dS = P * (dP - rowsum(P * dP))."""
+    """Your dk lacks the row sum of softmax: dS = P * (dP - rowsum(P * dP))."""
     return _t(P * dP) @ q / root
 
 
 @ATTENTION.mistake("dq")
 def _dq_through_no_softmax(dP: Any, k: Any, root: Any) -> Any:
-    """Your dq goes past the softmax: dP is not dS."""
+    """Your dq skips the softmax: compute dS from dP first."""
     return dP @ k / root
 
 
 @ATTENTION.mistake("dk")
 def _dk_by_dS_not_transposed(P: Any, dP: Any, q: Any, root: Any) -> Any:
-    """Your dk is dS q: key j is looked at by the rows of column j, so dk = dS^T q."""
+    """Your dk is dS q: key j is used in column j of S, so dk = dS^T q."""
     return (P * (dP - (P * dP).sum(-1, keepdims=True))) @ q / root
 
 
 @ATTENTION.mistake("dq")
 def _dq_by_dS_transposed(P: Any, dP: Any, k: Any, root: Any) -> Any:
-    """Your dq is dS^T k: query i looks along row i, so dq = dS k."""
+    """Your dq is dS^T k: query i is used in row i of S, so dq = dS k."""
     return _t(P * (dP - (P * dP).sum(-1, keepdims=True))) @ k / root
 
 
 @ATTENTION.mistake("dv")
 def _dv_by_P_not_transposed(P: Any, dy: Any) -> Any:
-    """Your dv is P dy: value j is read by the rows of column j, so dv = P^T dy."""
+    """Your dv is P dy: value j is weighted by column j of P, so dv = P^T dy."""
     return P @ dy
 
 
 @ATTENTION.mistake("dv")
 def _dv_without_P(dy: Any) -> Any:
-    """Your dv is dy: the values are mixed by P on the way, so dv = P^T dy."""
+    """Your dv is dy: P mixes the values, y = P v, so dv = P^T dy."""
     return dy
 
 
@@ -154,7 +154,7 @@ def _mask_forgotten(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
 
 @ATTENTION.mistake()
 def _mask_after_the_softmax(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
-    """Your mask comes after the softmax, so rows do not sum to 1: add -inf to the scores before."""
+    """Your mask comes after the softmax, so rows do not sum to 1: mask the scores with -inf."""
     full = _weights(q, k, 1 / root, causal=False)
     seen = np.tri(q.shape[-2])
     dP = (dy @ _t(v)) * seen
@@ -164,39 +164,39 @@ def _mask_after_the_softmax(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
 
 @ATTENTION.mistake()
 def _mask_of_zeros(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
-    """Your mask sets future scores to 0, and exp(0) = 1 still looks there: set them to -inf."""
+    """Your mask sets future scores to 0, which still have the weight exp(0) = 1: use -inf."""
     P = softmax(np.where(np.tri(q.shape[-2], dtype=bool), q @ _t(k) / root, 0.0))
     return _through(dy, q, k, v, P, 1 / root)
 
 
 @ATTENTION.mistake()
 def _mask_lets_the_next_through(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
-    """Your mask lets query i see key i + 1 as well: it sees keys 0 .. i, so j <= i."""
+    """Your mask lets query i see key i + 1: query i sees only the keys j <= i."""
     return _through(dy, q, k, v, _masked(q, k, 1 / root, np.tri(q.shape[-2], k=1)), 1 / root)
 
 
 @ATTENTION.mistake()
 def _mask_hides_the_query_itself(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
-    """Your mask hides key i from query i: it sees keys 0 .. i, so j <= i and not j < i."""
+    """Your mask hides key i from query i: query i sees the keys j <= i, not j < i."""
     return _through(dy, q, k, v, _masked(q, k, 1 / root, np.tri(q.shape[-2], k=-1)), 1 / root)
 
 
 @ATTENTION.mistake()
 def _mask_of_minus_inf_hides_the_query_itself(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
-    """Your mask leaves row 0 nothing to see, hence nan: query i sees keys 0 .. i, so j <= i."""
+    """Your mask leaves query 0 no key, so its weights are nan: query i sees the keys j <= i."""
     seen = np.tri(q.shape[-2], k=-1)
     return _through(dy, q, k, v, _masked(q, k, 1 / root, seen, -np.inf), 1 / root)
 
 
 @ATTENTION.mistake()
 def _mask_upside_down(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
-    """Your mask is upside down, and query i sees keys i .. T - 1: it sees keys 0 .. i."""
+    """Your mask is transposed, so query i sees the keys j >= i: it must see the keys j <= i."""
     return _through(dy, q, k, v, _masked(q, k, 1 / root, np.tri(q.shape[-2]).T), 1 / root)
 
 
 @ATTENTION.mistake()
 def _scores_not_scaled(dy: Any, q: Any, k: Any, v: Any) -> Any:
-    """Your scores have no 1/sqrt(d), forward and backward: S = q k^T / sqrt(d)."""
+    """Your scores lack the factor 1/sqrt(d), forward and backward: S = q k^T / sqrt(d)."""
     return _through(dy, q, k, v, _weights(q, k, 1.0), 1.0)
 
 
@@ -208,7 +208,7 @@ def _scores_over_d(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
 
 @ATTENTION.mistake()
 def _softmax_over_queries(dy: Any, q: Any, k: Any, v: Any, root: Any) -> Any:
-    """Your softmax runs over the queries: each query's weights sum to 1 over the keys, axis -1."""
+    """Your softmax runs over the queries: it must run over the keys, axis -1."""
     s = np.where(np.tri(q.shape[-2], dtype=bool), q @ _t(k) / root, -np.inf)
     P, dP = softmax(s, axis=-2), dy @ _t(v)
     dS = P * (dP - (P * dP).sum(-2, keepdims=True))

@@ -48,25 +48,25 @@ ENTROPY.usual_mistakes()
 
 @ENTROPY.mistake("dlogits")
 def _target_not_subtracted(p: Any, kept: Any, M: Any) -> Any:
-    """Your dlogits is the softmax alone: subtract 1 at the target."""
+    """Your dlogits is only the softmax: subtract 1 at the target."""
     return p * kept / M
 
 
 @ENTROPY.mistake("dlogits")
 def _softmax_missing(hot: Any, M: Any) -> Any:
-    """Your dlogits is -1 at the target and 0 elsewhere: the softmax's term is missing."""
+    """Your dlogits is -1 at the target and 0 elsewhere: add the softmax."""
     return -hot / M
 
 
 @ENTROPY.mistake("dlogits")
 def _sum_for_mean(dlogits: Any, M: Any) -> Any:
-    """Your dlogits equals the right one times the number of tokens: the loss is their mean."""
+    """Your dlogits is the gradient of the summed loss: divide by the number of tokens."""
     return dlogits * M
 
 
 @ENTROPY.mistake("dlogits")
 def _ignored_tokens_counted(dlogits: Any, M: Any, N: Any) -> Any:
-    """Your dlogits is divided by all tokens: divide by those whose target is not -100."""
+    """Your dlogits is divided by the number of all tokens: do not count the targets -100."""
     return dlogits * M / N
 
 
@@ -78,19 +78,19 @@ def _over_the_first_axis(dlogits: Any, M: Any, logits: Any) -> Any:
 
 @ENTROPY.mistake("dlogits")
 def _over_the_vocabulary_too(dlogits: Any, logits: Any) -> Any:
-    """Your dlogits is a mean over the entries: divide by the tokens, not by the vocabulary too."""
+    """Your dlogits is divided by the vocabulary size too: divide only by the tokens."""
     return dlogits / logits.shape[-1]
 
 
 @ENTROPY.mistake("dlogits")
 def _ignored_tokens_not_zero(p: Any, hot: Any, M: Any) -> Any:
-    """Your dlogits is not zero for ignored tokens: their loss is 0, so is their gradient."""
+    """Your dlogits is not zero for ignored tokens: their loss is 0, and so is their gradient."""
     return (p - hot) / M
 
 
 @ENTROPY.mistake()
 def _ignored_target_as_an_index(dlogits: Any, N: Any, M: Any) -> Any:
-    """Your code fails where targets hold -100: that is no index; leave those tokens out."""
+    """Your code uses the target -100 as an index: leave out the ignored tokens first."""
     if N != M:
         raise IndexError("-100 is out of bounds")
     return dlogits
@@ -98,19 +98,19 @@ def _ignored_target_as_an_index(dlogits: Any, N: Any, M: Any) -> Any:
 
 @ENTROPY.mistake("dlogits")
 def _largest_not_subtracted(logits: Any, hot: Any, kept: Any, M: Any) -> Any:
-    """Your exp overflows: subtract each row's largest logit first, which changes no softmax."""
+    """Your exp overflows: subtract the largest logit of each row first."""
     e = np.exp(logits)
     return (e / e.sum(-1, keepdims=True) - hot) * kept / M
 
 
 @ENTROPY.mistake("dlogits")
 def _softmax_over_the_first_axis(logits: Any, hot: Any, kept: Any, M: Any) -> Any:
-    """Your softmax runs over the first axis: it runs over the vocabulary, the last."""
+    """Your softmax runs over the first axis: it must run over the vocabulary, the last axis."""
     return (softmax(logits, 0) - hot) * kept / M
 
 
 @ENTROPY.mistake("dlogits")
 def _softmax_over_everything(logits: Any, hot: Any, kept: Any, M: Any) -> Any:
-    """Your softmax is normalised over all tokens at once: sum over the last axis, keepdims=True."""
+    """Your softmax divides by the sum over all tokens: sum over the last axis, keepdims=True."""
     e = np.exp(logits - logits.max())
     return (e / e.sum() - hot) * kept / M

@@ -58,19 +58,19 @@ LAYERNORM.usual_mistakes(but=("dgamma transposed", "dbeta transposed"))
 
 @LAYERNORM.mistake("dx")
 def _dx_without_the_mean_term(g: Any, xhat: Any, rstd: Any, mean_gx: Any) -> Any:
-    """Your dx lacks the mean's term: x_j moves mu too, so subtract mean(g)."""
+    """Your dx lacks the term of the mean: mu depends on x too, so subtract mean(g)."""
     return rstd * (g - xhat * mean_gx)
 
 
 @LAYERNORM.mistake("dx")
 def _dx_without_the_variance_term(g: Any, rstd: Any, mean_g: Any) -> Any:
-    """Your dx lacks the variance's term: x_j moves v too, so subtract xhat mean(g xhat)."""
+    """Your dx lacks the term of the variance, which depends on x: subtract xhat mean(g xhat)."""
     return rstd * (g - mean_g)
 
 
 @LAYERNORM.mistake("dx")
 def _dx_with_constant_statistics(g: Any, rstd: Any) -> Any:
-    """Your dx takes mean and variance as constants: both depend on x."""
+    """Your dx treats the mean and the variance as constants: both depend on x."""
     return rstd * g
 
 
@@ -88,19 +88,19 @@ def _dx_times_gamma_last(dy: Any, x: Any, gamma: Any, rstd: Any) -> Any:
 
 @LAYERNORM.mistake("dx")
 def _dx_with_sums(g: Any, xhat: Any, rstd: Any) -> Any:
-    """Your dx has sums for means: divide both sums by d."""
+    """Your dx has sums instead of means: divide both sums by d."""
     return rstd * (g - g.sum(-1, keepdims=True) - xhat * (g * xhat).sum(-1, keepdims=True))
 
 
 @LAYERNORM.mistake("dx")
 def _dx_without_rstd(dx: Any, rstd: Any) -> Any:
-    """Your dx lacks the factor 1/sigma in front."""
+    """Your dx lacks the factor 1/sigma."""
     return dx / rstd
 
 
 @LAYERNORM.mistake("dx")
 def _dx_over_the_variance(dx: Any, rstd: Any) -> Any:
-    """Your dx is divided by the variance: divide by its root, once."""
+    """Your dx is divided by the variance: divide by its square root sigma, once."""
     return dx * rstd
 
 
@@ -112,7 +112,7 @@ def _dx_with_x_for_xhat(g: Any, x: Any, rstd: Any, mean_g: Any) -> Any:
 
 @LAYERNORM.mistake("dgamma")
 def _dgamma_with_x_for_xhat(dy: Any, x: Any) -> Any:
-    """Your dgamma is the sum of dy x: gamma multiplies xhat, so it is the sum of dy xhat."""
+    """Your dgamma is the sum of dy x: gamma multiplies xhat, so sum dy xhat."""
     return samples(dy * x).sum(0)
 
 
@@ -124,37 +124,37 @@ def _dgamma_without_xhat(dy: Any) -> Any:
 
 @LAYERNORM.mistake("dgamma")
 def _dgamma_not_summed(dy: Any, xhat: Any) -> Any:
-    """Your dgamma has one row a sample: the sum over the samples is missing."""
+    """Your dgamma has one row per sample: sum over the samples."""
     return dy * xhat
 
 
 @LAYERNORM.mistake("dgamma")
 def _dgamma_mean(dgamma: Any, N: Any) -> Any:
-    """Your dgamma equals the right one times 1/N: samples are summed, not averaged."""
+    """Your dgamma equals the correct dgamma times 1/N: sum over the samples, do not average."""
     return dgamma / N
 
 
 @LAYERNORM.mistake("dgamma")
 def _dgamma_keeps_the_batch_axis(dy: Any, xhat: Any) -> Any:
-    """Your dgamma sums over the first axis alone: x may have several batch axes; sum over all."""
+    """Your dgamma sums over the first axis only: sum over all batch axes of x."""
     return (dy * xhat).sum(0)
 
 
 @LAYERNORM.mistake("dbeta")
 def _dbeta_not_summed(dy: Any) -> Any:
-    """Your dbeta is dy itself: beta reaches every sample, so sum over the samples."""
+    """Your dbeta is dy itself: beta is added to every sample, so sum over the samples."""
     return dy
 
 
 @LAYERNORM.mistake("dbeta")
 def _dbeta_mean(dbeta: Any, N: Any) -> Any:
-    """Your dbeta equals the right one times 1/N: samples are summed, not averaged."""
+    """Your dbeta equals the correct dbeta times 1/N: sum over the samples, do not average."""
     return dbeta / N
 
 
 @LAYERNORM.mistake("dbeta")
 def _dbeta_keeps_the_batch_axis(dy: Any) -> Any:
-    """Your dbeta sums over the first axis alone: x may have several batch axes; sum over all."""
+    """Your dbeta sums over the first axis only: sum over all batch axes of x."""
     return dy.sum(0)
 
 
@@ -166,7 +166,7 @@ def _eps_forgotten(dy: Any, x: Any, gamma: Any, variance: Any) -> Any:
 
 @LAYERNORM.mistake()
 def _eps_outside_the_root(dy: Any, x: Any, gamma: Any, variance: Any, eps: Any) -> Any:
-    """Your sigma is sqrt(v) + eps: eps goes under the root, sigma = sqrt(v + eps)."""
+    """Your sigma is sqrt(v) + eps: eps belongs under the root, sigma = sqrt(v + eps)."""
     return _with_rstd(dy, x, gamma, 1 / (np.sqrt(variance) + eps))
 
 

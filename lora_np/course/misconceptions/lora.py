@@ -17,7 +17,7 @@ from lora_np.course.task import Draw, Misconception, Task, count
 
 
 def lora_draws(rng: np.random.Generator) -> list[Draw]:
-    """Return inputs; the fourth are square throughout, so that A and B may change places."""
+    """Return inputs. In the fourth draw all sides are equal, so that A and B can change places."""
     n, sizes = (
         rng.standard_normal,
         ((4, 3, 2, 5.0), (4, 4, 3, 7.0), (2, 5, 1, 3.0), (3, 3, 3, 1.25), (1, 3, 2, 6.0)),
@@ -25,7 +25,7 @@ def lora_draws(rng: np.random.Generator) -> list[Draw]:
     draws = []
     for batch, (out, in_, r, alpha) in zip(LEADING, sizes):
         mask = (rng.random((*batch, in_)) < 0.6) / 0.6
-        mask.flat[0] = 0.0  # never all of one kind
+        mask.flat[0] = 0.0  # at least one entry of each kind
         mask.flat[1] = 1.0 / 0.6
         draw = {"x": n((*batch, in_)), "W0": n((out, in_)), "A": n((r, in_)), "B": n((out, r))}
         draws.append({**draw, "alpha": alpha, "mask": mask})
@@ -40,14 +40,14 @@ def lora_quantities(x: Any, W0: Any, A: Any, B: Any, alpha: Any, mask: Any) -> d
     return {"r": r, "scale": scale, "N": count(x), "seen": seen, **parts}
 
 
-WRONG_SCALES: dict[str, tuple[str, Callable[..., Any]]] = {  # name: what it is, its value
-    "alpha over root r": ("alpha / sqrt(r): that is rsLoRA; here", lambda a, r, m, n: a / r**0.5),
-    "alpha floor r": ("alpha // r, without the fraction:", lambda a, r, m, n: a // r),
-    "alpha over in": ("alpha / in: r is A.shape[0], so", lambda a, r, m, n: a / n),
-    "alpha over out": ("alpha / out: r is B.shape[1], so", lambda a, r, m, n: a / m),
-    "r over alpha": ("r / alpha:", lambda a, r, m, n: r / a),
-    "one over r": ("1 / r:", lambda a, r, m, n: 1 / r),
-    "r for the scale": ("r:", lambda a, r, m, n: r),
+WRONG_SCALES: dict[str, tuple[str, Callable[..., Any]]] = {  # name: formula, value
+    "alpha over root r": ("alpha / sqrt(r), as in rsLoRA", lambda a, r, m, n: a / r**0.5),
+    "alpha floor r": ("alpha // r, which drops the fraction", lambda a, r, m, n: a // r),
+    "alpha over in": ("alpha / in, but r is A.shape[0]", lambda a, r, m, n: a / n),
+    "alpha over out": ("alpha / out, but r is B.shape[1]", lambda a, r, m, n: a / m),
+    "r over alpha": ("r / alpha", lambda a, r, m, n: r / a),
+    "one over r": ("1 / r", lambda a, r, m, n: 1 / r),
+    "r for the scale": ("r", lambda a, r, m, n: r),
 }
 
 
@@ -57,7 +57,7 @@ def add_wrong_scales(
     scales: Mapping[str, tuple[str, Callable[..., Any]]],
     answer_with: Callable[[Callable[..., Any]], Callable[..., Any]],
 ) -> None:
-    """Add one misconception for each scale; ``answer_with(value)`` is its answer."""
+    """Register one misconception for each scale, whose answer is ``answer_with(value)``."""
     for name, (what, value) in scales.items():
-        sentence = f"Your scale is {what} it should be alpha / r"
+        sentence = f"Your scale is {what}: it should be alpha / r"
         task.misconceptions.append(Misconception(name, output, sentence, answer_with(value)))

@@ -36,7 +36,7 @@ def _lora_backward_draws(rng: np.random.Generator) -> list[Draw]:
 def _lora_backward_quantities(
     dy: Any, x: Any, W0: Any, A: Any, B: Any, alpha: Any, mask: Any
 ) -> dict[str, Any]:
-    """Return the same, the two parts being those of dx, and du without its scale."""
+    """Return the same for dx, whose two parts replace those of y, and du without its scale."""
     more = lora_quantities(x, W0, A, B, alpha, mask)
     du = dy @ B
     more.update(base=dy @ W0, adapter=more["scale"] * (du @ A) * mask)
@@ -44,7 +44,7 @@ def _lora_backward_quantities(
 
 
 def _gradients_with(value: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an answer whose three gradients are right but for the scale."""
+    """Return an answer whose three gradients are correct except for the scale."""
 
     def gradients(
         base: Any, adapter: Any, alpha: Any, r: Any, scale: Any, W0: Any, dA: Any, dB: Any
@@ -55,9 +55,9 @@ def _gradients_with(value: Callable[..., Any]) -> Callable[..., Any]:
     return gradients
 
 
-THROUGHOUT = {  # scales of all gradients at once; a wrong y has entries of its own for them
-    "alpha throughout": ("alpha:", lambda a, r, m, n: a),
-    "scale missing throughout": ("1, or missing:", lambda a, r, m, n: 1.0),
+THROUGHOUT = {  # for all gradients at once; lora_forward.py has these two as functions
+    "alpha throughout": ("alpha", lambda a, r, m, n: a),
+    "scale missing throughout": ("1, or missing", lambda a, r, m, n: 1.0),
 }
 
 BACKWARD = Task(
@@ -80,7 +80,7 @@ def _dx_without_the_adapter(base: Any) -> Any:
 
 @BACKWARD.mistake("dx")
 def _dx_without_W0(adapter: Any) -> Any:
-    """Your dx lacks the frozen path: W0 gets no gradient, but x gets one through it, dy W0."""
+    """Your dx lacks the frozen path: W0 gets no gradient, but x gets dy W0."""
     return adapter
 
 
@@ -92,7 +92,7 @@ def _dx_without_scale(base: Any, adapter: Any, scale: Any) -> Any:
 
 @BACKWARD.mistake("dx")
 def _dx_with_scale_squared(base: Any, adapter: Any, scale: Any) -> Any:
-    """Your dx has the scale squared on the adapter's path: du holds it already."""
+    """Your dx has the scale twice on the adapter's path: du already contains it."""
     return base + adapter * scale
 
 
@@ -104,73 +104,73 @@ def _dx_with_alpha(base: Any, adapter: Any, r: Any) -> Any:
 
 @BACKWARD.mistake("dx")
 def _dx_scaled_throughout(base: Any, adapter: Any, scale: Any) -> Any:
-    """Your dx scales the frozen path too: only the adapter's path has the scale."""
+    """Your dx scales the frozen path too: scale only the adapter's path."""
     return scale * base + adapter
 
 
 @BACKWARD.mistake("dx")
 def _dx_forgets_the_mask(base: Any, du: Any, A: Any, scale: Any) -> Any:
-    """Your dx forgets the mask: what was dropped on the way in gets no gradient back."""
+    """Your dx ignores the mask: a dropped entry of x gets no gradient from the adapter."""
     return base + scale * (du @ A)
 
 
 @BACKWARD.mistake("dx")
 def _dx_masked_throughout(base: Any, adapter: Any, mask: Any) -> Any:
-    """Your dx masks the frozen path too: dropout is on the adapter's path alone."""
+    """Your dx masks the frozen path too: dropout acts only on the adapter's path."""
     return base * mask + adapter
 
 
 @BACKWARD.mistake("dx")
 def _dx_by_W0_transposed(dy: Any, W0: Any, adapter: Any) -> Any:
-    """Your dx has dy W0^T: W0 is (out, in) already, so it is dy W0."""
+    """Your dx has dy W0^T: W0 is (out, in) already, so the frozen path is dy W0."""
     return dy @ W0.T + adapter
 
 
 @BACKWARD.mistake("dA")
 def _dA_over_scale(dA: Any, scale: Any) -> Any:
-    """Your dA equals the right one times 1/scale: the scale is missing; du = scale dy B has it."""
+    """Your dA equals the correct dA times 1/scale: the scale is missing in du = scale dy B."""
     return dA / scale
 
 
 @BACKWARD.mistake("dA")
 def _dA_times_scale(dA: Any, scale: Any) -> Any:
-    """Your dA equals the right one times scale: du or dA has it once too often."""
+    """Your dA equals the correct dA times scale: apply the scale once, in du."""
     return dA * scale
 
 
 @BACKWARD.mistake("dA")
 def _dA_times_r(dA: Any, r: Any) -> Any:
-    """Your dA equals the right one times r: the scale is alpha / r, not alpha."""
+    """Your dA equals the correct dA times r: the scale is alpha / r, not alpha."""
     return dA * r
 
 
 @BACKWARD.mistake("dA")
 def _dA_over_N(dA: Any, N: Any) -> Any:
-    """Your dA equals the right one times 1/N: samples are summed, not averaged."""
+    """Your dA equals the correct dA times 1/N: sum over the samples, do not average."""
     return dA / N
 
 
 @BACKWARD.mistake("dA")
 def _dA_forgets_the_mask(du: Any, x: Any, scale: Any) -> Any:
-    """Your dA forgets the mask: A saw x * mask, so dA = du^T (x * mask)."""
+    """Your dA ignores the mask: the input of A is x * mask, so dA = du^T (x * mask)."""
     return scale * (samples(du).T @ samples(x))
 
 
 @BACKWARD.mistake("dA")
 def _dA_of_the_last_sample(du: Any, seen: Any, scale: Any) -> Any:
-    """Your dA is that of the last sample alone: add up with += over the samples."""
+    """Your dA is the gradient of the last sample only: add up the samples with +=."""
     return scale * np.outer(samples(du)[-1], samples(seen)[-1])
 
 
 @BACKWARD.mistake("dA")
 def _dA_not_summed(du: Any, seen: Any, scale: Any) -> Any:
-    """Your dA has one matrix a sample: the sum over the samples is missing."""
+    """Your dA has one matrix per sample: sum over the samples."""
     return scale * (du[..., :, None] * seen[..., None, :])
 
 
 @BACKWARD.mistake("dA")
 def _dA_by_du_T(du: Any, seen: Any, scale: Any) -> Any:
-    """Your dA is du.T @ xd, right for one batch axis: .T turns all; reshape to (N, ...) first."""
+    """Your dA is du.T @ (x * mask), which needs a single batch axis: reshape to (N, ...) first."""
     return scale * (du.T @ seen)
 
 
@@ -182,49 +182,49 @@ def _dA_by_B_transposed(dy: Any, seen: Any, B: Any, scale: Any) -> Any:
 
 @BACKWARD.mistake("dA")
 def _dA_as_if_A_were_W(dy: Any, seen: Any, scale: Any) -> Any:
-    """Your dA is the gradient of Delta W: go on through B, dA = B^T dDelta."""
+    """Your dA is the gradient of Delta W = B A: multiply it by B^T to get dA."""
     return scale * (samples(dy).T @ samples(seen))
 
 
 @BACKWARD.mistake("dB")
 def _dB_over_scale(dB: Any, scale: Any) -> Any:
-    """Your dB equals the right one times 1/scale: the scale is missing; dB = scale dy^T u."""
+    """Your dB equals the correct dB times 1/scale: the scale is missing; dB = scale dy^T u."""
     return dB / scale
 
 
 @BACKWARD.mistake("dB")
 def _dB_times_scale(dB: Any, scale: Any) -> Any:
-    """Your dB equals the right one times scale: u or dB has it once too often."""
+    """Your dB equals the correct dB times scale: apply the scale once."""
     return dB * scale
 
 
 @BACKWARD.mistake("dB")
 def _dB_times_r(dB: Any, r: Any) -> Any:
-    """Your dB equals the right one times r: the scale is alpha / r, not alpha."""
+    """Your dB equals the correct dB times r: the scale is alpha / r, not alpha."""
     return dB * r
 
 
 @BACKWARD.mistake("dB")
 def _dB_over_N(dB: Any, N: Any) -> Any:
-    """Your dB equals the right one times 1/N: samples are summed, not averaged."""
+    """Your dB equals the correct dB times 1/N: sum over the samples, do not average."""
     return dB / N
 
 
 @BACKWARD.mistake("dB")
 def _dB_forgets_the_mask(dy: Any, x: Any, A: Any, scale: Any) -> Any:
-    """Your dB forgets the mask: u = (x * mask) A^T."""
+    """Your dB ignores the mask: u = (x * mask) A^T."""
     return scale * (samples(dy).T @ samples(x @ A.T))
 
 
 @BACKWARD.mistake("dB")
 def _dB_of_the_last_sample(dy: Any, seen: Any, A: Any, scale: Any) -> Any:
-    """Your dB is that of the last sample alone: add up with += over the samples."""
+    """Your dB is the gradient of the last sample only: add up the samples with +=."""
     return scale * np.outer(samples(dy)[-1], samples(seen @ A.T)[-1])
 
 
 @BACKWARD.mistake("dB")
 def _dB_by_dy_T(dy: Any, seen: Any, A: Any, scale: Any) -> Any:
-    """Your dB is dy.T @ u, right for one batch axis: .T turns all; reshape to (N, ...) first."""
+    """Your dB is dy.T @ u, which needs a single batch axis: reshape both to (N, ...) first."""
     return scale * (dy.T @ (seen @ A.T))
 
 
@@ -238,17 +238,17 @@ def _dB_by_A_transposed(dy: Any, seen: Any, A: Any, scale: Any) -> Any:
 def _mask_and_scale_forgotten_throughout(
     dy: Any, x: Any, A: Any, B: Any, base: Any, du: Any
 ) -> Any:
-    """Your gradients forget the mask and the scale: A sees x * mask, times alpha / r."""
+    """Your gradients ignore the mask and the scale: the input of A is x * mask, times alpha / r."""
     return base + du @ A, samples(du).T @ samples(x), samples(dy).T @ samples(x @ A.T)
 
 
 @BACKWARD.mistake()
 def _dW0_computed(dy: Any, x: Any, dx: Any, dA: Any, dB: Any) -> Any:
-    """Your answer has dW0: W0 is frozen, so do not compute it; return (dx, dA, dB)."""
+    """Your answer contains dW0: W0 is frozen, so return (dx, dA, dB)."""
     return dx, samples(dy).T @ samples(x), dA, dB
 
 
 @BACKWARD.mistake()
 def _dx_forgotten(dA: Any, dB: Any) -> Any:
-    """Your dA and dB are right, but dx is missing: the layers below need it."""
+    """Your dA and dB are correct, but dx is missing: the layers below need it."""
     return dA, dB

@@ -26,7 +26,7 @@ def _numeric_gradient(f: Callable, x: Any, h: Any) -> Any:
 
 
 def _numeric_draws(rng: np.random.Generator) -> list[Draw]:
-    """Return coefficients of cubics; h is large, so that every other formula shows."""
+    """Return coefficients of cubics. h is large, so that any other formula gives other numbers."""
     n = rng.standard_normal
     return [
         {"f": n(shape), "x": n(shape), "h": h}
@@ -40,25 +40,25 @@ NUMERIC.usual_mistakes(but=("doubled",))
 
 @NUMERIC.mistake("g")
 def _forward_difference(f: Callable, x: Any, h: Any) -> Any:
-    """Your g is the forward difference, with an error of order h: step to both sides."""
+    """Your g is the forward difference, whose error is of order h: step to both sides."""
     return _entrywise(lambda x, e: (f(x + h * e) - f(x)) / h, x)
 
 
 @NUMERIC.mistake("g")
 def _backward_difference(f: Callable, x: Any, h: Any) -> Any:
-    """Your g is the backward difference, with an error of order h: step to both sides."""
+    """Your g is the backward difference, whose error is of order h: step to both sides."""
     return _entrywise(lambda x, e: (f(x) - f(x - h * e)) / h, x)
 
 
 @NUMERIC.mistake("g")
 def _half_the_step(f: Callable, x: Any, h: Any) -> Any:
-    """Your g steps by h/2 to both sides: here the step to each side is h, and 2h lie between."""
+    """Your g steps by h/2 to each side: step by h to each side, and divide by 2h."""
     return _numeric_gradient(f, x, h / 2)
 
 
 @NUMERIC.mistake("g")
 def _entries_left_moved(f: Callable, x: Any, h: Any) -> Any:
-    """Your g leaves entries moved: put each one back before you move the next."""
+    """Your g leaves entries moved: restore each entry before you move the next."""
     z, g = x.copy(), np.zeros_like(x)
     for i in np.ndindex(x.shape):
         z[i] += h
@@ -76,41 +76,41 @@ def _not_over_h(g: Any, h: Any) -> Any:
 
 @NUMERIC.mistake("g")
 def _over_two_only(g: Any, h: Any) -> Any:
-    """Your g is divided by 2 and not by h: divide by 2h."""
+    """Your g is divided by 2 but not by h: divide by 2h."""
     return g * h
 
 
 @NUMERIC.mistake("g")
 def _times_h_over_two(g: Any, h: Any) -> Any:
-    """Your g is divided by 2 and then multiplied by h: write / (2 * h), with the brackets."""
+    """Your g is divided by 2 and then multiplied by h: write / (2 * h), with brackets."""
     return g * h * h
 
 
 @NUMERIC.mistake("g")
 def _all_entries_at_once(f: Callable, x: Any, h: Any) -> Any:
-    """Your g moves all entries at once: move one entry at a time, to see its own slope."""
+    """Your g moves all entries at once: move one entry at a time."""
     return np.full_like(x, (f(x + h) - f(x - h)) / (2 * h))
 
 
 @NUMERIC.mistake("g")
 def _half_the_forward_difference(f: Callable, x: Any, h: Any) -> Any:
-    """Your g is half the forward difference: from x + h a step of -2h leads to x - h, not of -h."""
+    """Your g is half the forward difference: the step from x + h to x - h is -2h, not -h."""
     return _forward_difference(f, x, h) / 2
 
 
 @NUMERIC.mistake("g")
 def _not_over_two(g: Any) -> Any:
-    """Your g equals the right one times 2: the two points are 2h apart, so divide by 2h."""
+    """Your g equals the correct g times 2: the two points are 2h apart, so divide by 2h."""
     return 2 * g
 
 
 @NUMERIC.mistake("g")
 def _own_step(f: Callable, x: Any, h: Any) -> Any:
-    """Your g hardly depends on h: use the h that is given, and two values of f an entry."""
+    """Your g hardly depends on h: use the given h, and two values of f per entry."""
     return (4 * _numeric_gradient(f, x, h / 2) - _numeric_gradient(f, x, h)) / 3  # a cubic's slope
 
 
 @NUMERIC.mistake("g")
 def _one_number(f: Callable, x: Any, h: Any) -> Any:
-    """Your g is one number: the gradient has the shape of x, one slope an entry."""
+    """Your g is a single number: the gradient has the shape of x, one slope per entry."""
     return np.array((f(x + h) - f(x - h)) / (2 * h))

@@ -14,7 +14,7 @@ SHAPES = ((6, 4), (5, 5), (3, 7), (8, 6))
 
 
 def _matrices(rng: np.random.Generator) -> list[np.ndarray]:
-    """Return matrices whose singular values fall; the last has directions of exactly zero."""
+    """Return matrices whose singular values fall; some of the last matrix are exactly zero."""
     found = []
     for out, in_ in SHAPES:
         decay = 0.65 ** np.arange(in_)
@@ -29,14 +29,14 @@ def _draws(rng: np.random.Generator) -> list[Draw]:
 
 
 def _values(M: Any) -> dict[str, Any]:
-    """Return the singular values s, their squares e, and both as shares."""
+    """Return the singular values s, their squares e, and both divided by their sums, q and p."""
     s = np.linalg.svd(M, compute_uv=False)
     s = np.where(s < 1e-12 * s[0], 0.0, s)
     return {"s": s, "e": s**2, "q": s / s.sum(), "p": s**2 / (s**2).sum()}
 
 
 def _numbers(task: Task) -> None:
-    """Add what any number can be: none of the mistakes of gradients but a sign."""
+    """Register the wrong sign, the only usual mistake of gradients that applies to a number."""
     task.usual_mistakes(but=("transposed", "zero", "doubled", "halved"))
 
 
@@ -60,7 +60,7 @@ def _not_squared(s: Any) -> Any:
 
 @STABLE.mistake("rank")
 def _norms_not_squared(s: Any) -> Any:
-    """Your stable rank is the root of the right one: square both norms."""
+    """Your stable rank is the square root of the correct value: square both norms."""
     return np.sqrt((s**2).sum()) / s[0]
 
 
@@ -72,7 +72,7 @@ def _only_one_norm_squared(s: Any) -> Any:
 
 @STABLE.mistake("rank")
 def _upside_down(s: Any) -> Any:
-    """Your stable rank is 1 over the right one: the Frobenius norm is on top."""
+    """Your stable rank is 1 over the correct value: the Frobenius norm is the numerator."""
     return s[0] ** 2 / (s**2).sum()
 
 
@@ -84,13 +84,13 @@ def _over_the_smallest(s: Any) -> Any:
 
 @STABLE.mistake("rank")
 def _counted(s: Any) -> Any:
-    """Your number counts singular values that are not zero: that is the rank."""
+    """Your stable rank counts the nonzero singular values: that is the rank."""
     return (s > 0).sum()
 
 
 @STABLE.mistake("rank")
 def _participation(p: Any) -> Any:
-    """Your number is the participation ratio, 1 / sum p^2: the stable rank is 1 / max p."""
+    """Your stable rank is the participation ratio, 1 / sum p^2: compute 1 / max p."""
     return 1 / (p**2).sum()
 
 
@@ -113,7 +113,7 @@ def _entropy(q: np.ndarray, log: Callable = np.log) -> Any:
 
 @EFFECTIVE.mistake("rank")
 def _of_squares(p: Any) -> Any:
-    """Your effective rank takes squared singular values: q = sigma / sum sigma, no squares."""
+    """Your effective rank uses squared singular values: q = sigma / sum sigma."""
     return np.exp(_entropy(p))
 
 
@@ -125,25 +125,25 @@ def _entropy_alone(q: Any) -> Any:
 
 @EFFECTIVE.mistake("rank")
 def _logarithm_to_base_two(q: Any) -> Any:
-    """Your entropy is in bits and your exponential in nats: use one base for both."""
+    """Your entropy is in bits and your exponential in nats: use the same base for both."""
     return np.exp(_entropy(q, np.log2))
 
 
 @EFFECTIVE.mistake("rank")
 def _power_of_two(q: Any) -> Any:
-    """Your entropy is in nats and your power in bits: use one base for both."""
+    """Your entropy is in nats and your power in bits: use the same base for both."""
     return 2.0 ** _entropy(q)
 
 
 @EFFECTIVE.mistake("rank")
 def _sign_forgotten(q: Any) -> Any:
-    """Your effective rank is 1 over the right one: entropy is MINUS the sum of q log q."""
+    """Your effective rank is 1 over the correct value: the entropy is -sum q log q."""
     return np.exp(-_entropy(q))
 
 
 @EFFECTIVE.mistake("rank")
 def _zero_times_log_zero(M: Any) -> Any:
-    """Your effective rank is nan where a singular value is 0: leave zeros out, 0 log 0 counts 0."""
+    """Your effective rank is nan where a singular value is 0: leave zeros out of the sum."""
     s = np.linalg.svd(M, compute_uv=False)
     q = s / s.sum()
     return np.exp(-(q * np.log(q)).sum())
@@ -157,7 +157,7 @@ def _not_normalised(s: Any) -> Any:
 
 @EFFECTIVE.mistake("rank")
 def _over_the_largest(s: Any) -> Any:
-    """Your singular values are divided by the largest: divide them by their sum."""
+    """Your singular values are divided by the largest value: divide them by their sum."""
     return np.exp(_entropy(s / s[0]))
 
 
@@ -170,7 +170,7 @@ def _energy_rank(M: Any, fraction: Any) -> Any:
 
 
 def _fractions(rng: np.random.Generator) -> list[Draw]:
-    """Return many fractions a matrix: the answer is a whole number, so few would tell little."""
+    """Return many fractions per matrix: whole numbers agree by chance if there are only a few."""
     fractions = (0.3, 0.55, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
     return [{"M": M, "fraction": f} for M in _matrices(rng)[:4] for f in fractions]
 
@@ -185,7 +185,7 @@ def _first(shares: np.ndarray, fraction: float) -> int:
 
 @ENERGY.mistake("rank")
 def _energy_not_squared(q: Any, fraction: Any) -> Any:
-    """Your energy rank adds singular values: energy is their squares."""
+    """Your energy rank adds singular values: the energy is the sum of their squares."""
     return _first(q, fraction)
 
 
@@ -197,31 +197,31 @@ def _one_too_few(p: Any, fraction: Any) -> Any:
 
 @ENERGY.mistake("rank")
 def _one_too_many(p: Any, fraction: Any) -> Any:
-    """Your energy rank is one too large: k values hold the fraction already."""
+    """Your energy rank is one too large: k values already reach the fraction."""
     return _first(p, fraction) + 1
 
 
 @ENERGY.mistake("rank")
 def _smallest_first(p: Any, fraction: Any) -> Any:
-    """Your energy rank starts at the small end: keep the largest directions first."""
+    """Your energy rank starts with the smallest values: keep the largest first."""
     return _first(p[::-1], fraction)
 
 
 @ENERGY.mistake("rank")
 def _fraction_of_the_count(s: Any, fraction: Any) -> Any:
-    """Your energy rank is a fraction of how many there are: add up their squares."""
+    """Your energy rank is a fraction of the number of values: add up their squares instead."""
     return int(np.ceil(fraction * len(s)))
 
 
 @ENERGY.mistake("rank")
 def _above_a_threshold(s: Any, fraction: Any) -> Any:
-    """Your energy rank counts values above a part of the largest: add up their squares."""
+    """Your energy rank counts values above a fraction of the largest: add up their squares."""
     return int((s >= (1 - fraction) * s[0]).sum())
 
 
 @ENERGY.mistake("rank")
 def _fraction_of_the_norm(e: Any, fraction: Any) -> Any:
-    """Your energy rank keeps a fraction of ||M||_F: it is a fraction of ||M||_F^2."""
+    """Your energy rank keeps a fraction of ||M||_F: keep a fraction of ||M||_F^2."""
     return int(np.argmax(np.sqrt(np.cumsum(e) / e.sum()) >= fraction)) + 1
 
 
@@ -243,7 +243,7 @@ _numbers(ERROR)
 
 @ERROR.mistake("error")
 def _root_missing(p: Any, r: Any) -> Any:
-    """Your error is the square of the right one: take the root, it is a norm."""
+    """Your error is the square of the correct value: take the square root."""
     return p[r:].sum()
 
 
@@ -255,29 +255,29 @@ def _error_not_squared(q: Any, r: Any) -> Any:
 
 @ERROR.mistake("error")
 def _not_relative(e: Any, r: Any) -> Any:
-    """Your error is not divided by ||M||_F."""
+    """Your error is absolute: divide it by ||M||_F."""
     return np.sqrt(e[r:].sum())
 
 
 @ERROR.mistake("error")
 def _kept_not_missed(p: Any, r: Any) -> Any:
-    """Your error is what rank r keeps: the error is what it misses, the values beyond r."""
+    """Your error is the norm of the values that rank r keeps: use the values beyond r."""
     return np.sqrt(p[:r].sum())
 
 
 @ERROR.mistake("error")
 def _spectral_norm(s: Any, r: Any) -> Any:
-    """Your error is that of the spectral norm, sigma_(r+1) / sigma_1: use Frobenius'."""
+    """Your error is in the spectral norm, sigma_(r+1) / sigma_1: use the Frobenius norm."""
     return s[r] / s[0]
 
 
 @ERROR.mistake("error")
 def _one_value_too_many(p: Any, r: Any) -> Any:
-    """Your error leaves out one value too many: the kept ones are s[:r], the missed ones s[r:]."""
+    """Your error leaves out one value too many: rank r keeps s[:r] and misses s[r:]."""
     return np.sqrt(p[r + 1 :].sum())
 
 
 @ERROR.mistake("error")
 def _half_a_square(e: Any, r: Any) -> Any:
-    """Your error is the floor 1/2 sum sigma^2 of a loss: here it is a relative norm."""
+    """Your error is the floor 1/2 sum sigma^2 of a loss: return the relative norm."""
     return 0.5 * e[r:].sum()

@@ -33,7 +33,7 @@ SOFTMAX.usual_mistakes()
 
 @SOFTMAX.mistake("dx")
 def _jacobian_diagonal(dy: Any, y: Any) -> Any:
-    """Your dx takes softmax's Jacobian as diagonal, y (1 - y): every x_j moves every y_i."""
+    """Your dx uses only the diagonal of the Jacobian, y (1 - y): every x_j changes every y_i."""
     return dy * y * (1 - y)
 
 
@@ -45,13 +45,13 @@ def _sum_missing(dy: Any, y: Any) -> Any:
 
 @SOFTMAX.mistake("dx")
 def _sum_not_weighted(dy: Any, y: Any) -> Any:
-    """Your dx subtracts y sum_j dy_j: the sum is weighted by y, sum_j dy_j y_j."""
+    """Your dx subtracts y sum_j dy_j: weight the sum by y, sum_j dy_j y_j."""
     return y * (dy - dy.sum(-1, keepdims=True))
 
 
 @SOFTMAX.mistake("dx")
 def _mean_for_sum(dy: Any, y: Any) -> Any:
-    """Your dx subtracts a mean: it is the sum over j of dy_j y_j."""
+    """Your dx subtracts a mean: subtract the sum over j of dy_j y_j."""
     return y * (dy - (dy * y).mean(-1, keepdims=True))
 
 
@@ -75,18 +75,18 @@ def _sum_over_everything(dy: Any, y: Any) -> Any:
 
 @SOFTMAX.mistake("dx")
 def _sum_over_the_first_axis(dy: Any, y: Any) -> Any:
-    """Your dx sums over the first axis: softmax runs over the last."""
+    """Your dx sums over the first axis: softmax runs over the last axis."""
     return y * (dy - (dy * y).sum(0, keepdims=True))
 
 
 @SOFTMAX.mistake("dx")
 def _sum_without_keepdims(dy: Any, y: Any) -> Any:
-    """Your dx sums over the last axis and loses it: with keepdims=True row i meets its own sum."""
+    """Your dx sums without keepdims=True: each row needs the sum of that row."""
     return y * (dy - (dy * y).sum(-1))
 
 
 @SOFTMAX.mistake("dx")
 def _softmax_of_y(dy: Any, y: Any) -> Any:
-    """Your dx takes the softmax of y once more: y holds the probabilities already."""
+    """Your dx applies softmax to y: y already contains the probabilities."""
     p = softmax(y)
     return p * (dy - (dy * p).sum(-1, keepdims=True))

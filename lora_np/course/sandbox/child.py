@@ -1,21 +1,21 @@
-"""What runs beside the student's code: this file alone, in a process of its own.
+"""The child process: it calls the student's function and writes down what the function returns.
 
-It is started as a script, imports nothing of lora_np, and knows no right answer: it reads inputs
-from a folder, calls the student's function on copies of them, and leaves the outputs there as plain
-bytes (untrusted.py reads them). What the student's code patches here changes nothing but its own
-answer.
+runner.py starts this file as a script. It imports nothing from lora_np and knows no correct answer.
+It reads inputs from a folder, calls the student's function on copies of them, and writes the
+outputs into the folder as plain bytes. If the student's code patches anything here, it changes only
+its own answer.
 
-Limits are set before that code is read, and cannot be raised again. An audit hook (PEP 578), which
-nothing can remove, refuses to import what holds the solution, to read any file but those of Python
-and the system, to start or signal processes, to open sockets, and to change files outside the
-folder. This keeps honest mistakes and easy tricks out; it is no sandbox, so grade strangers' code
-in a container.
+The limits are set before the student's code runs, and cannot be raised again. An audit hook
+(PEP 578), which nothing can remove, refuses to import packages that contain the solution, to read
+files other than those of Python and the system, to start or signal processes, to open sockets, and
+to change files outside the folder. The hook stops honest mistakes and easy tricks, not an attacker:
+grade strangers' code in a container.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes  # noqa: F401  scipy wants it, and the audit hook refuses to load it later
+import ctypes  # noqa: F401  scipy needs it, and the audit hook refuses to load it later
 import errno
 import importlib.util
 import io
@@ -36,17 +36,17 @@ os.remove os.rename os.rmdir os.link os.symlink os.chmod os.truncate shutil.rmtr
 gc.get_objects gc.get_referrers gc.get_referents
 """
 READABLE = (sys.prefix, sys.base_prefix, sys.exec_prefix, "/dev", "/etc", "/usr", "/lib", "/sys")
-PACKAGES = ("site-packages", "dist-packages")  # on sys.path, wherever they lie
+PACKAGES = ("site-packages", "dist-packages")  # on sys.path, in any folder
 MOST_JSON = 2**20  # bytes, as untrusted.py reads
-RESERVE = 2**24  # bytes that are free for the answer when the student's code has taken the rest
+RESERVE = 2**24  # bytes kept free to write the answer when memory runs out
 NAME = "<your code>"
 
 
 def cubic(C: np.ndarray) -> Any:
     """Return f(x) = sum C x^3 + (sum x)^2.
 
-    Its central difference is not its derivative: it adds C h^2. The square ties the entries
-    together, so that an entry left where it was moved to shows in all that follow.
+    Its central difference is not its derivative, but larger by C h^2. The square couples the
+    entries, so that an entry that is not restored changes the result for all later entries.
     """
 
     def f(x: np.ndarray) -> float:
@@ -56,7 +56,7 @@ def cubic(C: np.ndarray) -> Any:
 
 
 def prepared(draw: dict[str, Any]) -> dict[str, Any]:
-    """Return copies of a draw's arrays; an argument called f becomes the cubic of its numbers."""
+    """Return copies of the arrays of a draw. An argument called f becomes a cubic function."""
     copies = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in draw.items()}
     return {k: cubic(v) if k == "f" else v for k, v in copies.items()}
 
@@ -67,8 +67,8 @@ def attempt(function: Any, draw: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        Either "raised": (type, message), or "outputs": a list of arrays; and "changed": by how
-        much at most, for every input that the function wrote to.
+        Either "raised": (type, message), or "outputs": a list of arrays, and "changed": the largest
+        change of every input that the function wrote to.
     """
     try:
         given = prepared(draw)
@@ -78,23 +78,23 @@ def attempt(function: Any, draw: dict[str, Any]) -> dict[str, Any]:
             for name, value in given.items()
             if isinstance(value, np.ndarray) and value.tobytes() != draw[name].tobytes()
         }
-    except BaseException as error:  # exit() too: it ends this call alone
+    except BaseException as error:  # exit() too: it ends only this call
         return {"raised": spell(error)}
     return {"outputs": outputs, "changed": changed}
 
 
 def moved(now: np.ndarray, before: np.ndarray) -> float:
-    """Return how far an entry moved at most; by methods, which no student can patch."""
+    """Return the largest change of an entry. Unlike functions, methods cannot be patched."""
     if now.size != before.size or now.dtype != before.dtype:
         return math.inf
     return float((now.ravel().astype(float) - before.ravel()).__abs__().max())
 
 
 def arrays_of(found: Any) -> list[np.ndarray]:
-    """Return what a function returned as a list of arrays of numbers."""
+    """Return the outputs of a function as a list of arrays of numbers."""
     if found is None:
         raise TypeError("the function returned None: is its return statement missing?")
-    if isinstance(found, dict | set) or hasattr(found, "__next__"):  # yield makes the last
+    if isinstance(found, dict | set) or hasattr(found, "__next__"):  # the last is a generator
         kind = type(found).__name__
         raise TypeError(f"the function returned a {kind}: return the arrays, with commas between")
     several = isinstance(found, tuple | list)
@@ -106,7 +106,7 @@ def arrays_of(found: Any) -> list[np.ndarray]:
 
 
 def spell(error: BaseException) -> tuple[str, str]:
-    """Return an exception's type and its message, whatever the student's own class does then."""
+    """Return the type and the message of an exception, even if its class misbehaves."""
     try:
         if isinstance(error, MemoryError):
             return "MemoryError", ""  # there may be no memory for more
@@ -118,7 +118,7 @@ def spell(error: BaseException) -> tuple[str, str]:
 
 
 def message_of(error: BaseException) -> str:
-    """Return an exception's message, in one line, with the student's line."""
+    """Return the message of an exception on one line, with its line in the student's code."""
     line, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == NAME:
@@ -135,7 +135,7 @@ def message_of(error: BaseException) -> str:
 
 
 def main(folder: str) -> None:
-    """Read the job in `folder`, run it under its limits, leave the answer there."""
+    """Read the job in `folder`, run it under its limits, and write the answer there."""
     job = json.loads(Path(folder, "job.json").read_text(encoding="utf-8"))
     with open(Path(folder, "inputs.npys"), "rb") as file:
         draws = [
@@ -151,11 +151,11 @@ def main(folder: str) -> None:
     del reserve
     sys.setrecursionlimit(depth)
     leave(folder, answers)
-    os._exit(0)  # nothing that the code has left behind runs now
+    os._exit(0)  # skips whatever the code has registered to run at exit
 
 
 def leave(folder: str, answers: list[dict[str, Any]]) -> None:
-    """Write the answers into `folder`: the arrays' bytes, and JSON that describes them."""
+    """Write the answers into `folder`: the bytes of the arrays, and JSON that describes them."""
     try:
         text = json.dumps(
             [
@@ -178,7 +178,7 @@ def leave(folder: str, answers: list[dict[str, Any]]) -> None:
 
 
 def decoded(data: bytes) -> str:
-    """Return a file's text as Python reads it: in UTF-8 unless it declares another (PEP 263)."""
+    """Decode a file as Python does: UTF-8, unless the file declares another encoding (PEP 263)."""
     encoding = "UTF-8"
     try:
         encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
@@ -186,7 +186,7 @@ def decoded(data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise SyntaxError(
-            f"byte {data[error.start]:#x} of line {line} is no text in {encoding}: "
+            f"byte {data[error.start]:#x} of line {line} is not valid {encoding}: "
             "save the file as UTF-8"
         ) from None
     except (SyntaxError, LookupError, ValueError) as error:
@@ -194,9 +194,9 @@ def decoded(data: bytes) -> str:
 
 
 def define(chunks: list[Any], name: str) -> tuple[Any, tuple[str, str] | None]:
-    """Run the student's cells one after the other; return the function, or why there is none.
+    """Run the student's cells one after another; return the function, or why there is none.
 
-    A cell is text; a file is ``{"bytes": its bytes, one character each}``.
+    A cell is a text. A file is ``{"bytes": text}``, with one character for each byte.
     """
     space: dict[str, Any] = {"np": np, "math": math, "display": print, "__name__": "submission"}
     problem = None
@@ -212,10 +212,10 @@ def define(chunks: list[Any], name: str) -> tuple[Any, tuple[str, str] | None]:
 
 
 def limit(limits: dict[str, int]) -> None:
-    """Set the process's limits, where the system has them."""
+    """Set the limits of the process that the system supports."""
     try:
         import resource
-    except ImportError:  # Windows: the parent's clock is the only limit
+    except ImportError:  # on Windows, the clock of the parent is the only limit
         return
     wanted = {
         resource.RLIMIT_CPU: limits["seconds"],
@@ -224,20 +224,20 @@ def limit(limits: dict[str, int]) -> None:
         resource.RLIMIT_CORE: 0,
     }
     for what, most in wanted.items():
-        with contextlib.suppress(ValueError, OSError):  # lower already, or none of this kind
-            # The soft limit on time ends the process by a signal of its own, which says why.
+        with contextlib.suppress(ValueError, OSError):  # lower already, or not supported
+            # The soft limit on time ends the process by SIGXCPU, so that the parent knows why.
             resource.setrlimit(what, (most, most + (what == resource.RLIMIT_CPU)))
 
 
 def folders_of(packages: list[str]) -> list[str]:
-    """Return where packages lie, as there are ways round the import statement."""
+    """Return the folders of packages, because code can be loaded without an import statement."""
     specs = [importlib.util.find_spec(name) for name in packages]
     places = [p for spec in specs if spec for p in spec.submodule_search_locations or ()]
     return [os.path.join(os.path.realpath(place), "") for place in places]
 
 
 def guard(folder: str, closed: tuple[str, ...], refused: frozenset[str]) -> Any:
-    """Return an audit hook; all it uses is bound here, where the student's code does not reach."""
+    """Return an audit hook. It uses only local names, which the student's code cannot patch."""
     inside = os.path.join(os.path.realpath(folder), "")
     events = frozenset(REFUSED_EVENTS.split())
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -248,21 +248,21 @@ def guard(folder: str, closed: tuple[str, ...], refused: frozenset[str]) -> Any:
     def hook(event: str, arguments: tuple) -> None:
         if event == "import" and arguments[0].partition(".")[0] in refused:
             root = arguments[0].partition(".")[0]
-            raise ImportError(f"{root} may not be imported here: write the formula yourself")
+            raise ImportError(f"{root} cannot be imported here: write the formula yourself")
         if event in events:
-            raise PermissionError(f"{event} is refused here")
+            raise PermissionError(f"{event} is not allowed here")
         if event == "ctypes.dlsym" and not text(arguments[1]).startswith(("Py", "_Py")):
-            raise PermissionError(f"C functions are refused here: {arguments[1]}")
+            raise PermissionError(f"C functions are not allowed here: {arguments[1]}")
         if event == "os.mkdir" and not real(decode(arguments[0])).startswith(inside):
-            raise PermissionError("folders outside the working folder are not made here")
+            raise PermissionError("folders outside the working folder cannot be made")
         if event == "open" and not isinstance(arguments[0], number):  # not a file descriptor
             path = real(decode(arguments[0]))
             if path.startswith(closed):
-                raise PermissionError(f"{path} is closed here")
+                raise PermissionError(f"{path} cannot be read here")
             if arguments[2] & writes and not path.startswith((inside, "/dev/null")):
-                raise PermissionError("files outside the working folder are not written here")
-            if not path.startswith(readable):  # the course's own files: solutions, hidden tests
-                raise PermissionError(f"{path} is closed here")
+                raise PermissionError("files outside the working folder cannot be written")
+            if not path.startswith(readable):  # the course's files: solutions, hidden tests
+                raise PermissionError(f"{path} cannot be read here")
 
     return hook
 

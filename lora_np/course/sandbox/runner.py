@@ -1,8 +1,8 @@
-"""A student's code in a process of its own; the check stays here, with the right answers.
+"""Run a student's code in a child process. The correct answers stay in this process.
 
-The child (child.py) gets a folder with the inputs and leaves its outputs there, which untrusted.py
-reads. Whatever goes wrong with one submission is said in its report, so that a class is graded to
-its end.
+The child process (child.py) reads its inputs from a folder and writes its outputs there, which
+untrusted.py reads. Any failure of one submission goes into its report, so that the rest of the
+class is graded.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 
 import lora_np
-from lora_np.course.judge import Finding, Report, judge, task_called
-from lora_np.course.sandbox.untrusted import Unreadable, printable, read_answers, read_regular
-from lora_np.course.task import Draw, Task
+from lora_np.course.judge import judge
+from lora_np.course.report import Finding, Report
+from lora_np.course.sandbox.untrusted import Unreadable, read_answers, read_regular
+from lora_np.course.task import Draw, Task, task_called
+from lora_np.reading import brief
 
 REFUSED = ("lora_np", "torch", "jax", "tensorflow", "autograd", "tinygrad", "peft", "transformers")
 HERE = Path(lora_np.__file__).resolve().parent
@@ -39,11 +41,11 @@ class Limits:
     Attributes
     ----------
     seconds : int
-        Of CPU time, and three times that by the clock, as others may use the machine too.
+        CPU time. The limit by the clock is three times as long, because the machine may be busy.
     memory_mib : int
-        Address space, in MiB; at least 512, NumPy's own.
+        Address space, in MiB. NumPy alone needs 512.
     output_mib : int
-        What is printed, in MiB, and what is returned.
+        What the code prints, and what it returns, in MiB each.
 
     Examples
     --------
@@ -64,16 +66,16 @@ def run_isolated(
     *,
     seed: int = 0,
 ) -> Report:
-    """Run a student's code in a fresh process and say what is wrong with its answer.
+    """Run a student's code in a fresh process and report what is wrong with its answer.
 
     Parameters
     ----------
     source : str, Path or sequence of str and Path
-        Python text, a file, or the cells of a notebook: a cell that fails does not stop the next.
-        A file is read as Python reads it (PEP 263), if it is a regular file of at most 1 MiB:
-        links are not followed.
+        Python text, a file, or the cells of a notebook. If a cell fails, the next cells still run.
+        A file must be a regular file of at most 1 MiB; links are not followed. It is decoded as
+        Python decodes it (PEP 263).
     task : str
-        A key of TASKS, which is also the name of the function that the code must define.
+        A key of TASKS, which is the name of the function that the code must define.
     limits : Limits, optional
     seed : int
         Draws the inputs.
@@ -81,7 +83,7 @@ def run_isolated(
     Returns
     -------
     Report
-        Its finding is "left out" if a file cannot be read, and "not graded" if we failed on it.
+        The finding is "left out" if a file cannot be read, and "not graded" if the grader fails.
 
     Raises
     ------
@@ -106,9 +108,9 @@ def run_isolated(
         return _graded(found, [_chunk(chunk) for chunk in chunks], draws, limits)
     except Unreadable as error:
         return Report(task, (Finding("left out", f"This is not graded: {error}"),))
-    except Exception as error:  # of ours, or of the machine's: nobody else's grade depends on it
-        said = printable(f"{type(error).__name__}: {error}", 200)
-        sentence = f"The grader failed here: grade this by hand, and report it to us ({said})"
+    except Exception as error:  # ours or the machine's
+        said = brief(f"{type(error).__name__}: {error}", 200)
+        sentence = f"The grader failed: grade this by hand, and report the error ({said})"
         return Report(task, (Finding("not graded", sentence),))
 
 
@@ -121,14 +123,14 @@ def _graded(task: Task, chunks: list[Any], draws: list[Draw], limits: Limits) ->
         try:
             answers = read_answers(folder, len(draws), limits.output_mib * 2**20)
         except Unreadable:
-            sentence = "Your code left no answer that can be read"
+            sentence = "Your code left no readable answer"
             return Report(task.name, (Finding("no answer", sentence),))
     with np.errstate(all="ignore"):
         return judge(task, draws, answers)
 
 
 def _chunk(source: str | Path) -> str | dict[str, str]:
-    """Return a cell, or a file's bytes, as the job's JSON holds it: the child decodes the bytes."""
+    """Return a cell, or the bytes of a file, as JSON. The child decodes the bytes."""
     if isinstance(source, str):
         return source
     return {"bytes": read_regular(source, MOST_SOURCE).decode("latin-1")}
@@ -136,7 +138,7 @@ def _chunk(source: str | Path) -> str | dict[str, str]:
 
 @contextmanager
 def _working_folder() -> Iterator[Path]:
-    """Make a folder that the code may fill, and remove as much of it as can be removed."""
+    """Make a folder that the code may fill, and remove as much of it as possible."""
     folder = tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True)
     try:
         yield Path(folder.name).resolve()
@@ -148,7 +150,7 @@ def _working_folder() -> Iterator[Path]:
 def _write_job(
     folder: Path, task: Task, chunks: list[Any], draws: list[Draw], limits: Limits
 ) -> None:
-    """Write what the child needs: the code, the inputs, the limits; no right answer."""
+    """Write what the child needs: the code, the inputs, the limits, but no correct answer."""
     with open(folder / "inputs.npys", "wb") as file:
         for draw in draws:
             for value in draw.values():
@@ -167,7 +169,7 @@ def _write_job(
 
 
 def _run(folder: Path, limits: Limits) -> str:
-    """Run the child to its end; return what went wrong with it, or nothing."""
+    """Run the child to its end. Return what went wrong, or an empty text."""
     environment = {k: os.environ[k] for k in ("PATH", "SYSTEMROOT", "TEMP") if k in os.environ}
     threads = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     environment |= dict.fromkeys(threads, "1")  # every thread of BLAS reserves memory
@@ -192,18 +194,18 @@ def _run(folder: Path, limits: Limits) -> str:
     if status is None or status == -getattr(signal, "SIGXCPU", 0):
         return too_long
     if status == -9:  # SIGKILL: the hard limit on time, or the system, short of memory
-        return "Your code was stopped from outside: it took too much time or memory"
+        return "The system stopped your code: it used too much time or memory"
     if size >= limits.output_mib * 2**20:
         return "Your code prints or returns too much"
     if status < 0:
-        return f"Your code crashed Python (signal {-status}): does it call C, or recurse there?"
+        return f"Your code crashed Python (signal {-status}): does it call C or recurse deeply?"
     if not os.path.lexists(folder / "answer.json"):
-        return f"Your code ended the process, with status {status}: it must return instead"
+        return f"Your code ended the process, with status {status}: return a result instead"
     return ""
 
 
 def _end(child: subprocess.Popen) -> None:
-    """End the child and whatever it may have started, which outlives a child that has ended."""
+    """End the child and all processes that it started, which may outlive it."""
     if hasattr(os, "killpg"):
         with suppress(OSError):  # no process of the group is left
             os.killpg(child.pid, signal.SIGKILL)
