@@ -29,8 +29,8 @@ from lora_np.experiments.intrinsic.picture import plot_intrinsic
 from lora_np.experiments.intrinsic.text import STARTS
 from lora_np.experiments.rank_sweep import SweepError, TextSettings
 from lora_np.experiments.rank_sweep.linear import Regression
-from lora_np.experiments.rank_sweep.plan import SAME
 from lora_np.experiments.rank_sweep.text import TextTask
+from lora_np.experiments.search import SAME
 from lora_np.gradcheck import check_gradients
 from lora_np.layers import Linear, copy_model
 from lora_np.models import GPT, GPTConfig

@@ -36,17 +36,13 @@ from lora_np.experiments.rank_sweep.linear import (
 )
 from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.plan import (
-    FACTOR,
-    MOST_RATES,
-    SAME,
-    WORTH,
-    best_rate,
     chosen_trials,
     contenders,
     expected_number,
     next_trials,
 )
 from lora_np.experiments.rank_sweep.text import TextTask, run_text_trial
+from lora_np.experiments.search import FACTOR, MOST_RATES, SAME, WORTH, best_rate
 from lora_np.files import load_arrays, load_json, save_arrays, save_json
 from lora_np.layers import Linear
 from lora_np.parameters import Grads

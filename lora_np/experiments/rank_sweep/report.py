@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from lora_np.experiments.rank_sweep.method import name_in
-from lora_np.experiments.rank_sweep.plan import SAME, is_gain
 from lora_np.experiments.rank_sweep.run import Progress
+from lora_np.experiments.search import SAME, Contender, is_gain
 from lora_np.files import load_json
 from lora_np.tables import counted, plus_minus, text_row
 
-Contender = tuple[str, int | None]  # a method at a rank, None where the method has none
 FULL: Contender = ("full", None)
 WIDTHS = (8, 10, 10, 10, 12, 20, 16)  # of the table's columns
 
@@ -158,7 +157,7 @@ def beats(one: dict[int, float], other: dict[int, float], base: float) -> bool |
 
     Equal seeds see equal batches, so a gain is the mean of the differences seed by seed; it counts
     beyond two of its standard errors. That is a rule of thumb: with three seeds one in ten such
-    gains would be chance. Losses that count as equal (``plan.SAME``) are no gain,
+    gains would be chance. Losses that count as equal (``search.SAME``) are no gain,
     however small their spread.
 
     Parameters
