@@ -102,7 +102,7 @@ _MOVED = {  # modules of before: where what they held has gone
     "paper": ("experiments.paper",),
     "sweep": ("experiments.rank_sweep",),
     "sweep.models": ("experiments.rank_sweep.models",),
-    "sweep.report": ("experiments.rank_sweep.report",),
+    "sweep.report": ("experiments.rank_sweep.report", "experiments.terminal"),
 }
 _LEFT = {  # modules that stand where they stood: where names that were in them have gone
     "plots": (

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ import numpy as np
 from lora_np.crew import one_blas_thread
 from lora_np.experiments import search
 from lora_np.experiments.intrinsic.model import IntrinsicModel, layers_of
-from lora_np.experiments.rank_sweep.run import InProcess
+from lora_np.experiments.runner import run_all
 from lora_np.experiments.search import Contender, Planned, is_gain
 from lora_np.layers import Layer
 from lora_np.train import Batch, Diverged, fit
@@ -68,7 +69,7 @@ class Run:
     lr: float
 
 
-Done = dict[Run, float]  # validation loss; infinite where training diverged
+Done = Mapping[Run, float]  # validation loss; infinite where training diverged
 
 
 def target_loss(base: float, full: float) -> float:
@@ -112,6 +113,7 @@ def intrinsic_dimension(
     seeds: int = 1,
     executor: Executor | None = None,
     listen: Callable[[Run, float], None] | None = None,
+    done: Mapping[Run, float] | None = None,
 ) -> dict[str, Any]:
     """Train at every d, plain and structured, and in full; find d90.
 
@@ -130,7 +132,9 @@ def intrinsic_dimension(
     executor : concurrent.futures.Executor, optional
         Where runs take place; by default here.
     listen : callable, optional
-        Called with every run and its loss.
+        Called with every run that ends, and its loss: infinite if it diverged.
+    done : mapping of Run to float, optional
+        Losses of runs that need not be run again, as `listen` was called with them.
 
     Returns
     -------
@@ -159,9 +163,17 @@ def intrinsic_dimension(
     problem = make_problem(0)
     D, m = _sizes(problem.model)
     starts, base = _starts(ds, seeds, D, m, lr), _loss_at_the_start(problem)
-    done = _run_all(make_problem, fit_options, starts, seeds, base, executor or InProcess(), listen)
-    best = search.best_rates(starts, _losses(done), base)
-    rows = [_row(*key, lr, seeds, done) for key, lr in best.items()]
+    ended = dict(done or {})
+
+    def keep(run: Run, loss: float, running: int) -> None:
+        ended[run] = loss
+        if listen is not None:
+            listen(run, loss)
+
+    work = partial(train_once, make_problem, fit_options)
+    run_all(lambda: next_runs(starts, seeds, ended, base), work, keep, executor)
+    best = search.best_rates(starts, _losses(ended), base)
+    rows = [_row(*key, lr, seeds, ended) for key, lr in best.items()]
     return {"D": D, "layers": m, "base": base, **_compare(rows, base, D), "rows": rows}
 
 
@@ -244,32 +256,6 @@ def train_once(
         except Diverged:
             return math.inf
     return loss if math.isfinite(loss) else math.inf
-
-
-def _run_all(
-    make_problem: Callable[[int], Problem],
-    fit_options: Mapping[str, Any],
-    starts: Mapping[tuple, float],
-    seeds: int,
-    base: float,
-    executor: Executor,
-    listen: Callable[[Run, float], None] | None,
-) -> Done:
-    """Keep the executor busy until no run is left."""
-    done: Done = {}
-    running: dict[Future, Run] = {}
-    while True:
-        waiting = next_runs(starts, seeds, done, base)
-        for run in (r for r in waiting if r not in running.values()):
-            running[executor.submit(train_once, make_problem, fit_options, run)] = run
-        if not running:
-            return done
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in finished:
-            run = running.pop(future)
-            done[run] = future.result()
-            if listen is not None:
-                listen(run, done[run])
 
 
 def _losses(done: Done) -> dict[Planned, float]:

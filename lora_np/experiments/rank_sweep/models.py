@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.backend import get_device
+from lora_np.experiments.folder import SweepError
 from lora_np.experiments.rank_sweep.method import adapted_model, of_settings
 from lora_np.experiments.rank_sweep.plan import Trial
-from lora_np.experiments.rank_sweep.store import SweepError, as_trial, model_file, read_results
+from lora_np.experiments.rank_sweep.store import as_trial, model_file, read_results
 from lora_np.experiments.rank_sweep.text import TextSettings, rebuild_base
 from lora_np.experiments.search import lowest
 from lora_np.files import load_arrays
