@@ -129,7 +129,7 @@ _MOVED = {  # modules of before: where what they held has gone
     "paper": ("experiments.paper",),
     "sweep": ("experiments.rank_sweep",),
     "sweep.models": ("experiments.rank_sweep.models",),
-    "sweep.report": ("experiments.rank_sweep.report",),
+    "sweep.report": ("experiments.rank_sweep.report", "experiments.terminal"),
 }
 _MOVED |= {  # diagnose was the room's first name
     f"diagnose.{old.removeprefix('course.')}": homes

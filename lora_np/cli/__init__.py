@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lora-np: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except BrokenExecutor:
-        print("lora-np: a worker process died; the same command goes on", file=sys.stderr)
+        print("lora-np: a worker process died; run the same command to continue", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nlora-np: interrupted", file=sys.stderr)

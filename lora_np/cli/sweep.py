@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.backend import get_device
-from lora_np.cli.workers import jobs_of, pool_of
-from lora_np.cli.written import write_files
+from lora_np.cli.experiment import Experiment, Writers, add_options, carry_out, folder_name
+from lora_np.cli.workers import jobs_of
 
 QUICK = {
     "text": {"ranks": (1, 4, 16), "seeds": 1, "pretrain_steps": 80, "steps": 25, "windows": 32},
@@ -36,8 +36,6 @@ REAL = {
     "full-lr": "where full fine-tuning's search starts",
     "decay": "linear task: ratio of neighbouring planted singular values",
 }
-BASE = "folder of a text sweep: copy its base; default: pretrain one"
-TAKE_OVER = "take DIR from a process on another host, if that has ended"
 
 
 def add_sweep(commands: Any) -> None:
@@ -49,11 +47,7 @@ def add_sweep(commands: Any) -> None:
     )
     add = sweep.add_argument
     add("--task", choices=("text", "linear"), default="text")
-    add("--quick", action="store_true", help="a small sweep in 20 seconds")
-    add("--out", type=Path, metavar="DIR", help="default: runs/<task>-<settings>/")
-    add("--base", type=Path, metavar="DIR", help=BASE)
-    add("--jobs", type=int, help="processes; default: one a core")
-    add("--take-over", action="store_true", help=TAKE_OVER)
+    add_options(sweep, "a small sweep in 20 seconds", "runs/<task>-<settings>/")
     add("--ranks", type=_ranks, metavar="R,R,...", help=_default("ranks"))
     modules = "NAME,NAME|all-linear|REGEX"
     add("--target-modules", type=_targets, metavar=modules, help=_default("target-modules"))
@@ -99,31 +93,29 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     from lora_np.experiments.rank_sweep import rank_sweep
     from lora_np.experiments.rank_sweep.estimate import estimate
     from lora_np.experiments.rank_sweep.picture import plot_rank_vs_loss, plot_spectrum
-    from lora_np.experiments.rank_sweep.report import Terminal, base_line, table
+    from lora_np.experiments.rank_sweep.report import table
     from lora_np.experiments.rank_sweep.run import check_sweep
+    from lora_np.experiments.terminal import Terminal
 
-    settings, base = sweep_settings(arguments), arguments.base
+    settings = sweep_settings(arguments)
     get_device(settings.device)
     out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
-    jobs = jobs_of(arguments, settings)
-    terminal = Terminal(out)
-    complete = check_sweep(settings, out, base, take_over=arguments.take_over)
-    try:
-        with pool_of(1 if complete else jobs) as executor:
-            if not complete:
-                terminal.start(estimate(settings, executor, jobs), jobs)
-            how = {"executor": executor, "listen": terminal, "progress": terminal.is_screen}
-            results = rank_sweep(settings, out, base=base, take_over=arguments.take_over, **how)
-        terminal.close()
-        files = {"rank_vs_loss.png": partial(plot_rank_vs_loss, results)}
-        if "spectrum" in results:  # not where full fine-tuning diverged
-            files["spectrum.png"] = partial(plot_spectrum, results)
-        said = write_files(out, ["results.json"], files, complete)
-    except KeyboardInterrupt:
-        terminal.interrupted()
-        return 130
-    print(f"{table(results)}\n{base_line(results)}{said}")
-    return 0
+
+    def files(results: dict[str, Any]) -> Writers:
+        curve = {"rank_vs_loss.png": partial(plot_rank_vs_loss, results)}
+        if "spectrum" not in results:  # full fine-tuning diverged
+            return curve
+        return {**curve, "spectrum.png": partial(plot_spectrum, results)}
+
+    sweep = Experiment(
+        partial(check_sweep, settings, out),
+        partial(rank_sweep, settings, out),
+        "results.json",
+        files,
+        table,
+        lambda executor, jobs: estimate(settings, executor, jobs),
+    )
+    return carry_out(sweep, arguments, jobs_of(arguments, settings), Terminal(out))
 
 
 def sweep_settings(arguments: argparse.Namespace) -> Any:
@@ -140,14 +132,6 @@ def sweep_settings(arguments: argparse.Namespace) -> Any:
     if foreign:
         raise ValueError(f"--task {arguments.task} has no option {', '.join(foreign)}")
     return replace(settings, **{**(QUICK[arguments.task] if arguments.quick else {}), **given})
-
-
-def folder_name(settings: Any, quick: bool) -> str:
-    """Return a name that no other settings have: the task, and a hash of all settings."""
-    import hashlib
-
-    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
-    return f"{settings.task}-{'quick-' if quick else ''}{digest}"
 
 
 def add_generate(commands: Any) -> None:

@@ -208,13 +208,13 @@ class Trainer:
         for place, factor in self.rates:  # an update is lr times a direction, with any optimizer
             before, after = self.good[place], self.packed.vector[place]
             after[...] = before + factor * (after - before)
-        for hook in self.hooks:
-            hook(self.model, self.position, gradient)
         history.loss.append(loss)
         history.lr.append(lr)
         history.gradient_norm.append(norm)
         history.tokens += int(batch[-1].size)
         self.position += 1
+        for hook in self.hooks:  # which may save the state
+            hook(self.model, self.position - 1, gradient)
 
     def stop_unless_finite(self, name: str, value: float) -> None:
         """Restore the parameters of the last finite step and raise if a number is not finite."""

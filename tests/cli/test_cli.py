@@ -266,7 +266,7 @@ def test_results_of_other_settings_are_one_line_and_stay(sweep_tiny, finished, c
 def test_results_that_are_garbage_are_one_line_and_stay(sweep_tiny, tmp_path, command):
     (tmp_path / "results.json").write_text("{ half a fi")
     said = command(*sweep_tiny, "--out", tmp_path)
-    assert "is no results file of a sweep" in one_line(said)
+    assert "is not the results file of a sweep" in one_line(said)
     assert (tmp_path / "results.json").read_text() == "{ half a fi"
 
 
@@ -300,7 +300,7 @@ def test_ctrl_c_exits_130_and_says_what_is_kept(
     status, out, err = command(*sweep_tiny, "--out", tmp_path)
     assert (status, out) == (130, "")
     assert err.splitlines()[-1].startswith(f"stopped: {kept}")
-    assert err.endswith("the same command goes on\n")
+    assert err.endswith("run the same command to continue\n")
     assert len(json.loads((tmp_path / "results.json").read_text())["trials"]) == k
     monkeypatch.setitem(run.TRIALS, "text", run_text_trial)
     assert command(*sweep_tiny, "--out", tmp_path)[0] == 0

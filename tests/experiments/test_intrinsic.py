@@ -29,8 +29,8 @@ from lora_np.experiments.intrinsic.picture import plot_intrinsic
 from lora_np.experiments.intrinsic.text import STARTS
 from lora_np.experiments.rank_sweep import SweepError, TextSettings
 from lora_np.experiments.rank_sweep.linear import Regression
-from lora_np.experiments.rank_sweep.plan import SAME
 from lora_np.experiments.rank_sweep.text import TextTask
+from lora_np.experiments.search import SAME
 from lora_np.gradcheck import check_gradients
 from lora_np.layers import Linear, copy_model
 from lora_np.models import GPT, GPTConfig
@@ -576,18 +576,20 @@ def test_results_that_do_not_say_whether_they_are_complete_are_an_error(
     (tmp_path / "results.json").write_text(
         json.dumps({"settings": finished[1]["settings"], **complete})
     )
-    with pytest.raises(SweepError, match="does not say whether it is complete"):
+    with pytest.raises(SweepError, match="is not the results file of an intrinsic run: choose"):
         intrinsic_run(SETTINGS, tmp_path)
 
 
 def test_a_folder_of_other_settings_or_of_something_else_is_left_as_it_is(finished, tmp_path):
     folder, _ = finished
     before = (folder / "results.json").read_bytes()
-    with pytest.raises(SweepError, match="is of other settings: choose another --out"):
+    with pytest.raises(
+        SweepError, match=r"is of other settings \(ds \[40, 300\], now \[50\]\): choose"
+    ):
         intrinsic_run(replace(SETTINGS, ds=(50,)), folder)
     assert (folder / "results.json").read_bytes() == before
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(SweepError, match=r"holds files, but no results\.json"):
+    with pytest.raises(SweepError, match=r"holds thesis\.txt, but no results\.json"):
         intrinsic_run(SETTINGS, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
     (tmp_path / "file").write_text("")

@@ -23,8 +23,9 @@ from lora_np.experiments.paper.settings import (
     trainable_parameters,
 )
 from lora_np.experiments.rank_sweep import SweepError, TextSettings, run
-from lora_np.experiments.rank_sweep.plan import SAME, expected_number
+from lora_np.experiments.rank_sweep.plan import expected_number
 from lora_np.experiments.rank_sweep.text import TextTask, run_text_trial
+from lora_np.experiments.search import SAME
 from lora_np.files import load_json
 from lora_np.methods import LoraConfig, inject
 from lora_np.models import GPT

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_np.crew import one_blas_thread
-from lora_np.data import encode, read_text, split, windows
+from lora_np.data import batches, encode, read_text, split, windows
+from lora_np.experiments import terminal
 from lora_np.experiments.rank_sweep import (
     LinearSettings,
     SweepError,
@@ -35,17 +36,13 @@ from lora_np.experiments.rank_sweep.linear import (
 )
 from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.plan import (
-    FACTOR,
-    MOST_RATES,
-    SAME,
-    WORTH,
-    best_rate,
     chosen_trials,
     contenders,
     expected_number,
     next_trials,
 )
 from lora_np.experiments.rank_sweep.text import TextTask, run_text_trial
+from lora_np.experiments.search import FACTOR, MOST_RATES, SAME, WORTH, best_rate
 from lora_np.files import load_arrays, load_json, save_arrays, save_json
 from lora_np.layers import Linear
 from lora_np.parameters import Grads
@@ -280,7 +277,7 @@ def test_results_cannot_name_a_file_outside_the_folder(finished, tmp_path, where
     content = load_json(path)
     content[where][-1]["method"] = method
     path.write_text(json.dumps(content))
-    with pytest.raises(SweepError, match=r"results\.json is no results file of a sweep"):
+    with pytest.raises(SweepError, match=r"results\.json is not the results file of a sweep"):
         load_model(folder)
 
 
@@ -467,14 +464,14 @@ def test_only_the_models_of_the_curve_are_kept(finished):
 
 
 def test_a_seed_draws_the_same_batches_at_every_rank(tiny, arrays, monkeypatch):
-    drawn, sample = [], text.sample_batch
+    drawn, sample = [], batches.sample_batch
 
     def recorded(*args):
         batch = sample(*args)
         drawn[-1].append(batch)
         return batch
 
-    monkeypatch.setattr(text, "sample_batch", recorded)
+    monkeypatch.setattr(batches, "sample_batch", recorded)
     for rank, seed in ((1, 0), (2, 0), (None, 0), (1, 1)):
         drawn.append([])
         run_text_trial(tiny, arrays, Trial("lora" if rank else "full", rank, seed, 1e-3))
@@ -575,7 +572,7 @@ def test_an_edited_text_is_an_error(tiny, finished, tmp_path):
 def test_a_results_file_that_is_garbage_is_an_error_and_stays(tmp_path, garbage):
     path = tmp_path / "results.json"
     path.write_bytes(garbage)
-    with pytest.raises(SweepError, match=r"results\.json is no results file of a sweep"):
+    with pytest.raises(SweepError, match=r"results\.json is not the results file of a sweep"):
         rank_sweep(SMALL, tmp_path)
     assert path.read_bytes() == garbage
 
@@ -702,7 +699,7 @@ def test_results_of_earlier_versions_are_read_and_gone_on_with(tiny, finished, t
     path = tmp_path / "old" / "results.json"
     old = {k: v for k, v in load_json(path).items() if k not in ("base_made", "base_sha256")}
     save_json(path, old)
-    assert rank_sweep(tiny, path.parent) == old and report.base_line(old) == ""
+    assert rank_sweep(tiny, path.parent) == old and terminal.base_line(old) == ""
     assert load_model(path.parent, "full").config.d_model == 16
     unfinished = {k: v for k, v in old.items() if k not in ("runs", "spectrum")}
     save_json(path, {**unfinished, "complete": False})
@@ -963,15 +960,15 @@ def test_estimate_times_real_trials(tiny, settings):
     [(0.1, "5 seconds"), (17.4, "15 seconds"), (89, "90 seconds"), (120, "2.0 minutes")],
 )
 def test_spell_says_a_length_of_time_roughly(seconds, said):
-    assert report.spell(seconds) == said
+    assert terminal.spell(seconds) == said
 
 
 @pytest.mark.parametrize("loss, shown", [(1.23456, "1.235"), (None, "diverged")])
 def test_the_terminal_shows_each_trial_on_a_screen(capsys, tmp_path, loss, shown):
-    terminal = report.Terminal(tmp_path)
-    terminal.is_screen = True
-    terminal(run.Progress(2, 5, Trial("lora", 8, 1, 0.02), {"validation_loss": loss}))
-    terminal.close()
+    shown_on = terminal.Terminal(tmp_path)
+    shown_on.is_screen = True
+    shown_on(run.Progress(2, 5, Trial("lora", 8, 1, 0.02), {"validation_loss": loss}))
+    shown_on.close()
     said = capsys.readouterr().err
     assert f"lora-r8-seed1-lr0.02: {shown}" in said and "2/5" in said
 
@@ -981,7 +978,7 @@ def test_the_terminal_shows_each_trial_on_a_screen(capsys, tmp_path, loss, shown
 )
 def test_the_terminal_says_what_is_kept_from_earlier_calls_too(capsys, tmp_path, number, kept):
     (tmp_path / "results.json").write_text(json.dumps({"trials": [{}] * number}))
-    report.Terminal(tmp_path).interrupted()
+    terminal.Terminal(tmp_path).interrupted()
     assert f"stopped: {kept}" in capsys.readouterr().err
 
 
@@ -1053,5 +1050,7 @@ KEY = ("method", "rank", "seed", "lr")
 )
 def test_a_results_file_that_lacks_its_parts_is_an_error(tiny, tmp_path, content):
     (tmp_path / "results.json").write_text(json.dumps(content))
-    with pytest.raises(SweepError, match=r"is no results file of a sweep: choose another --out"):
+    with pytest.raises(
+        SweepError, match=r"is not the results file of a sweep: choose another --out"
+    ):
         rank_sweep(tiny, tmp_path)

@@ -19,9 +19,9 @@ from lora_np import Linear, analyse_adapter, analyse_sweep, load_gpt2, rank_swee
 from lora_np.adapters import open_adapter, write_adapter
 from lora_np.adapters.analyse import Analysis
 from lora_np.data import DataError, read_text
-from lora_np.experiments.rank_sweep import LinearSettings
+from lora_np.experiments.rank_sweep import LinearSettings, SweepError
 from lora_np.experiments.rank_sweep.models import load_model
-from lora_np.experiments.rank_sweep.store import SweepError, read_results
+from lora_np.experiments.rank_sweep.store import read_results
 from lora_np.files import (
     CheckpointError,
     TensorFile,

@@ -15,23 +15,25 @@ enough where the basis is random in any case.
 
 A learning rate that suits one d does not suit another. Adam moves each of d numbers by about lr, so
 P z by about lr sqrt(d), where full training moves theta by lr sqrt(D). The search at d therefore
-starts at lr sqrt(D / d), and then goes on as the rank sweep's does: see rank_sweep/plan.py.
+starts at lr sqrt(D / d), and then goes on as the rank sweep's does: see experiments/search.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lora_np.crew import one_blas_thread
+from lora_np.experiments import search
 from lora_np.experiments.intrinsic.model import IntrinsicModel, layers_of
-from lora_np.experiments.rank_sweep.plan import best_rate, is_gain, rates_to_try
-from lora_np.experiments.rank_sweep.run import InProcess
+from lora_np.experiments.runner import run_all
+from lora_np.experiments.search import Contender, Planned, is_gain
 from lora_np.layers import Layer
 from lora_np.train import Batch, Diverged, fit
 
@@ -67,7 +69,7 @@ class Run:
     lr: float
 
 
-Done = dict[Run, float]  # validation loss; infinite where training diverged
+Done = Mapping[Run, float]  # validation loss; infinite where training diverged
 
 
 def target_loss(base: float, full: float) -> float:
@@ -111,6 +113,7 @@ def intrinsic_dimension(
     seeds: int = 1,
     executor: Executor | None = None,
     listen: Callable[[Run, float], None] | None = None,
+    done: Mapping[Run, float] | None = None,
 ) -> dict[str, Any]:
     """Train at every d, plain and structured, and in full; find d90.
 
@@ -129,7 +132,9 @@ def intrinsic_dimension(
     executor : concurrent.futures.Executor, optional
         Where runs take place; by default here.
     listen : callable, optional
-        Called with every run and its loss.
+        Called with every run that ends, and its loss: infinite if it diverged.
+    done : mapping of Run to float, optional
+        Losses of runs that need not be run again, as `listen` was called with them.
 
     Returns
     -------
@@ -158,9 +163,17 @@ def intrinsic_dimension(
     problem = make_problem(0)
     D, m = _sizes(problem.model)
     starts, base = _starts(ds, seeds, D, m, lr), _loss_at_the_start(problem)
-    done = _run_all(make_problem, fit_options, starts, seeds, base, executor or InProcess(), listen)
-    best = {key: best_rate(start, _tried(*key, done), base) for key, start in starts.items()}
-    rows = [_row(*key, lr, seeds, done) for key, lr in best.items()]
+    ended = dict(done or {})
+
+    def keep(run: Run, loss: float, running: int) -> None:
+        ended[run] = loss
+        if listen is not None:
+            listen(run, loss)
+
+    work = partial(train_once, make_problem, fit_options)
+    run_all(lambda: next_runs(starts, seeds, ended, base), work, keep, executor)
+    best = search.best_rates(starts, _losses(ended), base)
+    rows = [_row(*key, lr, seeds, ended) for key, lr in best.items()]
     return {"D": D, "layers": m, "base": base, **_compare(rows, base, D), "rows": rows}
 
 
@@ -175,13 +188,11 @@ def _loss_at_the_start(problem: Problem) -> float:
         return problem.validate(problem.model)
 
 
-def _starts(
-    ds: Sequence[int], seeds: int, D: int, m: int, lr: float
-) -> dict[tuple[str, int | None], float]:
+def _starts(ds: Sequence[int], seeds: int, D: int, m: int, lr: float) -> dict[Contender, float]:
     """Return by variant and d where the search for a learning rate starts."""
     if not ds or min(ds) < 1 or max(ds) > D or seeds < 1:
         raise ValueError(f"ds = {tuple(ds)}, seeds = {seeds}: expected 1 <= d <= D = {D}, a seed")
-    starts: dict[tuple[str, int | None], float] = {("full", None): lr}
+    starts: dict[Contender, float] = {("full", None): lr}
     for variant in VARIANTS:
         for d in sorted(set(ds)):
             if variant == "plain" or d > m:
@@ -213,8 +224,8 @@ def losses_of(rows: Sequence[Mapping[str, Any]], variant: str) -> dict[Any, floa
     return {r["d"]: r["loss"] for r in rows if r["variant"] == variant and r["loss"] is not None}
 
 
-def next_runs(starts: Mapping[tuple, float], seeds: int, done: Done, base: float) -> list[Run]:
-    """Return the runs that can start now: none means that all are done.
+def next_runs(starts: Mapping[Contender, float], seeds: int, done: Done, base: float) -> list[Run]:
+    """Return the runs that can start now; an empty list means that all are done.
 
     Parameters
     ----------
@@ -225,15 +236,8 @@ def next_runs(starts: Mapping[tuple, float], seeds: int, done: Done, base: float
     base : float
         The loss at theta0.
     """
-    wanted = []
-    for (variant, d), start in starts.items():
-        tried = _tried(variant, d, done)
-        search, best = rates_to_try(start, tried, base), best_rate(start, tried, base)
-        if search:
-            wanted += [Run(variant, d, 0, lr) for lr in search]
-        elif best is not None:
-            wanted += [Run(variant, d, seed, best) for seed in range(1, seeds)]
-    return [run for run in wanted if run not in done]
+    wanted = search.next_runs(starts, seeds, _losses(done), base)
+    return [Run(*run.contender, run.seed, run.lr) for run in wanted]
 
 
 def train_once(
@@ -254,38 +258,8 @@ def train_once(
     return loss if math.isfinite(loss) else math.inf
 
 
-def _run_all(
-    make_problem: Callable[[int], Problem],
-    fit_options: Mapping[str, Any],
-    starts: Mapping[tuple, float],
-    seeds: int,
-    base: float,
-    executor: Executor,
-    listen: Callable[[Run, float], None] | None,
-) -> Done:
-    """Keep the executor busy until no run is left."""
-    done: Done = {}
-    running: dict[Future, Run] = {}
-    while True:
-        waiting = next_runs(starts, seeds, done, base)
-        for run in (r for r in waiting if r not in running.values()):
-            running[executor.submit(train_once, make_problem, fit_options, run)] = run
-        if not running:
-            return done
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in finished:
-            run = running.pop(future)
-            done[run] = future.result()
-            if listen is not None:
-                listen(run, done[run])
-
-
-def _tried(variant: str, d: int | None, done: Done) -> dict[float, float]:
-    return {
-        run.lr: loss
-        for run, loss in done.items()
-        if (run.variant, run.d, run.seed) == (variant, d, 0)
-    }
+def _losses(done: Done) -> dict[Planned, float]:
+    return {Planned((run.variant, run.d), run.seed, run.lr): loss for run, loss in done.items()}
 
 
 def _row(variant: str, d: int | None, lr: float | None, seeds: int, done: Done) -> dict[str, Any]:

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from lora_np.experiments.intrinsic.dimension import VARIANTS, Run, losses_of
 from lora_np.experiments.intrinsic.text import STARTS
+from lora_np.experiments.terminal import Terminal
 from lora_np.tables import counted, text_row
 
 WIDTHS = (12, 35, 35)  # of the table: d, and three columns for each variant
 
 
-class Listener:
-    """Shows on standard error, where that is a screen, the runs that are done."""
+class Listener(Terminal):
+    """Shows each run that ends, on a bar; how many a search takes is not known beforehand."""
 
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def __enter__(self) -> Listener:
-        return self
-
-    def __call__(self, run: Run, loss: float) -> None:
-        """Hear of a finished run."""
-        if not sys.stderr.isatty():
-            return
-        if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar = tqdm(unit=" runs")  # how many a search takes is not known beforehand
+    def __call__(self, run: Run, loss: float) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Show a finished run."""
         at = "full" if run.d is None else f"{run.variant} d = {run.d}"
-        self.bar.set_postfix_str(f"{at}, lr {run.lr:.2g}: {loss:.4g}", refresh=False)
-        self.bar.update()
-
-    def __exit__(self, *args: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.show(f"{at}, lr {run.lr:.2g}: {loss:.4g}")
 
 
 def table(results: dict[str, Any]) -> str:

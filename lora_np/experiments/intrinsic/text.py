@@ -6,9 +6,10 @@ second text in the same number of steps; each is measured against its own full t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,29 +18,15 @@ from typing import Any
 import numpy as np
 
 from lora_np.data import split, windows
-from lora_np.experiments.intrinsic.dimension import (
-    Problem,
-    Run,
-    intrinsic_dimension,
-)
-from lora_np.experiments.rank_sweep.store import (
-    ELSEWHERE,
-    Results,
-    SweepError,
-    as_json,
-    check_base,
-    new_results,
-    opened,
-)
+from lora_np.experiments.folder import Kind, Results, begin, opened, save_results
+from lora_np.experiments.intrinsic.dimension import Problem, Run, intrinsic_dimension
 from lora_np.experiments.rank_sweep.text import (
-    Arrays,
+    DeviceBatches,
     TextSettings,
     TextTask,
-    batches,
     rebuild_base,
 )
-from lora_np.files import load_json, save_json
-from lora_np.files.atomic import strangers
+from lora_np.experiments.runner import Arrays, with_mapped
 from lora_np.models import GPT
 from lora_np.train import evaluate
 
@@ -89,7 +76,7 @@ class TextProblem:
         held_out = windows(slices.validation, s.block_size, s.windows)
         return Problem(
             rebuild_base(s, self.arrays),
-            batches(s, slices.train, np.random.default_rng([seed, 0])),
+            DeviceBatches(s, slices.train, np.random.default_rng([seed, 0])),
             lambda model: evaluate(model, *held_out),
         )
 
@@ -101,6 +88,7 @@ def intrinsic_run(
     base: str | Path | None = None,
     executor: Executor | None = None,
     listen: Callable[[Run, float], None] | None = None,
+    progress: bool = False,
     take_over: bool = False,
 ) -> dict[str, Any]:
     """Measure the intrinsic dimension of the text task, pretrained and not.
@@ -109,18 +97,17 @@ def intrinsic_run(
     ----------
     settings : IntrinsicSettings
     out : str or Path
-        Folder of ``results.json`` and the base. If it holds finished results of equal settings,
-        these return; what was not finished starts again.
-    base, executor, take_over : optional
+        Folder of ``results.json`` and the base. A run of equal settings that it holds continues.
+    base, executor, progress, take_over : optional
         As for :func:`lora_np.experiments.rank_sweep.rank_sweep`.
     listen : callable, optional
-        Called with every finished run and its loss.
+        Called with every run that ends, and its loss.
 
     Returns
     -------
     dict
-        ``settings``, ``versions``, ``complete``, ``base_made``, ``base_sha256``, and, for
-        "pretrained" and "random", what
+        ``settings``, ``versions``, ``complete``, ``trials`` (every run with its loss, None where it
+        diverged), ``base_made``, ``base_sha256``, and, for "pretrained" and "random", what
         :func:`~lora_np.experiments.intrinsic.dimension.intrinsic_dimension` returns.
 
     Raises
@@ -133,12 +120,14 @@ def intrinsic_run(
     folder, task = Path(out), _task(settings, base)
     with _opened(settings, task, folder, take_over) as results:
         if not results["complete"]:
-            arrays = task.prepare(folder, progress=False)
-            results.update(task.facts(folder, arrays))
-            check_base(results, task.given_sha256, folder)
-            _measure(settings, arrays, results, executor, listen)
+            results.setdefault("trials", [])  # earlier versions kept none
+            arrays = task.prepare(folder, progress)
+            begin(folder, results, task.facts(folder, arrays), task.given_sha256)
+            for start, given in _arrays(settings.text, arrays).items():
+                measure = partial(_measure, settings, results, folder, start, executor, listen)
+                results[start] = with_mapped(given, folder, executor, measure)
             results["complete"] = True
-            save_json(folder / "results.json", results)
+            save_results(folder, results)
     return results
 
 
@@ -162,26 +151,40 @@ def _task(settings: IntrinsicSettings, base: str | Path | None) -> TextTask:
 
 def _measure(
     settings: IntrinsicSettings,
-    base: Arrays,
     results: Results,
+    folder: Path,
+    start: str,
     executor: Executor | None,
     listen: Callable[[Run, float], None] | None,
-) -> None:
-    """Put into the results what both starts lead to."""
+    arrays: Arrays,
+) -> dict[str, Any]:
+    """Return what one start leads to; each run is kept as it ends."""
     s = settings.text
     assert s.full_lr is not None  # _task sees to it
-    arrays = _arrays(s, base)
-    options = {"steps": s.steps, "warmup": s.steps // 10, "options": {"weight_decay": 0.0}}
-    for start in STARTS:
-        results[start] = intrinsic_dimension(
-            TextProblem(s, arrays[start]),
-            settings.ds,
-            lr=s.full_lr,
-            fit_options=options,
-            seeds=s.seeds,
-            executor=executor,
-            listen=listen,
-        )
+
+    def keep(run: Run, loss: float) -> None:
+        found = loss if math.isfinite(loss) else None
+        results["trials"].append({"start": start, **asdict(run), "loss": found})
+        save_results(folder, results)
+        if listen is not None:
+            listen(run, loss)
+
+    return intrinsic_dimension(
+        TextProblem(s, arrays),
+        settings.ds,
+        lr=s.full_lr,
+        fit_options={"steps": s.steps, "warmup": s.steps // 10, "options": {"weight_decay": 0.0}},
+        seeds=s.seeds,
+        executor=executor,
+        listen=keep,
+        done=dict(_kept(trial) for trial in results["trials"] if trial["start"] == start),
+    )
+
+
+def _kept(trial: dict[str, Any]) -> tuple[Run, float]:
+    """Return the run, and its loss, that an entry of the results stands for."""
+    run = Run(*(trial[name] for name in ("variant", "d", "seed", "lr")))
+    return run, math.inf if trial["loss"] is None else float(trial["loss"])
 
 
 def _arrays(settings: TextSettings, pretrained: Arrays) -> dict[str, Arrays]:
@@ -191,29 +194,21 @@ def _arrays(settings: TextSettings, pretrained: Arrays) -> dict[str, Arrays]:
     return {"pretrained": pretrained, "random": {**random, "adapt": pretrained["adapt"]}}
 
 
-@contextmanager
 def _opened(
     settings: IntrinsicSettings, task: TextTask, folder: Path, take_over: bool
-) -> Iterator[Results]:
+) -> AbstractContextManager[Results]:
     """Give the results that the folder holds, or new ones; nothing is overwritten."""
     text = {k: v for k, v in asdict(settings.text).items() if k not in UNUSED}
-    made_with = as_json({"task": "intrinsic", "ds": settings.ds, **text, **task.identity()})
-    read = partial(_read, folder, made_with, task.given_sha256)
-    begin = partial(new_results, folder, made_with)
-    with opened(folder, read, begin, take_over) as results:
-        yield results
+    made_with = {"task": "intrinsic", "ds": settings.ds, **text, **task.identity()}
+    return opened(INTRINSIC, folder, made_with, task.given_sha256, take_over)
 
 
-def _read(folder: Path, made_with: dict[str, Any], given_sha256: str | None) -> Results | None:
-    path = folder / "results.json"
-    if path.exists():
-        held = load_json(path)
-        if not isinstance(held, dict) or held.get("settings") != made_with:
-            raise SweepError(f"{path} is of other settings: {ELSEWHERE}, or remove it")
-        if not isinstance(held.get("complete"), bool):
-            raise SweepError(f"{path} does not say whether it is complete: remove it")
-        check_base(held, given_sha256, folder)
-        return held
-    if folder.is_dir() and strangers(folder):
-        raise SweepError(f"{folder} holds files, but no results.json: {ELSEWHERE}")
-    return None
+def _check(results: Results) -> None:
+    """Raise KeyError, TypeError or ValueError if results are not those of an intrinsic run."""
+    for trial in results.get("trials", ()):
+        _kept(trial)
+    if results["complete"] and not all(isinstance(results[start], dict) for start in STARTS):
+        raise TypeError
+
+
+INTRINSIC = Kind("an intrinsic run", ("*",), _check)

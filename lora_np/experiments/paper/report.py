@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.experiments.rank_sweep.plan import lowest
+from lora_np.experiments.search import lowest
 from lora_np.tables import counted, plus_minus, text_row
 
 WIDTH = 100  # characters of a line

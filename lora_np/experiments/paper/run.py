@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_np.experiments.folder import Results, as_json, held
 from lora_np.experiments.paper.claims import all_claims
 from lora_np.experiments.paper.directions import Adapter, figure, table7
 from lora_np.experiments.paper.numbers import QV, TABLE5, TABLE6, TABLE7, short
@@ -29,8 +30,9 @@ from lora_np.experiments.paper.settings import (
 )
 from lora_np.experiments.rank_sweep.plan import expected_number
 from lora_np.experiments.rank_sweep.report import flat, losses_by_seed
-from lora_np.experiments.rank_sweep.run import Progress, check_sweep, rank_sweep
-from lora_np.experiments.rank_sweep.store import Results, as_json, as_trial, held, model_file
+from lora_np.experiments.rank_sweep.run import check_sweep, rank_sweep
+from lora_np.experiments.rank_sweep.store import as_trial, model_file
+from lora_np.experiments.runner import Progress
 from lora_np.files import CheckpointError, load_arrays, load_json, save_json
 
 

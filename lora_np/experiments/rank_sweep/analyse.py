@@ -10,7 +10,8 @@ import numpy as np
 
 from lora_np.adapters.analyse import source_of
 from lora_np.adapters.ranks import Analysis, ModuleRanks, by_name
-from lora_np.experiments.rank_sweep.store import SweepError, read_results
+from lora_np.experiments.folder import SweepError
+from lora_np.experiments.rank_sweep.store import read_results
 from lora_np.rank import Spectrum
 from lora_np.reading import is_name, shown
 

@@ -7,13 +7,15 @@ import time
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from lora_np.experiments.rank_sweep.linear import LinearSettings
 from lora_np.experiments.rank_sweep.plan import Trial, expected_number
-from lora_np.experiments.rank_sweep.run import TASKS, TRIALS, InProcess, Settings
+from lora_np.experiments.rank_sweep.run import TASKS, TRIALS, Settings
 from lora_np.experiments.rank_sweep.text import TextSettings
+from lora_np.experiments.runner import Arrays, InProcess, with_mapped
 from lora_np.models import GPT
 
 
@@ -35,8 +37,13 @@ def estimate(settings: Settings, executor: Executor | None = None, jobs: int = 1
         arrays["adapt"] = rng.integers(0, 256, 100 * settings.block_size).astype(np.uint8)
         small = replace(settings, steps=2, windows=1)
         large = replace(small, steps=12)
-    _slowest(small, arrays, executor, jobs)  # starts the workers
-    once, more = (_slowest(s, arrays, executor, jobs) for s in (small, large))
+
+    def timed(arrays: Arrays) -> tuple[float, float]:
+        _slowest(small, arrays, executor, jobs)  # starts the workers
+        return _slowest(small, arrays, executor, jobs), _slowest(large, arrays, executor, jobs)
+
+    with TemporaryDirectory() as folder:
+        once, more = with_mapped(arrays, Path(folder), executor, timed)
     step = max(more - once, 0.0) / (large.steps - small.steps)
     seconds = rounds * (settings.steps * step)
     if isinstance(settings, TextSettings):
@@ -46,16 +53,14 @@ def estimate(settings: Settings, executor: Executor | None = None, jobs: int = 1
     return seconds + 1.0
 
 
-def _slowest(
-    settings: Settings, arrays: dict[str, np.ndarray], executor: Executor | None, jobs: int
-) -> float:
+def _slowest(settings: Settings, arrays: Arrays, executor: Executor | None, jobs: int) -> float:
     """Run `jobs` equal trials at once; return the longest one's seconds."""
     where = executor or InProcess()
     futures = [where.submit(time_trial, settings, arrays) for _ in range(jobs)]
     return max(future.result() for future in futures)
 
 
-def time_trial(settings: Settings, arrays: dict[str, np.ndarray]) -> float:
+def time_trial(settings: Settings, arrays: Arrays) -> float:
     """Return how many seconds a trial takes."""
     start = time.perf_counter()
     TRIALS[settings.task](settings, arrays, Trial("full", None, 0, 1e-4))

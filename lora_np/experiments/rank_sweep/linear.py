@@ -29,14 +29,13 @@ from lora_np.backend import Array, to_device, to_host
 from lora_np.crew import one_blas_thread
 from lora_np.experiments.rank_sweep.method import adapted_model
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
+from lora_np.experiments.runner import Arrays
 from lora_np.layers import Layer, Linear
 from lora_np.methods import LoraConfig, LoRALinear, MethodConfig, inject
 from lora_np.ops import mse_backward, mse_forward
 from lora_np.parameters import Grads
 from lora_np.rank import eckart_young_floor, spectrum
 from lora_np.train import fit
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,12 @@ class LinearTask:
         """Return what the results depend on beside the settings: nothing."""
         return {}
 
-    def prepare(self, folder: Path, progress: bool) -> Arrays:
+    def prepare(self, folder: Path, progress: bool) -> dict[str, np.ndarray]:
         """Return W0, the planted Delta W with its singular values, and the statistics R."""
         with one_blas_thread():  # the last bits depend on the number of threads
             return self._plant()
 
-    def _plant(self) -> Arrays:
+    def _plant(self) -> dict[str, np.ndarray]:
         s, rng = self.settings, np.random.default_rng(0)
         n = min(s.d_in, s.d_out)
         sigma = s.decay ** np.arange(n)  # (n,)
@@ -180,7 +179,7 @@ class Regression(Layer):
 
 def run_linear_trial(
     settings: LinearSettings, arrays: Arrays, trial: Trial
-) -> tuple[dict[str, Any], Arrays]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Train once on the statistics; return the losses and what was trained. Runs in any process."""
     s, start = settings, time.perf_counter()
     with one_blas_thread():

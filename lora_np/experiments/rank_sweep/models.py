@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.backend import get_device
+from lora_np.experiments.folder import SweepError
 from lora_np.experiments.rank_sweep.method import adapted_model, of_settings
-from lora_np.experiments.rank_sweep.plan import Trial, lowest
-from lora_np.experiments.rank_sweep.store import SweepError, as_trial, model_file, read_results
+from lora_np.experiments.rank_sweep.plan import Trial
+from lora_np.experiments.rank_sweep.store import as_trial, model_file, read_results
 from lora_np.experiments.rank_sweep.text import TextSettings, rebuild_base
+from lora_np.experiments.search import lowest
 from lora_np.files import load_arrays
 from lora_np.models import GPT
 from lora_np.train.resume import load_parameters
@@ -25,7 +27,7 @@ def load_model(folder: Path, which: str = "best", device: str = "cpu") -> GPT:
         Of the sweep.
     which : str
         "base", "full", a rank as in "8", or "best": the run with the lowest validation loss. Of
-        losses that count as equal (``plan.lowest``) the first of the curve.
+        losses that count as equal (``search.lowest``) the first of the curve.
     device : {"cpu", "cuda"}
 
     Raises

@@ -1,85 +1,18 @@
-"""What a sweep says: how far it is, and the table at the end."""
+"""The table of a finished sweep, and from which rank on its curve is flat."""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lora_np.experiments.rank_sweep.method import name_in
-from lora_np.experiments.rank_sweep.plan import SAME, is_gain
-from lora_np.experiments.rank_sweep.run import Progress
-from lora_np.files import load_json
-from lora_np.tables import counted, plus_minus, text_row
+from lora_np.experiments.search import SAME, Contender, is_gain
+from lora_np.tables import plus_minus, text_row
 
-Contender = tuple[str, int | None]  # a method at a rank, None where the method has none
 FULL: Contender = ("full", None)
 WIDTHS = (8, 10, 10, 10, 12, 20, 16)  # of the table's columns
-
-
-class Terminal:
-    """Tells the person in front of the terminal how the sweep goes, on standard error."""
-
-    def __init__(self, out: Path, sweeps: Sequence[Path] = ()) -> None:
-        self.out = out
-        self.sweeps = sweeps or (out,)  # folders of the sweeps that are run, one after the other
-        self.is_screen = sys.stderr.isatty()
-        self.bar: Any = None
-
-    def start(self, seconds: float, jobs: int) -> None:
-        """Say how long the whole sweep takes."""
-        processes = counted(jobs, "process", "processes")
-        print(
-            f"about {spell(seconds)} in {processes}, less for what {self.out} already holds",
-            file=sys.stderr,
-        )
-
-    def __call__(self, progress: Progress) -> None:
-        """Hear of a finished trial."""
-        if not self.is_screen:
-            return
-        if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=progress.expected, unit="run", initial=progress.done - 1)
-        loss = progress.result["validation_loss"]
-        shown = "diverged" if loss is None else f"{loss:.4g}"
-        self.bar.total = progress.expected
-        self.bar.set_postfix_str(f"{progress.trial}: {shown}", refresh=False)
-        self.bar.update()
-
-    def close(self) -> None:
-        """Leave the bar where it is."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def interrupted(self) -> None:
-        """Say what is kept."""
-        self.close()
-        paths = [folder / "results.json" for folder in self.sweeps]
-        done = sum(len(load_json(path)["trials"]) for path in paths if path.exists())
-        runs = counted(done, "run is", "runs are")
-        kept = f"{runs} kept in {self.out}" if done else "no run was finished"
-        print(f"\nstopped: {kept}; the same command goes on", file=sys.stderr)
-
-
-def base_line(results: Mapping[str, Any]) -> str:
-    """Say where the base came from; empty where there is none, or the results do not know."""
-    made = results.get("base_made")
-    if made is None:
-        return ""
-    return f"base: {'pretrained here' if made == 'here' else made}\n"
-
-
-def spell(seconds: float) -> str:
-    """Return a length of time as people say it."""
-    if seconds < 90:
-        return f"{max(5, 5 * round(seconds / 5))} seconds"
-    return f"{seconds / 60:.1f} minutes"
 
 
 def summary(results: dict[str, Any], key: str) -> dict[Contender, tuple[float, float | None, int]]:
@@ -158,7 +91,7 @@ def beats(one: dict[int, float], other: dict[int, float], base: float) -> bool |
 
     Equal seeds see equal batches, so a gain is the mean of the differences seed by seed; it counts
     beyond two of its standard errors. That is a rule of thumb: with three seeds one in ten such
-    gains would be chance. Losses that count as equal (``plan.SAME``) are no gain,
+    gains would be chance. Losses that count as equal (``search.SAME``) are no gain,
     however small their spread.
 
     Parameters

@@ -1,46 +1,39 @@
-"""The sweep itself: trials on any executor, results kept after each.
+"""The sweep itself: every trial of the plan on any executor, its results kept as it ends.
 
-``results.json`` is rewritten, in one step, after every trial. Calling the sweep again with equal
-settings goes on from there; with others it is an error, and nothing is overwritten. Trials are
-pure functions of their arguments and hold BLAS at one thread, so the losses do not depend on the
-executor or on the order in which trials end.
+Calling the sweep again with equal settings continues it; with other settings it is an error, and
+nothing is overwritten.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from lora_np.experiments.folder import Results, begin, opened, save_results
 from lora_np.experiments.rank_sweep.linear import LinearSettings, LinearTask, run_linear_trial
 from lora_np.experiments.rank_sweep.method import as_settings
 from lora_np.experiments.rank_sweep.plan import Trial, chosen_trials, expected_number, next_trials
 from lora_np.experiments.rank_sweep.store import (
-    Results,
-    as_json,
-    check_base,
+    SWEEP,
     done_trials,
     drop_lost_trials,
     drop_other_models,
-    held_results,
     model_file,
-    new_results,
-    opened,
 )
 from lora_np.experiments.rank_sweep.text import TextSettings, TextTask, run_text_trial
-from lora_np.files import load_arrays, save_arrays, save_json
+from lora_np.experiments.runner import Arrays, Progress, run_all, with_mapped
+from lora_np.files import load_arrays, save_arrays
 from lora_np.files.atomic import make_folder
 from lora_np.train import Diverged
 
 Settings = TextSettings | LinearSettings
-Arrays = dict[str, np.ndarray]
 
 LOSSES = ("train_loss", "validation_loss", "test_loss")
 MEASURED = ("trainable_parameters", *LOSSES, "seconds")
@@ -55,7 +48,7 @@ class Task(Protocol):
         """Return what the results depend on beside the settings."""
         ...
 
-    def prepare(self, folder: Path, progress: bool) -> Arrays:
+    def prepare(self, folder: Path, progress: bool) -> dict[str, np.ndarray]:
         """Return the arrays that trials need."""
         ...
 
@@ -74,26 +67,6 @@ class Task(Protocol):
 
 TASKS: dict[str, Callable[..., Task]] = {"text": TextTask, "linear": LinearTask}
 TRIALS: dict[str, Callable] = {"text": run_text_trial, "linear": run_linear_trial}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a listener hears: how many trials are done, of how many expected, and the last one."""
-
-    done: int
-    expected: int
-    trial: Trial
-    result: dict[str, Any]
-
-
-class InProcess(Executor):
-    """An executor that runs each call at once, in this process."""
-
-    def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
-        """Call `fn` and return its finished future."""
-        future: Future = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
 
 
 def rank_sweep(
@@ -149,12 +122,14 @@ def rank_sweep(
     """
     task, folder = TASKS[settings.task](settings, base), Path(out)
     with _opened(settings, task, folder, take_over) as results:
-        if results["complete"]:
-            return results
-        arrays = task.prepare(folder, progress)
-        _begin(task, arrays, results, folder)
-        _run_trials(settings, arrays, results, folder, executor or InProcess(), listen)
-        return _finish(settings, task, arrays, results, folder)
+        if not results["complete"]:
+            arrays = task.prepare(folder, progress)
+            baseline = partial(task.baseline, arrays)
+            begin(folder, results, task.facts(folder, arrays), task.given_sha256, baseline)
+            run = partial(_run_trials, settings, results, folder, executor, listen)
+            with_mapped(arrays, folder, executor, run)
+            _finish(settings, task, arrays, results, folder)
+    return results
 
 
 def check_sweep(
@@ -172,12 +147,9 @@ def check_sweep(
 
 @contextmanager
 def _opened(settings: Settings, task: Task, folder: Path, take_over: bool) -> Iterator[Results]:
-    """Give the results in `folder`, begun if it has none, in a state from which to go on."""
-    made_with = as_json({"task": settings.task, **as_settings(settings), **task.identity()})
-    read = partial(held_results, folder, made_with)
-    begin = partial(new_results, folder, made_with, trials=[])
-    with opened(folder, read, begin, take_over) as results:
-        check_base(results, task.given_sha256, folder)
+    """Give the results in `folder`, begun if it has none, in a state from which to continue."""
+    made_with = {"task": settings.task, **as_settings(settings), **task.identity()}
+    with opened(SWEEP, folder, made_with, task.given_sha256, take_over) as results:
         if results["complete"]:
             drop_other_models(folder, results)  # a process killed at its end may have left them
         else:
@@ -186,47 +158,32 @@ def _opened(settings: Settings, task: Task, folder: Path, take_over: bool) -> It
         yield results
 
 
-def _begin(task: Task, arrays: Arrays, results: Results, folder: Path) -> None:
-    """Record what is known before any trial, and see that the base is the one it should be."""
-    facts = task.facts(folder, arrays)
-    check_base(facts, task.given_sha256, folder)
-    if "base_validation_loss" not in results:
-        results.update(task.baseline(arrays), **facts)
-        save_json(folder / "results.json", results)
-    check_base(results, facts.get("base_sha256"), folder)
-
-
 def _run_trials(
     settings: Settings,
-    arrays: Arrays,
     results: Results,
     folder: Path,
-    executor: Executor,
+    executor: Executor | None,
     listen: Callable[[Progress], None] | None,
+    arrays: Arrays,
 ) -> None:
-    """Keep the executor busy until no trial is left to run."""
-    running: dict[Future, Trial] = {}
-    while True:
-        waiting = next_trials(settings, done_trials(results), results["base_validation_loss"])
-        for trial in (t for t in waiting if t not in running.values()):
-            future = executor.submit(guarded_trial, settings, arrays, trial)
-            running[future] = trial
-            if future.done():
-                break  # an executor without workers of its own: record this one first
-        if not running:
-            return
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in finished:
-            trial = running.pop(future)
-            result, trained = future.result()
-            if trained:
-                save_arrays(model_file(folder, trial), trained)
-            results["trials"].append({**trial.as_dict(), **result})
-            save_json(folder / "results.json", results)
-            if listen is not None:
-                done = len(results["trials"])
-                expected = max(expected_number(settings), done + len(running))
-                listen(Progress(done, expected, trial, result))
+    """Run the trials that the plan still asks for, and keep each as it ends."""
+    base = results["base_validation_loss"]
+
+    def keep(trial: Trial, found: tuple[dict[str, Any], Arrays], running: int) -> None:
+        result, trained = found
+        if trained:
+            save_arrays(model_file(folder, trial), trained)
+        results["trials"].append({**trial.as_dict(), **result})
+        save_results(folder, results)
+        if listen is not None:
+            done = len(results["trials"])
+            expected = max(expected_number(settings), done + running)
+            listen(Progress(done, expected, trial, result))
+
+    def waiting() -> list[Trial]:
+        return next_trials(settings, done_trials(results), base)
+
+    run_all(waiting, partial(guarded_trial, settings, arrays), keep, executor)
 
 
 def guarded_trial(
@@ -243,10 +200,8 @@ def guarded_trial(
     return result, trained
 
 
-def _finish(
-    settings: Settings, task: Task, arrays: Arrays, results: Results, folder: Path
-) -> Results:
-    """Pick the runs that make up the curve, take the change's spectrum, drop the other models."""
+def _finish(settings: Settings, task: Task, arrays: Arrays, results: Results, folder: Path) -> None:
+    """Pick the runs of the curve, take the spectrum of the change, and drop the other models."""
     done = done_trials(results)
     chosen = chosen_trials(settings, done, results["base_validation_loss"])
     by_trial = dict(zip(done, results["trials"]))
@@ -256,6 +211,5 @@ def _finish(
         trained = load_arrays(model_file(folder, full))
         results["spectrum"] = task.change_spectrum(arrays, trained)
     results["complete"] = True
-    save_json(folder / "results.json", results)
+    save_results(folder, results)
     drop_other_models(folder, results)
-    return results

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,29 +23,29 @@ from lora_np.backend import to_device, to_host
 from lora_np.crew import one_blas_thread
 from lora_np.data import (
     VOCAB_SIZE,
+    Batches,
     DataError,
     Splits,
     encode,
     language_reference,
     read_text,
-    sample_batch,
     split,
     standard_library,
     windows,
 )
+from lora_np.experiments.folder import SweepError
 from lora_np.experiments.rank_sweep.method import adapted_model
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
-from lora_np.experiments.rank_sweep.store import SweepError
+from lora_np.experiments.runner import Arrays
 from lora_np.files import CheckpointError, load_arrays, load_json, save_arrays, save_json
 from lora_np.layers import Linear, copy_model
 from lora_np.methods import LoraConfig, MethodConfig, inject
 from lora_np.models import GPT, GPTConfig
 from lora_np.rank import spectrum
-from lora_np.train import Diverged, evaluate, fit
-from lora_np.train.resume import fill
+from lora_np.train import Diverged, Trainer, evaluate, fill, fit, load_state, save_state
 
-Arrays = dict[str, np.ndarray]
 WITHOUT = "without --base one is pretrained"
+KEEP_EVERY = 10.0  # seconds between two states of pretraining that are kept
 
 
 @dataclass(frozen=True)
@@ -154,15 +154,20 @@ class TextTask:
             "adapt_text_sha256": _sha256(self.adaptation),
         }
 
-    def prepare(self, folder: Path, progress: bool) -> Arrays:
-        """Return the arrays that trials need; the base is the folder's own, given or pretrained."""
+    def prepare(self, folder: Path, progress: bool) -> dict[str, np.ndarray]:
+        """Return the arrays that trials need; the base is the folder's own, given or pretrained.
+
+        Pretraining that was stopped continues from the state that it kept in the folder.
+        """
+        state = folder / "pretraining.npz"
         try:
             base = self._read_base(folder)
         except SweepError:
             base, made = self.given, f"copied from {self.source}"
             if base is None:
-                base, made = self._pretrain(progress), "here"
+                base, made = self._pretrain(state, progress), "here"
             self._store_base(folder, base, made)
+        state.unlink(missing_ok=True)
         return {**base, "adapt": self.adaptation}
 
     def baseline(self, arrays: Arrays) -> dict[str, float]:
@@ -201,7 +206,7 @@ class TextTask:
         key, total = self._base_key(), _sha256(*base.values())
         save_json(folder / "base.json", {"key": key, "sha256": total, "made": made})
 
-    def _read_base(self, folder: Path) -> Arrays:
+    def _read_base(self, folder: Path) -> dict[str, np.ndarray]:
         """Return the base in `folder`; raise SweepError if it is damaged, or of other settings."""
         try:
             about, base = load_json(folder / "base.json"), load_arrays(folder / "base.npz")
@@ -218,35 +223,45 @@ class TextTask:
             raise SweepError(f"{folder} has a base.npz that was changed since: {WITHOUT}")
         return base
 
-    def _pretrain(self, progress: bool) -> Arrays:
-        s, rng = self.settings, np.random.default_rng(0)
-        model = copy_model(GPT(s.gpt(), rng), device=s.device)
-        train = split(self.pretraining).train
+    def _pretrain(self, state: Path, progress: bool) -> dict[str, np.ndarray]:
+        trainer = self._trainer(state)
         try:
-            self._fit_base(model, train, rng, progress)
+            with one_blas_thread():
+                trainer.run(progress=progress)
         except Diverged as error:
             raise SweepError(f"pretraining: {error}; --pretrain-lr sets it") from None
-        return {name: to_host(p.value) for name, p in model.parameters().items()}
+        return {name: to_host(p.value) for name, p in trainer.model.parameters().items()}
 
-    def _fit_base(
-        self, model: GPT, train: np.ndarray, rng: np.random.Generator, progress: bool
-    ) -> None:
-        s = self.settings
-        with one_blas_thread():
-            fit(
-                model,
-                batches(s, train, rng),
-                steps=s.pretrain_steps,
-                lr=s.pretrain_lr,
-                warmup=min(50, s.pretrain_steps // 4),
-                threads=2,  # a fixed number: how many cores there are must not matter
-                progress=progress,
-            )
+    def _trainer(self, state: Path) -> Trainer:
+        """Return the pretraining, at the last state that was kept, which `state` will hold."""
+        s, rng, kept = self.settings, np.random.default_rng(0), time.monotonic()
+
+        def keep(*step: Any) -> None:
+            nonlocal kept
+            if time.monotonic() - kept >= KEEP_EVERY:
+                save_state(state, {**trainer.state(), "key": self._base_key()})
+                kept = time.monotonic()
+
+        model = copy_model(GPT(s.gpt(), rng), device=s.device)
+        trainer = Trainer(
+            model,
+            DeviceBatches(s, split(self.pretraining).train, rng),
+            steps=s.pretrain_steps,
+            lr=s.pretrain_lr,
+            warmup=min(50, s.pretrain_steps // 4),
+            threads=2,  # a fixed number: how many cores there are must not matter
+            after_step=keep,
+        )
+        with suppress(CheckpointError):  # nothing was kept, or it is damaged
+            held = load_state(state)
+            if held.get("key") == self._base_key():
+                trainer.load(held)
+        return trainer
 
 
 def run_text_trial(
     settings: TextSettings, arrays: Arrays, trial: Trial
-) -> tuple[dict[str, Any], Arrays]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Adapt the base once; return the losses and what was trained. Runs in any process."""
     s, start = settings, time.perf_counter()
     with one_blas_thread():
@@ -255,7 +270,7 @@ def run_text_trial(
         slices: Splits = split(arrays["adapt"])
         fit(
             model,
-            batches(s, slices.train, np.random.default_rng([trial.seed, 0])),
+            DeviceBatches(s, slices.train, np.random.default_rng([trial.seed, 0])),
             steps=s.steps,
             lr=trial.lr,
             warmup=s.steps // 10,
@@ -272,22 +287,28 @@ def run_text_trial(
 
 
 def rebuild_base(settings: TextSettings, arrays: Arrays) -> GPT:
-    """Return the pretrained GPT from its arrays."""
+    """Return the pretrained GPT; on the host its Parameters are the arrays themselves."""
     model = GPT(settings.gpt(), np.random.default_rng(0))
-    fill(model, {name: array for name, array in arrays.items() if name != "adapt"}, "base.npz")
-    return copy_model(model, device=settings.device)
+    base = {name: array for name, array in arrays.items() if name != "adapt"}
+    fill(model, base, "base.npz")  # checks names, shapes and numbers
+    if settings.device != "cpu":
+        return copy_model(model, device=settings.device)
+    for name, p in model.parameters().items():  # workers that map the arrays share them
+        p.value = base[name].astype(p.dtype, copy=False)
+    return model
 
 
-def batches(
-    settings: TextSettings, tokens: np.ndarray, rng: np.random.Generator
-) -> Callable[[], tuple[Any, Any]]:
-    """Return a function that draws the next batch, on the settings' device."""
+class DeviceBatches(Batches):
+    """Random windows of a text, on the device of the settings."""
 
-    def draw() -> tuple[Any, Any]:
-        x, y = sample_batch(tokens, settings.batch_size, settings.block_size, rng)
-        return to_device(x, settings.device), to_device(y, settings.device)
+    def __init__(self, settings: TextSettings, tokens: Any, rng: np.random.Generator) -> None:
+        super().__init__(tokens, settings.batch_size, settings.block_size, rng)
+        self.device = settings.device
 
-    return draw
+    def __call__(self) -> tuple[Any, Any]:
+        """Return the next batch, (B, T) each."""
+        x, y = super().__call__()
+        return to_device(x, self.device), to_device(y, self.device)
 
 
 def _sha256(*arrays: np.ndarray) -> str:

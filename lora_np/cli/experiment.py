@@ -1,0 +1,124 @@
+"""What the commands that run an experiment share: options, and how it is run, shown and resumed."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_np.cli.workers import pool_of
+
+Writers = Mapping[str, Callable[[Path], None]]  # by a file's name, what writes it
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment, as a command runs it.
+
+    Attributes
+    ----------
+    check, run : callable
+        As ``check_sweep`` and ``rank_sweep`` are, once they have settings and folder.
+    file : str
+        The name of the file that holds the results.
+    files : callable
+        Returns what writes the pictures of some results.
+    shown : callable
+        Returns results as text.
+    seconds : callable, optional
+        ``seconds(executor, jobs)`` estimates how long it takes.
+    """
+
+    check: Callable[..., bool]
+    run: Callable[..., dict[str, Any]]
+    file: str
+    files: Callable[[dict[str, Any]], Writers]
+    shown: Callable[[dict[str, Any]], str]
+    seconds: Callable[[Executor | None, int], float] | None = None
+
+
+def add_options(parser: argparse.ArgumentParser, quick: str, out: str) -> None:
+    """Add the options that every experiment has; `quick` and `out` are their help."""
+    add = parser.add_argument
+    add("--quick", action="store_true", help=quick)
+    add("--out", type=Path, metavar="DIR", help=f"default: {out}")
+    base = "folder of a text sweep: copy its base; default: pretrain one"
+    add("--base", type=Path, metavar="DIR", help=base)
+    add("--jobs", type=int, help="processes; default: one a core")
+    take_over = "take DIR from a process on another host, if that process has ended"
+    add("--take-over", action="store_true", help=take_over)
+
+
+def folder_name(settings: Any, quick: bool) -> str:
+    """Return a name that no other settings have: the task, and a hash of all settings."""
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    return f"{settings.task}-{'quick-' if quick else ''}{digest}"
+
+
+def carry_out(
+    experiment: Experiment, arguments: argparse.Namespace, jobs: int, terminal: Any
+) -> int:
+    """Run or resume an experiment, write its pictures and print its results.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    arguments : argparse.Namespace
+        Of a parser with the options of :func:`add_options`.
+    jobs : int
+        How many processes.
+    terminal : lora_np.experiments.terminal.Terminal
+
+    Returns
+    -------
+    int
+        The exit status: 130 after Ctrl-C, when the terminal has said what is kept.
+    """
+    from lora_np.experiments.terminal import base_line
+
+    how = {"base": arguments.base, "take_over": arguments.take_over}
+    complete = experiment.check(**how)
+    try:
+        with terminal, pool_of(1 if complete else jobs) as executor:
+            if not complete and experiment.seconds is not None:
+                terminal.start(experiment.seconds(executor, jobs), jobs)
+            how |= {"executor": executor, "listen": terminal, "progress": terminal.is_screen}
+            results = experiment.run(**how)
+        said = write_files(terminal.out, experiment.file, experiment.files(results), complete)
+    except KeyboardInterrupt:
+        terminal.interrupted()
+        return 130
+    print(f"{experiment.shown(results)}\n{base_line(results)}{said}")
+    return 0
+
+
+def write_files(out: Path, held: str, files: Writers, complete: bool) -> str:
+    """Write the pictures and texts of a finished run; return the line that says so.
+
+    Parameters
+    ----------
+    out : Path
+    held : str
+        Name of the file of results, which has been written.
+    files : mapping
+    complete : bool
+        Whether the run was complete before. Then only missing files are written, and an error is
+        reported, not raised, for the folder may lie on a read-only disk.
+    """
+    said, lost = "held in", []
+    for name, write in files.items():
+        if complete and (out / name).exists():
+            continue
+        try:
+            write(out / name)
+            said = "written to"
+        except OSError as error:
+            if not complete:
+                raise
+            lost.append(f"\nnot written: {error}")
+    names = [held, *(name for name in files if (out / name).exists())]
+    return f"{said if complete else 'written to'} {out}/: {', '.join(names)}{''.join(lost)}"
