@@ -1,12 +1,12 @@
-"""What every pair of operations shares: which gradients are wanted, and shapes that must fit.
+"""What every pair shares: which gradients are needed, and the checks of shapes.
 
 An operation is a pair of pure functions::
 
     y, cache = op_forward(x, W)
     dx, dW = op_backward(dy, cache, need)
 
-``need`` holds one bool per array argument, in forward order; a gradient that nobody needs is
-never formed and comes back as ``None``. ``need=None`` asks for all of them.
+``need`` holds one bool per array argument, in forward's order. A gradient that is not needed is not
+formed: backward returns None in its place. ``need=None`` asks for all gradients.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def wanted(need: Need, n: int) -> Sequence[bool]:
 
 
 def expect_shape(name: str, x: Array, *shape: int | None) -> None:
-    """Raise unless `x` has this shape; None stands for any length of an axis."""
+    """Raise unless `x` has this shape; None stands for an axis of any length."""
     fits = x.ndim == len(shape)
-    for length, expected in zip(x.shape, shape):  # runs ten times a layer and token: no generator
+    for length, expected in zip(x.shape, shape):  # called often: a generator would cost more
         fits = fits and (expected is None or length == expected)
     if not fits:
         raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {_spell(shape)}")
@@ -49,7 +49,7 @@ def expect_some(name: str, x: Array) -> None:
 
 
 def expect_finite(name: str, largest: Array) -> None:
-    """Raise FloatingPointError unless the largest number of every row of `name` is finite."""
+    """Raise FloatingPointError unless `largest`, the row maxima of `name`, are all finite."""
     if not bool(get_xp(largest).isfinite(largest).all()):
         raise FloatingPointError(f"{name} has a row whose largest number is inf, -inf or nan")
 
