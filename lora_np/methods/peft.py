@@ -1,4 +1,4 @@
-"""PEFT's fields for LoRA: ranks and scales, written as a default and exceptions.
+"""PEFT's fields for LoRA: the ranks and scales of modules, as a default and exceptions.
 
 Source: the LoraConfig of PEFT 0.21.
 """
@@ -13,10 +13,10 @@ from typing import Any
 
 
 def as_fields(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, Any]:
-    """Return the fields of an adapter_config.json that give these ranks and scales, by module.
+    """Return the fields of an adapter_config.json for these ranks and scales of modules.
 
-    The commonest rank and alpha become the default; a module that differs has a pattern that
-    matches it alone.
+    The most common rank and alpha become the defaults; a module that differs gets a pattern that
+    matches only this module.
     """
     use_rslora, alphas = _alphas(ranks, scales)
     r = Counter(ranks.values()).most_common(1)[0][0]
@@ -34,15 +34,15 @@ def as_fields(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str
 
 
 def _exactly(name: str) -> str:
-    return "^" + re.escape(name)  # without ^ it would match longer paths that end in the name
+    return "^" + re.escape(name)  # without ^ the key would match longer paths too
 
 
 def _alphas(ranks: Mapping[str, int], scales: Mapping[str, float]) -> tuple[bool, dict[str, float]]:
     """Return whether to divide by sqrt(r), and the alphas.
 
-    Dividing must give every scale to the last bit. By r it does for powers of two, and wherever
-    the scale once was an alpha / r; by sqrt(r) where it came from rsLoRA. Other scales may lie
-    between two quotients: one in ten does for r, and is then off by a last bit, 1e-16.
+    The quotients must equal the scales exactly. With r they do for powers of two and if a scale was
+    computed as alpha / r; with sqrt(r) if the scales come from rsLoRA. For other scales no alpha
+    may give the exact quotient: about one in ten is then off by the last bit, a relative 2e-16.
     """
     for use_rslora, root in ((False, float), (True, math.sqrt)):
         alphas = {name: _alpha(scale, root(ranks[name])) for name, scale in scales.items()}
