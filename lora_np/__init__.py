@@ -85,7 +85,7 @@ _MODULES = (
 __all__ = ["__version__", *_MODULE_OF]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-_MOVED = {  # modules of before: where what they held has gone
+_MOVED = {  # modules of earlier releases, and the modules that now hold their names
     "adapt": ("methods", "methods.targets", "methods.lora", "costs"),
     "adapterfiles": ("adapters",),
     "analyse": (
@@ -136,7 +136,7 @@ _MOVED |= {  # diagnose was the room's first name
     for old, homes in _MOVED.items()
     if old.startswith("course.")
 }
-_LEFT = {  # modules that stand where they stood: where names that were in them have gone
+_LEFT = {  # modules that stayed, and the modules that now hold some of their names
     "plots": (
         "adapters.picture",
         "experiments.intrinsic.picture",
@@ -148,7 +148,7 @@ _LEFT = {  # modules that stand where they stood: where names that were in them 
 
 
 def moved(module: str, name: str) -> Any:
-    """Return what a name of a module of before means now.
+    """Return what a name in an old module refers to now.
 
     Parameters
     ----------
@@ -164,21 +164,21 @@ def moved(module: str, name: str) -> Any:
 
 
 class _OldNames:
-    """Finds modules of before, so that ``from lora_np.adapt import inject`` still works."""
+    """Finds the old modules, so that ``from lora_np.adapt import inject`` still works."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return the module's specification if it is one that has moved."""
+        """Return the specification of a module that has moved, else None."""
         old = name.removeprefix("lora_np.")
         return ModuleSpec(name, _OldNames, is_package=True) if old in _MOVED else None  # pyright: ignore[reportArgumentType]
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:
-        """Leave it to Python to make the module."""
+        """Return None: Python then makes the module."""
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        """Let the module look its names up where they are now."""
+        """Make the module look up its names in their new modules."""
         old = module.__name__.removeprefix("lora_np.")
         module.__getattr__ = lambda name: moved(old, name)  # pyright: ignore[reportAttributeAccessIssue]
 

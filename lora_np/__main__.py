@@ -1,4 +1,4 @@
-"""``python -m lora_np`` is ``lora-np``."""
+"""``python -m lora_np`` runs the command ``lora-np``."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """Where arrays live: NumPy on the host, CuPy on a GPU.
 
-Everything above this file is written once, against ``xp = get_xp(x)``, and runs on either. Nothing
-is ever converted in passing: what must cross says so with :func:`to_device` or :func:`to_host`.
+All other code is written once, against ``xp = get_xp(x)``, and runs on either. No array is
+converted implicitly: :func:`to_device` and :func:`to_host` move arrays from one to the other.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-Array: TypeAlias = np.ndarray[Any, Any]  # or a cupy.ndarray: they share the methods used here
+Array: TypeAlias = np.ndarray[Any, Any]  # or a cupy.ndarray, which has the same methods
 
 
 class DeviceError(RuntimeError):
-    """A device was asked for that this machine or this installation does not have."""
+    """The device is unknown, or this machine or installation does not have it."""
 
 
 class ShapeError(ValueError):
-    """An argument's shape does not fit; the message names it, its shape and the expected one.
+    """An argument has the wrong shape; the message names the argument and the expected shape.
 
     Examples
     --------
@@ -36,7 +36,7 @@ class ShapeError(ValueError):
 
 
 def get_xp(x: Any) -> Any:
-    """Return the module that `x` belongs to: ``cupy`` for its arrays, else ``numpy``.
+    """Return the array module of `x`: ``cupy`` for a CuPy array, else ``numpy``.
 
     Examples
     --------
@@ -45,7 +45,7 @@ def get_xp(x: Any) -> Any:
     >>> get_xp(np.ones(2)) is np
     True
     """
-    cupy = sys.modules.get("cupy")  # no CuPy array exists before somebody imported cupy
+    cupy = sys.modules.get("cupy")  # no CuPy array exists before cupy is imported
     return cupy if cupy is not None and isinstance(x, cupy.ndarray) else np
 
 
@@ -59,7 +59,7 @@ def get_device(name: str) -> Any:
     Raises
     ------
     DeviceError
-        If "cuda" is asked for and CuPy is missing or sees no GPU.
+        If `name` is unknown, or is "cuda" and CuPy is missing or finds no GPU.
 
     Examples
     --------
@@ -77,12 +77,12 @@ def get_device(name: str) -> Any:
     except ImportError:
         raise DeviceError("device 'cuda' needs CuPy: pip install '.[gpu]', or use 'cpu'") from None
     if not cupy.cuda.is_available():
-        raise DeviceError("device 'cuda' needs a CUDA GPU with its driver, none found: use 'cpu'")
+        raise DeviceError("device 'cuda' needs a CUDA GPU and its driver, found none: use 'cpu'")
     return cupy
 
 
 def to_device(x: Array, device: str) -> Array:
-    """Return `x` on the device ("cpu" or "cuda"), the same array if it is there already.
+    """Return `x` on a device ("cpu" or "cuda"); the same array if it is already there.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def to_device(x: Array, device: str) -> Array:
 
 
 def to_host(x: Array | Sequence[Any]) -> np.ndarray:
-    """Return `x` as a NumPy array, copied from the GPU if it lies there.
+    """Return `x` as a NumPy array; an array on the GPU is copied.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def to_host(x: Array | Sequence[Any]) -> np.ndarray:
 
 
 def like(x: np.ndarray, other: Array) -> Array:
-    """Return the host array `x` on the device where `other` lies (the same array on a CPU).
+    """Return the host array `x` on the device of `other` (the same array if that is the CPU).
 
     Examples
     --------
@@ -126,5 +126,5 @@ def read_only_view(x: Array) -> Array:
     """Return a view of `x`'s memory; on the host, writing through it is an error."""
     view = x.view()
     if get_xp(x) is np:
-        view.flags.writeable = False  # CuPy has no such flag: there the Parameter alone says it
+        view.flags.writeable = False  # CuPy has no such flag: only Parameter.borrowed marks a view
     return view

@@ -1,10 +1,11 @@
-"""Does a layer, or a method, of your own keep the contract? The whole of it, in one call.
+"""Does your own layer or method keep the contract? One call checks all of it.
 
 ``check_layer(layer, x)`` and ``check_method(config)`` work on any class, as scikit-learn's
-``check_estimator`` does. Each claim of the contract is a function below. All claims that fail are
-raised together, so that one run shows all that is to be done.
+``check_estimator`` does. Each claim of the contract is checked by a function below. One error
+lists all claims that fail.
 
-Gradients are checked in float64 at RANDOM Parameters: at a zero start most wrong ones look right.
+Gradients are checked in float64 at RANDOM Parameters: where B is zero, most wrong gradients look
+right.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from lora_np.methods import MethodConfig, adapters, inject, merge, method_of, te
 from lora_np.parameters import Grads
 from lora_np.selfcheck import at_random
 
-TOLERANCE = 1e-9  # of two ways to compute the same in float64, relative to the largest entry
+TOLERANCE = 1e-9  # between two computations of one array in float64, over its largest entry
 
 
 class ContractError(AssertionError):
@@ -41,14 +42,14 @@ def check_layer(layer: Layer, x: np.ndarray) -> list[str]:
     Parameters
     ----------
     layer : Layer
-        Is left as it is: a copy in float64, with random Parameters, is checked.
+        Stays unchanged: the check runs on a copy in float64 with random Parameters.
     x : ndarray
         An input, of floats or of integers, with at least one batch axis.
 
     Raises
     ------
     ContractError
-        If a claim does not hold; the message lists them all.
+        If a claim does not hold; the message lists all that fail.
 
     Examples
     --------
@@ -72,13 +73,13 @@ def check_method(config: MethodConfig, model: Layer | None = None) -> list[str]:
     ----------
     config : MethodConfig
     model : Layer, optional
-        What it is injected into; by default an attention and an MLP, with the projections of a
-        transformer's block. A copy in float64 is taken.
+        The model to adapt, copied to float64. By default an attention layer and an MLP, which have
+        the projections of a transformer block.
 
     Raises
     ------
     ContractError
-        If a claim does not hold; the message lists them all.
+        If a claim does not hold; the message lists all that fail.
 
     Examples
     --------
@@ -130,9 +131,9 @@ def _layer_claims(layer: Layer, x: np.ndarray) -> list[Claim]:
     return [
         ("gradients agree with central differences", lambda: _gradients(layer, x, "central")),
         ("gradients agree with the complex step", lambda: _gradients(layer, x, "complex")),
-        ("forward and backward write to nothing", lambda: _purity(layer, x)),
+        ("forward and backward change no array", lambda: _purity(layer, x)),
         ("float32 stays float32", lambda: _dtypes(layer, x)),
-        ("what is frozen gets no gradient", lambda: _frozen(layer, x)),
+        ("frozen Parameters get no gradient", lambda: _frozen(layer, x)),
         ("samples do not mix", lambda: _samples(layer, x)),
         ("a pickled copy computes the same", lambda: _pickled(layer, x)),
     ]
@@ -186,7 +187,7 @@ def _frozen(layer: Layer, x: np.ndarray) -> None:
         twin = copy_model(layer)
         frozen = twin.parameters()[name]
         frozen.trainable = False
-        _, _, grads = _step(twin, x)  # Grads refuses the gradient of what is frozen
+        _, _, grads = _step(twin, x)  # Grads refuses the gradient of a frozen Parameter
         _expect(frozen not in grads, f"d{name} was formed")
     _expect(_step(layer, x, need_dx=False)[1] is None, "dx is returned with need_dx=False")
 
@@ -194,7 +195,7 @@ def _frozen(layer: Layer, x: np.ndarray) -> None:
 def _samples(layer: Layer, x: np.ndarray) -> None:
     whole, _ = layer.forward(x)
     one_by_one = np.concatenate([layer.forward(x[i : i + 1])[0] for i in range(len(x))])
-    _expect_close(one_by_one, whole, "one sample alone and among others differ")
+    _expect_close(one_by_one, whole, "a sample alone and the same sample in a batch differ")
 
 
 def _pickled(layer: Layer, x: np.ndarray) -> None:
@@ -212,14 +213,14 @@ def _method_claims(config: MethodConfig, base: Layer, x: np.ndarray) -> list[Cla
     for p in tensors_of(trained).values():
         p.value = p.value + 0.1 * rng.standard_normal(p.shape).astype(p.dtype)
     return [
-        ("the start computes what the base does", lambda: _start(config, start, base, x)),
-        ("injecting leaves the base as it was", lambda: _base_untouched(config, base)),
-        ("something is trained, and gets a gradient", lambda: _trains(trained, x)),
+        ("the start agrees with starts_at_base", lambda: _start(config, start, base, x)),
+        ("injecting leaves the base unchanged", lambda: _base_untouched(config, base)),
+        ("every trainable Parameter gets a gradient", lambda: _trains(trained, x)),
         ("gradients agree with central differences", lambda: _gradients(trained, x, "central")),
         ("gradients agree with the complex step", lambda: _gradients(trained, x, "complex")),
-        ("merged, it computes the same", lambda: _merges(config, trained, x)),
-        ("the account books what the method adds", lambda: _booked(trained, base)),
-        ("saved and loaded, it computes the same", lambda: _files(trained, base, x)),
+        ("merging agrees with merges", lambda: _merges(config, trained, x)),
+        ("account() counts the Parameters added", lambda: _booked(trained, base)),
+        ("a saved and loaded model computes the same", lambda: _files(trained, base, x)),
         ("copies keep the configuration", lambda: _copies(trained, x)),
     ]
 
@@ -227,16 +228,16 @@ def _method_claims(config: MethodConfig, base: Layer, x: np.ndarray) -> list[Cla
 def _start(config: MethodConfig, adapted: Layer, base: Layer, x: np.ndarray) -> None:
     same = np.array_equal(adapted.forward(x)[0], base.forward(x)[0])
     if config.starts_at_base:
-        _expect(same, "y differs from the base's; a method that means it sets starts_at_base")
+        _expect(same, "y differs from the base's: if that is meant, set starts_at_base = False")
     else:
-        _expect(not same, "y equals the base's: starts_at_base may be True")
+        _expect(not same, "y equals the base's: set starts_at_base = True")
 
 
 def _base_untouched(config: MethodConfig, base: Layer) -> None:
     values = {name: p.value.copy() for name, p in base.parameters().items()}
     adapted = inject(base, config, np.random.default_rng(3))
     for p in tensors_of(adapted).values():
-        p.value[...] = 7.0  # raises where it is a view of the base
+        p.value[...] = 7.0  # raises if the array is a view of the base's
     for name, p in base.parameters().items():
         _expect(np.array_equal(p.value, values[name]), f"{name} of the base was changed")
 
@@ -255,9 +256,9 @@ def _merges(config: MethodConfig, adapted: Layer, x: np.ndarray) -> None:
             merge(adapted)
         except ValueError:
             return
-        raise ContractError("merge() works: merges may be True")
+        raise ContractError("merge() works: set merges = True")
     plain = merge(adapted)
-    _expect(not adapters(plain) and method_of(plain) is None, "the merged model is adapted")
+    _expect(not adapters(plain) and method_of(plain) is None, "the merged model has adapters")
     _expect_close(plain.forward(x)[0], adapted.forward(x)[0], "y differs")
 
 
@@ -275,7 +276,7 @@ def _files(adapted: Layer, base: Layer, x: np.ndarray) -> None:
         again = load_adapter(base, Path(folder) / "adapter")
     _expect_close(again.forward(x)[0], adapted.forward(x)[0], "y differs")
     ours, theirs = ({n for n, p in m.parameters().items() if p.trainable} for m in (adapted, again))
-    _expect(ours == theirs, f"{sorted(ours ^ theirs)[:3]} is trainable in one of the two alone")
+    _expect(ours == theirs, f"{sorted(ours ^ theirs)[:3]} is trainable in only one of the two")
 
 
 def _copies(adapted: Layer, x: np.ndarray) -> None:

@@ -11,18 +11,20 @@ from lora_np.tables import text_row
 
 @dataclass(frozen=True)
 class Account:
-    """What a model costs to train; prints as a table.
+    """What it costs to train a model; prints as a table.
 
     Attributes
     ----------
     base, adapter : int
-        Parameters of the model itself, and those that adapters add.
+        Number of parameters of the model itself, and of those that adapters add.
     trainable : int
+        Number of trainable parameters.
     T : int
-        Tokens in a sequence, on which attention's share depends.
+        Tokens in a sequence: the cost of attention depends on it.
     flops : Flops
-        Of the matrix products, forward and backward, for one token.
+        Operations of the matrix products for one token, forward and backward.
     weight_bytes, gradient_bytes, optimizer_bytes : int
+        Memory for the weights, the gradients and the optimizer's state.
     """
 
     base: int
@@ -41,7 +43,7 @@ class Account:
 
     @property
     def share(self) -> float:
-        """Trainable parameters over those of the base."""
+        """The number of trainable parameters over the number in the base."""
         return self.trainable / self.base
 
     def __str__(self) -> str:
@@ -60,17 +62,17 @@ class Account:
 
 
 def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2) -> Account:
-    """Count parameters, FLOPs a token and bytes.
+    """Count parameters, FLOPs per token and bytes.
 
     Parameters
     ----------
     model : Layer
-        Plain or adapted; what is frozen is not counted as trainable.
+        A plain or an adapted model.
     T : int, optional
-        Tokens in a sequence; by default the model's block_size, or 1 where it has none.
+        Tokens in a sequence; by default the block_size of the model's config, or 1 if it has none.
     state_per_parameter : int
         Numbers that the optimizer keeps for each trainable parameter: 2 for Adam and AdamW, 0 for
-        SGD, 1 with momentum.
+        SGD, 1 for SGD with momentum.
 
     Returns
     -------
@@ -92,7 +94,7 @@ def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2)
         raise ValueError(f"T = {T}, expected at least 1 token in a sequence")
     parameters = model.parameters().values()
     added = {p for layer in adapters(model).values() for p in layer.own().values()}
-    adapter = sum(p.size for p in added)  # what several layers share counts once
+    adapter = sum(p.size for p in added)  # a Parameter shared by several layers counts once
     trainable = [p for p in parameters if p.trainable]
     gradient_bytes = sum(p.size * p.dtype.itemsize for p in trainable)
     return Account(
@@ -107,7 +109,7 @@ def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2)
     )
 
 
-# model: matrices adapted as (count, out, in), r, parameters of the base
+# model: adapted matrices as (count, out, in), r, number of parameters of the base
 KNOWN_MODELS = {
     "one 4096 x 4096 matrix": ([(1, 4096, 4096)], 8, 4096 * 4096),
     "BERT-base, q k v o": ([(12 * 4, 768, 768)], 8, 109_482_240),
@@ -117,9 +119,9 @@ KNOWN_MODELS = {
 
 
 def known_models() -> str:
-    """Return a table of what LoRA adds to models of public sizes, computed from their shapes.
+    """Return a table of the parameters that LoRA adds to well-known models.
 
-    An adapter of rank r on an (out, in) matrix has r (in + out) parameters. The sizes come from
+    An adapter of rank r on an (out, in) matrix has r (in + out) parameters. The shapes come from
     Devlin et al. (2018), Touvron et al. (2023) and Brown et al. (2020).
 
     Examples

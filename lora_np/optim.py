@@ -5,11 +5,11 @@ With g the gradient, t = 1, 2, ... the step and lr its learning rate::
     SGD     u = mu u + g;  w = w - lr u
     Adam    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
             w = w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
-    AdamW   w = w - lr decay w first, then Adam's step; here on matrices only
+    AdamW   w = w - lr weight_decay w, on matrices only; then Adam's step
 
 Sources: Kingma and Ba (2014), arXiv:1412.6980, algorithm 1; Loshchilov and Hutter (2017),
-arXiv:1711.05101, algorithm 2 (there the decay is scaled by the schedule alone, here by lr as well,
-as libraries do); cosine schedule: the same authors (2016), arXiv:1608.03983.
+arXiv:1711.05101, algorithm 2 (the paper scales the decay by the schedule alone; libraries, and this
+file, scale it by lr as well); cosine schedule: the same authors (2016), arXiv:1608.03983.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from typing import Any
 from lora_np.backend import Array, get_xp
 from lora_np.parameters import Packed
 
-CHUNK = 1 << 16  # entries; every entry's update is its own, so chunks change no bit
+CHUNK = 1 << 16  # entries; each entry is updated alone, so chunks do not change the result
 
 
 class SGD:
-    """Stochastic gradient descent, with momentum if asked.
+    """Stochastic gradient descent, optionally with momentum.
 
     Parameters
     ----------
     packed : Packed
         Its vector is updated in place.
     momentum : float
+        mu in the module's formula; 0 for none.
 
     Examples
     --------
@@ -64,7 +65,7 @@ class SGD:
 
 
 class Adam:
-    """Adam: each entry's step is its mean gradient over its root mean square.
+    """Adam: each entry moves by its mean gradient over the root of its mean squared gradient.
 
     Parameters
     ----------
@@ -73,6 +74,7 @@ class Adam:
     betas : pair of float
         b1 and b2.
     eps : float
+        Added to the root.
 
     Examples
     --------
@@ -80,7 +82,7 @@ class Adam:
     >>> from lora_np import Adam, Parameter, pack
     >>> w = Parameter(np.zeros(3))
     >>> Adam(pack({"w": w})).step(np.array([1000.0, -0.001, 0.0]), lr=0.1)
-    >>> w.value.round(4).tolist()  # the first step is lr, however large the gradient
+    >>> w.value.round(4).tolist()  # the first step has size lr, however large the gradient is
     [-0.1, 0.1, 0.0]
     """
 
@@ -95,7 +97,7 @@ class Adam:
     def step(self, gradient: Array, lr: float) -> None:
         """Move the vector (n,) against `gradient` (n,)."""
         (b1, b2), self.t = self.betas, self.t + 1
-        for start in range(0, len(self.m), CHUNK):  # what a chunk needs stays in the cache
+        for start in range(0, len(self.m), CHUNK):  # a chunk stays in the CPU's cache
             part = slice(start, start + CHUNK)
             g, m, v = gradient[part], self.m[part], self.v[part]
             m *= b1
@@ -120,6 +122,7 @@ class AdamW(Adam):
     betas, eps : pair of float, float
         As in :class:`Adam`.
     weight_decay : float
+        Each step multiplies the matrices by 1 - lr weight_decay first.
 
     Examples
     --------
@@ -127,7 +130,7 @@ class AdamW(Adam):
     >>> from lora_np import AdamW, Parameter, pack
     >>> W, b = Parameter(np.ones((2, 2))), Parameter(np.ones(2))
     >>> AdamW(pack({"W": W, "b": b}), weight_decay=0.5).step(np.zeros(6), lr=0.1)
-    >>> W.value.tolist(), b.value.tolist()  # 1 - 0.1 x 0.5, and a bias is left alone
+    >>> W.value.tolist(), b.value.tolist()  # 1 - 0.1 x 0.5; a bias does not decay
     ([[0.95, 0.95], [0.95, 0.95]], [1.0, 1.0])
     """
 
@@ -181,12 +184,14 @@ def schedule(
     Parameters
     ----------
     name : {"constant", "linear", "cosine"}
-        What follows the warmup: 1 throughout, or a fall from 1 to `floor`, reached when all steps
-        are done, so that the last one still moves.
+        The form after the warmup: 1 throughout, or a fall from 1 towards `floor`. The factor would
+        reach `floor` at step `steps`, one after the last, so that the last step still moves.
     steps : int
+        Number of steps.
     warmup : int
         The factor rises linearly over this many steps: 1 / warmup, 2 / warmup, ..., 1.
     floor : float
+        Not used by "constant".
 
     Returns
     -------
@@ -245,7 +250,7 @@ def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[Array, float]
     Returns
     -------
     clipped : array, shape (n,)
-        `gradient` itself where it is short enough.
+        `gradient` itself if its norm is at most `max_norm`.
     norm : float
         The norm before clipping.
 

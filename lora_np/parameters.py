@@ -1,8 +1,8 @@
-"""Arrays that are learned: Parameter, their gradients, and one flat vector of all trainable ones.
+"""Learned arrays: Parameters, their gradients, and one flat vector of all trainable Parameters.
 
-A layer holds Parameters; backward adds what it found to a :class:`Grads`, which the caller owns.
+A layer holds Parameters; backward adds their gradients to a :class:`Grads`, which the caller owns.
 :func:`pack` lays the trainable Parameters end to end in one vector and turns their arrays into
-views of it: an optimizer's step, clipping and a snapshot are then each one operation.
+views of that vector: an optimizer's step, clipping and a snapshot are then each one operation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Parameter:
     >>> import numpy as np
     >>> from lora_np import Parameter
     >>> W0 = Parameter(np.zeros((2, 3), np.float32))
-    >>> W0.share()  # what an adapted model holds of its base
+    >>> W0.share()  # an adapted model holds such views of its base's arrays
     Parameter((2, 3), float32, frozen)
     >>> np.shares_memory(W0.value, W0.share().value)
     True
@@ -55,16 +55,16 @@ class Parameter:
 
     @property
     def dtype(self) -> Any:
-        """The array's type."""
+        """The array's dtype."""
         return self.value.dtype
 
     @property
     def shared(self) -> bool:
-        """Whether another model holds this memory: it was borrowed, or a borrower lives."""
+        """Whether the memory was borrowed, or a living model has borrowed it."""
         return self.borrowed or len(self._borrowers) > 0
 
     def share(self) -> Parameter:
-        """Return a frozen Parameter over the same memory, as a read-only view."""
+        """Return a frozen Parameter whose array is a read-only view of the same memory."""
         view = Parameter(read_only_view(self.value), trainable=False)
         view.borrowed = True
         self._borrowers.add(view)
@@ -75,7 +75,7 @@ class Parameter:
         return Parameter(self.value.copy(), self.trainable)
 
     def __copy__(self) -> Parameter:
-        return self.copy()  # the same array in two Parameters would be shared unseen
+        return self.copy()  # otherwise two Parameters would hold one array without knowing it
 
     def __reduce__(self) -> tuple:
         return _restored, (self.value, self.trainable)
@@ -86,17 +86,17 @@ class Parameter:
 
 
 def _restored(value: Array, trainable: bool) -> Parameter:
-    """Return the Parameter that was pickled, with memory that may be written to.
+    """Return the Parameter that was pickled, with an array that can be written to.
 
-    Pickle's protocol 5 returns an array as read-only if it was so, as a borrowed one is, or if it
-    lies in a buffer that the caller passed.
+    Pickle's protocol 5 returns a read-only array if the array was read-only, as a borrowed one is,
+    or if it lies in a buffer that the caller passed.
     """
     flags = getattr(value, "flags", None)
     return Parameter(value if getattr(flags, "writeable", True) else value.copy(), trainable)
 
 
 def freeze(parameters: Mapping[str, Parameter] | Iterable[Parameter]) -> None:
-    """Make Parameters frozen: backward then forms no gradient for them.
+    """Freeze Parameters: backward then forms no gradient for them.
 
     Parameters
     ----------
@@ -118,9 +118,9 @@ def freeze(parameters: Mapping[str, Parameter] | Iterable[Parameter]) -> None:
 
 
 class Grads:
-    """Gradients by Parameter, added up as backward finds them; one for each thread.
+    """The gradient of each Parameter; every thread needs a Grads of its own.
 
-    A Parameter that is used twice, as a tied embedding is, receives two gradients: their sum is
+    A Parameter that is used twice, such as a tied embedding, receives two gradients: their sum is
     the gradient of the loss.
 
     Examples
@@ -129,7 +129,7 @@ class Grads:
     >>> from lora_np import Grads, Parameter
     >>> W, grads = Parameter(np.zeros(2)), Grads()
     >>> grads.add(W, np.array([1.0, 2.0]))
-    >>> grads.add(W, np.array([0.0, 5.0]))  # used twice: the two add up
+    >>> grads.add(W, np.array([0.0, 5.0]))  # W was used twice: the two gradients add up
     >>> grads[W].tolist()
     [1.0, 7.0]
     """
@@ -138,7 +138,7 @@ class Grads:
         self._sums: dict[Parameter, Array] = {}
 
     def add(self, parameter: Parameter, gradient: Array | None) -> None:
-        """Add `gradient` to what the Parameter has; None adds nothing."""
+        """Add `gradient` to the Parameter's gradient; None adds nothing."""
         if gradient is None:
             return
         if not parameter.trainable:
@@ -173,7 +173,7 @@ class Packed:
     vector : array, shape (n,)
         All values end to end; the Parameters' arrays are views of it.
     parameters : dict of str to Parameter
-        The trainable ones by name, in the vector's order.
+        The trainable Parameters by name, in the vector's order.
 
     Examples
     --------
@@ -191,7 +191,7 @@ class Packed:
         self.parameters = parameters
 
     def __reduce__(self) -> tuple:
-        return pack, (self.parameters,)  # the vector and its views would come back as strangers
+        return pack, (self.parameters,)  # unpickled views would no longer share the vector's memory
 
     def slices(self) -> dict[str, slice]:
         """Return each Parameter's place in the vector."""
@@ -202,7 +202,7 @@ class Packed:
         return places
 
     def move_to(self, vector: Array) -> None:
-        """Copy the values to another vector (n,), and make the Parameters' arrays views of it."""
+        """Copy the values to another vector (n,) and make the Parameters' arrays views of that."""
         vector[...] = self.vector
         self.vector = vector
         for name, place in self.slices().items():
@@ -219,7 +219,7 @@ class Packed:
 
 
 def pack(parameters: Mapping[str, Parameter]) -> Packed:
-    """Lay the trainable Parameters end to end in one vector; frozen ones are left as they are.
+    """Lay the trainable Parameters end to end in one vector; frozen ones stay unchanged.
 
     Parameters
     ----------
@@ -233,9 +233,10 @@ def pack(parameters: Mapping[str, Parameter]) -> Packed:
     Raises
     ------
     ValueError
-        If nothing is trainable, the dtypes differ, or another living model shares an array:
-        training it would change that model too. Start from ``copy_model(base)``. The check is
-        made here, once: do not go on training a base after inject() has lent its arrays.
+        If nothing is trainable, the dtypes differ or are not float32 or float64, or another living
+        model shares an array: training would change that model too, so start from
+        ``copy_model(base)``. Only pack() checks this: do not train a base any further once
+        inject() has lent its arrays.
 
     Examples
     --------
@@ -243,7 +244,7 @@ def pack(parameters: Mapping[str, Parameter]) -> Packed:
     >>> from lora_np import Parameter, pack
     >>> a, b = Parameter(np.array([1.0, 2.0])), Parameter(np.array([[3.0]]))
     >>> packed = pack({"a": a, "b": b})
-    >>> packed.vector *= 10.0  # one operation on all of them
+    >>> packed.vector *= 10.0  # one operation on all Parameters
     >>> a.value.tolist(), b.value.tolist()
     ([10.0, 20.0], [[30.0]])
     """
@@ -253,8 +254,8 @@ def pack(parameters: Mapping[str, Parameter]) -> Packed:
     shared = [name for name, p in chosen.items() if p.shared]
     if shared:
         raise ValueError(
-            f"another model shares {first_of(shared)}: training would change it there too. "
-            "Full fine-tuning starts from copy_model(base)"
+            f"another model shares {first_of(shared)}: training would change that model too; "
+            "for full fine-tuning start from copy_model(base)"
         )
     dtypes = {str(p.dtype) for p in chosen.values()}
     if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:

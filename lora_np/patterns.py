@@ -1,18 +1,19 @@
-r"""Regular expressions out of files, matched in bounded time.
+r"""Regular expressions from files, matched in bounded time.
 
-An adapter's config names modules by regular expressions, as PEFT does. Python's ``re`` tries the
-ways to match one after the other, and of ``(a+)+$`` on a name of 40 letters there are 2^40: such a
-config would never be read. Here all ways are followed at once (Thompson 1968). A part of a pattern
-is a function from the places in a name where it may begin to the places where it may end::
+An adapter's config names modules by regular expressions, as in PEFT. Python's ``re`` tries all ways
+to match one after the other: ``(a+)+$`` has 2^40 ways on a name of 40 letters, so a config with
+that pattern would never finish loading. This file follows all ways at once (Thompson 1968). A part
+of a pattern is a function from the places in a name where the part may begin to the places where
+it may end::
 
     name    h . 0 . q           part     begins at   ends at
     places 0 1 2 3 4 5          "h"      {0}         {1}
                                 ".*"     {1}         {1, 2, 3, 4, 5}
 
-There are few places, so it does not matter in how many ways one is reached. A set of places is a
-whole number, bit i for place i: a letter is then an "and" and a shift.
+A name has few places, so the number of ways to reach a place does not matter. A set of places is an
+integer, with bit i for place i: matching a letter is then an "and" and a shift.
 
-The answer is that of ``re``. Backreferences and inline flags cannot be followed so: an error.
+The answers are those of ``re``. Backreferences and inline flags are not supported: they raise.
 
 Source: Thompson, Regular expression search algorithm, CACM 11 (1968) 419.
 """
@@ -28,8 +29,8 @@ from lora_np.reading import shown
 
 LONGEST = 4000  # characters of a pattern
 DEEPEST = 20  # groups within groups
-CACHED = 10_000  # patterns that are kept compiled: an adapter may have one for each module
-STEPS = 20_000  # sets of places formed in one match; a real pattern takes some hundreds
+CACHED = 10_000  # compiled patterns kept: an adapter may have one for each module
+STEPS = 20_000  # sets of places formed in one match; a real pattern takes a few hundred
 
 TOKEN = re.compile(
     r"""
@@ -44,15 +45,15 @@ TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-PLAIN = re.compile(r"\^?(?:[^\\^$|?*+(){}\[\]]|\\\W)*")  # letters alone: re matches in one way
+PLAIN = re.compile(r"\^?(?:[^\\^$|?*+(){}\[\]]|\\\W)*")  # no repeats: safe for re
 
 
 class PatternError(ValueError):
-    """A regular expression that is none, or that cannot be matched in bounded time."""
+    """A pattern that is not a regular expression, or cannot be matched in bounded time."""
 
 
 class _Name:
-    """A name that is being matched: where in it a letter or an edge stands, and the steps left."""
+    """A name that is being matched, the places of its letters and edges, and the steps left."""
 
     def __init__(self, text: str) -> None:
         self.text, self.steps = text, STEPS
@@ -74,7 +75,7 @@ class _Name:
             raise PatternError(f"takes more than {STEPS} steps")
 
 
-Part = Callable[[_Name, int], int]  # from the places where it may begin to those where it may end
+Part = Callable[[_Name, int], int]  # from the places of its begin to the places of its end
 
 
 class Pattern:
@@ -83,14 +84,14 @@ class Pattern:
     Parameters
     ----------
     text : str
-        As Python's ``re`` has it.
+        The pattern, in the syntax of Python's ``re``.
     called : str, optional
-        What an error calls it; by default itself.
+        The pattern as errors quote it; by default `text`.
 
     Raises
     ------
     PatternError
-        If it is none, is too long, or has a part that is not followed here.
+        If `text` is not a regular expression, is too long, or uses syntax that is not supported.
 
     Examples
     --------
@@ -111,7 +112,7 @@ class Pattern:
         Raises
         ------
         PatternError
-            If that takes too many steps, as only a pattern made for it does.
+            If the match takes too many steps, which no ordinary pattern does.
         """
         try:
             found = self._ends(_Name(name), 1 << start)
@@ -120,22 +121,22 @@ class Pattern:
         return [i for i in range(len(name) + 1) if found >> i & 1]
 
     def match(self, name: str) -> bool:
-        """Whether it matches at the start of `name`."""
+        """Whether the pattern matches at the start of `name`."""
         return bool(self.ends(name))
 
     def fullmatch(self, name: str) -> bool:
-        """Whether it matches the whole of `name`."""
+        """Whether the pattern matches the whole of `name`."""
         return len(name) in self.ends(name)
 
 
 @lru_cache(CACHED)
 def at_the_end(key: str) -> Pattern | re.Pattern[str]:
-    """Return what matches names that end with `key`, from a dot on, as PEFT does.
+    """Return a pattern for names that are `key` or end with ".key", as PEFT matches them.
 
     Parameters
     ----------
     key : str
-        A name or a regular expression; ^ in it holds it to the whole name.
+        A name or a regular expression; one that begins with ^ must match the whole name.
 
     Raises
     ------
@@ -155,23 +156,23 @@ def at_the_end(key: str) -> Pattern | re.Pattern[str]:
 
 @lru_cache(CACHED)
 def _compiled(text: str, called: str) -> Part:
-    """Return the part that a text is; errors call it so."""
+    """Return the part for a whole text, which errors quote as `called`."""
     _require_length(called)
     try:
         part = _Parser(text).whole()
         with catch_warnings():
-            simplefilter("error")  # re warns of what later versions will read otherwise
+            simplefilter("error")  # re warns about syntax that later versions will read differently
             re.compile(text)
     except (re.error, OverflowError, RecursionError, FutureWarning) as error:
         reason = error.msg if isinstance(error, re.error) else error
-        raise PatternError(f"pattern {shown(called)} is no regular expression: {reason}") from None
+        raise PatternError(f"pattern {shown(called)} cannot be used: {reason}") from None
     return part
 
 
 def _require_length(text: str) -> None:
     if len(text) > LONGEST:
         raise PatternError(
-            f"pattern {shown(text)} is no regular expression of at most {LONGEST} characters"
+            f"pattern {shown(text)} cannot be used: it has more than {LONGEST} characters"
         )
 
 
@@ -182,7 +183,7 @@ class _Parser:
         self.text, self.at, self.depth = text, 0, 0
 
     def whole(self) -> Part:
-        """Return the part that the whole text is."""
+        """Return the part for the whole text."""
         part = self._either()
         if self.at < len(self.text):
             raise re.error("unbalanced parenthesis", self.text, self.at)
@@ -192,7 +193,7 @@ class _Parser:
         """Take the next token if it is of one of these kinds."""
         token = TOKEN.match(self.text, self.at)
         if token is None and self.at < len(self.text):
-            what = "a backreference, a flag or an escape that is not followed here"
+            what = "a backreference, a flag or an escape that cannot be matched in bounded time"
             raise re.error(what, self.text, self.at)
         if token is None or token.lastgroup not in kinds:
             return None
@@ -229,7 +230,7 @@ class _Parser:
     def _group(self, opening: str) -> Part:
         self.depth += 1
         if self.depth > DEEPEST:
-            raise re.error(f"more than {DEEPEST} groups within one another", self.text, self.at)
+            raise re.error(f"more than {DEEPEST} groups inside one another", self.text, self.at)
         body = self._either()
         if not self._next("close"):
             raise re.error("missing ), unterminated subpattern", self.text, self.at)
@@ -243,7 +244,7 @@ class _Parser:
 
 
 def _bounds(times: str) -> tuple[int, int | None]:
-    """Return how often at least and at most; lazy or not is all the same to a set."""
+    """Return the least and the largest number of repeats; lazy and greedy ones give one set."""
     simple = {"*": (0, None), "+": (1, None), "?": (0, 1)}
     if times[0] in simple:
         return simple[times[0]]
@@ -271,7 +272,7 @@ def _either(choices: list[Part]) -> Part:
 
 
 def _repeated(body: Part, least: int, most: int | None) -> Part:
-    """Return `body` so many times; from a set that repeats itself on, more of it adds nothing."""
+    """Return `body` repeated; once a repeat adds no new place, further repeats add none."""
 
     def ends(name: _Name, begins: int) -> int:
         for _ in range(least):
@@ -291,12 +292,12 @@ def _repeated(body: Part, least: int, most: int | None) -> Part:
 
 
 def _ahead(body: Part, wanted: bool, name: _Name, begins: int) -> int:
-    """Keep the places from which `body` matches, or does not."""
+    """Keep the places at which `body` matches, or those at which it does not."""
     places = [1 << i for i in range(len(name.text) + 1) if begins >> i & 1]
     return sum(place for place in places if bool(body(name, place)) is wanted)
 
 
 def _behind(body: Part, wanted: bool, name: _Name, begins: int) -> int:
-    """Keep the places at which `body`, begun anywhere, can end, or cannot."""
+    """Keep the places at which a match of `body` ends, or those at which none ends."""
     found = body(name, name.all)
     return begins & (found if wanted else ~found)

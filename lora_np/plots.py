@@ -1,7 +1,8 @@
-"""What all pictures share: the figure, the file, and colours. Each picture stands by its table.
+"""What all pictures share: the figure, the file and the colours.
 
-Colours are Okabe and Ito's, told apart by the colour-blind, and every series has its own marker or
-dash as well, so that a print in grey can be read.
+Each picture is drawn by a file beside its experiment. The colours are Okabe and Ito's, which
+colour-blind readers can distinguish; every series also has its own marker or dash, so that a print
+in grey can be read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ GREEN, PURPLE, SKY, AMBER = "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 
 
 def figure(width: float, height: float) -> Any:
-    """Return a figure without pyplot: no screen is needed, and a notebook's settings are kept.
+    """Return a figure made without pyplot: it needs no screen and keeps a notebook's settings.
 
     Parameters
     ----------
@@ -43,4 +44,4 @@ def save(figure: Any, path: str | Path) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    return lora_np.moved("plots", name)  # a picture of before, which now stands by its table
+    return lora_np.moved("plots", name)  # a picture that an earlier release kept here

@@ -1,10 +1,10 @@
-"""Files that others may have made: opened only where they are files, quoted only as far as is fit.
+"""Reading files that others may have made, and quoting names from them safely.
 
-A name out of a file may be long, or hold characters that move a terminal's cursor: an error's line
-quotes it through :func:`shown`.
+A name in a file may be long, or hold characters that move a terminal's cursor: an error message
+quotes it with :func:`shown`.
 
-Links are followed: a model's folder in Hugging Face's cache consists of them. A path that stands
-INSIDE a file is another matter, and is never followed out of that file's folder.
+Links are followed: a model's folder in Hugging Face's cache consists of links. A path written
+INSIDE a file is never followed out of that file's folder.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import reprlib
 import stat
 from typing import Any, BinaryIO
 
-LONGEST_NAME = 500  # of a tensor or a module; real ones have about a hundred characters
-KINDS = {  # what is no file, by the test that finds it
+LONGEST_NAME = 500  # characters of a tensor's or module's name; real names have about a hundred
+KINDS = {  # paths that are not files, and the test for each kind
     "a folder": stat.S_ISDIR,
     "a pipe": stat.S_ISFIFO,
     "a socket": stat.S_ISSOCK,
@@ -27,7 +27,7 @@ _BRIEF.maxlevel = 2
 
 
 def shown(value: Any) -> str:
-    r"""Return a name or a value out of a file as an error quotes it: cut short, on one line.
+    r"""Return a name or a value from a file as an error message quotes it: short, on one line.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ def shown(value: Any) -> str:
     Returns
     -------
     str
-        Its ``repr``, so that control characters and lone surrogates are escaped; of what is long,
-        the start and the end.
+        The value's ``repr``, so that control characters and lone surrogates are escaped; the start
+        and the end of a long one.
 
     Examples
     --------
@@ -50,7 +50,7 @@ def shown(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return a text with what is not printable escaped, as in ``repr``.
+    r"""Return a text whose unprintable characters are escaped as in ``repr``.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def brief(text: str, most: int = 400) -> str:
 
 
 def is_name(value: Any) -> bool:
-    r"""Whether a value can be the name of a tensor or a module: printable, and not too long.
+    r"""Whether a value can be the name of a tensor or a module: a printable, short enough string.
 
     Examples
     --------
@@ -97,15 +97,15 @@ def is_name(value: Any) -> bool:
 
 
 def open_file(path: str | os.PathLike[str], error: type[ValueError]) -> BinaryIO:
-    """Open a file to read its bytes, and nothing but a file.
+    """Open a regular file to read its bytes; refuse folders, pipes, sockets and devices.
 
-    A pipe or a device could keep its reader waiting for ever, or never end.
+    A pipe or a device could block its reader for ever, or never end.
 
     Parameters
     ----------
     path : str or path
     error : type of ValueError
-        What to raise.
+        The error to raise.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def open_file(path: str | os.PathLike[str], error: type[ValueError]) -> BinaryIO
     Raises
     ------
     ValueError
-        Of that type, if the path leads to no file, or to one that may not be read.
+        Of the type `error`, if the path is not a file or cannot be read.
 
     Examples
     --------
@@ -130,8 +130,8 @@ def open_file(path: str | os.PathLike[str], error: type[ValueError]) -> BinaryIO
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     name = brief(str(path))
     try:
-        _require_file(os.stat(path).st_mode, name, error)  # opening a device can set it in motion
-        file = os.fdopen(os.open(path, flags), "rb")  # a pipe that came in between: no waiting
+        _require_file(os.stat(path).st_mode, name, error)  # opening a device could start it
+        file = os.fdopen(os.open(path, flags), "rb")  # does not wait if the path is now a pipe
     except error:
         raise
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The table of every pair, fast twin and layer, each ready for a gradient check.
+"""The table of every pair, fast twin, layer and model, each ready for a gradient check.
 
-``lora-np gradcheck`` prints it; the tests walk through it. B is random wherever there is a B: at
+``lora-np gradcheck`` checks and prints the table; the tests use it too. Every B is random: at
 B = 0, where training starts, most wrong gradients look right.
 """
 
@@ -37,7 +37,7 @@ from lora_np.tables import text_row
 
 @dataclass(frozen=True)
 class Case:
-    """A pair with inputs of order one, in float64.
+    """A pair and its inputs, in float64.
 
     Attributes
     ----------
@@ -45,9 +45,9 @@ class Case:
     forward, backward : callables
     inputs : tuple or dict
     kwargs : dict
-        What takes no gradient.
+        Arguments of forward without a gradient.
     methods : tuple of str
-        How it is checked.
+        The methods of :func:`lora_np.check_gradients` to use.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Case:
     methods: tuple[str, ...] = ("central", "complex")
 
     def check(self, method: str) -> GradientReport:
-        """Check the gradients."""
+        """Check the gradients by one method."""
         return check_gradients(
             self.forward, self.backward, self.inputs, method=method, **self.kwargs
         )
@@ -79,7 +79,7 @@ def cases(rng: np.random.Generator) -> list[Case]:
 
 
 def _pair(name: str, *inputs: Any, label: str = "", **kwargs: Any) -> list[Case]:
-    """Return the textbook pair and, where there is one, its fast twin, with the same inputs."""
+    """Return the textbook pair and its fast twin, if there is one, with the same inputs."""
     found = []
     for suffix, form in ((label, ops), (f"{label}, fast", fast)):
         if f"{name}_forward" in form.__all__:
@@ -176,7 +176,7 @@ def _models(rng: np.random.Generator) -> list[Case]:
 
 
 def table(rng: np.random.Generator) -> tuple[str, bool]:
-    """Check every case; return the table, and whether all passed."""
+    """Check every case; return the printed table and whether all cases passed."""
     lines = [_row("pair or layer", "gradients", "method", "error", "limit")]
     all_ok = True
     for case in cases(rng):

@@ -1,4 +1,4 @@
-"""Tables of text, in the order in which a reader counts."""
+"""Names, counts and tables as text."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ MOST = 8  # names that a line lists
 
 
 def natural(name: str) -> list[str | int]:
-    """Return a key by which layer 2 is sorted before layer 10.
+    """Return a sort key that puts layer 2 before layer 10.
 
     Parameters
     ----------
     name : str
     """
-    parts = re.split(r"(\d+)", name)  # text and digits by turns
+    parts = re.split(r"(\d+)", name)  # text and digits alternate
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def text_table(columns: dict[str, list[str]]) -> str:
-    """Return columns as text: the first to the left, the others to the right, one line a row.
+    """Return columns as text, one line per row: the first left-aligned, the others right-aligned.
 
     Parameters
     ----------
     columns : dict of str to list of str
-        By their headings.
+        The columns by their headings.
     """
     cells = [[heading, *column] for heading, column in columns.items()]
     first, *rest = (max(map(len, column)) for column in cells)
@@ -35,14 +35,14 @@ def text_table(columns: dict[str, list[str]]) -> str:
 
 
 def text_row(cells: Sequence[Any], widths: Sequence[int]) -> str:
-    """Return one line of a table whose widths are fixed: the first cell to the left, others right.
+    """Return one line of a table: the first cell left-aligned, the others right-aligned.
 
     Parameters
     ----------
     cells : sequence
-        Strings, or whole numbers. One that is wider than its column pushes the others on.
+        Strings or whole numbers. A cell wider than its column moves the others to the right.
     widths : sequence of int
-        Of the columns, with the space before them; a row may have fewer cells.
+        Widths of the columns, including the space before each; a row may have fewer cells.
 
     Examples
     --------
@@ -58,7 +58,7 @@ def text_row(cells: Sequence[Any], widths: Sequence[int]) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as a table of Markdown; the first are the headings.
+    """Return rows as a Markdown table; the first row holds the headings.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def plus_minus(deviation: float | None, form: str) -> str:
-    """Return a deviation as it follows a mean; empty where there is none.
+    """Return a deviation as text to follow a mean, or "" for None.
 
     Parameters
     ----------
@@ -95,14 +95,14 @@ def plus_minus(deviation: float | None, form: str) -> str:
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number of things: 1 seed, 3 seeds.
+    """Return a number and its noun: 1 seed, 3 seeds.
 
     Parameters
     ----------
     number : int
     noun : str
     plural : str, optional
-        By default `noun` and an s.
+        By default `noun` with an s.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def listed(names: Collection[str]) -> str:
-    """Return the first names and how many follow: a line is not as long as a model is deep.
+    """Return the first names and the number of the others, to keep a line short.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def listed(names: Collection[str]) -> str:
 
 
 def first_of(names: Sequence[str]) -> str:
-    """Return the first name, and how many more there are.
+    """Return the first name and the number of the others.
 
     Parameters
     ----------
@@ -148,12 +148,12 @@ def first_of(names: Sequence[str]) -> str:
 
 
 def unmatched_lines(unmatched: Sequence[str]) -> list[str]:
-    """Return one line for each reason why tensors of two files could not be compared.
+    """Return a line for each reason why tensors of two files could not be compared, at most 9.
 
     Parameters
     ----------
     unmatched : sequence of str
-        "name: reason", as :class:`lora_np.adapters.weights.CheckpointPair` keeps them.
+        Lines "name: reason", as :class:`lora_np.adapters.weights.CheckpointPair` keeps them.
 
     Examples
     --------
@@ -167,4 +167,4 @@ def unmatched_lines(unmatched: Sequence[str]) -> list[str]:
         names.setdefault(reason, []).append(name)
     lines = [f"{reason}: {listed(found)}" for reason, found in names.items()]
     rest = len(lines) - MOST
-    return [*lines[:MOST], f"and for {rest} other reasons"] if rest > 0 else lines
+    return [*lines[:MOST], f"and {counted(rest, 'other reason')}"] if rest > 0 else lines

@@ -174,7 +174,7 @@ def test_cuda_without_cupy_says_how_to_install_it(monkeypatch):
 
 def test_cuda_without_a_gpu_says_so(monkeypatch):
     monkeypatch.setattr(fake_cupy.cuda, "is_available", lambda: False)
-    with pytest.raises(backend.DeviceError, match="needs a CUDA GPU with its driver, none found"):
+    with pytest.raises(backend.DeviceError, match="needs a CUDA GPU and its driver, found none"):
         copy_model(Linear(2, 2, np.random.default_rng(0)), device="cuda")
 
 
@@ -290,7 +290,7 @@ def test_divergence_on_the_device_leaves_the_last_good_parameters(rng):
 @pytest.mark.skipif(not can_fork(), reason="fork is Linux's")
 def test_processes_are_refused_on_the_device(rng):
     model = copy_model(models(rng)[1], device="cuda")
-    with pytest.raises(ValueError, match="processes = 2 share host memory: on a GPU take 1"):
+    with pytest.raises(ValueError, match="processes = 2 share host memory: on a GPU use 1"):
         train.fit(model, lambda: on_device(batch(rng)), steps=1, lr=0.1, processes=2)
 
 

@@ -103,7 +103,7 @@ def test_a_pattern_whose_steps_grow_beyond_all_bounds_is_named():
 )
 def test_what_cannot_be_followed_is_refused(text):
     re.compile(text)
-    with pytest.raises(PatternError, match="is no regular expression: a backreference, a flag"):
+    with pytest.raises(PatternError, match="cannot be used: a backreference, a flag"):
         Pattern(text)
 
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_followed_is_refused(text):
     ["(", ")", "a)(b", "*", "a**", "[", "a{3,2}", "(?<=a*)b", r"\y", "a" * (LONGEST + 1), "[[a]"],
 )
 def test_what_is_no_regular_expression_is_refused(text):
-    with pytest.raises(PatternError, match="is no regular expression") as caught:
+    with pytest.raises(PatternError, match="cannot be used: ") as caught:
         Pattern(text)
     assert len(str(caught.value)) < 300
 

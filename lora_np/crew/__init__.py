@@ -1,12 +1,12 @@
-"""Who does the work: this thread alone, Python threads, or forked processes; and BLAS's threads.
+"""Workers: this thread alone, Python threads, or forked processes; and the threads of BLAS.
 
-A crew shares the samples of a batch. Every member works with BLAS at one thread: threads inside
-BLAS would compete with the crew, and the two together are slower than either. What pays:
+The members of a crew share the samples of a batch. In a crew of threads or processes BLAS uses one
+thread: more BLAS threads would compete with the crew, and both together are slower than either.
 
-- Threads run side by side where NumPy's loops and BLAS have released the interpreter's lock. For
-  each of a step's hundreds of calls they must take it back, and then wait for one another.
-- Processes have a lock each. They see the model as it was when they were forked, and afterwards
-  only what lies in shared memory (:func:`lora_np.crew.processes.shared_empty`) or is sent to them.
+- Threads run in parallel while NumPy's loops and BLAS have released the interpreter's lock. A step
+  has hundreds of NumPy calls; after each, a thread must take the lock back and wait for the others.
+- Each process has its own lock. It sees the model as it was at the fork; later it sees only changes
+  in shared memory (:func:`lora_np.crew.processes.shared_empty`) and what is sent to it.
 """
 
 from lora_np.crew.machine import cores, keep_memory, one_blas_thread

@@ -1,4 +1,4 @@
-"""What the machine offers: cores, memory that is kept, and BLAS's threads."""
+"""Settings of the machine: its cores, glibc's memory, and the threads of BLAS."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 
 class one_blas_thread:
-    """A context that holds BLAS at one thread and restores the setting after.
+    """A context in which BLAS uses one thread; the setting is restored afterwards.
 
-    Small products gain nothing from a second BLAS thread, and independent runs then share the
-    cores; equal thread counts also make equal inputs give bit-equal results in every worker. The
-    setting belongs to the whole process: of several Python threads in here, the first sets it and
-    the last one out restores it.
+    Small products gain nothing from a second BLAS thread, so the cores are free for independent
+    runs. With equal thread counts, equal inputs also give bit-equal results in every worker. The
+    setting belongs to the whole process: the first Python thread to enter the context sets it, and
+    the last one to leave restores it.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def _controller(modules: int) -> Any:
 
 
 def _release_blas() -> None:
-    """Let any thread change BLAS's setting: threadpoolctl 3.8 minds only the one that set it."""
+    """Let any thread change BLAS's setting: threadpoolctl 3.8 allows only the one that set it."""
     import threadpoolctl
 
     release = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", None)
@@ -69,7 +69,7 @@ def _release_blas() -> None:
 
 
 def cores() -> int:
-    """Return how many cores this process may use.
+    """Return the number of cores that this process may use.
 
     Examples
     --------
@@ -83,15 +83,15 @@ def cores() -> int:
 
 
 def keep_memory() -> None:
-    """Ask glibc to keep freed memory for reuse; elsewhere do nothing.
+    """Ask glibc to keep freed memory for reuse; do nothing with another C library.
 
-    Large temporaries are otherwise returned to the system and page-faulted in again at every step.
-    The setting cannot be taken back, so only processes of our own make it, never an import.
+    Otherwise large temporaries are returned to the system and page-faulted in again at every step.
+    The setting cannot be undone, so only our own processes make it, never an import.
     """
     M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
-        return  # not glibc: everything works, only slower
+        return  # not glibc: everything works, but slower
     mallopt(M_MMAP_THRESHOLD, 1 << 30)
     mallopt(M_TRIM_THRESHOLD, 1 << 30)

@@ -1,4 +1,4 @@
-"""A crew of forked processes, the memory that they share, and what to do when one is stuck."""
+"""A crew of forked processes, the memory that they share, and errors for a stuck process."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ from lora_np.crew.threads import Alone, CrewError, Work
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-PATIENCE = 5.0  # seconds that a process has to end by itself, or to go on after it was stopped
-STUCK = 120.0  # seconds that a process may wait for something without computing
-BEAT = 0.5  # seconds between two looks at a process that has not answered yet
+PATIENCE = 5.0  # seconds in which a process must end, or continue if it was stopped
+STUCK = 120.0  # seconds that a process may wait without computing
+BEAT = 0.5  # seconds between two looks at a process that has not replied yet
 
 
 class Processes(Alone):
-    """A crew of processes, forked when the ``with`` statement is entered.
+    """A crew of processes, forked when the ``with`` block is entered.
 
     Parameters
     ----------
     work : callable
-        Is not pickled: a process has it, and all that it refers to, from its parent.
+        Called as ``work(member, item)``. It is not pickled: a forked process has it, and all that
+        it refers to, from its parent.
     size : int
-        How many processes; `map` takes at most as many items. Items and results are pickled.
+        The number of processes, and of the items that `map` accepts at most. Items and results are
+        pickled.
 
     Raises
     ------
     ValueError
-        Where processes cannot be forked.
+        If this process may not fork others (see :func:`can_fork`).
 
     Examples
     --------
     >>> from lora_np.crew import Alone, Processes, can_fork, shared_empty
     >>> seen = shared_empty((1,), float)
     >>> def work(member, item):
-    ...     seen[0] += item  # the parent sees it
+    ...     seen[0] += item  # the parent sees this change
     ...     return 2 * item
     >>> with Processes(work, size=1) if can_fork() else Alone(work) as crew:
     ...     crew.map([7])
@@ -59,15 +61,15 @@ class Processes(Alone):
         super().__init__(work)
         if not can_fork():
             raise ValueError(
-                "processes are forked, which only Linux does safely, and a daemon process (as a "
-                "Pool's are) may not: take threads"
+                "processes are forked, which is safe only on Linux and not allowed in a daemon "
+                "process, such as a Pool's: use threads"
             )
         self.size, self.blas = size, one_blas_thread()
         self.pipes: list[Connection] = []
         self.processes: list[Any] = []
 
     def __enter__(self) -> Processes:
-        self.blas.__enter__()  # the processes inherit it
+        self.blas.__enter__()  # the processes inherit the setting
         try:
             for member in range(self.size):
                 self._fork(member)
@@ -93,27 +95,27 @@ class Processes(Alone):
             self._dismiss()
             for process in self.processes:
                 process.join(PATIENCE)
-        finally:  # whatever else interrupts: no process stays, and BLAS is as it was
+        finally:  # even after an interrupt no process is left, and BLAS has its old setting
             for process in self.processes:
-                process.kill()  # nothing, if it has ended
+                process.kill()  # does nothing if the process has ended
                 process.join()
             self.pipes, self.processes = [], []
             self.blas.__exit__()
 
     def _dismiss(self) -> None:
         for pipe in self.pipes:
-            with contextlib.suppress(OSError):  # closed already, or its process has ended
-                pipe.send(None)  # closing alone is not seen while another fork holds the pipe
+            with contextlib.suppress(OSError):  # already closed, or the process has ended
+                pipe.send(None)  # a close is not noticed while another fork holds the pipe
             pipe.close()
 
     def map(self, items: Sequence[Any]) -> list[Any]:
-        """Return the work of each item, in order; raise the first error after all are done.
+        """Return the result for each item, in order; raise the first error once all have replied.
 
         Raises
         ------
         CrewError
-            If a process has ended, was stopped, or does not compute; the crew is then of no more
-            use.
+            If a process has ended, was stopped, or does not compute. The crew cannot be used
+            afterwards.
         """
         if len(items) > len(self.pipes):
             raise CrewError(
@@ -126,12 +128,12 @@ class Processes(Alone):
             working = zip(self.pipes, self.processes, items)
             replies = [_receive(pipe, process.pid) for pipe, process, _ in working]
         except BaseException as error:
-            self._dismiss()  # replies still under way must not be taken for the next call's
+            self._dismiss()  # late replies must not be taken for those of the next call
             if not isinstance(error, EOFError | OSError):
                 raise
             raise CrewError(
-                f"one of {self.size} processes was ended from outside (was memory short?), or the "
-                "crew was interrupted before"
+                f"one of {self.size} processes was killed (was memory short?), or an earlier call "
+                "was interrupted: start a new crew"
             ) from None
         for error, _ in replies:
             if error is not None:
@@ -140,7 +142,7 @@ class Processes(Alone):
 
 
 def _receive(pipe: Connection, pid: int) -> Any:
-    """Return what a process answers; raise CrewError if it never will."""
+    """Return a process's reply; raise CrewError if there will be none."""
     stopped = idle = 0.0  # seconds, so far
     _, before = _state_of(pid)
     while not pipe.poll(BEAT):
@@ -150,7 +152,7 @@ def _receive(pipe: Connection, pid: int) -> Any:
         before = ticks
         if stopped >= PATIENCE:
             raise CrewError(
-                f"process {pid} was stopped from outside (state {state}) and does not go on: "
+                f"process {pid} was stopped from outside (state {state}) and did not continue: "
                 f"kill -CONT {pid} would have continued it"
             )
         if idle >= STUCK:
@@ -163,17 +165,17 @@ def _state_of(pid: int) -> tuple[str, int]:
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return "x", 0  # it has ended, which the pipe tells
-    fields = text.rpartition(")")[2].split()  # behind the program's name, which may hold anything
+        return "x", 0  # the process has ended: the pipe will report it
+    fields = text.rpartition(")")[2].split()  # after the program's name, which may hold anything
     return fields[0], int(fields[11]) + int(fields[12])
 
 
 def _serve(work: Work, member: int, pipe: Connection, parents: Sequence[Connection]) -> None:
-    """Do what the pipe asks for until the parent closes it, or ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    """Work on the items that come through the pipe until the parent closes it or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for other in parents:
-        other.close()  # or this process would keep the others' pipes open
+        other.close()  # otherwise this process would keep the others' pipes open
     keep_memory()
     while True:
         try:
@@ -182,11 +184,11 @@ def _serve(work: Work, member: int, pipe: Connection, parents: Sequence[Connecti
                 return
             pipe.send(_reply(work, member, *message))
         except (EOFError, OSError):
-            return  # the parent has ended, or did not wait
+            return  # the parent has ended, or no longer waits
 
 
 def _reply(work: Work, member: int, item: Any) -> tuple[BaseException | None, Any]:
-    """Return (None, result), or (what was raised, None)."""
+    """Return (None, result), or (the error raised, None)."""
     try:
         return None, work(member, item)
     except BaseException as error:
@@ -202,14 +204,14 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def can_fork() -> bool:
-    """Return whether this process may fork others: on Linux, unless it is a daemon itself."""
+    """Return whether this process may fork others: on Linux, unless it is a daemon process."""
     import multiprocessing
 
     return sys.platform == "linux" and not multiprocessing.current_process().daemon
 
 
 def shared_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return an array in memory that processes forked from now on share, filled with zeros.
+    """Return an array of zeros in memory that is shared with processes forked later.
 
     Examples
     --------

@@ -12,22 +12,22 @@ from typing import Any
 
 from lora_np.crew.machine import one_blas_thread
 
-WAITING = {  # (file of the standard library, function) in which threads wait
+WAITING = {  # functions of the standard library in which threads wait: (file, function)
     ("threading.py", "wait"),
     ("threading.py", "_wait_for_tstate_lock"),
     ("selectors.py", "select"),
     ("thread.py", "_worker"),  # of concurrent.futures: a worker without a task
 }
 
-Work = Callable[[int, Any], Any]  # (the member's number, its item) -> a result
+Work = Callable[[int, Any], Any]  # work(number of the member, item) -> result
 
 
 class CrewError(RuntimeError):
-    """A crew cannot work: one of its processes has ended, or it is not inside its with block."""
+    """A crew cannot work: a process failed, or the call is outside the with block."""
 
 
 class Alone:
-    """A crew of one: this thread. BLAS is left as it is.
+    """A crew of one, this thread. The setting of BLAS is not changed.
 
     Parameters
     ----------
@@ -52,18 +52,19 @@ class Alone:
         pass
 
     def map(self, items: Sequence[Any]) -> list[Any]:
-        """Return the work of each item, in order."""
+        """Return the result for each item, in order."""
         return [self.work(member, item) for member, item in enumerate(items)]
 
 
 class Threads(Alone):
-    """A crew of Python threads, for use in a ``with`` statement.
+    """A crew of Python threads, for use in a ``with`` block.
 
     Parameters
     ----------
     work : callable
+        Called as ``work(member, item)``.
     size : int
-        How many threads; `map` takes at most as many items.
+        The number of threads.
 
     Examples
     --------
@@ -91,24 +92,25 @@ class Threads(Alone):
         self.blas.__exit__()
 
     def map(self, items: Sequence[Any]) -> list[Any]:
-        """Return the work of each item, in order."""
+        """Return the result for each item, in order."""
         if self.pool is None:
             raise CrewError("a crew works inside its with block")
-        # np.errstate lives in a thread's context: hand it on.
+        # np.errstate belongs to a thread's context: each item runs in a copy of this one.
         futures = [
             self.pool.submit(copy_context().run, self.work, member, item)
             for member, item in enumerate(items)
         ]
         for future in futures:
-            future.exception()  # all are done before the first error is raised
+            future.exception()  # wait for all items before the first error is raised
         return [future.result() for future in futures]
 
 
 def threads_at_work() -> list[str]:
     """Return the names of other Python threads that may be inside BLAS now.
 
-    BLAS waits for its callers before it lets a process fork, and a fork beside them may never end.
-    Threads that only wait are left out: those of a progress bar, of an idle pool, of a server.
+    At a fork BLAS waits until no thread is inside it, so a fork beside such a thread may never
+    return. Waiting threads, such as those of a progress bar, an idle pool or a server, are left
+    out.
 
     Examples
     --------
@@ -122,5 +124,5 @@ def threads_at_work() -> list[str]:
 
 
 def _waits(code: CodeType) -> bool:
-    """Whether a thread whose innermost function this is waits for others."""
+    """Whether a thread that is inside this function waits for others."""
     return (Path(code.co_filename).name, code.co_name) in WAITING

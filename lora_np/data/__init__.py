@@ -1,4 +1,4 @@
-"""Texts, byte tokens, and batches of them."""
+"""Texts, byte tokens, and batches of tokens."""
 
 from lora_np.data.batches import Batches
 from lora_np.data.rows import RowsOfBatch

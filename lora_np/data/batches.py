@@ -1,4 +1,4 @@
-"""Batches to train on, as an object whose generator can be seen, saved and set back."""
+"""Random batches to train on, drawn by a generator whose state can be saved and restored."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from lora_np.data.texts import Tokens, sample_batch
 
 
 class Batches:
-    """Random windows of a text: ``batches()`` gives the next (inputs, targets).
+    """Random windows of a text: ``batches()`` returns the next (inputs, targets).
 
     Parameters
     ----------
     tokens : integers, shape (n,)
     batch_size, block_size : int
-        B windows of T inputs each.
+        Number of windows B, and of inputs T in each window.
     rng : numpy.random.Generator
-        Draws them. A training run that is saved keeps its state.
+        Draws the windows. A saved training run includes its state.
 
     Examples
     --------
@@ -35,5 +35,5 @@ class Batches:
         self.rng = rng
 
     def __call__(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the next batch, (B, T) each."""
+        """Return the next batch (inputs, targets), each of shape (B, T)."""
         return sample_batch(self.tokens, self.batch_size, self.block_size, self.rng)

@@ -1,8 +1,8 @@
-"""Draws for some rows of a batch, as the whole batch would have drawn them.
+"""Random numbers for some rows of a batch, equal to those that the whole batch would draw.
 
-A batch may be worked through in parts, or shared by several workers. What it draws, as masks of
-dropout or noise of an objective, must not depend on that. So every part draws the numbers of the
-whole batch, from a copy of one generator, and takes its own rows.
+A batch may be split into parts, or shared by several workers. Its random numbers, such as dropout
+masks or the noise of an objective, must not depend on the split. So every part draws the numbers of
+the whole batch, from a copy of one generator, and takes its own rows.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import numpy as np
 
 
 class RowsOfBatch:
-    """A generator for some rows of a batch; the first axis of what is drawn is the batch's.
+    """A generator for some rows of a batch; the first axis of every draw is the batch.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-        Is copied, and stays where it is.
+        The generator of the whole batch. It is copied, and its state does not change.
     rows : slice
-        With a start and a stop.
+        The rows of this part, with a start and a stop.
     batch_size : int
+        The number of rows of the whole batch.
 
     Examples
     --------
@@ -40,15 +41,15 @@ class RowsOfBatch:
 
     @property
     def bit_generator(self) -> Any:
-        """The copy's source of bits, whose state is that after the whole batch's draws."""
+        """The copy's bit generator; its state is that after the draws of the whole batch."""
         return self.rng.bit_generator
 
     def random(self, size: Any = None, dtype: Any = np.float64) -> np.ndarray:
-        """Return the rows' share of uniform numbers in [0, 1)."""
+        """Return uniform numbers in [0, 1) for these rows."""
         return self._share("random", size, lambda whole: self.rng.random(whole, dtype))
 
     def standard_normal(self, size: Any = None, dtype: Any = np.float64) -> np.ndarray:
-        """Return the rows' share of standard normal numbers."""
+        """Return standard normal numbers for these rows."""
         return self._share(
             "standard_normal", size, lambda whole: self.rng.standard_normal(whole, dtype)
         )
@@ -56,7 +57,7 @@ class RowsOfBatch:
     def integers(
         self, low: Any, high: Any = None, size: Any = None, dtype: Any = np.int64
     ) -> np.ndarray:
-        """Return the rows' share of integers in low .. high - 1, or 0 .. low - 1."""
+        """Return integers in low .. high - 1, or 0 .. low - 1, for these rows."""
         return self._share(
             "integers", size, lambda whole: self.rng.integers(low, high, whole, dtype)
         )
@@ -71,5 +72,5 @@ class RowsOfBatch:
         if name.startswith("_") or not hasattr(np.random.Generator, name):
             raise AttributeError(name)
         raise AttributeError(
-            f"rng.{name}: a batch that is split draws by random, standard_normal or integers"
+            f"rng.{name} is not available in a split batch: use random, standard_normal or integers"
         )

@@ -1,16 +1,16 @@
-"""Text to train on, as bytes: corpora at hand, a tokenizer of one line, slices, batches.
+"""Text to train on: two corpora, byte tokens, splits, random batches and consecutive windows.
 
-Every Python brings two corpora with it, so nothing has to be downloaded: its language reference
-(English about Python) and the source of its standard library. One is the text that a base model
-learns, the other the text that LoRA adapts it to.
+Python comes with two corpora, so nothing has to be downloaded: its language reference (English
+about Python) and the source of its standard library. A base model learns the first; LoRA adapts it
+to the second.
 
 A token is a byte of the text's UTF-8 form. Any text in any script is then a sequence over the same
-256 tokens, with no vocabulary file and no unknown word; the price is a longer sequence. A model of
-text predicts the next token, so a window of T inputs needs T + 1 tokens in a row::
+256 tokens, with no vocabulary file and no unknown word; the price is a longer sequence. A language
+model predicts the next token, so a window of T inputs needs T + 1 consecutive tokens::
 
     tokens    t0 t1 t2 t3 t4
     inputs    t0 t1 t2 t3
-    targets      t1 t2 t3 t4        targets[i] is what follows inputs[i]
+    targets      t1 t2 t3 t4        targets[i] follows inputs[i]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Tokens = np.ndarray | Sequence[int]
 
 
 class DataError(ValueError):
-    """A text cannot be used as asked; the message says what is wrong and what to do, in a line."""
+    """A text cannot be used as requested; the message says what is wrong and what to do."""
 
 
 def language_reference() -> str:
@@ -41,8 +41,8 @@ def language_reference() -> str:
     Returns
     -------
     str
-        The chapters of ``pydoc_data.topics`` in the order of their names, blank lines between.
-        The same for every run of one Python version; other versions have other text.
+        The chapters of ``pydoc_data.topics`` in the order of their names, separated by blank lines.
+        The text is the same in every run of one Python version, and differs between versions.
 
     Raises
     ------
@@ -59,24 +59,25 @@ def language_reference() -> str:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise DataError(
-            "this Python comes without pydoc_data.topics: pass your own text to read_text instead"
+            "this Python comes without pydoc_data.topics: read your own files with read_text"
         ) from error
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def standard_library() -> str:
-    """Return the source of the standard library's top-level modules: about 4 MB of Python.
+    """Return the source of the standard library's top-level modules: 4 to 5 MB of Python.
 
     Returns
     -------
     str
-        The ``*.py`` files beside ``os.py`` in the order of their names, blank lines between.
-        Files that are not UTF-8 are left out. The same for every run of one Python version.
+        The ``*.py`` files beside ``os.py`` in the order of their names, separated by blank lines.
+        Files that are not UTF-8 are left out. The text is the same in every run of one Python
+        version.
 
     Raises
     ------
     DataError
-        If there are none, as in an installation that keeps its library in a zip file.
+        If there are no such files, as in an installation that keeps its library in a zip file.
 
     Examples
     --------
@@ -87,8 +88,8 @@ def standard_library() -> str:
     folder = Path(os.__file__).parent
     sources = []
     for path in sorted(folder.glob("*.py"), key=lambda path: path.name):
-        # Builds and distributions drop files of their own here (sitecustomize.py, build settings);
-        # they would make the corpus differ between two machines with the same Python.
+        # Some builds and distributions put their own files here (sitecustomize.py, build settings);
+        # with them two machines with the same Python would have different corpora.
         if path.stem not in sys.stdlib_module_names:
             continue
         try:
@@ -97,13 +98,13 @@ def standard_library() -> str:
             continue
     if not sources:
         raise DataError(
-            f"no standard library source in {folder}: pass your own text to read_text instead"
+            f"no standard library source in {folder}: read your own files with read_text"
         )
     return "\n\n".join(sources)
 
 
 def read_text(*paths: str | os.PathLike[str]) -> str:
-    """Return the text of your own files, in the order given, blank lines between.
+    """Return the text of your own files, in the order given, separated by blank lines.
 
     Parameters
     ----------
@@ -113,7 +114,7 @@ def read_text(*paths: str | os.PathLike[str]) -> str:
     Returns
     -------
     str
-        Each file's characters exactly as they stand in it, line endings included.
+        The exact characters of each file, line endings included.
 
     Raises
     ------
@@ -138,11 +139,11 @@ def read_text(*paths: str | os.PathLike[str]) -> str:
 
 def _read_file(path: Path) -> str:
     if os.path.isdir(path):  # False, not an error, where the name is too long for a path
-        raise DataError(f"{path} is a directory: name the text files in it one by one")
+        raise DataError(f"{path} is a directory: pass the text files in it one by one")
     with open_file(path, DataError) as file:
         raw = file.read()
     if not raw:
-        raise DataError(f"{path} is empty: name a file that holds text")
+        raise DataError(f"{path} is empty: pass a file that holds text")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -161,7 +162,7 @@ def encode(text: str) -> np.ndarray:
     Returns
     -------
     ndarray, shape (n,), uint8
-        One to four tokens a character; in English nearly always one.
+        One to four tokens per character; in English nearly always one.
 
     Examples
     --------
@@ -173,7 +174,7 @@ def encode(text: str) -> np.ndarray:
 
 
 def decode(tokens: Tokens) -> str:
-    """Return the text of some tokens.
+    """Return the text of a sequence of tokens.
 
     Parameters
     ----------
@@ -183,8 +184,8 @@ def decode(tokens: Tokens) -> str:
     Returns
     -------
     str
-        Bytes that form no character come out as U+FFFD, the replacement character: a model that
-        writes bytes may stop inside a character, and that is no reason to fail.
+        Bytes that are not valid UTF-8 become U+FFFD, the replacement character: a model that
+        generates bytes may stop inside a character, which is not an error.
 
     Raises
     ------
@@ -199,12 +200,12 @@ def decode(tokens: Tokens) -> str:
     """
     row = _as_row(to_host(tokens))  # (n,)
     if row.size and not (row.min() >= 0 and row.max() < VOCAB_SIZE):
-        raise DataError(f"tokens run from {row.min()} to {row.max()}: a byte lies in 0..255")
+        raise DataError(f"tokens lie in {row.min()} .. {row.max()}, expected bytes in 0 .. 255")
     return row.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
 class Splits(NamedTuple):
-    """The three parts of a text, in the order in which they stand in it."""
+    """The three parts of a text, in their order in the text."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -214,19 +215,19 @@ class Splits(NamedTuple):
 def split(tokens: Tokens, validation: float = 0.1, test: float = 0.1) -> Splits:
     """Cut a text by position into train | validation | test.
 
-    Random windows drawn before the cut would overlap, and the model would be tested on text that
-    it has trained on. Cutting first leaves no window that reaches into two parts.
+    Cut the text before you draw windows: otherwise windows of different parts would overlap, and
+    the model would be tested on text that it was trained on.
 
     Parameters
     ----------
     tokens : integers, shape (n,)
     validation, test : float
-        Their fractions of the text, from 0, together less than 1; train is the rest.
+        Fractions of the text, at least 0 and together less than 1; train is the rest.
 
     Returns
     -------
     Splits
-        Three arrays that together are `tokens`: views of it, where it is an array.
+        Three consecutive parts of `tokens`; views if `tokens` is an array.
 
     Raises
     ------
@@ -254,13 +255,13 @@ def split(tokens: Tokens, validation: float = 0.1, test: float = 0.1) -> Splits:
 def sample_batch(
     tokens: Tokens, batch_size: int, block_size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw random windows to train on; every position is equally likely to start one.
+    """Draw random windows to train on; all possible starts are equally likely.
 
     Parameters
     ----------
     tokens : integers, shape (n,)
     batch_size, block_size : int
-        How many windows, and how many inputs in each: B and T.
+        Number of windows B, and of inputs T in each window.
     rng : numpy.random.Generator
         The same state draws the same windows.
 
@@ -293,21 +294,21 @@ def sample_batch(
 def windows(
     tokens: Tokens, block_size: int, limit: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return consecutive windows that cover a text, to evaluate on: nothing is left to chance.
+    """Return consecutive windows that cover a text, to evaluate on without random choices.
 
     Parameters
     ----------
     tokens : integers, shape (n,)
     block_size : int
-        How many inputs each window has: T.
+        Number of inputs T in each window.
     limit : int, optional
-        Keep at most so many windows, evenly spaced over the text.
+        Keep at most this many windows, evenly spaced over the text.
 
     Returns
     -------
     inputs, targets : ndarray, shape (N, T), int64
-        N = (n - 1) // T windows, or `limit` if that is less. Each token but the first is a target
-        once, up to the last incomplete window, which is dropped.
+        N = (n - 1) // T windows, or `limit` if that is less. Without `limit`, each token except the
+        first is a target once; an incomplete window at the end is dropped.
 
     Raises
     ------
@@ -337,8 +338,8 @@ def windows(
 
 def _evenly_spaced(count: int, limit: int) -> np.ndarray:
     """Return the middle index of each of `limit` equal stretches of ``range(count)``."""
-    # A text changes its subject on the way, so its first windows would tell of its first chapters
-    # only; a few from everywhere estimate the loss on the whole of it.
+    # The subject of a text changes, so its first windows represent only its first chapters; windows
+    # from everywhere estimate the loss on the whole text.
     return (2 * np.arange(limit) + 1) * count // (2 * limit)  # (limit,)
 
 
@@ -348,7 +349,7 @@ def _as_row(tokens: Tokens) -> np.ndarray:
     if row.ndim != 1:
         raise DataError(f"tokens have shape {row.shape}: one row of tokens (n,) is expected")
     if row.size == 0:
-        return row.astype(np.uint8)  # an empty list has no type of its own: NumPy calls it float64
+        return row.astype(np.uint8)  # NumPy makes an empty list float64
     if row.dtype.kind not in "iu":
         raise DataError(f"tokens have dtype {row.dtype}: integers are expected, encode(text) first")
     return row

@@ -1,4 +1,4 @@
-"""Bytes: files written whole or not at all, JSON, arrays, safetensors. Knows no model."""
+"""Files: written whole or not at all; JSON, arrays, safetensors. No file here knows a model."""
 
 from lora_np.files.arrays import (
     CheckpointError,

@@ -1,4 +1,4 @@
-"""Files in and out, never half-written: a file is replaced in one step or not at all."""
+"""Arrays, JSON and text in files; a file is replaced in one step or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST_JSON = 2**25  # bytes; the index of a model of 90,000 tensors has 2^23
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be read as what it should be; the message names it and says why."""
+    """A file does not have the expected content; the message names the file and the reason."""
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -40,12 +40,12 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an ``.npz`` file by name: of numbers or truth values, each once.
+    """Read the arrays of an ``.npz`` file by name; they hold numbers or booleans, not objects.
 
     Raises
     ------
     CheckpointError
-        If the file is missing or is no such file.
+        If the file is missing or is not an ``.npz`` file of such arrays.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
             return read_npz(raw)
         except NotAnArray as error:
             raise CheckpointError(
-                f"{path} is not a readable .npz file, {error}: remove it"
+                f"{path} is not a readable .npz file ({error}): remove it"
             ) from None
 
 
@@ -103,7 +103,8 @@ def load_json(path: str | Path) -> Any:
     Raises
     ------
     CheckpointError
-        If the file is missing, is no JSON, has more than 32 MB, or a number in it is not finite.
+        If the file is missing, is not JSON, is larger than 32 MiB, or holds a number that is not
+        finite.
 
     Examples
     --------
@@ -116,7 +117,7 @@ def load_json(path: str | Path) -> Any:
     """
     with open_file(path, CheckpointError) as raw:
         if os.fstat(raw.fileno()).st_size > LARGEST_JSON:
-            raise CheckpointError(f"{path} has more than {LARGEST_JSON} bytes, too many for JSON")
+            raise CheckpointError(f"{path} has more than {LARGEST_JSON} bytes, the limit for JSON")
         content = raw.read()
     try:
         return json.loads(content.decode(), parse_float=_finite, parse_constant=_finite)
@@ -125,7 +126,7 @@ def load_json(path: str | Path) -> Any:
 
 
 def _finite(text: str) -> float:
-    """Return a number of JSON, which knows no nan, and whose 1e999 no float can hold."""
+    """Return a number in JSON; refuse nan, which is not JSON, and 1e999, which becomes inf."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{brief(text)} is not a finite number")

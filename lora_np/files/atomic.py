@@ -1,8 +1,8 @@
-"""The one way in which files are written: beside their place, then moved there in one step.
+"""How all files are written: as a temporary file in the same folder, then renamed in one step.
 
-A reader finds the old file or the new one, never half of one, whenever the process is killed or the
-power fails. The temporary file is named after its process, so that what a killed one left behind is
-known, and is removed at the next write beside it.
+A reader finds the old file or the new one, never half a file, whenever the process is killed or the
+power fails. The name of the temporary file identifies its process, so that the next write in the
+folder can remove the temporary files of killed processes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ TEMPORARY = re.compile(
     re.escape(PREFIX) + r"(?P<system>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>[A-Za-z0-9]*)-\d+"
 )
 OLD = 7 * 24 * 3600.0  # seconds: no write takes that long
-NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # by some file systems
-_numbers = count()  # the threads of a process share it
+NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # from file systems without fsync
+_numbers = count()  # shared by the threads of the process
 
 
 class WriteError(OSError):
-    """A file or folder that cannot be written; the message names it and says why."""
+    """A file or folder cannot be written; the message names the path and the reason."""
 
     def __init__(self, path: Path, error: OSError, reason: str | None = None) -> None:
         self.reason = reason or error.strerror or str(error)
@@ -40,7 +40,7 @@ class WriteError(OSError):
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary file to write, which takes the place of `path` if all went well.
+    """Yield the path of a temporary file to write; it replaces `path` if no error is raised.
 
     Raises
     ------
@@ -58,22 +58,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
     ...             _ = temporary.write_text("half of i")
     ...             raise KeyboardInterrupt
     ...     except KeyboardInterrupt:
-    ...         os.listdir(folder)  # no half of a file
+    ...         os.listdir(folder)  # no half-written file
     []
     """
     path = Path(path)
     with beside(path) as temporary:
         yield temporary
-        flush(temporary)  # the content before the name, or a power cut could leave an empty file
+        flush(temporary)  # content before name: else a power cut could leave an empty file
         temporary.replace(path)
         _flush_folder(path.parent)
 
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill, which takes the place of `folder` if all went well.
+    """Yield a temporary folder to fill; it becomes `folder` if no error is raised.
 
-    Its files are written by :func:`replacing`. An empty folder is replaced, a full one is an error.
+    Write its files with :func:`replacing`. If `folder` exists, it is replaced if it is empty;
+    otherwise an error is raised.
     """
     with beside(folder) as temporary:
         temporary.mkdir(parents=True)
@@ -84,14 +85,14 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` that nobody else uses, and remove what is left under it."""
+    """Yield a unique path in the folder of `path`; afterwards remove what is still there."""
     remove_stale(path.parent)
     owner = this_process()
     name = f"{PREFIX}{_system(owner)}-{owner.pid}-{owner.start}-{next(_numbers)}"
     temporary = path.with_name(name)
     try:
         yield temporary
-    except WriteError as error:  # of a file in a temporary folder
+    except WriteError as error:  # for a file in a temporary folder
         raise WriteError(path, error, error.reason) from error
     except OSError as error:
         other = error.filename is not None and os.fspath(error.filename) != str(temporary)
@@ -101,7 +102,7 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, unless it is there."""
+    """Make a folder and its parents, unless they exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -109,7 +110,7 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the temporary files and folders that processes left which have ended."""
+    """Remove the temporary files and folders of processes that have ended."""
     with suppress(OSError):
         for name in os.listdir(folder):
             parts = TEMPORARY.fullmatch(name)
@@ -118,7 +119,7 @@ def remove_stale(folder: Path) -> None:
 
 
 def _is_stale(path: Path, parts: re.Match[str]) -> bool:
-    """Return whether a temporary is of this system, and of no process that still writes it."""
+    """Return whether a temporary file is from this system and its process has ended."""
     here = this_process()
     if parts["system"] != _system(here):
         return False
@@ -127,12 +128,12 @@ def _is_stale(path: Path, parts: re.Match[str]) -> bool:
 
 
 def strangers(folder: Path) -> list[Path]:
-    """Return what a folder holds beside our own temporaries and locks."""
+    """Return the contents of a folder except our own temporary files and locks."""
     return [path for path in folder.iterdir() if not path.name.startswith(PREFIX)]
 
 
 def flush(path: Path) -> None:
-    """Wait until the disk has a file's content."""
+    """Wait until a file's content is on the disk."""
     handle = os.open(path, os.O_RDWR)
     try:
         os.fsync(handle)
@@ -144,7 +145,7 @@ def flush(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Wait until the disk has a folder's names, where the system can do that."""
+    """Wait until a folder's entries are on the disk, if the system supports that."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -154,7 +155,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # nothing is there, most often
+    with suppress(OSError):  # most often nothing is there
         path.unlink()
         return
     shutil.rmtree(path, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""One process at a time writes into a folder: a lock file there says which.
+"""Locks: only one process at a time writes into a folder, and a lock file there names it.
 
-Locks are numbered. A process that finds none, or only locks of processes that have ended, makes
-the next number. A file is made under a name in one step, so of several that start at once exactly
-one succeeds. It then looks again: whoever finds another lock that is held gives up its own. So no
-two go on, and a lock that a killed process left needs no repair.
+Locks are numbered. A process that finds no lock, or only locks of processes that have ended, makes
+the lock with the next number. Creating a file is atomic, so if several processes try at once,
+exactly one succeeds. It then looks again and gives up its lock if it finds another lock that is
+held. So two processes never hold a folder, and the lock of a killed process needs no repair.
 """
 
 from __future__ import annotations
@@ -23,31 +23,32 @@ from lora_np.files.owner import Owner, has_ended, this_process
 
 LOCK = re.compile(re.escape(PREFIX) + r"lock-(\d{1,9})")
 FIELDS = ("host", "space", "start", "since")  # and pid
-_numbers = count()  # the threads of a process share it
+_numbers = count()  # shared by the threads of the process
 
 
 class HeldError(ValueError):
-    """A folder into which another process writes; the message says which, and what to do."""
+    """Another process holds the folder; the message names the process and says what to do."""
 
 
 @contextmanager
 def hold(folder: Path, take_over: bool = False) -> Iterator[None]:
-    """Keep other processes, and other threads, from writing into a folder.
+    """Hold a folder: other processes and threads that call this function are refused.
 
     Parameters
     ----------
     folder : Path
-        Is made if it does not exist.
+        Made if it does not exist.
     take_over : bool
-        Take the folder also from a process that may run, on another host. From one that has ended
-        it is always taken, and never from one that is known to run.
+        Also take the folder from a process that may still run, because it is on another host or
+        the system does not say. A folder is always taken from a process that has ended, and never
+        from one that is known to run.
 
     Raises
     ------
     HeldError
-        If somebody holds the folder.
+        If another process or thread holds the folder.
     OSError
-        If it cannot be written.
+        If the folder cannot be written.
 
     Examples
     --------
@@ -77,7 +78,7 @@ def hold(folder: Path, take_over: bool = False) -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what killed processes left in a folder in which there is nothing more to do."""
+    """Remove the temporary files and locks of killed processes from a finished folder."""
     remove_stale(folder)
     with suppress(OSError):
         for lock in _locks(folder):
@@ -87,10 +88,10 @@ def clear(folder: Path) -> None:
 
 
 def _release(folder: Path, text: str) -> None:
-    """Remove our lock, known by its text: it is there even if making it was interrupted."""
+    """Remove our lock, found by its text: it may exist even if _make_lock was interrupted."""
     with suppress(OSError):
         for lock in _locks(folder):
-            with suppress(FileNotFoundError):  # another one may be released meanwhile
+            with suppress(FileNotFoundError):  # another lock may be released meanwhile
                 if lock.read_bytes() == text.encode():
                     lock.unlink()
 
@@ -102,7 +103,7 @@ def _make_lock(folder: Path, text: str, take_over: bool) -> Path:
         last = max((int(lock.name.rpartition("-")[2]) for lock in found), default=0)
         mine = folder / f"{PREFIX}lock-{last + 1}"
         if _make(mine, text):
-            return mine  # else another process was faster: look who
+            return mine  # otherwise another process was faster: look again
 
 
 def _locks(folder: Path) -> list[Path]:
@@ -110,7 +111,7 @@ def _locks(folder: Path) -> list[Path]:
 
 
 def _make(lock: Path, text: str) -> bool:
-    """Make a file with its content in one step; return False if there is one already."""
+    """Make a file with its content in one step; return False if it already exists."""
     with beside(lock) as temporary:
         temporary.write_text(text, encoding="utf-8")
         flush(temporary)
@@ -124,7 +125,7 @@ def _make(lock: Path, text: str) -> bool:
 
 
 def _make_without_links(lock: Path, text: str) -> bool:
-    """Make the file where the file system has no links; it is empty for a moment."""
+    """Make the file on a file system without links; the file is empty for a moment."""
     try:
         file = lock.open("x", encoding="utf-8")
     except FileExistsError:
@@ -146,21 +147,21 @@ def _refuse_if_held(locks: list[Path], take_over: bool) -> None:
         ended = has_ended(holder.owner)
         if ended or (ended is None and take_over):
             continue
-        way_out = "if that has ended, --take-over takes the folder"
+        way_out = "if that process has ended, --take-over takes the folder"
         if ended is False:
             way_out = "wait for it, or stop it"
         raise HeldError(f"{lock.parent} is in use by {holder.shown}: {way_out}")
 
 
 class _Holder(NamedTuple):
-    """Who made a lock, and how that is said."""
+    """The process that made a lock, and its description for errors."""
 
     owner: Owner
     shown: str
 
 
 def _holder(lock: Path) -> _Holder | None:
-    """Read who made a lock; None if it has been released."""
+    """Return the process that made a lock, or None if the lock has been released."""
     try:
         content = json.loads(lock.read_bytes())
         host, space, start, since = (str(content[name]) for name in FIELDS)

@@ -1,13 +1,13 @@
-"""The names of tensors and modules: without the parts that a wrapper put in, and matched.
+"""The names of tensors and modules: remove the parts of wrappers, and match two files.
 
-torch.compile, FSDP, activation checkpointing, DataParallel and PEFT wrap a model, or modules in
-it, and each puts a part of its own into the names of the parameters. A file saved from inside a
-wrapper holds names such as::
+torch.compile, FSDP, activation checkpointing, DataParallel and PEFT wrap a model or its modules,
+and each adds a part to the names of the parameters. A file saved from inside a wrapper holds names
+such as::
 
     module.base_model.model.model.layers.0._fsdp_wrapped_module.self_attn.q_proj.lora_A.weight
 
-Every command reads names without these parts, so that they are the plain model's. A part that is
-called "module" or "model" for reasons of the model's own stays.
+Every command removes these parts and so gets the names of the plain model. A part "module" or
+"model" that belongs to the model itself stays.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from lora_np.files.arrays import CheckpointError
 PREFIX = "base_model.model."  # PEFT's
 PARALLEL = "module."  # DataParallel's, DistributedDataParallel's and DeepSpeed's
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # at any depth
-BODIES = ("model.", "transformer.")  # how transformers' models with a head call the rest
-OTHERS = {  # what a tensor's name gives away; the first that is found counts
+BODIES = ("model.", "transformer.")  # names of the body in transformers' models with a head
+OTHERS = {  # meanings of tensors by their names; the first match counts
     r"\.(?:lora_magnitude_vector|dora_scale)\b": "a magnitude of DoRA's, whose change is no B A",
     r"\.lora_(?:E|ranknum)\b": "of AdaLoRA, which has singular values too",
     r"\.lora_[ab]$": "of mlx, which keeps both factors transposed",
@@ -48,14 +48,14 @@ def plain_names(names: Iterable[str], source: str | Path) -> dict[str, str]:
     Parameters
     ----------
     names : iterable of str
-        All of the file's: "module." is left off only where all begin with it.
+        All names of the file: "module." is removed only if all of them begin with it.
     source : str or Path
         The file, for the error.
 
     Raises
     ------
     CheckpointError
-        If two names become one.
+        If two names become equal.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def _without_peft(name: str) -> str:
 
 
 def _distinct(called: dict[str, str], source: str | Path) -> dict[str, str]:
-    """Return `called` if no two of its names are called alike."""
+    """Return `called`, or raise if two of its names have the same plain name."""
     first: dict[str, str] = {}
     for name, new in called.items():
         if first.setdefault(new, name) != name:
@@ -88,16 +88,16 @@ def _distinct(called: dict[str, str], source: str | Path) -> dict[str, str]:
 
 
 def wrappers_of(plain: Mapping[str, str]) -> list[str]:
-    """Return the wrappers' parts that :func:`plain_names` left off, PEFT's own apart.
+    """Return the wrappers' parts that :func:`plain_names` removed, except PEFT's.
 
     Parameters
     ----------
     plain : mapping of str to str
-        What it returned.
+        The result of :func:`plain_names`.
     """
     parts = {part for name in plain for part in name.split(".")}
     found = [part for part in WRAPPERS if part in parts]
-    module = PARALLEL.removesuffix(".")  # which may be a part of the model's own too
+    module = PARALLEL.removesuffix(".")  # may also be a part of the model's own names
     parallel = any(
         name.split(".").count(module) > new.split(".").count(module) for name, new in plain.items()
     )
@@ -105,23 +105,23 @@ def wrappers_of(plain: Mapping[str, str]) -> list[str]:
 
 
 def matched(names: Collection[str], others: Collection[str], source: str | Path) -> dict[str, str]:
-    """Return what another file of the same model calls each of the names.
+    """Return, for each of the names, its name in another file of the same model.
 
-    One of the two may be of the model's body alone, whose names lack the body's own: "model." or
-    "transformer." is then left off or put before, whichever makes most names meet. Names that meet
-    as they are stay.
+    One of the files may hold only the model's body, so that its names lack "model." or
+    "transformer.". The prefix is then removed or added, whichever makes most names equal to those
+    of the other file; otherwise the names stay unchanged.
 
     Parameters
     ----------
     names, others : collection of str
-        Plain ones of two files.
+        Plain names of two files.
     source : str or Path
         The file of `names`, for the error.
 
     Raises
     ------
     CheckpointError
-        If two names become one.
+        If two names become equal.
 
     Examples
     --------
@@ -134,12 +134,12 @@ def matched(names: Collection[str], others: Collection[str], source: str | Path)
     for body in BODIES:
         ways.append({name: name.removeprefix(body) for name in names})
         ways.append({name: body + name if body + name in held else name for name in names})
-    best = max(ways, key=lambda way: len(held.intersection(way.values())))  # the first of equals
+    best = max(ways, key=lambda way: len(held.intersection(way.values())))  # first if equal
     return _distinct(best, source)
 
 
 def meaning_of(name: str) -> str:
-    """Say what a tensor is that no plain LoRA has, as far as its name tells.
+    """Return a description of a tensor that plain LoRA does not have, from its name.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Whose file is it: a process by host, number and start, and whether it still runs."""
+"""The owner of a file: a process, identified by host, number and start; whether it still runs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 
 class Owner(NamedTuple):
-    """A process, told apart from every other one that may see the same disk.
+    """A process, identified among all processes that may use the same disk.
 
     Attributes
     ----------
     host : str
     space : str
-        Where its number counts: containers may share a host's name and a disk.
+        The namespace of `pid`: containers may share a host's name and a disk.
     pid : int
     start : str
-        When it started, for numbers are used again; "" if the system does not say.
+        When the process started, because numbers are reused; "" if the system does not say.
     """
 
     host: str
@@ -31,7 +31,7 @@ class Owner(NamedTuple):
 
 
 def this_process() -> Owner:
-    """Return the process that calls.
+    """Return the calling process.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def this_process() -> Owner:
     >>> this_process().pid == os.getpid(), has_ended(this_process())
     (True, False)
     """
-    return _owner(os.getpid())  # asked each time: a forked process is another
+    return _owner(os.getpid())  # getpid each time: a forked process has another number
 
 
 @cache
@@ -66,18 +66,18 @@ def has_ended(owner: Owner) -> bool | None:
 
 
 def started(pid: int) -> str | None:
-    """Return when a process of this system started: letters and digits that tell it from others.
+    """Return when a process of this system started, as letters and digits.
 
-    None if there is no such process, "" if the system does not say.
+    Return None if there is no such process, and "" if the system does not say.
     """
     if os.name != "posix":
         return ""
     try:
-        os.kill(pid, 0)  # sends nothing
+        os.kill(pid, 0)  # sends no signal
     except (ProcessLookupError, OverflowError):
         return None
     except PermissionError:
-        pass  # it runs, as another user
+        pass  # the process runs as another user
     return _started_on_linux(pid) if sys.platform == "linux" else _started_by_ps(pid)
 
 
@@ -87,7 +87,7 @@ def _started_on_linux(pid: int) -> str | None:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:
         return ""
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    fields = text.rpartition(")")[2].split()  # after the program's name, which may hold anything
     return None if fields[0] in "ZX" else f"{boot[:8]}{fields[19]}"  # clock ticks since the boot
 
 

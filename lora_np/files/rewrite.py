@@ -1,8 +1,8 @@
-"""A copy of a checkpoint in which some tensors are replaced, streamed: one in memory at a time.
+"""Copy a checkpoint and replace some tensors, with one tensor in memory at a time.
 
-The layout of a safetensors file: eight bytes with the length of the header, little-endian; the
-header, JSON with each tensor's dtype, shape and place; then the bytes of the tensors. What is not
-replaced is copied as bytes, whatever its type.
+A safetensors file has eight bytes with the length of the header, little-endian; the header, JSON
+with each tensor's dtype, shape and place; then the bytes of the tensors. Tensors that are not
+replaced are copied as bytes, whatever their type.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHUNK = 2**24  # bytes copied at once
 
 
 class _Place(NamedTuple):
-    """Where the bytes of a tensor lie, and its entry in the header."""
+    """The place of a tensor's bytes, and its entry in the header."""
 
     file: Path
     start: int
@@ -35,27 +35,27 @@ class _Place(NamedTuple):
 def rewrite_tensors(
     source: TensorFile, path: str | Path, replacement: Callable[[str], np.ndarray | None]
 ) -> None:
-    """Write a checkpoint again with some tensors replaced, into one file.
+    """Write a copy of a checkpoint with some tensors replaced, into one file.
 
     Parameters
     ----------
     source : TensorFile
-        Open. If it is spread over several files, they are joined.
+        An open checkpoint. If it consists of several files, they are joined.
     path : str or Path
-        A new file, which appears whole or not at all.
+        A new file, which is written whole or not at all.
     replacement : callable
-        Called with each name; returns an array of the same shape and dtype, or None to copy.
+        ``replacement(name)`` returns an array of the same shape and dtype, or None to copy.
 
     Raises
     ------
     CheckpointError
-        If the file exists.
+        If `path` exists, or the source holds a tensor more than once.
     ValueError
         If a replacement has another shape or dtype.
     """
     path = Path(path)
     if path.exists():
-        raise CheckpointError(f"{path} exists already: give the result a name of its own")
+        raise CheckpointError(f"{path} exists already: give the result another name")
     metadata, places = _places(source)
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     start = 0
@@ -64,7 +64,7 @@ def rewrite_tensors(
         header[name] = {**place.entry, "data_offsets": offsets}
         start += place.size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight, as is usual
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight, as usual
     make_folder(path.parent)
     with replacing(path) as temporary, temporary.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
@@ -77,13 +77,13 @@ def rewrite_tensors(
 
 
 def _places(source: TensorFile) -> tuple[dict[str, str], dict[str, _Place]]:
-    """Return the notes of the (first) file, and the place of every tensor, wide types first."""
+    """Return the metadata of all files, and the place of every tensor, wide dtypes first."""
     metadata, places = {}, {}
     for file in _files(source.path):
         with open_file(file, CheckpointError) as raw:
             (length,) = struct.unpack("<Q", raw.read(8))
             header = json.loads(raw.read(length))  # checked when the TensorFile was opened
-        metadata = {**header.pop("__metadata__", {}), **metadata}
+        metadata = {**header.pop("__metadata__", {}), **metadata}  # the first file's value counts
         for name, entry in header.items():
             begin, end = entry.pop("data_offsets")
             places[name] = _Place(file, 8 + length + begin, end - begin, entry)
@@ -100,7 +100,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _width(place: _Place) -> int:
-    """Return the bytes of one number; in descending order no number straddles its multiples."""
+    """Return the bytes per number; in descending order, all numbers are aligned."""
     count = int(np.prod(place.entry["shape"], dtype=np.int64))
     return place.size // count if count else 0
 

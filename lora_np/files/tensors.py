@@ -1,10 +1,10 @@
 """Tensors by name in safetensors files: read one at a time, written in one step.
 
-A safetensors file is a JSON header (names, dtypes, shapes, places) and then the numbers. Opening it
-reads and checks the header alone, so that a file larger than the memory can be looked through
-tensor by tensor. Nothing in it can run code, which a pickle can: those are refused.
+A safetensors file is a JSON header (names, dtypes, shapes, places) followed by the numbers. Opening
+a file reads and checks only the header, so that a file larger than the memory can be read tensor by
+tensor. A safetensors file cannot run code. A pickle can, so pickles are refused.
 
-NumPy has no bfloat16, the upper half of a float32; the package ml_dtypes adds it.
+NumPy does not have bfloat16, the upper half of a float32; the package ml_dtypes adds it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def float_dtype(name: Any) -> np.dtype:
     Raises
     ------
     ValueError
-        If it is another.
+        If `name` is another type.
 
     Examples
     --------
@@ -58,20 +58,20 @@ def float_dtype(name: Any) -> np.dtype:
 class TensorFile:
     """The tensors of a safetensors file, or of a checkpoint in several such files.
 
-    Use it in a ``with`` block: the file stays open until its end.
+    Use a TensorFile in a ``with`` block; the end of the block closes the file.
 
     Parameters
     ----------
     path : str or Path
-        A ``.safetensors`` file, or the ``.safetensors.index.json`` that lists the files over which
-        a checkpoint is spread.
+        A ``.safetensors`` file, or the ``.safetensors.index.json`` that lists the files of a
+        checkpoint.
 
     Attributes
     ----------
     names : tuple of str
-        In the order in which the tensors lie in the file.
+        In the order of the tensors in the file.
     metadata : dict of str to str
-        What the header says about itself; empty for a checkpoint in several files.
+        The notes in the header; empty for a checkpoint in several files.
 
     Raises
     ------
@@ -112,7 +112,7 @@ class TensorFile:
         self._open_files.enter_context(file)
         for name in file.offset_keys():
             if not is_name(name):
-                raise CheckpointError(f"{path} holds {shown(name)}, which is no name of a tensor")
+                raise CheckpointError(f"{path} holds {shown(name)}, not a valid name of a tensor")
         return file
 
     def _open_shards(self) -> None:
@@ -121,7 +121,7 @@ class TensorFile:
             found = file.offset_keys()
             for odd in sorted(names ^ set(found)):
                 where = f"{self.path} lists" if odd in names else f"{shard} holds"
-                raise CheckpointError(f"{where} {shown(odd)}, which the other has not")
+                raise CheckpointError(f"{where} {shown(odd)}, which the other does not have")
             self._home.update(dict.fromkeys(found, file))
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -129,7 +129,7 @@ class TensorFile:
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """Return a tensor's type: "float32", "bfloat16", ..., or the file's code if no float."""
+        """Return a tensor's dtype: "float32", "bfloat16", ...; the file's code for non-floats."""
         code = str(self._slice(name).get_dtype())
         return FLOATS.get(code, code)
 
@@ -140,25 +140,26 @@ class TensorFile:
         ----------
         name : str
         dtype : dtype, optional
-            What it becomes; None keeps the file's, bfloat16 included.
+            The dtype of the result; None keeps the file's, even bfloat16.
 
         Returns
         -------
         numpy.ndarray
-            Memory of its own.
+            An array with its own memory.
 
         Raises
         ------
         CheckpointError
-            If it is absent, not of floats, or has an entry that is not finite in `dtype`.
+            If the tensor is absent, does not hold floats, or has an entry that is not finite in
+            `dtype`.
         """
         stored = self.dtype(name)
         if stored not in FLOATS.values():
             raise CheckpointError(f"{self.path} holds {name!r} as {stored}, expected floats")
-        float_dtype(stored)  # safetensors finds bfloat16 once ml_dtypes is there
+        float_dtype(stored)  # imports ml_dtypes, which safetensors needs for bfloat16
         x = self._whole(name)
         if dtype is not None:
-            # What is too large becomes inf, and is refused below, as a nan is that sets a flag.
+            # Too large entries become inf, which is refused below, as is nan.
             with np.errstate(over="ignore", invalid="ignore"):
                 x = x.astype(float_dtype(dtype), copy=False)
         if not np.isfinite(x).all():
@@ -168,12 +169,12 @@ class TensorFile:
         return x
 
     def read_number(self, name: str) -> float:
-        """Read a tensor of one entry, other than 0, of floats or of integers.
+        """Read a tensor with a single entry other than 0, a float or an integer.
 
         Raises
         ------
         CheckpointError
-            If it is none.
+            If the tensor is not such a number.
         """
         x = self._whole(name) if self.dtype(name) in INTEGERS else self.read(name, np.float64)
         if x.size != 1 or x.item() == 0:
@@ -202,7 +203,7 @@ class TensorFile:
         return not self._home and bool(self.names)
 
     def close(self) -> None:
-        """Close the file; reading is then an error."""
+        """Close the file; reading it afterwards is an error."""
         self._home = {}
         self._open_files.close()
 
@@ -214,12 +215,12 @@ class TensorFile:
 
 
 def open_weights(path: str | Path) -> TensorFile:
-    """Open a model's weights: a file, or a folder as Hugging Face's save_pretrained writes it.
+    """Open a model's weights: a file, or a folder written by Hugging Face's save_pretrained.
 
     Parameters
     ----------
     path : str or Path
-        A ``.safetensors`` file or an index; of a folder, model.safetensors or
+        A ``.safetensors`` file or an index, or a folder with model.safetensors or
         model.safetensors.index.json.
 
     Returns
@@ -230,7 +231,7 @@ def open_weights(path: str | Path) -> TensorFile:
     Raises
     ------
     CheckpointError
-        If there is none, or it is broken or a pickle.
+        If the file is missing, broken or a pickle.
 
     Examples
     --------
@@ -252,7 +253,7 @@ def open_weights(path: str | Path) -> TensorFile:
 
 
 def _open_safetensors(path: Path) -> Any:
-    """Open one file; its header is then checked: no overlap, no gap, no end beyond the file's."""
+    """Open one file; safetensors checks its header: no overlap, no gap, no end after the file's."""
     import safetensors
 
     if path.suffix in PICKLES:
@@ -263,12 +264,12 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
-        reason = brief(" ".join(str(error).split()))  # whatever the file holds
+        reason = brief(" ".join(str(error).split()))  # may quote text from the file
         raise CheckpointError(f"{path} is not a readable .safetensors file: {reason}") from None
 
 
 def _shards(index: Path) -> dict[str, set[str]]:
-    """Return the names of the tensors that each file of an index should hold."""
+    """Return the names of the tensors in each file, according to an index."""
     content = load_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places:
@@ -288,14 +289,14 @@ def save_tensors(
     arrays: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write arrays by name to a safetensors file, which appears whole or not at all.
+    """Write arrays by name to a safetensors file, which is written whole or not at all.
 
     Parameters
     ----------
     path : str or Path
     arrays : mapping of str to numpy.ndarray
-        Of float64, float32, float16 or bfloat16. The file's order is safetensors' own: wide types
-        first, then by name.
+        Arrays of float64, float32, float16 or bfloat16. safetensors sorts them by width of the
+        dtype, then by name.
     metadata : mapping of str to str, optional
         Notes for the header.
 
@@ -324,10 +325,10 @@ def save_tensors(
             raise ValueError(
                 f"{name!r} is {array.dtype}, expected one of {', '.join(FLOATS.values())}"
             )
-        whole[name] = np.asarray(array, order="C")  # save_file writes memory as it lies
+        whole[name] = np.asarray(array, order="C")  # save_file ignores strides
     with replacing(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # others may read it as any new file; save_file forbids it
+        mode = temporary.stat().st_mode  # save_file would make the file readable only by its owner
         try:
             save_file(whole, temporary, dict(metadata) if metadata else None)
         except safetensors.SafetensorError as error:  # a full disk, most often

@@ -1,4 +1,4 @@
-"""Is a pair right? Its backward against derivatives that nobody derived."""
+"""Is a pair right? Compare its backward with numeric derivatives of its forward."""
 
 from lora_np.gradcheck.check import STEP, TOLERANCE, check_gradients
 from lora_np.gradcheck.report import GradientError, GradientReport, GradientRow

@@ -1,23 +1,23 @@
-"""Is a pair right? Its backward against derivatives that nobody derived.
+"""Is a pair right? Compare its backward with numeric derivatives of its forward.
 
-Take a pair of pure functions and random numbers dy of the output's shape. Backward claims the
-gradient of the scalar L(inputs) = sum(dy * y). Three ways to hold it to that, all in float64::
+Take a pair of pure functions and random numbers dy with the shape of the output y. Backward claims
+to return the gradient of the scalar L(inputs) = sum(dy * y). Three methods check that, in float64::
 
-    central      dL/dx_i = (L(x + h e_i) - L(x - h e_i)) / 2h + O(h^2)    two calls an entry
-    complex      dL/dx_i = Im L(x + i h e_i) / h, h = 1e-30               one call an entry, exact
-    directional  <v, J^T dy> = <dy, J v>, v random                        two calls an input
+    central      dL/dx_i = (L(x + h e_i) - L(x - h e_i)) / 2h + O(h^2)    two calls per entry
+    complex      dL/dx_i = Im L(x + i h e_i) / h, h = 1e-30               one call per entry, exact
+    directional  <v, J^T dy> = <dy, J v>, v random                        two calls per input
 
-Central differences lose half the digits to cancellation; the complex step subtracts nothing and
-keeps them all, but asks that forward be analytic (no abs, no conjugation). The directional mode is
-the dot-product identity of a Jacobian J and its transpose: one number checks a whole array, so it
-scales to a whole model. The error of a gradient is ``max|analytic - numeric|`` over the largest
-``|numeric|`` of that input, or over 1 if that is more: relative for large gradients, absolute for
-small ones, so that a gradient that is identically zero is checked too.
+Central differences lose a third of the digits to cancellation; the complex step subtracts nothing
+and keeps all digits, but needs an analytic forward (no abs, no conjugation). The directional method
+is the dot-product identity of a Jacobian J and its transpose: one number checks a whole array, so
+the method scales to a whole model. The error of a gradient is ``max|analytic - numeric|`` over the
+largest ``|numeric|`` of that input, or over 1 if 1 is larger: relative for large gradients,
+absolute for small ones, so that a gradient that is identically zero is checked too.
 
-At a kink, as of relu at exactly 0, there is no derivative. Backward may return any slope between
-those to the left and to the right: the entry passes, and a note says where. The slopes of a kink
-stay apart however small the step, those of a smooth function come together: a wrong gradient is not
-excused. The complex step follows one of the two branches and is held to the same rule.
+At a kink, such as relu's at 0, there is no derivative. Backward may return any slope between the
+left and the right one: the entry passes, and a note names it. A wrong gradient of a smooth function
+does not pass as a kink: as the step shrinks, the two slopes of a smooth function meet, those of a
+kink do not. The complex step follows one of the two branches; the same rule applies.
 
 Source: Squire and Trapp (1998), SIAM Review 40(1), for the complex step.
 """
@@ -35,7 +35,7 @@ from lora_np.gradcheck.report import GradientError, GradientReport, GradientRow
 
 TOLERANCE = {"central": 1e-7, "complex": 1e-12, "directional": 1e-7}
 STEP = {"central": 6e-6, "complex": 1e-30, "directional": 1e-6}  # central: cube root of epsilon
-MOST_KINKS = 100  # entries that are looked at: where more disagree, it is no kink
+MOST_KINKS = 100  # entries that may be kinks: if more disagree, the others are wrong
 
 
 def check_gradients(
@@ -57,15 +57,15 @@ def check_gradients(
     backward : callable
         ``backward(dy, cache, need) -> gradients``, in the order of the inputs.
     inputs : mapping or sequence
-        The arguments of forward, in order; a sequence takes its names from forward's signature.
-        Floating-point arrays are checked (converted to float64); integer arrays and None are not.
+        The arguments of forward, in order; the names of a sequence come from forward's signature.
+        Only floating-point arrays are checked; they are converted to float64.
     method : {"central", "complex", "directional"}
     wrt : sequence of str, optional
-        Names of the inputs to check; the others are passed to backward as not needed.
+        Names of the inputs to check; `need` is False for the others. By default all are checked.
     rng : numpy.random.Generator, optional
         Draws dy and the directions; by default seeded with 0.
     **kwargs
-        Passed to forward: what takes no gradient, such as a scale or a mask.
+        Arguments of forward without a gradient, such as a scale or a mask.
 
     Returns
     -------
@@ -73,8 +73,9 @@ def check_gradients(
 
     Raises
     ------
-    ValueError
-        If the method or a name in `wrt` is unknown, or nothing is left to check.
+    ValueError, GradientError
+        If the method or a name in `wrt` is unknown, or there is nothing to check; if backward
+        returns too few gradients, or one that is not needed.
 
     Examples
     --------
@@ -120,7 +121,7 @@ class _Probe(NamedTuple):
         return float((self.dy * (y_plus - y_minus)).sum()) / (2.0 * h)
 
     def one_sided(self, name: str, v: np.ndarray, h: float) -> tuple[float, float]:
-        """Return the slopes of L along -v and v, over steps of `h`: left and right of here."""
+        """Return the slopes of L to the left and to the right along `v`, over steps of `h`."""
         x, y = self.named[name], self._output(self.named)
         left = y - self._output({**self.named, name: x - h * v})
         right = self._output({**self.named, name: x + h * v}) - y
@@ -131,7 +132,7 @@ class _Probe(NamedTuple):
 
 
 def _named_float64(forward: Callable, inputs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
-    """Return forward's arguments by name, every floating-point one a float64 array of its own."""
+    """Return forward's arguments by name; floating-point ones are copied to float64 arrays."""
     if not isinstance(inputs, Mapping):
         names = list(inspect.signature(forward).parameters)
         if len(inputs) > len(names):
@@ -166,9 +167,9 @@ def _analytic(
     checked: Sequence[str],
     wrt: Sequence[str] | None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return backward's gradients by name, and notes on what pure functions may not do.
+    """Return backward's gradients by name, and a note for each input where the pair is not pure.
 
-    Backward is called twice: with the same cache and dy it must give the same gradients again.
+    Backward is called twice: from the same cache and dy it must return the same gradients.
     """
     dy = probe.dy.copy()
     first = _slots(backward(dy, cache), probe.named)
@@ -181,9 +182,9 @@ def _analytic(
         elif not _same(given[name], probe.named[name]):
             notes[name] = "the pair wrote to this input"
         elif kept[name] is not None and again[name] is None:
-            notes[name] = "a second backward forgets this gradient"
+            notes[name] = "a second call of backward does not return this gradient"
         elif kept[name] is not None and not _same(kept[name], again[name]):
-            notes[name] = "a second backward gives another gradient: it wrote to the cache"
+            notes[name] = "a second call of backward returns another gradient: cache was changed"
     return kept, notes
 
 
@@ -192,10 +193,10 @@ def _same(x: Any, y: Any) -> bool:
 
 
 def _slots(gradients: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """Give backward's gradients their inputs' names.
+    """Return backward's gradients by the names of their inputs.
 
-    An absent input has a slot in some pairs (the bias of linear) and none in others: the number of
-    gradients says which it is. What is left over belongs to arguments that were not passed.
+    In some pairs an input that is None has a gradient's place (the bias of linear), in others it
+    does not: the number of gradients decides. Further gradients belong to arguments not passed.
     """
     floats = [name for name, x in named.items() if _is_float(x)]
     with_absent = [name for name, x in named.items() if x is None or _is_float(x)]
@@ -205,7 +206,7 @@ def _slots(gradients: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]
         raise GradientError(f"backward returned {len(gradients)} gradients, expected {len(names)}")
     unasked = [n for n, g in zip(names, gradients) if n not in floats and g is not None]
     if unasked:
-        raise GradientError(f"backward returned a gradient for {unasked}, which was not passed")
+        raise GradientError(f"backward returned a gradient for {unasked}, not a float input")
     return dict(zip(names, gradients))
 
 
@@ -217,14 +218,14 @@ def _call_again(
     checked: Sequence[str],
     wrt: Sequence[str] | None,
 ) -> Sequence[Any]:
-    """Call backward once more, for the gradients in `checked` alone when `wrt` was given."""
+    """Call backward once more; if `wrt` was given, ask only for the gradients in `checked`."""
     if wrt is None:
         return backward(dy, cache)
     need = [name in checked for name in gradients]
     some = backward(dy, cache, need)
     extra = [name for name, g, n in zip(gradients, some, need) if g is not None and not n]
     if extra:
-        raise GradientError(f"backward formed the gradients of {extra}, which nobody needed")
+        raise GradientError(f"backward formed the gradients of {extra}, which were not needed")
     return some
 
 
@@ -245,7 +246,7 @@ def _row(
 
 
 def _misfit(x: np.ndarray, analytic: Any) -> str:
-    """Say why a gradient cannot even be compared."""
+    """Return the reason why a gradient cannot be compared, or ""."""
     if analytic is None or analytic.shape != x.shape:
         had = "None" if analytic is None else f"of shape {analytic.shape}"
         return f"the gradient is {had}, expected shape {x.shape}"
@@ -280,14 +281,14 @@ def _unit(shape: tuple[int, ...], index: tuple[int, ...]) -> np.ndarray:
 def _kinks(
     probe: _Probe, name: str, analytic: np.ndarray, entries: np.ndarray
 ) -> dict[tuple[int, ...], tuple[float, float]]:
-    """Return the entries where forward has a kink and backward a slope of it, with both slopes."""
+    """Return the entries at a kink whose gradient lies between the two slopes, with the slopes."""
     found: dict[tuple[int, ...], tuple[float, float]] = {}
     for entry in entries[:MOST_KINKS]:
         index = tuple(int(i) for i in entry)
         v = _unit(analytic.shape, index)
         sides = [probe.one_sided(name, v, factor * STEP["central"]) for factor in (1.0, 4.0, 16.0)]
         gaps = [right - left for left, right in sides]
-        stays = max(gaps) - min(gaps) <= 0.1 * abs(gaps[0])  # a smooth gap grows 4 and 16 times
+        stays = max(gaps) - min(gaps) <= 0.1 * abs(gaps[0])  # a smooth one grows 4 and 16 times
         low, high = sorted(sides[0])
         slack = TOLERANCE["central"] * max(1.0, abs(low), abs(high))
         if stays and low - slack <= analytic[index] <= high + slack:
@@ -296,26 +297,26 @@ def _kinks(
 
 
 def _about(kinks: Mapping[tuple[int, ...], tuple[float, float]]) -> str:
-    """Say where forward has kinks, and which slopes they have."""
+    """Return a note that says where forward has kinks, and the slopes of the first."""
     index, (left, right) = next(iter(kinks.items()))
     more = f" and {len(kinks) - 1} more entries" if len(kinks) > 1 else ""
     return (
         f"not differentiable at {list(index)}{more}: a kink with slopes {left:.6g} and "
-        f"{right:.6g}; any between them is right"
+        f"{right:.6g}; any slope between them is right"
     )
 
 
 def _verdict(
     name: str, shape: Any, error: float, index: Any, analytic: float, numeric: float, note: str = ""
 ) -> GradientRow:
-    """Return a row, whose error is infinite where the numeric derivative is not finite."""
+    """Return a row; its error is infinite if the numeric derivative is not finite."""
     if not math.isfinite(error):
-        error, note = math.inf, "the numeric derivative is not finite: forward breaks here"
+        error, note = math.inf, "the numeric derivative is not finite: forward fails here"
     return GradientRow(name, shape, error, index, analytic, numeric, note)
 
 
 def _likeness(analytic: np.ndarray, numeric: np.ndarray) -> str:
-    """Say how a wrong gradient resembles the right one: a constant factor, or its transpose."""
+    """Return how a wrong gradient resembles the right one: a multiple, its transpose, or ""."""
     close = 0.01 * float(np.abs(analytic - numeric).max())
     norm = float((numeric * numeric).sum())
     factor = float((analytic * numeric).sum()) / norm if norm > 0.0 else 0.0

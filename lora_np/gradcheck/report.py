@@ -1,4 +1,4 @@
-"""What a check of gradients finds: one row an input, and the error of a wrong one."""
+"""The result of a gradient check: one row per input, and the error for a wrong gradient."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 class GradientError(AssertionError):
-    """A backward that is wrong; the message says which gradient, where, and by how much."""
+    """A gradient is wrong; the message says which gradient, at which entry, and by how much."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class GradientRow:
     name: str
     shape: tuple[int, ...]
     error: float
-    index: tuple[int, ...] | None  # where it is worst; None in the directional mode
+    index: tuple[int, ...] | None  # the entry with the largest error; None for "directional"
     analytic: float
     numeric: float
     note: str = ""
@@ -32,11 +32,12 @@ class GradientRow:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What :func:`lora_np.check_gradients` found: one row an input.
+    """The result of :func:`lora_np.check_gradients`: one row per input.
 
     Attributes
     ----------
     rows : tuple of GradientRow
+    method : str
     tolerance : float
         The largest error that passes.
 

@@ -1,4 +1,4 @@
-"""Layers: Parameters and the pairs of ops composed, forward beside backward."""
+"""Layers: Parameters, and the pairs of ops composed; forward stands beside backward."""
 
 from lora_np.layers.attention import CausalSelfAttention
 from lora_np.layers.base import Flops, Layer, Rng

@@ -1,4 +1,4 @@
-"""Causal self-attention as a layer: four projections, and heads between them."""
+"""Causal self-attention as a layer: four projections, and the attention of each head."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class AttentionLayerCache(NamedTuple):
 
 
 class CausalSelfAttention(Layer):
-    """Every position reads the positions at or before it, in n_head heads of d / n_head.
+    """Every position attends to the positions at or before it, with n_head heads of width d_head.
 
-    o_proj(concat over heads of attention(q, k, v)), with q, k, v = q_proj(x), k_proj(x), v_proj(x).
+    y = o_proj(concat over heads of attention(q, k, v)), where q, k, v = q_proj(x), k_proj(x),
+    v_proj(x) are cut into heads, and d_head = d / n_head.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ class CausalSelfAttention(Layer):
     rng : numpy.random.Generator
         Draws the weights.
     std_out : float
-        Standard deviation of o_proj's weights; that of the others is 0.02.
+        Standard deviation of o_proj's weights; the other projections have 0.02.
     dtype : numpy dtype
 
     Examples
@@ -48,7 +49,7 @@ class CausalSelfAttention(Layer):
     >>> layer = CausalSelfAttention(8, 2, rng, dtype=np.float64)
     >>> x = rng.standard_normal((1, 5, 8))
     >>> later = x.copy()
-    >>> later[:, 3:] += 1.0  # nothing before position 3 may notice
+    >>> later[:, 3:] += 1.0  # outputs before position 3 do not change
     >>> same = np.isclose(layer.forward(x)[0], layer.forward(later)[0]).all(axis=2)
     >>> same.tolist()
     [[True, True, True, False, False]]
@@ -81,7 +82,7 @@ class CausalSelfAttention(Layer):
         return y, AttentionLayerCache(q_cache, k_cache, v_cache, attention, o_cache)
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
-        """Go back through o_proj, the attention, and the three projections, whose dx add."""
+        """Go back through o_proj, the attention and q_proj, k_proj, v_proj, whose dx add up."""
         inward = [self.q_proj, self.k_proj, self.v_proj]
         needs = self._inward_needs(need_dx)
         dheads = self.o_proj.backward(dy, cache.o, grads, any(needs))  # (..., T, d)
@@ -96,7 +97,7 @@ class CausalSelfAttention(Layer):
         return dx
 
     def extend(self, x: Array, memory: KeyMemory | None = None) -> tuple[Array, KeyMemory]:
-        """Return y for the newest positions `x` (..., T, d), and the keys and values up to them."""
+        """Return y for the newest positions `x` (..., T, d), and all keys and values so far."""
         flat = x.reshape(-1, *x.shape[-2:])  # (rows, T, d)
         q, k, v = (
             self._split(proj.forward(flat)[0]) for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -106,7 +107,7 @@ class CausalSelfAttention(Layer):
         return self.o_proj.forward(self._join(y))[0].reshape(x.shape), memory
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
-        """Return the projections' cost and that of the T x T products, 2 T d each."""
+        """Return the cost of the projections and of the products with T keys, 2 T d each."""
         needs = self._inward_needs(need_dx)
         need_q, need_k, need_v = needs
         product = 2 * T * self.q_proj.d_out

@@ -1,12 +1,12 @@
-"""What every layer offers: its parts by name, forward, backward, extend, and its cost.
+"""The methods of every layer: its parts by name, forward, backward, extend, and its cost.
 
-A layer keeps no state between forward and backward; the cache goes back to the caller::
+A layer keeps no state between forward and backward; forward returns the cache to the caller::
 
     y, cache = layer.forward(x)
     dx = layer.backward(dy, cache, grads)      # grads.add(parameter, gradient)
 
-``forward(x, rng)`` with a numpy Generator turns dropout on; without one there is none.
-``backward(..., need_dx=False)`` says that nobody reads dx: it is then not formed and None returns.
+``forward(x, rng)`` with a NumPy Generator applies dropout; without a Generator there is no dropout.
+``backward(..., need_dx=False)`` does not form dx and returns None.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Flops(NamedTuple):
 
 
 class Layer:
-    """What every layer offers: its parts by name, forward, backward, and its cost.
+    """The base class of layers: parts by name, forward, backward, extend, and the cost.
 
-    Attributes that are Parameters, Layers, or lists of Layers are its parts, in the order in which
-    they were set.
+    The parts of a layer are its attributes that are Parameters, Layers or lists of Layers, in the
+    order in which they were set.
 
     Examples
     --------
@@ -58,23 +58,23 @@ class Layer:
         raise TypeError(f"{type(self).__name__} has no backward of its own")
 
     def extend(self, x: Array, memory: Any = None) -> tuple[Array, Any]:
-        """Return y for the newest positions `x` (..., T, d), and what to remember for the next.
+        """Return y for the newest positions `x` (..., T, d), and the memory for the next call.
 
-        `memory` is None or what the last call returned. Most layers remember nothing.
+        `memory` is None, or the memory that the last call returned. Most layers need no memory.
         """
         return self.forward(x)[0], None
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
-        """Return the cost of a token in a sequence of `T`; entry-by-entry work is not counted."""
+        """Return the cost per token in a sequence of `T`; only matrix products are counted."""
         return Flops(0, 0)
 
-    conditioned: bool = False  # forward(x, c, rng=None), and backward returns dx, dc
-    fixed: Mapping[str, Array] | None = None  # constants held still, while gradients are checked
+    conditioned: bool = False  # True: forward(x, c, rng=None), and backward returns dx, dc
+    fixed: Mapping[str, Array] | None = None  # values of constants() during a gradient check
 
     def constants(self) -> dict[str, Array]:
-        """Return what backward takes as constant although it depends on Parameters; mostly nothing.
+        """Return values that backward treats as constant although they depend on Parameters.
 
-        A layer that has such constants reads them from ``self.fixed`` where that is set.
+        Most layers have none. A layer that has some reads them from ``self.fixed`` if that is set.
         """
         return {}
 
@@ -103,7 +103,7 @@ class Layer:
         return found
 
     def parameters(self) -> dict[str, Parameter]:
-        """Return all Parameters by dotted path, in order; a tied one appears once."""
+        """Return all Parameters by dotted path, in order; a tied Parameter appears once."""
         found: dict[str, Parameter] = {}
         seen: set[int] = set()
         for prefix, layer in {"": self, **self.modules()}.items():
@@ -115,7 +115,7 @@ class Layer:
 
     @property
     def trainable(self) -> bool:
-        """Whether any Parameter in here is trainable."""
+        """Whether the layer has a trainable Parameter."""
         return any(part.trainable for _, part in self.parts())
 
 

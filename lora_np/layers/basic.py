@@ -26,12 +26,12 @@ from lora_np.parameters import Grads, Parameter
 
 
 class Embedding(Layer):
-    """Row number `token` of a table W (V, d).
+    """The row of a table W (V, d) for each token.
 
     Parameters
     ----------
     vocab_size, d : int
-        V and d.
+        Shape of the table, V and d.
     rng : numpy.random.Generator
         Draws the weights.
     std : float
@@ -84,7 +84,7 @@ class LayerNorm(Layer):
     >>> import numpy as np
     >>> from lora_np import LayerNorm
     >>> y, cache = LayerNorm(3).forward(np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]))
-    >>> y.round(2).tolist()  # the size of a sample is gone
+    >>> y.round(2).tolist()  # the scale of a sample does not matter
     [[-1.22, 0.0, 1.22], [-1.22, 0.0, 1.22]]
     """
 
@@ -107,12 +107,12 @@ class LayerNorm(Layer):
 
 
 class Dropout(Layer):
-    """Dropout with probability p when rng is given, else nothing.
+    """Dropout with probability p if forward gets an rng, else the identity.
 
     Parameters
     ----------
     p : float
-        From 0 on, below 1.
+        At least 0 and below 1.
 
     Examples
     --------
@@ -120,7 +120,7 @@ class Dropout(Layer):
     >>> from lora_np import Dropout
     >>> x = np.ones(6)
     >>> y, cache = Dropout(0.5).forward(x)
-    >>> y is x  # without rng there is none
+    >>> y is x  # no rng, no dropout
     True
     >>> y, cache = Dropout(0.5).forward(x, np.random.default_rng(0))
     >>> sorted(set(y.tolist()))
@@ -131,7 +131,7 @@ class Dropout(Layer):
         self.p = probability(p)
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
-        """Return x with entries dropped, and the cache (None when nothing was dropped)."""
+        """Return x with dropped entries, and the cache (None without dropout)."""
         if rng is None or self.p == 0.0:
             return x, None
         return dropout_forward(x, dropout_mask(x, self.p, rng))
@@ -144,7 +144,7 @@ class Dropout(Layer):
 
 
 def probability(p: float) -> float:
-    """Return p if dropout can use it."""
+    """Return p, or raise unless it is at least 0 and below 1."""
     if not 0.0 <= p < 1.0:
         raise ValueError(f"dropout = {p}, expected 0 <= p < 1")
     return p

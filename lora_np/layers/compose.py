@@ -1,4 +1,4 @@
-"""Layers made of layers: one after the other, around a residual, and the MLP."""
+"""Layers made of layers: a chain, a residual connection, and the MLP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Chain(Layer):
     Parameters
     ----------
     *layers : Layer
-        The first one sees the input.
+        In the order of forward.
 
     Examples
     --------
@@ -39,7 +39,7 @@ class Chain(Layer):
     def forward(self, x: Array, rng: Rng = None, need_dx: bool = True) -> tuple[Array, Any]:
         """Return the last layer's output and the list of caches.
 
-        With need_dx=False, the caches that backward with need_dx=False will not read are None.
+        With need_dx=False, caches that ``backward(..., need_dx=False)`` does not read are None.
         """
         caches, reached = [], need_dx
         for layer in self.layers:
@@ -58,7 +58,7 @@ class Chain(Layer):
         return dx if need_dx else None
 
     def extend(self, x: Array, memory: Any = None) -> tuple[Array, Any]:
-        """Extend by each layer in turn; what they remember comes back as a list."""
+        """Extend each layer in turn; return the last y and the list of the layers' memories."""
         remembered = []
         for layer, before in zip(self.layers, memory or [None] * len(self.layers)):
             x, now = layer.extend(x, before)
@@ -66,14 +66,14 @@ class Chain(Layer):
         return x, remembered
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
-        """Return the layers' costs added up; what is frozen and needs no dx goes back for free."""
+        """Return the sum of the layers' costs; layers that backward does not reach cost less."""
         total = Flops(0, 0)
         for layer, needed in zip(self.layers, self._needs(need_dx)):
             total = total.plus(layer.flops(T, needed))
         return total
 
     def _needs(self, need_dx: bool) -> list[bool]:
-        """Return for each layer whether its dx is read: by the caller or a trainable one below."""
+        """Return for each layer whether dx is read, by the caller or a trainable layer below."""
         needs = []
         for layer in self.layers:
             needs.append(need_dx)
@@ -112,7 +112,7 @@ class Residual(Layer):
         return None if dx is None else dy + dx
 
     def extend(self, x: Array, memory: Any = None) -> tuple[Array, Any]:
-        """Return x + the layer's y, and what the layer remembers."""
+        """Return x + the layer's y, and the layer's memory."""
         y, memory = self.layer.extend(x, memory)
         return x + y, memory
 
@@ -122,22 +122,22 @@ class Residual(Layer):
 
 
 class Composed(Layer):
-    """A layer whose parts have names, and whose meaning is a :class:`Chain` of them."""
+    """A layer with named parts that computes a :class:`Chain` of them."""
 
     def path(self) -> Chain:
-        """Return the chain that the named parts form."""
+        """Return the chain of the parts."""
         raise TypeError(f"{type(self).__name__} has no path of its own")
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
-        """Follow the path."""
+        """Run the path forward."""
         return self.path().forward(x, rng)
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
-        """Follow the path back."""
+        """Run the path backward."""
         return self.path().backward(dy, cache, grads, need_dx)
 
     def extend(self, x: Array, memory: Any = None) -> tuple[Array, Any]:
-        """Follow the path for the newest positions."""
+        """Run the path for the newest positions."""
         return self.path().extend(x, memory)
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:

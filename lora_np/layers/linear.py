@@ -23,7 +23,7 @@ class Linear(Layer):
     rng : numpy.random.Generator
         Draws the weights.
     bias : bool
-        Whether there is a b; it starts at zero.
+        Whether there is a bias b, which starts at zero.
     std : float
         Standard deviation of the entries of W.
     dtype : numpy dtype
@@ -79,21 +79,21 @@ class Linear(Layer):
         return dx
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
-        """Return 2 in out for y, as much again for each of dx and dW that is formed."""
+        """Return 2 in out for y, and as much for each of dx and dW that is formed."""
         return product_flops(self.W, need_dx)
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], std: float, dtype: Any) -> np.ndarray:
-    """Draw normal numbers with this standard deviation."""
+    """Draw normal numbers with mean 0 and standard deviation `std`."""
     return (rng.standard_normal(shape) * std).astype(dtype)
 
 
 def lean(cache: LinearCache, W: Parameter) -> LinearCache:
-    """Let go of x where W is frozen: only dW would have read it."""
+    """Drop x from the cache if W is frozen: only dW needs x."""
     return cache if W.trainable else cache._replace(x=None)
 
 
 def product_flops(W: Parameter, need_dx: bool) -> Flops:
-    """Return the cost of y = x W^T for one token: 2 in out, and again for dx and for dW."""
+    """Return the cost of y = x W^T for one token: 2 in out, and as much for each of dx and dW."""
     product = 2 * W.size
     return Flops(product, product * (need_dx + W.trainable))

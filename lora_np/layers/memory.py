@@ -1,11 +1,11 @@
-"""What a layer remembers of earlier positions: keys and values, with room made in advance.
+"""The memory of an attention layer: keys and values of earlier positions (a KV cache).
 
-``y, memory = layer.extend(x, memory)`` gives the newest positions only. Most layers remember
-nothing; an attention remembers its keys and values here. Each row of the batch has its own length,
-so that texts of different lengths can go on in one batch.
+``y, memory = layer.extend(x, memory)`` computes the newest positions only. Most layers need no
+memory; an attention layer keeps its keys and values here, in arrays with free space. Each row of
+the batch has its own length, so that texts of different lengths can continue in one batch.
 
-Memories are values: extending one leaves it as it was. The old and the new one share a room, as the
-new one only writes behind the old one's end. Where another has written there, the room is copied.
+A memory does not change when it is extended. The old and the new memory share arrays: the new one
+writes after the end of the old one. If another memory has written there, the arrays are copied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_np.backend import Array, get_xp
 
-Lengths = tuple[int, ...]  # one a row
+Lengths = tuple[int, ...]  # one per row
 Runs = tuple[tuple[slice, int], ...]  # neighbouring rows of one length, and that length
 
 
@@ -27,7 +27,7 @@ class _Room:
     ----------
     k, v : arrays, shapes (rows, n_head, size, d_head)
     turn : int
-        How often a memory was extended in it. Only the memory of the last turn may write.
+        The number of times a memory was extended here. Only the memory of the last turn may write.
     """
 
     def __init__(self, k: Array, v: Array) -> None:
@@ -51,7 +51,7 @@ class KeyMemory:
     Parameters
     ----------
     k, v : arrays, shapes (rows, n_head, T, d_head)
-        Of the first positions.
+        Keys and values of the first T positions.
 
     Examples
     --------
@@ -76,11 +76,11 @@ class KeyMemory:
 
     @property
     def lengths(self) -> Lengths:
-        """How many positions of each row are remembered."""
+        """The number of positions remembered for each row."""
         return tuple(n for rows, n in self._runs for _ in range(rows.start, rows.stop))
 
     def extended(self, k: Array, v: Array) -> KeyMemory:
-        """Return the memory with T more positions in every row: k, v (rows, n_head, T, d_head)."""
+        """Return a memory with T more positions in every row: k, v (rows, n_head, T, d_head)."""
         room, T = self._room, k.shape[2]
         known, size = max(n for _, n in self._runs), room.k.shape[2]
         if known + T > size:
@@ -94,13 +94,13 @@ class KeyMemory:
         return KeyMemory._over(room, room.turn, tuple((rows, n + T) for rows, n in self._runs))
 
     def shortened(self, lengths: Lengths) -> KeyMemory:
-        """Return the memory of the first so many positions of each row."""
+        """Return a memory of only the first `lengths` positions of each row."""
         return KeyMemory._over(self._room, -1, _runs(lengths))  # this memory may go on in the room
 
     def attend(self, q: Array, attention: Callable[[Array, Array, Array], Array]) -> Array:
         """Return ``attention(q, k, v)`` over each row's own positions, q (rows, n_head, T, d_head).
 
-        Neighbouring rows of one length go through one call.
+        Neighbouring rows of equal length share one call.
         """
         room = self._room
         parts = [
@@ -114,7 +114,7 @@ class KeyMemory:
 
 
 def _runs(lengths: Lengths) -> Runs:
-    """Return neighbouring rows of one length, as slices, with that length."""
+    """Return slices of neighbouring rows of equal length, each with that length."""
     runs, first = [], 0
     for length, group in groupby(lengths):
         last = first + len(list(group))
@@ -124,7 +124,7 @@ def _runs(lengths: Lengths) -> Runs:
 
 
 def shortened(memory: Any, lengths: Lengths) -> Any:
-    """Return a tree of memories, as layers return it, with each row cut to its length."""
+    """Return a tree of memories, as a model's layers return it, with each row cut to its length."""
     if isinstance(memory, list):
         return [shortened(part, lengths) for part in memory]
     return memory.shortened(lengths) if isinstance(memory, KeyMemory) else memory

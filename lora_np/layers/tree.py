@@ -1,4 +1,4 @@
-"""A model is a tree of layers: rebuilt with other parts, copied, seen as a pair of functions."""
+"""A model as a tree of layers: rebuild it with other parts, copy it, check it as a pair."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def rebuild(
     make: Callable[[Parameter], Parameter],
     replace: Callable[[str, Layer], Layer | None] = lambda path, layer: None,
 ) -> Any:
-    """Return a new tree of layers like `layer`, which is left as it was.
+    """Return a new tree of layers like `layer`, which stays unchanged.
 
     Parameters
     ----------
     layer : Layer
     make : callable
-        Gives the new tree's Parameter for one of the old. Called once for each, as `replace` is
-        for each layer, so that what is used twice stays one thing.
+        ``make(parameter)`` returns the new Parameter for an old one. `make` is called once for each
+        Parameter and `replace` once for each layer, so that shared parts stay shared.
     replace : callable, optional
-        ``replace(path, layer)`` gives the layer that takes this one's place, which is then used
-        as it is, or None to go on.
+        ``replace(path, layer)`` returns a layer to use in place of this one, or None to rebuild
+        this layer's parts.
     """
     memo: dict[int, Any] = {}
 
@@ -52,15 +52,15 @@ def rebuild(
 
 
 def copy_model(model: Layer, *, dtype: Any = None, device: str | None = None) -> Any:
-    """Return an equal model with memory of its own, on another dtype or device if asked.
+    """Return an equal model with its own memory, optionally with another dtype or device.
 
     Parameters
     ----------
     model : Layer
     dtype : numpy dtype, optional
-        E.g. ``np.float64`` to check gradients; by default as it is.
+        For example ``np.float64`` to check gradients; by default unchanged.
     device : {"cpu", "cuda"}, optional
-        By default where it is.
+        By default unchanged.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def as_pair(
     run: Callable[..., tuple[Array, Any]] | None = None,
     seed: int | None = None,
 ) -> tuple[Callable, Callable, Callable]:
-    """See a layer as a pair, for ``check_gradients(forward, backward, inputs(x))``.
+    """Return a layer as a pair, for ``check_gradients(forward, backward, inputs(x))``.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def as_pair(
     -------
     forward, backward : callables
     inputs : callable
-        ``inputs(x)``, or ``inputs(x, c)``, gives forward's arguments by name.
+        ``inputs(x)``, or ``inputs(x, c)``, returns forward's arguments by name.
 
     Examples
     --------
@@ -128,7 +128,7 @@ def as_pair(
         for parameter in parameters.values():
             parameter.trainable = next(flags)
         found = twin.backward(dy, inner, grads, need_dx=wanted[0])
-        if layer.conditioned:  # which says of x alone whether its gradient is needed
+        if layer.conditioned:  # such a layer forms dc whether or not it is needed
             found = found[0], found[1] if wanted[1] else None
         of_inputs = found if layer.conditioned else (found,)
         kept = [d for d, is_real in zip(of_inputs, real) if is_real]
@@ -142,7 +142,7 @@ def as_pair(
 
 
 def _forward_of(seed: int | None) -> Callable[..., tuple[Array, Any]]:
-    """Return what runs a layer, with the masks that this seed draws at every call."""
+    """Return a function that runs a layer, with the masks of this seed at every call."""
 
     def run(layer: Any, *inputs: Array) -> tuple[Array, Any]:
         return layer.forward(*inputs, None if seed is None else np.random.default_rng(seed))

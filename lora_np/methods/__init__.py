@@ -1,4 +1,4 @@
-"""What is trained: the contract of a method, and the methods, one file each."""
+"""Methods of fine-tuning: the contract of a method, and one file per method."""
 
 from lora_np.methods.contract import (
     METHODS,

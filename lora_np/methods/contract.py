@@ -1,15 +1,15 @@
-"""What a method of fine-tuning is, and what every method gets for it.
+"""The contract of a fine-tuning method, and the functions that work with every method.
 
 A method is one file: its mathematics as a pair, its layer, and its configuration::
 
-    Adapter         a layer that stands in the place of `base`:   own, merged, tensors
-    MethodConfig    where such layers go, and how they start:     places, wrap, trains
+    Adapter         a layer that replaces a layer `base`:              own, merged, tensors
+    MethodConfig    which layers are replaced, and how they start:     places, wrap, trains
 
-For that it is injected, merged, counted, saved, loaded, trained and swept by the same functions as
-LoRA, which is the first method and special nowhere. A method without layers of its own, such as
-training the biases alone, has a configuration with no places whose `trains` names them.
+The same functions then inject, merge, count, save, load, train and sweep every method; LoRA is the
+first method and has no special case. A method without layers of its own, such as training only the
+biases, has a configuration without places whose `trains` names the biases.
 
-A configuration with a ``name`` enters the table ``METHODS`` by being defined.
+Defining a configuration class with a ``name`` adds it to the table ``METHODS``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from lora_np.methods.targets import linear_paths
 from lora_np.parameters import Parameter
 
 METHODS: dict[str, type[MethodConfig]] = {}
-METHOD_FIELD = "lora_np_method"  # of an adapter_config.json, where PEFT does not have the method
+METHOD_FIELD = "lora_np_method"  # in adapter_config.json, for methods that PEFT does not have
 
 
 class FilePlace(NamedTuple):
-    """Where other people's files keep a linear layer: the rows from `start` on of `name`.
+    """The place of a linear layer in other people's files: matrix `name`, rows from `start` on.
 
     A file may stack several of our layers in one matrix of `total` rows.
     """
@@ -41,23 +41,23 @@ class FilePlace(NamedTuple):
 
 
 class Adapter(Layer):
-    """A layer that stands in the place of another one, its `base`, and holds its Parameters.
+    """A layer that replaces another layer, its `base`, and holds the Parameters of `base`.
 
     Attributes
     ----------
     base : Layer
-        The layer that it replaced; an attribute or a property.
+        The replaced layer; an attribute or a property.
     """
 
     base: Any
 
     def own(self) -> dict[str, Parameter]:
-        """Return the Parameters that the adapter adds to its base's, by name."""
+        """Return the Parameters that the adapter adds to those of its base, by name."""
         of_base = set(self.base.parameters().values())
         return {name: p for name, p in self.parameters().items() if p not in of_base}
 
     def delta(self) -> Array:
-        """Return what merging adds to the base's weight (out, in)."""
+        """Return the change that merging adds to the base's weight (out, in)."""
         return self.merged().W.value - self.base.W.value
 
     def merged(self) -> Any:
@@ -65,11 +65,11 @@ class Adapter(Layer):
         raise ValueError(f"{type(self).__name__} does not merge: no plain layer computes the same")
 
     def tensors(self) -> dict[str, Parameter]:
-        """Return the file's name of every tensor: one declaration for writing and for reading."""
+        """Return the Parameters in an adapter file by their names there, to write and to read."""
         return self.own()
 
     def config(self) -> MethodConfig | None:
-        """Return a configuration for a model whose adapters no inject() has made."""
+        """Return a configuration for a model whose adapters were not made by inject()."""
         return None
 
     @property
@@ -79,18 +79,18 @@ class Adapter(Layer):
 
 
 class MethodConfig:
-    """What a user chooses of a method; a subclass is a frozen dataclass with a `name`.
+    """The options of a method; a subclass is a frozen dataclass, usually with a `name`.
 
-    ``target_modules`` and ``layers_to_transform`` say where the method goes. A subclass that lets
-    its user choose them declares them as fields.
+    ``target_modules`` and ``layers_to_transform`` say which layers are adapted. A subclass whose
+    users may choose them declares them as fields.
 
     Attributes
     ----------
     name : str
-        Of the method; a subclass with a name enters ``METHODS``.
+        The method's name; a subclass with a name is added to ``METHODS``.
     starts_at_base, merges : bool
-        What the method promises, and :func:`lora_np.check_method` checks: that an adapted model
-        first computes exactly what its base does, and that a plain model computes the same.
+        Two promises, which :func:`lora_np.check_method` checks: an adapted model at the start
+        computes exactly what its base does; merging gives a plain model that computes the same.
 
     Examples
     --------
@@ -118,39 +118,39 @@ class MethodConfig:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if not vars(cls).get("name"):
-            return  # a subclass that does not name itself is the same method
-        if not cls.name.isidentifier():  # it names files too
-            raise ValueError(f"a method's name is {cls.name!r}, expected a plain name as in 'lora'")
+            return  # a subclass without its own name is the same method
+        if not cls.name.isidentifier():  # the name is part of file names too
+            raise ValueError(f"a method's name is {cls.name!r}, expected a plain name like 'lora'")
         other = METHODS.get(cls.name, cls)
         same = (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
         if not same:
-            raise ValueError(f"there is a method {cls.name!r} already: {other.__module__}")
-        METHODS[cls.name] = cls  # a notebook's cell that is run again replaces it
+            raise ValueError(f"method {cls.name!r} is already defined in {other.__module__}")
+        METHODS[cls.name] = cls  # running a notebook cell again replaces the class
 
     def places(self, model: Layer) -> list[str]:
-        """Return the paths of the layers to wrap; by default the linear ones that are targeted."""
+        """Return the paths of the layers to wrap; by default the targeted linear layers."""
         return linear_paths(model, self.target_modules, self.layers_to_transform)
 
     def wrap(self, path: str, layer: Any, rng: np.random.Generator) -> Layer:
-        """Return the layer that takes the place of `layer`, which holds the base's Parameters."""
-        raise TypeError(f"{type(self).__name__} has places but no wrap()")
+        """Return a layer to replace `layer`; the new layer holds the Parameters of `layer`."""
+        raise TypeError(f"{type(self).__name__} has places but does not define wrap()")
 
     def trains(self, name: str) -> bool:
-        """Whether the base's own Parameter of this name is trained too."""
+        """Whether the base's Parameter of this name is trained too."""
         return False
 
     def lr_factor(self, name: str) -> float:
-        """Return the factor on the learning rate of the Parameter of this name."""
+        """Return the factor on the learning rate for the Parameter of this name."""
         return 1.0
 
     def after_step(self, model: Layer, step: int, gradient: Array) -> None:
-        """Do what the method does after every step of training; by default nothing.
+        """Do what the method needs after every training step; by default nothing.
 
-        `gradient` (n,) is that of the trainable Parameters, end to end.
+        `gradient` (n,) holds the gradients of the trainable Parameters, end to end.
         """
 
     def of_rank(self, r: int) -> MethodConfig:
-        """Return the same configuration with rank `r`, as a sweep over ranks needs it."""
+        """Return the same configuration with rank `r`, for a sweep over ranks."""
         if not is_dataclass(self) or "r" not in {field.name for field in fields(self)}:
             raise ValueError(f"method {self.name!r} has no rank r to sweep over")
         return replace(self, r=r)  # pyright: ignore[reportCallIssue]
@@ -163,7 +163,7 @@ class MethodConfig:
 
     @classmethod
     def of_fields(cls, saved: Mapping[str, Any]) -> MethodConfig | None:
-        """Return the configuration that an adapter_config.json means; None if another method's."""
+        """Return the configuration in the fields of a file; None if they are another method's."""
         if not cls.name or saved.get(METHOD_FIELD) != cls.name:
             return None
         names = {field.name for field in fields(cls)}  # pyright: ignore[reportArgumentType]
@@ -178,8 +178,8 @@ class MethodConfig:
         ----------
         adapted : Layer
         places : mapping of str to FilePlace
-            Where other people's files keep the model's layers. By default tensors are named by our
-            own paths, and this is not read.
+            Places of the model's layers in other people's files. By default tensors are named by
+            our own paths, and `places` is not used.
         """
         return self.fields(), {n: to_host(p.value) for n, p in tensors_of(adapted).items()}
 
@@ -191,12 +191,12 @@ class MethodConfig:
         base: Layer,
         places: Mapping[str, FilePlace],
     ) -> Any:
-        """Return `base` with the adapters of a file that :meth:`to_file` described.
+        """Return `base` with the adapters of a file, from the fields and tensors of `to_file`.
 
         Raises
         ------
         ValueError
-            If the file's tensors are not those of such a model.
+            If the file's tensors do not fit the model.
         """
         config = cls.of_fields(saved)
         assert config is not None, "the caller has chosen the class by its fields"
@@ -204,7 +204,7 @@ class MethodConfig:
         expected = tensors_of(adapted)
         for odd in sorted(expected.keys() ^ tensors.keys()):
             which = "lacks" if odd in expected else "holds"
-            raise ValueError(f"the file {which} {odd!r}: it is not of this model")
+            raise ValueError(f"the file {which} {odd!r}: it belongs to another model or method")
         for name, p in expected.items():
             if tensors[name].shape != p.shape:
                 raise ValueError(
@@ -218,23 +218,24 @@ class MethodConfig:
 
 
 def inject(model: Any, config: MethodConfig, rng: np.random.Generator) -> Any:
-    """Return `model` with a method's layers; `model` itself stays as it was and lends its arrays.
+    """Return an adapted model; `model` stays unchanged and lends its frozen arrays.
 
     Parameters
     ----------
     model : Layer
-        E.g. a GPT.
+        For example a GPT.
     config : MethodConfig
-        E.g. LoraConfig: A is then drawn, B is zero, and the adapted model starts exactly where the
-        base is.
+        For example a LoraConfig: it draws A and sets B to zero, so that the adapted model starts
+        with the outputs of `model`.
     rng : numpy.random.Generator
-        Draws what the method draws, in the order of the modules' paths.
+        Draws the adapters' initial values, in the order of the modules' paths.
 
     Returns
     -------
     Layer
-        Of the model's type. Its frozen Parameters are read-only views of the model's arrays; it
-        trains what the method adds and what the method names, and keeps `config` as ``method``.
+        A model of the same type. Its frozen Parameters are read-only views of the model's arrays.
+        Trainable are the Parameters that the method adds and those that ``config.trains`` names.
+        The attribute ``method`` holds `config`.
 
     Raises
     ------
@@ -256,7 +257,7 @@ def inject(model: Any, config: MethodConfig, rng: np.random.Generator) -> Any:
     places = set(target_paths(model, config))
     trained = {p for name, p in model.parameters().items() if config.trains(name)}
     if not places and not trained:
-        raise ValueError(f"{config} names no layer of the model, and no Parameter to train")
+        raise ValueError(f"{config} names no layer and no Parameter of the model to train")
 
     def lend(p: Parameter) -> Parameter:
         return Parameter(p.value.copy()) if p in trained else p.share()
@@ -290,24 +291,24 @@ def target_paths(model: Layer, config: MethodConfig) -> list[str]:
 
 
 def method_of_fields(saved: Mapping[str, Any]) -> type[MethodConfig]:
-    """Return the class of the method whose fields these are, as a file holds them.
+    """Return the class of the method that wrote these fields of a file.
 
     Raises
     ------
     ValueError
-        If no class that is defined here has them.
+        If no class in ``METHODS`` knows the fields.
     """
     for method in METHODS.values():
         if method.of_fields(saved) is not None:
             return method
     raise ValueError(
-        f"method {saved.get(METHOD_FIELD)!r} is not defined here: import the file that defines "
-        f"its configuration; there are {', '.join(METHODS)}"
+        f"method {saved.get(METHOD_FIELD)!r} is not defined: import the file that defines its "
+        f"configuration; defined are {', '.join(METHODS)}"
     )
 
 
 def with_adapters(twin: Any, adapt: Any, config: MethodConfig) -> Any:
-    """Return `twin` with ``adapt(path, layer)`` where that is a layer, and with its `method`."""
+    """Return `twin` with each layer replaced by ``adapt(path, layer)`` unless that is None."""
     adapted = rebuild(twin, lambda p: p, adapt)
     adapted.method = config
     return adapted
@@ -320,7 +321,7 @@ def adapters(model: Layer) -> dict[str, Any]:
 
 
 def method_of(model: Layer) -> MethodConfig | None:
-    """Return the configuration with which a model was adapted; None if it is not."""
+    """Return the configuration with which a model was adapted, or None."""
     method = getattr(model, "method", None)
     if method is None and isinstance(model, Layer):
         method = next((layer.config() for layer in adapters(model).values()), None)
@@ -335,13 +336,13 @@ def is_adapted(model: Layer) -> bool:
 def check_adapted(model: Layer) -> None:
     """Raise ValueError if the model is not adapted."""
     if not is_adapted(model):
-        raise ValueError("the model has no adapters: inject() gives it some")
+        raise ValueError("the model has no adapters: add them with inject()")
 
 
 def tensors_of(adapted: Layer) -> dict[str, Parameter]:
-    """Return all that a method has changed, by the names that a file of ours gives it.
+    """Return all Parameters that a method has changed, by their names in our files.
 
-    These are the adapters' tensors, and the base's own Parameters that are trained as well.
+    These are the adapters' tensors and the base's Parameters that are trained too.
     """
     found: dict[str, Parameter] = {}
     for path, adapter in adapters(adapted).items():

@@ -1,11 +1,11 @@
-"""LoRA: y = x W0^T + b + s B A x, with W0 frozen; the first method, on one page.
+"""LoRA: y = x W0^T + b + s (x A^T) B^T, with W0 frozen; the first method, on one page.
 
-The change of a weight has rank at most r: s B A, with A (r, in), B (out, r) and s = lora_alpha / r.
-The gradients are derived in ops/lora.py. Here stand the choices, the start, the layer, merging, and
-the form in PEFT's files.
+The change s B A of a weight has rank at most r: A (r, in), B (out, r), s = lora_alpha / r.
+ops/lora.py derives the gradients. This file has the options, the start, the layer, merging, and the
+form in PEFT's files.
 
 Start: A is drawn kaiming-uniform with a = sqrt(5), that is from U(-1/sqrt(in), 1/sqrt(in)). B is
-zero, so that the adapted model starts exactly where the base is.
+zero, so that the adapted model starts with exactly the outputs of the base.
 
 Source: Hu et al. (2021), arXiv:2106.09685, section 4; rsLoRA: Kalajdzievski (2023),
 arXiv:2312.03732. Names follow PEFT.
@@ -34,26 +34,26 @@ from lora_np.reading import brief, shown
 
 @dataclass(frozen=True)
 class LoraConfig(MethodConfig):
-    """Which modules to adapt, at which rank and scale.
+    """The options of LoRA: which modules to adapt, with which rank and scale.
 
     Parameters
     ----------
     r : int
-        Rank.
+        The rank.
     lora_alpha : float
-        The change of a weight is ``lora_alpha / r * B A``.
+        The change of a weight is ``lora_alpha / r * B @ A``.
     lora_dropout : float
         Probability of dropping an entry of the adapter's input.
     target_modules : sequence of str, or str
-        Names ("q_proj", or longer ends of a path: "0.attn.q_proj"), or a string: "all-linear", or
-        a regular expression that a module's whole path must match.
+        A list of names ("q_proj") or longer ends of a path ("0.attn.q_proj"); or a string, either
+        "all-linear" or a regular expression that must match the whole path of a module.
     layers_to_transform : int or sequence of int, optional
-        Adapt only these blocks: the first number in a module's path. By default all.
+        Adapt only these blocks; a block is the first number in a module's path. By default all.
     use_rslora : bool
         Scale by ``lora_alpha / sqrt(r)`` instead.
     rank_pattern, alpha_pattern : mapping of str to number, optional
-        Another r or lora_alpha where the key, a name or regular expression, matches the end of a
-        module's path; the first key that matches counts.
+        Another r or lora_alpha for modules whose path ends with a match of the key, a name or a
+        regular expression. The first matching key counts.
 
     Examples
     --------
@@ -106,29 +106,29 @@ class LoraConfig(MethodConfig):
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
     def of_rank(self, r: int) -> LoraConfig:
-        """Return the configuration with rank `r` everywhere, and scale 1.
+        """Return the configuration with rank `r` and scale 1 at every target.
 
-        The rank alone is to differ: lora_alpha, rsLoRA and the patterns, which would change the
-        scale with it or fix the rank, are left out.
+        Only the rank differs between two of them: lora_alpha, rsLoRA and the patterns are dropped,
+        because the scale would change with the rank, or the rank would stay.
         """
         return replace(
             self, r=r, lora_alpha=r, use_rslora=False, rank_pattern=None, alpha_pattern=None
         )
 
     def places(self, model: Layer) -> list[str]:
-        """Return the paths that are targeted; every key of a pattern must match one of them."""
+        """Return the targeted paths; every key of a pattern must match one of them."""
         chosen = super().places(model)
         check_used(self._patterns(), chosen)
         return chosen
 
     def wrap(self, path: str, layer: Linear, rng: np.random.Generator) -> LoRALinear:
-        """Return the layer with A drawn and B zero."""
+        """Return `layer` with an adapter: A is drawn, B is zero."""
         W0 = layer.W.value
         (d_out, d_in), r = W0.shape, self.rank_of(path)
         if r > min(d_in, d_out):
             raise ValueError(
-                f"rank {r} for {path or 'the layer'} is above the limit {min(d_in, d_out)}: "
-                f"its weight is {d_out} x {d_in}"
+                f"rank {r} for {path or 'the layer'} is above the limit {min(d_in, d_out)} of its "
+                f"{d_out} x {d_in} weight"
             )
         bound = 1.0 / math.sqrt(d_in)  # kaiming: sqrt(2 / (1 + a^2)) sqrt(3 / in), with a^2 = 5
         A = like(rng.uniform(-bound, bound, (r, d_in)).astype(W0.dtype), W0)
@@ -139,7 +139,7 @@ class LoraConfig(MethodConfig):
 
     @classmethod
     def of_fields(cls, saved: Mapping[str, Any]) -> LoraConfig | None:
-        """Return the configuration of a PEFT config that says LORA; None for another."""
+        """Return the configuration in the fields of a PEFT file of type LORA, else None."""
         if saved.get("peft_type") != "LORA":
             return super().of_fields(saved)  # pyright: ignore[reportReturnType]
         known = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
@@ -149,7 +149,7 @@ class LoraConfig(MethodConfig):
     def to_file(
         self, adapted: Layer, places: Mapping[str, FilePlace]
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return PEFT's fields and tensors; layers that the file stacks become one adapter."""
+        """Return PEFT's fields and tensors; adapters of stacked layers become one adapter."""
         factors = file_factors(adapted, places)
         dropouts = {layer.dropout for layer in adapters(adapted).values()}
         if len(dropouts) > 1:
@@ -170,7 +170,7 @@ class LoraConfig(MethodConfig):
         base: Layer,
         places: Mapping[str, FilePlace],
     ) -> Any:
-        """Return `base` with the adapters of a PEFT file; what the file stacks is split."""
+        """Return `base` with the adapters of a PEFT file; those of stacked layers are split."""
         config = cls.of_fields(saved)
         assert config is not None, "the caller has chosen the class by its fields"
         found = model_factors(base, tensors, places)
@@ -196,12 +196,12 @@ class LoRALinear(Adapter):
     Parameters
     ----------
     linear : Linear
-        Its Parameters are taken over as they are.
+        The adapted layer; its Parameters are used, not copied.
     A, B : Parameter
         Shapes (r, in) and (out, r).
     scale : float
     dropout : float
-        Probability with which an entry of the adapter's input is dropped, when rng is given.
+        Probability of dropping an entry of the adapter's input, if forward gets an rng.
 
     Examples
     --------
@@ -243,7 +243,7 @@ class LoRALinear(Adapter):
         )
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
-        """Add dA and dB (and dW0, db where they are not frozen); return dx."""
+        """Add dA and dB, and dW0 and db unless W0 and b are frozen; return dx."""
         held = [self.W0, self.A, self.B, self.b]
         need = [need_dx, *(p is not None and p.trainable for p in held)]
         dx, *gradients = lora_linear_backward(dy, cache, need)
@@ -253,7 +253,7 @@ class LoRALinear(Adapter):
         return dx
 
     def delta(self) -> Array:
-        """Form scale B A (out, in): for merging and for looking at, never during training."""
+        """Return scale B A (out, in), for merging and analysis; training never forms it."""
         self._refuse_more_than_A_and_B("delta")
         return self.scale * (self.B.value @ self.A.value)
 
@@ -262,26 +262,25 @@ class LoRALinear(Adapter):
         return Linear.over(Parameter(self.W0.value + self.delta()), self.b)
 
     def factors(self) -> Factors:
-        """Return B (out, r), A (r, in) and the scale, on the host, as PEFT's files hold them."""
+        """Return B (out, r), A (r, in) and the scale, on the host, as in PEFT's files."""
         self._refuse_more_than_A_and_B("factors")
         return to_host(self.B.value), to_host(self.A.value), self.scale
 
     def _refuse_more_than_A_and_B(self, method: str) -> None:
-        """Raise ValueError in a subclass whose change B and A alone do not describe."""
+        """Raise ValueError if a subclass has further Parameters, so that B A is not its change."""
         if not set(self.own().values()) <= {self.A, self.B}:
             raise ValueError(
-                f"{type(self).__name__} adds Parameters to A and B: it needs {method}() of its own"
+                f"{type(self).__name__} has Parameters besides A and B: it must define {method}()"
             )
 
     def config(self) -> LoraConfig:
-        """Return a configuration of this layer's rank and scale."""
+        """Return a configuration with this layer's rank and scale."""
         return LoraConfig(self.r, self.scale * self.r, self.dropout)
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
-        """Return W0's cost and the adapter's: two thin products, and those of du, dA, dB, dx.
+        """Return the cost of W0 and of the adapter: two thin products, then du, dA, dB and dx.
 
-        In a large batch less is done: W0 + s B A is formed, forward and backward (see
-        ops/fast/lora.py).
+        A large batch costs less: forward and backward form W0 + s B A (see ops/fast/lora.py).
         """
         a, b = 2 * self.A.size, 2 * self.B.size
         reach_u = b * (need_dx or self.A.trainable)

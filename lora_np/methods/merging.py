@@ -1,4 +1,4 @@
-"""From an adapted model to a plain one, and back: merge and unmerge, for every method that can."""
+"""From an adapted model to a plain model and back: merge and unmerge, for methods that merge."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from lora_np.parameters import Parameter
 
 
 def merge(adapted: Any) -> Any:
-    """Return a plain model that computes the same: no adapters, no extra cost, memory of its own.
+    """Return a plain model that computes the same, without adapters and with its own memory.
 
     All its Parameters are trainable. A merged weight is computed and rounded in its dtype, so the
-    merged model's logits equal the adapted one's to rounding.
+    outputs of the merged and the adapted model are equal to rounding.
 
     Parameters
     ----------
     adapted : Layer
-        From :func:`lora_np.inject`, or :func:`lora_np.load_adapter`.
+        From :func:`lora_np.inject` or :func:`lora_np.load_adapter`.
 
     Raises
     ------
     ValueError
-        If there is no adapter, or the method does not merge.
+        If the model is not adapted, or the method does not merge.
 
     Examples
     --------
@@ -51,25 +51,25 @@ def merge(adapted: Any) -> Any:
 
 
 def unmerge(merged: Any, adapted: Any) -> Any:
-    """Return a new plain model with the adapters' changes taken out of `merged`: W0, to rounding.
+    """Return a plain model with the adapters' changes subtracted from `merged`: W0, to rounding.
 
-    Merging rounded W0 + scale B A to the dtype, and subtracting rounds once more. So an entry of
-    W0 comes back within one unit in the last place of the larger of ``|W0|`` and ``|W|``, a
-    relative 1.2e-7 in float32. The larger the change, the more entries are not bit-equal: 2 % where
-    it is a hundredth of W0, 11 % at a tenth, a third where the two are alike. The base that
-    `adapted` borrows from has the exact W0: keep it where bits matter.
+    Merging rounds W = W0 + scale B A, and subtracting rounds again. So an entry of W0 is restored
+    to within one unit in the last place of the larger of ``|W0|`` and ``|W|``, a relative 1.2e-7
+    in float32. The larger the change, the more entries are not bit-equal: 2 % if the change is a
+    hundredth of W0, 11 % at a tenth, a third if both are of one size. If bits matter, keep the base
+    from which `adapted` borrows: it has the exact W0.
 
     Parameters
     ----------
     merged : Layer
-        What ``merge(adapted)`` gave.
+        The result of ``merge(adapted)``.
     adapted : Layer
         The model that was merged, with the same adapters.
 
     Raises
     ------
     ValueError
-        If the two do not belong together.
+        If `adapted` has no adapters, or the two models do not belong together.
 
     Examples
     --------
@@ -89,7 +89,9 @@ def unmerge(merged: Any, adapted: Any) -> Any:
     for path, change in changes.items():
         W = getattr(modules.get(path), "W", None)
         if not isinstance(W, Parameter) or W.shape != change.shape:
-            raise ValueError(f"the merged model has no linear {change.shape} layer at {path!r}")
+            raise ValueError(
+                f"the merged model has no linear layer of shape {change.shape} at {path!r}"
+            )
     plain = copy_model(merged)
     for path, change in changes.items():
         W = {"": plain, **plain.modules()}[path].W

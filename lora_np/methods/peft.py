@@ -1,4 +1,4 @@
-"""PEFT's fields for LoRA: ranks and scales, written as a default and exceptions.
+"""PEFT's fields for LoRA: the ranks and scales of modules, as a default and exceptions.
 
 Source: the LoraConfig of PEFT 0.21.
 """
@@ -17,8 +17,9 @@ def as_fields(
 ) -> dict[str, Any]:
     """Return the fields of an adapter_config.json that give these ranks and scales, by module.
 
-    The commonest rank and alpha become the default; a module that differs has a pattern that
-    matches it alone. Alphas are as with `use_rslora`, unless only the other rule gives the scales.
+    The most common rank and alpha become the defaults; a module that differs gets a pattern that
+    matches only this module. The alphas are those of `use_rslora`, unless only the other rule gives
+    the scales exactly.
     """
     use_rslora, alphas = _alphas(ranks, scales, use_rslora)
     r = Counter(ranks.values()).most_common(1)[0][0]
@@ -36,7 +37,7 @@ def as_fields(
 
 
 def _exactly(name: str) -> str:
-    return "^" + re.escape(name)  # without ^ it would match longer paths that end in the name
+    return "^" + re.escape(name)  # without ^ the key would match longer paths too
 
 
 def _alphas(
@@ -44,9 +45,10 @@ def _alphas(
 ) -> tuple[bool, dict[str, float]]:
     """Return whether to divide by sqrt(r), and the alphas.
 
-    Dividing must give every scale to the last bit. By r it does for powers of two, and wherever
-    the scale once was an alpha / r; by sqrt(r) where it once was an alpha / sqrt(r). Other scales
-    may lie between two quotients: one in ten does for r, and is then off by a last bit, 1e-16.
+    The quotients must equal the scales exactly. With r they do for powers of two and if a scale was
+    computed as alpha / r; with sqrt(r) if it was computed as alpha / sqrt(r). For other scales no
+    alpha may give the exact quotient: about one in ten is then off by the last bit, a relative
+    2e-16.
     """
     for use_rslora in (prefer_rslora, not prefer_rslora):
         root = math.sqrt if use_rslora else float

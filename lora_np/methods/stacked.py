@@ -1,7 +1,7 @@
-"""Adapters of layers that a file stacks in one matrix, and back.
+"""One adapter for layers that a file stacks in one matrix, and the way back.
 
-GPT-2's files keep q, k and v as the rows of one matrix, c_attn, so one adapter holds theirs: A
-stacked, B in blocks, so that each row block meets its own rows of A::
+GPT-2's files keep q, k and v as the rows of one matrix, c_attn. One adapter in the file therefore
+holds their adapters: A is stacked and B has blocks, so that each block meets its own rows of A::
 
     B A = [B_q  0  ] [A_q]  =  [B_q A_q]
           [0    0  ] [A_v]     [   0   ]        k has no adapter
@@ -24,12 +24,12 @@ PathFactors = tuple[str, np.ndarray, np.ndarray]  # the file's name, B, A
 
 
 def file_factors(adapted: Layer, places: Mapping[str, FilePlace]) -> dict[str, Factors]:
-    """Return the factors by the file's names of all that an adapted model has changed.
+    """Return the factors of an adapted model's adapters, by their names in the file.
 
     Raises
     ------
     ValueError
-        If the model also trains what is no factor: the file would hold another model.
+        If the model also trains other Parameters, which the file cannot hold.
     """
     groups: dict[str, list[tuple[FilePlace, Factors]]] = {}
     written = set()
@@ -48,7 +48,7 @@ def file_factors(adapted: Layer, places: Mapping[str, FilePlace]) -> dict[str, F
     if others:
         raise ValueError(
             f"the model also trains {first_of(others)}, for which the file has no place: freeze "
-            "what was not trained, or keep it too by save_parameters(trainable_only=True)"
+            "what was not trained, or save it with save_parameters(trainable_only=True)"
         )
     return {name: stack(group) for name, group in groups.items()}
 
@@ -56,7 +56,7 @@ def file_factors(adapted: Layer, places: Mapping[str, FilePlace]) -> dict[str, F
 def model_factors(
     base: Layer, tensors: Mapping[str, np.ndarray], places: Mapping[str, FilePlace]
 ) -> dict[str, PathFactors]:
-    """Return the factors by path of each layer of a model that a file adapts.
+    """Return the factors of each layer that a file adapts, by the layer's path.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def model_factors(
     Raises
     ------
     ValueError
-        If the file adapts what the model does not have in that shape.
+        If the model does not have a layer that the file adapts, or has it in another shape.
     """
     homes = homes_of(base, places)
     found: dict[str, PathFactors] = {}
@@ -76,13 +76,14 @@ def model_factors(
         if name not in homes:
             near = get_close_matches(name, homes, n=1, cutoff=0.0)
             raise ValueError(
-                f"the file adapts {name!r}, which the model does not have: nearest is {near}"
+                f"the file adapts {name!r}, which the model does not have: nearest is "
+                f"{', '.join(map(repr, near)) or 'none'}"
             )
         B, A = tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"]
         _, place, layer = homes[name][0]
         shape, expected = (len(B), A.shape[1]), (place.total, layer.W.shape[1])
         if shape != expected:
-            raise ValueError(f"the file adapts {name!r} {shape}, expected {expected}")
+            raise ValueError(f"the file adapts {name!r} with shape {shape}, expected {expected}")
         parts = split(B, A, [p for _, p, _ in homes[name]], [m.d_out for *_, m in homes[name]])
         for (path, _, _), own in zip(homes[name], parts):
             if own is not None:
@@ -93,7 +94,7 @@ def model_factors(
 def homes_of(
     base: Layer, places: Mapping[str, FilePlace]
 ) -> dict[str, list[tuple[str, FilePlace, Linear]]]:
-    """Return the linear layers, with path and place, that a file keeps under each of its names."""
+    """Return the linear layers under each name of a file, as (path, place, layer)."""
     homes: dict[str, list[tuple[str, FilePlace, Linear]]] = {}
     for path, layer in {"": base, **base.modules()}.items():
         if isinstance(layer, Linear):
@@ -103,10 +104,10 @@ def homes_of(
 
 
 def stack(group: Sequence[tuple[FilePlace, Factors]]) -> Factors:
-    """Return B (total, r), A (r, in) and the scale of layers that the file stacks.
+    """Return B (total, r), A (r, in) and the scale for the adapters of stacked layers.
 
-    The rank is the sum of theirs, or their common rank if their As and scales are equal. Where
-    their scales differ the largest is written, and the others' B is multiplied by what they lack.
+    The rank is the sum of their ranks, or their common rank if all A and all scales are equal. If
+    the scales differ, the largest is used, and each B is multiplied by its own scale over that.
 
     Parameters
     ----------
@@ -141,18 +142,19 @@ def stack(group: Sequence[tuple[FilePlace, Factors]]) -> Factors:
 def split(
     B: np.ndarray, A: np.ndarray, places: Sequence[FilePlace], lengths: Sequence[int]
 ) -> list[tuple[np.ndarray, np.ndarray] | None]:
-    """Return the factors (B, A) of each layer that the file stacks; None for one that has none.
+    """Return the factors (B, A) of each stacked layer, or None for a layer without an adapter.
 
-    A is copied and B's rows are split. Where no column of B serves two layers, as :func:`stack`
-    makes it, each layer takes its own columns. A column of zeros serves none: it goes with the
-    columns before it. Where all of B is zero, as before training, each layer takes all columns.
+    Each layer takes its rows of B and a copy of A. If no column of B belongs to two layers, as
+    :func:`stack` arranges it, a layer takes only its own columns of B and rows of A. A column of
+    zeros belongs to the layer of the column before it. If all of B is zero, as before training, each
+    layer takes everything.
 
     Parameters
     ----------
     B, A : ndarray, shapes (total, r) and (r, in)
     places : sequence of FilePlace
     lengths : sequence of int
-        The rows of each layer.
+        Number of rows of each layer.
     """
     blocks = [B[place.start : place.start + n] for place, n in zip(places, lengths)]
     touched = np.array([(block != 0).any(axis=0) for block in blocks])  # (layers, r)

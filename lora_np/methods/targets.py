@@ -1,8 +1,8 @@
-"""Which modules a configuration names: by the ends of their paths, by a pattern, or all.
+"""Find the modules that a configuration names: by the ends of their paths, by a pattern, or all.
 
 The rules of matching are PEFT's. A list holds names ("q_proj") or longer ends of a path
 ("0.attn.q_proj"); a string is "all-linear" or a regular expression for the whole path. The keys of
-a pattern (another r for some modules) are regular expressions for the end of a path.
+rank_pattern and alpha_pattern are regular expressions for the end of a path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def linear_paths(
     targets: Sequence[str] | str,
     blocks: int | Sequence[int] | None = None,
 ) -> list[str]:
-    """Return the paths of the linear layers that `targets` name, in the model's order.
+    """Return the paths of the linear layers that `targets` names, in the model's order.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def linear_paths(
     targets : sequence of str, or str
         Names or ends of paths, or "all-linear", or a regular expression for a whole path.
     blocks : int or sequence of int, optional
-        Only layers in these blocks: the first number in a path.
+        Only layers in these blocks; a block is the first number in a path.
 
     Raises
     ------
@@ -61,7 +61,9 @@ def _in_blocks(chosen: list[str], blocks: int | Sequence[int] | None) -> list[st
     missing = sorted(set(blocks) - {_block_of(path) for path in kept})
     if missing or not kept:
         have = sorted({b for b in map(_block_of, chosen) if b is not None})
-        raise ValueError(f"layers_to_transform names blocks {missing}; targets are in {have}")
+        raise ValueError(
+            f"layers_to_transform names blocks {missing}, but the targets are in blocks {have}"
+        )
     return kept
 
 
@@ -74,8 +76,8 @@ def _named(linear: list[str], targets: Sequence[str] | str) -> list[str]:
         chosen = [path for path in linear if pattern.fullmatch(path)]
         if not chosen and any(ends_with(path, targets) for path in linear):
             raise ValueError(
-                f"target_modules {targets!r} is a string, so a regular expression for a whole "
-                f"path: pass [{targets!r}] to name modules"
+                f"target_modules {targets!r} is a string, read as a regular expression for a whole "
+                f"path: to name modules, pass [{targets!r}]"
             )
         if not chosen:
             raise no_match(targets, linear)
@@ -87,15 +89,15 @@ def _named(linear: list[str], targets: Sequence[str] | str) -> list[str]:
 
 
 def ends_with(path: str, name: str) -> bool:
-    """Whether `name` is the path or an end of it, from a dot on."""
+    """Whether `path` is `name` or ends with ".name"."""
     return path == name or path.endswith(f".{name}")
 
 
 def no_match(target: str, linear: list[str], what: str = "target module") -> ValueError:
-    """Return the error that says what `target` may have meant."""
+    """Return an error that suggests the names nearest to `target`."""
     names = list(dict.fromkeys(path.rpartition(".")[2] for path in linear))
     near = get_close_matches(target, [*names, *linear], n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names)}"
+    hint = f"did you mean {', '.join(near)}?" if near else f"the model has {', '.join(names)}"
     return ValueError(f"{what} {target!r} matches no linear layer: {hint}")
 
 
@@ -108,7 +110,7 @@ def _block_of(path: str) -> int | None:
 
 
 def lookup(pattern: Mapping[str, Any] | None, path: str, default: Any) -> Any:
-    """Return the value of the first key that matches the end of `path`, from a dot on."""
+    """Return the value of the first key that matches `path` or its end after a dot."""
     for key, value in (pattern or {}).items():
         if at_the_end(key).match(path):
             return value
@@ -116,7 +118,7 @@ def lookup(pattern: Mapping[str, Any] | None, path: str, default: Any) -> Any:
 
 
 def check_patterns(patterns: Iterable[str]) -> None:
-    """Raise PatternError, a ValueError, if a key is no regular expression."""
+    """Raise PatternError, a ValueError, if a key cannot be used as a regular expression."""
     for key in patterns:
         at_the_end(key)
 

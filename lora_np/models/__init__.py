@@ -1,4 +1,4 @@
-"""Models: what a language model shares, and one architecture a file."""
+"""Models: what all language models share, and one file per architecture."""
 
 from lora_np.models.gpt2 import GPT, GPTConfig
 from lora_np.models.language import LanguageModel, sample_token

@@ -3,12 +3,12 @@
 From tokens to logits::
 
     x = wte[tokens] + wpe[0 .. T-1]                 token and position embeddings
-    x = x + attn(ln_1(x));  x = x + mlp(ln_2(x))    n_layer times: pre-norm residual blocks
+    x = x + attn(ln_1(x));  x = x + mlp(ln_2(x))    n_layer pre-norm residual blocks
     logits = ln_f(x) wte^T                          the head is tied to the token embedding
 
-All linear layers have biases, the MLP is four times as wide as the model, and GELU is in its tanh
-form. Weights are drawn from N(0, 0.02^2), those that write to the residual stream (o_proj,
-down_proj) from N(0, 0.02^2 / (2 n_layer)), since 2 n_layer of them add up.
+All linear layers have biases, the MLP is four times as wide as the model, and GELU has its tanh
+form. Weights are drawn from N(0, 0.02^2). Those of o_proj and down_proj are drawn from
+N(0, 0.02^2 / (2 n_layer)), because 2 n_layer of their outputs add up in the residual stream.
 
 Here stand the parts. How they make logits and a loss, and how the gradient goes back, is the same
 for every language model: models/language.py.
@@ -51,11 +51,11 @@ class GPTConfig:
     block_size : int
         Longest sequence.
     n_layer, n_head : int
-        Blocks, and heads a block.
+        Number of blocks, and of heads per block.
     d_model : int
         Width, a multiple of n_head.
     dropout : float
-        Probability on the embeddings and on what each block adds.
+        Probability of dropout on the embeddings and on the outputs of attention and MLP.
 
     Examples
     --------
@@ -101,7 +101,7 @@ class Block(Composed):
 
 
 class GPT(LanguageModel):
-    """A GPT-2 of any size.
+    """A GPT-2 model of any size.
 
     Parameters
     ----------
@@ -140,18 +140,21 @@ class GPT(LanguageModel):
         return self.config.block_size
 
     def embeddings(self) -> list[Parameter]:
-        """Return the tables of tokens and of positions."""
+        """Return the tables of the token and position embeddings."""
         return [self.wte.W, self.wpe.W]
 
     def embed(self, tokens: Array, positions: Array, rng: Rng = None) -> tuple[Array, Any]:
-        """Return wte[tokens] + wpe[positions] with dropout; tokens (..., T), positions (..., T)."""
+        """Return wte[tokens] + wpe[positions] with dropout.
+
+        Shapes: tokens (..., T), positions (T,), or (B, T) if each row has its own.
+        """
         token, c_wte = self.wte.forward(tokens)  # (..., T, d)
-        position, c_wpe = self.wpe.forward(positions)  # (T, d)
+        position, c_wpe = self.wpe.forward(positions)  # (T, d) or (B, T, d)
         x, c_drop = self.drop.forward(token + position, rng)
         return x, (c_wte, c_wpe, c_drop)
 
     def embed_backward(self, dx: Array, cache: Any, grads: Grads) -> None:
-        """Add the gradients of both tables; a position's is the sum over the batch."""
+        """Add the gradients of both tables; that of a position is a sum over the batch."""
         c_wte, c_wpe, c_drop = cache
         d: Any = self.drop.backward(dx, c_drop, grads)  # (..., T, d)
         self.wte.backward(d, c_wte, grads)

@@ -1,13 +1,13 @@
-"""What every language model shares: from embeddings to logits, the loss, and generation.
+"""What all language models share: from embeddings to logits, the loss, and generation.
 
-A model says how tokens are embedded, what its body is, and which matrix its head reads::
+A model defines how tokens are embedded, its body, and the matrix of its head::
 
     x      = embed(tokens, positions)        (..., T, d)
     y      = body(x)                         (..., T, d)
-    logits = y W^T                           (..., T, V)   W = head(): its own, or the embedding's
+    logits = y W^T                           (..., T, V)   W = head(): may be the embedding's table
 
-All else is here, once: forward, the cross-entropy, backward through all of it, and ``generate``,
-which remembers keys and values so that a step costs one position.
+This file has the rest: forward, the cross-entropy, backward, and ``generate``, which remembers keys
+and values so that each step computes one position.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class LossCache(NamedTuple):
 
 
 class TextMemory(NamedTuple):
-    """What generation remembers: how long each row is, and what the body's layers remember."""
+    """The memory of generation: the length of each row, and the memories of the body's layers."""
 
     lengths: Lengths
     body: Any
 
 
 class LanguageModel(Layer):
-    """A model of the next token; a subclass says what stands in the first section below."""
+    """A model of the next token; a subclass defines the methods of the first section below."""
 
-    # --------------------------------------------------------------- what a model has to say
+    # ----------------------------------------------------------------- defined by a subclass
 
     @property
     def block_size(self) -> int:
@@ -76,11 +76,11 @@ class LanguageModel(Layer):
         raise TypeError(f"{type(self).__name__} has no embeddings of its own")
 
     def body(self) -> Chain:
-        """Return what lies between the embeddings and the head."""
+        """Return the layers between the embeddings and the head."""
         raise TypeError(f"{type(self).__name__} has no body of its own")
 
     def head(self) -> Parameter:
-        """Return the matrix (V, d) that makes logits."""
+        """Return the matrix (V, d) that turns outputs of the body into logits."""
         raise TypeError(f"{type(self).__name__} has no head of its own")
 
     # --------------------------------------------------------------------- logits and loss
@@ -115,12 +115,12 @@ class LanguageModel(Layer):
         ignore_index: int = IGNORE_INDEX,
         count: int | None = None,
     ) -> tuple[Array, LossCache]:
-        """Compute the cross-entropy of `targets` in nats a token.
+        """Compute the cross-entropy of `targets` in nats per token.
 
         Parameters
         ----------
         tokens, targets : integer arrays, shape (..., T)
-            ``targets[..., t]`` is what should follow ``tokens[..., : t + 1]``.
+            ``targets[..., t]`` is the token that should follow ``tokens[..., : t + 1]``.
         rng : numpy.random.Generator, optional
             Turns dropout on.
         ignore_index, count : int
@@ -136,7 +136,7 @@ class LanguageModel(Layer):
         return loss, LossCache(c_logits, c_loss)
 
     def number(self, batch: Sequence[Array]) -> int:
-        """Return how many targets of a batch (tokens, targets) the loss averages over."""
+        """Return the number of targets of a batch (tokens, targets) that the loss averages over."""
         _, targets = batch
         return int((targets != IGNORE_INDEX).sum())
 
@@ -150,7 +150,7 @@ class LanguageModel(Layer):
         cache : LogitsCache or LossCache
         grads : Grads
         need_dx : bool
-            Tokens have no gradient: nothing returns in any case.
+            Not used: tokens have no gradient, so backward returns None.
         """
         if isinstance(cache, LossCache):
             (dlogits,) = cross_entropy_backward(dy, cache.loss)
@@ -167,7 +167,7 @@ class LanguageModel(Layer):
             self.embed_backward(dx, cache.embedding, grads)  # dx (..., T, d)
 
     def flops(self, T: int, need_dx: bool = False) -> Flops:
-        """Return the matrix products' cost for one token of a sequence of `T`."""
+        """Return the cost of the matrix products for one token in a sequence of `T`."""
         body, below = self.body(), self._embeddings_trained()
         head = product_flops(self.head(), below or body.trainable)
         return body.flops(T, below).plus(head)
@@ -187,7 +187,7 @@ class LanguageModel(Layer):
     # -------------------------------------------------------------------------- generation
 
     def extend(self, x: Array, memory: TextMemory | None = None) -> tuple[Array, TextMemory]:
-        """Return the logits (B, T, V) at the newest tokens `x` (B, T), and what to remember."""
+        """Return the logits (B, T, V) at the newest tokens `x` (B, T), and the memory."""
         y, memory = self._newest(x, memory)
         return linear_forward(y, self.head().value)[0], memory
 
@@ -213,31 +213,30 @@ class LanguageModel(Layer):
         stop: int | Sequence[int] = (),
         rng: Rng = None,
     ) -> Any:
-        """Continue `tokens` by up to `n` more, each drawn from the model's distribution.
+        """Continue `tokens` by up to `n` tokens, each drawn from the model's distribution.
 
-        Keys and values of earlier positions are remembered, so a step costs one position. Once
-        block_size positions are full the window slides: every position then changes its number, and
-        the memory is made anew.
+        Keys and values of earlier positions are remembered, so a step computes one position. Beyond
+        block_size positions the window slides: all positions change at each step, so every step
+        then computes the whole window.
 
         Parameters
         ----------
         tokens : integer array, shape (T,) or (B, T), or a list of arrays (T_i,)
-            One prompt, several of one length, or several of any lengths.
+            One prompt, several of equal length, or several of different lengths.
         n : int
         temperature : float
-            Divides the logits; 0 takes the likeliest token.
+            Divides the logits; 0 takes the most likely token.
         top_k : int, optional
-            Draw from the k likeliest tokens only.
+            Draw only from the k most likely tokens.
         stop : int or sequence of int
-            Tokens after which a row ends; the token itself is returned.
+            Tokens that end a row; the stop token itself is returned.
         rng : numpy.random.Generator
             Needed unless temperature is 0.
 
         Returns
         -------
         numpy.ndarray, shape (T + n,) or (B, T + n), or list of numpy.ndarray
-            A list where rows may differ in length: for a list of prompts, and for (B, T) with
-            `stop`.
+            A list if rows may differ in length: for a list of prompts, and for (B, T) with `stop`.
         """
         prompts, alone = _prompts(tokens)
         _check_sampling(prompts, n, temperature, top_k, rng)
@@ -279,7 +278,7 @@ class _Text:
         self.ends, self.rows = np.array(self.starts), np.arange(len(prompts))
 
     def append(self, new: np.ndarray) -> None:
-        """Add a token (B,) to each row."""
+        """Append a token to each row: `new` (B,)."""
         self.tokens[self.rows, self.ends] = new
         self.ends += 1
 
@@ -288,23 +287,23 @@ class _Text:
         return self.tokens[self.rows, self.ends - 1, None]
 
     def last(self, width: int) -> tuple[np.ndarray, Lengths]:
-        """Return the last `width` tokens of each row, or all, padded to the right; and how many."""
+        """Return the last `width` tokens of each row, padded on the right, and their numbers."""
         ends = self.ends.tolist()
         lengths = tuple(min(end, width) for end in ends)
         window = np.zeros((len(ends), max(lengths)), np.int64)
         for row, (tokens, end, n) in enumerate(zip(self.tokens, ends, lengths)):
-            window[row, :n] = tokens[end - n : end]  # no position sees what is to its right
+            window[row, :n] = tokens[end - n : end]  # padding on the right is never attended to
         return window, lengths
 
     def has_ended(self, stops: np.ndarray) -> bool:
-        """Whether every row holds a stop token behind its prompt."""
+        """Whether every row has a stop token after its prompt."""
         found = np.isin(self.tokens, stops)  # (B, room)
         columns = np.arange(self.tokens.shape[1])
         written = (columns >= np.array(self.starts)[:, None]) & (columns < self.ends[:, None])
         return bool((found & written).any(axis=1).all())
 
     def until(self, stops: np.ndarray) -> list[np.ndarray]:
-        """Return each row up to its first stop token behind the prompt, that token included."""
+        """Return each row up to and including its first stop token after the prompt."""
         texts = []
         for tokens, start, end in zip(self.tokens, self.starts, self.ends):
             found = np.flatnonzero(np.isin(tokens[start:end], stops))
@@ -313,7 +312,7 @@ class _Text:
 
 
 def _prompts(tokens: Any) -> tuple[list[np.ndarray], bool]:
-    """Return the prompts as a list of arrays (T_i,), and whether it was one alone."""
+    """Return the prompts as a list of arrays (T_i,), and whether there was a single prompt (T,)."""
     if isinstance(tokens, list | tuple) and all(np.ndim(text) == 1 for text in tokens):
         return [to_host(np.asarray(text)) for text in tokens], False
     array = to_host(np.asarray(tokens) if isinstance(tokens, list | tuple) else tokens)
@@ -329,7 +328,7 @@ def sample_token(logits: np.ndarray, temperature: float, top_k: int | None, rng:
     ----------
     logits : array, shape (B, V)
     temperature : float
-        0 takes the likeliest.
+        0 takes the most likely token.
     top_k : int, optional
     rng : numpy.random.Generator
 
@@ -340,7 +339,7 @@ def sample_token(logits: np.ndarray, temperature: float, top_k: int | None, rng:
     if temperature == 0:
         return logits.argmax(axis=1)
     if rng is None:
-        raise ValueError("a token is drawn: pass rng, or temperature=0 for the likeliest")
+        raise ValueError("to draw a token, pass rng, or temperature=0 for the most likely token")
     z = logits.astype(np.float64) / temperature
     if top_k is not None and top_k < z.shape[1]:
         others = np.argpartition(-z, top_k, axis=1)[:, top_k:]  # all but the k largest
@@ -354,9 +353,9 @@ def _check_sampling(
     prompts: list[np.ndarray], n: int, temperature: float, top_k: int | None, rng: Rng
 ) -> None:
     if n < 0:
-        raise ValueError(f"n = {n} tokens to write, expected at least 0")
+        raise ValueError(f"n = {n} tokens to generate, expected at least 0")
     if not prompts:
-        raise ShapeError("tokens is empty: give at least one prompt")
+        raise ShapeError("tokens is empty: pass at least one prompt")
     for text in prompts:
         if text.ndim != 1 or len(text) == 0:
             raise ShapeError(f"tokens has shape {text.shape}, expected (T,) or (B, T) with T >= 1")
@@ -365,4 +364,4 @@ def _check_sampling(
             f"temperature = {temperature} and top_k = {top_k}, expected >= 0 and >= 1 (or None)"
         )
     if temperature > 0 and rng is None:
-        raise ValueError("generate draws tokens: pass rng, or temperature=0 for the likeliest")
+        raise ValueError("to draw tokens, pass rng, or temperature=0 for the most likely tokens")

@@ -1,15 +1,16 @@
-"""The mathematics, one family a file: each operation a forward / backward pair.
+"""The mathematics, one file per family; each operation is a forward / backward pair.
 
-A forward returns its result and a cache, which the backward reads::
+Forward returns the result and a cache, which backward reads::
 
     y, cache = op_forward(x, W)
     dx, dW = op_backward(dy, cache, need)
 
-``dy`` is the gradient of the loss with respect to ``y``, of the same shape. What comes back are the
-gradients of forward's arrays, in order; tokens, targets of classes and masks have none. ``need``
-holds one bool for each: what nobody needs is not formed and comes back as None. By default all are.
+``dy`` is the gradient of the loss with respect to ``y``, and has its shape. Backward returns the
+gradients of forward's arrays, in order; tokens, class targets and masks have no gradient. ``need``
+holds one bool for each gradient: backward returns None for a gradient that is not needed, and does
+not form it. By default all gradients are formed.
 
-These are the textbook forms. Layers call the faster twins of some of them, :mod:`lora_np.ops.fast`.
+These are the textbook forms. Some have a faster twin in :mod:`lora_np.ops.fast`, which layers call.
 """
 
 from lora_np.ops.activation import (

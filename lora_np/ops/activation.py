@@ -1,6 +1,6 @@
-r"""Activations: GELU, ReLU, SiLU entry by entry, softmax over the last axis.
+r"""Activations: GELU, ReLU and SiLU entry by entry, and softmax over the last axis.
 
-Entry by entry, y = f(x) gives dx = dy f'(x)::
+Shapes: x, y, dy and dx are alike. An entry-by-entry y = f(x) has dx = dy f'(x)::
 
     gelu    y = x g,  g = (1 + tanh(u)) / 2,  u = c (x + k x^3),  c = sqrt(2 / pi),  k = 0.044715
             y' = g + x g',  g' = g (1 - g) 2 u',  u' = c (1 + 3 k x^2)
@@ -23,15 +23,15 @@ from lora_np.backend import Array, get_xp
 from lora_np.ops.contract import Need, expect_finite, expect_shape, expect_some, wanted
 from lora_np.ops.linear import sum_last
 
-GELU_C = math.sqrt(2.0 / math.pi)  # a Python float: an np.float64 would lift float32 to float64
+GELU_C = math.sqrt(2.0 / math.pi)  # a Python float: an np.float64 would turn float32 into float64
 GELU_K = 0.044715
-GELU_FLAT = 10.0  # from here on g is 0 or 1 to the last digit, and x^3 is never needed
+GELU_FLAT = 10.0  # for larger |x|, g is exactly 0 or 1 in floating point
 
 
 class GeluCache(NamedTuple):
     """What :func:`gelu_backward` reads."""
 
-    x: Array  # at most GELU_FLAT in size
+    x: Array  # clipped to -GELU_FLAT .. GELU_FLAT
     g: Array  # like x
 
 
@@ -47,13 +47,13 @@ def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
     >>> import numpy as np
     >>> from lora_np.ops import gelu_backward, gelu_forward
     >>> y, cache = gelu_forward(np.array([0.0, 1.0, 10.0]))
-    >>> y.round(3).tolist()  # far out it is x
+    >>> y.round(3).tolist()  # for large x, y = x
     [0.0, 0.841, 10.0]
     >>> (dx,) = gelu_backward(np.ones(3), cache)
     >>> dx.round(3).tolist()  # the slope at 0 is 1/2
     [0.5, 1.083, 1.0]
     """
-    near = x.clip(-GELU_FLAT, GELU_FLAT)  # the cube of a large x would overflow
+    near = x.clip(-GELU_FLAT, GELU_FLAT)  # so that x^3 cannot overflow
     u = GELU_C * (near + GELU_K * near * near * near)
     g = 0.5 * (1.0 + get_xp(x).tanh(u))
     return x * g, GeluCache(near, g)
@@ -92,7 +92,7 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
     >>> relu_backward(np.ones(3), cache)[0].tolist()
     [0.0, 0.0, 1.0]
     """
-    positive = x.real > 0  # the complex step carries the derivative in the imaginary part
+    positive = x.real > 0  # in a complex step the imaginary part carries the derivative
     return x * positive, ReluCache(positive)
 
 
@@ -126,7 +126,7 @@ def silu_forward(x: Array) -> tuple[Array, SiluCache]:
     >>> silu_backward(np.ones(2), cache)[0].round(3).tolist()
     [0.5, 1.091]
     """
-    s = 0.5 * (1.0 + get_xp(x).tanh(0.5 * x))  # tanh cannot overflow where exp(-x) would
+    s = 0.5 * (1.0 + get_xp(x).tanh(0.5 * x))  # exp(-x) could overflow, tanh cannot
     return x * s, SiluCache(x, s)
 
 
@@ -156,7 +156,7 @@ def softmax_forward(x: Array) -> tuple[Array, SoftmaxCache]:
     Raises
     ------
     FloatingPointError
-        If a row holds inf or nan, or nothing but -inf.
+        If a row holds inf or nan, or only -inf.
 
     Examples
     --------
@@ -166,7 +166,7 @@ def softmax_forward(x: Array) -> tuple[Array, SoftmaxCache]:
     >>> y.round(6).tolist()
     [0.125, 0.25, 0.625]
     >>> (dx,) = softmax_backward(np.array([8.0, 0.0, 0.0]), cache)
-    >>> dx.round(6).tolist()  # adds up to 0: a constant added to x changes nothing
+    >>> dx.round(6).tolist()  # the sum is 0: adding a constant to x does not change y
     [0.875, -0.25, -0.625]
     """
     expect_some("x", x)

@@ -1,10 +1,10 @@
 """Causal scaled dot-product attention.
 
 Shapes: q (..., Tq, d_head), k (..., Tk, d_head), v (..., Tk, d_v), y (..., Tq, d_v), Tq <= Tk.
-Queries align to the last key: query i may look at keys 0 .. i + Tk - Tq. During training Tq = Tk;
-with a KV cache the queries are the newest Tq positions and the keys all of them::
+The last query is aligned with the last key: query i may look at keys 0 .. i + Tk - Tq. In training
+Tq = Tk; with a KV cache the queries are the newest Tq positions and the keys are all positions::
 
-    S = q k^T / sqrt(d_head) + M        M is 0 where looking is allowed, else -inf
+    S = q k^T / sqrt(d_head) + M        M is 0 where the query may look, else -inf
     P = softmax(S)                      (..., Tq, Tk), row by row
     y = P v
 
@@ -14,8 +14,8 @@ Derivation, from the outside in: a product, softmax (activation.py), a product::
     dS = P * (dP - rowsum(P * dP))
     dq = dS k / sqrt(d_head)            dk = dS^T q / sqrt(d_head)
 
-Where the mask is, P = 0 and so dS = 0. A constant added to all entries of a row of S changes
-nothing, so a bias of k, which adds q . b to a whole row, has a gradient that is identically zero.
+Where M is -inf, P = 0 and so dS = 0. Adding a constant to a row of S does not change P. A bias b of
+k adds q . b to a whole row, so its gradient is identically zero.
 
 Source: Vaswani et al. (2017), arXiv:1706.03762, equation 1.
 """
@@ -37,7 +37,7 @@ class AttentionCache(NamedTuple):
     q: Array  # (..., Tq, d_head)
     k: Array  # (..., Tk, d_head)
     v: Array  # (..., Tk, d_v)
-    P: Array  # (..., Tq, Tk), each query's weights
+    P: Array  # (..., Tq, Tk), the weights of the values for each query
 
 
 def causal_mask(Tq: int, Tk: int, dtype: Any, xp: Any) -> Array:
@@ -49,7 +49,7 @@ def causal_mask(Tq: int, Tk: int, dtype: Any, xp: Any) -> Array:
 
 
 def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, AttentionCache]:
-    """Let every query read the values of the keys at or before its own position.
+    """Compute for each query a weighted mean of the values at or before its position.
 
     Parameters
     ----------
@@ -71,12 +71,12 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, AttentionCac
     --------
     >>> import numpy as np
     >>> from lora_np.ops import attention_backward, attention_forward
-    >>> q = k = np.zeros((3, 2))  # no preference: the mean of what may be seen
+    >>> q = k = np.zeros((3, 2))  # equal scores: y is the plain mean of the values seen
     >>> y, cache = attention_forward(q, k, np.array([[6.0], [2.0], [1.0]]))
     >>> y[:, 0].tolist()
     [6.0, 4.0, 3.0]
     >>> dq, dk, dv = attention_backward(np.ones((3, 1)), cache)
-    >>> dv[:, 0].round(3).tolist()  # value 0 is in all three means, value 2 in the last
+    >>> dv[:, 0].round(3).tolist()  # value 0 is in all three means, value 2 only in the last
     [1.833, 0.833, 0.333]
     """
     check_shapes(q, k, v)
@@ -113,4 +113,4 @@ def check_shapes(q: Array, k: Array, v: Array) -> None:
     expect_shape("v", v, *k.shape[:-1], None)
     Tq, Tk = q.shape[-2], k.shape[-2]
     if Tq > Tk:
-        raise ShapeError(f"q has shape {q.shape}, expected at most {Tk} queries, one for each key")
+        raise ShapeError(f"q has shape {q.shape}, expected at most {Tk} queries for {Tk} keys")

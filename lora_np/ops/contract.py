@@ -1,12 +1,12 @@
-"""What every pair of operations shares: which gradients are wanted, and shapes that must fit.
+"""What every pair shares: which gradients are needed, and the checks of shapes.
 
 An operation is a pair of pure functions::
 
     y, cache = op_forward(x, W)
     dx, dW = op_backward(dy, cache, need)
 
-``need`` holds one bool per array argument, in forward order; a gradient that nobody needs is
-never formed and comes back as ``None``. ``need=None`` asks for all of them.
+``need`` holds one bool per array argument, in forward's order. A gradient that is not needed is not
+formed: backward returns None in its place. ``need=None`` asks for all gradients.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def expect_some(name: str, x: Array) -> None:
 
 
 def expect_finite(name: str, largest: Array) -> None:
-    """Raise FloatingPointError unless the largest number of every row of `name` is finite."""
+    """Raise FloatingPointError unless `largest`, the row maxima of `name`, are all finite."""
     if not bool(get_xp(largest).isfinite(largest).all()):
         raise FloatingPointError(f"{name} has a row whose largest number is inf, -inf or nan")
 

@@ -1,7 +1,7 @@
 """Dropout with the mask as an input: y = x * mask, dx = dy * mask.
 
-The mask holds 0 with probability p and 1 / (1 - p) otherwise, so that the mean of y is x. Drawing
-it is the caller's matter (:func:`dropout_mask`): the operation itself stays a pure function.
+An entry of the mask is 0 with probability p and 1 / (1 - p) otherwise, so that the mean of y is x.
+The caller draws the mask (:func:`dropout_mask`), so the operation itself is a pure function.
 
 Source: Srivastava et al. (2014), JMLR 15, pages 1929 to 1958, in its "inverted" scaling.
 """
@@ -23,15 +23,15 @@ class DropoutCache(NamedTuple):
 
 
 def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:
-    """Draw a mask of `x`'s shape, dtype and device: 0 with probability p, else 1 / (1 - p).
+    """Draw a mask like `x`, with real entries: 0 with probability p, else 1 / (1 - p).
 
-    The first axis of `x` is the batch's: training in parts gives each part its rows of the mask.
+    The first axis of `x` is the batch: training in parts gives each part its rows of the mask.
 
     Parameters
     ----------
     x : array, shape (...)
     p : float
-        Probability of a zero, from 0 on and below 1.
+        Probability of a zero, at least 0 and below 1.
     rng : numpy.random.Generator
 
     Examples
@@ -39,7 +39,7 @@ def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:
     >>> import numpy as np
     >>> from lora_np.ops import dropout_mask
     >>> mask = dropout_mask(np.zeros((100, 100)), 0.75, np.random.default_rng(0))
-    >>> np.unique(mask).tolist()  # dropped, or kept and made up for
+    >>> np.unique(mask).tolist()  # dropped, or kept and multiplied by 1 / (1 - p)
     [0.0, 4.0]
     >>> abs(float(mask.mean()) - 1.0) < 0.1
     True
@@ -55,7 +55,7 @@ def dropout_forward(x: Array, mask: Array) -> tuple[Array, DropoutCache]:
     ----------
     x : array, shape (...)
     mask : array, shape (...)
-        Of :func:`dropout_mask`.
+        From :func:`dropout_mask`.
 
     Examples
     --------
@@ -70,6 +70,6 @@ def dropout_forward(x: Array, mask: Array) -> tuple[Array, DropoutCache]:
 
 
 def dropout_backward(dy: Array, cache: DropoutCache, need: Need = None) -> tuple[Array | None]:
-    """Return (dx,) of :func:`dropout_forward`; the mask takes no slot."""
+    """Return (dx,) of :func:`dropout_forward`; the mask has no gradient."""
     expect_shape("dy", dy, *cache.mask.shape)
     return (dy * cache.mask if wanted(need, 1)[0] else None,)

@@ -1,8 +1,9 @@
-"""Embedding: row number `token` of a table, for every token.
+"""Embedding: for every token, the row of a table with that number.
 
-Shapes: tokens (...) integers, W (V, d), y (..., d). With the one-hot matrix H (N, V), whose row n
-has its single 1 at tokens[n], the lookup is the linear map y = H W, so dW = H^T dy: row v of dW is
-the sum of dy over the places where token v was read. H is nearly all zeros and is never formed.
+Shapes: tokens (...) integers, N in all, W (V, d), y (..., d). With the one-hot matrix H (N, V),
+whose row n has a single 1 in column tokens[n], the lookup is the linear map y = H W. So
+dW = H^T dy: row v of dW is the sum of dy over the positions with token v. H is nearly all zeros and
+is never formed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def embedding_forward(tokens: Array, W: Array) -> tuple[Array, EmbeddingCache]:
     Parameters
     ----------
     tokens : integer array, shape (...)
-        From 0 to V - 1.
+        Numbers from 0 to V - 1.
     W : array, shape (V, d)
 
     Returns
@@ -48,7 +49,7 @@ def embedding_forward(tokens: Array, W: Array) -> tuple[Array, EmbeddingCache]:
     >>> y.tolist()
     [[2.0, 2.1], [0.0, 0.1], [2.0, 2.1]]
     >>> (dW,) = embedding_backward(np.ones((3, 2)), cache)
-    >>> dW.tolist()  # token 2 came twice, token 1 not at all
+    >>> dW.tolist()  # token 2 occurs twice, token 1 does not occur
     [[1.0, 1.0], [0.0, 0.0], [2.0, 2.0]]
     """
     expect_shape("W", W, None, None)
@@ -68,5 +69,5 @@ def embedding_backward(dy: Array, cache: EmbeddingCache, need: Need = None) -> t
     expect_shape("dy", dy, *cache.tokens.shape, cache.table[1])
     xp = get_xp(dy)
     dW = xp.zeros(cache.table, dtype=dy.dtype)  # (V, d)
-    xp.add.at(dW, cache.tokens, dy)  # dW[tokens] += dy would count equal tokens once
+    xp.add.at(dW, cache.tokens, dy)  # dW[tokens] += dy would count a repeated token once
     return (dW,)

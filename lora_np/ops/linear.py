@@ -1,14 +1,15 @@
 """The linear map: y = x W^T + b.
 
-Shapes: x (..., in), W (out, in), b (out,), y (..., out). Rows are samples, N of them in all.
+Shapes: x (..., in), W (out, in), b (out,), y (..., out). The N rows of x are the samples.
 
-Derivation. With L a scalar loss and dy = dL/dy, entry by entry y_no = sum_i x_ni W_oi + b_o, so::
+Derivation. Let L be the scalar loss and dy = dL/dy. Entry by entry, y_no = sum_i x_ni W_oi + b_o,
+so::
 
     dL/dx_ni = sum_o dy_no W_oi        dx = dy W
-    dL/dW_oi = sum_n dy_no x_ni        dW = dy^T x      (samples are summed)
+    dL/dW_oi = sum_n dy_no x_ni        dW = dy^T x      (a sum over samples)
     dL/db_o  = sum_n dy_no             db = 1^T dy
 
-Source: any text on backpropagation; e.g. Rumelhart, Hinton and Williams (1986).
+Source: any text on backpropagation, e.g. Rumelhart, Hinton and Williams (1986).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FEW = 1024  # entries of x; a training batch has many more
 
 
 class LinearCache(NamedTuple):
-    """What :func:`linear_backward` reads; x is None when a layer knows that W is frozen."""
+    """What :func:`linear_backward` reads; a layer sets x to None when W is frozen."""
 
     x: Array  # (..., in)
     W: Array  # (out, in)
@@ -74,7 +75,7 @@ def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, L
 def linear_backward(
     dy: Array, cache: LinearCache, need: Need = None
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Return (dx, dW, db) of :func:`linear_forward`; db is None where there was no bias."""
+    """Return (dx, dW, db) of :func:`linear_forward`; db is None if there is no bias."""
     need_x, need_W, need_b = wanted(need, 3)
     expect_shape("dy", dy, *cache.shape)
     g = rows(dy)  # (N, out)
@@ -85,15 +86,16 @@ def linear_backward(
 
 
 def rows(x: Array) -> Array:
-    """Return `x` (..., d) as a matrix (N, d) whose rows are the samples: one large product.
+    """Return `x` (..., d) as a matrix (N, d) whose rows are the samples.
 
-    A product over leading axes is worked through as many small ones.
+    NumPy computes a product with several leading axes as many small products; with a matrix it
+    computes one large product, which is faster.
     """
     return x.reshape(-1, x.shape[-1])
 
 
 def sum_rows(x: Array) -> Array:
-    """Return the sum (d,) of all samples in `x` (..., d): 1^T x, a product, is faster than sum."""
+    """Return the sum (d,) of all samples in `x` (..., d) as the product 1^T x, faster than sum."""
     matrix = rows(x)
     return get_xp(x).ones(len(matrix), dtype=x.dtype) @ matrix
 
@@ -101,7 +103,8 @@ def sum_rows(x: Array) -> Array:
 def sum_last(x: Array) -> Array:
     """Return the sums (..., 1) over the last axis of `x` (..., d).
 
-    Of many rows the product x 1 is several times faster than a sum; of few, making the ones is not.
+    For many rows the product x 1 is several times faster than a sum; for few, a sum is faster,
+    because the product must first make the ones.
     """
     if x.size <= FEW:
         return x.sum(axis=-1, keepdims=True)

@@ -1,20 +1,21 @@
 """LoRA, low-rank adaptation of a linear map: y = x W0^T + b + s ((x * m) A^T) B^T.
 
 Shapes: x (..., in), W0 (out, in), A (r, in), B (out, r), b (out,), m like x, y (..., out). The
-scale s is lora_alpha / r. The mask m is dropout's, on the adapter's path alone. For one sample and
-no mask this is h = W0 x + s B A x: W0 stays as it was and the change s B A has rank at most r.
+scale is s = lora_alpha / r. The dropout mask m acts on the adapter's path only. For one sample
+without mask and bias this is y = W0 x + s B A x: W0 stays frozen, and the change s B A has rank at
+most r.
 
-Derivation. Call u = (x * m) A^T (N, r), so that the adapter adds s u B^T: two linear maps, one
-after the other. Each is differentiated as in linear.py, from the outside in::
+Derivation. Let u = (x * m) A^T (N, r). The adapter then adds s u B^T: two linear maps, one after
+the other. Differentiate each as in linear.py, from the outside in::
 
     du = s dy B                        (N, r)
     dB = s dy^T u                      (out, r)
     dA = du^T (x * m)                  (r, in)
-    dx = dy W0 + (du A) * m            (N, in)   both paths reach x, so they add
-    dW0 = dy^T x                       (out, in) a frozen W0 skips this; dx it cannot skip
+    dx = dy W0 + (du A) * m            (N, in)   the sum over both paths from x
+    dW0 = dy^T x                       (out, in) not formed if W0 is frozen; dx still is
 
-At B = 0, where training starts, du and with it dA are zero while dB is not. Every product of the
-adapter has a side of length r.
+At B = 0, where training starts, du and dA are zero, but dB is not. Every product of the adapter has
+a side of length r.
 
 Source: Hu et al. (2021), arXiv:2106.09685, equation 3.
 """
@@ -35,7 +36,7 @@ class LoRALinearCache(NamedTuple):
     W0: Array  # (out, in)
     A: Array  # (r, in)
     B: Array  # (out, r)
-    u: Array  # (N, r), the input seen through A
+    u: Array  # (N, r), (x * mask) A^T
     scale: float
     mask: Array | None  # (..., in)
     has_bias: bool
@@ -64,7 +65,7 @@ def lora_linear_forward(
     scale : float
         lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA.
     mask : array, shape (..., in), optional
-        Dropout mask of the adapter's path, entries 0 or 1 / (1 - p).
+        Dropout mask of the adapter's path, with entries 0 or 1 / (1 - p).
 
     Returns
     -------
@@ -83,11 +84,11 @@ def lora_linear_forward(
     >>> x, W0, A, B = np.ones((1, 3)), np.eye(3), np.ones((1, 3)), np.zeros((3, 1))
     >>> y, cache = lora_linear_forward(x, W0, A, B, scale=2.0)
     >>> _, _, dA, dB, _ = lora_linear_backward(np.ones((1, 3)), cache)
-    >>> y.tolist(), dA.tolist(), dB.T.tolist()  # at B = 0 y is the base's, and only B learns
+    >>> y.tolist(), dA.tolist(), dB.T.tolist()  # at B = 0, y = x W0^T and only B learns
     ([[1.0, 1.0, 1.0]], [[0.0, 0.0, 0.0]], [[6.0, 6.0, 6.0]])
     """
     check_shapes(x, W0, A, B, b, mask)
-    scale = float(scale)  # an np.float64 would lift float32 to float64
+    scale = float(scale)  # an np.float64 would turn float32 into float64
     u = rows(_masked(x, mask)) @ A.T  # (N, r)
     y = rows(x) @ W0.T  # (N, out)
     y += (scale * u) @ B.T

@@ -1,15 +1,16 @@
 """Losses: cross-entropy from logits, and the mean squared error.
 
-Cross-entropy over the kept tokens K (those whose target is not `ignore_index`), z (..., V)::
+Cross-entropy over the set K of kept tokens, whose target is not `ignore_index`; z (..., V) are the
+logits and n is a token::
 
     L = 1 / count  sum_{n in K} (log sum_j exp(z_nj) - z_n,target(n))        in nats
     dL/dz_nj = (softmax(z_n)_j - 1[j = target(n)]) / count,   zero for ignored tokens
 
-`count` is by default the number of kept tokens, which makes L their mean. A batch that is split,
-by gradient accumulation or over threads, passes the whole batch's count: then the parts' losses
-and gradients simply add, while a mean of the parts' means would be another number.
+By default `count` is the number of kept tokens, so that L is their mean. If a batch is split, by
+gradient accumulation or over threads, each part gets the count of the whole batch: the losses and
+gradients of the parts then add up to those of the batch. The mean of the parts' means would not.
 
-Mean squared error over all N entries: L = 1 / N sum (y - target)^2, dy = 2 (y - target) / N.
+Mean squared error over all N entries: L = 1 / N sum (y - target)^2, dL/dy = 2 (y - target) / N.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lora_np.backend import Array, ShapeError, get_xp
 from lora_np.ops.contract import Need, expect_finite, expect_same, expect_some, wanted
 from lora_np.ops.linear import rows, sum_last
 
-IGNORE_INDEX = -100  # the target that counts for nothing, PyTorch's convention
+IGNORE_INDEX = -100  # the target of an ignored token, as in PyTorch
 
 
 class CrossEntropyCache(NamedTuple):
@@ -38,16 +39,16 @@ class CrossEntropyCache(NamedTuple):
 def cross_entropy_forward(
     logits: Array, targets: Array, ignore_index: int = IGNORE_INDEX, count: int | None = None
 ) -> tuple[Array, CrossEntropyCache]:
-    """Compute the cross-entropy of `targets` under softmax(logits), in nats a token.
+    """Compute the cross-entropy of `targets` under softmax(logits), in nats per token.
 
     Parameters
     ----------
     logits : array, shape (..., V)
     targets : integer array, shape (...)
     ignore_index : int
-        Tokens with this target add nothing.
+        Tokens with this target are ignored.
     count : int, optional
-        What the sum is divided by; by default the number of kept tokens.
+        Divisor of the sum; by default the number of kept tokens.
 
     Returns
     -------
@@ -57,9 +58,9 @@ def cross_entropy_forward(
     Raises
     ------
     ValueError
-        If no token is kept, unless a count is given, or a target lies outside 0 .. V - 1.
+        If no token is kept and no count is given, or a target lies outside 0 .. V - 1.
     FloatingPointError
-        If the loss would not be finite: a row of the logits holds inf or nan, a target's is -inf.
+        If a row of the logits holds inf or nan, or the logit of a target is -inf.
 
     Examples
     --------
@@ -69,7 +70,7 @@ def cross_entropy_forward(
     >>> loss, cache = cross_entropy_forward(logits, np.array([2, -100]))  # one is ignored
     >>> f"{loss:.4f}"  # -log(2/4)
     '0.6931'
-    >>> cross_entropy_backward(1.0, cache)[0].round(6).tolist()  # probabilities less the target
+    >>> cross_entropy_backward(1.0, cache)[0].round(6).tolist()  # probabilities - one-hot target
     [[0.25, 0.25, -0.5], [0.0, 0.0, 0.0]]
     """
     if targets.shape != logits.shape[:-1]:
@@ -84,7 +85,7 @@ def cross_entropy_forward(
     if count is None:
         count = int(kept.sum())
     if count < 1:
-        raise ValueError(f"no token is kept: there is none but ignore_index = {ignore_index}")
+        raise ValueError(f"no token is kept: every target is ignore_index = {ignore_index}")
     z = _shifted(z)  # (N, V)
     e = xp.exp(z)  # (N, V)
     t = sum_last(e)  # (N, 1)
@@ -97,7 +98,7 @@ def cross_entropy_forward(
 def cross_entropy_backward(
     dy: Array | float, cache: CrossEntropyCache, need: Need = None
 ) -> tuple[Array | None]:
-    """Return (dlogits,) of :func:`cross_entropy_forward`; the targets take no slot."""
+    """Return (dlogits,) of :func:`cross_entropy_forward`; the targets have no gradient."""
     if not wanted(need, 1)[0]:
         return (None,)
     p, target, kept, divisor, shape = cache
@@ -108,15 +109,15 @@ def cross_entropy_backward(
 
 
 def _shifted(z: Array) -> Array:
-    """Return z (N, V) less the largest number of each row, so that no exponent is above 0."""
+    """Return z (N, V) minus the largest number of each row, so that no exponent is above 0."""
     largest = z.real.max(axis=1, keepdims=True)  # (N, 1)
     expect_finite("logits", largest)
-    with np.errstate(over="ignore"):  # what then lies below -1e38 has probability 0
+    with np.errstate(over="ignore"):  # a difference that overflows to -inf has probability 0
         return z - largest
 
 
 def _kept_targets(targets: Array, ignore_index: int, vocab_size: int) -> tuple[Array, Array]:
-    """Return which tokens count, and their targets with 0 standing in for the ignored."""
+    """Return which tokens are kept, and the targets with 0 for ignored tokens."""
     kept = targets != ignore_index  # (N,)
     target = targets * kept  # (N,)
     if target.size and (int(target.min()) < 0 or int(target.max()) >= vocab_size):
@@ -134,7 +135,7 @@ class MseCache(NamedTuple):
 
 
 def mse_forward(y: Array, target: Array) -> tuple[Array, MseCache]:
-    """Compute the mean of (y - target)^2 over all entries; the two have the same shape.
+    """Compute the mean of (y - target)^2 over all entries of two arrays of one shape.
 
     Parameters
     ----------
@@ -143,7 +144,7 @@ def mse_forward(y: Array, target: Array) -> tuple[Array, MseCache]:
     Raises
     ------
     ValueError
-        If they are empty: the mean over no entry does not exist.
+        If the arrays are empty: there is nothing to average.
 
     Examples
     --------
@@ -158,7 +159,7 @@ def mse_forward(y: Array, target: Array) -> tuple[Array, MseCache]:
     expect_same("target", target, "y", y)
     error = y - target
     if error.size == 0:
-        raise ValueError(f"y has shape {tuple(y.shape)}: the mean over no entry does not exist")
+        raise ValueError(f"y has shape {tuple(y.shape)}, expected at least one entry to average")
     return (error * error).mean(), MseCache(error)
 
 

@@ -1,12 +1,12 @@
-"""Layer normalisation: every sample is centred, scaled to variance one, then given gain and bias.
+"""Layer normalisation: centre every sample, scale it to variance one, apply a gain and a bias.
 
-Shapes: x (..., d), gamma and beta (d,), y (..., d); means over the last axis::
+Shapes: x (..., d), gamma and beta (d,), y (..., d). Means are over the last axis::
 
     mu = mean(x)    v = mean((x - mu)^2)    rstd = 1 / sqrt(v + eps)    xhat = (x - mu) rstd
     y = gamma xhat + beta
 
-Derivation. dbeta and dgamma sum over samples. For x, let g = dy gamma = dL/dxhat. A change of x_j
-moves xhat_i directly (where i = j), through mu, and through v::
+Derivation. Sums over samples: dgamma = sum dy xhat, dbeta = sum dy. For x, let g = dy gamma =
+dL/dxhat. A change of x_j changes xhat_i directly (if i = j), through mu, and through v::
 
     dxhat_i / dx_j = rstd (1[i = j] - 1 / d - xhat_i xhat_j / d)
     dx_j = sum_i g_i dxhat_i / dx_j,  that is  dx = rstd (g - mean(g) - xhat mean(g xhat))
@@ -54,19 +54,19 @@ def layernorm_forward(
     >>> from lora_np.ops import layernorm_backward, layernorm_forward
     >>> x = np.array([[2.0, 4.0, 6.0, 8.0]])
     >>> y, cache = layernorm_forward(x, np.ones(4), np.zeros(4))
-    >>> y.round(2).tolist()  # x less 5, over the root of 5
+    >>> y.round(2).tolist()  # (x - 5) / sqrt(5)
     [[-1.34, -0.45, 0.45, 1.34]]
     >>> dx, dgamma, dbeta = layernorm_backward(np.ones((1, 4)), cache)
-    >>> bool(abs(dx).max() < 1e-12)  # a shift of all of y, which no x can make
+    >>> bool(abs(dx).max() < 1e-12)  # no change of x shifts all entries of y alike
     True
     """
     expect_some("x", x)
     expect_shape("gamma", gamma, *x.shape[-1:])
     expect_shape("beta", beta, *x.shape[-1:])
     centred = x - mean_last(x)  # (..., d)
-    # Written out: np.var conjugates, which would break the complex step.
+    # Not np.var, which conjugates and would break the complex step.
     variance = mean_last(centred * centred)  # (..., 1)
-    rstd = (variance + float(eps)) ** -0.5  # an np.float64 would lift float32 to float64
+    rstd = (variance + float(eps)) ** -0.5  # an np.float64 would turn float32 into float64
     xhat = rstd * centred
     return gamma * xhat + beta, LayernormCache(xhat, rstd, gamma)
 

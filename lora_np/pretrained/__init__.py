@@ -1,4 +1,4 @@
-"""Other people's weights in our models: their names, their layouts."""
+"""Other people's weights in our models: their names and layouts."""
 
 from lora_np.pretrained.gpt2 import load_gpt2
 from lora_np.pretrained.places import FileLayout, file_layout

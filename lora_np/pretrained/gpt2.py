@@ -1,7 +1,7 @@
-"""Other people's weights in our models: Hugging Face's GPT-2.
+"""Read the weights of Hugging Face's GPT-2 into our GPT.
 
-Its Conv1D keeps a weight as (in, out), ours are (out, in): they are transposed here and nowhere
-else. Which rows of which matrix a layer takes stands in places.py.
+Its Conv1D keeps weights as (in, out); ours are (out, in). Weights are transposed here and nowhere
+else. places.py says which rows of which matrix belong to a layer.
 
 Source: the format of transformers' GPT2LMHeadModel.
 """
@@ -23,9 +23,9 @@ from lora_np.pretrained.places import file_layout
 from lora_np.reading import shown
 
 PREFIX = "transformer."
-BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old files hold
+BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, in old files
 SIZES = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")
-ALLOWED = {  # what would change the mathematics; an absent field means the first value
+ALLOWED = {  # fields that change the mathematics; an absent field means the first value
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
@@ -38,26 +38,26 @@ ALLOWED = {  # what would change the mathematics; an absent field means the firs
 
 
 def load_gpt2(folder: str | Path, dtype: Any = np.float32) -> GPT:
-    """Read a GPT-2 of Hugging Face's.
+    """Load a GPT-2 model of Hugging Face.
 
     Parameters
     ----------
     folder : str or Path
-        With config.json and model.safetensors, or the model.safetensors.index.json of several.
+        A folder with config.json and model.safetensors, or model.safetensors.index.json and the
+        files that it lists.
     dtype : dtype
-        float32 or float64, whatever the file's floats are.
+        float32 or float64; the file may have another float dtype.
 
     Returns
     -------
     GPT
-        All its Parameters are trainable. There is no dropout: how the model was trained is no
-        advice for the next training.
+        All its Parameters are trainable. Its dropout is 0, whatever the config says.
 
     Raises
     ------
     CheckpointError
-        If a file is broken or does not fit the config, or a field of the config asks for other
-        mathematics; the message names it.
+        If a file is broken or does not fit the config, or a field of the config requires other
+        mathematics; the message names the file and the field.
 
     Examples
     --------
@@ -97,10 +97,10 @@ def load_gpt2(folder: str | Path, dtype: Any = np.float32) -> GPT:
 
 
 def _fields(path: Path) -> dict[str, Any]:
-    """Read the config, and refuse what our GPT is not."""
+    """Read the config, and refuse values that our GPT does not support."""
     fields = load_json(path)
     if not isinstance(fields, dict) or fields.get("model_type") != "gpt2":
-        raise CheckpointError(f"{path} is not a GPT-2's: its model_type is not 'gpt2'")
+        raise CheckpointError(f"{path} is not a GPT-2 config: its model_type is not 'gpt2'")
     for name in SIZES:
         if type(fields.get(name)) is not int or fields[name] < 1:
             raise CheckpointError(
@@ -108,7 +108,7 @@ def _fields(path: Path) -> dict[str, Any]:
             )
     if fields["n_embd"] % fields["n_head"]:
         raise CheckpointError(
-            f"{path}: n_embd is no multiple of n_head = {shown(fields['n_head'])}"
+            f"{path}: n_embd is not a multiple of n_head = {shown(fields['n_head'])}"
         )
     d_hidden = 4 * fields["n_embd"]
     for name, allowed in {**ALLOWED, "n_inner": (None, d_hidden)}.items():
@@ -124,7 +124,7 @@ def _fields(path: Path) -> dict[str, Any]:
 
 
 def _check_sizes(file: TensorFile, held: dict[str, str], fields: dict[str, Any]) -> None:
-    """Hold the config's sizes to the file's, before a model of these sizes is made."""
+    """Compare the config's sizes with the file's, before a model of these sizes is made."""
     d = fields["n_embd"]
     expected = {
         "wte.weight": (fields["vocab_size"], d),
@@ -134,7 +134,7 @@ def _check_sizes(file: TensorFile, held: dict[str, str], fields: dict[str, Any])
     for name, shape in expected.items():
         _check_shape(file, held, name, shape)
     have = sum(math.prod(file.shape(name)) for name in file.names)
-    if have < 12 * fields["n_layer"] * d**2:  # of a block's four matrices, biases left aside
+    if have < 12 * fields["n_layer"] * d**2:  # entries of a block's matrices, without biases
         raise CheckpointError(
             f"{file.path} holds {have} numbers, too few for the config's n_layer = "
             f"{shown(fields['n_layer'])} and n_embd = {d}"
@@ -150,7 +150,7 @@ def _check_shape(file: TensorFile, held: dict[str, str], name: str, shape: tuple
 
 
 def _empty_gpt(fields: dict[str, Any], dtype: Any) -> GPT:
-    """Return a model of the config's sizes, whose weights are still to be replaced."""
+    """Return a model of the config's sizes; its weights are yet to be read."""
     vocab_size, block_size, n_layer, n_head, d_model = (fields[name] for name in SIZES)
     config = GPTConfig(vocab_size, block_size, n_layer, n_head, d_model)
     model = GPT(config, np.random.default_rng(0), dtype)
@@ -161,7 +161,7 @@ def _empty_gpt(fields: dict[str, Any], dtype: Any) -> GPT:
 
 
 class _Target(NamedTuple):
-    """A Parameter, and its first row in a tensor of the file, whose (out, ...) shape is given."""
+    """A Parameter, its first row in a tensor of the file, and the tensor's shape (out, ...)."""
 
     parameter: Parameter
     start: int
@@ -170,7 +170,7 @@ class _Target(NamedTuple):
 
 
 def _targets(model: GPT) -> dict[str, list[_Target]]:
-    """Return what each tensor of the file fills, by the tensor's name without prefix."""
+    """Return the Parameters that each tensor of the file fills, by its name without prefix."""
     targets: dict[str, list[_Target]] = {}
     places, transposed = file_layout(model)
     for path, layer in model.modules().items():
@@ -199,7 +199,7 @@ def _read(file: TensorFile, held: dict[str, str], name: str, targets: list[_Targ
 
 
 def _check_rest(file: TensorFile, held: dict[str, str], read: set[str]) -> None:
-    """Allow a head that is the embedding again and the masks; refuse all else."""
+    """Allow the masks and a head equal to the embedding; refuse all other tensors."""
     for name in held.keys() - read:
         if name == "lm_head.weight":
             head, wte = (file.read(held[n], None) for n in (name, "wte.weight"))
@@ -208,4 +208,4 @@ def _check_rest(file: TensorFile, held: dict[str, str], read: set[str]) -> None:
                     f"{file.path}: 'lm_head.weight' is not 'wte.weight', to which our head is tied"
                 )
         elif not name.endswith(BUFFERS):
-            raise CheckpointError(f"{file.path} holds {held[name]!r}, which a GPT-2 has not")
+            raise CheckpointError(f"{file.path} holds {held[name]!r}, which GPT-2 does not have")

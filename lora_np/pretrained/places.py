@@ -1,6 +1,6 @@
-"""Where other people's files keep a model's layers: a table by class of model.
+"""The places of a model's layers in other people's files: a table by class of model.
 
-A model that is not in it keeps its own paths.
+The layers of a model that is not in the table keep their own paths.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from lora_np.models import GPT
 
 
 class FileLayout(NamedTuple):
-    """How other people's files keep a model.
+    """The layout of a model in other people's files.
 
     Attributes
     ----------
     places : dict of str to FilePlace
-        Of linear layers, by path; one that is not named keeps its path.
+        Places of linear layers by path; a layer without a place keeps its path.
     fan_in_fan_out : bool
-        Whether weights lie as (in, out) there. Ours are (out, in).
+        Whether the files keep weights as (in, out). Ours are (out, in).
     """
 
     places: dict[str, FilePlace]
@@ -29,7 +29,7 @@ class FileLayout(NamedTuple):
 
 
 def _gpt2(model: GPT) -> FileLayout:
-    """Return Hugging Face's GPT-2, whose Conv1D keeps (in, out): q, k, v are stacked in c_attn."""
+    """Return the layout of Hugging Face's GPT-2: weights (in, out); c_attn stacks q, k and v."""
     d, places = model.config.d_model, {}
     for i in range(model.config.n_layer):
         ours, theirs = f"h.{i}", f"transformer.h.{i}"
@@ -45,12 +45,12 @@ LAYOUTS: dict[type, Callable[[Any], FileLayout]] = {GPT: _gpt2}
 
 
 def file_layout(model: Layer) -> FileLayout:
-    """Return how other people's files keep the layers of a model.
+    """Return the layout of a model in other people's files.
 
     Parameters
     ----------
     model : Layer
-        Of a class in the table, or of a subclass; any other keeps its own paths.
+        A model of a class in the table, or of a subclass; other models keep their own paths.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The analyser: spectra, measures of rank, the spaces directions span, where noise begins."""
+"""Mathematics of the analyser: spectra, measures of rank, subspaces, and noise."""
 
 from lora_np.rank.change import Amplification, Intruders, amplification, intruder_dimensions
 from lora_np.rank.factors import svd_of_factors

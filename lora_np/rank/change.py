@@ -1,15 +1,15 @@
-r"""How does a change lie to the matrix that it changes? Amplification, and intruders.
+r"""How does a change compare with the matrix that it changes? Amplification and intruders.
 
-Amplification (Hu et al. 2021, section 7.3, table 7): does a change repeat what W0 does already?
-With the top r singular directions of the change, U (out, r) and V (r, in), ||U^T W0 V^T||_F is how
-much of W0 lies in them, and ||delta||_F over it how far the change amplifies that. Two marks to
-read it by. W0's own top directions hold the most: sqrt(sum_{i<=r} sigma_i^2). Random ones hold in
-root mean square r ||W0||_F / sqrt(out in): each of the r^2 entries u^T W0 v has the mean square
-||W0||_F^2 / (out in), as the mean square of a random unit vector's coordinates is 1/n
-(subspaces.py), on either side.
+Amplification (Hu et al. 2021, section 7.3, table 7): does a change repeat what W0 already does?
+Let U (out, r) and V (r, in) be the top r singular directions of the change. ||U^T W0 V^T||_F
+measures how much of W0 lies in these directions; ||delta||_F over that is the amplification. Two
+values to compare with: W0's own top directions hold the most, sqrt(sum_{i<=r} sigma_i^2). Random
+directions hold r ||W0||_F / sqrt(out in) in root mean square: each of the r^2 entries u^T W0 v has
+the mean square ||W0||_F^2 / (out in), because a coordinate of a random unit vector in n dimensions
+has the mean square 1/n (subspaces.py), for both u and v.
 
-Intruders (Shuttleworth et al. 2024, algorithm 1): singular vectors high up in the changed matrix
-that resemble none of the pretrained one.
+Intruders (Shuttleworth et al. 2024, algorithm 1): top singular vectors of the changed matrix that
+resemble no singular vector of the pretrained matrix.
 
 Hu et al.: LoRA, arXiv:2106.09685. Shuttleworth, Andreas, Torralba, Sharma: LoRA vs full
 fine-tuning: an illusion of equivalence, arXiv:2410.21228.
@@ -37,15 +37,15 @@ from lora_np.rank.randomised import dense_svd
 
 @dataclass(frozen=True)
 class Amplification:
-    """How a change lies to the matrix that it changes (LoRA's table 7).
+    """How a change compares with the matrix that it changes (LoRA's table 7).
 
     Attributes
     ----------
     r : int
-        How many directions each figure takes.
+        Number of directions.
     in_delta, in_W0, in_random : float
-        ||U^T W0 V^T||_F for the top r singular directions of the change, for those of W0 (the most
-        there can be), and for random ones (root mean square, in closed form).
+        ||U^T W0 V^T||_F for the top r singular directions of the change, for those of W0 (the
+        largest possible value), and for random directions (root mean square, in closed form).
     norm_W0, norm_delta : float
         ||W0||_F and ||delta||_F.
 
@@ -74,7 +74,7 @@ class Amplification:
 def amplification(
     W0: Array, delta: Array | tuple[Array, Array], r: int, scale: float = 1.0
 ) -> Amplification:
-    """Return how much of W0 lies in the top r directions of a change, and how the change compares.
+    """Return how much of W0 lies in the top r directions of a change, for table 7 of LoRA.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def amplification(
     delta : array, shape (out, in), or a tuple (B, A) of shapes (out, r') and (r', in)
         The change; a tuple stands for B A, which is never formed.
     r : int
-        From 1 to the numerical rank of the change: beyond it, directions are arbitrary.
+        From 1 to the numerical rank of the change: further directions would be arbitrary.
     scale : float
         Multiplies `delta`.
 
@@ -132,15 +132,15 @@ def amplification(
 
 @dataclass(frozen=True, eq=False)
 class Intruders:
-    """The top singular vectors of a changed matrix, and how nearly W0 has each of them.
+    """How closely the top singular vectors of a changed matrix resemble those of W0.
 
     Attributes
     ----------
     cosines : ndarray, shape (k,)
-        Of each left singular vector of the changed matrix, in descending order of its singular
-        value: the largest ``|cosine|`` with a left singular vector of W0.
+        For each of the top k left singular vectors of the changed matrix, in order: the largest
+        ``|cosine|`` with a left singular vector of W0.
     threshold : float
-        Below which it is an intruder.
+        A vector with a smaller cosine is an intruder.
     """
 
     cosines: np.ndarray
@@ -148,12 +148,12 @@ class Intruders:
 
     @property
     def indices(self) -> list[int]:
-        """Which of the k are intruders, counted from 0."""
+        """The numbers of the intruders among the k vectors, from 0."""
         return [int(i) for i in np.flatnonzero(self.cosines < self.threshold)]
 
     @property
     def count(self) -> int:
-        """How many of the k are intruders."""
+        """The number of intruders among the k vectors."""
         return len(self.indices)
 
 
@@ -164,12 +164,12 @@ def intruder_dimensions(
     threshold: float = 0.5,
     scale: float = 1.0,
 ) -> Intruders:
-    """Return which top singular vectors of a changed matrix resemble none of the pretrained one's.
+    """Find the top singular vectors of a changed matrix that resemble no singular vector of W0.
 
-    Of the k left singular vectors of W with the largest singular values, an intruder is one whose
-    ``|cosine|`` with EVERY left singular vector of W0 is below the threshold. Those of W0 are the
-    ones whose singular value is above its rounding (max(out, in) eps sigma_1): the rest are
-    arbitrary. So in a tall matrix, or a W0 of low rank, a vector may lie outside of all of them.
+    An intruder is one of the top k left singular vectors of W whose ``|cosine|`` with EVERY left
+    singular vector of W0 is below the threshold. Only vectors of W0 whose singular value exceeds
+    rounding (max(out, in) eps sigma_1) count, because the others are arbitrary. If W0 is tall or
+    has a low rank, a vector of W may therefore be orthogonal to all vectors of W0.
 
     Parameters
     ----------
@@ -177,11 +177,11 @@ def intruder_dimensions(
     W : array, shape (out, in), or a tuple (B, A) of shapes (out, r) and (r, in)
         The changed matrix; a tuple stands for W0 + scale B A.
     k : int
-        From 1 to min(out, in). The paper takes 10.
+        From 1 to min(out, in). The paper uses 10.
     threshold : float
-        Its epsilon, from 0 to 1; the paper mostly takes 0.5.
+        The paper's epsilon, from 0 to 1; mostly 0.5 there.
     scale : float
-        Multiplies a change given as factors; 1 for a matrix.
+        Multiplies a change given as factors; must be 1 if `W` is a matrix.
 
     Returns
     -------
@@ -233,7 +233,7 @@ def _changed(base: np.ndarray, W: Array | tuple[Array, Array], scale: float) -> 
         _require_shape("B A", (B.shape[0], A.shape[1]), base.shape)
         return base + (scale * unit) * (B @ A)  # (out, in)
     if scale != 1:
-        raise ValueError(f"scale is {scale}: it belongs to factors, a matrix W is taken as it is")
+        raise ValueError(f"scale is {scale}: it multiplies factors only, a matrix W needs scale=1")
     _require_shape("W", np.shape(W), base.shape)
     return W
 
@@ -257,4 +257,4 @@ def _spacing_of(matrix: Array | tuple[Array, Array]) -> float:
 
 def _require_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if tuple(shape) != tuple(expected):
-        raise ShapeError(f"{name} has shape {tuple(shape)}: {expected} is expected, as W0's")
+        raise ShapeError(f"{name} has shape {tuple(shape)}: {expected} is expected, that of W0")

@@ -1,8 +1,8 @@
-r"""The SVD of a product by its factors.
+r"""The SVD of a product B A, computed from its factors.
 
-With B = Q_B R_B and A^T = Q_A R_A, both Q with orthonormal columns, B A = Q_B (R_B R_A^T) Q_A^T.
-The core in the middle is at most (r, r); with its SVD X S Y^T, B A = (Q_B X) S (Q_A Y)^T. That is
-O((out + in) r^2), and no (out, in) array.
+With the QR decompositions B = Q_B R_B and A^T = Q_A R_A, B A = Q_B (R_B R_A^T) Q_A^T. The core
+R_B R_A^T is at most (r, r); with its SVD X S Y^T, B A = (Q_B X) S (Q_A Y)^T. This takes
+O((out + in) r^2) operations and forms no (out, in) array.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from lora_np.rank.inputs import in_range, prepare_factors, require_scale
 def svd_of_factors(
     B: Array, A: Array, scale: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the thin SVD of ``scale * B @ A``, which is never formed.
+    """Return the thin SVD of ``scale * B @ A`` without forming the product.
 
     Parameters
     ----------
     B : array, shape (out, r)
     A : array, shape (r, in)
-        Real numbers. Work is done on the host, in float64.
+        Real numbers. The SVD is computed on the host, in float64.
     scale : float
         For LoRA, lora_alpha / r.
 
@@ -31,8 +31,8 @@ def svd_of_factors(
     U : ndarray, shape (out, k), float64
         Orthonormal columns, k = min(out, in, r).
     sigma : ndarray, shape (k,), float64
-        Descending. The rounding error is about eps ||B|| ||A||; directions whose value is no
-        larger are arbitrary.
+        Descending. The rounding error is about eps ||B|| ||A||; directions with a smaller value
+        are arbitrary.
     Vt : ndarray, shape (k, in), float64
         Orthonormal rows.
 
@@ -62,5 +62,5 @@ def svd_of_factors(
     X, values, Yt = np.linalg.svd(R_B @ R_A.T, full_matrices=False)  # k = min(out, in, r)
     U = Q_B @ X  # (out, k)
     Vt = Yt @ Q_A.T  # (k, in)
-    # singular values are not negative: the sign of the scale goes to one side
+    # singular values are not negative: U takes the sign of the scale
     return (-U if scale < 0 else U), in_range(values, unit, scale), Vt

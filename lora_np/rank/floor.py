@@ -1,8 +1,8 @@
-r"""What is the least that a rank-r copy misses?
+r"""How well can a matrix of rank r approximate M?
 
-The best rank-r copy of M keeps its r largest directions; what it misses is the floor under every
-rank-versus-loss curve (Eckart, Young 1936): min over rank(N) <= r of 1/2 ||M - N||_F^2
-= 1/2 sum_{i>r} sigma_i^2.
+The best approximation of rank r keeps the r largest directions of M. Its error is the floor under
+every rank-versus-loss curve (Eckart, Young 1936): the minimum over rank(N) <= r of
+1/2 ||M - N||_F^2 is 1/2 sum_{i>r} sigma_i^2.
 
 Eckart, Young: Psychometrika 1, 211.
 """
@@ -25,12 +25,12 @@ def eckart_young_floor(singular_values: Array, r: int) -> float:
     singular_values : array, shape (k,)
         Those of M, descending.
     r : int
-        From 0 (N = 0, and the floor is 1/2 ||M||_F^2); from k on the floor is 0.
+        At least 0. At r = 0 the floor is 1/2 ||M||_F^2; for r >= k it is 0.
 
     Returns
     -------
     float
-        In the units of M squared.
+        In units of M squared.
 
     Raises
     ------
@@ -62,9 +62,10 @@ def best_rank_error(singular_values: Array, r: int, relative: bool = True) -> fl
     singular_values : array, shape (k,)
         Those of M, descending.
     r : int
-        From 0.
+        At least 0.
     relative : bool
-        Whether to divide by ||M||_F: then from 1 at r = 0 down to 0. A zero matrix has 0.
+        Whether to divide by ||M||_F. The relative error falls from 1 at r = 0 to 0; for a zero
+        matrix it is 0.
 
     Returns
     -------
@@ -73,7 +74,7 @@ def best_rank_error(singular_values: Array, r: int, relative: bool = True) -> fl
     Raises
     ------
     ShapeError, ValueError
-        As :func:`lora_np.rank.eckart_young_floor`, which is half its square.
+        As :func:`lora_np.rank.eckart_young_floor`, which returns half the square of this error.
 
     Examples
     --------
@@ -81,7 +82,7 @@ def best_rank_error(singular_values: Array, r: int, relative: bool = True) -> fl
     >>> from lora_np import best_rank_error
     >>> best_rank_error(np.array([12.0, 4.0, 3.0]), 1, relative=False)  # 5 = sqrt(16 + 9)
     5.0
-    >>> round(best_rank_error(np.array([12.0, 4.0, 3.0]), 1), 4)  # of 13
+    >>> round(best_rank_error(np.array([12.0, 4.0, 3.0]), 1), 4)  # 5 / 13
     0.3846
     """
     sigma = _require_rank(singular_values, r)
@@ -99,13 +100,13 @@ def smallest_rank(singular_values: Array, error: float) -> int:
     singular_values : array, shape (k,)
         Those of M, descending.
     error : float
-        Of ||M - N||_F / ||M||_F, from 0 to 1. An energy rank at `fraction` asks for
-        sqrt(1 - fraction): 99 % of the energy is an error of 0.1.
+        The largest ||M - N||_F / ||M||_F allowed, from 0 to 1. The energy rank at `fraction` is the
+        rank for the error sqrt(1 - fraction): 99 % of the energy means an error of 0.1.
 
     Returns
     -------
     int
-        From 0, which a zero matrix needs, to k.
+        From 0 to k.
 
     Raises
     ------
@@ -136,9 +137,10 @@ def _require_rank(singular_values: Array, r: int) -> np.ndarray:
 
 
 def least_rank(sigma: np.ndarray, missed: float) -> int:
-    """Return the least k whose values beyond the k-th hold at most the share `missed` of sigma^2.
+    """Return the least k such that the values after the k-th hold at most a share `missed`.
 
-    The shares are added up from the small end, so that a tiny one is not lost beside a large sum.
+    The share is one of sum sigma^2. The sums start at the small end, so that tiny terms are not
+    lost beside a large sum.
     """
     tails = np.append(np.cumsum(sigma[::-1] ** 2)[::-1], 0.0)  # (k + 1,) beyond 0, 1, ..., k
     return int(np.argmax(tails <= missed * (1 + sigma.size * EPS) * tails[0]))

@@ -1,4 +1,4 @@
-"""What the analyser accepts: real, finite matrices, a pair of factors, singular values."""
+"""Checks of the analyser's inputs: real, finite matrices, pairs of factors, singular values."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from lora_np.backend import Array, ShapeError, get_xp, to_host
 
 
 def prepare(name: str, x: Array) -> tuple[Array, float, float]:
-    """Return (matrix, unit, eps): x = matrix * unit in float64, and the eps of x's own numbers.
+    """Return (matrix, unit, eps): x = matrix * unit in float64, and eps of the dtype of x.
 
-    In float64, because an SVD's rounding error is eps sigma_1 in EVERY singular value: in float32
-    it would drown those below 1e-7 sigma_1, which the measures of the tail are about. And over a
-    power of two near its largest entry, so that no product on the way over- or underflows.
+    The matrix is float64 because an SVD has a rounding error of eps sigma_1 in EVERY singular
+    value: in float32 it would hide values below 1e-7 sigma_1, which the measures of the tail need.
+    `unit` is a power of two near the largest entry, so that later products neither overflow nor
+    underflow.
 
     Parameters
     ----------
     name : str
-        What an error calls it.
+        The name of `x` in errors.
     x : array, 2-D
 
     Raises
@@ -29,7 +30,7 @@ def prepare(name: str, x: Array) -> tuple[Array, float, float]:
     TypeError
         If its entries are not real numbers.
     ValueError
-        If one of them is not finite.
+        If an entry is not finite.
     """
     xp = get_xp(x)
     x = xp.asarray(x)
@@ -46,7 +47,7 @@ def prepare(name: str, x: Array) -> tuple[Array, float, float]:
 
 
 def prepare_factors(B: Array, A: Array) -> tuple[Array, Array, float, float]:
-    """Return (B, A, unit, eps): the product is B A unit, its numbers as coarse as eps.
+    """Return (B, A, unit, eps): the product is B A unit, and eps the coarser eps of the two.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ def prepare_factors(B: Array, A: Array) -> tuple[Array, Array, float, float]:
     Raises
     ------
     ShapeError, TypeError, ValueError
-        As :func:`prepare`, and if the inner sizes differ.
+        As :func:`prepare`, or if the inner sizes differ.
     """
     B64, unit_B, eps_B = prepare("B", B)  # (out, r)
     A64, unit_A, eps_A = prepare("A", A)  # (r, in)
@@ -72,7 +73,7 @@ def require_pair(name: str, factors: tuple) -> tuple[Array, Array]:
     Raises
     ------
     ShapeError
-        If there are not two.
+        If the tuple does not have two entries.
     """
     if len(factors) != 2:
         raise ShapeError(f"{name} is a tuple of {len(factors)}: one matrix or (B, A) is expected")
@@ -86,7 +87,7 @@ def require_scale(scale: float) -> None:
 
 
 def in_range(values: np.ndarray, unit: float, scale: float) -> np.ndarray:
-    """Return ``values * unit * |scale|``: the singular values of a matrix that was prepared.
+    """Return ``values * unit * |scale|``, from the singular values of a prepared matrix.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def in_range(values: np.ndarray, unit: float, scale: float) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the largest overflows, or the factor underflows.
+        If the largest value overflows, or ``unit * scale`` underflows.
     """
     factor = unit * abs(float(scale))
     if not math.isfinite(float(values[0]) * factor) or (factor == 0 and scale != 0):
@@ -106,7 +107,7 @@ def in_range(values: np.ndarray, unit: float, scale: float) -> np.ndarray:
 
 
 def require_descending(singular_values: Array) -> np.ndarray:
-    """Return the singular values on the host, in float64.
+    """Return singular values on the host, in float64.
 
     Parameters
     ----------
@@ -128,6 +129,6 @@ def require_descending(singular_values: Array) -> np.ndarray:
 
 
 def spacing(dtype: np.dtype) -> float:
-    """Return the relative spacing of a dtype's numbers, float64's at the least."""
-    eps64 = float(np.finfo(np.float64).eps)  # integers are exact: only our own rounding counts
+    """Return the relative spacing of a dtype's numbers, or float64's if that is larger."""
+    eps64 = float(np.finfo(np.float64).eps)  # integers are exact: only float64's rounding counts
     return max(float(np.finfo(dtype).eps), eps64) if dtype.kind == "f" else eps64

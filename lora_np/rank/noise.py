@@ -1,8 +1,8 @@
 r"""Where does signal end and noise begin?
 
 Let M (m, n), m <= n, beta = m / n, be noise: independent entries, mean 0, standard deviation s. Its
-singular values are not small and not equal. As M grows, those of M / (s sqrt(n)), squared, fill
-the interval between (1 - sqrt(beta))^2 and (1 + sqrt(beta))^2 with the density::
+singular values are neither small nor equal. As M grows, the squared singular values of
+M / (s sqrt(n)) fill the interval from (1 - sqrt(beta))^2 to (1 + sqrt(beta))^2 with the density::
 
     f(x) = sqrt((b - x)(x - a)) / (2 pi beta x),   a, b = (1 -+ sqrt(beta))^2
 
@@ -10,32 +10,32 @@ the interval between (1 - sqrt(beta))^2 and (1 + sqrt(beta))^2 with the density:
 
     s sqrt(n) (1 + sqrt(beta)) = s (sqrt(m) + sqrt(n)),
 
-and the median one to s sqrt(n mu), mu the median of f. From the median, which a signal of low rank
-hardly moves, the noise is read: s = median / sqrt(n mu).
+and the median singular value tends to s sqrt(n mu), where mu is the median of f. A signal of low
+rank hardly moves the median, so s = median / sqrt(n mu) estimates the noise.
 
 The median. With x = 1 + beta + 2 sqrt(beta) cos t, t from 0 (the upper end) to pi, the mass above
 x is the integral of (2 / pi) sin^2 t' / x(t') over t' from 0 to t: smooth, and 1 at t = pi.
 
-Above the edge there is signal, but a direction just above it is so blurred by noise that keeping it
-does more harm than good. Of all hard thresholds (keep what is larger, as it is) the one with the
-least ||signal - kept||_F^2 for large matrices is (Gavish, Donoho 2014, equation 11)::
+Singular values above the edge are signal, but noise blurs a direction just above the edge so much
+that keeping it does more harm than good. A hard threshold keeps the singular values above it
+unchanged. For large matrices the threshold with the least ||signal - kept||_F^2 is (Gavish, Donoho
+2014, equation 11)::
 
     lambda(beta) sqrt(n) s,
     lambda(beta) = sqrt(2 (beta + 1) + 8 beta / (beta + 1 + sqrt(beta^2 + 14 beta + 1))),
 
 and for unknown noise omega(beta) times the median singular value, omega = lambda / sqrt(mu). For a
-square matrix lambda = 4 / sqrt(3), against 2 at the edge, and omega = 2.858.
+square matrix lambda = 4 / sqrt(3), where the edge is at 2, and omega = 2.858.
 
-Where the deviations s_ij of the entries are known and not equal, the largest singular value is on
-average at most, up to a factor near 1 and a term of the order max s_ij sqrt(log m) (Bandeira, van
-Handel 2016)::
+If the entries have known standard deviations s_ij that differ, the largest singular value is on
+average at most (Bandeira, van Handel 2016)::
 
     max_i sqrt(sum_j s_ij^2) + max_j sqrt(sum_i s_ij^2),
 
-which is the edge again where all s_ij are equal.
+up to a factor near 1 and a term of order max s_ij sqrt(log m). For equal s_ij this is the edge.
 
 The estimates from the median need every singular value. A product of low rank has exact zeros and
-no noise floor: the question is then not defined, and the functions say so.
+no noise floor: the noise is then not defined, and the functions raise an error.
 
 Gavish, Donoho: The optimal hard threshold for singular values is 4/sqrt(3). IEEE Transactions on
 Information Theory 60, 5040 (2014), arXiv:1305.5870. Bandeira, van Handel: Sharp nonasymptotic
@@ -56,10 +56,10 @@ from lora_np.rank.inputs import require_descending
 
 
 def marchenko_pastur_edge(noise: float, shape: tuple[int, int]) -> float:
-    """Return the largest singular value of pure noise, as its size grows.
+    """Return the limit of the largest singular value of pure noise, as the matrix grows.
 
-    Of one finite matrix it lies beside the edge by about noise n^(-1/6), more often below it: of
-    square ones about one in six has a value above.
+    The largest singular value of a finite matrix differs from this edge by about noise n^(-1/6) and
+    is mostly below it: about one square matrix in six has a value above.
 
     Parameters
     ----------
@@ -88,23 +88,23 @@ def marchenko_pastur_edge(noise: float, shape: tuple[int, int]) -> float:
 
 
 def uneven_noise_edge(deviations: Array) -> float:
-    """Return the edge of noise whose entries have standard deviations of their own.
+    """Return the edge of noise whose entries have different standard deviations.
 
     Parameters
     ----------
     deviations : array, shape (out, in)
-        At least 0.
+        Standard deviation of each entry, at least 0.
 
     Returns
     -------
     float
-        The largest norm of a row and the largest of a column, added up:
-        :func:`marchenko_pastur_edge` if all are equal.
+        The largest norm of a row plus the largest norm of a column. For equal deviations this is
+        :func:`marchenko_pastur_edge`.
 
     Raises
     ------
     ShapeError, ValueError
-        If they are not 2-D, or one is negative or not finite.
+        If `deviations` is not 2-D, or an entry is negative or not finite.
 
     References
     ----------
@@ -116,7 +116,7 @@ def uneven_noise_edge(deviations: Array) -> float:
     >>> from lora_np.rank import uneven_noise_edge
     >>> uneven_noise_edge(np.full((100, 400), 0.5))  # 0.5 (10 + 20)
     15.0
-    >>> uneven_noise_edge(np.diag([3.0, 1.0]))  # of independent values
+    >>> uneven_noise_edge(np.diag([3.0, 1.0]))  # 3 + 3
     6.0
     """
     s = to_host(deviations).astype(np.float64)  # (out, in)
@@ -140,7 +140,7 @@ def marchenko_pastur_median(beta: float) -> float:
     Returns
     -------
     float
-        Between (1 - sqrt(beta))^2 and (1 + sqrt(beta))^2; to about 1e-12.
+        Between (1 - sqrt(beta))^2 and (1 + sqrt(beta))^2, accurate to about 1e-12.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def marchenko_pastur_median(beta: float) -> float:
     Examples
     --------
     >>> from lora_np.rank import marchenko_pastur_median
-    >>> round(marchenko_pastur_median(1.0), 4)  # of a square matrix's, from 0 to 4
+    >>> round(marchenko_pastur_median(1.0), 4)  # a square matrix: values from 0 to 4
     0.6528
     """
     from scipy.integrate import quad
@@ -177,22 +177,22 @@ def estimate_noise(singular_values: Array, shape: tuple[int, int]) -> float:
     Parameters
     ----------
     singular_values : array, shape (min(out, in),)
-        All of them, descending.
+        All singular values of the matrix, descending.
     shape : (int, int)
         The matrix's (out, in).
 
     Returns
     -------
     float
-        Too high where the signal takes up more than a small part of the directions.
+        Too high if the signal occupies more than a small part of the directions.
 
     Raises
     ------
     ShapeError
-        If they are not 1-D, or `shape` is not two sizes of at least 1.
+        If `singular_values` is not 1-D, or `shape` is not two sizes of at least 1.
     ValueError
-        If they do not descend, some are left out, or their median is zero to rounding: a matrix of
-        low rank has no noise floor.
+        If the values do not descend, some are left out, or their median is zero to rounding: a
+        matrix of low rank has no noise floor.
 
     References
     ----------
@@ -211,8 +211,8 @@ def estimate_noise(singular_values: Array, shape: tuple[int, int]) -> float:
     sigma = require_descending(singular_values)  # (short,)
     if sigma.size != short:
         raise ValueError(
-            f"{sigma.size} singular values of a {shape[0]} x {shape[1]} matrix: noise is read from "
-            f"all {short}; a product of low rank has no noise floor"
+            f"{sigma.size} singular values of a {shape[0]} x {shape[1]} matrix, expected all "
+            f"{short} to estimate the noise; a product of low rank has no noise floor"
         )
     if not has_noise_floor(sigma, shape):
         raise ValueError("the median singular value is zero to rounding: there is no noise floor")
@@ -222,7 +222,7 @@ def estimate_noise(singular_values: Array, shape: tuple[int, int]) -> float:
 def has_noise_floor(
     singular_values: np.ndarray, shape: tuple[int, int], eps: float = float(np.finfo(float).eps)
 ) -> bool:
-    """Return whether all singular values are there and their median is more than rounding.
+    """Return whether all singular values are given and their median exceeds rounding.
 
     Parameters
     ----------
@@ -247,9 +247,10 @@ def gavish_donoho_threshold(
     shape : (int, int)
         The matrix's (out, in).
     noise : float, optional
-        Standard deviation of the noise in an entry, where it is known.
+        Standard deviation of the noise in an entry, if known.
     singular_values : array, shape (min(out, in),), optional
-        All of them, descending, where it is not: then their median tells. Give one of the two.
+        All singular values, descending, from which to estimate unknown noise. Pass either `noise`
+        or `singular_values`.
 
     Returns
     -------
@@ -259,7 +260,8 @@ def gavish_donoho_threshold(
     Raises
     ------
     ShapeError, ValueError
-        As :func:`estimate_noise`; if `noise` is negative or not finite; if none or both are given.
+        As :func:`estimate_noise`; if `noise` is negative or not finite; if both or neither of
+        `noise` and `singular_values` are given.
 
     References
     ----------
@@ -274,7 +276,7 @@ def gavish_donoho_threshold(
     if noise is None and singular_values is not None:
         noise = estimate_noise(singular_values, shape)  # omega times the median, in two steps
     elif noise is None or singular_values is not None:
-        raise ValueError("give either noise or singular_values: the one tells what the other would")
+        raise ValueError("pass either noise, or singular_values to estimate the noise from")
     short, long = _sides(shape)
     return optimal_coefficient(short / long) * math.sqrt(long) * _require_noise(noise)
 

@@ -1,4 +1,4 @@
-"""The picture of a recovery: what estimators of rank answer where the rank was planted."""
+"""The picture of a recovery: the answers of rank estimators for matrices of known rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lora_np import plots
 from lora_np.plots import AMBER, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 from lora_np.rank.planted import Recovery
 
-ESTIMATORS = {  # colour by family, and a marker and dash of its own for each
+ESTIMATORS = {  # a colour for each family, a marker and a dash for each estimator
     "numerical rank": ("black", "x", ":"),
     "stable rank": (GREEN, "v", "-."),
     "participation ratio": (PURPLE, "^", "-."),
@@ -24,15 +24,16 @@ ESTIMATORS = {  # colour by family, and a marker and dash of its own for each
 
 
 def plot_recovery(rows: Sequence[Recovery], path: str | Path) -> None:
-    """Draw what estimators of rank answer where the rank was planted, against signal-to-noise.
+    """Draw the answers of rank estimators for matrices of known rank, against signal-to-noise.
 
-    A column for each planted rank. Above: the mean answer, whose 95 % interval is mostly smaller
-    than its marker, and the truth as a line. Below: in what share of the trials it was exact.
+    There is a column for each planted rank. The upper panel shows the mean answer, whose 95 %
+    interval is mostly smaller than its marker, and the planted rank as a line. The lower panel
+    shows the percentage of trials with the exact answer.
 
     Parameters
     ----------
     rows : sequence of Recovery
-        As :func:`lora_np.rank.recovery` returns them.
+        From :func:`lora_np.rank.recovery`.
     path : str or Path
         The PNG to write.
 

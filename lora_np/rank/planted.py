@@ -1,15 +1,15 @@
-r"""How far can the estimators of rank be trusted? Ask them where the answer was planted.
+r"""How far can estimators of rank be trusted? Try them on matrices of known rank.
 
-M = signal + noise, the signal of rank k with random singular vectors, the entries of the noise
-Gaussian of standard deviation 1. How loud the signal is, is said by its weakest direction::
+M = signal + noise. The signal has rank k and random singular vectors; the entries of the noise are
+Gaussian with standard deviation 1. The signal-to-noise ratio is that of the weakest direction::
 
     signal-to-noise = sigma_k(signal) / (sqrt(out) + sqrt(in)),   the edge of the noise alone.
 
-At 1 the weakest direction would stand at the edge if it stood alone. Noise lifts what it is added
-to, so directions can be seen somewhat below 1; at (out in)^(1/4) / (sqrt(out) + sqrt(in)) and
-below, 1/2 for a square matrix, the values of a large matrix show no trace of them
-(Benaych-Georges, Nadakuditi 2012). The other values of the signal are evenly spaced from twice
-sigma_k down to it.
+At ratio 1 the weakest singular value of the signal equals the edge. Noise raises the singular
+values of the signal, so directions are visible somewhat below ratio 1. At and below
+(out in)^(1/4) / (sqrt(out) + sqrt(in)), which is 1/2 for a square matrix, the singular values of a
+large matrix show no trace of a direction (Benaych-Georges, Nadakuditi 2012). The signal's values
+are evenly spaced from 2 sigma_k to sigma_k.
 
 Benaych-Georges, Nadakuditi: Journal of Multivariate Analysis 111, 120. The percentile bootstrap:
 Efron, Tibshirani: An introduction to the bootstrap (1993), chapter 13.
@@ -32,7 +32,7 @@ NOISE = 1.0  # standard deviation of an entry
 
 @dataclass(frozen=True)
 class Recovery:
-    """What one estimator answered over the trials at one planted rank and signal-to-noise.
+    """The answers of one estimator over the trials at one planted rank and signal-to-noise.
 
     Attributes
     ----------
@@ -40,11 +40,11 @@ class Recovery:
     k : int
         The planted rank.
     ratio : float
-        Signal-to-noise, as the module defines it.
+        Signal-to-noise, as defined in this module.
     mean : float
-        Its mean answer.
+        The mean answer.
     low, high : float
-        A 95 % bootstrap interval of that mean.
+        A 95 % bootstrap interval of the mean.
     exact : float
         The share of the trials whose answer, rounded to a whole number, is k.
     """
@@ -61,7 +61,7 @@ class Recovery:
 def planted_matrix(
     shape: tuple[int, int], k: int, signal_to_noise: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a matrix of known rank under noise of standard deviation 1, and the matrix alone.
+    """Return a signal of known rank plus noise of standard deviation 1, and the signal alone.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def planted_matrix(
     k : int
         Rank of the signal, from 1 to min(out, in).
     signal_to_noise : float
-        The signal's sigma_k over the edge of the noise; more than 0.
+        The signal's sigma_k over the edge of the noise, more than 0.
     rng : numpy.random.Generator
 
     Returns
@@ -90,12 +90,12 @@ def planted_matrix(
     >>> from lora_np import spectrum
     >>> from lora_np.rank import planted_matrix
     >>> matrix, signal = planted_matrix((60, 40), 3, 2.0, np.random.default_rng(0))
-    >>> spectrum(signal).numerical_rank, spectrum(matrix).numerical_rank  # noise hides it
+    >>> spectrum(signal).numerical_rank, spectrum(matrix).numerical_rank  # noise hides the rank
     (3, 40)
     >>> spectrum(matrix).hard_threshold_rank
     3
     """
-    edge = marchenko_pastur_edge(NOISE, shape)  # refuses what is no shape
+    edge = marchenko_pastur_edge(NOISE, shape)  # raises if shape is not two sizes
     out, in_ = shape
     if not 1 <= k <= min(shape):
         raise ValueError(f"k is {k}: it must be from 1 to {min(shape)}, the shorter side")
@@ -109,14 +109,15 @@ def planted_matrix(
 
 
 def answers(found: Spectrum) -> dict[str, float]:
-    """Return what each estimator says of a planted matrix, by its name.
+    """Return the answer of each estimator for a planted matrix, by the estimator's name.
 
-    "known noise" is told that the noise is 1; all others see the singular values alone.
+    An undefined answer is nan. "Gavish-Donoho, known noise" knows that the noise is 1; the others
+    see only the singular values.
 
     Parameters
     ----------
     found : Spectrum
-        Of the whole matrix; an answer that is not defined is nan.
+        The spectrum of signal plus noise.
     """
     known = gavish_donoho_threshold(found.shape, NOISE)
     undefined = float("nan")
@@ -140,18 +141,18 @@ def recovery(
     trials: int,
     rng: np.random.Generator,
 ) -> list[Recovery]:
-    """Return what every estimator answers, for every planted rank and signal-to-noise.
+    """Return the answers of every estimator for every planted rank and signal-to-noise.
 
     Parameters
     ----------
     shape : (int, int)
-        (out, in) of the matrices; each trial takes one SVD.
+        The matrices' (out, in); each trial takes one SVD.
     ks : sequence of int
         Planted ranks.
     ratios : sequence of float
         Signal-to-noise, as for :func:`planted_matrix`.
     trials : int
-        Matrices for each pair of the two.
+        Number of matrices for each planted rank and ratio.
     rng : numpy.random.Generator
 
     Returns
@@ -191,13 +192,14 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return a percentile bootstrap interval of a mean.
 
-    The values are drawn anew with replacement, many times; the interval holds the middle `level` of
-    the means. Of few values (below 20 or so) it is too narrow, and of equal ones it has no width.
+    The values are resampled with replacement many times; the interval holds the middle `level` of
+    the means. For few values (fewer than about 20) it is too narrow; for equal values its width is
+    zero.
 
     Parameters
     ----------
     values : array, shape (n,)
-        Independent trials.
+        One value per independent trial.
     rng : numpy.random.Generator
     level : float
         Between 0 and 1.
@@ -236,15 +238,15 @@ def bootstrap_interval(
 
 
 def recovery_table(rows: Sequence[Recovery]) -> str:
-    """Return Markdown tables, one a planted rank: a line an estimator, a column a signal-to-noise.
+    """Return a Markdown table for each planted rank: a row per estimator, a column per ratio.
 
-    A cell has the mean answer, the 95 % interval of that mean where it has any width, and the share
-    of the trials whose answer was exactly right.
+    A cell holds the mean answer, the 95 % interval of the mean unless its width is zero, and the
+    percentage of trials with the exact answer.
 
     Parameters
     ----------
     rows : sequence of Recovery
-        As :func:`recovery` returns them.
+        From :func:`recovery`.
 
     Examples
     --------

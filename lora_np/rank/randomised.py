@@ -1,22 +1,23 @@
 r"""Singular vectors of a large matrix: the dense SVD, and a few directions by random probing.
 
-M times a few random vectors already points along M's large directions. With G (in, l) Gaussian,
-l = k + oversample::
+The product of M with a few random vectors points mostly along the large directions of M. With a
+Gaussian G (in, l), l = k + oversample::
 
     Q = orth(M G);  power times: Q = orth(M^T Q), Q = orth(M Q)       (Halko et al., algorithm 4.4)
     Q^T M = X S V^T, a small SVD;  U = Q X                            (algorithm 5.1)
 
-Each round through M M^T multiplies the ratio of two directions by (sigma_i / sigma_j)^2, and orth
-in between keeps rounding from swallowing the small ones. Only M @ and M.T @ are asked for: M may be
-a difference of two files that is never held.
+Each round through M M^T multiplies the ratio of two directions by (sigma_i / sigma_j)^2; orth after
+each product keeps small directions from being lost to rounding. Only the products M @ X and M.T @ Y
+are needed, so M may be the difference of two files that is never held in memory.
 
-How far off is it? What comes back is U diag(sigma) V^T = U U^T M: its error is R = (I - U U^T) M.
-For fresh Gaussian vectors w_1 ... w_10, independent of U::
+The error. U diag(sigma) V^T = U U^T M, so its error is R = (I - U U^T) M. For ten new Gaussian
+vectors w_i, independent of U, with probability at least 1 - 10^-10::
 
-    ||R||_2 <= 10 sqrt(2 / pi) max_i ||R w_i||   but for a probability of at most 10^-10
+    ||R||_2 <= 10 sqrt(2 / pi) max_i ||R w_i||
 
-(their lemma 4.1 and equation 4.3). A bound and no estimate: some ten times the error where the
-values left out fall fast, more where they are equal. It costs ten products.
+(Halko et al., lemma 4.1 and equation 4.3). This is a bound, not an estimate: it is about 15 times
+the error if the values left out fall fast, and more if they are equal. It costs ten products of M
+with a vector.
 
 Halko, Martinsson, Tropp: Finding structure with randomness. SIAM Review 53 (2011), arXiv:0909.4061.
 """
@@ -31,18 +32,19 @@ import numpy as np
 from lora_np.backend import Array, ShapeError, to_host
 from lora_np.rank.inputs import in_range, prepare
 
-PROBES = 10  # each divides the probability that the bound fails by ten
+PROBES = 10  # each probe divides the probability that the bound fails by ten
 
 
 class ResidualBound(NamedTuple):
-    """How far a low-rank copy is from its matrix.
+    """The error of a low-rank approximation of a matrix.
 
     Attributes
     ----------
     spectral : float
-        ||M - U diag(sigma) Vt||_2 is at most this, with probability 1 - 10^-10 over the probes.
+        An upper bound of ||M - U diag(sigma) Vt||_2, with probability at least 1 - 10^-10 over the
+        probes.
     frobenius : float or None
-        ||M - U diag(sigma) Vt||_F itself; None where M is an operator, whose entries are not seen.
+        ||M - U diag(sigma) Vt||_F itself; None if M is an operator, whose entries are not known.
     """
 
     spectral: float
@@ -52,14 +54,14 @@ class ResidualBound(NamedTuple):
 def dense_svd(M: Array, name: str = "M") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the thin SVD of a matrix, in float64.
 
-    LAPACK's divide and conquer (gesdd) is tried first; where it does not converge, the slower QR
-    iteration (gesvd) takes its place.
+    LAPACK's divide and conquer (gesdd) is tried first; if that does not converge, the slower QR
+    iteration (gesvd) is used.
 
     Parameters
     ----------
     M : array, shape (out, in)
     name : str
-        What an error calls it.
+        The name of the matrix in errors.
 
     Returns
     -------
@@ -98,7 +100,7 @@ def dense_svd(M: Array, name: str = "M") -> tuple[np.ndarray, np.ndarray, np.nda
 def randomised_svd(
     M: Any, k: int, rng: np.random.Generator, oversample: int = 10, power: int = 2
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, ResidualBound]:
-    """Return the k largest singular values of a matrix and their vectors, nearly, and how nearly.
+    """Return approximate top k singular values and vectors of a matrix, and a bound on the error.
 
     Parameters
     ----------
@@ -108,18 +110,19 @@ def randomised_svd(
         From 1 to min(out, in).
     rng : numpy.random.Generator
     oversample : int
-        Further directions that are probed and then dropped; at least 0.
+        Number of further directions that are probed and then dropped; at least 0.
     power : int
-        Rounds through M M^T; at least 0. 0 will do where singular values fall fast.
+        Number of rounds through M M^T; at least 0, which suffices if singular values fall fast.
 
     Returns
     -------
     U : ndarray, shape (out, k), float64
     sigma : ndarray, shape (k,)
-        Each is at most the true one: they are those of a projection of M.
+        Each is at most the true value, because they are singular values of a projection of M.
     Vt : ndarray, shape (k, in)
     bound : ResidualBound
-        On the error of ``(U * sigma) @ Vt``. The best that rank k can do is sigma_{k+1}.
+        The error of ``(U * sigma) @ Vt``. No approximation of rank k has a spectral error below
+        sigma_{k+1}.
 
     Raises
     ------
@@ -167,7 +170,7 @@ def _require_sizes(M: Any, k: int, oversample: int, power: int) -> None:
 
 
 def _leading_space(M: Any, probes: np.ndarray, power: int) -> np.ndarray:
-    """Return Q (out, l), whose columns span nearly M's large directions; algorithm 4.4."""
+    """Return Q (out, l), whose columns nearly span the large directions of M; algorithm 4.4."""
     Q = _orthonormal_columns(M @ probes)  # (out, l)
     for _ in range(power):
         Q = _orthonormal_columns(M.T @ Q)  # (in, l)
@@ -176,14 +179,14 @@ def _leading_space(M: Any, probes: np.ndarray, power: int) -> np.ndarray:
 
 
 def _orthonormal_columns(Y: np.ndarray) -> np.ndarray:
-    """Return Q (n, l) of the QR decomposition of a product (n, l)."""
+    """Return an orthonormal basis (n, l) of the columns of a product (n, l)."""
     if not np.all(np.isfinite(Y)):
         raise ValueError("a product with M is not finite: M holds nan or inf, or overflows")
     return np.linalg.qr(Y)[0]
 
 
 def _spectral_bound(M: Any, U: np.ndarray, rng: np.random.Generator) -> float:
-    """Return 10 sqrt(2/pi) max ||(I - U U^T) M w|| over fresh probes w."""
+    """Return 10 sqrt(2/pi) max ||(I - U U^T) M w|| over new probes w."""
     Y = M @ rng.standard_normal((M.shape[1], PROBES))  # (out, probes)
     missed = np.linalg.norm(Y - U @ (U.T @ Y), axis=0)  # (probes,)
     return 10 * math.sqrt(2 / math.pi) * float(missed.max())

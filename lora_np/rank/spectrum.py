@@ -1,30 +1,30 @@
-r"""How many directions does a matrix use? Its singular values, and the measures made of them.
+r"""How many directions does a matrix use? Its singular values, and measures of rank from them.
 
 Let sigma_1 >= ... >= sigma_n >= 0 be the singular values of M (out, in), n = min(out, in), and let
 p_i = sigma_i^2 / sum_j sigma_j^2 be the energy in direction i, q_i = sigma_i / sum_j sigma_j::
 
     numerical rank       #{i : sigma_i > max(out, in) eps sigma_1}
-        How many directions stand above the rounding of the numbers?      (numpy matrix_rank's rule)
+        How many directions exceed the rounding of the numbers?           (NumPy's matrix_rank)
     stable rank          ||M||_F^2 / ||M||_2^2 = sum sigma_i^2 / sigma_1^2 = 1 / max_i p_i
-        How large is all of it beside its largest direction?              (Rudelson, Vershynin 2007)
+        How large is the total energy relative to the largest direction?  (Rudelson, Vershynin 2007)
     participation ratio  (sum sigma_i^2)^2 / sum sigma_i^4 = 1 / sum p_i^2
-        Over how many equal directions would the energy be spread so?     (Bell, Dean 1970)
+        Over how many equal directions is the energy spread?              (Bell, Dean 1970)
     effective rank       exp(-sum q_i log q_i)
-        The same by entropy, of sigma and not sigma^2: it sees the tail.  (Roy, Vetterli 2007)
+        The same by entropy, of sigma instead of sigma^2: sees the tail.  (Roy, Vetterli 2007)
     energy rank          least k with sum_{i<=k} sigma_i^2 >= fraction sum sigma_i^2
         How large must r be to keep that fraction of ||M||_F^2?           (Jolliffe 2002, 6.1.1)
 
 All are 1 for a matrix of rank one and do not change when M is scaled or rotated. A zero matrix has
-0 of each. An orthogonal one has n of each, and the energy rank ceil(fraction n). For M != 0::
+0 for each; an orthogonal matrix has n, and energy rank ceil(fraction n). For M != 0::
 
     1 <= stable rank <= participation ratio <= effective rank <= #{i : sigma_i > 0}
     energy rank(fraction) >= fraction * stable rank
 
-The first line: max_i p_i >= sum p_i^2 as the p_i are weights; the exponentials of the Renyi
-entropies of p of order 2, 1 and 0 ascend; and between them, exp H(p) <= exp H(q), because for
-p_i(b) ~ sigma_i^b we have dH/db = -b Var(log sigma) <= 0, with p at b = 2 and q at b = 1. The
-second line: k directions hold at most k sigma_1^2. No such order holds for the NUMERICAL rank: a
-thousand values just under the tolerance count as nothing there, yet raise the effective rank.
+The first line: max_i p_i >= sum p_i^2 because the p_i are weights; the exponentials of the Renyi
+entropies of p of order 2, 1 and 0 ascend; and exp H(p) <= exp H(q), because for p_i(b) ~ sigma_i^b
+we have dH/db = -b Var(log sigma) <= 0, with p at b = 2 and q at b = 1. The second line: k
+directions hold at most k sigma_1^2. The NUMERICAL rank has no such order: a thousand values just
+below its tolerance do not count, but they raise the effective rank.
 
 Bell, Dean: Discuss. Faraday Soc. 50, 55. Jolliffe: Principal
 Component Analysis, 2nd ed. Roy, Vetterli: EUSIPCO 2007, 606. Rudelson, Vershynin: J. ACM 54(4), 21.
@@ -57,18 +57,18 @@ from lora_np.tables import text_row
 
 @dataclass(frozen=True, eq=False)  # eq would compare arrays, which have no single answer
 class Spectrum:
-    """The singular values of a matrix and the measures of rank made of them (see the module).
+    """The singular values of a matrix, and the measures of rank that this module defines.
 
     Parameters
     ----------
     singular_values : ndarray, shape (k,), float64
-        Descending. Those of the matrix that are left out are exactly zero.
+        Descending. The other singular values of the matrix are exactly zero.
     shape : (int, int)
         The matrix's (out, in).
     eps : float
         Relative spacing of the numbers that the matrix was given in: 1.2e-7 for float32.
     of_factors : bool
-        Whether the matrix was given as a product, which has no noise of its own.
+        Whether the matrix was given as a product, which has no noise floor.
 
     Examples
     --------
@@ -77,7 +77,7 @@ class Spectrum:
     >>> found = spectrum(np.diag([3.0, 3.0, 3.0, 0.0]))
     >>> found.numerical_rank, round(found.stable_rank, 6), round(found.effective_rank, 6)
     (3, 3.0, 3.0)
-    >>> found.energy_rank(0.5)  # two of three hold 67 %
+    >>> found.energy_rank(0.5)  # two of three directions hold 67 %
     2
     """
 
@@ -88,12 +88,13 @@ class Spectrum:
 
     @property
     def numerical_rank(self) -> int:
-        """How many singular values exceed max(out, in) eps sigma_1.
+        """The number of singular values above max(out, in) eps sigma_1.
 
-        The tolerance bounds the worst that rounding can do, so in coarse numbers it grows beyond
-        use: in float16 (eps = 1e-3) it reaches sigma_1, and the rank 0, at a side of 1024.
+        The tolerance bounds the largest possible rounding error, so it is too large to be useful in
+        coarse dtypes: in float16 (eps = 1e-3), at a side of 1024, it reaches sigma_1 and the rank
+        is 0.
         """
-        # sigma / sigma_1 rather than sigma: the tolerance of a tiny matrix would underflow
+        # sigma / sigma_1 instead of sigma: the tolerance of a tiny matrix would underflow
         return int(np.sum(self._relative > max(self.shape) * self.eps))
 
     @property
@@ -116,7 +117,7 @@ class Spectrum:
 
     @property
     def energy_ranks(self) -> dict[float, int]:
-        """The energy rank at 90, 95 and 99 percent of the sum of squares."""
+        """The energy ranks at 90, 95 and 99 percent of the sum of squares."""
         return {fraction: self.energy_rank(fraction) for fraction in (0.90, 0.95, 0.99)}
 
     def energy_rank(self, fraction: float, floor: float = 0.0) -> int:
@@ -127,12 +128,12 @@ class Spectrum:
         fraction : float
             More than 0, at most 1.
         floor : float
-            Smaller singular values are noise, and count as zero.
+            Smaller singular values are noise and count as zero.
 
         Returns
         -------
         int
-            0 where no value counts.
+            0 if no value counts.
 
         Raises
         ------
@@ -145,15 +146,15 @@ class Spectrum:
         sigma = sigma[: int(np.sum(self.singular_values >= floor))]
         if sigma.size == 0:
             return 0
-        # Ten equal values reach 90 % with the ninth, though rounding may leave them a bit short.
+        # Nine of ten equal values hold 90 %, even if rounding makes their sum slightly smaller.
         return max(1, least_rank(sigma, 1 - fraction + sigma.size * EPS))
 
     @property
     def noise(self) -> float | None:
-        """Standard deviation of an entry's noise, if the median singular value is noise (noise.py).
+        """Standard deviation of the noise in an entry, from the median singular value (noise.py).
 
-        None where that has no meaning: of factors, whose product has no noise floor, and where the
-        median is no larger than rounding (see `numerical_rank`).
+        None if it is not defined: for factors, whose product has no noise floor, and if the median
+        does not exceed rounding (see `numerical_rank`).
         """
         floor = has_noise_floor(self.singular_values, self.shape, self.eps)
         if self.of_factors or not floor:
@@ -162,26 +163,26 @@ class Spectrum:
 
     @property
     def bulk_rank(self) -> int | None:
-        """How many singular values stand above the Marchenko-Pastur edge; None as for `noise`."""
+        """The number of singular values above the Marchenko-Pastur edge; None if `noise` is."""
         if (noise := self.noise) is None:
             return None
         return int(np.sum(self.singular_values > marchenko_pastur_edge(noise, self.shape)))
 
     @property
     def hard_threshold_rank(self) -> int | None:
-        """How many are worth keeping (Gavish, Donoho 2014); None as for `noise`."""
+        """The number of values above Gavish and Donoho's threshold; None if `noise` is."""
         if (noise := self.noise) is None:
             return None
         return int(np.sum(self.singular_values > gavish_donoho_threshold(self.shape, noise)))
 
     @property
     def _relative(self) -> np.ndarray:
-        """The values over the largest, so that no square overflows; none for a zero matrix."""
+        """The values over the largest one, so that no square overflows; empty for a zero matrix."""
         sigma = self.singular_values
         return sigma / sigma[0] if sigma[0] > 0 else sigma[:0]  # (k,) or (0,)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the shape, the singular values to 6 digits, and the measures, ready for JSON."""
+        """Return the shape, the singular values to 6 digits and four measures, ready for JSON."""
         return {
             "shape": list(self.shape),
             "singular_values": [float(f"{s:.6g}") for s in self.singular_values],
@@ -212,16 +213,16 @@ def spectrum(M: Array | tuple[Array, Array], scale: float = 1.0) -> Spectrum:
     M : array, shape (out, in), or a tuple (B, A) of shapes (out, r) and (r, in)
         Real numbers, on the host or on a GPU. A tuple stands for the product B A, which is never
         formed: with B = Q_B R_B and A^T = Q_A R_A, B A = Q_B (R_B R_A^T) Q_A^T has the singular
-        values of the small core in the middle.
+        values of the small matrix R_B R_A^T.
     scale : float
         Multiplies the matrix: for LoRA, lora_alpha / r.
 
     Returns
     -------
     Spectrum
-        With min(out, in) singular values, or min(out, in, r) of factors; the rest are exactly
-        zero. Those of factors carry a rounding error of about eps ||B|| ||A||, so a product that
-        cancels comes out as that small rather than as 0.
+        It has min(out, in) singular values, or min(out, in, r) for factors, whose other values are
+        exactly zero. The values for factors have a rounding error of about eps ||B|| ||A||: if the
+        product cancels to 0, they are of that size instead of 0.
 
     Raises
     ------
@@ -253,10 +254,10 @@ def _svd_of_matrix(M: Array) -> tuple[np.ndarray, float, tuple[int, int], float]
 
 
 def _svd_of_factors(B: Array, A: Array) -> tuple[np.ndarray, float, tuple[int, int], float]:
-    """Return the same of B A, in O((out + in) r^2) operations and no (out, in) array."""
+    """Return (values, unit, shape, eps) of B A, in O((out + in) r^2) operations."""
     B64, A64, unit, eps = prepare_factors(B, A)  # (out, r), (r, in)
     xp = get_xp(B64)
-    # Q has orthonormal columns: it turns singular vectors and leaves singular values alone
+    # Q has orthonormal columns, so it does not change the singular values
     R_B = xp.linalg.qr(B64, mode="r")  # (min(out, r), r)
     R_A = xp.linalg.qr(A64.T, mode="r")  # (min(in, r), r)
     values = _svd_values(R_B @ R_A.T)  # (min(out, in, r),)

@@ -1,19 +1,19 @@
 r"""Which directions does a change use, and does another change use the same ones?
 
 Angles. Let the columns of U (n, i) and V (n, j), i >= j, be orthonormal. The cosines of the angles
-between the two spaces are the singular values of U^T V, their sines those of (I - U U^T) V. Near
-0 the cosine is flat: arccos turns a rounding error of eps into an angle of sqrt(eps). The
-sine is not, and near pi/2 it is the other way round. So an angle below pi/4 is taken from its sine
-and one above from its cosine (Bjorck, Golub 1973).
+between the two spaces are the singular values of U^T V, and the sines those of (I - U U^T) V. Near
+angle 0 the cosine is flat: arccos turns a rounding error of eps into an angle of sqrt(eps). Near
+pi/2 the sine is flat. So an angle below pi/4 is computed from its sine, and a larger angle from its
+cosine (Bjorck, Golub 1973).
 
-Similarity (Hu et al. 2021, section 7.2, equation 4): of the first i directions of one matrix and
-the first j of another::
+Similarity (Hu et al. 2021, section 7.2, equation 4) of the first i directions of one matrix and
+the first j directions of another::
 
     phi(i, j) = ||U1[:, :i]^T U2[:, :j]||_F^2 / min(i, j) = mean squared cosine, from 0 to 1.
 
-It has a floor that is not 0. A random unit vector u has E (u^T v)^2 = 1/n for every fixed unit
-vector v: by symmetry all n coordinates have equal mean squares, and these add up to 1. So
-E ||U^T V||_F^2 = i j / n, and random spaces have E phi(i, j) = max(i, j) / n.
+Random spaces have a similarity above 0. A random unit vector u has E (u^T v)^2 = 1/n for every
+fixed unit vector v: by symmetry all n coordinates have equal mean squares, which add up to 1. So
+E ||U^T V||_F^2 = i j / n, and E phi(i, j) = max(i, j) / n.
 
 Bjorck, Golub: Mathematics of Computation 27, 579. Hu et al.: LoRA, arXiv:2106.09685.
 """
@@ -35,13 +35,14 @@ def principal_angles(U: Array, V: Array) -> np.ndarray:
     ----------
     U : array, shape (n, i)
     V : array, shape (n, j)
-        Columns need not be orthonormal. What they span is decided as the numerical rank is:
-        directions below max(n, i) eps sigma_1 are rounding and do not count.
+        The columns need not be orthonormal. Directions with singular values up to
+        max(n, i) eps sigma_1 (max(n, j) for V) are rounding and do not count, as in the numerical
+        rank.
 
     Returns
     -------
     ndarray, shape (min(rank U, rank V),), float64
-        In radians, from 0 to pi/2, ascending. Rounding is a few eps over the whole range.
+        In radians, from 0 to pi/2, ascending. The rounding error is a few eps at all angles.
 
     Raises
     ------
@@ -63,7 +64,7 @@ def principal_angles(U: Array, V: Array) -> np.ndarray:
     >>> import numpy as np
     >>> from lora_np import principal_angles
     >>> U = np.eye(3)[:, :2]  # the plane of x and y
-    >>> V = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # holds x, and leans by 45 degrees
+    >>> V = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # holds x, tilted by 45 degrees
     >>> [round(math.degrees(angle), 6) for angle in principal_angles(U, V)]
     [0.0, 45.0]
     """
@@ -73,24 +74,24 @@ def principal_angles(U: Array, V: Array) -> np.ndarray:
     overlap = large.T @ small  # (i, j), i >= j
     cosines = np.linalg.svd(overlap, compute_uv=False)  # (j,) descending
     sines = np.linalg.svd(small - large @ overlap, compute_uv=False)[::-1]  # (j,) ascending
-    steep = cosines**2 > 0.5  # where the sine is the steeper of the two
+    steep = cosines**2 > 0.5  # where the sine is steeper than the cosine
     return np.where(steep, np.arcsin(np.minimum(sines, 1)), np.arccos(np.minimum(cosines, 1)))
 
 
 def subspace_similarity(U1: Array, U2: Array) -> np.ndarray:
-    """Return phi(i, j), how much the first i columns of one share with the first j of the other.
+    """Return phi(i, j), the similarity of the first i columns of U1 and the first j of U2.
 
     Parameters
     ----------
     U1 : array, shape (n, i_max)
     U2 : array, shape (n, j_max)
-        Orthonormal columns, the most important first: left singular vectors, or right ones.
+        Orthonormal columns, the most important first: left or right singular vectors.
 
     Returns
     -------
     ndarray, shape (i_max, j_max), float64
-        ``grid[i - 1, j - 1]`` is ||U1[:, :i]^T U2[:, :j]||_F^2 / min(i, j): 1 where one space
-        holds the other, 0 where they are orthogonal. Chance is :func:`random_similarity`.
+        Entry [i - 1, j - 1] is ||U1[:, :i]^T U2[:, :j]||_F^2 / min(i, j): 1 if one space contains
+        the other, 0 if they are orthogonal, :func:`random_similarity` on average by chance.
 
     Raises
     ------
@@ -116,7 +117,7 @@ def subspace_similarity(U1: Array, U2: Array) -> np.ndarray:
     _require_equal_rows("U1", U1, "U2", U2)
     one, other = _orthonormal("U1", U1), _orthonormal("U2", U2)
     squares = (one.T @ other) ** 2  # (i_max, j_max)
-    # the squared norm of a corner is a sum over it: all corners at once by running sums
+    # the squared norm of a corner is the sum over it: cumulative sums give all corners at once
     corners = squares.cumsum(axis=0).cumsum(axis=1)  # (i_max, j_max)
     i = np.arange(1, squares.shape[0] + 1)[:, None]
     j = np.arange(1, squares.shape[1] + 1)[None, :]
@@ -124,12 +125,12 @@ def subspace_similarity(U1: Array, U2: Array) -> np.ndarray:
 
 
 def random_similarity(n: int, i: int, j: int) -> float:
-    """Return what phi(i, j) is on average for random subspaces: max(i, j) / n.
+    """Return the mean of phi(i, j) over random subspaces: max(i, j) / n.
 
     Parameters
     ----------
     n : int
-        Dimensions of the whole space.
+        Dimension of the whole space.
     i, j : int
         Dimensions of the two subspaces, from 1 to n.
 
@@ -153,7 +154,7 @@ def random_similarity(n: int, i: int, j: int) -> float:
 def _require_equal_rows(name1: str, M1: Array, name2: str, M2: Array) -> None:
     shape1, shape2 = np.shape(M1), np.shape(M2)
     if shape1[:1] != shape2[:1]:
-        raise ShapeError(f"{name2} has shape {shape2}: as many rows as {name1} {shape1} has")
+        raise ShapeError(f"{name2} has shape {shape2}, expected as many rows as {name1} {shape1}")
 
 
 def _basis(name: str, M: Array) -> np.ndarray:
@@ -164,7 +165,7 @@ def _basis(name: str, M: Array) -> np.ndarray:
 
 
 def _orthonormal(name: str, U: Array) -> np.ndarray:
-    """Return U in float64 if its columns are orthonormal to half of the digits that it has."""
+    """Return U in float64 if its columns are orthonormal to half of its digits, else raise."""
     matrix, unit, eps = prepare(name, to_host(U))
     matrix = matrix * unit
     error = float(np.abs(matrix.T @ matrix - np.eye(matrix.shape[1])).max())

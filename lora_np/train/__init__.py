@@ -1,4 +1,4 @@
-"""Training: the loop, one gradient from many workers, and a model's Parameters on disk."""
+"""Training: the loop, one gradient from many workers, and saving and resuming."""
 
 from lora_np.train.average import MovingAverage
 from lora_np.train.gradient import Batch, BatchGradient, loss_and_gradient

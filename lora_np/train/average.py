@@ -1,10 +1,12 @@
-"""A running average of a model's weights, which follows training without being trained.
+"""A moving average of a model's weights, which follows training without being trained.
 
-    average = decay average + (1 - decay) weights        after every step
+After every step::
 
-It is the target of consistency distillation, and often the better model to evaluate.
+    average = decay average + (1 - decay) weights
 
-Source: Polyak and Juditsky (1992), SIAM J. Control Optim. 30(4), for averaging at all.
+The average is the target of consistency distillation, and often the better model to evaluate.
+
+Source: Polyak and Juditsky (1992), SIAM J. Control Optim. 30(4), who average with equal weights.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ class MovingAverage:
     ----------
     model : Layer
     decay : float
-        From 0, which follows at once, to below 1.
+        At least 0, where the average equals the weights, and below 1.
 
     Attributes
     ----------
     model : Layer
-        The copy. A model whose loss reads it returns its Parameters from ``moving()``, so that
-        processes see how it moves.
+        The frozen copy. A model whose loss reads the copy returns the copy's Parameters from
+        ``moving()``, so that worker processes see their changes.
 
     Examples
     --------
@@ -52,11 +54,11 @@ class MovingAverage:
         freeze(self.model.parameters())
 
     def parameters(self) -> list[Parameter]:
-        """Return the Parameters that move."""
+        """Return the averaged Parameters."""
         return [twin for _, twin in self._pairs]
 
     def update(self, *step: Any) -> None:
-        """Follow the model by one step, in place; fits as ``after_step`` of a training run."""
+        """Update the average in place; can be the ``after_step`` of a training run."""
         for p, twin in self._pairs:
             twin.value *= self.decay
             twin.value += (1.0 - self.decay) * p.value

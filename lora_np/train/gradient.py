@@ -1,4 +1,4 @@
-"""One gradient from a batch that is worked through in pieces, by one worker or by many."""
+"""The gradient of a batch that is split into pieces, for one worker or several."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from lora_np.data.rows import RowsOfBatch
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.parameters import Grads, Packed, Parameter
 
-Batch = tuple[Array, ...]  # whose first axis is that of the samples
+Batch = tuple[Array, ...]  # the first axis of each array is the samples
 
 
 class BatchGradient:
-    """The loss of a batch and its gradient, worked through by a crew; use it in a ``with``.
+    """The loss of a batch and its gradient, computed by a crew; use it in a ``with`` block.
 
-    Every piece divides by the whole batch's number, so that losses and gradients simply add: the
-    mean of the pieces' means would be another number where pieces count differently. A piece in
-    which nothing counts adds nothing. What is drawn is what the whole batch draws. Pieces are added
-    up in a fixed order.
+    Every piece divides by the number of the whole batch, so that losses and gradients add up; the
+    mean of the pieces' means would differ if pieces have different numbers of targets. Random draws
+    are those of the whole batch. Pieces are added up in a fixed order.
 
     Parameters
     ----------
     model : model
     packed : Packed
-        Of the model's Parameters.
+        The model's trainable Parameters.
     accumulate : int
-        Parts, one after the other, to save memory.
+        Number of parts of a batch, computed one after the other to save memory.
     threads, processes : int
-        Which share each part; one of them is 1. Processes keep in shared memory meanwhile what is
-        trainable, and what the model says is moving (``model.moving()``, such as a running average
-        of the weights); they see no other change to the model. When they leave, each of these
-        Parameters gets a new array of its own, and a model that borrowed the old one keeps that.
+        Number of workers that share each part; at least one of the two is 1. Inside the block,
+        processes share in memory the trainable Parameters and those of ``model.moving()``, such as
+        a moving average of the weights; they see no other change of the model. At the end of the
+        block each of these Parameters gets a new array; a model that borrowed the old array keeps
+        it.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class BatchGradient:
         self.model, self.packed, self.accumulate = model, packed, accumulate
         if min(threads, processes) != 1:
             raise ValueError(
-                f"threads = {threads} and processes = {processes}, expected at least 1 and one of "
-                "them 1"
+                f"threads = {threads} and processes = {processes}, expected at least 1 each and "
+                "one of them 1"
             )
         if processes > 1 and (busy := threads_at_work()):
             warnings.warn(
-                f"this program's thread {busy[0]!r} is at work, beside which a fork may never end: "
-                f"{processes} threads take the place of {processes} processes; the result is equal",
+                f"this program's thread {busy[0]!r} is at work, and a fork beside it may never "
+                f"return: {processes} threads replace {processes} processes; the result is equal",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -60,7 +60,7 @@ class BatchGradient:
         xp, dtype = get_xp(packed.vector), packed.vector.dtype
         if processes > 1:
             if xp is not np:
-                raise ValueError(f"processes = {processes} share host memory: on a GPU take 1")
+                raise ValueError(f"processes = {processes} share host memory: on a GPU use 1")
             self.crew = Processes(self._add_up, processes)
             self.rows = shared_empty((processes, *shape), dtype)  # a gradient for each member
         else:
@@ -72,7 +72,7 @@ class BatchGradient:
             if isinstance(self.crew, Processes):
                 vector = self.packed.vector
                 self.packed.move_to(shared_empty(vector.shape, vector.dtype))
-                # Later forks, of anybody, are to have parameters of their own again.
+                # Processes forked after this block must not share the parameters' memory.
                 stack.callback(lambda: self.packed.move_to(self.packed.vector.copy()))
                 for parameter in moving_of(self.model):
                     parameter.value = _shared_copy(parameter.value)
@@ -95,7 +95,7 @@ class BatchGradient:
         members = min(self.members, len(pieces))
         shares = [(pieces[member :: self.members], whole) for member in range(members)]
         losses, states = zip(*self.crew.map(shares))
-        if rng is not None:  # as if the whole batch had drawn
+        if rng is not None:  # the state after the draws of the whole batch
             rng.bit_generator.state = states[0]
         gradient = self.rows[0]
         for other in self.rows[1:members]:
@@ -103,7 +103,7 @@ class BatchGradient:
         return sum(losses), gradient
 
     def _add_up(self, member: int, share: tuple[list, dict[str, Any]]) -> tuple[float, Any]:
-        """Gather the gradient of a member's pieces; return their loss, and the draws' state."""
+        """Store the gradient of a member's pieces; return their loss and the generator's state."""
         pieces, whole = share
         grads, total, state = Grads(), 0.0, None
         for piece, rng in pieces:
@@ -139,7 +139,7 @@ def loss_and_gradient(
 
 
 def _cut(batch: Batch, number: int, rng: Any) -> list[tuple[Batch, Any]]:
-    """Cut a batch in pieces of nearly equal size, each with what draws for its rows."""
+    """Cut a batch into pieces of nearly equal size, each with a generator for its rows."""
     if number == 1:
         return [(batch, rng)]
     pieces, size = [], len(batch[0])
@@ -151,13 +151,13 @@ def _cut(batch: Batch, number: int, rng: Any) -> list[tuple[Batch, Any]]:
 
 
 def number_of(model: Any, batch: Batch) -> int:
-    """Return how many things the loss of a batch averages over: as the model says, or targets."""
+    """Return the number that the loss of a batch averages over: model.number, or the targets."""
     number = getattr(model, "number", None)
     return int((batch[-1] != IGNORE_INDEX).sum()) if number is None else number(batch)
 
 
 def moving_of(model: Any) -> list[Parameter]:
-    """Return the Parameters that change between steps without being trained."""
+    """Return the Parameters that change between steps but are not trained."""
     moving = getattr(model, "moving", None)
     return [] if moving is None else list(moving())
 

@@ -1,16 +1,15 @@
 """The training loop: batches in, a history out.
 
-A model offers ``loss(*batch, rng=None, count=None)``, which divides its sum by `count` where it is
-given and by ``number(batch)`` where not, ``backward(dy, cache, grads)`` and ``parameters()``. That
-is all that is asked of it. A step is::
+A model needs ``parameters()``, ``backward(dy, cache, grads)`` and ``loss(*batch, rng=None,
+count=None)``, which divides its sum by `count` or, by default, by ``number(batch)``. A step is::
 
     loss, cache = model.loss(*batch, rng=rng)
     model.backward(1.0, cache, grads)
     gradient = clip(packed.gather(grads))
     optimizer.step(gradient, lr * factor(step))
 
-The first two lines stand in gradient.py, as several workers may share a batch. :func:`fit` does it
-all. A :class:`Trainer` does it in parts, and can be saved between them.
+The first two lines are in gradient.py, because several workers may share a batch. :func:`fit` does
+all steps. A :class:`Trainer` does them in parts, and can be saved in between.
 """
 
 from __future__ import annotations
@@ -53,16 +52,16 @@ def fit(
     Parameters
     ----------
     model : model
-        Offers ``loss``, ``backward``, ``number`` and ``parameters``, as described in this module.
+        Has ``loss``, ``backward``, ``number`` and ``parameters``, as described in this module.
     sample : callable
-        Gives the next batch, as :class:`lora_np.data.Batches` does: arrays with the samples along
+        Returns the next batch, as :class:`lora_np.data.Batches` does: arrays with the samples along
         the first axis.
     steps, lr, rng, after_step, **recipe
         As for :class:`~lora_np.train.Trainer`.
     validate, validate_every : callable and int, optional
-        Gives the validation loss; called after every `validate_every` steps and at the end.
+        Returns the validation loss; called after every `validate_every` steps and at the end.
     progress : bool
-        Show a bar with the loss, things a second and the time left.
+        Show a bar with the loss, the tokens per second and the time left.
 
     Returns
     -------
@@ -71,8 +70,8 @@ def fit(
     Raises
     ------
     Diverged
-        If the loss or gradient is not finite: the model then holds the last parameters whose loss
-        and gradient were.
+        If the loss or the gradient is not finite: the model then holds the last parameters whose
+        loss and gradient were finite.
 
     Examples
     --------
@@ -90,29 +89,29 @@ def fit(
 
 
 class Trainer:
-    """A training run that can be taken in parts and saved between them.
+    """A training run that can be done in parts and saved in between.
 
     Parameters
     ----------
     model : model
     sample : callable
-        Gives the next batch. Where it has a generator ``rng``, that is saved with the run.
+        Returns the next batch. If it has a generator ``rng``, the generator is saved with the run.
     steps, lr : int, float
-        Of the whole run. `lr` is the largest learning rate; the schedule scales it.
+        Steps of the whole run, and the largest learning rate, which the schedule scales.
     rng : numpy.random.Generator, optional
-        Turns dropout on. Where a batch is split, a model may draw from it by ``random``,
+        Turns dropout on. If batches are split, a model may draw only with ``random``,
         ``standard_normal`` and ``integers``, with the samples along the first axis.
     after_step : callable, optional
         ``after_step(model, step, gradient)`` is called after every step, with the clipped gradient
-        (n,), which the next step overwrites: copy it to keep it. The method with which the model
-        was adapted may have one of its own, called before.
+        (n,), which the next step overwrites: copy it to keep it. The ``after_step`` of the method
+        that adapted the model is called first.
     **recipe
-        Fields of :class:`~lora_np.train.Recipe`, e.g. ``warmup=10, clip=None``.
+        Fields of :class:`~lora_np.train.Recipe`, for example ``warmup=10, clip=None``.
 
     Attributes
     ----------
     position : int
-        Steps taken.
+        Number of steps done.
     history : History
 
     Examples
@@ -151,7 +150,7 @@ class Trainer:
         self.packed = pack(model.parameters())
         self.optimizer = make_optimizer(self.recipe.optimizer, self.packed, **self.recipe.options)
         self.factor = schedule(self.recipe.schedule, steps, warmup=self.recipe.warmup)
-        self.good = self.packed.vector.copy()  # its loss and gradient were finite
+        self.good = self.packed.vector.copy()  # the last one whose loss and gradient were finite
         self.position, self.history = 0, History()
         self.hooks = [hook for hook in (_method_hook(model), after_step) if hook is not None]
         self.rates = _rates(model, self.packed.slices())
@@ -167,7 +166,7 @@ class Trainer:
         validate_every: int = 0,
         progress: bool = False,
     ) -> None:
-        """Take so many steps more, by default all that are left.
+        """Take `steps` more steps, by default all that are left.
 
         Raises
         ------
@@ -191,11 +190,11 @@ class Trainer:
             self.stop_unless_finite("parameters' norm", norm)
 
     def step(self, batch: Batch) -> None:
-        """Take one step and record it; inside ``run``, which holds the workers."""
+        """Take one step and record it; ``run`` calls this inside the block of its workers."""
         recipe, history = self.recipe, self.history
         try:
             loss, gradient = self.gradient(batch, self.rng)
-        except FloatingPointError:  # the loss says that it would not be finite
+        except FloatingPointError:  # the loss would not be finite
             self.stop_unless_finite("loss", math.nan)
             raise
         limit = math.inf if recipe.clip is None else recipe.clip
@@ -229,7 +228,7 @@ class Trainer:
     # ------------------------------------------------------------------- saved and resumed
 
     def state(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on: arrays on the host, and plain values."""
+        """Return all that the rest of the run depends on, as host arrays and plain values."""
         arrays = {"vector": self.packed.vector, **self.optimizer.state()}
         arrays |= {f"moving {i}": p.value for i, p in enumerate(moving_of(self.model))}
         return {
@@ -242,12 +241,12 @@ class Trainer:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` returned, for an equal run.
+        """Continue from a state that :meth:`state` returned for an equal run.
 
         Raises
         ------
         ValueError
-            If the state is of a run with other Parameters, another optimizer or other generators.
+            If the state is that of a run with other Parameters, optimizer or generators.
         """
         generators, arrays = self._generators(), {"vector": self.packed.vector}
         arrays |= self.optimizer.state()
@@ -257,10 +256,10 @@ class Trainer:
         for name, ours in self._identity().items():
             if state[name] != ours:
                 raise ValueError(
-                    f"the state is of another run: {name} {state[name]}, expected {ours}"
+                    f"the state is from another run: {name} {state[name]}, expected {ours}"
                 )
         if shapes != found or len(generators) != len(state["generators"]):
-            raise ValueError(f"the state is of another run: it holds {found}, expected {shapes}")
+            raise ValueError(f"the state is from another run: it holds {found}, expected {shapes}")
         for name, array in state["arrays"].items():
             arrays[name][...] = like(array, arrays[name])
         for generator, saved in zip(generators, state["generators"]):
@@ -277,7 +276,7 @@ class Trainer:
         return {"optimizer": type(self.optimizer).__name__, "parameters": parameters}
 
     def _generators(self) -> list[Any]:
-        """Return the generators of the run: that of the batches, and that of the model's draws."""
+        """Return the generators of the run: the one of the batches and the one for dropout."""
         found = [getattr(self.sample, "rng", None), self.rng]
         return [generator for generator in found if generator is not None]
 
@@ -297,19 +296,24 @@ def _rates(model: Any, places: Mapping[str, slice]) -> list[tuple[slice, float]]
 
 
 def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: int = 32) -> float:
-    """Return the mean loss over all samples, in nats a token, without dropout; nan if not finite.
+    """Return the mean loss over all targets, without dropout; nan if it is not finite.
 
     Parameters
     ----------
     model : model
     inputs, targets : host arrays, shape (N, T)
     batch_size : int
-        Samples at a time; the result does not depend on it, beyond rounding.
+        Samples computed at a time; the result depends on it only by rounding.
+
+    Returns
+    -------
+    float
+        For a language model, in nats per token.
 
     Raises
     ------
     ValueError
-        If there is no target to average over.
+        If all targets are ignored.
 
     Examples
     --------
@@ -318,13 +322,13 @@ def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: in
     >>> from lora_np import GPT, GPTConfig, evaluate
     >>> model = GPT(GPTConfig(256, 3, 1, 1, 8), np.random.default_rng(0))
     >>> loss = evaluate(model, np.array([[1, 2, 3]]), np.array([[2, 3, 4]]))
-    >>> abs(loss - math.log(256)) < 0.1  # it knows nothing yet: all bytes are alike
+    >>> abs(loss - math.log(256)) < 0.1  # an untrained model: all bytes are equally likely
     True
     """
     on_device = next(iter(model.parameters().values())).value
-    count = int((targets != IGNORE_INDEX).sum())  # of all: parts then simply add
+    count = int((targets != IGNORE_INDEX).sum())  # of all samples, so that the parts add up
     if count == 0:
-        raise ValueError(f"targets of shape {targets.shape} hold none that counts")
+        raise ValueError(f"targets of shape {targets.shape} hold no target to average over")
     total = 0.0
     for start in range(0, len(inputs), batch_size):
         rows = slice(start, start + batch_size)
@@ -341,7 +345,7 @@ def _due(done: int, every: int, steps: int) -> bool:
 
 
 class _bar:
-    """tqdm's bar in tokens, or nothing at all."""
+    """A progress bar of tqdm in tokens, or nothing."""
 
     def __init__(self, show: bool, steps: int) -> None:
         self.show, self.steps, self.tqdm = show, steps, None

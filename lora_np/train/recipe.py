@@ -1,4 +1,4 @@
-"""What a training run is told, what it records, and how it says that it diverged."""
+"""The settings of a training run, its history, and the error when it diverges."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 class Diverged(ArithmeticError):
-    """A loss, gradient or parameter stopped being finite; the model holds the state from before.
+    """A loss, gradient or parameter is not finite; the model holds the parameters from before.
 
     Attributes
     ----------
     history : History
-        Of the steps before.
+        The history up to that step.
 
     Examples
     --------
@@ -25,7 +25,7 @@ class Diverged(ArithmeticError):
     >>> try:
     ...     fit(model, lambda: batch, steps=5, lr=1e38, optimizer="sgd", clip=None)
     ... except Diverged as error:
-    ...     print(len(error.history.loss) < 5)  # the steps that went well
+    ...     print(len(error.history.loss) < 5)  # only the good steps are recorded
     True
     """
 
@@ -36,16 +36,16 @@ class Diverged(ArithmeticError):
 
 @dataclass
 class History:
-    """What happened at each step.
+    """The record of a training run.
 
     Attributes
     ----------
     loss, lr, gradient_norm : list of float
-        One a step; the norm is that before clipping.
+        One entry per step; the norm is that before clipping.
     validation : list of (int, float)
-        Steps done, and the validation loss then.
+        Number of steps done, and the validation loss after them.
     tokens, seconds : int, float
-        Targets seen, ignored ones included, and the time it took.
+        Number of targets in all batches, and the time taken.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -58,27 +58,28 @@ class History:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How gradients become steps.
+    """Settings of a training run: optimizer, schedule, clipping, and workers.
 
     Parameters
     ----------
     optimizer : {"adamw", "adam", "sgd"}
     schedule : {"cosine", "linear", "constant"}
-        Of the learning rate, after the warmup.
+        The learning rate after the warmup.
     warmup : int
-        Steps over which the learning rate rises.
+        Number of steps over which the learning rate rises.
     clip : float, optional
         Largest global norm of the gradient; None does not clip.
     accumulate : int
-        Parts in which a batch is worked through, to save memory; the result is the same.
+        Number of parts into which a batch is split to save memory; the result is the same to
+        rounding.
     threads, processes : int
-        Python threads, or forked processes (Linux, arrays on the host), that share every batch,
-        with BLAS at one thread each; not both above 1. Processes are faster. Where a program has
-        threads of its own at work, as Jupyter's kernels do, a fork might never end: as many threads
-        then take the processes' place, with a warning. The result is the same to rounding, and bit
-        for bit for the same number of either.
+        Number of Python threads, or of forked processes (Linux, arrays on the host), that share
+        every batch, with one BLAS thread each; at least one of the two is 1. Processes are faster.
+        If other threads of the program are at work, as in Jupyter's kernels, a fork might never
+        return: as many threads then replace the processes, with a warning. The result is the same
+        to rounding; equal numbers of threads and of processes give equal bits.
     options : mapping
-        For the optimizer, e.g. ``{"weight_decay": 0.1}``.
+        Options of the optimizer, for example ``{"weight_decay": 0.1}``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A model's Parameters to a file, by name, and back; a training run, to go on with."""
+"""Save and load a model's Parameters by name; save and load the state of a training run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def save_parameters(path: str | Path, model: Layer, *, trainable_only: bool = Fa
     path : str or Path
     model : Layer
     trainable_only : bool
-        Leave out what is frozen: an adapter alone is a small file.
+        Leave out frozen Parameters: a file with only an adapter is small.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def load_parameters(path: str | Path, model: Layer) -> None:
     Raises
     ------
     CheckpointError
-        If the file is no such file, has a name or a shape that the model has not, lacks a
+        If the file cannot be read, has a name or a shape that the model does not have, lacks a
         trainable Parameter, or would change another model. The model is then unchanged.
 
     Examples
@@ -72,7 +72,7 @@ def load_parameters(path: str | Path, model: Layer) -> None:
 
 
 def fill(model: Layer, arrays: Mapping[str, np.ndarray], source: str) -> None:
-    """Set a model's Parameters to `arrays`; errors are :func:`load_parameters`'s.
+    """Set a model's Parameters to `arrays`, with the errors of :func:`load_parameters`.
 
     Examples
     --------
@@ -87,13 +87,13 @@ def fill(model: Layer, arrays: Mapping[str, np.ndarray], source: str) -> None:
     parameters = model.parameters()
     for name, array in arrays.items():
         if name not in parameters:
-            raise CheckpointError(f"{source} holds {name!r}, which the model has not")
+            raise CheckpointError(f"{source} holds {name!r}, which the model does not have")
         if array.shape != parameters[name].shape:
             raise CheckpointError(
                 f"{source} holds {name} with shape {array.shape}, expected {parameters[name].shape}"
             )
         if array.dtype.kind != "f":
-            raise CheckpointError(f"{source} holds {name} as {array.dtype}, expected numbers")
+            raise CheckpointError(f"{source} holds {name} as {array.dtype}, expected floats")
         if parameters[name].shared:
             raise CheckpointError(
                 f"{source} holds {name}, which two models share: load into the base before "
@@ -108,11 +108,11 @@ def fill(model: Layer, arrays: Mapping[str, np.ndarray], source: str) -> None:
             raise CheckpointError(f"{source} holds {name} with entries too large for {value.dtype}")
     for name, value in values.items():
         p = parameters[name]
-        p.value[...] = like(value, p.value)  # in place: views stay views
+        p.value[...] = like(value, p.value)  # in place, so that views stay views
 
 
 def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes inf
+    with np.errstate(over="ignore", invalid="ignore"):  # too large entries become inf
         return array.astype(dtype)
 
 
@@ -137,12 +137,12 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Read what :func:`save_state` wrote.
+    """Read the state of a training run that :func:`save_state` wrote.
 
     Raises
     ------
     CheckpointError
-        If the file is no such file.
+        If the file is missing or is not a saved training run.
 
     Examples
     --------

@@ -241,7 +241,7 @@ def test_a_field_that_is_not_computed_or_makes_no_sense_is_named(tmp_path, rng, 
 @pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
 @pytest.mark.parametrize("key", ["(", "a{9999999999999}", "(" * 5000 + ")" * 5000])
 def test_a_pattern_that_is_no_regular_expression_is_named(tmp_path, rng, field, key):
-    assert_refused(tampered(tmp_path / "a", rng, {field: {key: 2}}), "is no regular expression")
+    assert_refused(tampered(tmp_path / "a", rng, {field: {key: 2}}), "cannot be used: ")
 
 
 @pytest.mark.parametrize("changes", [{"r": None}, {"peft_type": None}, {"lora_alpha": None}])

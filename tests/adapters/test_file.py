@@ -106,8 +106,8 @@ def test_a_checkpoint_in_several_files_reads_as_one(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"d": "one.safetensors"}, r"json lists 'd', which the other has not"),
-        ({"b": "two.safetensors"}, r"holds 'b', which the other has not|lists 'b'"),
+        ({"d": "one.safetensors"}, r"json lists 'd', which the other does not have"),
+        ({"b": "two.safetensors"}, r"holds 'b', which the other does not have|lists 'b'"),
         ({"a": "three.safetensors"}, r"three\.safetensors does not exist|'a'"),
         ({"a": "../one.safetensors"}, "puts 'a' in '../one.safetensors', expected a file beside"),
         ({"a": 3}, "puts 'a' in 3"),

@@ -128,9 +128,9 @@ def test_a_process_that_was_killed_is_an_error_and_not_a_wait():
             os.kill(os.getpid(), signal.SIGKILL)
 
     with Processes(work, 2) as workers:
-        with pytest.raises(CrewError, match="one of 2 processes was ended from outside"):
+        with pytest.raises(CrewError, match="one of 2 processes was killed"):
             workers.map([False, True])
-        with pytest.raises(CrewError, match="ended from outside"):
+        with pytest.raises(CrewError, match="was interrupted"):
             workers.map([False, False])
 
 
@@ -181,7 +181,7 @@ def test_no_answer_is_taken_for_that_of_a_later_question():
     with Processes(lambda member, item: item, 2) as workers:
         with pytest.raises(Exception, match="pickle"):
             workers.map([1, lambda: 0])  # the first is on its way when the second fails
-        with pytest.raises(CrewError, match="interrupted before"):
+        with pytest.raises(CrewError, match="was interrupted"):
             workers.map([5, 6])
 
 
@@ -273,7 +273,7 @@ with Processes(lambda member, item: print("worked", flush=True), 2) as workers:
 
 def test_where_nothing_can_be_forked_the_way_out_is_named(monkeypatch):
     monkeypatch.setattr(processes.sys, "platform", "darwin")
-    with pytest.raises(ValueError, match="take threads"):
+    with pytest.raises(ValueError, match="use threads"):
         Processes(lambda member, item: None, 2)
 
 

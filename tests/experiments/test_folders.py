@@ -209,7 +209,7 @@ def test_one_process_may_check_and_then_run(tmp_path):
 )
 def test_a_lock_that_cannot_be_read_is_respected_until_it_is_taken(tmp_path, content):
     (tmp_path / ".lora-np-lock-7").write_text(content)
-    named = r"in use by a process that \.lora-np-lock-7 does not name: if that has ended, --take-ov"
+    named = r"in use by a process that \.lora-np-lock-7 does not name: if that process has ended, "
     with pytest.raises(HeldError, match=named), hold(tmp_path):
         pass
     with hold(tmp_path, take_over=True):
@@ -254,7 +254,7 @@ def test_a_folder_of_another_host_is_refused_by_name_until_it_is_taken_over(
     assert (status, out) == (2, "")
     assert err == (
         f"lora-np: {tmp_path} is in use by process 4321 on another-host since 2026-01-02 03:04:05 "
-        "+0000: if that has ended, --take-over takes the folder, or choose another --out\n"
+        "+0000: if that process has ended, --take-over takes the folder, or choose another --out\n"
     )
     assert not (tmp_path / "results.json").exists()
 

@@ -67,7 +67,10 @@ def test_an_adapters_file_holds_A_and_B_alone_and_fits_any_twin(tmp_path, rng):
 @pytest.mark.parametrize(
     "strangers, message",
     [
-        ({"h.7.attn.q_proj.W": np.ones(3)}, "holds 'h.7.attn.q_proj.W', which the model has not"),
+        (
+            {"h.7.attn.q_proj.W": np.ones(3)},
+            "holds 'h.7.attn.q_proj.W', which the model does not have",
+        ),
         ({"ln_f.beta": np.ones(9)}, r"holds ln_f.beta with shape \(9,\), expected \(8,\)"),
         ({"ln_f.beta": np.array(["x"] * 8)}, "ln_f.beta"),
     ],

@@ -242,7 +242,7 @@ def writes_to_dy(dy, cache, need=None):
     "forward, backward, note",
     [
         (writes_to_input, square_backward, "the pair wrote to this input"),
-        (lambda x: (x * x, (x.copy(),)), writes_to_cache, "it wrote to the cache"),
+        (lambda x: (x * x, (x.copy(),)), writes_to_cache, "cache was changed"),
         (square, writes_to_dy, "wrote to dy"),
     ],
 )
@@ -389,7 +389,9 @@ def test_a_backward_that_forms_what_nobody_needs_is_refused():
         return ops.linear_backward(dy, cache)
 
     assert check_gradients(ops.linear_forward, eager, (X, W)).ok
-    with pytest.raises(GradientError, match=r"formed the gradients of \['x'\], which nobody need"):
+    with pytest.raises(
+        GradientError, match=r"formed the gradients of \['x'\], which were not needed"
+    ):
         check_gradients(ops.linear_forward, eager, (X, W), wrt=["W"])
 
 
@@ -399,7 +401,10 @@ def test_a_gradient_that_goes_missing_under_wrt_is_caught():
         return (dx, None if need is not None else dW, db)
 
     report = check_gradients(ops.linear_forward, forgetful, (X, W), wrt=["W"])
-    assert not report.ok and report.rows[0].note == "a second backward forgets this gradient"
+    assert (
+        not report.ok
+        and report.rows[0].note == "a second call of backward does not return this gradient"
+    )
 
 
 @pytest.mark.parametrize(

@@ -178,13 +178,22 @@ def test_layers_to_transform_picks_blocks(rng, blocks, expected):
     [
         ({"target_modules": ["q_prj"]}, "'q_prj' matches no linear layer: did you mean q_proj"),
         ({"target_modules": ["q_proj", "up"]}, "'up' matches no linear layer: .*up_proj"),
-        ({"target_modules": ["zzzz"]}, "there are q_proj, k_proj, v_proj, o_proj, up_proj, down"),
+        (
+            {"target_modules": ["zzzz"]},
+            "the model has q_proj, k_proj, v_proj, o_proj, up_proj, down",
+        ),
         ({"target_modules": ["attn"]}, "'attn' matches no linear layer"),
         ({"target_modules": ["wte"]}, "'wte' matches no linear layer"),
-        ({"target_modules": "q_proj"}, r"is a string, so a regular .*: pass \['q_proj'\]"),
-        ({"target_modules": "h.(0"}, r"'h.\(0' is no regular expression"),
+        (
+            {"target_modules": "q_proj"},
+            r"is a string, read as a regular .*: to name modules, pass \['q_proj'\]",
+        ),
+        ({"target_modules": "h.(0"}, r"'h.\(0' cannot be used: missing"),
         ({"target_modules": []}, "target_modules is empty"),
-        ({"layers_to_transform": 3}, r"names blocks \[3\]; targets are in \[0, 1, 2\]"),
+        (
+            {"layers_to_transform": 3},
+            r"names blocks \[3\], but the targets are in blocks \[0, 1, 2\]",
+        ),
         ({"layers_to_transform": [0, -1]}, r"names blocks \[-1\]"),
     ],
     ids=str,
@@ -195,7 +204,7 @@ def test_targets_that_match_nothing_are_errors_that_help(rng, options, message):
 
 
 def test_rank_above_the_smaller_side_names_the_limit(rng):
-    message = r"rank 17 for h\.0\.mlp\.up_proj is above the limit 16: its weight is 64 x 16"
+    message = r"rank 17 for h\.0\.mlp\.up_proj is above the limit 16 of its 64 x 16 weight"
     with pytest.raises(ValueError, match=message):
         inject(make_gpt(rng), LoraConfig(r=17, target_modules=["up_proj"]), rng)
     inject(make_gpt(rng), LoraConfig(r=16, target_modules=["up_proj"]), rng)  # the limit is fine
@@ -420,9 +429,13 @@ def test_merge_and_unmerge_refuse_what_does_not_belong_together(rng):
         merge(model)
     with pytest.raises(ValueError, match="no adapters"):
         unmerge(model, model)
-    with pytest.raises(ValueError, match=r"no linear \(16, 16\) layer at 'h.0.attn.q_proj'"):
+    with pytest.raises(
+        ValueError, match=r"no linear layer of shape \(16, 16\) at 'h.0.attn.q_proj'"
+    ):
         unmerge(adapted, adapted)
-    with pytest.raises(ValueError, match=r"no linear \(16, 16\) layer at 'h.0.attn.q_proj'"):
+    with pytest.raises(
+        ValueError, match=r"no linear layer of shape \(16, 16\) at 'h.0.attn.q_proj'"
+    ):
         unmerge(GPT(GPTConfig(13, 8, 3, 2, 32), rng), adapted)
 
 
@@ -594,7 +607,7 @@ def test_a_layer_that_is_used_twice_gets_one_adapter(rng):
         ({"lora_alpha": math.nan}, "lora_alpha = nan, expected a number above 0"),
         ({"lora_alpha": "16"}, "lora_alpha = '16', expected a number"),
         ({"r": True}, "rank r = True"),
-        ({"rank_pattern": {"(": 2}}, "pattern '\\(' is no regular expression"),
+        ({"rank_pattern": {"(": 2}}, "pattern '\\(' cannot be used: missing"),
         ({"target_modules": []}, "target_modules is empty"),
     ],
 )

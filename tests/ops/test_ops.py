@@ -544,7 +544,7 @@ def test_relu_has_gradient_zero_at_its_kink():
 
 
 def test_no_kept_token_is_an_error():
-    with pytest.raises(ValueError, match="no token is kept: there is none but ignore_index = -7"):
+    with pytest.raises(ValueError, match="no token is kept: every target is ignore_index = -7"):
         ops.cross_entropy_forward(np.zeros((2, 3)), np.array([-7, -7]), ignore_index=-7)
 
 
@@ -660,7 +660,7 @@ def of_no_rows(case):
 def test_no_rows_give_no_rows_and_gradients_of_zero_or_one_clear_error(case):
     inputs, kwargs = of_no_rows(case)
     if case.name.startswith(LOSSES):
-        with pytest.raises(ValueError, match=r"no token is kept|the mean over no entry"):
+        with pytest.raises(ValueError, match=r"no token is kept|at least one entry to average"):
             case.forward(*inputs, **kwargs)
         return
     y, cache = case.forward(*inputs, **kwargs)

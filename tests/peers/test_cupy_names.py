@@ -135,5 +135,5 @@ def test_host_arrays_stay_numpys_where_cupy_is_imported(cupy):
 def test_the_real_cupy_without_a_gpu_gives_the_clear_error(cupy, monkeypatch):
     if cupy.cuda.is_available():  # hide the GPU of a machine that has one
         monkeypatch.setattr(cupy.cuda, "is_available", lambda: False)
-    with pytest.raises(backend.DeviceError, match="needs a CUDA GPU with its driver, none found"):
+    with pytest.raises(backend.DeviceError, match="needs a CUDA GPU and its driver, found none"):
         backend.to_device(np.ones(2), "cuda")

@@ -329,7 +329,7 @@ def test_directions_that_W0_does_not_have_at_all_are_intruders():
         (np.eye(3), {"k": 4}, ValueError, "k is 4: it must be from 1 to 3"),
         (np.eye(3), {"k": 0}, ValueError, "k is 0"),
         (np.eye(3), {"k": 1, "threshold": 1.5}, ValueError, "threshold is 1.5"),
-        (np.eye(3), {"k": 1, "scale": 2.0}, ValueError, "scale is 2.0: it belongs to factors"),
+        (np.eye(3), {"k": 1, "scale": 2.0}, ValueError, "scale is 2.0: it multiplies factors only"),
         (np.eye(4), {"k": 1}, ShapeError, r"W has shape \(4, 4\)"),
         ((np.eye(4, 1), np.eye(1, 3)), {"k": 1}, ShapeError, r"B A has shape \(4, 3\)"),
         ((np.eye(3), np.eye(3)), {"k": 1, "scale": math.nan}, ValueError, "scale is nan"),

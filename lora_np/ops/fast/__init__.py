@@ -1,12 +1,12 @@
 """Faster twins of some pairs of :mod:`lora_np.ops`, with their names and their contract.
 
-The textbook form comes first, and a reader needs no other. What the layers take stands here, each
-family in the file of the same name, with the reason why it is faster and what it gains: a twin that
-gains less than 2 % of a training step at every size is not kept. Caches may differ. The tests hold
-the two together: the same outputs and gradients to rounding, in all shapes.
+Read the textbook forms first; they are all you need to understand the library. Layers call these
+twins. Each family has a file of the same name, which says why the twin is faster and how much it
+gains; a twin that gains less than 2 % of a training step at every size is not kept. Caches may
+differ. The tests check that both forms return the same outputs and gradients, to rounding.
 
-``python -m tests.benchmarks --only twins`` measures a training step with a textbook pair in the
-place of its twin.
+``python -m tests.benchmarks --only twins`` measures a training step with a textbook pair in place
+of its twin.
 """
 
 from lora_np.ops.fast.activation import gelu_backward, gelu_forward

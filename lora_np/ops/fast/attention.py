@@ -1,9 +1,9 @@
 """Causal attention in blocks of queries, each with the keys up to its last query.
 
-The other keys would get weight zero: half of all products are left out. Within a block, P of
+Later keys would get weight zero: long sequences skip almost half of the products. P of
 ops/attention.py is never formed. With E = exp(S) and its row sums t, P = E / t, and the division is
-done where the array is narrow: y = (E v) / t. In backward, delta_i = sum_j P_ij dP_ij, and as
-dP = dy v^T, delta_i = sum_j P_ij dy_i . v_j = dy_i . y_i: narrow again. With g = dy / t, so that
+done where the array is narrow: y = (E v) / t. Backward needs delta_i = sum_j P_ij dP_ij. As
+dP = dy v^T, delta_i = sum_j P_ij dy_i . v_j = dy_i . y_i, again narrow. Let g = dy / t, so that
 P * dP = E * (g v^T)::
 
     dv = P^T dy = E^T g          dS = E * (g v^T - rowsum(g * y))
@@ -28,12 +28,12 @@ from lora_np.ops.attention import causal_mask, check_shapes
 from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.ops.linear import sum_last
 
-BLOCK = 64  # queries; smaller ones skip more future keys, larger ones make better products
+BLOCK = 64  # queries; small blocks skip more keys, large blocks make faster products
 SAFE = 40.0  # exp(40) times any number of keys is far from float32's largest, 3e38
 
 
 class BlockCache(NamedTuple):
-    """How a block of n queries looks at the keys up to its last query."""
+    """The scores of a block of n queries with the keys up to its last query."""
 
     e: Array  # (..., n, keys), exp of the scores
     t: Array  # (..., n, 1), row sums of e
@@ -50,16 +50,16 @@ class AttentionCache(NamedTuple):
 
 
 def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, AttentionCache]:
-    """Compute :func:`lora_np.ops.attention_forward`; y's axes lie in memory as q's do."""
+    """Compute :func:`lora_np.ops.attention_forward`; y has the memory layout of q."""
     check_shapes(q, k, v)
     Tq, Tk = q.shape[-2], k.shape[-2]
     xp = get_xp(q)
     q = q * (1.0 / math.sqrt(q.shape[-1]))
     n = min(Tq, BLOCK)
     mask = causal_mask(n, n, q.real.dtype, xp) if n > 1 else None  # the newest query sees all keys
-    # Of one row the maximum costs nothing. A bound that overflowed to nan is not safe either.
+    # The maximum of a single row costs nothing. A bound that overflowed to nan is not safe.
     shift = Tq == 1 or not _largest_score(q, k) <= SAFE
-    dtype = np.result_type(q.dtype, k.dtype, v.dtype)  # complex, where one of them is
+    dtype = np.result_type(q.dtype, k.dtype, v.dtype)  # complex if one of them is
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]), dtype=dtype)
     blocks = []
     for queries, keys in _blocks(Tq, Tk):
@@ -87,7 +87,7 @@ def attention_backward(
     dq = xp.empty_like(q) if need_q else None  # (..., Tq, d_head)
     dk = xp.empty_like(k) if need_k else None  # (..., Tk, d_head)
     dv = xp.empty_like(v) if need_v else None  # (..., Tk, d_v)
-    put = _set  # the last block sees all keys and comes first: the others then add to what it set
+    put = _set  # the last block sees all keys and comes first; the other blocks add to its result
     for (queries, keys), (e, t) in reversed([*zip(_blocks(q.shape[-2], k.shape[-2]), blocks)]):
         g = dy[..., queries, :] / t  # (..., n, d_v)
         if dv is not None:
@@ -107,27 +107,27 @@ def attention_backward(
 
 
 def _set(part: Array, a: Array, b: Array) -> None:
-    """Let `part`, a view of an array made above, be a b."""
+    """Set `part`, a view, to the product a b."""
     part[...] = a @ b
 
 
 def _add(part: Array, a: Array, b: Array) -> None:
-    """Add a b to `part`."""
+    """Add the product a b to `part`, a view."""
     part += a @ b
 
 
 def _blocks(Tq: int, Tk: int) -> Iterator[tuple[slice, int]]:
-    """Yield some queries, and how many keys the last of them may look at."""
-    for start in range(0, max(Tq, 1), BLOCK):  # no query at all is one empty block
+    """Yield the queries of each block, and how many keys its last query may look at."""
+    for start in range(0, max(Tq, 1), BLOCK):  # no queries make one empty block
         stop = min(start + BLOCK, Tq)
         yield slice(start, stop), stop + Tk - Tq
 
 
 def _largest_score(q: Array, k: Array) -> float:
-    """Return what no score exceeds: |q . k| <= |q| |k|, the inequality of Cauchy and Schwarz.
+    """Return an upper bound of all scores: |q . k| <= |q| |k|, by Cauchy-Schwarz.
 
-    Softmax subtracts each row's largest score so that exp cannot overflow. Where no score can be
-    large, that pass over all of them is not needed.
+    Softmax subtracts each row's largest score so that exp cannot overflow. If no score can be
+    large, that pass over the scores is not needed.
     """
     if q.size == 0:
         return 0.0

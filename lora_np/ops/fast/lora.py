@@ -1,14 +1,14 @@
 """LoRA with the merged weight of the step.
 
-Without a mask the two paths of ops/lora.py are one linear map with the weight W = W0 + s B A. Where
-there are many more samples than entries in a row of W0, forming W costs less than sending every
-sample through A and B: then y = x W^T + b and dx = dy W, while dA, dB and dW0 stay as they are. W
-lives for one product and is not cached. With a mask, or with few samples, as when one token is
-generated, the textbook pair is called.
+Without a mask the two paths of ops/lora.py are one linear map with the weight W = W0 + s B A. If
+there are more samples than the harmonic mean of in and out, forming W costs less than sending every
+sample through A and B: then y = x W^T + b and dx = dy W; dA, dB and dW0 are computed as before. W
+is used for one product and is not cached. With a mask, or with few samples, as in generation, the
+textbook pair is called.
 
 What it gains: with the textbook pair a LoRA step on q, k, v and o takes 1.02 / 1.01 / 1.01 times as
-long (tiny / small / medium; 2026-11-25; ``python -m tests.benchmarks --only twins``), and longer
-where the layers of the MLP are adapted too.
+long (tiny / small / medium; 2026-11-25; ``python -m tests.benchmarks --only twins``), and longer if
+the layers of the MLP are adapted too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lora_np.ops.lora import LoRALinearCache
 
 
 class MergedCache(NamedTuple):
-    """What :func:`lora_linear_backward` reads where W was formed."""
+    """What :func:`lora_linear_backward` reads if forward formed W."""
 
     x: Array  # (..., in)
     W0: Array  # (out, in)
@@ -47,7 +47,7 @@ def lora_linear_forward(
     if mask is not None or not merging_pays(x, W0):
         return textbook.lora_linear_forward(x, W0, A, B, b, scale=scale, mask=mask)
     textbook.check_shapes(x, W0, A, B, b, mask)
-    scale = float(scale)  # an np.float64 would lift float32 to float64
+    scale = float(scale)  # an np.float64 would turn float32 into float64
     y = rows(x) @ _merged(W0, A, B, scale).T  # (N, out)
     if b is not None:
         y += b
@@ -79,7 +79,7 @@ def lora_linear_backward(
 
 
 def merging_pays(x: Array, W0: Array) -> bool:
-    """Return whether forming W, forward and backward, costs less than thin products on x do."""
+    """Return whether forming W twice, forward and backward, costs less than the thin products."""
     d_out, d_in = W0.shape[0], W0.shape[-1]
     samples = x.size // max(d_in, 1)
     return samples * (d_in + d_out) > 2 * d_in * d_out
