@@ -146,8 +146,8 @@ def split(
 
     Each layer takes its rows of B and a copy of A. If no column of B belongs to two layers, as
     :func:`stack` arranges it, a layer takes only its own columns of B and rows of A. A column of
-    zeros belongs to the layer of the column before it. If all of B is zero, as before training, each
-    layer takes everything.
+    zeros belongs to the layer of the column before it. If all of B is zero, as before training,
+    each layer takes everything.
 
     Parameters
     ----------
