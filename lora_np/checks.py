@@ -212,13 +212,15 @@ def _method_claims(config: MethodConfig, base: Layer, x: np.ndarray) -> list[Cla
     rng = np.random.default_rng(2)
     for p in tensors_of(trained).values():
         p.value = p.value + 0.1 * rng.standard_normal(p.shape).astype(p.dtype)
+    starts = "computes what the base computes" if config.starts_at_base else "differs from the base"
+    merges = "a merged model computes the same" if config.merges else "merge() is refused"
     return [
-        ("the start agrees with starts_at_base", lambda: _start(config, start, base, x)),
+        (f"at the start the model {starts}", lambda: _start(config, start, base, x)),
         ("injecting leaves the base unchanged", lambda: _base_untouched(config, base)),
         ("every trainable Parameter gets a gradient", lambda: _trains(trained, x)),
         ("gradients agree with central differences", lambda: _gradients(trained, x, "central")),
         ("gradients agree with the complex step", lambda: _gradients(trained, x, "complex")),
-        ("merging agrees with merges", lambda: _merges(config, trained, x)),
+        (merges, lambda: _merges(config, trained, x)),
         ("account() counts the Parameters added", lambda: _booked(trained, base)),
         ("a saved and loaded model computes the same", lambda: _files(trained, base, x)),
         ("copies keep the configuration", lambda: _copies(trained, x)),

@@ -279,12 +279,12 @@ def forgets_dg(self, dy, cache, grads, need_dx=True):
 @pytest.mark.parametrize(
     "changes, claim",
     [
-        ({"wrap": wrong_start}, "the start agrees"),
-        ({"merged": merges_without_gains}, "merging agrees with merges"),
+        ({"wrap": wrong_start}, "model computes what the base"),
+        ({"merged": merges_without_gains}, "a merged model computes the same"),
         ({"backward": forgets_dg}, "gets a gradient"),
         ({"own": drops_g}, "saved and loaded"),
-        ({"merges": False}, "merging agrees with merges"),
-        ({"starts_at_base": False}, "the start agrees"),
+        ({"merges": False}, "merge.. is refused"),
+        ({"starts_at_base": False}, "model differs from the base"),
     ],
 )
 def test_check_method_names_the_claim_that_a_planted_mistake_breaks(changes, claim):
