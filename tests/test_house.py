@@ -24,7 +24,6 @@ HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes")
 LONGEST = 60  # lines of a function, decorators and docstring included
 LONG = 400  # lines of a file
 LONGER = {  # files that are longer, and why
-    "adapters/file.py": "three dialects of one format are read side by side: not split yet",
     "course/attention.py": "a catalogue of mistakes: not split yet",
     "course/compare.py": "not split yet",
     "course/linear.py": "a catalogue of mistakes: not split yet",

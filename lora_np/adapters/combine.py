@@ -33,14 +33,8 @@ from lora_np.adapters.cut import (
     rounded,
     stacked,
 )
-from lora_np.adapters.file import (
-    AdapterFile,
-    AdapterModule,
-    open_adapter,
-    require_matrices,
-    write_adapter,
-)
-from lora_np.adapters.resize import Written
+from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
+from lora_np.adapters.write import Written, require_matrices, write_adapter
 from lora_np.files import CheckpointError
 from lora_np.files.names import matched
 from lora_np.rank import svd_of_factors

@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from lora_np.adapters.cut import Fit, Keep, factors_of, rounded
-from lora_np.adapters.file import write_adapter
-from lora_np.adapters.resize import Written
 from lora_np.adapters.rounding import equal_when_rounded
 from lora_np.adapters.weights import CONV1D_MODELS, CheckpointPair, leading_svd
+from lora_np.adapters.write import Written, write_adapter
 from lora_np.rank import uneven_noise_edge
 from lora_np.tables import text_table
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.adapters.file import CONFIG, TENSORS, open_adapter, write_folder
+from lora_np.adapters.file import CONFIG, TENSORS, open_adapter
+from lora_np.adapters.write import write_folder
 from lora_np.files.arrays import CheckpointError, load_json
 from lora_np.files.names import PREFIX, matched
 from lora_np.files.tensors import TensorFile

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from lora_np.adapters.cut import Fit, Keep, distance, factors_of, naming, rounded
-from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter, write_like
+from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
+from lora_np.adapters.write import Written, write_like
 from lora_np.rank import best_rank_error, svd_of_factors
-
-Written = tuple[str, np.ndarray, np.ndarray, float]  # as write_adapter takes it
 
 
 def resize_adapter(adapter: str | Path, folder: str | Path, keep: Keep) -> list[Fit]:

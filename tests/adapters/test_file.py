@@ -324,7 +324,7 @@ def test_an_existing_adapter_is_not_overwritten(tmp_path, rng):
 
 
 def test_a_write_that_fails_midway_leaves_nothing(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr("lora_np.adapters.file.save_json", lambda *_: 1 / 0)
+    monkeypatch.setattr("lora_np.adapters.write.save_json", lambda *_: 1 / 0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ZeroDivisionError):
         write_adapter(tmp_path / "empty", modules_of(rng, SHAPES))
