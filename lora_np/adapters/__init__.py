@@ -1,4 +1,4 @@
-"""Adapters as files: made smaller, taken from checkpoints, merged into them, combined."""
+"""Adapters as files: read, write, analyse, resize, extract, merge and combine them."""
 
 from lora_np.adapters.combine import combine_adapters
 from lora_np.adapters.cut import Fit, Keep, fit_table, total_errors

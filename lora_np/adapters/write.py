@@ -1,7 +1,7 @@
-"""A LoRA adapter is written as a folder, whole or not at all.
+"""Write a LoRA adapter as a new folder, completely or not at all.
 
-:func:`write_adapter` writes PEFT's form. :func:`write_like` writes the form of another adapter, so
-that one with kohya's names keeps them.
+:func:`write_adapter` writes PEFT's format; :func:`write_like` writes the format of another adapter,
+PEFT's or kohya's.
 
 Source: the formats of PEFT 0.21 and of kohya-ss/sd-scripts.
 """
@@ -39,27 +39,28 @@ def write_adapter(
     Parameters
     ----------
     folder : str or Path
-        A new or an empty one.
+        A new or an empty folder.
     modules : iterable of (name, B, A, scale)
-        The module's path, B (out, r), A (r, in), and the scale in ``scale * B A``, above 0. Ranks
-        and scales may differ. Taken one by one, but held in `dtype` until all are there.
+        The module's path, B (out, r), A (r, in), and the scale of ``scale * B A``, above 0. Ranks
+        and scales may differ between modules. All factors are in memory before the file is written.
     base_model : str, optional
-        The name of the model that it adapts.
+        The name of the adapted model.
     dtype : dtype or str, optional
-        Of the file: float64, float32, float16 or "bfloat16"; None keeps the arrays'.
+        Type of the numbers in the file: float64, float32, float16 or "bfloat16"; None keeps the
+        type of each array.
     fan_in_fan_out : bool
-        Whether that model keeps its weights as (in, out), as Hugging Face's GPT-2 does.
+        Whether that model stores its weights as (in, out), as Hugging Face's GPT-2 does.
     lora_dropout : float
-        With which PEFT should go on training.
+        The dropout with which PEFT continues training.
     origin : mapping, optional
-        Further fields of the config, as :class:`~lora_np.adapters.file.AdapterFile` has them.
+        Further fields of the config; see :class:`~lora_np.adapters.file.AdapterFile`.
 
     Raises
     ------
     CheckpointError
-        If the folder is not empty: an adapter is not overwritten.
+        If the folder is not empty: no adapter is overwritten.
     ValueError
-        If there is no module, one comes twice, shapes do not fit, or a number is not finite.
+        If there is no module, a name occurs twice, shapes do not fit, or a number is not finite.
 
     Examples
     --------
@@ -87,18 +88,18 @@ def write_adapter(
 def write_folder(
     folder: str | Path, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], dtype: Any
 ) -> None:
-    """Write an adapter's configuration and tensors as a folder, whole or not at all.
+    """Write the configuration and the tensors of an adapter as a folder, or nothing.
 
     Parameters
     ----------
     folder : str or Path
-        A new or an empty one.
+        A new or an empty folder.
     fields : mapping
-        Of adapter_config.json.
+        The fields of adapter_config.json.
     tensors : mapping of str to ndarray
-        By their names without PEFT's prefix.
+        The tensors by their names without PEFT's prefix.
     dtype : dtype or str, optional
-        Of the file; None keeps each tensor's.
+        Type of the numbers in the file; None keeps the type of each tensor.
     """
     folder = _new_folder(folder)
     written = {f"{PREFIX}{name}": _as_written(name, x, dtype) for name, x in tensors.items()}
@@ -110,14 +111,14 @@ def write_folder(
 def _named_tensors(
     modules: Iterable[Written],
 ) -> tuple[dict[str, np.ndarray], dict[str, int], dict[str, float]]:
-    """Return the factors by PEFT's names, and the modules' ranks and scales."""
+    """Return the factors by PEFT's names, and the ranks and scales of the modules."""
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     scales: dict[str, float] = {}
     for name, B, A, scale in modules:
         _check_written(name, B, A, scale)
         if name in ranks:
-            raise ValueError(f"module {name!r} comes twice")
+            raise ValueError(f"module {name!r} occurs twice")
         ranks[name], scales[name] = A.shape[0], float(scale)
         tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
     if not ranks:
@@ -130,21 +131,21 @@ def write_like(
     folder: str | Path,
     modules: Iterable[Written],
 ) -> None:
-    """Write an adapter in the form of another one: PEFT's folder, or kohya's single file in one.
+    """Write an adapter in the format of another: a PEFT folder, or a folder with kohya's file.
 
     Parameters
     ----------
     file : AdapterFile
-        Whose names, types, kernels and configuration are taken over; ranks may differ.
+        The adapter whose names, kernel shapes and configuration are kept. Ranks may differ.
     folder : str or Path
-        A new or an empty one.
+        A new or an empty folder.
     modules : iterable of (name, B, A, scale)
-        As :func:`write_adapter` takes them, with names of `file`.
+        As for :func:`write_adapter`, with the names of `file`.
 
     Raises
     ------
     CheckpointError, ValueError
-        As from :func:`write_adapter`.
+        As :func:`write_adapter` raises them.
 
     Examples
     --------
@@ -185,11 +186,12 @@ def write_like(
 
 
 def require_matrices(file: AdapterFile) -> None:
-    """Raise CheckpointError if a module is a convolution's: PEFT's form is written for matrices."""
+    """Raise CheckpointError if a module is a convolution: only matrices are written as PEFT's."""
     for name, module in file.modules.items():
         if len(module.kernel("A")) > 1:
             raise CheckpointError(
-                f"{file.path} adapts {name!r}, a convolution, which is not written in PEFT's form"
+                f"{file.path} adapts {name!r}, a convolution: only matrices are written in PEFT's "
+                "format"
             )
 
 
@@ -203,13 +205,13 @@ def _narrowest(x: float, dtypes: Iterable[np.dtype]) -> np.ndarray:
 def _new_folder(folder: str | Path) -> Path:
     folder = Path(folder).resolve()  # "." has no name, and a link is not replaced
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists already: give the adapter a folder of its own")
+        raise CheckpointError(f"{folder} already exists: give the adapter a new folder")
     return folder
 
 
 def _check_written(name: str, B: np.ndarray, A: np.ndarray, scale: float) -> None:
     if not name:
-        raise ValueError("a module has no name: PEFT adapts the parts of a model, not the whole")
+        raise ValueError("a module has no name: PEFT adapts modules of a model, not the whole")
     if not (A.ndim == B.ndim == 2 and A.size and B.size and B.shape[1] == A.shape[0]):
         raise ValueError(
             f"module {name!r} has B {B.shape} and A {A.shape}, expected (out, r) and (r, in)"
@@ -219,8 +221,8 @@ def _check_written(name: str, B: np.ndarray, A: np.ndarray, scale: float) -> Non
 
 
 def _as_written(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused below
-        y = np.array(x, float_dtype(x.dtype if dtype is None else dtype))  # kept: so a copy
+    with np.errstate(over="ignore"):  # a number too large becomes inf, refused below
+        y = np.array(x, float_dtype(x.dtype if dtype is None else dtype))  # a copy
     if not np.isfinite(y).all():
         raise ValueError(f"{name!r} has entries that are not finite in {y.dtype}")
     return y
