@@ -1,4 +1,4 @@
-"""What a finished run has written: its pictures and texts, and the line that says so."""
+"""Write the pictures and texts of a finished run, and the line that lists its files."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 def write_files(
     out: Path, held: list[str], files: Mapping[str, Callable[[Path], None]], complete: bool
 ) -> str:
-    """Write files of a finished run; return the line that says so.
+    """Write the files of a finished run; return a line that lists them.
 
     Parameters
     ----------
     out : Path
     held : list of str
-        Names of the files that have been written.
+        Names of the files that the run has already written.
     files : mapping
-        By name, what writes a file.
+        The functions that write the other files, by file name.
     complete : bool
-        Whether the run was complete before: then only what is missing is written, and an error is
-        told, for the folder may lie on a read-only disk.
+        Whether the run was complete before. Then only missing files are written, and an error is
+        reported, not raised, because the folder may be on a read-only disk.
     """
     said, lost = "held in", []
     for name, write in files.items():
