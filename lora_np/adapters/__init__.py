@@ -1,18 +1,13 @@
-"""Adapters as files: made smaller, taken from checkpoints, merged into them, combined."""
+"""Adapters as files: read, write, analyse, resize, extract, merge and combine them."""
 
 from lora_np.adapters.combine import combine_adapters
 from lora_np.adapters.cut import Fit, Keep, fit_table, total_errors
 from lora_np.adapters.extract import Extracted, beyond_table, extract_adapter
-from lora_np.adapters.file import (
-    AdapterFile,
-    AdapterModule,
-    open_adapter,
-    write_adapter,
-    write_like,
-)
+from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
 from lora_np.adapters.merge import Merged, merge_adapter, merge_table
 from lora_np.adapters.on_model import load_adapter, save_adapter
 from lora_np.adapters.resize import resize_adapter
+from lora_np.adapters.write import write_adapter, write_like
 
 __all__ = [
     "AdapterFile",

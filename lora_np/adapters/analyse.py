@@ -1,18 +1,18 @@
-"""Which rank do the changes of a model need? Adapters and pairs of checkpoints, measured.
+"""Measure the rank of what training changed, in an adapter or between two checkpoints.
 
-The change of a weight matrix comes as LoRA's factors, or as the difference of two checkpoints (and
-from a sweep, as the spectrum that it kept: ``experiments/rank_sweep/analyse.py``). What is reported
-of each matrix is in ``ranks.py``: the measures of its rank (``lora_np.rank``), its share of the
-squared Frobenius norm of all changes, and, for pairs, where noise begins and how many of the top
-directions are intruders.
+The change of a weight is the product of LoRA's factors, or the difference of two checkpoints. (A
+sweep stores the spectrum of its changes: see ``experiments/rank_sweep/analyse.py``.) For each
+matrix, :class:`~lora_np.adapters.ranks.ModuleRanks` holds the measures of rank from
+``lora_np.rank``. For a pair of checkpoints it also holds the edge of the rounding noise and the
+number of intruders among the top directions.
 
-The difference of two files holds the rounding of their numbers, which is known
-(``adapters/rounding.py``). Energy ranks of pairs count what stands above it: a matrix that
-differs by rounding alone has the rank 0.
+The difference of two files contains the rounding of their numbers. ``adapters/rounding.py`` bounds
+its singular values, and the energy ranks of a pair count only the directions above that bound: a
+matrix that differs only by rounding has rank 0.
 
-A large difference has its 256 largest singular values found by a randomised SVD. Its norm is
-known from the entries, so that its energy ranks are those of a copy that really keeps the energy
-(an upper bound on the least); what needs the whole spectrum is then not reported.
+For a large difference, a randomised SVD finds the 256 largest singular values. The entries give the
+exact norm, so each energy rank is an upper bound on the smallest rank that keeps the energy.
+Measures that need the whole spectrum are then not reported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lora_np.files import CheckpointError, load_json, save_json
 from lora_np.files.atomic import make_folder, strangers
 from lora_np.rank import Spectrum, intruder_dimensions, spectrum, uneven_noise_edge
 
-TOP = 10  # directions in which intruders are sought, as in the paper, or all of a small matrix
+TOP = 10  # top directions searched for intruders, as in the paper; all of them in a smaller matrix
 RESULT = "analysis.json"
 
 
@@ -40,7 +40,7 @@ def analyse_adapter(path: str | Path) -> Analysis:
     Parameters
     ----------
     path : str or Path
-        As :func:`lora_np.adapters.open_adapter` takes it.
+        An adapter that :func:`lora_np.adapters.open_adapter` can open.
 
     Returns
     -------
@@ -79,21 +79,21 @@ def analyse_checkpoints(
     Parameters
     ----------
     base, tuned : str or Path
-        Safetensors files, or folders of Hugging Face's.
+        Safetensors files, or Hugging Face folders.
     rng : numpy.random.Generator, optional
-        For the randomised SVD of large matrices; by default one of a fixed seed.
+        For the randomised SVD of large matrices; by default a generator with a fixed seed.
 
     Returns
     -------
     Analysis
-        Intruder dimensions are sought in matrices small enough for a dense SVD.
+        Intruder dimensions are counted only in matrices small enough for a dense SVD.
 
     Raises
     ------
     CheckpointError
         If a file is broken.
     ValueError
-        If the files share no matrix, or all that they share are equal.
+        If the files share no matrix, or all matrices that they share are equal.
 
     Examples
     --------
@@ -126,14 +126,14 @@ def analyse_checkpoints(
 
 
 def source_of(path: str | Path, base: str | Path | None = None) -> dict[str, str]:
-    """Return what an analysis is of: its ``source``.
+    """Return the ``source`` of an analysis: the resolved paths of its files.
 
     Parameters
     ----------
     path : str or Path
         The adapter, the sweep, or the tuned checkpoint.
     base : str or Path, optional
-        The checkpoint before.
+        The checkpoint before training.
     """
     places = {"path": path} if base is None else {"path": path, "base": base}
     return {name: str(Path(place).resolve()) for name, place in places.items()}
@@ -167,10 +167,10 @@ def _energy_ranks(
     sigma: np.ndarray, shape: tuple[int, ...], norm: float, edge: float
 ) -> dict[float, int | None]:
     """Return energy ranks by the largest singular values (k,) of a matrix of this norm."""
-    if sigma[-1] < edge:  # all that stands above rounding is known
+    if sigma[-1] < edge:  # every singular value above the rounding is known
         found = Spectrum(sigma, (shape[0], shape[1]), float(np.finfo(np.float64).eps))
         return {fraction: found.energy_rank(fraction, edge) for fraction in FRACTIONS}
-    kept = np.cumsum((sigma / norm) ** 2)  # (k,) of all energy, in the first 1, 2, ...
+    kept = np.cumsum((sigma / norm) ** 2)  # (k,) share of the energy in the first 1, 2, ...
     return {
         fraction: int(np.argmax(kept >= fraction)) + 1 if kept[-1] >= fraction else None
         for fraction in FRACTIONS
@@ -186,13 +186,13 @@ def check_folder(out: Path, source: dict[str, str]) -> None:
     Parameters
     ----------
     out : Path
-        Need not exist.
+        It need not exist.
     source : dict
-        Of the analysis to be written.
+        The source of the analysis that will be written.
     """
     if not out.exists():
         return
-    wrong = f"{out} holds something else already: choose another --out, or remove it"
+    wrong = f"{out} already holds something else: choose another --out, or remove it"
     if not out.is_dir() or (strangers(out) and not (out / RESULT).exists()):
         raise ValueError(wrong)
     if (out / RESULT).exists():
@@ -205,13 +205,13 @@ def check_folder(out: Path, source: dict[str, str]) -> None:
 
 
 def save_analysis(analysis: Analysis, out: Path) -> None:
-    """Write analysis.json into a folder, which :func:`check_folder` has let pass.
+    """Write analysis.json into a folder that passes :func:`check_folder`.
 
     Parameters
     ----------
     analysis : Analysis
     out : Path
-        Is made if it does not exist.
+        It is created if it does not exist.
     """
     check_folder(out, analysis.source)
     make_folder(out)

@@ -1,16 +1,17 @@
-r"""One adapter that does what several do together: the weighted sum of their changes.
+r"""Combine several adapters into one: the weighted sum of their changes.
 
-The sum of products is a product of joined factors, exactly::
+The sum of products is exactly one product of concatenated factors::
 
     sum_i w_i s_i B_i A_i = [w_1 s_1 B_1, w_2 s_2 B_2, ...] [A_1; A_2; ...]
 
-That is "cat", of rank the sum of ranks. "svd" cuts it to the nearest of lower rank. "linear" keeps
-the rank by summing the factors themselves, with ``root_i = sqrt(|w_i s_i|)``, as PEFT does::
+This is the method "cat"; its rank is the sum of the ranks. "svd" truncates this product to the
+nearest one of a lower rank. "linear" keeps the rank and sums the factors themselves, as PEFT does,
+with ``root_i = sqrt(|w_i s_i|)``::
 
     B = sum_i root_i B_i,   A = sum_i sign(w_i) root_i A_i
 
-whose product holds, beside the wanted terms, cross terms B_i A_j between adapters that were never
-trained together. How large these are is told.
+Beside the wanted terms, this product contains the cross terms B_i A_j of adapters that were never
+trained together. The error that they cause is reported.
 """
 
 from __future__ import annotations
@@ -33,23 +34,17 @@ from lora_np.adapters.cut import (
     rounded,
     stacked,
 )
-from lora_np.adapters.file import (
-    AdapterFile,
-    AdapterModule,
-    open_adapter,
-    require_matrices,
-    write_adapter,
-)
-from lora_np.adapters.resize import Written
+from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
+from lora_np.adapters.write import Written, require_matrices, write_adapter
 from lora_np.files import CheckpointError
 from lora_np.files.names import matched
 from lora_np.rank import svd_of_factors
-from lora_np.tables import listed
+from lora_np.tables import counted, listed
 
-CANCELS = 1e-13  # of the largest term's norm: a smaller sum has no correct digit but its zero
+CANCELS = 1e-13  # relative to the largest term's norm: a smaller sum is zero to rounding
 Modules = dict[str, AdapterModule]
 Terms = list[Term]  # (w s, B, A) of each adapter that has the module
-Made = tuple[np.ndarray, np.ndarray, float]  # B, A, and the error that the method makes
+Made = tuple[np.ndarray, np.ndarray, float]  # B, A, and the error of the method
 
 
 def combine_adapters(
@@ -64,29 +59,29 @@ def combine_adapters(
     Parameters
     ----------
     adapters : sequence of str or Path
-        At least two, in PEFT's form. The first one's names win where only some begin with "model.".
+        At least two, in PEFT's format. If only some use names that begin with "model.", the names
+        of the first are written.
     weights : sequence of float
-        One for each; may be negative, not 0.
+        One for each adapter. A weight may be negative, but not 0.
     folder : str or Path
-        A new or an empty one.
+        A new or an empty folder.
     method : {"cat", "svd", "linear"}
-        Exact, of rank the sum of ranks; cut to `rank`; or PEFT's sum of factors, which needs the
-        same modules and ranks in all.
+        "cat" is exact, and its rank is the sum of the ranks. "svd" truncates to `rank`. "linear"
+        is PEFT's sum of factors, which needs the same modules and ranks in all adapters.
     rank : int, optional
-        For "svd" alone, and needed there.
+        The rank for "svd", which requires it; the other methods refuse it.
 
     Returns
     -------
     list of Fit
-        With the error against the true weighted sum: of the method, and as written. What is
-        written has scale 1, in float32, or float64 where an adapter is.
+        Errors against the exact sum: of the method, and as written (scale 1, float32 or float64).
 
     Raises
     ------
     CheckpointError
         If an adapter is broken or kohya's, or the folder is not empty. Nothing is then written.
     ValueError
-        If the arguments or the adapters do not fit together, or the adapters have other bases.
+        If the arguments or the adapters do not fit together, or the adapters have different bases.
 
     Examples
     --------
@@ -115,7 +110,7 @@ def combine_adapters(
 
 
 def _write(folder: str | Path, files: list[AdapterFile], modules: Iterator[Written]) -> None:
-    """Write the modules with what the configs of all files have in common."""
+    """Write the modules, with the config fields that all files have in common."""
     write_adapter(
         folder,
         modules,
@@ -131,8 +126,8 @@ def _check_forms(files: list[AdapterFile], paths: Sequence[Any]) -> None:
     for file, path in zip(files, paths):
         if file.naming == "kohya":
             raise CheckpointError(
-                f"{path} has kohya's names: what is combined is written in PEFT's form, where "
-                "they fit no model"
+                f"{path} has kohya's names, which fit no model in PEFT's format: combine adapters "
+                "in PEFT's format"
             )
         file.require_scale()
         require_matrices(file)
@@ -141,18 +136,18 @@ def _check_forms(files: list[AdapterFile], paths: Sequence[Any]) -> None:
 
 def _check_weights(adapters: Sequence[Any], weights: Sequence[float]) -> None:
     if len(adapters) < 2:
-        raise ValueError("one adapter alone is nothing to combine: give at least two")
+        raise ValueError(f"{counted(len(adapters), 'adapter')} to combine: give at least two")
     if len(weights) != len(adapters):
         raise ValueError(f"{len(weights)} weights for {len(adapters)} adapters: give one for each")
     for weight in weights:
         if weight == 0 or not math.isfinite(weight):
-            raise ValueError(f"weight {weight}: expected a number other than 0; leave that one out")
+            raise ValueError(f"weight {weight}: expected a finite number other than 0")
 
 
 def _check_bases(files: list[AdapterFile], paths: Sequence[Any]) -> None:
     """Refuse adapters of different models, as far as their configs say."""
     if len({file.fan_in_fan_out for file in files}) > 1:
-        raise ValueError("the adapters differ in fan_in_fan_out: they are of different models")
+        raise ValueError("the adapters differ in fan_in_fan_out: they belong to different models")
     first: dict[str, Any] = {}
     for file, path in zip(files, paths):
         if base := _base_of(file):
@@ -160,8 +155,8 @@ def _check_bases(files: list[AdapterFile], paths: Sequence[Any]) -> None:
     if len(first) > 1:
         one, other, *_ = first
         raise ValueError(
-            f"{first[one]} is of the base {one!r}, {first[other]} of {other!r}: if these are one "
-            "model, give them one base_model_name_or_path in adapter_config.json"
+            f"{first[one]} adapts {one!r}, {first[other]} adapts {other!r}: if these are the same "
+            "model, set the same base_model_name_or_path in both adapter_config.json"
         )
 
 
@@ -172,7 +167,7 @@ def _base_of(file: AdapterFile) -> str | None:
 def _by_common_name(
     files: list[AdapterFile], paths: Sequence[Any], same_modules: bool
 ) -> list[Modules]:
-    """Return each adapter's modules, by the names of the first adapter that has them."""
+    """Return each adapter's modules, under the names of the first adapter that has them."""
     found: list[Modules] = [dict(files[0].modules)]
     for file, path in zip(files[1:], paths[1:]):
         known = {name for modules in found for name in modules}
@@ -190,7 +185,7 @@ def _by_common_name(
 
 
 def _check_alike(held: list[Modules], paths: Sequence[Any], same_modules: bool) -> None:
-    """Refuse modules of one name whose shapes differ, or that "linear" cannot sum."""
+    """Refuse modules of the same name that differ in shape, or that "linear" cannot sum."""
     first: dict[str, tuple[Any, AdapterModule]] = {}
     for modules, path in zip(held, paths):
         for name, module in modules.items():
@@ -200,19 +195,19 @@ def _check_alike(held: list[Modules], paths: Sequence[Any], same_modules: bool) 
             if same_modules and module.r != before.r:
                 raise ValueError(
                     f"{name!r} has rank {before.r} in {other}, {module.r} in {path}: linear needs "
-                    "equal ranks, cat and svd do not"
+                    "equal ranks; use cat or svd"
                 )
     for modules, path in zip(held, paths):
         missing = [name for name in first if name not in modules]
         if same_modules and missing:
             raise ValueError(
-                f"{path} has no {missing[0]!r}: linear needs the same modules in all, cat and svd "
-                "do not"
+                f"{path} has no {missing[0]!r}: linear needs the same modules in all adapters; "
+                "use cat or svd"
             )
 
 
 def _common(values: Sequence[Any]) -> Any:
-    """Return what all have in common, None if they differ."""
+    """Return the common value, or None if the values differ."""
     return values[0] if all(value == values[0] for value in values) else None
 
 
@@ -241,7 +236,7 @@ def _together(
     new_B, new_A = rounded(B, dtype), rounded(A, dtype)
     norms = (norm_of_sum(terms), missed, distance(new_B, new_A, terms))
     noise = CANCELS * max(norm_of_sum([term]) for term in terms)
-    cancels = norms[0] <= noise  # what is left of the sum is rounding
+    cancels = norms[0] <= noise  # only rounding is left of the sum
     norm, missed, written = (0.0 if cancels and x <= noise else x for x in norms)
     fit = Fit(
         name=name,
@@ -256,13 +251,13 @@ def _together(
 
 
 def _method(method: str, rank: int | None) -> Callable[[Terms], Made]:
-    """Return the function that makes one product of several terms."""
+    """Return the function that turns several terms into one product."""
     if method == "svd":
         if rank is None or rank < 1:
             raise ValueError(f"method svd needs a rank of at least 1, not {rank}")
         return lambda terms: _svd(terms, rank)
     if rank is not None:
-        raise ValueError(f"method {method} takes no rank: it follows from the adapters'")
+        raise ValueError(f"method {method} takes no rank: its rank follows from the adapters")
     if method not in ("cat", "linear"):
         raise ValueError(f"method {method!r}: expected cat, svd or linear")
     return _cat if method == "cat" else _linear

@@ -1,12 +1,13 @@
-r"""How many directions to keep of a change, and what that costs.
+r"""Truncate a change to fewer directions, and measure the error.
 
-The best copy of rank k keeps the k largest singular values (Eckart, Young 1936), and misses
-sqrt(sum_{i>k} sigma_i^2). It is written as two factors that share the singular values evenly,
-B = U sqrt(S) and A = sqrt(S) V^T, so that neither is large or small in a narrow type.
+The best approximation of rank k keeps the k largest singular values (Eckart, Young 1936); its error
+is sqrt(sum_{i>k} sigma_i^2). It is written as two factors that share the singular values evenly,
+B = U sqrt(S) and A = sqrt(S) V^T, so that neither factor is too large or too small for a narrow
+type.
 
-What a file holds is rounded to its type. So two errors are told: what is cut away, known from the
-singular values, and the distance of what is written, measured from the rounded factors. The
-distance of two products is the norm of one, which is never formed::
+A file rounds its numbers to its type. Two errors are therefore reported: the error of the
+truncation, from the singular values, and the error as written, measured from the rounded factors.
+The distance between two products is the norm of one product, which is never formed::
 
     s B A - t C D = [s B, -t C] [A; D],   ||.||_F from the singular values of its small core.
 """
@@ -30,7 +31,7 @@ EPS = float(np.finfo(np.float64).eps)
 
 @contextmanager
 def naming(module: str) -> Iterator[None]:
-    """Give errors of the numbers inside the module's name.
+    """Add the name of the module to the errors raised in the block.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ def naming(module: str) -> Iterator[None]:
         with np.errstate(over="ignore", invalid="ignore"):  # infinities are refused when written
             yield
     except CheckpointError:
-        raise  # which names the tensor
+        raise  # it names the tensor already
     except ValueError as error:
         raise CheckpointError(f"{module!r}: {error}") from None
 
@@ -52,18 +53,19 @@ class Keep:
     Parameters
     ----------
     rank : int, optional
-        So many, at least 1, whether or not they are noise.
+        This many directions, at least 1, even if some of them are noise.
     energy : float, optional
-        As few as hold this share of the squared Frobenius norm, in (0, 1]; where two files are
-        compared, of what stands above the rounding of their numbers.
+        The fewest directions that hold this share of the squared Frobenius norm, in (0, 1]. If two
+        files are compared, only directions above the rounding of their numbers count.
     error : float, optional
-        As few as leave this relative Frobenius error, in [0, 1). It bounds the distance from the
-        whole change, its rounding included: an error below that needs nearly every direction.
+        The fewest directions that leave at most this relative Frobenius error, in [0, 1). It bounds
+        the distance from the whole change, rounding included: an error below the rounding needs
+        nearly every direction.
 
     Raises
     ------
     ValueError
-        If not exactly one is given, or it is out of range.
+        If not exactly one of them is given, or its value is out of range.
 
     Examples
     --------
@@ -90,19 +92,19 @@ class Keep:
 
     @property
     def missed_share(self) -> float:
-        """The share of the squared norm that the rules of energy and error let go."""
+        """The share of the squared norm that `energy` or `error` allows to drop."""
         return 1 - self.energy if self.energy is not None else (self.error or 0.0) ** 2
 
     def of(self, sigma: np.ndarray, shape: tuple[int, int], floor: float = 0.0) -> int:
-        """Return how many to keep of a matrix with these singular values: from 1 to all.
+        """Return how many directions of a matrix to keep: at least 1, at most all.
 
         Parameters
         ----------
         sigma : ndarray, shape (k,)
-            Descending; those left out are zero.
+            The singular values, descending; any others are zero.
         shape : (int, int)
         floor : float
-            Smaller singular values are rounding, which holds no energy.
+            Singular values below it are rounding, and do not count as energy.
         """
         if self.rank is not None:
             found = self.rank
@@ -118,14 +120,15 @@ def factors_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return B (out, k) and A (k, in), whose product has the k largest singular values.
 
-    Where one is zero, only B is: were A too, no training could leave that point.
+    For a singular value of zero, only the column of B is zero. If the row of A were zero too, both
+    gradients would be zero and training could not change them.
     """
     root = np.sqrt(sigma[:k])  # (k,)
     return U[:, :k] * root, np.where(root > 0, root, 1.0)[:, None] * Vt[:k]
 
 
 def rounded(x: np.ndarray, dtype: Any) -> np.ndarray:
-    """Return x in one of the files' types; what is too large becomes infinite, and is refused."""
+    """Return x in a type of the files; numbers too large for it become infinite."""
     with np.errstate(over="ignore"):
         return x.astype(float_dtype(dtype))
 
@@ -139,8 +142,8 @@ def norm_of_sum(terms: Sequence[Term]) -> float:
     Parameters
     ----------
     terms : sequence of (float, ndarray, ndarray)
-        Of equal shapes (out, in), any ranks. What cancels leaves an error of about 1e-16 of the
-        terms' own norms.
+        All of the same shape (out, in), of any ranks. If the terms cancel, an error of about 1e-16
+        of their own norms remains.
     """
     B, A = stacked(terms)
     return float(np.linalg.norm(spectrum((B, A)).singular_values))
@@ -154,7 +157,7 @@ def stacked(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def distance(B: np.ndarray, A: np.ndarray, terms: Sequence[Term]) -> float:
-    """Return || B A - sum s B A ||_F, as :func:`norm_of_sum`; not finite if B or A is not."""
+    """Return || B A - sum s B A ||_F, forming no product; infinite if B or A is not finite."""
     if not (np.isfinite(B).all() and np.isfinite(A).all()):
         return math.inf
     return norm_of_sum([(-1.0, B, A), *terms])
@@ -162,7 +165,7 @@ def distance(B: np.ndarray, A: np.ndarray, terms: Sequence[Term]) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """What one module became.
+    """The result for one module, with its errors.
 
     Parameters
     ----------
@@ -170,15 +173,15 @@ class Fit:
     shape : (int, int)
         (out, in).
     before : int or None
-        Its rank, where it had one.
+        Rank before; None for a change that had no factors.
     r : int
-        Its rank now.
+        Rank of the factors that were written.
     norm : float
-        Frobenius norm of the change that it should be.
+        Frobenius norm of the exact change.
     missed : float
-        That of the best possible error at this rank, or of the method's own.
+        Frobenius norm of the error before rounding: of the truncation, or of the method.
     written : float
-        That of the error of the factors as they are written, rounded.
+        Frobenius norm of the error of the rounded factors in the file.
     """
 
     name: str
@@ -191,7 +194,7 @@ class Fit:
 
 
 def total_errors(fits: Sequence[Fit]) -> tuple[float, float]:
-    """Return the relative Frobenius errors of all modules together: method's, and as written."""
+    """Return the relative Frobenius errors of all modules together: before rounding, as written."""
     norm, missed, written = (
         math.hypot(*(getattr(fit, name) for fit in fits)) for name in ("norm", "missed", "written")
     )
@@ -199,7 +202,7 @@ def total_errors(fits: Sequence[Fit]) -> tuple[float, float]:
 
 
 def fit_table(fits: Sequence[Fit]) -> str:
-    """Return one line for each module, with its relative Frobenius errors, and one for all.
+    """Return a table: a line for each module with its relative Frobenius errors, and one for all.
 
     Examples
     --------
@@ -226,11 +229,11 @@ def fit_table(fits: Sequence[Fit]) -> str:
 
 
 def _cancelled(fits: Sequence[Fit]) -> list[str]:
-    """Return a line on the modules that should be zero and are not: their relative error is inf."""
+    """Return a line that lists modules whose exact sum is zero, and whose factors are not."""
     found = [fit for fit in fits if fit.norm == 0 < fit.written]
     written = math.hypot(*(fit.written for fit in found))
     names = listed([fit.name for fit in found])
-    return [f"the sum is zero in {names}; what is written has norm {written:.2e}"] if found else []
+    return [f"the sum is zero in {names}; the factors have norm {written:.2e}"] if found else []
 
 
 def _ranks(fit: Fit) -> str:
@@ -240,4 +243,4 @@ def _ranks(fit: Fit) -> str:
 def _over(error: float, norm: float) -> float:
     if norm > 0:
         return error / norm
-    return math.inf if error > 0 else 0.0  # of a sum that cancels
+    return math.inf if error > 0 else 0.0  # the exact sum is zero

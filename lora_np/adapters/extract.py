@@ -1,8 +1,8 @@
-"""An adapter from two checkpoints: the best low-rank copy of what training changed.
+"""Extract an adapter from two checkpoints: the best low-rank approximation of their difference.
 
-Only matrices of linear layers become factors. What else has changed (biases, norms, embeddings),
-no adapter of this kind can hold: it is named, with its norm. What differs by no more than the
-rounding of the two files' numbers (``rounding.py``) training did not change: it is named, too.
+Only weights of linear layers become factors. Other tensors that changed (biases, norms, embeddings)
+do not fit into a LoRA adapter: they are listed with the norm of their change. Tensors that differ
+only by the rounding of the two files' numbers (``rounding.py``) are listed too.
 """
 
 from __future__ import annotations
@@ -16,31 +16,30 @@ from pathlib import Path
 import numpy as np
 
 from lora_np.adapters.cut import Fit, Keep, factors_of, rounded
-from lora_np.adapters.file import write_adapter
-from lora_np.adapters.resize import Written
 from lora_np.adapters.rounding import equal_when_rounded
 from lora_np.adapters.weights import CONV1D_MODELS, CheckpointPair, leading_svd
+from lora_np.adapters.write import Written, write_adapter
 from lora_np.rank import uneven_noise_edge
 from lora_np.tables import text_table
 
 EMBEDDING = re.compile(
     r"(?:^|\.)(?:wte|wpe|shared|relative_attention_bias|[^.]*embed[^.]*)(?:\.|$)"
 )
-FIRST = 64  # directions of a large matrix that are tried first where no rank is given
+FIRST = 64  # directions of a large matrix that are tried first if no rank is given
 
 
 @dataclass
 class Extracted:
-    """What became an adapter, and what could not.
+    """The tensors that differ between two checkpoints, in the adapter or not.
 
     Attributes
     ----------
     fits : list of Fit
-        Of every matrix that has changed.
+        The modules of the adapter.
     rounding : list of str
-        Tensors that differ, but by no more than the rounding of the files' numbers.
+        Tensors that differ only by the rounding of the files' numbers.
     beyond : dict of str to float
-        Tensors that have changed and that an adapter cannot hold, with the norm of their change.
+        Tensors that changed but do not fit into an adapter, with the norm of their change.
     unmatched : list of str
         Tensors that could not be compared, with the reason.
     """
@@ -58,20 +57,20 @@ def extract_adapter(
     keep: Keep,
     rng: np.random.Generator | None = None,
 ) -> Extracted:
-    """Write the change from one checkpoint to another as an adapter in PEFT's form, in float32.
+    """Write the change from one checkpoint to another as an adapter in PEFT's format, in float32.
 
     Parameters
     ----------
     base, tuned : str or Path
-        Safetensors files, or folders of Hugging Face's. A config.json of model_type "gpt2" or
-        "openai-gpt" says that Conv1D weights are (in, out); without one all are (out, in).
+        Safetensors files, or Hugging Face folders. If their config.json has the model_type "gpt2"
+        or "openai-gpt", Conv1D weights are read as (in, out); all other weights are (out, in).
     folder : str or Path
-        A new or an empty one.
+        A new or an empty folder.
     keep : Keep
-        How many directions of each matrix that training changed.
+        How many directions to keep of each matrix that training changed.
     rng : numpy.random.Generator, optional
-        For the randomised SVD of large matrices, whose error is that of the copy found, at most a
-        little above the least; by default one of a fixed seed.
+        For the randomised SVD of large matrices, whose error is at most a little above the smallest
+        possible; by default a generator with a fixed seed.
 
     Returns
     -------
@@ -82,7 +81,7 @@ def extract_adapter(
     CheckpointError
         If a file is broken, or the folder is not empty.
     ValueError
-        If the files share no matrix of a linear layer, or none has changed by more than rounding.
+        If the files share no weight of a linear layer, or none changed by more than rounding.
         Nothing is then written.
 
     Examples
@@ -109,7 +108,7 @@ def extract_adapter(
 
 
 def can_adapt(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is the weight of a linear layer, as far as its name and shape tell.
+    """Whether a tensor is the weight of a linear layer, judged by its name and shape.
 
     Parameters
     ----------
@@ -153,7 +152,7 @@ def _fit(
     best: tuple[np.ndarray, np.ndarray],
     written: tuple[np.ndarray, np.ndarray],
 ) -> Fit:
-    """Return how far the best factors, and those that are written, are from a change."""
+    """Return the errors of the best factors of a change, and of those that are written."""
     shape, norm = (delta.shape[0], delta.shape[1]), float(np.linalg.norm(delta))
     errors = (float(np.linalg.norm(delta - b.astype(np.float64) @ a)) for b, a in (best, written))
     return Fit(module, shape, None, len(best[1]), norm, *errors)
@@ -162,9 +161,9 @@ def _fit(
 def _best_factors(
     delta: np.ndarray, keep: Keep, floor: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return B (out, k) and A (k, in): of a large matrix, from ever more directions until k do.
+    """Return B (out, k) and A (k, in), or None if no direction is above the floor of rounding.
 
-    None where no direction stands above the floor, which is rounding's.
+    For a large matrix, the number of computed directions doubles until k of them suffice.
     """
     shape, norm = (delta.shape[0], delta.shape[1]), float(np.linalg.norm(delta))
     count = min(keep.rank or FIRST, *shape)
@@ -176,15 +175,15 @@ def _best_factors(
         if bound is None or keep.rank is not None or all_above:
             return factors_of(U, sigma, Vt, keep.of(sigma, shape, floor))
         rest = (bound.frobenius or 0.0) / norm
-        tails = np.append(np.cumsum((sigma[::-1] / norm) ** 2)[::-1], 0.0)  # beyond 0, ..., count
+        tails = np.append(np.cumsum((sigma[::-1] / norm) ** 2)[::-1], 0.0)  # after 0, ..., count
         enough = np.flatnonzero(rest**2 + tails <= keep.missed_share)
         if enough.size:
             return factors_of(U, sigma, Vt, max(int(enough[0]), 1))
-        count = min(2 * count, *shape)  # all of them is a dense SVD
+        count = min(2 * count, *shape)  # with all of them, the SVD is dense
 
 
 def beyond_table(found: Extracted) -> str:
-    """Return one line for each tensor that an adapter cannot hold, with the size of its change.
+    """Return a table: a line for each changed tensor outside the adapter, with its norm.
 
     Parameters
     ----------

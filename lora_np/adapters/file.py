@@ -1,13 +1,12 @@
-"""A LoRA adapter as a file: the factors B and A of every module, read one module at a time.
+"""Read the factors B and A of a LoRA adapter from its file, one module at a time.
 
-No model is needed and none is built. Two ways of naming are read::
+No model is built. Two naming schemes are read::
 
     base_model.model.PATH.lora_A.weight, .lora_B.weight     PEFT: r and alpha in a config
     NAME.lora_down.weight, .lora_up.weight, .alpha          kohya: alpha beside the factors
 
-without the parts that wrappers put into names (:mod:`lora_np.files.names`). A is (r, in),
-B (out, r), and the change of a weight is ``scale * B A``. PEFT's form is written, and kohya's where
-an adapter came in it.
+The parts that wrappers add to names are removed (:mod:`lora_np.files.names`). A is (r, in), B is
+(out, r), and the change of a weight is ``scale * B A``. ``write.py`` writes the same formats.
 
 Source: the formats of PEFT 0.21 and of kohya-ss/sd-scripts.
 """
@@ -16,19 +15,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lora_np.adapters.peft_config import PeftConfig
-from lora_np.files.arrays import CheckpointError, save_json
-from lora_np.files.atomic import replacing_folder
-from lora_np.files.names import PREFIX, meaning_of, plain_names, wrappers_of
-from lora_np.files.tensors import FLOATS, TensorFile, float_dtype, save_tensors
-from lora_np.methods.peft import as_fields
+from lora_np.files.arrays import CheckpointError
+from lora_np.files.names import meaning_of, plain_names, wrappers_of
+from lora_np.files.tensors import FLOATS, TensorFile
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 NAMING = re.compile(  # PEFT may put the adapter's own name before ".weight"
@@ -49,12 +44,12 @@ class AdapterModule:
     r : int
         Rank.
     shape : (int, int)
-        Of the weight that it changes, (out, in). The kernel of a convolution counts as
-        (out, in * kh * kw).
+        Shape (out, in) of the weight that the module changes; (out, in * kh * kw) for the kernel
+        of a convolution.
     scale : float
         The change is ``scale * B A``.
     dtype : str
-        Of A in the file: "float32", "bfloat16", ...
+        Type of A in the file: "float32", "bfloat16", ...
 
     Examples
     --------
@@ -79,7 +74,7 @@ class AdapterModule:
     _names: dict[str, str] = field(repr=False, compare=False)
 
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Read B (out, r) and A (r, in), exactly: in float32, or float64 where the file is.
+        """Read B (out, r) and A (r, in) exactly, in float32, or in float64 if the file has float64.
 
         Raises
         ------
@@ -91,11 +86,11 @@ class AdapterModule:
 
     @property
     def has_alpha(self) -> bool:
-        """Whether the file itself has an alpha for this module."""
+        """Whether the file itself holds an alpha for this module."""
         return "alpha" in self._names
 
     def kernel(self, half: str) -> tuple[int, ...]:
-        """Return the axes of "A" or "B" in the file after its first: (in,) or (in, kh, kw)."""
+        """Return the shape of "A" or "B" in the file without its first axis."""
         return self._file.shape(self._names[half])[1:]
 
     def _read(self, name: str) -> np.ndarray:
@@ -104,28 +99,28 @@ class AdapterModule:
 
 
 class AdapterFile:
-    """An adapter's modules, to be used in a ``with`` block; made by :func:`open_adapter`.
+    """The modules of an open adapter file, for a ``with`` block; see :func:`open_adapter`.
 
     Attributes
     ----------
     modules : dict of str to AdapterModule
-        By name, in the order of the file.
+        The modules by name, in the order of the file.
     base_model : str or None
-        What the config calls the model that it adapts.
+        The name of the adapted model in the config.
     fan_in_fan_out : bool
-        Whether that model keeps its weights as (in, out).
+        Whether that model stores its weights as (in, out).
     lora_dropout : float
-        With which it was trained.
+        The dropout that the adapter was trained with.
     naming : {"peft", "kohya"}
-        How the file calls its tensors.
+        The naming scheme of the file.
     metadata : dict of str to str
-        The notes in the file's header.
+        The metadata in the file's header.
     path : Path
-        Of the file of tensors.
+        The path of the file of tensors.
     origin : dict
-        What PEFT's config says of the model's class and version: task_type, auto_mapping, revision.
+        The fields task_type, auto_mapping and revision of PEFT's config that are set.
     notes : list of str
-        What was passed over: fields that PEFT does not know, wrappers' parts of names.
+        Notes on ignored config fields and removed parts of names.
 
     Examples
     --------
@@ -163,20 +158,20 @@ class AdapterFile:
 
     @property
     def scale_known(self) -> bool:
-        """Whether the scales are told; PEFT's names without its config tell none."""
-        told = all(module.has_alpha for module in self.modules.values())
-        return self._config is not None or self.naming == "kohya" or told
+        """Whether the file defines the scales: PEFT's names without a config do not."""
+        alphas = all(module.has_alpha for module in self.modules.values())
+        return self._config is not None or self.naming == "kohya" or alphas
 
     def require_scale(self) -> None:
-        """Raise CheckpointError where nothing tells the scales."""
+        """Raise CheckpointError if the file does not define the scales."""
         if not self.scale_known:
             raise CheckpointError(
-                f"{self.path} has no {CONFIG} beside it, which would tell the scale of B A: give "
+                f"{self.path} has no {CONFIG} beside it, which defines the scale of B A: give "
                 "PEFT's folder"
             )
 
     def _module(self, name: str, names: dict[str, str]) -> AdapterModule:
-        """Check one module's header entries, and its scalar alpha if it has one."""
+        """Return one module, after a check of its names, shapes, rank and alpha."""
         for half in "AB":
             if half not in names:
                 have = next(iter(names.values()))
@@ -208,7 +203,7 @@ class AdapterFile:
         return self._file.read_number(names["alpha"]) / r
 
     def close(self) -> None:
-        """Close the file; factors can then no longer be read."""
+        """Close the file. Factors can no longer be read."""
         self._file.close()
 
     def __enter__(self) -> AdapterFile:
@@ -219,25 +214,25 @@ class AdapterFile:
 
 
 def open_adapter(path: str | Path) -> AdapterFile:
-    """Open a LoRA adapter, whatever model it belongs to; the factors are read when asked for.
+    """Open a LoRA adapter of any model. Factors are read on demand.
 
     Parameters
     ----------
     path : str or Path
-        A folder of PEFT's (adapter_config.json and adapter_model.safetensors), or a single
-        .safetensors file in PEFT's or kohya's naming. A file has no config: the scale is then
-        alpha / r with the alpha that lies beside the factors, or 1 where there is none.
+        A PEFT folder (adapter_config.json and adapter_model.safetensors), or a single .safetensors
+        file with PEFT's or kohya's names. A single file has no config: the scale is alpha / r with
+        the alpha stored beside the factors, or 1 without an alpha.
 
     Returns
     -------
     AdapterFile
-        To be used in a ``with`` block.
+        A context manager, for a ``with`` block.
 
     Raises
     ------
     CheckpointError
-        If the file is broken, or asks for what is not plain LoRA: the message names the tensor or
-        the field of the config.
+        If the file is broken, or is not plain LoRA; the message names the tensor or the config
+        field.
 
     Examples
     --------
@@ -259,10 +254,10 @@ def _parts(path: Path) -> tuple[Path, Path | None]:
     """Return the file of tensors and, for a folder of PEFT's, the config."""
     if path.name == TENSORS and os.path.exists(path.parent / CONFIG):
         path = path.parent
-    if not os.path.isdir(path):  # False, not an error, where the name is too long for a path
+    if not os.path.isdir(path):  # False, without an error, for a name too long for a path
         return path, None
     if not (path / CONFIG).exists():
-        raise CheckpointError(f"{path} has no {CONFIG}: it is no PEFT adapter")
+        raise CheckpointError(f"{path} has no {CONFIG}: it is not a PEFT adapter")
     if not (path / TENSORS).exists():
         pickle = path / "adapter_model.bin"
         return (pickle if pickle.exists() else path / TENSORS), path / CONFIG
@@ -270,21 +265,21 @@ def _parts(path: Path) -> tuple[Path, Path | None]:
 
 
 def _wrapped(plain: dict[str, str]) -> list[str]:
-    """Return a note of the wrappers' parts that names are read without."""
+    """Return a note that lists the parts of wrappers that were removed from names."""
     parts = ", ".join(repr(part) for part in wrappers_of(plain))
-    return [f"names are read without {parts}, with which PEFT finds no module"] if parts else []
+    return [f"names are read without {parts}, which PEFT does not remove"] if parts else []
 
 
 def _by_module(
     file: TensorFile, plain: dict[str, str], with_config: bool
 ) -> dict[str, dict[str, str]]:
-    """Return the names of the tensors A, B and alpha of every module, by its plain name."""
+    """Return the tensor names of A, B and alpha of every module, by the module's plain name."""
     found: dict[str, dict[str, str]] = {}
     for name in file.names:
         parts = NAMING.fullmatch(plain[name])
         if parts is None or (parts["alpha"] and with_config):
             raise CheckpointError(
-                f"{file.path} holds {name!r}, which is no factor of plain LoRA but "
+                f"{file.path} holds {name!r}, not a factor of plain LoRA but "
                 f"{meaning_of(plain[name])}"
             )
         module = found.setdefault(parts["module"], {})
@@ -298,7 +293,7 @@ def _by_module(
 
 
 def _flat_A(file: TensorFile, name: str) -> tuple[int, int]:
-    """Return (in, r) of A (r, in), or of a kernel (r, in, kh, kw) whose in is in * kh * kw."""
+    """Return (in, r) of A (r, in); for a kernel (r, in, kh, kw), in counts as in * kh * kw."""
     shape = _float_shape(file, name)
     if len(shape) not in (2, 4) or 0 in shape:
         raise CheckpointError(
@@ -326,208 +321,3 @@ def _float_shape(file: TensorFile, name: str) -> tuple[int, ...]:
             f"{', '.join(FLOATS.values())}"
         )
     return file.shape(name)
-
-
-# ------------------------------------------------------------------------------------- writing
-
-
-def write_adapter(
-    folder: str | Path,
-    modules: Iterable[tuple[str, np.ndarray, np.ndarray, float]],
-    *,
-    base_model: str | None = None,
-    dtype: Any = np.float32,
-    fan_in_fan_out: bool = False,
-    lora_dropout: float = 0.0,
-    origin: Mapping[str, Any] | None = None,
-) -> None:
-    """Write an adapter as a folder that PEFT loads.
-
-    Parameters
-    ----------
-    folder : str or Path
-        A new or an empty one.
-    modules : iterable of (name, B, A, scale)
-        The module's path, B (out, r), A (r, in), and the scale in ``scale * B A``, above 0. Ranks
-        and scales may differ. Taken one by one, but held in `dtype` until all are there.
-    base_model : str, optional
-        The name of the model that it adapts.
-    dtype : dtype or str, optional
-        Of the file: float64, float32, float16 or "bfloat16"; None keeps the arrays'.
-    fan_in_fan_out : bool
-        Whether that model keeps its weights as (in, out), as Hugging Face's GPT-2 does.
-    lora_dropout : float
-        With which PEFT should go on training.
-    origin : mapping, optional
-        Further fields of the config, as :class:`~lora_np.adapters.file.AdapterFile` has them.
-
-    Raises
-    ------
-    CheckpointError
-        If the folder is not empty: an adapter is not overwritten.
-    ValueError
-        If there is no module, one comes twice, shapes do not fit, or a number is not finite.
-
-    Examples
-    --------
-    >>> import os
-    >>> import tempfile
-    >>> import numpy as np
-    >>> from lora_np import write_adapter
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_adapter(folder, [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
-    ...     sorted(os.listdir(folder))
-    ['adapter_config.json', 'adapter_model.safetensors']
-    """
-    folder = _new_folder(folder)
-    tensors, ranks, scales = _named_tensors(modules)
-    fields = {
-        **as_fields(ranks, scales),
-        "base_model_name_or_path": base_model,
-        "fan_in_fan_out": fan_in_fan_out,
-        "lora_dropout": float(lora_dropout),
-        **(origin or {}),
-    }
-    write_folder(folder, fields, tensors, dtype)
-
-
-def write_folder(
-    folder: str | Path, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], dtype: Any
-) -> None:
-    """Write an adapter's configuration and tensors as a folder, whole or not at all.
-
-    Parameters
-    ----------
-    folder : str or Path
-        A new or an empty one.
-    fields : mapping
-        Of adapter_config.json.
-    tensors : mapping of str to ndarray
-        By their names without PEFT's prefix.
-    dtype : dtype or str, optional
-        Of the file; None keeps each tensor's.
-    """
-    folder = _new_folder(folder)
-    written = {f"{PREFIX}{name}": _as_written(name, x, dtype) for name, x in tensors.items()}
-    with replacing_folder(folder) as temporary:
-        save_tensors(temporary / TENSORS, written, {"format": "pt"})
-        save_json(temporary / CONFIG, dict(fields))
-
-
-def _named_tensors(
-    modules: Iterable[tuple[str, np.ndarray, np.ndarray, float]],
-) -> tuple[dict[str, np.ndarray], dict[str, int], dict[str, float]]:
-    """Return the factors by PEFT's names, and the modules' ranks and scales."""
-    tensors: dict[str, np.ndarray] = {}
-    ranks: dict[str, int] = {}
-    scales: dict[str, float] = {}
-    for name, B, A, scale in modules:
-        _check_written(name, B, A, scale)
-        if name in ranks:
-            raise ValueError(f"module {name!r} comes twice")
-        ranks[name], scales[name] = A.shape[0], float(scale)
-        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
-    if not ranks:
-        raise ValueError("there is no module to write")
-    return tensors, ranks, scales
-
-
-def write_like(
-    file: AdapterFile,
-    folder: str | Path,
-    modules: Iterable[tuple[str, np.ndarray, np.ndarray, float]],
-) -> None:
-    """Write an adapter in the form of another one: PEFT's folder, or kohya's single file in one.
-
-    Parameters
-    ----------
-    file : AdapterFile
-        Whose names, types, kernels and configuration are taken over; ranks may differ.
-    folder : str or Path
-        A new or an empty one.
-    modules : iterable of (name, B, A, scale)
-        As :func:`write_adapter` takes them, with names of `file`.
-
-    Raises
-    ------
-    CheckpointError, ValueError
-        As from :func:`write_adapter`.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> import numpy as np
-    >>> from lora_np import open_adapter, write_adapter
-    >>> from lora_np.adapters import write_like
-    >>> with tempfile.TemporaryDirectory() as d:
-    ...     write_adapter(f"{d}/one", [("layer", np.ones((3, 1)), np.ones((1, 2)), 2.0)])
-    ...     with open_adapter(f"{d}/one") as one:
-    ...         write_like(one, f"{d}/two", [("layer", np.ones((3, 1)), np.zeros((1, 2)), 2.0)])
-    """
-    file.require_scale()
-    if file.naming == "peft":
-        require_matrices(file)
-        write_adapter(
-            folder,
-            modules,
-            base_model=file.base_model,
-            dtype=None,
-            fan_in_fan_out=file.fan_in_fan_out,
-            lora_dropout=file.lora_dropout,
-            origin=file.origin,
-        )
-        return
-    folder = _new_folder(folder)
-    tensors: dict[str, np.ndarray] = {}
-    for name, B, A, scale in modules:
-        _check_written(name, B, A, abs(scale))  # kohya's alpha may be negative
-        module, r = file.modules[name], len(A)
-        A = A.reshape(r, *module.kernel("A"))  # (r, in) or (r, in, kh, kw)
-        B = B.reshape(-1, r, *module.kernel("B")[1:])  # (out, r) or (out, r, 1, 1)
-        down, up = f"{name}.lora_down.weight", f"{name}.lora_up.weight"
-        tensors |= {down: _as_written(down, A, None), up: _as_written(up, B, None)}
-        tensors[f"{name}.alpha"] = _narrowest(scale * r, (A.dtype, np.dtype(np.float32)))
-    with replacing_folder(folder) as temporary:
-        save_tensors(temporary / file.path.name, tensors, file.metadata)
-
-
-def require_matrices(file: AdapterFile) -> None:
-    """Raise CheckpointError if a module is a convolution's: PEFT's form is written for matrices."""
-    for name, module in file.modules.items():
-        if len(module.kernel("A")) > 1:
-            raise CheckpointError(
-                f"{file.path} adapts {name!r}, a convolution, which is not written in PEFT's form"
-            )
-
-
-def _narrowest(x: float, dtypes: Iterable[np.dtype]) -> np.ndarray:
-    """Return a number in the first type that holds it exactly, else in float64."""
-    with np.errstate(over="ignore"):
-        fits = [y for dtype in dtypes if float(y := np.array(x, dtype)) == x]
-    return fits[0] if fits else np.array(x)
-
-
-def _new_folder(folder: str | Path) -> Path:
-    folder = Path(folder).resolve()  # "." has no name, and a link is not replaced
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists already: give the adapter a folder of its own")
-    return folder
-
-
-def _check_written(name: str, B: np.ndarray, A: np.ndarray, scale: float) -> None:
-    if not name:
-        raise ValueError("a module has no name: PEFT adapts the parts of a model, not the whole")
-    if not (A.ndim == B.ndim == 2 and A.size and B.size and B.shape[1] == A.shape[0]):
-        raise ValueError(
-            f"module {name!r} has B {B.shape} and A {A.shape}, expected (out, r) and (r, in)"
-        )
-    if not 0 < scale < 1e300:
-        raise ValueError(f"module {name!r} has scale {scale}, expected a number above 0")
-
-
-def _as_written(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused below
-        y = np.array(x, float_dtype(x.dtype if dtype is None else dtype))  # kept: so a copy
-    if not np.isfinite(y).all():
-        raise ValueError(f"{name!r} has entries that are not finite in {y.dtype}")
-    return y

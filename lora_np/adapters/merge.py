@@ -1,7 +1,7 @@
-"""A checkpoint with an adapter merged into it: W0 + scale B A, for use without LoRA.
+"""Merge an adapter into a checkpoint: W0 + scale B A, for use without LoRA.
 
-The sum is rounded to the checkpoint's type. In a narrow type that can swallow much of a small
-change, so its size is told, beside that of the change.
+The sum is rounded to the checkpoint's type. In a narrow type, rounding can erase much of a small
+change, so the norms of the rounding and of the change are both reported.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Merged:
     Parameters
     ----------
     name : str
-        Of the tensor.
+        Name of the tensor.
     dtype : str
-        Its type, before and after.
+        Its type, the same before and after.
     norm : float
         Frobenius norm of the change, scale B A.
     rounding : float
-        Frobenius norm of what rounding did to the sum.
+        Frobenius norm of the rounding error of the sum.
     left_off, put_before : str
-        What was left off the name of the adapter's module, and put before the rest of it, to get
-        the tensor's name: "vision_model.", or "" where the two agree.
+        The prefix removed from the name of the adapter's module, such as "vision_model.", and the
+        prefix then added, to get the tensor's name. Both are "" if the names agree.
     """
 
     name: str
@@ -57,16 +57,17 @@ class Merged:
 
 
 def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> list[Merged]:
-    """Write a checkpoint with an adapter merged in; one weight is in memory at a time.
+    """Write a checkpoint with an adapter merged into it, with one weight in memory at a time.
 
     Parameters
     ----------
     base : str or Path
-        A safetensors file, or a folder of Hugging Face's. Tensors without adapter are copied bit
-        for bit.
+        A safetensors file, or a Hugging Face folder. Tensors without an adapter are copied bit for
+        bit.
     adapter : str or Path
-        As :func:`lora_np.adapters.open_adapter` takes it. First parts that all its names have
-        and the checkpoint's do not are left off; "model." or "transformer." may be put before.
+        An adapter that :func:`lora_np.adapters.open_adapter` can open. First parts of its names
+        that all modules share are removed if the checkpoint does not have them; "model." or
+        "transformer." may be added or removed.
     out : str or Path
         The file to write.
 
@@ -77,9 +78,8 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
     Raises
     ------
     CheckpointError
-        If a file is broken, `out` exists, a module is not in the checkpoint, has another shape or
-        is quantised there, or a sum is not finite in the checkpoint's type. Nothing is then
-        written.
+        If a file is broken, `out` exists, a module is missing, quantised or of another shape in the
+        checkpoint, or a sum is not finite in the checkpoint's type. Nothing is then written.
 
     Examples
     --------
@@ -119,13 +119,13 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
 def _is_transposed(
     kind: str | None, name: str, module: AdapterModule, fan_in_fan_out: bool
 ) -> bool:
-    """Whether a weight lies as (in, out): as the model's type says, else as the adapter says."""
+    """Whether a weight is stored as (in, out), by the model's type or else by the adapter."""
     if kind is None or kind in CONV1D_MODELS:
         return is_conv1d(kind, name) if kind else fan_in_fan_out
     if fan_in_fan_out and module.shape[0] == module.shape[1]:
         raise CheckpointError(
-            f"the adapter says fan_in_fan_out, which of {kind} is not known here, and {name!r} is "
-            "square: its shape cannot tell; let PEFT merge it"
+            f"the adapter sets fan_in_fan_out, which is unknown for the model type {kind}, and the "
+            f"square {name!r} fits both ways: merge it with PEFT"
         )
     return fan_in_fan_out
 
@@ -133,13 +133,13 @@ def _is_transposed(
 def _by_tensor(
     file: AdapterFile, weights: TensorFile, source: str
 ) -> dict[str, tuple[str, AdapterModule]]:
-    """Return the module, and the tensor's plain name, by the tensor that it changes."""
+    """Return, by name of the tensor in the file, its plain name and the module that changes it."""
     held = {plain: name for name, plain in plain_names(weights.names, weights.path).items()}
     names, stems = list(file.modules), {plain.removesuffix(".weight") for plain in held}
     for count in range(1 + min(name.count(".") for name in names)):
         parts = [name.split(".") for name in names]
         if len({tuple(rest[:count]) for rest in parts}) > 1:
-            break  # they have no more first parts in common
+            break  # the names share no further first part
         rests = [".".join(rest[count:]) for rest in parts]
         called = matched(rests, stems, file.path)
         tensors = [f"{called[rest]}.weight" for rest in rests]
@@ -154,14 +154,14 @@ def _by_tensor(
 def _lacking(
     missing: list[str], none_meets: bool, weights: TensorFile, source: str
 ) -> CheckpointError:
-    """Return the error for modules that a checkpoint lacks, with the cause that its files tell."""
-    refuse_quantised(weights)  # whose weights have other names
-    text = f"{weights.path} lacks what {source} adapts: {listed(missing)}"
+    """Return the error for modules that a checkpoint lacks, with the likely cause."""
+    refuse_quantised(weights)  # its weights have other names
+    text = f"{weights.path} does not have modules that {source} adapts: {listed(missing)}"
     head = any(name.split(".")[-1] == "lm_head" for name in missing)
     if head and model_config(weights.path).get("tie_word_embeddings") is not False:
         text += (
-            "; without a lm_head.weight the head is tied to the embedding (tie_word_embeddings), "
-            "which a merge would change too: untie them first"
+            "; without lm_head.weight the head is tied to the embedding (tie_word_embeddings), "
+            "and a merge would change both: untie them first"
         )
     elif none_meets:
         text += f"; it holds {listed(weights.names)}"
@@ -169,7 +169,7 @@ def _lacking(
 
 
 def _affixes(module: str, stem: str) -> tuple[str, str]:
-    """Return what to leave off the first name, and then to put before it, to get the second."""
+    """Return the prefix to remove from the first name, and the prefix to add, to get the second."""
     ours, theirs = module.split("."), stem.split(".")
     same = 0
     while same < min(len(ours), len(theirs)) and ours[-1 - same] == theirs[-1 - same]:
@@ -182,7 +182,7 @@ def _affixes(module: str, stem: str) -> tuple[str, str]:
 def _sum(
     weights: TensorFile, name: str, module: AdapterModule, transposed: bool
 ) -> tuple[np.ndarray, float, float]:
-    """Return W0 + scale B A in W0's type and layout, the norms of its rounding and the change."""
+    """Return W0 + scale B A in W0's type and layout, and the norms of rounding and change."""
     shape = module.shape[::-1] if transposed else module.shape
     if weights.dtype(name) not in FLOATS.values():
         refuse_quantised(weights)
@@ -191,21 +191,21 @@ def _sum(
         )
     if weights.shape(name) != shape:
         raise CheckpointError(
-            f"{weights.path} holds {name!r} with shape {weights.shape(name)}, the adapter's is "
-            f"{shape}"
+            f"{weights.path} holds {name!r} with shape {weights.shape(name)}, but the adapter's "
+            f"has shape {shape}"
         )
     B, A = (x.astype(np.float64) for x in module.factors())
     change = module.scale * (B @ A)  # (out, in)
     exact = weights.read(name, np.float64) + (change.T if transposed else change)
     found = rounded(exact, weights.dtype(name))
     if not np.isfinite(found).all():
-        raise CheckpointError(f"{name!r} is not finite in {found.dtype} once merged")
+        raise CheckpointError(f"{name!r} is not finite in {found.dtype} after the merge")
     error = float(np.linalg.norm(found.astype(np.float64) - exact))
     return found, error, float(np.linalg.norm(change))
 
 
 def names_note(merged: Sequence[Merged]) -> str:
-    """Return a line that says how the adapter's names became the checkpoint's; "" if they agree.
+    """Return a line that says how the adapter's names were changed; "" if they were not.
 
     Parameters
     ----------
@@ -215,19 +215,19 @@ def names_note(merged: Sequence[Merged]) -> str:
     --------
     >>> from lora_np.adapters.merge import Merged, names_note
     >>> print(names_note([Merged("h.0.q.weight", "float32", 1.0, 0.0, left_off="vision_model.")]))
-    'vision_model.' was left off the adapter's names
+    'vision_model.' was removed from the adapter's names
     """
     said = []
     for left_off, put_before in dict.fromkeys((m.left_off, m.put_before) for m in merged):
         if left_off:
-            said.append(f"{left_off!r} was left off the adapter's names")
+            said.append(f"{left_off!r} was removed from the adapter's names")
         if put_before:
-            said.append(f"{put_before!r} was put before the adapter's names")
+            said.append(f"{put_before!r} was added before the adapter's names")
     return "; ".join(said)
 
 
 def merge_table(merged: Sequence[Merged]) -> str:
-    """Return one line for each weight, with the rounding in parts of the change, and one for all.
+    """Return a table: a line for each weight, with rounding relative to the change, and a total.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""A model's adapters to a folder, in PEFT's form where PEFT has the method, and back.
+"""Save a model's adapters to a folder, in PEFT's format if PEFT has the method, and load them.
 
-What the fields and tensors are is the method's to say (``MethodConfig.to_file`` and ``of_file``);
-where other people's files keep the layers is the model's (``file_layout``).
+The method defines the fields and tensors (``MethodConfig.to_file`` and ``of_file``). The model
+defines the names of its layers in other people's files (``file_layout``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.adapters.file import CONFIG, TENSORS, open_adapter, write_folder
+from lora_np.adapters.file import CONFIG, TENSORS, open_adapter
+from lora_np.adapters.write import write_folder
 from lora_np.files.arrays import CheckpointError, load_json
 from lora_np.files.names import PREFIX, matched
 from lora_np.files.tensors import TensorFile
@@ -27,30 +28,30 @@ from lora_np.pretrained.places import file_layout
 def save_adapter(
     adapted: Layer, folder: str | Path, *, base_model: str | None = None, dtype: Any = None
 ) -> None:
-    """Write a model's adapters as a folder: PEFT's, where PEFT has the method.
+    """Write a model's adapters as a folder, in PEFT's format if PEFT has the method.
 
-    LoRA's layers that the file stacks become one adapter, of rank the sum of theirs, or of their
-    common rank if their As and scales are equal. A method that PEFT does not have is written by our
-    own names, for :func:`load_adapter`.
+    LoRA layers that the file stacks into one matrix become one adapter. Its rank is the sum of
+    their ranks, or their common rank if their A and scale are equal. A method that PEFT does not
+    have is written in lora_np's own format, which :func:`load_adapter` reads.
 
     Parameters
     ----------
     adapted : Layer
         From ``inject`` or :func:`load_adapter`. The base itself is not written.
     folder : str or Path
-        A new or an empty one.
+        A new or an empty folder.
     base_model : str, optional
-        The base's name, e.g. "gpt2".
+        The name of the base, such as "gpt2".
     dtype : dtype or str, optional
-        Of the file; by default the model's.
+        Type of the numbers in the file; by default the model's.
 
     Raises
     ------
     CheckpointError
-        If the folder is not empty: an adapter is not overwritten.
+        If the folder is not empty: no adapter is overwritten.
     ValueError
-        If there is no adapter, if the model trains what the file has no place for, so that the file
-        would hold another model, or if a number is not finite.
+        If there is no adapter, if the model trains a Parameter that the file cannot hold, or if a
+        number is not finite.
 
     Examples
     --------
@@ -61,7 +62,7 @@ def save_adapter(
     >>> adapted = inject(GPT(GPTConfig(9, 4, 1, 2, 8), rng), LoraConfig(r=2), rng)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_adapter(adapted, folder)
-    ...     with open_adapter(folder) as file:  # q and v in one, as GPT-2's files have them
+    ...     with open_adapter(folder) as file:  # GPT-2's files stack q, k and v
     ...         {name: (module.r, module.shape) for name, module in file.modules.items()}
     {'transformer.h.0.attn.c_attn': (4, (24, 8))}
     """
@@ -76,33 +77,35 @@ def save_adapter(
 
 
 def load_adapter(base: Any, folder: str | Path) -> Any:
-    """Return `base` with the adapters of a file; `base` stays as it was and lends its arrays.
+    """Return a model that shares the arrays of `base` and has the adapters of a file.
 
-    A LoRA adapter on a matrix that stacks several of our layers becomes one for each: A is copied,
-    B's rows are split. Where every column of B serves one layer alone, as :func:`save_adapter`
-    writes it, each layer takes its own columns and one without any takes no adapter.
+    `base` stays unchanged. A LoRA adapter on a matrix that stacks several of our layers becomes one
+    adapter for each layer: A is copied, and the rows of B are split. If every column of B serves
+    only one layer, as :func:`save_adapter` writes it, each layer takes its own columns, and a layer
+    without columns gets no adapter.
 
     Parameters
     ----------
     base : Layer
-        A plain model, e.g. from ``load_gpt2``.
+        A plain model, for example from ``load_gpt2``.
     folder : str or Path
         From :func:`save_adapter`, or a LoRA adapter that
-        :func:`~lora_np.adapters.file.open_adapter` reads. The class of another method's
-        configuration has to be defined before.
+        :func:`~lora_np.adapters.file.open_adapter` reads. The configuration class of any other
+        method must be defined (or imported) first.
 
     Returns
     -------
     Layer
-        As from ``inject``: only what the method trains is trainable, in the base's dtype.
+        Like a model from ``inject``: only the method's own Parameters are trainable. The dtype is
+        that of the base.
 
     Raises
     ------
     CheckpointError
-        If the file is broken, of an unknown method, or adapts what the model does not have in that
-        shape.
+        If the file is broken, has an unknown method, or adapts a layer that the model does not
+        have in that shape.
     ValueError
-        If the model is adapted already.
+        If the model already has adapters.
 
     Examples
     --------
@@ -130,9 +133,9 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
 
 
 def _read(folder: Path, homes: Collection[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return an adapter's fields and tensors, with PEFT's names for any dialect of LoRA.
+    """Return the fields and tensors of an adapter; LoRA of any format gets PEFT's names.
 
-    Modules are called as `homes`, the model's names in files, call them where a prefix differs.
+    If only a prefix differs from the model's names in files, `homes`, modules get those names.
     """
     config = folder / CONFIG
     fields = load_json(config) if config.is_file() else {}

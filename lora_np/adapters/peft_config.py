@@ -1,10 +1,11 @@
-"""PEFT's adapter_config.json: the fields that set numbers, and those that must be at rest.
+"""Read PEFT's adapter_config.json: ranks, scales and the modules they belong to.
 
-A field of PEFT's that would change what the adapter computes, and that is not computed here, is an
-error that names it, unless it says nothing: its default, None, False or empty. A field that PEFT
-does not know, such as a trainer's learning rate, is passed over with a note, as PEFT does.
+If a field of PEFT's changes what the adapter computes and lora_np does not implement it, the file
+is refused with the name of the field. The field may be present with a value that has no effect: its
+default, None, False or empty. A field that PEFT does not know, such as a trainer's learning rate,
+is ignored with a note; PEFT ignores it too.
 
-Source: the LoraConfig of PEFT 0.21, whose rules of matching are followed.
+Source: LoraConfig of PEFT 0.21, including its rules for matching names.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ READ = {
     *("use_rslora", "fan_in_fan_out", "bias", "init_lora_weights", "base_model_name_or_path"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
 }
-AT_REST: dict[str, Any] = {  # PEFT's fields that are not computed here, and their defaults
+AT_REST: dict[str, Any] = {  # PEFT's fields that are not implemented here, and their defaults
     "alora_invocation_tokens": None,
     "arrow_config": None,
     "corda_config": None,
@@ -48,20 +49,20 @@ AT_REST: dict[str, Any] = {  # PEFT's fields that are not computed here, and the
     "use_qalora": False,
     "velora_config": None,
 }
-NO_EFFECT = {  # where an adapter comes from, and settings of what other fields switch on
+NO_EFFECT = {  # the origin of an adapter, and options of features that other fields switch on
     *("auto_mapping", "revision", "task_type", "inference_mode", "peft_version"),
     *("megatron_core", "qalora_group_size", "runtime_config"),
 }
 WRAPPED = re.compile(rf"(?:{'|'.join(WRAPPERS)})\\?\.(?![*+?{{])")  # in names and expressions
-MOST_WORK = 10**8  # matches of a name, of which each of the next takes as much time as so many
-TO_MATCH, TO_COMPILE = 5000, 10_000  # a regular expression, at most; a key of a pattern
-ORIGIN = ("task_type", "auto_mapping", "revision")  # of which class and version the base is
+MOST_WORK = 10**8  # in units of one comparison with a plain name
+TO_MATCH, TO_COMPILE = 5000, 10_000  # cost of matching a regular expression; of compiling a key
+ORIGIN = ("task_type", "auto_mapping", "revision")  # the class and version of the base
 NOTHING = (None, False, "", [], {})
-BASE_UNCHANGED = (True, False, "gaussian", "orthogonal")  # others start from an altered base
+BASE_UNCHANGED = (True, False, "gaussian", "orthogonal")  # other values alter the base at the start
 
 
 class PeftConfig:
-    """What an adapter_config.json says of ranks, scales and modules.
+    """The ranks, scales and modules that an adapter_config.json defines.
 
     Parameters
     ----------
@@ -73,18 +74,18 @@ class PeftConfig:
     lora : LoraConfig
         Ranks, scales and dropout.
     fan_in_fan_out : bool
-        Whether the base keeps its weights as (in, out). A and B do not depend on it.
+        Whether the base stores its weights as (in, out). A and B do not depend on it.
     base_model : str or None
-        The base's name.
+        The name of the base.
     origin : dict
         The fields of ``ORIGIN`` that are set.
     notes : list of str
-        Which fields were passed over, if any.
+        A note that lists the ignored fields, if any.
 
     Raises
     ------
     CheckpointError
-        If the file is none, or a field of PEFT's is not understood; the message names it.
+        If the file is not a config, or a field of PEFT's is not supported; the message names it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -109,20 +110,20 @@ class PeftConfig:
     def _refuse_what_is_not_computed(self) -> None:
         fields = self._fields
         if "fine_tune_type" in fields:
-            raise self._wrong("fine_tune_type", "a field of mlx's, whose adapters are not read")
+            raise self._wrong("fine_tune_type", "which mlx writes: adapters of mlx are not read")
         if fields.get("peft_type") != "LORA":
-            raise self._wrong("peft_type", "another method: expected 'LORA', the one that is read")
+            raise self._wrong("peft_type", "expected 'LORA': no other method of PEFT is read")
         if fields.get("bias", "none") not in ("none", None):
             raise self._wrong("bias", "expected 'none': biases are not read")
         start = fields.get("init_lora_weights", True)
         if not isinstance(start, bool | str) or start not in BASE_UNCHANGED:
             raise self._wrong(
                 "init_lora_weights",
-                "whose base may be altered too: let PEFT convert it to plain LoRA",
+                "which may alter the base too: convert the adapter to plain LoRA with PEFT",
             )
         for field, default in AT_REST.items():
             if fields.get(field) not in (default, *NOTHING):
-                raise self._wrong(field, "which lora_np does not compute")
+                raise self._wrong(field, "which lora_np does not implement")
 
     def _flag(self, field: str) -> bool:
         value = self._fields.get(field, False)
@@ -170,7 +171,7 @@ class PeftConfig:
             raise self._wrong("layers_to_transform", "expected whole numbers")
 
     def check_work(self, modules: int) -> None:
-        """Raise CheckpointError if so many modules take more matching than a real file asks for."""
+        """Raise CheckpointError if matching so many modules takes more work than any real file."""
         fields = [self._fields.get(field) for field in ("target_modules", "exclude_modules")]
         names = sum(len(names) for names in fields if isinstance(names, list))
         keys = [*self._pattern("rank_pattern"), *self._pattern("alpha_pattern")]
@@ -182,19 +183,19 @@ class PeftConfig:
             )
 
     def check_module(self, name: str) -> None:
-        """Raise CheckpointError if PEFT would leave the module `name` alone by this config.
+        """Raise CheckpointError if this config does not adapt the module `name` in PEFT.
 
-        PEFT then ignores the module's tensors, and the file means less than it holds.
+        PEFT would then ignore tensors that the file holds.
         """
         fields = self._fields
         targets, excluded = fields.get("target_modules"), fields.get("exclude_modules")
         try:
             if targets is not None and targets != "all-linear" and not _matches(targets, name):
-                raise self._wrong("target_modules", f"which leaves out {name!r} of the file")
+                raise self._wrong("target_modules", f"which excludes {name!r} of the file")
             if excluded and _matches(excluded, name):
-                raise self._wrong("exclude_modules", f"which leaves out {name!r} of the file")
+                raise self._wrong("exclude_modules", f"which excludes {name!r} of the file")
             if fields.get("layers_to_transform") not in (None, []) and not self._in_layers(name):
-                raise self._wrong("layers_to_transform", f"which leaves out {name!r} of the file")
+                raise self._wrong("layers_to_transform", f"which excludes {name!r} of the file")
         except PatternError as error:
             raise CheckpointError(
                 f"{self.path}: target_modules, exclude_modules or layers_pattern: {error}"
@@ -216,11 +217,11 @@ def _unknown(fields: Mapping[str, Any]) -> list[str]:
     """Return a note that names the fields that are not PEFT's, if there are any."""
     known = {*READ, *NO_EFFECT, *AT_REST}
     found = [field for field, x in fields.items() if field not in known and x not in NOTHING]
-    return [f"the config's {listed(found)}: not PEFT's, passed over"] if found else []
+    return [f"config fields ignored, unknown to PEFT: {listed(found)}"] if found else []
 
 
 def _without_wrappers(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields with names and expressions as plain as the modules' names are."""
+    """Return the fields with the parts of wrappers removed from names and expressions."""
     plain = dict(fields)
     for field in ("target_modules", "exclude_modules", "layers_pattern"):
         value = plain.get(field)
@@ -235,7 +236,7 @@ def _without_wrappers(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers_after(pattern: Pattern, name: str) -> list[int]:
-    """Return the numbers between two dots that follow the first place where `pattern` matches."""
+    """Return the numbers between dots that follow the first match of `pattern`."""
     for start in (0, *(dot.end() for dot in re.finditer(r"\.", name))):
         ends = pattern.ends(name, start)
         found = [number for number in re.finditer(r"(\d+)\.", name) if number.start() in ends]
@@ -245,7 +246,7 @@ def _numbers_after(pattern: Pattern, name: str) -> list[int]:
 
 
 def _matches(spec: str | list[str], name: str) -> bool:
-    """Whether a list holds the name or an end of it, or an expression matches the whole of it."""
+    """Whether a list holds the name or its last parts, or an expression matches the whole name."""
     if isinstance(spec, str):
         return Pattern(spec).fullmatch(name)
     return any(ends_with(name, target) for target in spec)

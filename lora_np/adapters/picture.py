@@ -1,4 +1,4 @@
-"""The picture of an analysis: the rank of every module, layer by layer."""
+"""Draw an analysis: the rank of every module, by layer and kind."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from lora_np import plots
 from lora_np.adapters.ranks import Analysis
 
-LARGEST = 60.0  # inches of a picture's side
+LARGEST = 60.0  # inches, of either side of a picture
 
 
 def plot_rank_map(analysis: Analysis, path: str | Path) -> None:
-    """Draw the rank that keeps 99 % of the energy as a map: a row a layer, a column a kind.
+    """Draw a map of the ranks that keep 99 % of the energy: one row per layer, one column per kind.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def plot_rank_map(analysis: Analysis, path: str | Path) -> None:
     from matplotlib.ticker import MaxNLocator
 
     layers, kinds = (list(dict.fromkeys(names)) for names in zip(*analysis.places))
-    grid = np.full((len(layers), len(kinds)), np.nan)  # nan: no such module, or more than known
+    grid = np.full((len(layers), len(kinds)), np.nan)  # nan: no such module, or rank unknown
     marks = {}
     for (layer, kind), module in zip(analysis.places, analysis.modules):
         row, column = layers.index(layer), kinds.index(kind)
@@ -64,6 +64,6 @@ def plot_rank_map(analysis: Analysis, path: str | Path) -> None:
 
 
 def _label(name: str) -> str:
-    """Return a name as the font and the picture have room for it."""
+    """Return a name in ASCII, shortened to at most 60 characters."""
     text = name.encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 60 else f"{text[:28]}...{text[-29:]}"

@@ -1,4 +1,4 @@
-"""Where a module is: its layer and its kind, read from its name."""
+"""Read the layer and the kind of a module from its name."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Sequence
 
 
 def places(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (layer, kind) of each module: the first number in its name, and its last name.
+    """Return (layer, kind) of each module: the first number in its name, and its last part.
 
-    Where two modules would share a place, the kind is all that follows the number, and where that
-    does not tell them apart, the layer is all before. A name without number has the layer "".
+    If two modules would get the same place, the kind is everything after the number; if that is
+    not enough, the layer is everything up to and including the number. Without a number, the layer
+    is "".
 
     Parameters
     ----------
     names : sequence of str
-        "model.layers.3.self_attn.q_proj", or kohya's "lora_te_layers_3_self_attn_q_proj", whose
-        kind is what follows the last number.
+        "model.layers.3.self_attn.q_proj", or kohya's "lora_te_layers_3_self_attn_q_proj". The kind
+        of a name without dots is the part after the last number.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What an analysis holds: the ranks of every module's change, their table, and its notes."""
+"""The result of an analysis: the ranks of every module's change, a table and its notes."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ from lora_np.rank import Spectrum
 from lora_np.tables import listed, natural, text_table, unmatched_lines
 
 FRACTIONS = (0.90, 0.95, 0.99)
-LEADING = 256  # singular values found of a large matrix
+LEADING = 256  # singular values computed for a large matrix
 
 
 @dataclass(frozen=True, eq=False)
 class ModuleRanks:
-    """What was measured of the change of one weight matrix.
+    """Measures of the change of one weight matrix.
 
     Parameters
     ----------
     name : str
-        The module's.
+        Name of the module.
     shape : (int, int)
         (out, in).
     norm : float
         Frobenius norm of the change.
     singular_values : ndarray, shape (k,)
-        Descending; all that are not zero, or the largest of a large matrix.
+        Descending: all that are not zero, or only the largest of a large matrix.
     stable_rank : float
     energy_ranks : dict of float to int or None
-        By fraction, of the energy above the rounding; None where more than k directions are needed.
+        Smallest rank that keeps each fraction of the energy above the rounding; None if it needs
+        more than k directions.
     effective_rank : float or None
-        None where only the largest singular values are known. So too the next three.
+        This and the next three are None if only the largest singular values are known.
     bulk_rank, hard_threshold_rank : int or None
-        See :class:`lora_np.rank.Spectrum`; None also where there is no noise floor.
+        See :class:`lora_np.rank.Spectrum`; None also if there is no noise floor.
     intruders : int or None
-        Of the top left singular vectors, how many resemble none of W0's.
+        Number of top left singular vectors that resemble none of W0's.
     intruders_of : int or None
-        How many were looked at: ten, or all of a smaller matrix.
+        Number of top vectors examined: ten, or all of a smaller matrix.
     r : int or None
-        Rank of the factors, where there are any.
+        Rank of the factors, if there are factors.
     missed : float or None
-        Relative Frobenius norm of what lies beyond the k directions of a large matrix.
+        Relative Frobenius norm of the part of a large matrix outside its k directions.
     missed_at_most : float or None
-        Bound on its largest singular value, but for a probability of 1e-10.
+        Upper bound on the largest singular value of that part; it fails with probability 1e-10.
     rounding : float or None
-        Of a pair: the largest singular value that the rounding of the files' numbers may have.
+        For a pair, the largest singular value that the rounding of the files' numbers can have.
     """
 
     name: str
@@ -71,7 +72,7 @@ class ModuleRanks:
     def of_spectrum(
         cls, name: str, found: Spectrum, r: int | None = None, rounding: float | None = None
     ) -> ModuleRanks:
-        """Return the measures of a change of which the whole spectrum is known.
+        """Return the measures of a change whose whole spectrum is known.
 
         Parameters
         ----------
@@ -80,7 +81,7 @@ class ModuleRanks:
         r : int, optional
             Rank of the factors.
         rounding : float, optional
-            Of a pair; smaller singular values do not count in energy ranks.
+            For a pair: smaller singular values do not count in energy ranks.
         """
         sigma, floor = found.singular_values, rounding or 0.0
         return cls(
@@ -99,11 +100,11 @@ class ModuleRanks:
 
     @property
     def only_rounding(self) -> bool:
-        """Whether no direction of the change stands above the rounding of the files' numbers."""
+        """Whether no direction of the change is above the rounding of the files' numbers."""
         return self.rounding is not None and float(self.singular_values[0]) < self.rounding
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it, ready for JSON; singular values to 6 digits."""
+        """Return all fields, ready for JSON, with singular values to 6 digits."""
         return {
             **vars(self),
             "shape": list(self.shape),
@@ -119,18 +120,17 @@ class Analysis:
     Parameters
     ----------
     source : dict of str to str
-        The paths of what was analysed, see
-        :func:`lora_np.adapters.analyse.source_of`.
+        The paths of the analysed files; see :func:`lora_np.adapters.analyse.source_of`.
     modules : list of ModuleRanks
-        By name, layer 2 before layer 10.
+        Sorted by name, with layer 2 before layer 10.
     unchanged : list of str
-        Matrices of a pair that are equal in both.
+        Matrices that are equal in both files of a pair.
     unmatched : list of str
         Tensors of a pair that could not be compared, with the reason.
     scale_known : bool
-        Whether the file says by which scale B A is multiplied.
+        Whether the file defines the scale of B A.
     passed_over : list of str
-        What an adapter's file holds that was not used.
+        Notes on parts of an adapter's file that were ignored.
     """
 
     source: dict[str, str]
@@ -142,14 +142,14 @@ class Analysis:
 
     @property
     def shares(self) -> list[float]:
-        """Each module's share of the squared Frobenius norm of all; 0 where nothing changed."""
+        """Each module's share of the squared Frobenius norm of all changes."""
         norms = np.array([module.norm for module in self.modules])
         squares = (norms / (norms.max() or 1.0)) ** 2  # relative: no square overflows
         return [float(share) for share in squares / (squares.sum() or 1.0)]
 
     @property
     def only_rounding(self) -> list[str]:
-        """Modules that differ by no more than the rounding of the files' numbers."""
+        """Modules that differ only by the rounding of the files' numbers."""
         return [module.name for module in self.modules if module.only_rounding]
 
     @property
@@ -158,7 +158,7 @@ class Analysis:
         return places([module.name for module in self.modules])
 
     def largest_rank(self, fraction: float = 0.99) -> dict[str, int | None]:
-        """Return, by kind, the largest energy rank; None where it is beyond what was computed."""
+        """Return the largest energy rank by kind; None if it exceeds the computed directions."""
         found: dict[str, int | None] = {}
         for (_, kind), module in zip(self.places, self.modules):
             known, k = found.get(kind, 0), module.energy_ranks[fraction]
@@ -166,7 +166,7 @@ class Analysis:
         return found
 
     def sentence(self) -> str:
-        """Say which rank keeps 99 % of every module's energy."""
+        """Return a sentence: the smallest rank that keeps 99 % of every module's energy."""
         found = self.largest_rank()
         kinds = ", ".join(f"{kind} {_or_more(k)}" for kind, k in found.items())
         whole = None if None in found.values() else max(k or 0 for k in found.values())
@@ -176,7 +176,7 @@ class Analysis:
         )
 
     def table(self) -> str:
-        """Return one line for each module; columns of which nothing is known are left out."""
+        """Return a table with a line for each module. Columns without any value are left out."""
         columns: dict[str, list[str]] = {
             "module": [m.name for m in self.modules],
             "shape": [f"{m.shape[0]} x {m.shape[1]}" for m in self.modules],
@@ -195,28 +195,28 @@ class Analysis:
         return text_table({k: v for k, v in columns.items() if any(cell != "-" for cell in v)})
 
     def notes(self) -> list[str]:
-        """Return what the reader must know of the table's figures."""
+        """Return notes that explain the figures of the table."""
         found = []
         large = [m for m in self.modules if m.missed is not None]
         if large:
             worst = max(m.missed or 0.0 for m in large)
             found.append(
-                f"large matrices ({len(large)}): {LEADING} directions by a randomised SVD, which "
-                f"leave out at most {worst:.1%} of the norm; energy ranks are upper bounds"
+                f"large matrices ({len(large)}): a randomised SVD computes {LEADING} directions "
+                f"and misses at most {worst:.1%} of the norm; energy ranks are upper bounds"
             )
         if not self.scale_known:
             found.append(
-                "no adapter_config.json tells the scale of B A: norms are those at scale 1"
+                "no adapter_config.json defines the scale of B A: norms are given at scale 1"
             )
         found += self.passed_over
         if any(m.intruders is not None for m in self.modules):
             found.append(
                 "MP edge, G-D: directions above the Marchenko-Pastur edge and above Gavish and "
-                "Donoho's threshold, the median being noise; intruders: of the top directions, "
-                "how many are none of the base's"
+                "Donoho's threshold, if the median is noise; intruders: top directions that "
+                "resemble none of the base's"
             )
         if any(m.rounding is not None for m in self.modules):
-            found.append("90%, 95%, 99%: of the energy above the rounding of the files' numbers")
+            found.append("90%, 95%, 99%: rank that keeps this share of the energy above rounding")
         if self.only_rounding:
             found.append(f"only rounding: {listed(self.only_rounding)}")
         if self.unchanged:
@@ -224,7 +224,7 @@ class Analysis:
         return [*found, *(f"not compared, {line}" for line in unmatched_lines(self.unmatched))]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it, ready for JSON."""
+        """Return the analysis, ready for JSON."""
         rows = zip(self.modules, self.places, self.shares)
         return {
             "source": self.source,
@@ -240,7 +240,7 @@ class Analysis:
 
 
 def by_name(modules: Sequence[ModuleRanks]) -> list[ModuleRanks]:
-    """Return the modules in the order of their names, layer 2 before layer 10.
+    """Return the modules sorted by name, with layer 2 before layer 10.
 
     Parameters
     ----------

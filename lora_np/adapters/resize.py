@@ -1,4 +1,4 @@
-"""A smaller adapter: the best of lower rank, module by module."""
+"""Reduce the rank of an adapter, module by module, with the smallest possible error."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from pathlib import Path
 import numpy as np
 
 from lora_np.adapters.cut import Fit, Keep, distance, factors_of, naming, rounded
-from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter, write_like
+from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
+from lora_np.adapters.write import Written, write_like
 from lora_np.rank import best_rank_error, svd_of_factors
-
-Written = tuple[str, np.ndarray, np.ndarray, float]  # as write_adapter takes it
 
 
 def resize_adapter(adapter: str | Path, folder: str | Path, keep: Keep) -> list[Fit]:
-    """Write an adapter of lower rank, the nearest there is; no product B A is formed.
+    """Write the nearest adapter of lower rank, without forming the product B A.
 
     Parameters
     ----------
     adapter : str or Path
-        In PEFT's form or in kohya's, in which it is written again.
+        An adapter with PEFT's or kohya's names. The format stays the same.
     folder : str or Path
-        A new or an empty one.
+        A new or an empty folder.
     keep : Keep
-        How many directions of each module. A module with no more than that stays bit for bit as it
-        is; one that is zero keeps rank 1. Scales stay, exactly, and types.
+        How many directions to keep of each module. A module with no more than that is copied bit
+        for bit, and a module of zeros keeps rank 1. Scales and types stay the same.
 
     Returns
     -------
     list of Fit
-        The error of every module: by Eckart and Young, and as written.
+        Two errors of every module: of the truncation (Eckart and Young), and as written.
 
     Raises
     ------
@@ -69,7 +68,7 @@ def _resized(file: AdapterFile, keep: Keep, fits: list[Fit]) -> Iterator[Written
 def _smaller(module: AdapterModule, keep: Keep) -> tuple[np.ndarray, np.ndarray, Fit]:
     """Return the factors of one module as they will be written, and their errors."""
     B, A = module.factors()  # (out, r), (r, in)
-    U, sigma, Vt = svd_of_factors(B, A)  # without the scale, which stays
+    U, sigma, Vt = svd_of_factors(B, A)  # without the scale, which does not change
     k = keep.of(sigma, module.shape)
     if max(k, keep.rank or 0) >= module.r:
         k, missed = module.r, 0.0
@@ -93,6 +92,6 @@ def _smaller(module: AdapterModule, keep: Keep) -> tuple[np.ndarray, np.ndarray,
 def _as_it_was(
     module: AdapterModule, B: np.ndarray, A: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return factors in the file's type, or in a wider one if B needs it."""
+    """Return the factors in the type of A in the file, or in a wider type if B needs it."""
     narrow_B, narrow_A = rounded(B, module.dtype), rounded(A, module.dtype)
     return (narrow_B, narrow_A) if np.array_equal(narrow_B, B) else (B, A)

@@ -1,36 +1,37 @@
-r"""Which part of the difference of two files is rounding?
+r"""Estimate the part of the difference of two files that is rounding.
 
-A file holds numbers on the grid of its type. Around each number x of the grid lies its cell, all
-that is rounded to x, of width w(x): in bfloat16 about abs(x) / 256. Of finer numbers that fall in a
-cell we know no more than that, so that their errors are spread evenly over it, with variance
-w^2 / 12. The difference of two files, D = W - W0, is what training did and up to three errors::
+A file holds numbers on the grid of its type. All numbers that round to x form its cell, of width
+w(x): in bfloat16, between abs(x) / 256 and abs(x) / 128. We assume that exact numbers are spread
+evenly over their cell, so that the rounding error has variance w^2 / 12. The difference of two
+files, D = W - W0, is the change by training plus up to three errors::
 
-    the end    what training ended with was rounded to W         w_tuned(W)^2 / 12   where W != W0
+    the end    the result of training was rounded to W           w_tuned(W)^2 / 12   where W != W0
     the start  training in the tuned file's type began at W0     w_tuned(W0)^2 / 12  where W0 is
-               rounded to that type                                 no number of the type
-    the base   W0 is a narrow copy of what training began from   w_base(W0)^2 / 12   where W != W0
+               rounded to that type                                 not a number of that type
+    the base   W0 is a narrow copy of the weights that           w_base(W0)^2 / 12   where W != W0
+               training began from
 
-The end is in every difference: its cells are tiny in float32, but not in bfloat16. An entry that
-is equal in both files has no error. The start MAY be in it: the files do not say in which type the
-model was trained, so that its variance is counted wherever it is possible. A base in bfloat16 and
-a model trained from it have no such error, whatever type the tuned file has: every number of
-bfloat16 is one of float32.
+The end is part of every difference: its cells are tiny in float32, but not in bfloat16. An entry
+that is equal in both files has no error. The start is counted wherever it is possible, because the
+files do not say in which type the model was trained. If the base is in bfloat16 and the tuned file
+in float32, there is no error of the start: every number of bfloat16 is also a number of float32.
 
-The base is usually exact: training began from the numbers in the file, and the difference from them
-is what training did, however small. Unless the file is a narrow copy of the numbers that training
-began from. Then a tensor that was not trained shows it: rounded to the base's type it is the base's
-bit for bit, and its errors fill the cells evenly (:func:`is_rounded_copy`). Training cannot look
-like that, for it would have to move small numbers less than large ones, in proportion.
+The base is usually exact: training began from the numbers in the file, and any difference from
+them, however small, is due to training. Sometimes the file is a narrow copy of the numbers that
+training began from. A tensor that was not trained reveals this: rounded to the base's type it
+equals the base's bit for bit, and its errors fill the cells evenly (:func:`is_rounded_copy`).
+Training does not produce this pattern: it would have to change every number in proportion to its
+size.
 
 The errors of the entries are independent, with known deviations s_ij. The largest singular value of
 such noise is at most about (``rank/noise.py``)::
 
     edge = max_i sqrt(sum_j s_ij^2) + max_j sqrt(sum_i s_ij^2)
 
-and what stands above it, training did. Is a matrix lost that training changed by little? Not where
-both files are of one type. An entry that differs then differs by at least 2/3 of its cell (at a
-power of two the gap below is half the gap above), so that D has a row or a column of norm at least
-(2/3) sqrt(12) / 2 = 1.15 times the edge, and the largest singular value is no smaller than that.
+and directions above it are due to training. If both files have the same type, no matrix that
+training changed is missed. An entry that differs then differs by at least 2/3 of its cell (at a
+power of two the gap below is half the gap above), so D has a row or a column whose norm is at least
+(2/3) sqrt(12) / 2 = 1.15 times the edge, and the largest singular value is at least this norm.
 """
 
 from __future__ import annotations
@@ -42,24 +43,24 @@ import numpy as np
 from lora_np.adapters.cut import rounded
 from lora_np.files import float_dtype
 
-ENOUGH = 1000  # entries, of which the mean squared error is known to 3 %
-NEAR = 0.1  # relative, of that mean: more than three standard errors
+ENOUGH = 1000  # entries: they determine the mean squared error to about 3 %
+NEAR = 0.1  # relative deviation of that mean: more than three standard errors
 
 
 def cell_width(x: np.ndarray, dtype: Any) -> np.ndarray:
-    """Return the width of the cell of numbers that a type rounds to each number.
+    """Return the width of the cell around each number: the numbers that round to it.
 
     Parameters
     ----------
     x : ndarray, float64
-        Numbers of that type, or near one.
+        Numbers of the type, or close to one.
     dtype : str or dtype
-        One of the files' types.
+        A type of the files.
 
     Returns
     -------
     ndarray, as x
-        Half the gap to the next number below and half the gap above.
+        Half the gap to the next number below plus half the gap to the next above.
 
     Examples
     --------
@@ -79,16 +80,16 @@ def cell_width(x: np.ndarray, dtype: Any) -> np.ndarray:
 def rounding_noise(
     W0: np.ndarray, W: np.ndarray, types: tuple[str, str], base_is_rounded: bool = False
 ) -> np.ndarray:
-    """Return the standard deviation of the rounding in each entry of W - W0 (see the module).
+    """Return the standard deviation of the rounding in each entry of W - W0.
 
     Parameters
     ----------
     W0, W : ndarray, float64
-        As the files hold them.
+        The numbers in the files.
     types : (str, str)
-        The base's and the tuned file's.
+        The types of the base and of the tuned file.
     base_is_rounded : bool
-        Whether the base is a narrow copy of what training began from.
+        Whether the base is a narrow copy of the weights that training began from.
 
     Returns
     -------
@@ -98,7 +99,7 @@ def rounding_noise(
     --------
     >>> import numpy as np
     >>> from lora_np.adapters.rounding import rounding_noise
-    >>> W0, W = np.array([1.25, 1.25]), np.array([1.5, 1.25])  # numbers of float16: one rounding
+    >>> W0, W = np.array([1.25, 1.25]), np.array([1.5, 1.25])  # equal entries: no rounding
     >>> rounding_noise(W0, W, ("float32", "float16")) * 1024 * 12**0.5
     array([1., 0.])
     """
@@ -113,18 +114,18 @@ def rounding_noise(
 
 
 def is_rounded_copy(W0: np.ndarray, W: np.ndarray, base: str) -> bool:
-    """Whether W0 is W rounded to the base's type, and nothing else.
+    """Whether W0 is W rounded to the base's type, with errors that fill the cells evenly.
 
     Parameters
     ----------
     W0, W : ndarray, float64
     base : str
-        The type of W0's file.
+        The type of the base's file.
 
     Returns
     -------
     bool
-        False too where fewer than a thousand entries differ, which could be chance.
+        Also False if fewer than a thousand entries differ, which could be chance.
     """
     differs = W != W0
     if np.count_nonzero(differs) < ENOUGH or not np.array_equal(rounded(W, base), W0):
@@ -136,14 +137,14 @@ def is_rounded_copy(W0: np.ndarray, W: np.ndarray, base: str) -> bool:
 def equal_when_rounded(
     W0: np.ndarray, W: np.ndarray, types: tuple[str, str], base_is_rounded: bool = False
 ) -> bool:
-    """Whether one of two tensors is the other, rounded to its type.
+    """Whether two tensors differ only because one of them was rounded.
 
-    Of a vector this says whether it differs by rounding alone; a matrix has its singular values.
+    This decides for vectors. For matrices, singular values are compared with the rounding noise.
 
     Parameters
     ----------
     W0, W, types, base_is_rounded
-        As :func:`rounding_noise` takes them, of any shape.
+        As for :func:`rounding_noise`, of any shape.
     """
     base, tuned = types
     copied = base_is_rounded and np.array_equal(rounded(W, base), W0)

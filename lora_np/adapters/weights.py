@@ -1,8 +1,7 @@
-"""Two checkpoints of one model, side by side: which tensors can be compared, and by how much
-each has changed. One pair of tensors is in memory at a time.
+"""Compare two checkpoints of one model, with one pair of tensors in memory at a time.
 
-Weights are (out, in) here as everywhere. Hugging Face's GPT and GPT-2 alone keep their Conv1D
-weights as (in, out); whether a checkpoint is of theirs is read from the config.json in its folder.
+Weights are (out, in), as everywhere in lora_np. Only Hugging Face's GPT and GPT-2 store Conv1D
+weights as (in, out); the config.json in the folder of a checkpoint says whether it is one of them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from lora_np.files.tensors import FLOATS
 from lora_np.rank import ResidualBound, dense_svd, randomised_svd
 from lora_np.tables import unmatched_lines
 
-CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # layers of that kind
+CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # the Conv1D layers
 CONV1D_MODELS = ("gpt2", "openai-gpt")  # the model types that have them
 QUANTISED = re.compile(  # names beside quantised weights: bitsandbytes', GPTQ's and AWQ's, fp8's
     r"\.(?:quant_state\..*|absmax|quant_map|SCB|qweight|qzeros|weight_scale(?:_inv)?)$"
@@ -31,7 +30,7 @@ DENSE_WORK = 2**31  # short side^2 * long side: a dense SVD of some seconds, 768
 
 
 def model_type(weights: str | Path) -> str | None:
-    """Return what the config.json beside a checkpoint calls its model; None without one.
+    """Return the model_type in the config.json beside a checkpoint; None without a config.
 
     Parameters
     ----------
@@ -48,7 +47,7 @@ def model_type(weights: str | Path) -> str | None:
 
 
 def model_config(weights: str | Path) -> dict[str, Any]:
-    """Return the fields of the config.json beside a checkpoint; none without one.
+    """Return the fields of the config.json beside a checkpoint; an empty dict without a config.
 
     Parameters
     ----------
@@ -67,64 +66,64 @@ def model_config(weights: str | Path) -> dict[str, Any]:
 
 
 def refuse_quantised(file: TensorFile) -> None:
-    """Raise CheckpointError if the weights of a checkpoint are codes of a quantisation.
+    """Raise CheckpointError if the weights of a checkpoint are quantised.
 
     Parameters
     ----------
     file : TensorFile
-        Its config.json is read too, if one lies beside it.
+        The config.json beside it is read too, if there is one.
     """
     codes = [name for name in file.names if QUANTISED.search(name)]
     config = model_config(file.path).get("quantization_config")
-    if not codes and config:  # which may have outlived the codes
+    if not codes and config:  # the config may be left over from a quantised checkpoint
         integers = (name for name in file.names if file.dtype(name) not in FLOATS.values())
         codes = [name for name in integers if name.endswith(".weight")]
     if codes:
         method = config.get("quant_method") if isinstance(config, dict) else None
-        told = f", by {method}" if isinstance(method, str) else ""
+        by = f", by {method}" if isinstance(method, str) else ""
         raise CheckpointError(
-            f"{file.path} is quantised{told}, as its {codes[0]!r} shows: give the checkpoint in "
-            "floats from which it was made"
+            f"{file.path} is quantised{by}: it holds {codes[0]!r}; use the float checkpoint "
+            "that it was made from"
         )
 
 
 def is_conv1d(kind: str | None, tensor: str) -> bool:
-    """Whether a tensor of a model of this type is kept as (in, out).
+    """Whether a model of this type stores a tensor as (in, out).
 
     Parameters
     ----------
     kind : str or None
         From :func:`model_type`.
     tensor : str
-        Its name, as in "h.0.attn.c_attn.weight".
+        Name of the tensor, such as "h.0.attn.c_attn.weight".
     """
     return kind in CONV1D_MODELS and tensor.removesuffix(".weight").split(".")[-1] in CONV1D
 
 
 class CheckpointPair:
-    """Two checkpoints of one model, to be used in a ``with`` block.
+    """Two checkpoints of one model, for a ``with`` block.
 
     Parameters
     ----------
     base, tuned : str or Path
-        As :func:`lora_np.files.open_weights` takes them.
+        Checkpoints that :func:`lora_np.files.open_weights` can open.
 
     Attributes
     ----------
     names : list of str
-        Tensors of floats that both have, in equal shape, in the base's order: the base's names,
-        as :func:`lora_np.files.names.plain_names` has them.
+        Float tensors that both files hold in the same shape, in the order of the base, under the
+        base's plain names (:func:`lora_np.files.names.plain_names`).
     unmatched : list of str
-        Those that are in one alone or differ in shape, each with the reason.
+        All other tensors, each with the reason.
     kind : str or None
-        The model's type, by the base's config or else the tuned one's.
+        The model type in the config of the base or, without one, of the tuned checkpoint.
 
     Raises
     ------
     CheckpointError
         If a file is broken, or quantised.
     ValueError
-        If they have no tensor in common.
+        If the files have no tensor in common.
     """
 
     def __init__(self, base: str | Path, tuned: str | Path) -> None:
@@ -144,14 +143,14 @@ class CheckpointPair:
             for name in dict.fromkeys(name for held in self._held for name in held):
                 self._sort(name)
             if not self.names:
-                found = f"{base} and {tuned} have no tensor of equal name and shape"
+                found = f"{base} and {tuned} have no tensor of the same name and shape"
                 raise ValueError("; ".join([found, *unmatched_lines(self.unmatched)]))
         except BaseException:
             self.close()
             raise
 
     def _match(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Return the names in the two files by the base's plain name."""
+        """Return, for each of the two files, its tensor names by the base's plain names."""
         base, tuned = (plain_names(file.names, file.path) for file in (self.base, self.tuned))
         called = matched(tuned.values(), base.values(), self.tuned.path)
         return (
@@ -172,14 +171,14 @@ class CheckpointPair:
         elif all(dtype in FLOATS.values() for dtype in types):
             self.names.append(name)
         else:
-            self.unmatched.append(f"{name}: of types {' and '.join(types)}, floats are compared")
+            self.unmatched.append(f"{name}: of types {' and '.join(types)}, not floats")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape, as the files have it."""
+        """Return the shape of a tensor in the files."""
         return self.base.shape(self._held[0][name])
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Read W0 and W, in float64; matrices as (out, in).
+        """Read W0 and W in float64, with matrices as (out, in).
 
         Raises
         ------
@@ -191,17 +190,17 @@ class CheckpointPair:
         return (W0.T, W.T) if is_conv1d(self.kind, name) else (W0, W)
 
     def types(self, name: str) -> tuple[str, str]:
-        """Return the types in which the base and the tuned file hold a tensor."""
+        """Return the types of a tensor in the base and in the tuned file."""
         base, tuned = (held[name] for held in self._held)
         return self.base.dtype(base), self.tuned.dtype(tuned)
 
     def rounding(self, name: str, W0: np.ndarray, W: np.ndarray) -> np.ndarray:
-        """Return the standard deviation of the rounding in each entry of W - W0, as read."""
+        """Return the standard deviation of the rounding in each entry of W - W0."""
         return rounding_noise(W0, W, self.types(name), self.base_is_rounded)
 
     @cached_property
     def base_is_rounded(self) -> bool:
-        """Whether the base is a narrow copy of what training began from: one tensor shows it."""
+        """Whether some matrix shows that the base is a narrow copy of the start of training."""
         return any(
             is_narrower(*self.types(name))
             and is_rounded_copy(*self.read(name), self.types(name)[0])
@@ -210,22 +209,22 @@ class CheckpointPair:
         )
 
     def no_change(self, what: str, compared: int) -> ValueError:
-        """Return the error of a pair in which nothing was found, or nothing could be compared.
+        """Return the error for a pair without any difference, or without anything to compare.
 
         Parameters
         ----------
         what : str
-            What was looked for, as in "matrix".
+            The kind of tensor that was compared, such as "matrix".
         compared : int
-            How many there are in both files.
+            How many of them are in both files.
         """
         found = f"differ in no {what} by more than rounding, of {compared} compared"
-        said = found if compared else f"have no {what} of equal name and shape"
+        said = found if compared else f"have no {what} of the same name and shape"
         files = f"{self.base.path} and {self.tuned.path}"
         return ValueError("; ".join([f"{files} {said}", *unmatched_lines(self.unmatched)]))
 
     def close(self) -> None:
-        """Close both."""
+        """Close both files."""
         self.base.close()
         self.tuned.close()
 
@@ -237,29 +236,29 @@ class CheckpointPair:
 
 
 def is_small(shape: tuple[int, ...]) -> bool:
-    """Whether a dense SVD of such a matrix takes seconds rather than minutes."""
+    """Whether a dense SVD of a matrix of this shape takes seconds rather than minutes."""
     return min(shape) ** 2 * max(shape) <= DENSE_WORK
 
 
 def leading_svd(
     delta: np.ndarray, k: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, ResidualBound | None]:
-    """Return the SVD of a change: whole where it is small, else the k largest values, nearly.
+    """Return the SVD of a change: all of it if it is small, else about k directions of it.
 
     Parameters
     ----------
     delta : ndarray, shape (out, in)
     k : int
-        How many to find in a large matrix; at most all.
+        How many directions to compute for a large matrix.
     rng : numpy.random.Generator
         For the randomised SVD.
 
     Returns
     -------
     U, sigma, Vt : ndarray
-        Shapes (out, k'), (k',) and (k', in).
+        Shapes (out, k'), (k',) and (k', in), where k' is the number of computed directions.
     bound : ResidualBound or None
-        How far U diag(sigma) Vt is from `delta`; None where it is delta to rounding.
+        Bound on the distance from U diag(sigma) Vt to `delta`; None if they are equal to rounding.
     """
     if is_small(delta.shape) or k >= min(delta.shape):
         found: tuple[Any, ...] = (*dense_svd(delta, "the change"), None)

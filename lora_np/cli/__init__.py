@@ -1,8 +1,7 @@
-"""The command line: ``lora-np sweep``, ``paper``, ``intrinsic``, ``gradcheck``, and the others.
+"""The command line ``lora-np``, with one file for each family of commands.
 
-A family of commands is a file: sweep.py, studies.py, checks.py, adapters.py.
-
-A mistake in the input ends in one line on standard error and exit status 2.
+The families are sweep.py, studies.py, checks.py and adapters.py. A mistake in the input ends with
+one line on standard error and exit status 2.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     arguments = parser().parse_args(argv)
     keep_memory()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is Ctrl-C too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM is handled like Ctrl-C
     try:
         return arguments.run(arguments)
     except BrokenPipeError:
-        return 0  # the reader of a pipe has seen enough
+        return 0  # the reader of the pipe has closed it
     except (ValueError, DeviceError, Diverged, OSError) as error:
         print(f"lora-np: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
@@ -58,18 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and that takes every negative number for a value."""
+    """A parser with errors of one line, which accepts every negative number as a value."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # argparse's own expression leaves out -5e-1, which it takes for an option.
+        # argparse's own expression does not match -5e-1 and takes it for an option.
         self._negative_number_matcher = re.compile(
             r"-(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|inf|infinity|nan)$", re.IGNORECASE
         )
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and where the help is."""
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help has the options\n")
+        """Print what is wrong and how to get help, and exit with status 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,12 +77,12 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"lora-np {__version__}")
     top.set_defaults(run=lambda arguments: run_help(top))
     commands = top.add_subparsers(metavar="command")
-    for add in ADD:  # in the order of the help
+    for add in ADD:  # the order of the commands in the help
         add(commands)
     return top
 
 
 def run_help(top: argparse.ArgumentParser) -> int:
-    """Print the help: no command was given."""
+    """Print the help; this runs if no command was given."""
     top.print_help()
     return 0

@@ -1,4 +1,4 @@
-"""The commands that work on adapters and checkpoints as files, whatever model they belong to."""
+"""The commands for adapter files and checkpoints of any model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def add_adapter_commands(commands: Any) -> None:
-    """Add the parsers of these commands."""
+    """Add the parsers of the adapter commands."""
     _add_analyse(commands)
     _add_resize(commands)
     _add_extract(commands)
@@ -23,23 +23,25 @@ def add_adapter_commands(commands: Any) -> None:
 def _add_analyse(commands: Any) -> None:
     analyse = commands.add_parser(
         "analyse",
-        help="which rank does an adapter, or the change between two checkpoints, need?",
-        description="PATH is a LoRA adapter (a folder of PEFT's, or a .safetensors file), the "
-        "folder of a sweep, or, with --base, a checkpoint that is compared with another.",
+        help="measure the rank of an adapter, or of the change between two checkpoints",
+        description="PATH is a LoRA adapter (a PEFT folder or a .safetensors file) or the folder "
+        "of a sweep. With --base, PATH is a checkpoint after training.",
     )
     analyse.add_argument("path", type=Path, metavar="PATH")
-    analyse.add_argument("--base", type=Path, metavar="FILE_OR_FOLDER", help="of before the change")
+    analyse.add_argument(
+        "--base", type=Path, metavar="FILE_OR_FOLDER", help="the checkpoint before training"
+    )
     analyse.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="default: runs/analyse-<name>/, with a hash if that holds the analysis of another",
+        help="default: runs/analyse-<name>/, plus a hash if it holds an analysis of other files",
     )
     analyse.set_defaults(run=run_analyse)
 
 
 def run_analyse(arguments: argparse.Namespace) -> int:
-    """Print the ranks of every module, and write them with their picture."""
+    """Print the ranks of every module; write them and their picture to a folder."""
     from lora_np.adapters.analyse import check_folder, save_analysis, source_of
     from lora_np.adapters.picture import plot_rank_map
 
@@ -56,7 +58,7 @@ def run_analyse(arguments: argparse.Namespace) -> int:
 
 
 def _own_folder(source: dict[str, str]) -> Path:
-    """Return runs/analyse-NAME, or with a hash of the source where that name is another's."""
+    """Return runs/analyse-NAME, plus a hash of the source if other files use that folder."""
     import hashlib
 
     from lora_np.adapters.analyse import check_folder
@@ -66,7 +68,7 @@ def _own_folder(source: dict[str, str]) -> Path:
     digest = hashlib.sha256(repr(source).encode()).hexdigest()[:8]
     hashed = plain.with_name(f"{plain.name}-{digest}")
     if hashed.exists():
-        return hashed  # as last time
+        return hashed  # the folder of an earlier analysis
     try:
         check_folder(plain, source)
     except ValueError:
@@ -86,11 +88,11 @@ def _analysis(path: Path, base: Path | None) -> Analysis:
     return analyse_adapter(path)
 
 
-# ------------------------------------------------------------------------- adapters out of others
+# --------------------------------------------------------------------- adapters from other files
 
 
 def _add_resize(commands: Any) -> None:
-    resize = commands.add_parser("resize", help="write an adapter of lower rank, the nearest one")
+    resize = commands.add_parser("resize", help="write the nearest adapter of lower rank")
     resize.add_argument("adapter", type=Path, metavar="ADAPTER")
     _add_keep(resize)
     _add_folder(resize)
@@ -98,7 +100,7 @@ def _add_resize(commands: Any) -> None:
 
 
 def _add_extract(commands: Any) -> None:
-    extract = commands.add_parser("extract", help="write an adapter for what training changed")
+    extract = commands.add_parser("extract", help="write an adapter from two checkpoints")
     extract.add_argument("--base", type=Path, required=True, metavar="FILE_OR_FOLDER")
     extract.add_argument("--tuned", type=Path, required=True, metavar="FILE_OR_FOLDER")
     _add_keep(extract)
@@ -115,27 +117,31 @@ def _add_merge(commands: Any) -> None:
 
 
 def _add_combine(commands: Any) -> None:
-    combine = commands.add_parser("combine", help="write one adapter for what several do together")
+    combine = commands.add_parser(
+        "combine", help="write the weighted sum of adapters as one adapter"
+    )
     combine.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER")
     combine.add_argument("--weights", type=float, nargs="+", required=True, metavar="W")
     combine.add_argument(
         "--method",
         choices=("cat", "svd", "linear"),
         default="cat",
-        help="cat: exact, ranks add up (the default); svd: cut to --rank; linear: as PEFT's linear",
+        help="cat: exact, ranks add up (default); svd: truncated to --rank; linear: as in PEFT",
     )
-    combine.add_argument("--rank", type=int, metavar="R", help="for svd")
+    combine.add_argument("--rank", type=int, metavar="R", help="the rank for --method svd")
     _add_folder(combine)
     combine.set_defaults(run=run_combine)
 
 
 def _add_keep(command: Any) -> None:
     rule = command.add_mutually_exclusive_group(required=True)
-    rule.add_argument("--rank", type=int, metavar="R", help="of every module")
+    rule.add_argument("--rank", type=int, metavar="R", help="one rank for every module")
     rule.add_argument(
-        "--energy", type=float, metavar="SHARE", help="to keep, as in 0.99, of what is not rounding"
+        "--energy", type=float, metavar="SHARE", help="share of the energy to keep, such as 0.99"
     )
-    rule.add_argument("--error", type=float, metavar="SHARE", help="to allow, as in 0.05")
+    rule.add_argument(
+        "--error", type=float, metavar="SHARE", help="largest relative error, such as 0.05"
+    )
 
 
 def _add_folder(command: Any) -> None:
@@ -149,7 +155,7 @@ def _keep(arguments: argparse.Namespace) -> Keep:
 
 
 def run_resize(arguments: argparse.Namespace) -> int:
-    """Write a smaller adapter, and say how far it is from the old one."""
+    """Write an adapter of lower rank, and print its errors."""
     from lora_np.adapters import fit_table, resize_adapter
 
     fits = resize_adapter(arguments.adapter, arguments.out, _keep(arguments))
@@ -158,16 +164,16 @@ def run_resize(arguments: argparse.Namespace) -> int:
 
 
 def run_extract(arguments: argparse.Namespace) -> int:
-    """Write an adapter from two checkpoints, and say what it lacks."""
+    """Write an adapter from two checkpoints; print its errors and the changes outside it."""
     from lora_np.adapters import beyond_table, extract_adapter, fit_table
     from lora_np.tables import listed, unmatched_lines
 
     found = extract_adapter(arguments.base, arguments.tuned, arguments.out, _keep(arguments))
     print(fit_table(found.fits))
     if found.beyond:
-        print(f"\nchanged too, and not in the adapter:\n{beyond_table(found)}")
+        print(f"\nchanged, but not in the adapter:\n{beyond_table(found)}")
     if found.rounding:
-        print(f"only rounding, and not in the adapter: {listed(found.rounding)}")
+        print(f"not in the adapter, because they differ only by rounding: {listed(found.rounding)}")
     for line in unmatched_lines(found.unmatched):
         print(f"not compared, {line}")
     print(f"written to {arguments.out}/")
@@ -175,7 +181,7 @@ def run_extract(arguments: argparse.Namespace) -> int:
 
 
 def run_merge(arguments: argparse.Namespace) -> int:
-    """Write a merged checkpoint, and say what rounding cost."""
+    """Write a merged checkpoint, and print the rounding errors."""
     from lora_np.adapters import merge_adapter, merge_table
     from lora_np.adapters.merge import names_note
 
@@ -188,7 +194,7 @@ def run_merge(arguments: argparse.Namespace) -> int:
 
 
 def run_combine(arguments: argparse.Namespace) -> int:
-    """Write one adapter from several, and say how far it is from their weighted sum."""
+    """Write one adapter from several, and print its distance from their weighted sum."""
     from lora_np.adapters import combine_adapters, fit_table
 
     fits = combine_adapters(

@@ -1,4 +1,4 @@
-"""What is checked and counted without an experiment: ``gradcheck``, ``account`` and ``grade``."""
+"""The commands that run no experiment: ``gradcheck``, ``account`` and ``grade``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 
 def add_gradcheck(commands: Any) -> None:
     """Add the parser of ``gradcheck``."""
-    check = commands.add_parser("gradcheck", help="check every gradient against numeric ones")
+    check = commands.add_parser(
+        "gradcheck", help="check every gradient against numerical derivatives"
+    )
     check.add_argument("--seed", type=int, default=0)
     check.set_defaults(run=run_gradcheck)
 
 
 def run_gradcheck(arguments: argparse.Namespace) -> int:
-    """Print the table of every pair and layer; 1 if a gradient is wrong."""
+    """Print the errors of every pair, layer and model; return 1 if a gradient is wrong."""
     import numpy as np
 
     from lora_np.selfcheck import table
@@ -29,12 +31,12 @@ def run_gradcheck(arguments: argparse.Namespace) -> int:
 
 def add_account(commands: Any) -> None:
     """Add the parser of ``account``."""
-    costs = commands.add_parser("account", help="what LoRA costs, here and on known models")
+    costs = commands.add_parser("account", help="count what LoRA costs, here and on known models")
     costs.set_defaults(run=run_account)
 
 
 def run_account(arguments: argparse.Namespace) -> int:
-    """Print the accounts of the sweep's GPT, and LoRA's share of known models."""
+    """Print the costs of the sweep's GPT, and LoRA's share of known models."""
     import numpy as np
 
     from lora_np.costs import account, known_models
@@ -53,14 +55,14 @@ def run_account(arguments: argparse.Namespace) -> int:
 
 def add_grade(commands: Any) -> None:
     """Add the parser of ``grade``."""
-    grade = commands.add_parser("grade", help="grade FOLDER/TASK/STUDENT.py and say what is wrong")
+    grade = commands.add_parser("grade", help="grade FOLDER/TASK/STUDENT.py and report mistakes")
     grade.add_argument("folder", type=Path)
-    grade.add_argument("--seed", type=int, default=0, help="draws the inputs; default: 0")
+    grade.add_argument("--seed", type=int, default=0, help="seed of the test inputs; default: 0")
     grade.set_defaults(run=run_grade)
 
 
 def run_grade(arguments: argparse.Namespace) -> int:
-    """Grade a folder of submissions; print one line each, and what is wrong."""
+    """Grade a folder of submissions; print a line for each, with its mistakes."""
     import time
 
     from lora_np.course.grade import grade_folder, table, verdict

@@ -222,7 +222,7 @@ def test_equal_or_unrelated_checkpoints_are_an_error(tmp_path, pair):
     with pytest.raises(ValueError, match="differ in no matrix"):
         analyse_checkpoints(base, base)
     save_tensors(tmp_path / "other.safetensors", {"x": np.ones(2)})
-    with pytest.raises(ValueError, match="no tensor of equal name and shape"):
+    with pytest.raises(ValueError, match="no tensor of the same name and shape"):
         analyse_checkpoints(base, tmp_path / "other.safetensors")
 
 
@@ -237,14 +237,16 @@ def test_where_nothing_can_be_compared_the_error_names_what_is_on_either_side(tm
         lambda: analyse_checkpoints(base, tuned),
         lambda: extract_adapter(base, tuned, tmp_path / "a", Keep(rank=1)),
     ):
-        with pytest.raises(ValueError, match=r"have no matrix .*of equal name and shape") as error:
+        with pytest.raises(
+            ValueError, match=r"have no matrix .*of the same name and shape"
+        ) as error:
             compare()
         said = str(error.value)
         assert f"only in {base}: encoder.layers.0.q.weight" in said
         assert f"only in {tuned}: layers.0.q.weight" in said
         assert said.count("and 4 more") == 2 and "\n" not in said
     save_tensors(tuned, {f"layers.{i}.q.weight": W for i in range(12)})
-    with pytest.raises(ValueError, match=r"no tensor of equal name .*; only in .* 4 more"):
+    with pytest.raises(ValueError, match=r"no tensor of the same name .*; only in .* 4 more"):
         analyse_checkpoints(base, tuned)
     save_tensors(tuned, {"encoder.layers.0.q.weight": W, "head.weight": W})
     with pytest.raises(ValueError, match=r"differ in no matrix .* of 1 compared; only in .*: e"):

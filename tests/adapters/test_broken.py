@@ -79,7 +79,7 @@ def test_a_pickle_is_not_even_opened(tmp_path, name):
 
 def test_what_is_missing_or_a_folder_is_named(tmp_path, rng):
     assert_refused(tmp_path / "none.safetensors", "none.safetensors does not exist")
-    assert_refused(tmp_path, "has no adapter_config.json: it is no PEFT adapter")
+    assert_refused(tmp_path, "has no adapter_config.json: it is not a PEFT adapter")
     folder = tampered(tmp_path / "a", rng)
     (folder / "adapter_model.safetensors").unlink()
     assert_refused(folder, "adapter_model.safetensors does not exist")
@@ -146,20 +146,20 @@ STRANGERS = {  # tensors beside the factors, and the cause that each tells
 
 @pytest.mark.parametrize("name", STRANGERS)
 def test_a_tensor_of_another_method_is_named_with_the_cause(tmp_path, rng, name):
-    words = f"holds '{PREFIX}{name}', which is no factor of plain LoRA but {STRANGERS[name]}"
+    words = f"holds '{PREFIX}{name}', not a factor of plain LoRA but {STRANGERS[name]}"
     assert_refused(tampered(tmp_path / "a", rng, tensors={name: ONE((2, 2))}), words)
 
 
 @pytest.mark.parametrize("method", ["IA3", "ADALORA", "LOHA", "OFT"])
 def test_the_config_of_another_method_is_named(tmp_path, rng, method):
-    words = f"peft_type = '{method}', another method: expected 'LORA'"
+    words = f"peft_type = '{method}', expected 'LORA': no other method"
     assert_refused(tampered(tmp_path / "a", rng, {"peft_type": method}), words)
 
 
 def test_a_config_of_mlxs_is_named(tmp_path, rng):
     changes = {"peft_type": None, "fine_tune_type": "lora"}
     assert_refused(
-        tampered(tmp_path / "a", rng, changes), "fine_tune_type = 'lora', a field of mlx"
+        tampered(tmp_path / "a", rng, changes), "fine_tune_type = 'lora', which mlx writes"
     )
 
 
@@ -181,7 +181,7 @@ def test_an_alpha_that_is_no_number_is_named(tmp_path, alpha):
 def test_what_kohyas_relatives_hold_beside_lora_is_named(tmp_path, name):
     tensors = {"m.lora_down.weight": ONE((2, 5)), "m.lora_up.weight": ONE((6, 2)), name: ONE(2)}
     save_tensors(tmp_path / "x.safetensors", tensors)
-    assert_refused(tmp_path / "x.safetensors", f"{name!r}, which is no factor of plain LoRA")
+    assert_refused(tmp_path / "x.safetensors", f"{name!r}, not a factor of plain LoRA")
 
 
 def test_an_alpha_without_factors_is_named(tmp_path):
@@ -302,7 +302,7 @@ def test_a_field_that_peft_does_not_know_is_passed_over_with_a_note(tmp_path, rn
     changes = {"learning_rate": value, "lr": 1e-3, "quiet": None, "empty": {}}
     with open_adapter(tampered(tmp_path / "a", rng, changes)) as adapter:
         assert adapter.modules["h.0.q"].scale == 2
-        assert adapter.notes == ["the config's learning_rate, lr: not PEFT's, passed over"]
+        assert adapter.notes == ["config fields ignored, unknown to PEFT: learning_rate, lr"]
     assert analyse_adapter(tmp_path / "a").notes() == adapter.notes
 
 

@@ -410,11 +410,15 @@ def test_modules_that_the_checkpoint_lacks_are_named_and_nothing_is_written(tmp_
     del W0["model.layers.1.q_proj.weight"]
     save_tensors(tmp_path / "base.safetensors", W0)
     before = files_in(tmp_path)
-    with pytest.raises(CheckpointError, match=r"lacks what .* adapts: model\.layers\.1\.q_proj$"):
+    with pytest.raises(
+        CheckpointError, match=r"does not have modules that .* adapts: model\.layers\.1\.q_proj$"
+    ):
         merge_adapter(tmp_path / "base.safetensors", adapter, tmp_path / "m.safetensors")
     W0["model.layers.1.q_proj.weight"] = np.ones((9, 12), np.float32)
     save_tensors(tmp_path / "base.safetensors", W0)
-    with pytest.raises(CheckpointError, match=r"shape \(9, 12\), the adapter's is \(12, 9\)"):
+    with pytest.raises(
+        CheckpointError, match=r"shape \(9, 12\), but the adapter's has shape \(12, 9\)"
+    ):
         merge_adapter(tmp_path / "base.safetensors", adapter, tmp_path / "m.safetensors")
     assert set(files_in(tmp_path)) == set(before)
 
@@ -583,7 +587,7 @@ def test_adapters_of_two_bases_are_refused_and_both_are_named(tmp_path, rng):
     for name, base in (("a", "gpt2"), ("b", None), ("c", "gpt2-medium")):
         write_adapter(tmp_path / name, modules_of(rng, SHAPES), base_model=base)
     paths = [tmp_path / name for name in "abc"]
-    with pytest.raises(ValueError, match=r"a is of the base 'gpt2', .*c of 'gpt2-medium'"):
+    with pytest.raises(ValueError, match=r"a adapts 'gpt2', .*c adapts 'gpt2-medium'"):
         combine_adapters(paths, [1, 1, 1], tmp_path / "d")
     assert not (tmp_path / "d").exists()
 
@@ -616,7 +620,7 @@ def test_what_is_written_in_place_of_a_zero_is_told(tmp_path, rng):
         "module  shape       r  norm  error  as written",
         "q       6 x 5  4 -> 2     0    inf         inf",
         "all                       0    inf         inf",
-        f"the sum is zero in q; what is written has norm {left:.2e}",
+        f"the sum is zero in q; the factors have norm {left:.2e}",
     ]
 
 
@@ -631,7 +635,7 @@ QUANTISED = {  # tensors of the layer q, the config's method, what is told
     ),
     "8-bit": ({"weight": (6, 6), "SCB": (6,)}, None, "q.SCB'"),
     "gptq": ({"qweight": (1, 6), "qzeros": (1, 1)}, "gptq", "q.qweight'"),
-    "by the config": ({"weight": (6, 6)}, "hqq", "quantised, by hqq, as its 'q.weight'"),
+    "by the config": ({"weight": (6, 6)}, "hqq", "quantised, by hqq: it holds 'q.weight'"),
 }
 
 
@@ -679,7 +683,9 @@ def test_a_tied_head_is_named_as_the_cause(tmp_path, rng, tie):
         save_json(tmp_path / "base" / "config.json", {"tie_word_embeddings": tie})
     shapes = {"model.q": (6, 2, 6, 1.0), "lm_head": (9, 2, 6, 1.0)}
     write_adapter(tmp_path / "a", modules_of(rng, shapes))
-    with pytest.raises(CheckpointError, match=r"lacks what .*a adapts: lm_head") as error:
+    with pytest.raises(
+        CheckpointError, match=r"does not have modules that .*a adapts: lm_head"
+    ) as error:
         merge_adapter(tmp_path / "base", tmp_path / "a", tmp_path / "m.safetensors")
     assert ("the head is tied to the embedding" in str(error.value)) is (tie is not False)
 
@@ -711,11 +717,11 @@ MISTAKES = {
     "resize none --rank 2 --out s": "none does not exist",
     "resize a --rank 0 --out s": "expected at least 1",
     "resize a --energy 1.5 --out s": "expected more than 0",
-    "resize a --rank 2 --out b": "exists already",
+    "resize a --rank 2 --out b": "already exists",
     "resize nan --rank 1 --out s": "not finite",
     "extract --base base --tuned none --rank 1 --out s": "does not exist",
     "extract --base base --tuned base --rank 1 --out s": "differ in no matrix",
-    "merge --base base --adapter a --out m.safetensors": "lacks what a adapts",
+    "merge --base base --adapter a --out m.safetensors": "does not have modules that a adapts",
     "combine a --weights 1 --out s": "at least two",
     "combine a b --weights 1 --out s": "give one for each",
     "combine a b --weights 1 0 --out s": "weight 0",
@@ -757,7 +763,7 @@ def test_where_nothing_tells_the_scale_nothing_is_made_of_it(tmp_path, two, chec
             make()
     assert not {"s", "m.safetensors", "c"} & {path.name for path in tmp_path.iterdir()}
     notes = analyse_adapter(alone).notes()
-    assert any("norms are those at scale 1" in note for note in notes)
+    assert any("norms are given at scale 1" in note for note in notes)
     assert analyse_adapter(tmp_path / "a").notes() == []
 
 
@@ -797,7 +803,7 @@ def test_a_square_weight_of_unknown_layout_is_not_merged(tmp_path, rng):
     save_tensors(tmp_path / "base" / "model.safetensors", {"q.weight": rng.standard_normal((4, 4))})
     config, out = tmp_path / "base" / "config.json", tmp_path / "m.safetensors"
     config.write_text('{"model_type": "imagegpt"}')
-    with pytest.raises(CheckpointError, match="of imagegpt is not known here"):
+    with pytest.raises(CheckpointError, match="unknown for the model type imagegpt"):
         merge_adapter(tmp_path / "base", tmp_path / "a", out)
     assert not out.exists()
     config.write_text('{"model_type": "openai-gpt"}')
@@ -810,7 +816,7 @@ def test_tensors_of_other_types_are_named_and_not_left_out_in_silence(tmp_path, 
         tensors = {"a.weight": np.full(4, step).reshape(2, 2), "q.weight": np.eye(2, dtype=np.int8)}
         safetensors.numpy.save_file(tensors, tmp_path / f"{name}.safetensors")
     analysis = analyse_checkpoints(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
-    assert analysis.unmatched == ["q.weight: of types I8 and I8, floats are compared"]
+    assert analysis.unmatched == ["q.weight: of types I8 and I8, not floats"]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

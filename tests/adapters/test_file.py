@@ -292,7 +292,7 @@ def test_walking_through_an_adapter_holds_one_module_at_a_time(tmp_path, rng):
         ({"scale": -1.0}, "scale -1.0, expected a number above 0"),
         ({"scale": math.nan}, "scale nan"),
         ({"name": ""}, "a module has no name"),
-        ({"name": "p"}, "module 'p' comes twice"),
+        ({"name": "p"}, "module 'p' occurs twice"),
     ],
 )
 def test_what_would_be_no_adapter_is_not_written(tmp_path, bad, message):
@@ -314,17 +314,17 @@ def test_an_adapter_without_modules_or_of_integers_is_not_written(tmp_path):
 def test_an_existing_adapter_is_not_overwritten(tmp_path, rng):
     first, second = modules_of(rng, SHAPES), modules_of(rng, SHAPES)
     write_adapter(tmp_path / "a", first)
-    with pytest.raises(CheckpointError, match="exists already: give the adapter a folder"):
+    with pytest.raises(CheckpointError, match="already exists: give the adapter a new folder"):
         write_adapter(tmp_path / "a", second)
     with open_adapter(tmp_path / "a") as adapter:
         np.testing.assert_array_equal(adapter.modules["q"].factors()[0], first[3][1])
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="file exists already"):
+    with pytest.raises(CheckpointError, match="file already exists"):
         write_adapter(tmp_path / "file", second)
 
 
 def test_a_write_that_fails_midway_leaves_nothing(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr("lora_np.adapters.file.save_json", lambda *_: 1 / 0)
+    monkeypatch.setattr("lora_np.adapters.write.save_json", lambda *_: 1 / 0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ZeroDivisionError):
         write_adapter(tmp_path / "empty", modules_of(rng, SHAPES))

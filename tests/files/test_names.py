@@ -251,13 +251,13 @@ def test_three_adapters_may_meet_in_pairs(tmp_path, rng):
 @pytest.mark.parametrize(
     "module, stem, left_off, put_before, words",
     [
-        ("vision_model.h.0.q", "h.0.q", "vision_model.", "", "'vision_model.' was left off"),
-        ("h.0.q", "model.h.0.q", "", "model.", "'model.' was put before"),
+        ("vision_model.h.0.q", "h.0.q", "vision_model.", "", "'vision_model.' was removed"),
+        ("h.0.q", "model.h.0.q", "", "model.", "'model.' was added before"),
         ("language_model.h.0.q", "model.h.0.q", "language_model.", "model.", "'language_model.'"),
         ("model.h.0.q", "model.h.0.q", "", "", ""),
     ],
 )
-def test_merge_says_what_it_left_off(
+def test_merge_reports_the_prefixes_it_changed(
     tmp_path, rng, command, module, stem, left_off, put_before, words
 ):
     write_adapter(tmp_path / "a", modules_of(rng, {module: (6, 2, 5, 1.0)}))

@@ -358,7 +358,7 @@ def test_no_pattern_of_a_config_takes_for_ever(tmp_path, rng, guarded, field, ke
     changes = {field: value, "layers_to_transform": [0] if field == "layers_pattern" else None}
     folder = tampered(tmp_path / "a", rng, changes, shapes={module: (6, 2, 5, 2.0)})
     if field in ("target_modules", "layers_pattern"):
-        refused(read_adapter, folder, f"which leaves out '{module}'")
+        refused(read_adapter, folder, f"which excludes '{module}'")
     else:
         assert list(read_adapter(folder)) == [module]
 
