@@ -73,7 +73,7 @@ every_method = pytest.mark.parametrize("config", METHODS_TRIED, ids=lambda c: c.
 
 @every_method
 def test_a_method_keeps_the_whole_contract(config):
-    assert len(check_method(config)) == 9
+    assert len(check_method(config)) == 15
 
 
 @every_method
@@ -125,6 +125,12 @@ def test_the_account_of_a_method_without_layers_counts_what_it_trains():
     count = sum(p.size for name, p in make_gpt().parameters().items() if name.endswith("b"))
     betas = sum(p.size for name, p in make_gpt().parameters().items() if name.endswith("beta"))
     assert (found.base, found.adapter, found.trainable) == (whole.base, 0, count + betas)
+
+
+def test_a_layer_that_counts_no_products_of_its_own_costs_what_its_base_does():
+    adapted = inject(make_gpt(), GainConfig(r=2), np.random.default_rng(1))
+    assert "flops" not in vars(GainLinear)
+    assert account(adapted).flops.forward == account(make_gpt()).flops.forward
 
 
 def test_a_model_is_adapted_once():
@@ -222,6 +228,17 @@ class Always(Linear):
         return super().backward(dy, cache, grads, True)
 
 
+class Remembering(Linear):
+    """A planted mistake: the cache stays in the layer."""
+
+    def forward(self, x, rng=None):
+        y, self.kept = super().forward(x, rng)
+        return y, None
+
+    def backward(self, dy, cache, grads, need_dx=True):
+        return super().backward(dy, self.kept, grads, need_dx)
+
+
 @pytest.mark.parametrize(
     "kind, claim",
     [
@@ -230,6 +247,7 @@ class Always(Linear):
         (Mixing, "samples do not mix"),
         (Wide, "float32 stays"),
         (Always, "what is frozen"),
+        (Remembering, "write to nothing: backward reads what a later forward left"),
     ],
 )
 def test_check_layer_names_the_claim_that_a_planted_mistake_breaks(kind, claim):
@@ -259,6 +277,31 @@ def wrong_start(self, path, layer, rng):
     return made
 
 
+def draws_in(dtype):
+    def wrap(self, path, layer, rng):
+        made = GainConfig.wrap(self, path, layer, rng)
+        made.A.value = made.A.value.astype(dtype)
+        return made
+
+    return wrap
+
+
+def remembers(self, x, rng=None):
+    y, self.kept = GainLinear.forward(self, x, rng)
+    return y, self.kept
+
+
+def recalls(self, dy, cache, grads, need_dx=True):
+    return GainLinear.backward(self, dy, self.kept, grads, need_dx)
+
+
+def ignores_what_is_frozen(self, dy, cache, grads, need_dx=True):
+    frozen, self.g.trainable = not self.g.trainable, True
+    dx = GainLinear.backward(self, dy, cache, grads, need_dx)
+    self.g.trainable = not frozen
+    return dx
+
+
 def drops_g(self):
     return {"A": self.A, "B": self.B}
 
@@ -285,6 +328,16 @@ def forgets_dg(self, dy, cache, grads, need_dx=True):
         ({"own": drops_g}, "saved and loaded"),
         ({"merges": False}, "merged, it computes"),
         ({"starts_at_base": False}, "the start computes"),
+        (
+            {"wrap": draws_in(np.float32)},
+            "base's dtype: up_proj.A is float32 over a base of float64",
+        ),
+        (
+            {"wrap": draws_in(np.float64)},
+            "base's dtype: up_proj.A is float64 over a base of float32",
+        ),
+        ({"forward": remembers, "backward": recalls}, "write to nothing"),
+        ({"backward": ignores_what_is_frozen}, "what is frozen"),
     ],
 )
 def test_check_method_names_the_claim_that_a_planted_mistake_breaks(changes, claim):
