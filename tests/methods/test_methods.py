@@ -92,10 +92,50 @@ def test_a_method_is_merged_and_unmerged(config):
     plain = merge(adapted)
     assert adapters(plain) == {} and method_of(plain) is None
     np.testing.assert_allclose(plain.forward(TOKENS)[0], adapted.forward(TOKENS)[0], atol=1e-5)
-    again = unmerge(plain, adapted)
-    for path in adapters(adapted):
-        W = again.modules()[path].W.value
-        np.testing.assert_allclose(W, base.modules()[path].W.value, atol=1e-6)
+    if not adapters(adapted):
+        with pytest.raises(ValueError, match=r"trained h\.0\.ln_1\.beta and .* of the base itself"):
+            unmerge(plain, adapted)
+        return
+    again = unmerge(plain, adapted).parameters()
+    for name, p in base.parameters().items():
+        np.testing.assert_allclose(again[name].value, p.value, atol=1e-6, err_msg=name)
+
+
+@dataclass(frozen=True)
+class Offset(MethodConfig):
+    """One more bias on every linear layer, which merging adds to the base's."""
+
+    def wrap(self, path, layer, rng):
+        return OffsetLinear(layer, lora_np.Parameter(np.zeros(layer.d_out, layer.W.dtype)))
+
+
+class OffsetLinear(lora_np.methods.Adapter):
+    def __init__(self, base, offset):
+        self.base, self.offset = base, offset
+
+    def forward(self, x, rng=None):
+        y, cache = self.base.forward(x, rng)
+        return y + self.offset.value, cache
+
+    def backward(self, dy, cache, grads, need_dx=True):
+        grads.add(self.offset, dy.reshape(-1, dy.shape[-1]).sum(axis=0))
+        return self.base.backward(dy, cache, grads, need_dx)
+
+    def merged(self):
+        b = 0.0 if self.base.b is None else self.base.b.value
+        return Linear.over(self.base.W, lora_np.Parameter(b + self.offset.value))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_unmerge_takes_the_change_of_a_bias_out_too(bias):
+    base = Linear(3, 2, np.random.default_rng(0), bias=bias)
+    x = np.ones((1, 3), np.float32)
+    if bias:
+        base.b.value[...] = 3.0
+    adapted = inject(base, Offset(), np.random.default_rng(1))
+    adapted.offset.value[...] = 5.0
+    again = unmerge(merge(adapted), adapted)
+    np.testing.assert_allclose(again.forward(x)[0], base.forward(x)[0], atol=1e-6)
 
 
 @every_method
@@ -330,11 +370,11 @@ def forgets_dg(self, dy, cache, grads, need_dx=True):
         ({"starts_at_base": False}, "the start computes"),
         (
             {"wrap": draws_in(np.float32)},
-            "base's dtype: up_proj.A is float32 over a base of float64",
+            "dtype: up_proj.A is float32 over a base of float64",
         ),
         (
             {"wrap": draws_in(np.float64)},
-            "base's dtype: up_proj.A is float64 over a base of float32",
+            "dtype: up_proj.A is float64 over a base of float32",
         ),
         ({"forward": remembers, "backward": recalls}, "write to nothing"),
         ({"backward": ignores_what_is_frozen}, "what is frozen"),
