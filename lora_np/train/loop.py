@@ -31,17 +31,9 @@ from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, sche
 from lora_np.parameters import pack
 from lora_np.train.gradient import Batch, BatchGradient, moving_of
 from lora_np.train.recipe import Diverged, History, Recipe
+from lora_np.train.resume import expect_same_run
 
 AfterStep = Callable[[Any, int, Any], None]  # (model, step, gradient (n,))
-STATE = (  # what a run's state holds
-    "arrays",
-    "optimizer",
-    "parameters",
-    "position",
-    "optimizer steps",
-    "generators",
-    "history",
-)
 
 
 def fit(
@@ -263,7 +255,8 @@ class Trainer:
         generators, arrays = self._generators(), {"vector": self.packed.vector}
         arrays |= self.optimizer.state()
         arrays |= {f"moving {i}": p.value for i, p in enumerate(moving_of(self.model))}
-        self._expect_same_run(state, arrays)
+        kinds = [g.bit_generator.state["bit_generator"] for g in generators]
+        expect_same_run(state, self._identity(), arrays, kinds, self.steps)
         for name, array in state["arrays"].items():
             arrays[name][...] = like(array, arrays[name])
         for generator, saved in zip(generators, state["generators"]):
@@ -274,29 +267,6 @@ class Trainer:
         self.history = History(**copy.deepcopy(dict(state["history"])))
         self.history.validation = [(int(step), loss) for step, loss in self.history.validation]
 
-    def _expect_same_run(self, state: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-        """Raise ValueError that names the first thing in which a state is not of such a run."""
-        if missing := [name for name in STATE if name not in state]:
-            raise ValueError(f"the state lacks {missing[0]!r}: pass what Trainer.state() returned")
-        kinds = [g.bit_generator.state["bit_generator"] for g in self._generators()]
-        saved_kinds = [generator["bit_generator"] for generator in state["generators"]]
-        optimizer, parameters = self._identity().values()
-        for what, found, expected in (
-            ("optimizer", state["optimizer"], optimizer),
-            *_differences("Parameter", state["parameters"], parameters),
-            *_differences("array", _forms(state["arrays"]), _forms(arrays)),
-            ("generators", saved_kinds, kinds),
-        ):
-            if found != expected:
-                raise ValueError(
-                    f"the state is of another run: {what} {found}, expected {expected}"
-                )
-        if state["position"] > self.steps:
-            raise ValueError(
-                f"the state is of another run: {state['position']} steps are done, expected at "
-                f"most steps = {self.steps}"
-            )
-
     def _identity(self) -> dict[str, Any]:
         """Return what a state must have in common with the run that it is loaded into."""
         parameters = {name: list(p.shape) for name, p in self.packed.parameters.items()}
@@ -306,19 +276,6 @@ class Trainer:
         """Return the generators of the run: that of the batches, and that of the model's draws."""
         found = [getattr(self.sample, "rng", None), self.rng]
         return [generator for generator in found if generator is not None]
-
-
-def _forms(arrays: Mapping[str, Any]) -> dict[str, str]:
-    return {name: f"{array.dtype} {tuple(array.shape)}" for name, array in arrays.items()}
-
-
-def _differences(kind: str, found: Mapping, expected: Mapping) -> list[tuple[str, Any, Any]]:
-    """Return what two tables say of each name, as (what, found, expected)."""
-    names = [*expected, *(name for name in found if name not in expected)]
-    return [
-        (f"{kind} {name!r}", found.get(name, "absent"), expected.get(name, "absent"))
-        for name in names
-    ]
 
 
 def _method_hook(model: Any) -> AfterStep | None:
