@@ -167,6 +167,7 @@ class Packed:
 
     From then on, write into a Parameter's array (``p.value[...] = x``): a new array in its place
     would no longer be part of the vector. What is trainable is settled here, too: freeze before.
+    A Trainer that begins to run refuses what does neither.
 
     Attributes
     ----------
@@ -189,6 +190,7 @@ class Packed:
     def __init__(self, vector: Array, parameters: dict[str, Parameter]) -> None:
         self.vector = vector
         self.parameters = parameters
+        self.views: dict[str, Array] = {}  # by move_to
 
     def __reduce__(self) -> tuple:
         return pack, (self.parameters,)  # unpickled views would no longer share the vector's memory
@@ -207,7 +209,20 @@ class Packed:
         self.vector = vector
         for name, place in self.slices().items():
             parameter = self.parameters[name]
-            parameter.value = vector[place].reshape(parameter.shape)
+            parameter.value = self.views[name] = vector[place].reshape(parameter.shape)
+
+    def expect_whole(self) -> None:
+        """Raise ValueError unless each Parameter is still trainable, and a view of the vector."""
+        for name, parameter in self.parameters.items():
+            if not parameter.trainable:
+                raise ValueError(
+                    f"{name} was frozen after pack(): freeze first, then make a Trainer"
+                )
+            if parameter.value is not self.views[name]:
+                raise ValueError(
+                    f"{name} has a new array since pack(), which would not be trained: write into "
+                    "the old one, p.value[...] = x, or make a new Trainer"
+                )
 
     def gather(self, grads: Grads, out: Array | None = None) -> Array:
         """Return the gradients as one vector (n,), zero where a Parameter received none."""

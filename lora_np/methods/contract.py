@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from lora_np.backend import Array, like, to_host
-from lora_np.layers import Layer, rebuild
+from lora_np.layers import Flops, Layer, rebuild
 from lora_np.methods.targets import linear_paths
 from lora_np.parameters import Parameter
 
@@ -71,6 +71,10 @@ class Adapter(Layer):
     def config(self) -> MethodConfig | None:
         """Return a configuration for a model whose adapters were not made by inject()."""
         return None
+
+    def flops(self, T: int, need_dx: bool = True) -> Flops:
+        """Return the base's cost, to which a layer with products of its own adds them."""
+        return self.base.flops(T, need_dx)
 
     @property
     def d_out(self) -> int:

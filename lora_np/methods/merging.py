@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from lora_np.backend import Array
 from lora_np.layers import Layer, copy_model, rebuild
 from lora_np.methods.contract import Adapter, adapters, check_adapted
 from lora_np.parameters import Parameter
+from lora_np.tables import first_of
 
 
 def merge(adapted: Any) -> Any:
@@ -69,7 +71,8 @@ def unmerge(merged: Any, adapted: Any) -> Any:
     Raises
     ------
     ValueError
-        If `adapted` has no adapters, or the two models do not belong together.
+        If `adapted` has no adapters, the two models do not belong together, or the method trained
+        Parameters of the base itself, whose old values neither model holds.
 
     Examples
     --------
@@ -84,7 +87,16 @@ def unmerge(merged: Any, adapted: Any) -> Any:
     True
     """
     check_adapted(adapted)
-    changes = {path: layer.delta() for path, layer in adapters(adapted).items()}
+    changes, shifts = {}, {}
+    for path, layer in adapters(adapted).items():
+        changes[path], shifts[path] = layer.delta(), _shift(layer)
+    own = {p for layer in adapters(adapted).values() for p in layer.own().values()}
+    trained = [name for name, p in adapted.parameters().items() if p.trainable and p not in own]
+    if trained:
+        raise ValueError(
+            f"the method trained {first_of(trained)} of the base itself: the old values are in the "
+            "base that it was injected into, which is as it was"
+        )
     modules = {"": merged, **merged.modules()}
     for path, change in changes.items():
         W = getattr(modules.get(path), "W", None)
@@ -94,6 +106,16 @@ def unmerge(merged: Any, adapted: Any) -> Any:
             )
     plain = copy_model(merged)
     for path, change in changes.items():
-        W = {"": plain, **plain.modules()}[path].W
-        W.value = W.value - change
+        layer, shift = {"": plain, **plain.modules()}[path], shifts[path]
+        layer.W.value = layer.W.value - change
+        if shift is not None:
+            layer.b.value = layer.b.value - shift
     return plain
+
+
+def _shift(adapter: Adapter) -> Array | None:
+    """Return what merging adds to the base's bias (out,); None where that stays as it is."""
+    b, old = adapter.merged().b, adapter.base.b
+    if b is None or b is old:
+        return None
+    return b.value if old is None else b.value - old.value

@@ -240,7 +240,9 @@ class LanguageModel(Layer):
         """
         prompts, alone = _prompts(tokens)
         _check_sampling(prompts, n, temperature, top_k, rng)
-        stops = np.atleast_1d(np.asarray(stop, int))
+        stops = np.atleast_1d(stop)
+        if stops.size and stops.dtype.kind not in "iu":
+            raise TypeError(f"stop = {stop!r}, expected tokens: an integer, or a sequence of them")
         text = _Text(prompts, n)
         memory: TextMemory | None = None
         for _ in range(n):
@@ -359,6 +361,8 @@ def _check_sampling(
     for text in prompts:
         if text.ndim != 1 or len(text) == 0:
             raise ShapeError(f"tokens has shape {text.shape}, expected (T,) or (B, T) with T >= 1")
+        if text.dtype.kind not in "iu":
+            raise TypeError(f"tokens are {text.dtype}, expected integers")
     if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
         raise ValueError(
             f"temperature = {temperature} and top_k = {top_k}, expected >= 0 and >= 1 (or None)"

@@ -30,6 +30,7 @@ from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, sche
 from lora_np.parameters import pack
 from lora_np.train.gradient import Batch, BatchGradient, moving_of
 from lora_np.train.recipe import Diverged, History, Recipe
+from lora_np.train.resume import expect_same_run
 
 AfterStep = Callable[[Any, int, Any], None]  # (model, step, gradient (n,))
 
@@ -175,6 +176,7 @@ class Trainer:
         """
         left = self.steps - self.position
         number = left if steps is None else min(steps, left)
+        self.packed.expect_whole()
         quiet = np.errstate(over="ignore", invalid="ignore")
         start = time.perf_counter() - self.history.seconds
         with _bar(progress, number) as bar, quiet, self.gradient:
@@ -246,20 +248,14 @@ class Trainer:
         Raises
         ------
         ValueError
-            If the state is that of a run with other Parameters, optimizer or generators.
+            If the state is from a run with other Parameters, another optimizer, other generators or
+            fewer steps; this run is then unchanged.
         """
         generators, arrays = self._generators(), {"vector": self.packed.vector}
         arrays |= self.optimizer.state()
         arrays |= {f"moving {i}": p.value for i, p in enumerate(moving_of(self.model))}
-        shapes = {name: array.shape for name, array in arrays.items()}
-        found = {name: array.shape for name, array in state["arrays"].items()}
-        for name, ours in self._identity().items():
-            if state[name] != ours:
-                raise ValueError(
-                    f"the state is from another run: {name} {state[name]}, expected {ours}"
-                )
-        if shapes != found or len(generators) != len(state["generators"]):
-            raise ValueError(f"the state is from another run: it holds {found}, expected {shapes}")
+        kinds = [g.bit_generator.state["bit_generator"] for g in generators]
+        expect_same_run(state, self._identity(), arrays, kinds, self.steps)
         for name, array in state["arrays"].items():
             arrays[name][...] = like(array, arrays[name])
         for generator, saved in zip(generators, state["generators"]):

@@ -14,6 +14,15 @@ from lora_np.files import CheckpointError, load_arrays, save_arrays
 from lora_np.layers import Layer
 
 PLAIN = "plain values, as JSON"
+STATE = (  # what a run's state holds
+    "arrays",
+    "optimizer",
+    "parameters",
+    "position",
+    "optimizer steps",
+    "generators",
+    "history",
+)
 
 
 def save_parameters(path: str | Path, model: Layer, *, trainable_only: bool = False) -> None:
@@ -160,3 +169,65 @@ def load_state(path: str | Path) -> dict[str, Any]:
         return {"arrays": arrays, **plain}
     except (KeyError, ValueError, TypeError):
         raise CheckpointError(f"{path} is not a saved training run") from None
+
+
+def expect_same_run(
+    state: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    generators: list[str],
+    steps: int,
+) -> None:
+    """Raise ValueError that names the first thing in which a state is not of such a run.
+
+    Parameters
+    ----------
+    state : mapping
+        What ``Trainer.state()`` returned.
+    identity : mapping
+        The run's ``optimizer`` and ``parameters``, as a state has them.
+    arrays : mapping of str to array
+        The run's own, with the state's names.
+    generators : list of str
+        Their kinds, e.g. "PCG64".
+    steps : int
+        Of the whole run.
+
+    Examples
+    --------
+    >>> from lora_np.train.resume import expect_same_run
+    >>> try:
+    ...     expect_same_run({"arrays": {}}, {}, {}, [], 3)
+    ... except ValueError as error:
+    ...     print(error)
+    the state lacks 'optimizer': pass what Trainer.state() returned
+    """
+    if missing := [name for name in STATE if name not in state]:
+        raise ValueError(f"the state lacks {missing[0]!r}: pass what Trainer.state() returned")
+    kinds = [generator["bit_generator"] for generator in state["generators"]]
+    for what, found, expected in (
+        ("optimizer", state["optimizer"], identity["optimizer"]),
+        *_differences("Parameter", state["parameters"], identity["parameters"]),
+        *_differences("array", _forms(state["arrays"]), _forms(arrays)),
+        ("generators", kinds, generators),
+    ):
+        if found != expected:
+            raise ValueError(f"the state is from another run: {what} {found}, expected {expected}")
+    if state["position"] > steps:
+        raise ValueError(
+            f"the state is from another run: {state['position']} steps are done, expected at most "
+            f"steps = {steps}"
+        )
+
+
+def _forms(arrays: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{array.dtype} {tuple(array.shape)}" for name, array in arrays.items()}
+
+
+def _differences(kind: str, found: Mapping, expected: Mapping) -> list[tuple[str, Any, Any]]:
+    """Return what two tables say of each name, as (what, found, expected)."""
+    names = [*expected, *(name for name in found if name not in expected)]
+    return [
+        (f"{kind} {name!r}", found.get(name, "absent"), expected.get(name, "absent"))
+        for name in names
+    ]

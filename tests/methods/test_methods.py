@@ -73,7 +73,7 @@ every_method = pytest.mark.parametrize("config", METHODS_TRIED, ids=lambda c: c.
 
 @every_method
 def test_a_method_keeps_the_whole_contract(config):
-    assert len(check_method(config)) == 9
+    assert len(check_method(config)) == 15
 
 
 @every_method
@@ -92,10 +92,50 @@ def test_a_method_is_merged_and_unmerged(config):
     plain = merge(adapted)
     assert adapters(plain) == {} and method_of(plain) is None
     np.testing.assert_allclose(plain.forward(TOKENS)[0], adapted.forward(TOKENS)[0], atol=1e-5)
-    again = unmerge(plain, adapted)
-    for path in adapters(adapted):
-        W = again.modules()[path].W.value
-        np.testing.assert_allclose(W, base.modules()[path].W.value, atol=1e-6)
+    if not adapters(adapted):
+        with pytest.raises(ValueError, match=r"trained h\.0\.ln_1\.beta and .* of the base itself"):
+            unmerge(plain, adapted)
+        return
+    again = unmerge(plain, adapted).parameters()
+    for name, p in base.parameters().items():
+        np.testing.assert_allclose(again[name].value, p.value, atol=1e-6, err_msg=name)
+
+
+@dataclass(frozen=True)
+class Offset(MethodConfig):
+    """One more bias on every linear layer, which merging adds to the base's."""
+
+    def wrap(self, path, layer, rng):
+        return OffsetLinear(layer, lora_np.Parameter(np.zeros(layer.d_out, layer.W.dtype)))
+
+
+class OffsetLinear(lora_np.methods.Adapter):
+    def __init__(self, base, offset):
+        self.base, self.offset = base, offset
+
+    def forward(self, x, rng=None):
+        y, cache = self.base.forward(x, rng)
+        return y + self.offset.value, cache
+
+    def backward(self, dy, cache, grads, need_dx=True):
+        grads.add(self.offset, dy.reshape(-1, dy.shape[-1]).sum(axis=0))
+        return self.base.backward(dy, cache, grads, need_dx)
+
+    def merged(self):
+        b = 0.0 if self.base.b is None else self.base.b.value
+        return Linear.over(self.base.W, lora_np.Parameter(b + self.offset.value))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_unmerge_takes_the_change_of_a_bias_out_too(bias):
+    base = Linear(3, 2, np.random.default_rng(0), bias=bias)
+    x = np.ones((1, 3), np.float32)
+    if bias:
+        base.b.value[...] = 3.0
+    adapted = inject(base, Offset(), np.random.default_rng(1))
+    adapted.offset.value[...] = 5.0
+    again = unmerge(merge(adapted), adapted)
+    np.testing.assert_allclose(again.forward(x)[0], base.forward(x)[0], atol=1e-6)
 
 
 @every_method
@@ -125,6 +165,12 @@ def test_the_account_of_a_method_without_layers_counts_what_it_trains():
     count = sum(p.size for name, p in make_gpt().parameters().items() if name.endswith("b"))
     betas = sum(p.size for name, p in make_gpt().parameters().items() if name.endswith("beta"))
     assert (found.base, found.adapter, found.trainable) == (whole.base, 0, count + betas)
+
+
+def test_a_layer_that_counts_no_products_of_its_own_costs_what_its_base_does():
+    adapted = inject(make_gpt(), GainConfig(r=2), np.random.default_rng(1))
+    assert "flops" not in vars(GainLinear)
+    assert account(adapted).flops.forward == account(make_gpt()).flops.forward
 
 
 def test_a_model_is_adapted_once():
@@ -222,6 +268,17 @@ class Always(Linear):
         return super().backward(dy, cache, grads, True)
 
 
+class Remembering(Linear):
+    """A planted mistake: the cache stays in the layer."""
+
+    def forward(self, x, rng=None):
+        y, self.kept = super().forward(x, rng)
+        return y, None
+
+    def backward(self, dy, cache, grads, need_dx=True):
+        return super().backward(dy, self.kept, grads, need_dx)
+
+
 @pytest.mark.parametrize(
     "kind, claim",
     [
@@ -230,6 +287,7 @@ class Always(Linear):
         (Mixing, "samples do not mix"),
         (Wide, "float32 stays"),
         (Always, "frozen Parameters get"),
+        (Remembering, "change no array: backward reads what a later forward left"),
     ],
 )
 def test_check_layer_names_the_claim_that_a_planted_mistake_breaks(kind, claim):
@@ -259,6 +317,31 @@ def wrong_start(self, path, layer, rng):
     return made
 
 
+def draws_in(dtype):
+    def wrap(self, path, layer, rng):
+        made = GainConfig.wrap(self, path, layer, rng)
+        made.A.value = made.A.value.astype(dtype)
+        return made
+
+    return wrap
+
+
+def remembers(self, x, rng=None):
+    y, self.kept = GainLinear.forward(self, x, rng)
+    return y, self.kept
+
+
+def recalls(self, dy, cache, grads, need_dx=True):
+    return GainLinear.backward(self, dy, self.kept, grads, need_dx)
+
+
+def ignores_what_is_frozen(self, dy, cache, grads, need_dx=True):
+    frozen, self.g.trainable = not self.g.trainable, True
+    dx = GainLinear.backward(self, dy, cache, grads, need_dx)
+    self.g.trainable = not frozen
+    return dx
+
+
 def drops_g(self):
     return {"A": self.A, "B": self.B}
 
@@ -285,6 +368,16 @@ def forgets_dg(self, dy, cache, grads, need_dx=True):
         ({"own": drops_g}, "saved and loaded"),
         ({"merges": False}, "merge.. is refused"),
         ({"starts_at_base": False}, "model differs from the base"),
+        (
+            {"wrap": draws_in(np.float32)},
+            "dtype: up_proj.A is float32 over a base of float64",
+        ),
+        (
+            {"wrap": draws_in(np.float64)},
+            "dtype: up_proj.A is float64 over a base of float32",
+        ),
+        ({"forward": remembers, "backward": recalls}, "change no array"),
+        ({"backward": ignores_what_is_frozen}, "frozen Parameters get"),
     ],
 )
 def test_check_method_names_the_claim_that_a_planted_mistake_breaks(changes, claim):

@@ -358,3 +358,18 @@ def test_a_copy_gives_the_same_logits_from_memory_of_its_own(rng):
     np.testing.assert_array_equal(twin.forward(tokens)[0], model.forward(tokens)[0])
     pairs = zip(twin.parameters().values(), model.parameters().values())
     assert not any(np.shares_memory(a.value, b.value) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "tokens, stop, message",
+    [
+        (np.array([1.5]), (), "tokens are float64, expected integers"),
+        ([np.array([1]), np.array([True])], (), "tokens are bool, expected integers"),
+        (np.array([1]), 2.5, "stop = 2.5, expected tokens"),
+        (np.array([1]), None, "stop = None, expected tokens"),
+        (np.array([1]), "ab", "stop = 'ab', expected tokens"),
+    ],
+)
+def test_what_is_no_token_is_refused_and_not_rounded(rng, tokens, stop, message):
+    with pytest.raises(TypeError, match=message):
+        make_gpt(rng).generate(tokens, 2, temperature=0, stop=stop)

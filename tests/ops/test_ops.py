@@ -427,6 +427,34 @@ def test_no_position_sees_the_future(form, size):
     assert (np.abs(changed[3] - y[3]) > 0).all()
 
 
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("gelu", (np.float64(0.3),)),
+        ("gelu", (np.array(0.3, np.float32),)),
+        ("embedding", (np.array([1, 1]), np.zeros((3, 0)))),
+        ("embedding", (np.zeros((0, 2), int), np.zeros((3, 0)))),
+        ("embedding", (np.array(2), np.ones((3, 2)))),
+    ],
+)
+def test_a_twin_takes_a_scalar_and_rows_without_an_entry_too(name, arguments):
+    results = []
+    for module in (ops, fast):
+        y, cache = getattr(module, f"{name}_forward")(*arguments)
+        results.append([y, *getattr(module, f"{name}_backward")(np.ones_like(y), cache)])
+    for found, expected in zip(*results):
+        assert found.shape == expected.shape and found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_float16_scores_that_exp_cannot_hold_attend_as_in_the_textbook():
+    q = np.full((4, 4), 3.2, np.float16)  # scores of 20, and float16 ends at exp(11)
+    v = np.arange(8, dtype=np.float16).reshape(4, 2)
+    found, expected = (module.attention_forward(q, q, v)[0] for module in (fast, ops))
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, expected, atol=1e-2)
+
+
 @pytest.mark.parametrize("size", [1.0, 30.0])
 @pytest.mark.parametrize("Tq, Tk", [(130, 130), (65, 70), (64, 64)])
 def test_blocks_and_the_shift_change_nothing(Tq, Tk, size):

@@ -535,6 +535,60 @@ def test_a_state_of_another_run_is_refused():
             begin(other).load(state)
 
 
+def small_run(dtype=np.float64, steps=4, bits=np.random.PCG64, **recipe):
+    layer = Linear(3, 2, np.random.default_rng(0), dtype=dtype)
+    x = np.ones((4, 3), dtype)
+    model = Regression(layer)
+    rng = np.random.Generator(bits(1))
+    return Trainer(model, lambda: (x, x[:, :2]), steps=steps, lr=0.1, rng=rng, **recipe)
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (
+            {"dtype": np.float32},
+            r"another run: array 'vector' float64 \(8,\), expected float32 \(8,\)",
+        ),
+        ({"steps": 2}, "3 steps are done, expected at most steps = 2"),
+        ({"bits": np.random.MT19937}, r"run: generators \['PCG64'\], expected \['MT19937'\]"),
+        ({"optimizer": "sgd"}, "run: optimizer AdamW, expected SGD"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_whole(other, message):
+    run, another = small_run(), small_run(**other)
+    run.run(3)
+    before = another.packed.vector.copy()
+    with pytest.raises(ValueError, match=message):
+        another.load(run.state())
+    np.testing.assert_array_equal(another.packed.vector, before)
+    assert another.position == 0
+
+
+@pytest.mark.parametrize("name", small_run().state())
+def test_a_state_that_lacks_something_is_refused_by_its_name(name):
+    run = small_run()
+    state = {key: value for key, value in run.state().items() if key != name}
+    with pytest.raises(ValueError, match=f"the state lacks '{name}'"):
+        run.load(state)
+
+
+def test_what_a_run_would_no_longer_train_is_refused_before_its_first_step():
+    run = small_run()
+    W = run.packed.parameters["linear.W"]
+    run.run(1)
+    W.trainable = False
+    with pytest.raises(ValueError, match=r"linear\.W was frozen after pack"):
+        run.run(1)
+    W.trainable, old = True, W.value
+    W.value = W.value.copy()
+    with pytest.raises(ValueError, match=r"linear\.W has a new array since pack"):
+        run.run(1)
+    W.value = old
+    run.run()
+    assert run.position == 4
+
+
 def test_a_state_of_other_parameters_of_equal_shapes_is_refused():
     def trainer(target, optimizer="adamw"):
         rng = np.random.default_rng(0)
@@ -542,7 +596,9 @@ def test_a_state_of_other_parameters_of_equal_shapes_is_refused():
         adapted = inject(base, LoraConfig(r=1, target_modules=[target]), rng)
         return Trainer(adapted, lambda: None, steps=2, lr=0.1, optimizer=optimizer)
 
-    with pytest.raises(ValueError, match=r"another run: parameters .*q_proj.*, expected .*k_proj"):
+    with pytest.raises(
+        ValueError, match=r"run: Parameter 'h.0.attn.k_proj.A' absent, expected \[1, 8\]"
+    ):
         trainer("k_proj").load(trainer("q_proj").state())
     with pytest.raises(ValueError, match="another run: optimizer Adam, expected AdamW"):
         trainer("q_proj").load(trainer("q_proj", "adam").state())

@@ -31,7 +31,7 @@ def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
     w *= GELU_C * GELU_K
     g = w + GELU_C
     g *= near  # u
-    get_xp(x).tanh(g, out=g)
+    g = get_xp(x).tanh(g, out=g if g.ndim else None)  # a scalar has no memory to write to
     g += 1.0
     g *= 0.5
     y = x * g

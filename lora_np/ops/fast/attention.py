@@ -57,8 +57,9 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, AttentionCac
     q = q * (1.0 / math.sqrt(q.shape[-1]))
     n = min(Tq, BLOCK)
     mask = causal_mask(n, n, q.real.dtype, xp) if n > 1 else None  # the newest query sees all keys
-    # The maximum of a single row costs nothing. A bound that overflowed to nan is not safe.
-    shift = Tq == 1 or not _largest_score(q, k) <= SAFE
+    # The maximum of a single row costs nothing, float16 ends at exp(11), and nan is not safe.
+    narrow = q.real.dtype.itemsize < 4
+    shift = Tq == 1 or narrow or not _largest_score(q, k) <= SAFE
     dtype = np.result_type(q.dtype, k.dtype, v.dtype)  # complex if one of them is
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]), dtype=dtype)
     blocks = []

@@ -14,7 +14,6 @@ from __future__ import annotations
 from lora_np.backend import Array, get_xp
 from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.ops.embedding import EmbeddingCache, embedding_forward
-from lora_np.ops.linear import rows
 
 __all__ = ["embedding_backward", "embedding_forward"]
 
@@ -29,5 +28,6 @@ def embedding_backward(dy: Array, cache: EmbeddingCache, need: Need = None) -> t
     tokens = tokens[order]
     starts = xp.flatnonzero(xp.diff(tokens, prepend=-1))  # of the runs of one token
     dW = xp.zeros(cache.table, dtype=dy.dtype)  # (V, d)
-    dW[tokens[starts]] = xp.add.reduceat(rows(dy)[order], starts, 0)
+    g = dy.reshape(len(tokens), cache.table[1])  # (N, d)
+    dW[tokens[starts]] = xp.add.reduceat(g[order], starts, 0)
     return (dW,)
