@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, InvalidStateError, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +34,7 @@ def pool_of(jobs: int) -> Iterator[Executor | None]:
     # Spawned, because the threads of BLAS do not survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=start_worker)
+    before_errors, threading.excepthook = threading.excepthook, _quiet_if_cancelled
     try:
         # Workers inherit this until start_worker runs: a Ctrl-C now reaches only the parent.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -41,12 +43,22 @@ def pool_of(jobs: int) -> Iterator[Executor | None]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+        threading.excepthook = before_errors
+
+
+def _quiet_if_cancelled(error: threading.ExceptHookArgs) -> None:
+    """Report what ended a thread, but not that a task of a broken pool was cancelled before.
+
+    After Ctrl-C the workers end while tasks are cancelled. The pool's thread in Python 3.11 then
+    fails to give such a task its error; later versions ignore that.
+    """
+    if error.exc_type is not InvalidStateError:
+        threading.__excepthook__(error)
 
 
 def start_worker() -> None:
     """Prepare a worker: it ends with its parent, and ends silently on Ctrl-C."""
     import multiprocessing
-    import threading
 
     def follow_parent() -> None:
         parent = multiprocessing.parent_process()
