@@ -12,10 +12,10 @@
 # # 1. One linear layer and its gradient
 #
 # **What you'll do.** Compute $y = Wx$ by hand, then the derivative of a loss with respect to every
-# number in it, and train the layer with what you found.
+# number in it, and train the layer with these gradients.
 #
-# **What you'll learn.** Why $dW$ is an outer product, why a batch only adds up, and how large a
-# step may be before training blows up.
+# **What you'll learn.** Why $dW$ is an outer product, why the gradients of a batch add up, and how
+# large a step can be before training diverges.
 #
 # **What you'll need.** The product of a matrix and a vector, and the chain rule.
 
@@ -49,7 +49,7 @@ for o in range(2):
 print("y =", y)
 
 # %% [markdown]
-# The two loops are what `W @ x` does. First row: $1\cdot2 + 2\cdot(-1) - 1\cdot1 = -1$.
+# `W @ x` computes the same as the two loops. First row: $1\cdot2 + 2\cdot(-1) - 1\cdot1 = -1$.
 
 # %%
 assert y.tolist() == [-1.0, 4.0]
@@ -58,12 +58,12 @@ assert np.array_equal(y, W @ x)
 # %% [markdown]
 # ## The loss
 #
-# We want the output to be $t$. Half the squared distance says how far off we are:
+# We want the output to be $t$. The loss is half the squared distance:
 #
 # $$ L = \tfrac12 \sum_o (y_o - t_o)^2 \qquad\Rightarrow\qquad
 #    \frac{\partial L}{\partial y_o} = y_o - t_o $$
 #
-# In this course `dy` always means $\partial L/\partial y$: one number for each entry of $y$.
+# In this course, `dy` always means $\partial L/\partial y$, with one number for each entry of $y$.
 
 # %%
 t = np.array([0.0, 3.0])
@@ -87,14 +87,14 @@ assert loss(W, x) == 1.0
 print("where input 2 is 0:\n", np.outer(dy, [2.0, -1.0, 0.0]))
 
 # %% [markdown]
-# Only $y_o$ contains $W_{oi}$, and it contains it once, times $x_i$. So by the chain rule
+# Only $y_o$ contains $W_{oi}$, with the factor $x_i$. By the chain rule,
 #
 # $$ \frac{\partial L}{\partial W_{oi}}
 #    = \frac{\partial L}{\partial y_o}\,\frac{\partial y_o}{\partial W_{oi}} = dy_o\, x_i
 #    \qquad\text{or}\qquad dW = dy\; x^\top . $$
 #
-# It is an *outer product*: a column times a row. It has the shape of $W$, and where an input is 0
-# its column of weights gets no gradient.
+# This is an *outer product*: a column times a row. It has the shape of $W$. If an input is 0, its
+# column of weights gets no gradient.
 
 # %%
 dW = np.outer(dy, x)  # (out, in)
@@ -103,7 +103,8 @@ assert dW.shape == W.shape
 
 # %% [markdown]
 # Is it right? Nudge one weight by $h$ both ways and watch the loss. $L$ is a parabola in each
-# weight, so this central difference has no error but rounding: we ask for agreement to $10^{-8}$.
+# weight, so the only error of this central difference is rounding. We require agreement to
+# $10^{-8}$.
 
 # %%
 h = 1e-4
@@ -118,8 +119,8 @@ print(numeric)
 assert np.abs(dW - numeric).max() < 1e-8
 
 # %% [markdown]
-# The picture of an outer product: $dy$ down the side, $x$ along the top, and every entry of $dW$
-# the product of its two margins.
+# The next picture shows the outer product, with $dy$ down the side and $x$ along the top. Every
+# entry of $dW$ is the product of its two margins.
 
 # %% alt="A table: each entry of dW is its row's dy times its column's x"
 figure, axis = plt.subplots(figsize=(5.2, 3))
@@ -139,8 +140,8 @@ plt.show()
 # %% [markdown]
 # ## The gradient of the input
 #
-# A layer in the middle of a network must also tell the layer below how its output mattered.
-# $x_i$ reaches the loss through *every* output, so the paths add:
+# A layer in the middle of a network must also pass a gradient to the layer below it. $x_i$ affects
+# the loss through *every* output, so the paths add:
 #
 # $$ dx_i = \sum_o dy_o\, W_{oi} \qquad\text{or}\qquad dx = W^\top dy $$
 #
@@ -155,12 +156,13 @@ assert np.abs(dx - numeric).max() < 1e-8
 
 # %% [markdown]
 # $dx$ needs $W$ and not $x$; $dW$ needs $x$ and not $W$. Remember this for chapter 4. If $W$ is
-# frozen, $dW$ is never formed, yet $W$ is still read to carry $dx$ down.
+# frozen, $dW$ is never formed, but $W$ is still needed to compute $dx$.
 #
 # ## A batch
 #
-# Put $N$ samples in the rows of $X$, of shape (N, in). Then $Y = X W^\top$ has a sample in each row
-# too, and the loss is summed over samples. A sum's derivative is the sum of the derivatives:
+# Put $N$ samples in the rows of $X$, of shape (N, in). Then each row of $Y = X W^\top$ is the
+# output for one sample, and the loss is the sum over samples. The derivative of a sum is the sum of
+# the derivatives:
 #
 # $$ dW = \sum_n dy_n\, x_n^\top = dY^\top X, \qquad dX = dY\, W $$
 
@@ -175,7 +177,7 @@ assert np.allclose(dY.T @ X, one_by_one, rtol=0, atol=1e-14)
 print(dY.T @ X)
 
 # %% [markdown]
-# The library's layer is these three lines, in `lora_np/ops/linear.py`. `linear_backward` returns
+# The library computes the same three formulas in `lora_np/ops/linear.py`. `linear_backward` returns
 # `dx`, `dW` and `db` in the order of the inputs. We passed no bias, so `db` is None.
 
 # %%
@@ -185,8 +187,8 @@ assert np.allclose(Y, X @ W.T) and np.allclose(dX, dY @ W) and np.allclose(dW, d
 assert db is None
 
 # %% [markdown]
-# With `need` you say which gradients you want. The others are not computed at all. This is how a
-# weight is frozen.
+# The argument `need` says which gradients you want. The others are not computed. This is how the
+# library freezes a weight.
 
 # %%
 dX, dW, db = linear_backward(dY, cache, need=(True, False, False))
@@ -195,20 +197,20 @@ assert dW is None and dX.shape == X.shape
 # %% [markdown]
 # ## Training, and how large a step may be
 #
-# Gradient descent repeats $W \leftarrow W - \eta\, dW$. To make the target reachable, we let it be
-# the output of another layer $W^\star$.
+# Gradient descent repeats $W \leftarrow W - \eta\, dW$. So that the layer can reach the target, we
+# use the output of another layer $W^\star$ as the target.
 #
-# Write $E = W - W^\star$ for the error. Then $dW = E\,X^\top X$, and one step makes
+# Let $E = W - W^\star$ be the error. Then $dW = E\,X^\top X$, and one step gives
 # $E \leftarrow E\,(I - \eta X^\top X)$. Along an eigenvector of $X^\top X$ with eigenvalue
-# $\lambda$ the error is multiplied by $1 - \eta\lambda$. It shrinks as long as
-# $\vert 1-\eta\lambda\vert < 1$, for all eigenvalues if
+# $\lambda$ the error is multiplied by $1 - \eta\lambda$. It shrinks if
+# $\vert 1-\eta\lambda\vert < 1$. This holds for all eigenvalues if
 #
 # $$ \eta < 2 / \lambda_{\max} . $$
 #
 # The slowest direction sets the pace: with $\rho = \max \vert 1-\eta\lambda\vert$, no step multiplies
 # the loss by more than $\rho^2$.
 #
-# **Predict.** At nine tenths of this limit, does the loss fall? At 1.05 times the limit?
+# **Predict.** Does the loss fall at nine tenths of this limit? And at 1.05 times the limit?
 
 # %%
 X = rng.standard_normal((20, 3))
@@ -232,9 +234,10 @@ for factor, losses in curves.items():
     print(f"eta = {factor:<4} x limit: from {losses[0]:.3g} to {losses[-1]:.3g}")
 
 # %% [markdown]
-# Below the limit the loss falls: after $k$ steps at most $\rho^{2k}$ of its start is left. At a tenth of
-# the limit $\rho$ belongs to the *smallest* eigenvalue, so how far 100 steps get depends on the data.
-# Only 5 % above the limit the loss grows beyond 1000 times its start.
+# Below the limit the loss falls: after $k$ steps, at most $\rho^{2k}$ of the initial loss is left.
+# At a tenth of the limit, $\rho$ belongs to the *smallest* eigenvalue, so the progress in 100 steps
+# depends on the data. Only 5 % above the limit, the loss grows to more than 1000 times its initial
+# value.
 
 # %% alt="Loss against step: 0.1 and 0.9 of the limiting learning rate fall to nothing, 1.05 of it blows up"
 for factor in (0.1, 0.9):
@@ -259,7 +262,7 @@ plt.show()
 #
 # 1. Add a bias: $y = Wx + b$. Derive $db$ for one sample and for a batch, and compare with
 #    `linear_backward(dY, linear_forward(X, W, b)[1])`.
-# 2. Two layers, $y = W_2 W_1 x$. Write down $dW_1$ and $dW_2$ from this chapter's rules alone, and
-#    check one entry of each by nudging it.
-# 3. At which $\eta$ does the loss fall fastest in the end? Use the smallest and the largest
+# 2. Two layers, $y = W_2 W_1 x$. Write down $dW_1$ and $dW_2$ with only the rules of this chapter,
+#    and check one entry of each with a central difference.
+# 3. At which $\eta$ does the loss fall fastest after many steps? Use the smallest and the largest
 #    eigenvalue of $X^\top X$, then test your answer with `train`.

@@ -11,11 +11,11 @@
 # %% [markdown]
 # # 2. Checking a gradient
 #
-# **What you'll do.** Differentiate a function numerically in three ways, find the best step size of
-# each, and build a checker that finds planted mistakes.
+# **What you'll do.** Differentiate a function numerically in three ways, find the best step size
+# for each, and build a checker that finds planted mistakes.
 #
 # **What you'll learn.** Why a smaller step is not always better, why the complex step is exact, and
-# what no checker can see.
+# which mistakes no checker can find.
 #
 # **What you'll need.** Chapter 1, and Taylor series up to the third derivative.
 
@@ -43,8 +43,8 @@ x = 1.0
 exact = np.cos(x) * np.exp(np.sin(x))
 
 # %% [markdown]
-# **Forward difference.** Solve the series for $f'$. What is left over is about
-# $\tfrac{h}{2} f''$: ten times smaller for ten times smaller $h$.
+# **Forward difference.** Solve the series for $f'$. The remainder is about $\tfrac{h}{2} f''$: a
+# ten times smaller $h$ makes it ten times smaller.
 #
 # $$ f'(x) = \frac{f(x+h) - f(x)}{h} + O(h) $$
 
@@ -55,8 +55,8 @@ def forward_difference(f, x, h):
 
 
 # %% [markdown]
-# **Central difference.** Subtract the series at $-h$. The even terms cancel, and the leftover is
-# $\tfrac{h^2}{6} f'''$: a hundred times smaller for ten times smaller $h$.
+# **Central difference.** Subtract the series at $-h$. The even terms cancel, and the remainder is
+# $\tfrac{h^2}{6} f'''$: a ten times smaller $h$ makes it a hundred times smaller.
 #
 # $$ f'(x) = \frac{f(x+h) - f(x-h)}{2h} + O(h^2) $$
 
@@ -82,8 +82,8 @@ def complex_step(f, x, h):
 
 
 # %% [markdown]
-# **Predict.** Float64 keeps about 16 digits. What happens to each of the three at $h = 10^{-3}$? At
-# $h = 10^{-12}$?
+# **Predict.** Float64 keeps about 16 digits. How large is the error of each method at
+# $h = 10^{-3}$? And at $h = 10^{-12}$?
 
 # %%
 print(f"{'':18}{'h = 1e-3':>12}{'h = 1e-12':>12}")
@@ -92,16 +92,16 @@ for method in (forward_difference, central_difference, complex_step):
     print(f"{method.__name__:18}{errors[0]:12.1e}{errors[1]:12.1e}")
 
 # %% [markdown]
-# At $10^{-12}$ both differences are bad: $f(x+h)$ and $f(x)$ agree in their first 12 digits, those
-# digits cancel, and only the last 4 are left. The rounding error of $f$, about
+# At $10^{-12}$ both differences are inaccurate: $f(x+h)$ and $f(x)$ agree in their first 12 digits,
+# these digits cancel, and only the last 4 are left. The rounding error of $f$, about
 # $\varepsilon = 2\cdot10^{-16}$, is divided by $h$.
 #
 # ## Error against step
 #
-# Two errors pull in opposite directions: the series' leftover grows with $h$, rounding falls with
-# $h$. Their sum is least where the two are about equal:
+# There are two errors: the remainder of the series grows with $h$, and the rounding error falls
+# with $h$. Their sum is smallest where the two are about equal:
 #
-# | | leftover | rounding | best step | error there |
+# | | remainder | rounding | best step | error at that step |
 # |---|---|---|---|---|
 # | forward | $h$ | $\varepsilon/h$ | $\varepsilon^{1/2} \approx 10^{-8}$ | $\varepsilon^{1/2} \approx 10^{-8}$ |
 # | central | $h^2$ | $\varepsilon/h$ | $\varepsilon^{1/3} \approx 6\cdot10^{-6}$ | $\varepsilon^{2/3} \approx 4\cdot10^{-11}$ |
@@ -124,10 +124,10 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Read three facts from the picture. The forward difference with its best step, $10^{-8}$, has an
-# error below $10^{-7}$, and no step on the grid gets it below $10^{-10}$. The central difference with
-# its step, $6\cdot10^{-6}$, has one below $10^{-9}$. The complex step's error is below $10^{-15}$ for
-# every step below $10^{-8}$.
+# The picture shows three facts. The forward difference with its best step, $10^{-8}$, has an error
+# below $10^{-7}$, and no step on the grid brings it below $10^{-10}$. The central difference with
+# its best step, $6\cdot10^{-6}$, has an error below $10^{-9}$. The complex step's error is below
+# $10^{-15}$ for every step below $10^{-8}$.
 
 # %%
 assert errors["forward"].min() > 1e-10
@@ -136,8 +136,8 @@ assert abs(central_difference(f, x, 6e-6) - exact) < 1e-9
 assert errors["complex"][steps < 1e-8].max() < 1e-15
 
 # %% [markdown]
-# The slopes say the order: on the right, the forward line falls by a factor 10 for each decade of
-# $h$, the central line by 100.
+# The slopes show the order. On the right, the forward line falls by a factor of 10 for each decade
+# of $h$, and the central line by a factor of 100.
 
 # %%
 ratio = {k: abs(m(f, x, 1e-2) - exact) / abs(m(f, x, 1e-3) - exact) for k, m in methods.items()}
@@ -147,9 +147,9 @@ assert 9 < ratio["forward"] < 11 and 95 < ratio["central"] < 105 and 95 < ratio[
 # %% [markdown]
 # ## From one number to a layer
 #
-# A layer's output is an array. To get one number out of it, weight the outputs with random numbers
-# $dy$: $L = \sum dy \cdot y$. Then $\partial L/\partial y$ is $dy$, and backward, given this $dy$,
-# must return the derivative of $L$ with respect to every entry of every input.
+# The output of a layer is an array. To get a single number, weight the outputs with random numbers
+# $dy$: $L = \sum dy \cdot y$. Then $\partial L/\partial y$ is $dy$. Given this $dy$, backward must
+# return the derivative of $L$ with respect to every entry of every input.
 
 
 # %%
@@ -185,8 +185,8 @@ assert check_gradients(linear_forward, linear_backward, (X, W), method="complex"
 # %% [markdown]
 # ## Plant a mistake
 #
-# **Predict.** We forget to sum over all samples and use only the first four of five. All shapes are
-# right. Will the program complain on its own? Will training?
+# **Predict.** Suppose backward sums over only the first four of five samples. All shapes are right.
+# Will the program raise an error? Will training fail?
 
 
 # %%
@@ -206,16 +206,17 @@ for wrong in (forgets_a_sample, twice):
     assert not report.ok and report.rows[0].error < 1e-7 and report.rows[1].error > 1e-3
 
 # %% [markdown]
-# Both run without complaint, and training with either would still go downhill. Only the check sees
-# them, and it says which input is wrong: dX passes, dW does not. Of the second it says that it is
-# 2 times the right one.
+# Both run without an error, and training with either of them would still reduce the loss. Only the
+# check finds the mistakes, and it reports which gradient is wrong: dX passes, dW does not. It also
+# reports that the second dW is 2 times the right one.
 #
 # ## One number for a whole array
 #
-# Checking entry by entry costs two evaluations an entry. For a large array use a random direction
-# $v$: the derivative of $L$ along $v$ must be $\sum v \cdot dW$. Two evaluations in all.
+# Checking entry by entry costs two evaluations per entry. For a large array, use a random direction
+# $v$: the derivative of $L$ along $v$ must be $\sum v \cdot dW$. This costs two evaluations in
+# total.
 #
-# **Predict.** One entry of 40,000 is wrong by 0.01. Is one random direction enough to notice?
+# **Predict.** One entry of 40,000 is wrong by 0.01. Does one random direction detect this?
 
 # %%
 X, W = rng.standard_normal((5, 200)), rng.standard_normal((200, 200))
@@ -234,19 +235,20 @@ print(right, wrong, sep="\n\n")
 assert right.ok and not wrong.ok
 
 # %% [markdown]
-# It is. The direction gives that entry a weight $v$ of order 1, so the two sums differ by about
-# 0.01 in a few hundred. That is far above the $10^{-7}$ that we allow.
+# It does. The direction gives this entry a weight $v$ of order 1, so the two sums differ by about
+# 0.01, and the sums themselves are a few hundred. The relative difference is far above the
+# tolerance of $10^{-7}$.
 #
-# ## What a checker cannot see
+# ## What a checker cannot find
 #
 # **A kink.** $\max(0, x)$ has no derivative at 0. The central difference returns the middle, 0.5,
 # and is wrong on both sides. Draw test points away from kinks.
 #
-# **A function that is not analytic.** The complex step needs $f$ to treat $ih$ as a number.
-# `abs` throws the imaginary part away and the answer is 0.
+# **A function that is not analytic.** The complex step needs an $f$ that accepts complex numbers
+# and is analytic. `abs` drops the imaginary part, and the result is 0.
 #
-# **A wrong forward.** A checker compares backward with forward. If both compute the wrong thing
-# consistently, everything passes. Forward needs a test of its own.
+# **A wrong forward.** A checker compares backward with forward. If both are wrong in the same way,
+# the check passes. Forward needs a separate test.
 
 # %%
 assert central_difference(lambda x: max(0.0, x), 0.0, 1e-6) == 0.5
@@ -259,8 +261,8 @@ assert mine.ok  # yet it computes X W where we wanted X W^T
 # %% [markdown]
 # ## Exercises
 #
-# 1. Repeat the error picture in float32. Where does the best step move, and how small does the
-#    error get? Predict from the table with $\varepsilon = 1.2\cdot10^{-7}$ first.
-# 2. Derive the four-point formula whose leftover is $O(h^4)$ and add it to the picture.
-# 3. Write a backward for $y = \tanh(XW^\top)$ with one mistake that is invisible when
-#    all entries of $X$ are positive. Which test points would have found it?
+# 1. Repeat the error picture in float32. What is the best step now, and how small is the error?
+#    First predict both from the table with $\varepsilon = 1.2\cdot10^{-7}$.
+# 2. Derive the four-point formula with a remainder of $O(h^4)$, and add it to the picture.
+# 3. Write a backward for $y = \tanh(XW^\top)$ with one mistake that is invisible if all entries of
+#    $X$ are positive. Which test points would find it?

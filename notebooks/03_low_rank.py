@@ -11,11 +11,11 @@
 # %% [markdown]
 # # 3. Low rank
 #
-# **What you'll do.** Build matrices from a few outer products, take them apart with the singular
-# value decomposition, and approximate a picture by a handful of numbers.
+# **What you'll do.** Build matrices from a few outer products, decompose them with the singular
+# value decomposition, and approximate a picture by a few of its directions.
 #
-# **What you'll learn.** What a rank is, why cutting off the SVD is the best you can do, and why
-# "the rank" of a measured matrix is a question of how much you want to keep.
+# **What you'll learn.** What a rank is, why a truncated SVD is the best approximation, and why "the
+# rank" of a measured matrix depends on how much you want to keep.
 #
 # **What you'll need.** Chapter 1, orthogonal vectors, and the length of a vector.
 
@@ -31,9 +31,9 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## Rank one
 #
-# An outer product $b\,a^\top$ is a whole matrix made of one column and one row. Every row is a
-# multiple of $a^\top$; every column is a multiple of $b$. As a map it looks at its input in one
-# direction only, and answers in one direction only:
+# An outer product $b\,a^\top$ is a matrix made of one column and one row. Every row is a multiple
+# of $a^\top$; every column is a multiple of $b$. As a map, it reads its input along only one
+# direction, and its output always has the direction $b$:
 #
 # $$ (b\,a^\top)\,x = b\,(a^\top x) $$
 
@@ -47,8 +47,8 @@ assert np.allclose(M @ x, b * (a @ x))
 # %% [markdown]
 # ## Rank r
 #
-# Add $r$ of them. With the columns in $B$ (out, r) and the rows in $A$ (r, in), the sum is one
-# product:
+# Add $r$ outer products. With the columns in $B$ (out, r) and the rows in $A$ (r, in), the sum is
+# one product:
 #
 # $$ \sum_{k=1}^{r} b_k a_k^\top = B A $$
 #
@@ -63,9 +63,9 @@ print("rank", np.linalg.matrix_rank(B @ A), "  numbers", B.size + A.size, "of", 
 assert np.linalg.matrix_rank(B @ A) == 3 and B.size + A.size == 300
 
 # %% [markdown]
-# Three: each row of $BA$ is a mixture of the three rows of $A$. The factors hold
-# $r\,(\text{in} + \text{out}) = 300$ numbers instead of 2400. The factors save only while
-# $r < \dfrac{\text{in}\cdot\text{out}}{\text{in}+\text{out}}$, here 24.
+# Three: each row of $BA$ is a combination of the three rows of $A$. The factors hold
+# $r\,(\text{in} + \text{out}) = 300$ numbers instead of 2400. They hold fewer numbers than the
+# matrix only if $r < \dfrac{\text{in}\cdot\text{out}}{\text{in}+\text{out}}$, here 24.
 
 # %%
 assert out * in_ / (out + in_) == 24.0
@@ -84,8 +84,8 @@ B2, A2 = B @ R, np.linalg.inv(R) @ A
 assert np.allclose(B2 @ A2, B @ A) and not np.allclose(A2, A)
 
 # %% [markdown]
-# They are not: $R R^{-1}$ cancels. Two trainings may find the same change and have quite different $A$
-# and $B$. Compare products, never factors.
+# They are not unique: $R R^{-1}$ cancels. Two training runs may find the same change with quite
+# different $A$ and $B$. Compare products, never factors.
 #
 # ## The singular value decomposition
 #
@@ -109,13 +109,13 @@ assert np.isclose((M**2).sum(), (sigma**2).sum())
 assert sigma[2] > 1 and sigma[3] < 1e-12  # rank 3
 
 # %% [markdown]
-# The fourth value is not 0 but rounding, below $10^{-12}$. A computer's rank is always "how many
-# stand above a threshold".
+# The fourth value is not exactly 0: it is a rounding error below $10^{-12}$. A numerical rank is
+# always the number of singular values above a threshold.
 #
 # ## The best approximation
 #
-# Keep the first $r$ terms: $M_r = \sum_{i \le r} \sigma_i u_i v_i^\top$. What is lost has the energy
-# of the rest. **Eckart and Young (1936):** no matrix of rank $r$ comes closer.
+# Keep the first $r$ terms: $M_r = \sum_{i \le r} \sigma_i u_i v_i^\top$. The lost energy is that of
+# the other terms. **Eckart and Young (1936):** no matrix of rank $r$ is closer to $M$.
 #
 # $$ \min_{\operatorname{rank} N \le r} \Vert M - N\Vert_F
 #    = \Vert M - M_r \Vert_F = \sqrt{\textstyle\sum_{i>r} \sigma_i^2} $$
@@ -135,8 +135,8 @@ for r in range(21):
     assert np.isclose(lost, best_rank_error(sigma, r, relative=False), atol=1e-12)
 
 # %% [markdown]
-# **Predict.** We look for a rank-4 approximation by gradient descent on $B$ and $A$, as LoRA does,
-# from a random start. Will it be worse than the SVD, as good, or better?
+# **Predict.** We search for a rank-4 approximation by gradient descent on $B$ and $A$, as LoRA
+# does, from a random start. Will the result be worse than the SVD, equally good, or better?
 #
 # With $E = BA - M$ and the loss $\tfrac12\Vert E\Vert_F^2$, chapter 1's rules give
 # $dB = E A^\top$ and $dA = B^\top E$.
@@ -154,9 +154,9 @@ print(f"gradient descent {errors[-1]:.12f}\nEckart-Young     {floor:.12f}")
 assert min(errors) >= floor - 1e-12 and errors[-1] < 1.01 * floor
 
 # %% [markdown]
-# As good, to better than 1 %, and never better. The loss is not convex in $B$ and $A$
-# together, yet gradient descent found the floor. (How fast depends on the gap: the nearer $\sigma_5$ is
-# to $\sigma_4$, the more steps it takes to tell them apart.)
+# Equally good to within 1 %, and never better. The loss is not convex in $B$ and $A$ together, but
+# gradient descent found the floor. (The speed depends on the gap: the closer $\sigma_5$ is to
+# $\sigma_4$, the more steps it takes to separate them.)
 
 # %% alt="Left: 20 singular values, the first 4 kept. Right: gradient descent falls to the Eckart-Young floor"
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6))
@@ -177,7 +177,8 @@ plt.show()
 # %% [markdown]
 # ## A picture of low rank
 #
-# A picture is a matrix of brightness. This one has two smooth bumps, a slanted edge and some grain.
+# A picture is a matrix of brightness values. This one has two smooth bumps, a slanted edge and some
+# noise.
 
 # %% alt="One picture at ranks 1, 2, 5, 15 and 96: a blur at rank 1, hard to tell from the original at rank 15"
 v, h = np.mgrid[0:1:96j, 0:1:96j]
@@ -205,12 +206,12 @@ print(found)
 assert found.numerical_rank == 96
 
 # %% [markdown]
-# Counted strictly it is 96, because of the grain. That says nothing. Ask instead for the least rank
-# that keeps 99 % of the energy, an error of 0.1, or use a smooth measure:
+# Strictly, it is 96, because of the noise. This number is not useful. Ask instead for the smallest
+# rank that keeps 99 % of the energy (an error of 0.1), or use a smooth measure:
 #
-# * *stable rank* $\;\sum\sigma_i^2/\sigma_1^2$: the energy in units of the largest,
-# * *effective rank* $\;e^{H}$, with $H$ the entropy of $p_i = \sigma_i/\sum_j\sigma_j$: how many equal
-#   values would be as spread out.
+# * *stable rank* $\;\sum\sigma_i^2/\sigma_1^2$: the energy in units of the largest $\sigma_i^2$;
+# * *effective rank* $\;e^{H}$, with $H$ the entropy of $p_i = \sigma_i/\sum_j\sigma_j$: the number
+#   of equal values with the same entropy.
 
 # %%
 p = sigma / sigma.sum()
@@ -220,13 +221,13 @@ assert found.stable_rank < 2
 assert smallest_rank(sigma, error=0.1) == found.energy_ranks[0.99] == 10
 
 # %% [markdown]
-# Ten directions hold 99 % of the energy of a matrix of rank 96. Of a trained *change* of weights,
-# `lora-np analyse` asks the same question: which rank does it need?
+# Ten directions hold 99 % of the energy of a matrix of rank 96. `lora-np analyse` answers the same
+# question for a trained *change* of weights: which rank does it need?
 #
 # ## Weights are not low-rank; changes may be
 #
-# **Predict.** A random $64 \times 64$ matrix, like the weights at the start of training, is cut to
-# $r = 8$. How much of it is lost?
+# **Predict.** We truncate a random $64 \times 64$ matrix, like the weights at the start of
+# training, to $r = 8$. How much of its norm is lost?
 
 # %%
 W0 = rng.standard_normal((64, 64))
@@ -237,8 +238,8 @@ print(f"relative error at r = 8: W0 {lost_W0:.3f}, the change {lost_change:.1e}"
 assert 0.75 < lost_W0 < 0.82 and lost_change < 1e-14
 
 # %% [markdown]
-# More than three quarters of its norm. LoRA does not compress $W_0$: it leaves $W_0$ alone and uses
-# low rank for the *change*. Even then $W_0 + \Delta W$ has full rank.
+# More than three quarters. LoRA does not compress $W_0$: it keeps $W_0$ and gives the *change* a
+# low rank. The sum $W_0 + \Delta W$ still has full rank.
 
 # %% alt="Singular values: the change has 4 that are not zero; random W0, alone or with the change, falls slowly to the 64th"
 assert np.linalg.matrix_rank(W0 + change) == 64 and np.linalg.matrix_rank(change) == 4

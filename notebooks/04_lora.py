@@ -11,11 +11,11 @@
 # %% [markdown]
 # # 4. W0 x + s B A x
 #
-# **What you'll do.** Add a low-rank path to a frozen layer, derive its gradients, and work a small
-# example with every number printed.
+# **What you'll do.** Add a low-rank path to a frozen layer, derive its gradients, and work through
+# a small example with every number printed.
 #
-# **What you'll learn.** Why $B$ starts at zero, why $A$'s gradient is then zero while $B$'s is not,
-# and why gradients must not be checked at the start.
+# **What you'll learn.** Why $B$ starts at zero, why the gradient of $A$ is then zero and that of
+# $B$ is not, and why gradients must not be checked at this point.
 #
 # **What you'll need.** Chapters 1 to 3.
 
@@ -33,13 +33,13 @@ np.set_printoptions(precision=4, suppress=True)
 # %% [markdown]
 # ## The layer
 #
-# A pretrained layer has the weight $W_0$ (out, in). LoRA leaves it as it is and adds a change of
-# rank $r$, made of $A$ (r, in) and $B$ (out, r):
+# A pretrained layer has the weight $W_0$ (out, in). LoRA keeps this weight and adds a change of
+# rank $r$, the product of $B$ (out, r) and $A$ (r, in):
 #
 # $$ h = W_0 x + s\, B A x, \qquad s = \alpha / r $$
 #
-# (Hu et al., 2021, equation 3.) Only $A$ and $B$ are trained. Read it from the right: $u = Ax$ has
-# only $r$ numbers, and everything the change knows of $x$ passes through them.
+# (Hu et al., 2021, equation 3.) Only $A$ and $B$ are trained. Read the formula from the right:
+# $u = Ax$ has only $r$ numbers, and the change depends on $x$ only through them.
 #
 # Here *in* = 3, *out* = 4, $r = 2$, $\alpha = 1$.
 
@@ -64,16 +64,17 @@ assert h.tolist() == [4.5, 1.0, -2.0, 3.0]
 draw_all_steps(x, W0, A, B, s)
 
 # %% [markdown]
-# With a running kernel, the next cell gives sliders for the step, for $s$ and for $x_0$. Set $s$ to
+# With a running kernel, the next cell shows sliders for the step, for $s$ and for $x_0$. Set $s$ to
 # 0 and go through the steps: which parts no longer matter?
 
 # %%
 sliders(x, W0, A, B, s)
 
 # %% [markdown]
-# For a few samples do not form $BA$: the order $B(Ax)$ costs $r\,(\text{in}+\text{out})$
-# multiplications for each. Forming $BA$ first gives the same numbers, and pays where many samples
-# share it, as the library's pair does.
+# For a few samples, do not form $BA$: the order $B(Ax)$ costs $r\,(\text{in}+\text{out})$
+# multiplications per sample. Forming $W_0 + s\,BA$ first gives the same numbers to rounding, and is
+# faster if many samples share it. The library's layers do this (`lora_np/ops/fast/lora.py`); the
+# textbook pair of this chapter does not.
 
 # %%
 assert np.allclose(h, (W0 + s * B @ A) @ x)
@@ -81,16 +82,16 @@ assert np.allclose(h, (W0 + s * B @ A) @ x)
 # %% [markdown]
 # ## The gradients
 #
-# Let $g = \partial L/\partial h$ (called `dy` in code). The change is two linear layers, one after
-# the other: $u = Ax$, then $sBu$. Chapter 1's rules, from the outside in:
+# Let $g = \partial L/\partial h$ (called `dy` in code). The change consists of two linear layers,
+# one after the other: $u = Ax$, then $sBu$. Apply the rules of chapter 1, starting at the output:
 #
 # $$ dB = s\, g\, u^\top, \qquad du = s\, B^\top g, \qquad dA = du\; x^\top = s\, B^\top g\, x^\top $$
 #
-# Both paths read $x$, so their contributions add:
+# Both paths use $x$, so their contributions add:
 #
 # $$ dx = W_0^\top g + A^\top du = W_0^\top g + s\, A^\top B^\top g $$
 #
-# **Predict.** Before running: which shapes do $du$, $dA$ and $dB$ have?
+# **Predict.** Which shapes do $du$, $dA$ and $dB$ have?
 
 # %%
 g = np.array([1.0, 0.0, -1.0, 2.0])  # (out,)
@@ -103,8 +104,8 @@ assert (du.shape, dA.shape, dB.shape) == ((2,), (2, 3), (4, 2))
 assert du.tolist() == [4.0, -1.5]
 
 # %% [markdown]
-# Check each by nudging. $L = \sum g \cdot h$ is linear in each of $A$, $B$ and $x$, so the central
-# difference is exact but for rounding.
+# Check each gradient with central differences. $L = \sum g \cdot h$ is linear in each of $A$, $B$
+# and $x$, so the central difference is exact except for rounding.
 
 
 # %%
@@ -126,8 +127,8 @@ assert np.allclose(dB, numeric(lambda v: L(x, A, v), B), atol=1e-9)
 assert np.allclose(dx, numeric(lambda v: L(v, A, B), x), atol=1e-9)
 
 # %% [markdown]
-# The library's pair takes samples in rows, as chapter 1 did, and does not form what is frozen:
-# `need` skips $dW_0$. It cannot skip $W_0$ in $dx$.
+# The library's pair takes samples in rows, as in chapter 1. With `need`, it skips $dW_0$, because
+# $W_0$ is frozen. It still needs $W_0$ to compute $dx$.
 
 # %%
 y, cache = lora_linear_forward(x[None], W0, A, B, scale=s)
@@ -141,8 +142,8 @@ assert np.allclose(grad_x[0], dx) and np.allclose(grad_A, dA) and np.allclose(gr
 #
 # LoRA starts with a random $A$ and with $B = 0$.
 #
-# **Predict.** What is $h$ at the start? Which of $dA$, $dB$ is zero? Put $B = 0$ into the formulas
-# above.
+# **Predict.** What is $h$ at the start? Which of $dA$ and $dB$ is zero? Put $B = 0$ into the
+# formulas above.
 
 # %%
 zero = np.zeros_like(B)
@@ -153,9 +154,9 @@ assert np.array_equal(y[0], W0 @ x)
 assert not dA0.any() and dB0.any()
 
 # %% [markdown]
-# The layer starts exactly where the pretrained one is. $dA = s\,B^\top g\,x^\top$ has the factor
-# $B$ and is zero. $dB = s\,g\,(Ax)^\top$ has the factor $A$ and is not. So the first step moves $B$
-# alone, and from the second step on both move.
+# The layer starts with exactly the output of the pretrained layer. $dA = s\,B^\top g\,x^\top$ has
+# the factor $B$, so it is zero. $dB = s\,g\,(Ax)^\top$ has the factor $A$ instead, and is not zero.
+# The first step therefore changes only $B$; from the second step on, both change.
 
 # %%
 moved = zero - 0.1 * dB0
@@ -164,7 +165,8 @@ _, _, dA1, _, _ = lora_linear_backward(g[None], cache, need)
 assert dA1.any()
 
 # %% [markdown]
-# **Predict.** Two other starts: both zero, and both random. What goes wrong with each?
+# **Predict.** Consider two other starts: both factors zero, and both random. What goes wrong with
+# each?
 
 # %%
 _, cache = lora_linear_forward(x[None], W0, 0 * A, zero, scale=s)
@@ -179,13 +181,13 @@ print(f"both random (standard normal): the change is {disturbed:.0f} times the o
 assert disturbed > 10
 
 # %% [markdown]
-# With both zero, both gradients have a zero factor: nothing ever moves. With both random the output
-# is disturbed before any training.
+# If both are zero, both gradients have a zero factor, and nothing ever changes. If both are random,
+# the output is disturbed before any training.
 #
 # ## Check gradients away from the start
 #
-# **Predict.** Someone writes $dA$ with the scale $s$ forgotten. Does a gradient check at $B = 0$
-# find it?
+# **Predict.** Someone forgets the scale $s$ in $dA$. Does a gradient check at $B = 0$ find the
+# mistake?
 
 
 # %%
@@ -203,16 +205,15 @@ for name, some_B in (("B = 0", zero), ("random B", random_B)):
     assert right.ok and wrong.ok == (name == "B = 0")
 
 # %% [markdown]
-# At $B = 0$ the wrong pair passes: $dA$ is zero either way. Gradients are checked at a random $B$;
-# the zero start has a test of its own.
+# At $B = 0$ the wrong pair passes: $dA$ is zero with and without the scale. Check gradients at a
+# random $B$, and test the zero start separately.
 #
 # ## Training it
 #
-# Now let the layer learn a change $\Delta W$ of rank 2. With as many samples as we like the loss is
-# $\tfrac12\Vert sBA - \Delta W\Vert_F^2$, which we get here by feeding in the columns of the
-# identity.
+# Now let the layer learn a change $\Delta W$ of rank 2. We use the columns of the identity as
+# inputs, so the loss is $\tfrac12\Vert sBA - \Delta W\Vert_F^2$.
 #
-# **Predict.** With $r = 1$, 2 and 3: which losses go to zero? What is left of the others?
+# **Predict.** Which of the losses at $r = 1$, 2 and 3 go to zero? What is left of the others?
 
 # %%
 target = rng.standard_normal((12, 2)) @ rng.standard_normal((2, 10)) / 3  # Delta W, of rank 2
@@ -239,8 +240,8 @@ assert abs(curves[1][-1] - floors[1]) < 1e-9
 assert curves[2][-1] < 1e-20 and curves[3][-1] < 1e-20
 
 # %% [markdown]
-# Rank 1 stops at the Eckart-Young floor of chapter 3. Ranks 2 and 3 both fall below $10^{-20}$: once
-# $r$ reaches the rank of the change, more rank does not lower the final loss.
+# Rank 1 stops at the Eckart-Young floor of chapter 3. The losses at ranks 2 and 3 fall below
+# $10^{-20}$: once $r$ reaches the rank of the change, a higher rank does not lower the final loss.
 
 # %% alt="Loss against step: rank 1 stays at its floor, ranks 2 and 3 fall to rounding"
 figure, axis = plt.subplots(figsize=(6.4, 3.8))
@@ -257,9 +258,9 @@ plt.show()
 # %% [markdown]
 # ## Exercises
 #
-# 1. Start with $A = 0$ and a random $B$ instead. Derive which gradient is zero, and train. Is the end
-#    the same?
-# 2. Derive the batched gradients, samples in the rows of $X$ and $G$, and compare with
+# 1. Start with $A = 0$ and a random $B$ instead. Derive which gradient is zero, and train. Is the
+#    final loss the same?
+# 2. Derive the gradients for a batch, with samples in the rows of $X$ and $G$, and compare with
 #    `lora_linear_backward`.
-# 3. Multiply $A$ by 2 and divide $B$ by 2. $h$ stays. What happens to $dA$ and $dB$, and to one
-#    step of gradient descent?
+# 3. Multiply $A$ by 2 and divide $B$ by 2. $h$ does not change. What happens to $dA$ and $dB$, and
+#    to one step of gradient descent?

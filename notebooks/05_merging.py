@@ -11,13 +11,13 @@
 # %% [markdown]
 # # 5. Merge, unmerge, and what it costs
 #
-# **What you'll do.** Fold an adapter into its weight, take it out again, combine two adapters, and
+# **What you'll do.** Merge an adapter into its weight, subtract it again, combine two adapters, and
 # count parameters and operations.
 #
-# **What you'll learn.** What is exact and what is rounding, why a small change can vanish in
-# bfloat16, and why adding factors is not adding changes.
+# **What you'll learn.** Which results are exact and which are rounded, why a small change can
+# vanish in bfloat16, and why the sum of factors is not the sum of changes.
 #
-# **What you'll need.** Chapter 4, and that floating-point numbers have a spacing.
+# **What you'll need.** Chapter 4, and the spacing of floating-point numbers.
 
 # %%
 import matplotlib.pyplot as plt
@@ -32,10 +32,10 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## Merge
 #
-# Since $W_0 x + s\,BAx = (W_0 + s\,BA)\,x$, the adapter can be folded into one matrix of the same
-# shape. Afterwards the layer costs what it did before LoRA, and no more.
+# Since $W_0 x + s\,BAx = (W_0 + s\,BA)\,x$, the adapter can be merged into one matrix of the same
+# shape. The merged layer costs the same as the layer without LoRA.
 #
-# `inject` leaves the base as it was and returns an adapted layer; `merge` returns a plain one.
+# `inject` does not change the base and returns an adapted layer; `merge` returns a plain layer.
 
 # %%
 base = Linear(256, 256, rng, bias=False, std=1 / 16)  # float32
@@ -50,8 +50,8 @@ print(f"largest difference / largest output: {difference:.1e}")
 assert difference < 2e-6 and merged.W.shape == base.W.shape
 
 # %% [markdown]
-# **Predict.** Float32 has a spacing of $1.2\cdot10^{-7}$ relative to the number. We merge and
-# subtract the same change again. Is $W_0$ back, bit for bit?
+# **Predict.** Float32 has a relative spacing of $1.2\cdot10^{-7}$. We merge a change and subtract
+# it again. Do we get $W_0$ back, bit for bit?
 
 # %%
 change = adapted.delta()
@@ -62,15 +62,15 @@ print(f"the change is {size:.3f} of W0; after unmerging {differ:.1%} of the entr
 assert 0 < differ < 0.5 and np.abs(back.W.value - base.W.value).max() < 1e-7
 
 # %% [markdown]
-# Not quite. $W_0 + \Delta W$ was rounded, and the rounding stays. The errors are below $10^{-7}$, but
-# they are there. Where bits matter, keep $W_0$: `base` still has it.
+# Not quite. $W_0 + \Delta W$ was rounded, and the rounding error remains. The errors are below
+# $10^{-7}$, but not zero. If every bit matters, keep $W_0$: `base` still has it.
 #
 # ## Switching a thousand times
 #
-# A server swaps adapters by subtracting one change and adding the next, over and over in the same
-# array.
+# A server can switch adapters by subtracting one change from an array and adding the next, again
+# and again.
 #
-# **Predict.** Errors of either sign add like the steps of a random walk. After 100 times as many
+# **Predict.** Errors of both signs add like the steps of a random walk. After 100 times as many
 # switches, how many times larger is the error?
 
 
@@ -112,10 +112,10 @@ for name, errors in drifts.items():
     )
 
 # %% [markdown]
-# A random walk would grow $\sqrt{100} = 10$ times from 10 to 1000 switches. Here it is less, between
-# 5 and 8. Why? An entry that has been rounded once has zeros in its last digits, so the next switch
-# often finds nothing to round: later switches move fewer entries. In float32 the error stays below
-# $10^{-6}$. In bfloat16 it is above 1 % in the end.
+# A random walk would grow $\sqrt{100} = 10$ times from 10 to 1000 switches. Here the growth is
+# smaller, between 5 and 8. An entry that was rounded once has zeros in its last digits, so the next
+# switch often has nothing to round, and later switches change fewer entries. In float32 the error
+# stays below $10^{-6}$. In bfloat16 it ends above 1 %.
 
 # %%
 assert all(5 < g < 8 for g in growth.values())
@@ -128,10 +128,10 @@ assert drifts["float32"][-1] < 1e-6 and drifts["bfloat16"][-1] > 0.01
 # %% [markdown]
 # ## A change that vanishes
 #
-# Bfloat16 keeps 8 binary digits: next to a number $w$ the nearest others are about $w/200$ away.
+# Bfloat16 keeps 8 binary digits: the numbers next to $w$ are about $w/200$ away.
 #
-# **Predict.** $W_0$ is stored in bfloat16 and the change is a thousandth of it. After merging into
-# bfloat16, how many entries have changed at all?
+# **Predict.** $W_0$ is stored in bfloat16, and the change is a thousandth of its size. After
+# merging into bfloat16, what share of the entries has changed?
 
 # %%
 W0 = rng.standard_normal((256, 256)).astype(ml_dtypes.bfloat16)
@@ -148,22 +148,22 @@ for name, dtype in kinds.items():
         assert unchanged < 0.01 and lost < 1e-4
 
 # %% [markdown]
-# In bfloat16 about four entries in five do not change at all, and the error is more than three
-# quarters of the change itself. In float32 it is below a ten-thousandth of it. Unmerged, or merged in
-# float32, the same adapter works. Merge in a wider type than you store, and measure what rounding to
-# the stored type did.
+# In bfloat16, about four entries in five do not change at all, and the error is more than three
+# quarters of the change itself. In float32 the error is below a ten-thousandth of the change. The
+# same adapter works unmerged, or merged in float32. Merge in a wider type than the stored one, and
+# measure the error of rounding to the stored type.
 #
 # ## Two adapters at once
 #
 # Take two changes $B_1A_1$ and $B_2A_2$ on the same $W_0$. We want their sum.
 #
-# * **cat**: put the factors side by side, $[B_1\; B_2]$ and $\begin{bmatrix}A_1\\A_2\end{bmatrix}$.
-#   Exact, at rank $r_1+r_2$.
+# * **cat**: concatenate the factors, $[B_1\; B_2]$ and $\begin{bmatrix}A_1\\A_2\end{bmatrix}$. This
+#   is exact, with rank $r_1+r_2$.
 # * **linear**: add the factors. But
 #   $(B_1+B_2)(A_1+A_2) = B_1A_1 + B_2A_2 + \underbrace{B_1A_2 + B_2A_1}_{\text{nobody asked for}}$.
 #
-# **Predict.** With four independent random factors, how large are the two unwanted terms next to the
-# two wanted ones?
+# **Predict.** With four independent random factors, how large are the two unwanted terms compared
+# with the two wanted ones?
 
 # %%
 B1, B2 = rng.standard_normal((2, 256, 8))
@@ -180,8 +180,9 @@ assert 0.9 < np.linalg.norm(linear - wanted) / np.linalg.norm(wanted) < 1.1
 assert np.allclose(linear - wanted, B1 @ A2 + B2 @ A1)
 
 # %% [markdown]
-# As large: an error near 100 %. If rank 8 is all you may have, cut the exact sum with chapter 3's
-# SVD (method *svd*). No other matrix of rank 8 is nearer, so *linear* cannot be.
+# They are equally large: the error is close to 100 %. If the rank must be 8, truncate the exact sum
+# with the SVD of chapter 3 (method *svd*). No other matrix of rank 8 is nearer, so *linear* cannot
+# be nearer.
 
 # %%
 sigma = spectrum((np.hstack([B1, B2]), np.vstack([A1, A2]))).singular_values
@@ -190,20 +191,21 @@ print(f"svd     relative error {svd_error:.2f}   rank 8")
 assert svd_error < np.linalg.norm(linear - wanted) / np.linalg.norm(wanted)
 
 # %% [markdown]
-# On files these are `lora-np combine --method cat`, `svd` and `linear`; each prints its error.
+# For files, use `lora-np combine --method cat`, `svd` or `linear`; each prints its error.
 #
 # ## What it costs
 #
-# Count the multiply-and-adds of one $d \times d$ layer for one token (2 operations each):
+# Count the operations of one $d \times d$ layer for one token, with 2 operations for each
+# multiplication and addition:
 #
 # | | full fine-tuning | LoRA |
 # |---|---|---|
 # | forward | $2d^2$ | $2d^2 + 4dr$ |
-# | to $dx$ | $2d^2$ | $2d^2 + 4dr$ |
-# | to the weights | $2d^2$ | $4dr$ |
+# | $dx$ | $2d^2$ | $2d^2 + 4dr$ |
+# | gradients of the weights | $2d^2$ | $4dr$ |
 #
-# The last row's $d^2$ goes away because $dW_0$ is not formed. The second stays: $dx$ passes through
-# $W_0$.
+# The last row has no $d^2$ for LoRA, because $dW_0$ is not formed. The second row keeps it, because
+# $dx$ passes through $W_0$.
 #
 # **Predict.** LoRA trains 0.4 % of the numbers. Does a step cost 0.4 % of the operations?
 
@@ -228,11 +230,11 @@ ratio = (counted.forward + counted.backward) / (full.forward + full.backward)
 assert np.isclose(ratio, share_of_operations(256, 8))
 
 # %% [markdown]
-# Two thirds, at best. What LoRA saves is elsewhere: gradients and optimizer state exist for 0.39 % of
-# the numbers, and so does the file that you keep for every task.
+# No: two thirds at best. LoRA saves memory instead: gradients, optimizer state and the file of each
+# task hold only 0.39 % of the numbers.
 #
-# Both shares grow with $r$. The factors outnumber the matrix beyond $r = d/2$, and the operations
-# exceed full fine-tuning's beyond $r = d/6$.
+# Both shares grow with $r$. Above $r = d/2$ the factors hold more numbers than the matrix, and
+# above $r = d/6$ LoRA needs more operations than full fine-tuning.
 
 # %% alt="Trained numbers and operations of a step against rank, in % of full fine-tuning: operations pass 100% near rank 43, numbers at 128"
 d = 256
@@ -255,7 +257,7 @@ plt.show()
 # %% [markdown]
 # ## Exercises
 #
-# 1. Merge into bfloat16 again, with changes of 0.1, 0.01 and 0.001 of $W_0$. From which size on is
+# 1. Merge into bfloat16 again, with changes of 0.1, 0.01 and 0.001 of $W_0$. For which of them is
 #    the error below a tenth of the change?
 # 2. *linear* is exact for some pairs of adapters. Find a condition on the factors under which the two
 #    unwanted terms vanish, and build such a pair.

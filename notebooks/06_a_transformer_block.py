@@ -11,11 +11,11 @@
 # %% [markdown]
 # # 6. A transformer block by hand
 #
-# **What you'll do.** Build a GPT of one block, forward and backward, at a size where you can follow
-# every shape; check each gradient; then get the same numbers from the library.
+# **What you'll do.** Build a GPT with one block, forward and backward, at a size where you can
+# follow every shape. Check each gradient, then get the same numbers from the library.
 #
-# **What you'll learn.** The gradients of LayerNorm and of softmax, what a mask does to them, and why a
-# frozen weight still costs something on the way back.
+# **What you'll learn.** The gradients of LayerNorm and softmax, the effect of a mask on them, and
+# why a frozen weight still costs something in the backward pass.
 #
 # **What you'll need.** Chapters 1, 2 (the complex step) and 4.
 
@@ -48,10 +48,12 @@ def equal(one, other, tolerance=1e-12):
 # %% [markdown]
 # ## Tokens to vectors
 #
-# A sequence of $T = 4$ tokens out of $V = 7$ goes in. The model is $d = 8$ wide. Row $t$ of $E$ is
-# token $t$, row $i$ of $P$ is position $i$; their sum is the first $x$, one row a token.
+# The input is a sequence of $T = 4$ tokens from a vocabulary of $V = 7$. The model has the width
+# $d = 8$. Row $t$ of $E$ belongs to token $t$, and row $i$ of $P$ to position $i$. Their sum is the
+# first $x$, with one row per token.
 #
-# All numbers are drawn, biases too: a gradient is to be checked where nothing is zero by accident.
+# All numbers are random, biases too, so that no gradient is checked at a point where something is
+# zero.
 
 # %%
 V, T, d, heads = 7, 4, 8, 2
@@ -82,15 +84,15 @@ print(f"{sum(v.size for v in w.values()):,} numbers;  x0", x0.shape)
 #
 # $$ \hat x = (x - \mu)\,\rho, \qquad \rho = 1/\sqrt{v + \epsilon}, \qquad y = \gamma\,\hat x + \beta $$
 #
-# with $\mu$ and $v$ the row's mean and variance (Ba et al., 2016). $d\gamma$ and $d\beta$ are sums over
-# rows. For $dx$, let $g = dy\,\gamma$ be the gradient at $\hat x$. A nudge of $x_j$ reaches $\hat x_i$
-# in three ways: directly, through $\mu$ (by $-1/d$), and through $v$, which moves by
+# with $\mu$ and $v$ the row's mean and variance (Ba et al., 2016). $d\gamma$ and $d\beta$ are sums
+# over rows. For $dx$, let $g = dy\,\gamma$ be the gradient at $\hat x$. $x_j$ affects $\hat x_i$ in
+# three ways: directly, through $\mu$ (the term $-1/d$), and through $v$, whose derivative is
 # $2(x_j - \mu)/d$:
 #
 # $$ \frac{\partial \hat x_i}{\partial x_j}
 #    = \rho\,\Big(\delta_{ij} - \frac1d - \frac{\hat x_i \hat x_j}{d}\Big) $$
 #
-# Multiply by $g_i$ and add over $i$:
+# Multiply by $g_i$ and sum over $i$:
 #
 # $$ dx = \rho\,\big(g - \operatorname{mean}(g) - \hat x \operatorname{mean}(g\,\hat x)\big) $$
 
@@ -122,8 +124,8 @@ assert equal(y, y_library)
 assert all(equal(a, b) for a, b in zip((dx, dgamma, dbeta), layernorm_backward(dy, cache_library)))
 
 # %% [markdown]
-# **Predict.** Add 5 to every entry of a row of $x$. What does LayerNorm's output do? So what must the
-# entries of a row of $dx$ add up to?
+# **Predict.** Add 5 to every entry of a row of $x$. How does the output of LayerNorm change? What
+# must the sum of a row of $dx$ therefore be?
 
 # %%
 assert equal(layernorm(x0 + 5, gamma, beta)[0], y)
@@ -133,12 +135,13 @@ _, no_epsilon = layernorm(x0, gamma, beta, eps=0.0)
 assert np.abs((layernorm_back(dy, no_epsilon)[0] * no_epsilon[0]).sum(-1)).max() < 1e-12
 
 # %% [markdown]
-# Nothing; so they add up to zero. And since scaling a row changes (but for $\epsilon$) nothing either,
-# $dx$ is orthogonal to $\hat x$ as well. The two mean terms are what takes these two directions out of
-# $g$.
+# The output does not change, so the sum is zero. Scaling a row does not change the output either
+# (except for $\epsilon$), so $dx$ is also orthogonal to $\hat x$. The two mean terms remove these
+# two directions from $g$.
 #
-# **Predict.** Someone forgets both and writes $dx = \rho\,g$. By how much is that wrong at $d = 8$? And
-# at GPT-2's $d = 768$? (How much of the squared length of a random $g$ lies in two of $d$ directions?)
+# **Predict.** Someone forgets both terms and writes $dx = \rho\,g$. How large is the error at
+# $d = 8$? And at GPT-2's $d = 768$? (What share of the squared length of a random $g$ lies in two
+# of $d$ directions?)
 
 
 # %% alt="Relative error of dx without the mean terms against width: the measured points lie on sqrt(2/(d-2)), near 0.6 at width 8 and 0.05 at 768"
@@ -167,20 +170,21 @@ assert np.all(np.abs(errors / theory - 1) < 0.15)
 assert 0.5 < errors[0] < 0.7 and 0.04 < errors[-1] < 0.06
 
 # %% [markdown]
-# The two directions hold $2/d$ of the squared length and the other $d - 2$ hold the rest, so the
-# relative error is $\sqrt{2/(d-2)}$: more than half at $d = 8$; about 5 % at $d = 768$, where training
-# would go on and nobody would notice. A gradient check notices at once: its tolerance is far below 5 %.
+# The two directions hold $2/d$ of the squared length, and the other $d - 2$ directions hold the
+# rest, so the relative error is $\sqrt{2/(d-2)}$. It is more than half at $d = 8$ and about 5 % at
+# $d = 768$, where training would still work and nobody would notice. A gradient check detects the
+# mistake immediately, because its tolerance is far below 5 %.
 #
 # ## Softmax
 #
-# $p_i = e^{s_i} / \sum_k e^{s_k}$. Raising $s_j$ raises $p_j$; since all add up to one, the others
-# go down, each in proportion to its size:
+# $p_i = e^{s_i} / \sum_k e^{s_k}$. Raising $s_j$ raises $p_j$. The sum of all $p_i$ is one, so the
+# others fall, each in proportion to its size:
 #
 # $$ \frac{\partial p_i}{\partial s_j} = p_i\,(\delta_{ij} - p_j), \qquad
 #    ds = p\,\big(dp - \textstyle\sum_i p_i\,dp_i\big) $$
 #
-# The first is a matrix, $J = \operatorname{diag}(p) - p\,p^\top$; the second is its product with $dp$,
-# without the matrix.
+# The first formula is a matrix, $J = \operatorname{diag}(p) - p\,p^\top$. The second is its product
+# with $dp$, computed without forming the matrix.
 
 
 # %%
@@ -203,16 +207,17 @@ assert np.abs(J.sum(0)).max() < 1e-15  # p adds up to 1 and stays so
 # %% [markdown]
 # ## Causal attention
 #
-# Every token asks a question $q$, offers a key $k$ and holds a value $v$, each a linear layer of the
-# normalised $x$. Position $i$ reads a mixture of the values at positions $j \le i$:
+# Every token has a query $q$, a key $k$ and a value $v$. Each is the output of a linear layer of
+# the normalised $x$. Position $i$ reads a weighted mean of the values at positions $j \le i$:
 #
 # $$ S_{ij} = \frac{q_i \cdot k_j}{\sqrt{d_h}} + M_{ij}, \qquad P = \operatorname{softmax}(S),
 #    \qquad \text{head} = P\,v $$
 #
-# with $M_{ij} = 0$ for $j \le i$ and $-\infty$ after: $e^{-\infty} = 0$ (Vaswani et al., 2017).
+# with $M_{ij} = 0$ for $j \le i$ and $-\infty$ for $j > i$, because $e^{-\infty} = 0$ (Vaswani et
+# al., 2017).
 #
-# Two heads of $d_h = 4$ are no new operation. Row $t$ of $q$ has 8 numbers; the first head takes the
-# first four: $(T, d) \to (T, \text{heads}, d_h) \to (\text{heads}, T, d_h)$.
+# Two heads of $d_h = 4$ need no new operation. Row $t$ of $q$ has 8 numbers, and the first head
+# takes the first four: $(T, d) \to (T, \text{heads}, d_h) \to (\text{heads}, T, d_h)$.
 
 
 # %%
@@ -256,8 +261,8 @@ assert all(equal(a, b) for a, b in zip((dq, dk, dv), attention_backward(dy, cach
 # %% [markdown]
 # ## What a mask means for the gradient
 #
-# **Predict.** Which entries of $dS$ are zero? What is $dq$ of the very first position? What reaches
-# the last position's key and value from the first three rows of $dy$?
+# **Predict.** Which entries of $dS$ are zero? What is $dq$ at the first position? Which gradient do
+# the key and the value of the last position get from the first three rows of $dy$?
 
 # %% alt="P and dS of the first head as 4 x 4 tables with their numbers: every entry above the diagonal is zero in both"
 P = cache[3]
@@ -285,12 +290,13 @@ _, dk_early, dv_early, _ = attention_back(early, cache)
 assert not dk_early[:, -1].any() and not dv_early[:, -1].any()
 
 # %% [markdown]
-# $dS = P\,(\ldots)$ is zero where $P$ is: above the diagonal, with no mask in the backward at all. The
-# first position has one key to choose from, so $P_{00} = 1$ whatever $q_0$ says, and $dq_0 = 0$. And no
-# loss at early positions reaches later keys or values: a model that peeks would show here.
+# $dS = P\,(\ldots)$ is zero where $P$ is zero: above the diagonal. Backward needs no mask. The
+# first position has only one key, so $P_{00} = 1$ for any $q_0$, and $dq_0 = 0$. The loss at early
+# positions gives no gradient to later keys and values; a model that looks ahead would fail this
+# check.
 #
-# Each row of $dS$ adds up to zero. A bias $b_k$ of the keys adds one number to a whole row of $S$, so
-# its gradient is zero, always.
+# The sum of each row of $dS$ is zero. A bias $b_k$ of the keys adds the same number to a whole row
+# of $S$, so its gradient is always zero.
 
 # %%
 assert np.abs(dS.sum(-1)).max() < 1e-14
@@ -298,8 +304,8 @@ assert np.abs(dS.sum(-1)).max() < 1e-14
 # %% [markdown]
 # ## GELU
 #
-# The MLP widens to $4d$, bends, and narrows again. Its bend is GELU in the form
-# (Hendrycks and Gimpel, 2016)
+# The MLP has a linear layer to width $4d$, an activation, and a linear layer back to $d$. The
+# activation is GELU, in the tanh form (Hendrycks and Gimpel, 2016):
 #
 # $$ y = \tfrac12 x\,(1 + t), \quad t = \tanh u, \quad u = c\,(x + k x^3), \qquad
 #    y' = \tfrac12 (1 + t) + \tfrac12 x\,(1 - t^2)\, c\,(1 + 3 k x^2) $$
@@ -320,11 +326,12 @@ assert equal(gelu(x)[1], numeric(lambda v: gelu(v)[0].sum(), x))
 # %% [markdown]
 # ## Forward
 #
-# Now all of it. A block adds twice to $x$, each time from a normalised copy; a last LayerNorm and the
-# same $E$ as in the beginning make the logits, and the loss is the mean of $-\log p(\text{target})$.
+# Now the whole model. A block adds to $x$ twice, each time a function of a normalised copy. A last
+# LayerNorm and the same $E$ as at the input give the logits, and the loss is the mean of
+# $-\log p(\text{target})$.
 #
-# **Predict.** Which line below makes the largest array? And which would at GPT-2's size, $d = 768$ and
-# $V = 50257$?
+# **Predict.** Which line below creates the largest array? Which line would do so at GPT-2's size,
+# $d = 768$ and $V = 50257$?
 
 
 # %%
@@ -359,17 +366,18 @@ largest = max(value.size for value in a.values() if isinstance(value, np.ndarray
 assert largest == a["up"].size == T * 4 * d and 50257 > 4 * 768
 
 # %% [markdown]
-# Here it is `up`, (T, 4 d), and what GELU makes of it. At GPT-2's size it is the logits: 50257 numbers a
-# token against 3072.
+# Here the largest arrays are `up`, (T, 4 d), and the outputs of GELU. At GPT-2's size the logits
+# are the largest: 50257 numbers per token against 3072.
 #
 # ## Backward
 #
-# Read `forward` from the bottom to the top. Every line has its counterpart:
+# Read `forward` from bottom to top. Every line has a counterpart in backward:
 #
 # * loss and softmax together: $dz = (p - \text{onehot}) / T$;
 # * a linear layer: $dW = dy^\top x$, $db = \sum dy$, $dx = dy\,W$ (chapter 1);
-# * a sum $x + f(x)$: the gradient goes both ways, $dx = dy + f$'s own $dx$;
-# * a value used twice: its gradients add. That is $n_1$, read by q, k and v, and $E$, used at both ends.
+# * a sum $x + f(x)$: the gradient takes both paths, $dx = dy$ plus the $dx$ of $f$;
+# * a value that is used more than once: its gradients add. This holds for $n_1$, which q, k and v
+#   use, and for $E$, which is used at both ends.
 
 
 # %%
@@ -407,9 +415,10 @@ print(f"{len(worst)} arrays, largest difference from the complex step: {max(wors
 assert max(worst.values()) < 1e-14
 
 # %% [markdown]
-# All of them below $10^{-14}$, down to the first weight. And $db_k$ is zero.
+# All differences are below $10^{-14}$, down to the first weight. The next cell shows that $db_k$ is
+# zero.
 #
-# **Predict.** Tokens 0, 2 and 6 occur nowhere in the text. Are their rows of $dE$ zero?
+# **Predict.** Tokens 0, 2 and 6 do not occur in the text. Are their rows of $dE$ zero?
 
 # %%
 assert np.abs(g["b_k"]).max() < 1e-16
@@ -419,12 +428,12 @@ dz = (a["p"] - np.eye(V)[targets]) / T
 assert equal(g["E"][unused], (dz.T @ a["nf"])[unused])
 
 # %% [markdown]
-# No: $E$ is the head too, and the head pushes down whatever is not the target. Only the embedding's
-# share is zero.
+# No: $E$ is also the head, and the loss lowers the logits of all tokens that are not the target.
+# Only the embedding's share is zero.
 #
 # ## The same from the library
 #
-# `GPT` of one block is this model. We hand it our weights.
+# A `GPT` with one block is this model. We copy our weights into it.
 
 # %%
 OURS = {"attn.q_proj": "q", "attn.k_proj": "k", "attn.v_proj": "v", "attn.o_proj": "o"}
@@ -453,12 +462,14 @@ assert equal(x2, a["x2"])
 # %% [markdown]
 # ## Where does LoRA go?
 #
-# Onto any of the linear layers; the paper takes q and v. All else is frozen: no $dW$ for it.
+# LoRA can adapt any of the linear layers; the paper adapts q and v. All other Parameters are frozen
+# and get no $dW$.
 #
-# **Predict.** Only $A$ and $B$ of q and v are trained. Which of the lines of `backward` can go?
-# What share of its operations does that save?
+# **Predict.** Only $A$ and $B$ of q and v are trained. Which lines of `backward` are no longer
+# needed? What share of its operations does this save?
 #
-# At the start, $B = 0$, chapter 4 gives $dB_q = s\,dq^\top (n_1 A^\top)$. The $dq$ is the one we have.
+# At the start, $B = 0$, chapter 4 gives $dB_q = s\,dq^\top (n_1 A^\top)$. We have computed this
+# $dq$ above.
 
 # %%
 adapted = inject(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]), rng)
@@ -472,12 +483,13 @@ for name in "qv":
     assert not grads[layer.A].any()
 
 # %% [markdown]
-# These can go: the `dW` and `db` of `linear_back`, all $d\gamma$ and $d\beta$, $dP$ and both shares of
-# $dE$. The `dx` cannot: to reach $dq$ we go through $E$, the last LayerNorm, $W_\text{down}$, GELU,
-# $W_\text{up}$, $W_o$ and the softmax, all frozen. Below the adapters nothing is needed, so the `dx` of
-# q, k and v and of the first LayerNorm can go, and $dk$ with them.
+# Not needed are the `dW` and `db` of `linear_back`, all $d\gamma$ and $d\beta$, $dP$ and both
+# shares of $dE$. Most `dx` are needed: the path to $dq$ goes through $E$, the last LayerNorm,
+# $W_\text{down}$, GELU, $W_\text{up}$, the second LayerNorm, $W_o$ and the softmax, and all weights
+# on it are frozen. Below the adapters no gradient is needed, so the `dx` of q, k and v and of the
+# first LayerNorm can be left out, and so can $dk$.
 #
-# What the way back costs, in operations of matrix products for one token:
+# The cost of the backward pass, in operations of matrix products for one token:
 
 # %%
 full, lora = account(model), account(adapted)
@@ -489,14 +501,14 @@ print(f"backward of LoRA / backward of full: {ratio:.2f}")
 assert lora.trainable / full.trainable < 0.07 and 0.4 < ratio < 0.6
 
 # %% [markdown]
-# Fewer than 7 % of the numbers are trained, and going back still costs about half. Half is what `dW`
-# took. The other half is `dx`, and it passes through frozen weights.
+# Fewer than 7 % of the numbers are trained, but backward still costs about half. The other half was
+# the cost of `dW`. The cost that remains is `dx`, which passes through frozen weights.
 #
 # ## Exercises
 #
-# 1. Put a single adapter on $W_\text{down}$. Which lines of `backward` can go now? Compare `account` for
-#    `down_proj` and for `q_proj`, and explain the difference.
-# 2. In `attention`, take the mask away but leave the backward as it is. Does the gradient check still
+# 1. Put a single adapter on $W_\text{down}$. Which lines of `backward` are not needed now? Compare
+#    `account` for `down_proj` and for `q_proj`, and explain the difference.
+# 2. In `attention`, remove the mask, but do not change backward. Does the gradient check still
 #    pass? Which of this chapter's assertions fail?
-# 3. Derive the gradient of RMSNorm, $y = \gamma\,x / \sqrt{\operatorname{mean}(x^2) + \epsilon}$. Which
-#    of the two mean terms stays? How wrong is it to forget it, as a function of $d$?
+# 3. Derive the gradient of RMSNorm, $y = \gamma\,x / \sqrt{\operatorname{mean}(x^2) + \epsilon}$.
+#    Which of the two mean terms remains? How large is the error without it, as a function of $d$?

@@ -14,8 +14,8 @@
 # **What you'll do.** Draw the loss against the rank twice: for a task whose answer theory knows, and
 # for a small GPT adapted from English to Python.
 #
-# **What you'll learn.** How to draw that curve so that it compares ranks and not learning rates, how
-# far its points can be trusted, and what may be concluded from it.
+# **What you'll learn.** How to draw this curve so that it compares ranks and not learning rates,
+# how far you can trust its points, and what you can conclude from it.
 #
 # **What you'll need.** Chapters 3, 4 and 6. A minute or two of computing.
 
@@ -48,14 +48,14 @@ folder = Path(store.name)
 # %% [markdown]
 # ## Where theory knows the answer
 #
-# A linear map $W_0$ is to become $W_0 + \Delta W$. We plant $\Delta W$ with the singular values
-# 1, 0.8, 0.64, ... With inputs that are uncorrelated and of variance one, the loss of a change $N$ is
-# $\tfrac12\Vert\Delta W - N\Vert_F^2$, and chapter 3 says what rank $r$ can reach at best:
+# A linear map $W_0$ must become $W_0 + \Delta W$. We choose a $\Delta W$ with the singular values
+# 1, 0.8, 0.64, ... If the inputs are uncorrelated with variance one, the loss of a change $N$ is
+# $\tfrac12\Vert\Delta W - N\Vert_F^2$, and chapter 3 gives the lowest loss that rank $r$ can reach:
 #
 # $$ \text{floor}(r) = \tfrac12 \sum_{i>r} \sigma_i^2 $$
 #
-# **Predict.** $\sigma_i^2$ falls by $0.64$ a step. By which factor does the floor fall from $r = 1$ to
-# $r = 2$? From 2 to 4?
+# **Predict.** Each $\sigma_i^2$ is $0.64$ times the one before. By which factor does the floor fall
+# from $r = 1$ to $r = 2$? And from 2 to 4?
 #
 # `rank_sweep` trains $A$ and $B$ with Adam at each rank.
 
@@ -72,9 +72,9 @@ for run in linear["runs"]:
 assert abs(floors[2] / floors[1] - 0.64) < 0.01 and abs(floors[4] / floors[2] - 0.64**2) < 0.01
 
 # %% [markdown]
-# By $0.64$ and by $0.64^2$, within 0.01. (Not exactly: the spectrum ends at the 16th value.) Every run
-# ends within 1 % of its floor. Where the floor is known, training two factors finds it: the curve *is*
-# the tail of the spectrum of $\Delta W$.
+# By $0.64$ and $0.64^2$, to within 0.01. (Not exactly, because the spectrum ends at the 16th
+# value.) Every run ends within 1 % of its floor. Training two factors reaches the floor: the curve
+# *is* the tail of the spectrum of $\Delta W$.
 
 # %% alt="Loss against rank for a planted change: LoRA, trained at ranks 1, 2, 4 and 8, lies on the Eckart-Young floor"
 ranks = np.arange(1, 9)
@@ -99,15 +99,16 @@ plt.show()
 # %% [markdown]
 # ## A GPT
 #
-# For a language model nobody knows $\Delta W$ beforehand. There the curve has to be measured. The base
-# is a GPT of two blocks, $d = 48$, trained for some seconds on English about Python: a poor model, but
-# one that knows something. It is to learn Python itself, the source of the standard library.
+# For a language model, $\Delta W$ is not known in advance, and the curve must be measured. The base
+# is a GPT with two blocks and $d = 48$, trained for a few seconds on English text about Python. It
+# is a poor model, but it has learned something. Now it must learn Python code: the source of the
+# standard library.
 #
-# All linear layers get an adapter, at $r$ = 1, 4 and 16, with the scale 1 at every rank ($\alpha = r$).
-# Full fine-tuning is the comparison. All of them take 80 steps.
+# All linear layers get an adapter, at $r$ = 1, 4 and 16, with scale 1 at every rank ($\alpha = r$).
+# We compare with full fine-tuning. Every run has 80 steps.
 #
-# **Predict.** Rank 16 has 16 times the parameters of rank 1. What share of full fine-tuning's gain does
-# each of them get?
+# **Predict.** Rank 16 has 16 times the parameters of rank 1. What share of full fine-tuning's gain
+# does each rank reach?
 
 # %%
 settings = TextSettings(
@@ -139,8 +140,8 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# The base is the worst, each higher rank is better by more than 0.02, and rank 16 gets more than 60 %
-# of full fine-tuning's gain. Rank 1 already gets more than a quarter.
+# The base is the worst, each higher rank is better by more than 0.02, and rank 16 reaches more than
+# 60 % of full fine-tuning's gain. Rank 1 already reaches more than a quarter.
 
 # %%
 gain = {r: (base - mean[r]) / (base - mean[None]) for r in points}
@@ -149,16 +150,17 @@ assert base - 0.05 > mean[1] > mean[4] + 0.02 and mean[4] > mean[16] + 0.02
 assert 0.6 < gain[16] < 1.1 and gain[1] > 0.25
 
 # %% [markdown]
-# ## Why every rank has its own learning rate
+# ## Why every rank needs its own learning rate
 #
-# The column *lr* of the table differs from row to row. The sweep searched for it on the first seed's
-# validation loss, in factors of two. Chapter 9 derives why a rate does not suit all ranks alike.
+# The column *lr* of the table is not the same in all rows. For each row, the sweep searched for the
+# rate with the lowest validation loss on the first seed, in factors of two. Chapter 9 derives why
+# one rate does not suit all ranks.
 #
-# How much does it matter? We run what the sweep had no reason to run, so that four rates are complete
-# for all three ranks. This is also how one adaptation is written by hand.
+# How much does it matter? We add the runs that the sweep left out, so that we have four rates for
+# all three ranks. The next cell also shows how to write one adaptation by hand.
 #
-# **Predict.** Someone fixes one rate for all ranks, 0.01. Another fixes 0.08. What will each of them
-# say about the rank?
+# **Predict.** One person uses the rate 0.01 for all ranks, and another uses 0.08. What will each of
+# them conclude about the rank?
 
 # %% alt="Validation loss against learning rate at ranks 1, 4 and 16: at the largest rate rank 16 is far above the base model, the others are not"
 model0 = load_model(folder / "text", "base")
@@ -222,15 +224,15 @@ print(f"what rank 16 gains on rank 1: {low:+.3f} at 0.01, {high:+.3f} at 0.08, {
 assert low > fair + 0.005 and high < fair - 0.03
 
 # %% [markdown]
-# At 0.01 rank 16 looks better than it is: rank 1 learns too slowly there. At 0.08 it looks far worse
-# than it is: there it is rank 16 that does not learn well. A curve at one rate shows which rank that
-# rate suits.
+# At 0.01, rank 16 looks better than it is, because rank 1 learns too slowly. At 0.08, rank 16 looks
+# far worse than it is, because the rate is too high for it. A curve at a single rate shows which
+# rank this rate suits.
 #
-# ## How far can the points be trusted?
+# ## How far can you trust the points?
 #
-# Three seeds differ in $A$ and in the batches. Equal seeds see equal batches at every rank, so compare
-# seed by seed: of the differences $\delta_1, \delta_2, \delta_3$ take the mean and its standard error
-# $s_\delta / \sqrt 3$.
+# The three seeds differ in $A$ and in the batches. Equal seeds draw equal batches at every rank, so
+# compare seed by seed: take the mean of the differences $\delta_1, \delta_2, \delta_3$ and its
+# standard error $s_\delta / \sqrt 3$.
 
 # %%
 for low_rank, high_rank in ((1, 4), (4, 16)):
@@ -242,8 +244,9 @@ print(*flat(text))
 assert "not flat yet" in flat(text)[0]
 
 # %% [markdown]
-# Both gains are more than two standard errors: the curve still falls at 16. With three seeds that is a
-# rule of thumb: of ten ranks that gain nothing, one would pass (Student's t, two degrees of freedom).
+# Both gains are larger than two standard errors: the curve still falls at 16. With three seeds this
+# is a rule of thumb: of ten ranks without any gain, one would pass (Student's t, two degrees of
+# freedom).
 
 # %%
 assert round(student.sf(2, df=2), 1) == 0.1
@@ -251,9 +254,9 @@ assert round(student.sf(2, df=2), 1) == 0.1
 # %% [markdown]
 # ## Equal steps
 #
-# All runs took 80 steps. Is rank 16's distance to full fine-tuning due to its rank?
+# All runs had 80 steps. Is the gap between rank 16 and full fine-tuning due to the rank?
 #
-# **Predict.** Give rank 16 twice the steps. Which share of the distance is then left?
+# **Predict.** Give rank 16 twice the steps. What share of the gap remains?
 
 # %%
 rate16 = next(run["lr"] for run in text["runs"] if run["rank"] == 16)
@@ -264,18 +267,19 @@ print(f"rank 16: {once:.3f} after 80 steps, {twice:.3f} after 160;  full after 8
 assert once - twice > 0.9 * (once - full0)
 
 # %% [markdown]
-# Next to nothing: twice the steps close at least 90 % of the distance. Full fine-tuning would gain from
-# more steps too. A comparison at equal steps says who is faster, not who gets further: "rank 16 cannot
-# do it" does not follow from the curve.
+# Almost none: twice the steps close at least 90 % of the gap. Full fine-tuning would also gain from
+# more steps. A comparison at equal steps shows which method is faster, not which one can reach a
+# lower loss. The curve does not show that rank 16 cannot reach the loss of full fine-tuning.
 #
 # ## Trainable parameters
 #
-# A rank is not a price. An adapter on $W$ (out, in) has $r\,(\text{out} + \text{in})$ numbers, so one
-# rank costs more on a large matrix, and beyond
+# The same rank does not always cost the same. An adapter on $W$ (out, in) has
+# $r\,(\text{out} + \text{in})$ numbers, so each rank costs more on a larger matrix. Above the
+# break-even rank
 #
 # $$ r^* = \frac{\text{out}\cdot\text{in}}{\text{out}+\text{in}} $$
 #
-# it has more than $W$ itself: the break-even rank.
+# it has more numbers than $W$ itself.
 #
 # **Predict.** What is $r^*$ of a 48 x 48 matrix? Of the MLP's 192 x 48?
 
@@ -296,18 +300,20 @@ one = inject(model0, LoraConfig(r=1, target_modules="all-linear"), np.random.def
 assert account(one).adapter == trainable[1] == 2 * (4 * (48 + 48) + 2 * (192 + 48))
 
 # %% [markdown]
-# In this small model rank 16 is 38 % of all parameters. Full fine-tuning trains the embeddings and
-# LayerNorms too, which no rank of these adapters reaches. At $d = 4096$ the same rank is 0.8 % of a
-# matrix: a rank is low *relative to the width*, and curves of small models do not carry over to large
-# ones.
+# In this small model, the adapters of rank 16 have 38 % as many parameters as the whole model. Full
+# fine-tuning also trains the embeddings and LayerNorms, which these adapters cannot change at any
+# rank. At $d = 4096$, rank 16 is 0.8 % of a matrix: a rank is low *relative to the width*, and the
+# curves of small models do not carry over to large ones.
 #
-# ## What may be concluded
+# ## What you can conclude
 #
-# * Here, at 80 steps and with a rate for each, a higher rank is better up to 16.
-# * Not: that a higher rank is always better. On the linear task a rank gains what its singular
-#   value holds, and past the last one nothing.
-# * Not: that LoRA falls short of full fine-tuning by this much. Steps and embeddings have their part.
-# * Not: which rank *your* task needs. `lora-np sweep` measures it; `docs/rank_vs_loss.md` has a larger one.
+# * Here, with 80 steps and a learning rate for each rank, a higher rank is better up to 16.
+# * Not: that a higher rank is always better. On the linear task, each rank gains the energy of its
+#   singular value, and nothing after the last one.
+# * Not: that LoRA is worse than full fine-tuning by this much. The number of steps and the
+#   embeddings contribute to the gap.
+# * Not: which rank *your* task needs. `lora-np sweep` measures it; `docs/rank_vs_loss.md` shows a
+#   larger sweep.
 
 # %%
 assert round(100 * 16 * (4096 + 4096) / 4096**2, 1) == 0.8
@@ -316,8 +322,8 @@ assert round(100 * 16 * (4096 + 4096) / 4096**2, 1) == 0.8
 # ## Exercises
 #
 # 1. Is it the embeddings? Copy the base (`copy_model`), `freeze` all Parameters but the linear layers'
-#    `W` and `b`, train the rest, and see where between rank 16 and full fine-tuning it ends.
-# 2. Compare at equal *parameters*: rank 12 on q and v (`target_modules`) against q, k, v and o. Which
-#    rank must the second have? Which is better, and by how many standard errors?
-# 3. Plant a $\Delta W$ with `decay=0.98` in the linear task. Predict the floors of ranks 1 and 8, then
-#    run it. Is "low rank suffices" a property of LoRA or of the task?
+#    `W` and `b`, train these, and see where the loss ends between rank 16 and full fine-tuning.
+# 2. Compare at equal *parameters*: rank 12 on q and v (`target_modules`) against q, k, v and o.
+#    Which rank must the second one have? Which one is better, and by how many standard errors?
+# 3. Plant a $\Delta W$ with `decay=0.98` in the linear task. Predict the floors of ranks 1 and 8,
+#    then run the task. Is "a low rank suffices" a property of LoRA or of the task?

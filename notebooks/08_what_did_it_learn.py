@@ -11,11 +11,11 @@
 # %% [markdown]
 # # 8. What did it learn?
 #
-# **What you'll do.** Train four adapters on one base, take their changes apart, ask the questions of
-# section 7 of the LoRA paper, and cut an adapter down to the rank that the analyser names.
+# **What you'll do.** Train four adapters on one base, decompose their changes, ask the questions of
+# section 7 of the LoRA paper, and truncate an adapter to a lower rank.
 #
-# **What you'll learn.** How much of its rank an adapter uses, which directions two runs have in
-# common, where noise begins, and that every such number needs one for chance beside it.
+# **What you'll learn.** How much of its rank an adapter uses, which directions two runs share,
+# where noise begins, and why every such number must be compared with chance.
 #
 # **What you'll need.** Chapters 3, 5 and 7. Half a minute of computing.
 
@@ -52,9 +52,9 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## Four adapters
 #
-# The base is one like chapter 7's: a small GPT that has read English about Python for some seconds.
-# Ranks 4 and 16, each at chapter 7's learning rate but for 120 steps, two seeds each: another $A$,
-# other batches. And one full fine-tuning to compare with.
+# The base is like that of chapter 7: a small GPT, trained for a few seconds on English text about
+# Python. We train ranks 4 and 16, each with its learning rate from chapter 7 but for 120 steps,
+# with two seeds, which draw $A$ and the batches. For comparison, we also run one full fine-tuning.
 
 # %%
 english, python = split(encode(language_reference())), split(encode(standard_library()))
@@ -98,12 +98,12 @@ delta = {
 # %% [markdown]
 # ## The spectrum of B A, without B A
 #
-# Chapter 3 reads ranks off singular values. $BA$ need not be formed for that. Write $B = Q_B R_B$ and
-# $A^\top = Q_A R_A$, each $Q$ with orthonormal columns. Then
+# Chapter 3 computed ranks from singular values. This does not require forming $BA$. Write
+# $B = Q_B R_B$ and $A^\top = Q_A R_A$, where each $Q$ has orthonormal columns. Then
 #
 # $$ BA = Q_B\,(R_B R_A^\top)\,Q_A^\top , $$
 #
-# and the small $r \times r$ matrix in the middle has all the singular values.
+# and the small $r \times r$ matrix in the middle has the nonzero singular values of $BA$.
 
 # %%
 B, A = delta[16, 0]["h.0.mlp.up_proj"]
@@ -116,8 +116,8 @@ assert np.allclose(sigma, spectrum((B, A)).singular_values, rtol=1e-10)
 # %% [markdown]
 # ## How much of its rank does it use?
 #
-# **Predict.** An adapter of rank 16 has 16 singular values that are not zero. Is the change spread
-# evenly over them? How many hold 90 % of the squared norm?
+# **Predict.** An adapter of rank 16 has 16 nonzero singular values. Is the change spread evenly
+# over them? How many of them hold 90 % of the squared norm?
 
 # %% alt="Singular values of three changes of rank 16, relative to the first: they fall without a step, to a few per cent at the 16th"
 print(f"{'r = 16, seed 0':<20}{'stable rank':>12}{'effective':>11}{'90 %':>6}{'99 %':>6}")
@@ -143,23 +143,23 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# All 16 are there, but not alike: in every matrix fewer than 12 hold 90 %, and the stable rank is below
-# 6. There is no cliff, though. The spectrum falls smoothly, and where to cut is a matter of how much to
-# keep.
+# All 16 are nonzero, but not equal: in every matrix, fewer than 12 hold 90 %, and the stable rank
+# is below 6. The spectrum falls smoothly, without a cliff, so the rank to keep depends on the error
+# that you accept.
 #
 # ## Where noise begins
 #
-# For a *full* change $W - W_0$ there is another question: how many directions are more than noise? Noise
-# fills every direction, and its singular values are not small. An (m, n) matrix of independent entries
-# of standard deviation $s$ has them up to the edge
+# For a *full* change $W - W_0$ there is another question: how many directions are more than noise?
+# Noise fills every direction, and its singular values are not small. For an (m, n) matrix of
+# independent entries with standard deviation $s$, they reach up to the edge
 #
 # $$ s\,(\sqrt m + \sqrt n) $$
 #
-# (Marchenko and Pastur, 1967). The median of them tells $s$. A direction is worth keeping above a
-# threshold somewhat higher (Gavish and Donoho, 2014). We try both where we know the answer: rank 5,
-# planted under noise.
+# (Marchenko and Pastur, 1967). Their median determines $s$. The threshold above which a direction
+# is worth keeping is somewhat higher (Gavish and Donoho, 2014). We test both on a known case: a
+# matrix of rank 5 plus noise.
 #
-# **Predict.** What is the numerical rank of a planted rank 5 with noise on top, 96 x 64?
+# **Predict.** What is the numerical rank of a 96 x 64 matrix of rank 5 plus noise?
 
 # %% alt="Singular values of a planted change of rank 5 in noise: 5 stand above the noise's edge and the Gavish-Donoho threshold, the rest below"
 noisy, signal = planted_matrix((96, 64), k=5, signal_to_noise=1.5, rng=rng)
@@ -183,7 +183,8 @@ print("  above Gavish-Donoho", s.hard_threshold_rank, f"  noise {s.noise:.2f} (t
 assert s.numerical_rank == 64 and s.hard_threshold_rank == 5 and abs(s.noise - 1) < 0.15
 
 # %% [markdown]
-# 64: the numerical rank counts noise. The threshold finds the five. A weaker signal sinks:
+# 64: the numerical rank counts noise. The threshold finds the five directions. A weaker signal is
+# lost in the noise:
 
 # %%
 weak = [planted_matrix((96, 64), 5, 0.5, np.random.default_rng(i))[0] for i in range(20)]
@@ -199,9 +200,9 @@ print({s.noise for s in found.values()})
 assert all(s.noise is None and s.hard_threshold_rank is None for s in found.values())
 
 # %% [markdown]
-# It has none: beyond $r$ its singular values are exactly zero. The library answers None rather than a
-# number. Full fine-tuning's change has a floor; whether it is *noise* is another matter: it is what
-# looks independent from entry to entry.
+# There is none: beyond $r$, its singular values are exactly zero. The library returns None. The
+# change of full fine-tuning has a floor, but this floor is not necessarily *noise*: the estimate
+# only assumes entries that look independent.
 
 # %%
 change = {
@@ -214,14 +215,14 @@ assert all(4 <= count <= 30 for count in above.values())
 # %% [markdown]
 # ## Do two runs find the same directions?
 #
-# Let the columns of $U$ and $V$ be the first $i$ and the first $j$ directions of two runs. Their
-# similarity (Hu et al., 2021, equation 4)
+# Let the columns of $U$ be the first $i$ directions of one run, and those of $V$ the first $j$
+# directions of another. Their similarity (Hu et al., 2021, equation 4)
 #
 # $$ \phi(i, j) = \frac{\Vert U^\top V \Vert_F^2}{\min(i, j)} $$
 #
-# is 1 if one space holds the other and 0 if they are orthogonal.
+# is 1 if one space contains the other, and 0 if they are orthogonal.
 #
-# **Predict.** And if the two are random, in $d = 48$ dimensions, $i = j = 16$?
+# **Predict.** What is $\phi$ for two random spaces in $d = 48$ dimensions with $i = j = 16$?
 
 
 # %%
@@ -238,10 +239,10 @@ assert abs(np.mean([grid[15, 15] for grid in drawn]) - 16 / 48) < 0.01
 assert random_similarity(48, 16, 16) == 16 / 48
 
 # %% [markdown]
-# Not 0. A random unit vector has the mean square $1/d$ along any direction; so on average
-# $\phi = \max(i, j)/d$, here one third.
+# Not 0. The squared component of a random unit vector along any direction is $1/d$ on average, so
+# the mean of $\phi$ is $\max(i, j)/d$, here one third.
 #
-# As the paper does, we take the right singular vectors of $A$: what an adapter reads of its input.
+# Like the paper, we use the right singular vectors of $A$: the input directions of the adapter.
 
 
 # %% alt="Similarity of the first i directions of two seeds' A: four layers, above chance i / d at nearly every i"
@@ -273,13 +274,13 @@ assert max(at8.values()) < 0.5
 assert all(0.6 * phi(path, (16, 0), (16, 1))[15, 15] < 16 / 48 for path in QV)
 
 # %% [markdown]
-# Averaged over these matrices the runs share more than chance: at $i = 8$ at least 1.2 times as much.
-# They share less than half. And at $i = 16$ most of the similarity *is* chance: read without the dashed
-# line, the rising curves would tell a story that is not there.
+# Averaged over these matrices, the runs share more than by chance: at $i = 8$, at least 1.2 times
+# as much. They share less than half. At $i = 16$, most of the similarity *is* chance: without the
+# dashed line, the rising curves would be misleading.
 #
-# The paper's figure 3 says that a low and a high rank have their top direction in common,
-# $\phi(1, 1) > 0.5$. We compare rank 4 of one seed with rank 16 of the other: equal seeds would start
-# from related $A$.
+# According to the paper's figure 3, a low and a high rank share their top direction,
+# $\phi(1, 1) > 0.5$. We compare rank 4 of one seed with rank 16 of the other, because equal seeds
+# would start from related $A$.
 
 # %%
 top = {}
@@ -291,17 +292,19 @@ assert np.mean([grid[0, 0] for grid in top.values()]) < 0.5
 assert np.mean([grid[3, 15] for grid in top.values()]) > 16 / 48 + 0.03
 
 # %% [markdown]
-# Not here: the average is below 0.5. The space of rank 16 does hold more of rank 4's than chance.
+# Not here: the average is below 0.5. But the space of rank 16 contains more of the space of rank 4
+# than by chance.
 #
-# ## Does it repeat what W0 does?
+# ## Does the change repeat W0?
 #
-# Project $W_0$ on the change's top $r$ directions, $\Vert U^\top W_0 V^\top\Vert_F$, and compare with
-# the same for $W_0$'s own top directions (the most there can be) and for random ones. The *factor*
-# $\Vert\Delta W\Vert_F / \Vert U^\top W_0 V^\top\Vert_F$ says how far the change amplifies what it finds
-# there (table 7 of the paper: 21.6 at $r = 4$, 1.9 at $r = 64$).
+# Project $W_0$ on the top $r$ directions of the change, $\Vert U^\top W_0 V^\top\Vert_F$, and
+# compare with the top directions of $W_0$ itself (the largest possible value) and with random ones.
+# The *factor* $\Vert\Delta W\Vert_F / \Vert U^\top W_0 V^\top\Vert_F$ says how much the change
+# amplifies the part of $W_0$ in its directions (table 7 of the paper: 21.6 at $r = 4$, 1.9 at
+# $r = 64$).
 #
-# **Predict.** With more directions, the space holds more of $W_0$ whatever they are. Which way does the
-# factor go with $r$?
+# **Predict.** More directions hold more of $W_0$, whatever they are. Does the factor rise or fall
+# with $r$?
 
 # %%
 table7 = {}
@@ -317,10 +320,11 @@ for path in QV:
     assert in_delta < 0.5 * own and factor > 1.5 * table7[16, path][3] > 1.5
 
 # %% [markdown]
-# At $r = 4$ the change's directions hold less than half of what $W_0$'s own top ones do: it does not
-# repeat $W_0$. The factor is above 1 and falls with $r$, as in the paper. But look at the column
-# *random*: random directions hold much of that already. The change finds less than 4 times as much,
-# where $W_0$'s own directions hold more than 6 times as much.
+# At $r = 4$, the norm of $W_0$ in the directions of the change is less than half of the norm in its
+# own top directions: the change does not repeat $W_0$. The factor is above 1 and falls with $r$, as
+# in the paper. But look at the column *random*. The norm in the directions of the change is less
+# than 4 times the norm in random directions, and the norm in the top directions of $W_0$ is more
+# than 6 times.
 
 # %%
 ratio = {path: table7[4, path][0] / table7[4, path][2] for path in QV}
@@ -331,12 +335,12 @@ assert all(table7[4, path][1] > 6 * table7[4, path][2] for path in QV)
 # %% [markdown]
 # ## Intruders
 #
-# Add the change to $W_0$ and look at the ten top left singular vectors of the sum. One that resembles
-# none of $W_0$'s (every |cosine| below 0.5) is an *intruder*; LoRA is said to make many and full
-# fine-tuning few (Shuttleworth et al., 2024).
+# Add the change to $W_0$, and take the ten top left singular vectors of the sum. A vector that
+# resembles none of $W_0$'s (every |cosine| below 0.5) is called an *intruder*. Shuttleworth et al.
+# (2024) report that LoRA creates many intruders and full fine-tuning few.
 #
-# **Predict.** Replace the trained directions by random ones and keep the singular values. Fewer
-# intruders, or more?
+# **Predict.** Replace the trained directions by random ones, with the same singular values. Are
+# there fewer intruders, or more?
 
 
 # %%
@@ -367,18 +371,18 @@ assert counts["r = 4"] > 2 * counts["full"] and size["r = 4"] > 2 * size["full"]
 assert all(0.5 < counts[f"r = {r}"] / counts[f"r = {r}, random"] < 2 for r in (4, 16))
 
 # %% [markdown]
-# LoRA has more than twice as many as full fine-tuning. But random directions of the same sizes have
-# about as many (within a factor of two). So the count says less about *what* was learned than about
-# *how large* the change is along a few directions: at these learning rates LoRA's change is more than
-# twice as large as full fine-tuning's.
+# LoRA has more than twice as many as full fine-tuning. But random directions with the same singular
+# values have about as many (within a factor of two). So the count says less about *what* was
+# learned than about *how large* the change is along a few directions: at these learning rates,
+# LoRA's change is more than twice as large as that of full fine-tuning.
 #
-# ## Cut it down
+# ## Truncate the adapter
 #
-# Keep of each matrix as few directions as leave a relative error of 0.1 (99 % of the squared norm), or
-# of 0.3. By Eckart and Young that is the best there is at its rank. On files this is
-# `lora-np resize --error 0.1`.
+# For each matrix, keep the fewest directions that leave a relative error of at most 0.1 (99 % of
+# the squared norm), or of 0.3. By Eckart and Young, no approximation of this rank is better. For
+# files, use `lora-np resize --error 0.1`.
 #
-# **Predict.** Which share of the parameters remains at 0.1? How much of the loss is lost?
+# **Predict.** What share of the parameters remains at 0.1? What share of the gain in loss is lost?
 
 
 # %%
@@ -406,11 +410,11 @@ for error in (0.1, 0.3):
 assert lost[0.1] < 0.03 and 0.03 < lost[0.3] < 0.2
 
 # %% [markdown]
-# At an error of 0.1 less than 3 % of the gain is lost, with fewer than 80 % of the parameters. At 0.3
-# it is between 3 and 20 %. The error is of the *weights*; what it costs in loss has to be measured, as
-# here.
+# At an error of 0.1, less than 3 % of the gain is lost, with fewer than 80 % of the parameters. At
+# 0.3, between 3 and 20 % of the gain is lost. The error is an error of the *weights*; its effect on
+# the loss must be measured, as here.
 #
-# **Predict.** Cut rank 16 to rank 4. Is it as good as what was trained at rank 4?
+# **Predict.** Truncate rank 16 to rank 4. Is the result as good as an adapter trained at rank 4?
 
 # %% alt="Validation loss against the rank that is left: an adapter cut from rank 16 loses as it is cut; at 4 it is above one trained at 4"
 ranks = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -432,26 +436,28 @@ print(f"cut to 4: {curve[3]:.3f}   trained at 4: {loss[4, 0]:.3f}, {loss[4, 1]:.
 assert max(loss[4, 0], loss[4, 1]) < curve[3] - 0.005 and curve[0] < start
 
 # %% [markdown]
-# Not quite: trained at rank 4 it is better by more than 0.005. Training at rank 4 puts what matters most
-# into four directions; training at rank 16 had no reason to. Cutting says how small a *finished*
-# adapter can be made, a sweep says which rank to train.
+# Not quite: the adapters trained at rank 4 are better by more than 0.005. Training at rank 4 must
+# put the most important part of the change into four directions; training at rank 16 need not.
+# Truncation shows how small a *finished* adapter can be. A sweep shows which rank to train.
 #
 # ## Section 7, at this size
 #
 # | the paper | here |
 # |---|---|
-# | a very low rank suffices | no: chapter 7, the loss falls up to rank 16 |
-# | low and high rank share their top direction | not on average, but the spaces have more in common than chance |
+# | a very low rank suffices | no: in chapter 7, the loss falls up to rank 16 |
+# | low and high rank share their top direction | not on average, but their spaces share more than
+# by chance |
 # | two seeds share directions, random matrices do not | yes, weakly |
 # | the change does not repeat $W_0$'s top directions | yes, at $r = 4$ |
-# | it amplifies what it finds in $W_0$, more so at a low rank | yes; but random directions hold a good part of what it finds |
+# | it amplifies its directions of $W_0$, more so at a low rank | yes, but random directions hold a
+# good part of $W_0$ too |
 #
-# Two seeds of one small model decide nothing about large ones. `docs/paper.md` asks the same with five
-# seeds and states the rule of each verdict beforehand.
+# Two seeds of one small model prove nothing about large models. `docs/paper.md` asks the same
+# questions with five seeds, and states the rule for each verdict.
 #
 # ## Exercises
 #
-# 1. Take the right singular vectors of $BA$ (`svd_of_factors`) instead of those of $A$. Which of the
+# 1. Take the right singular vectors of $BA$ (`svd_of_factors`) instead of those of $A$. Which
 #    similarities change most, and why can $A$ have large directions that the adapter does not use?
 # 2. Multiply a trained $B$ by $t$ from 0 to 2. How do the number of intruders and the loss change?
 # 3. Which rank would you train next, given this chapter's and chapter 7's pictures? Write down what you

@@ -11,14 +11,14 @@
 # %% [markdown]
 # # 9. Alpha, r and the learning rate
 #
-# **What you'll do.** Work out what the first step of training does to a layer's output, for two
+# **What you'll do.** Derive how the first step of training changes the output of a layer, for two
 # optimizers and two scales, and measure it.
 #
-# **What you'll learn.** Which knobs are the same knob, and why changing $r$ changes how fast LoRA
-# learns.
+# **What you'll learn.** Which hyperparameters are redundant, and why $r$ changes the speed of
+# learning.
 #
-# **What you'll need.** Chapter 4. Adam's first step is the learning rate times the sign of the
-# gradient.
+# **What you'll need.** Chapter 4, and this fact: Adam's first step is the learning rate times the
+# sign of the gradient.
 
 # %%
 import matplotlib.pyplot as plt
@@ -32,8 +32,8 @@ need = (False, False, True, True, False)  # dA and dB only
 # %% [markdown]
 # ## The first step
 #
-# Training starts at $B = 0$, so in the first step only $B$ moves: $dB = s\,g\,u^\top$ with $u = Ax$.
-# How far does the output for the same $x$ move? The change of the output is $s\,\Delta B\,u$.
+# Training starts at $B = 0$, so the first step changes only $B$: $dB = s\,g\,u^\top$ with $u = Ax$.
+# How far does the output for the same $x$ move? The output changes by $s\,\Delta B\,u$.
 #
 # **SGD**, $\Delta B = -\eta\, dB$:
 #
@@ -43,7 +43,7 @@ need = (False, False, True, True, False)  # dA and dB only
 #
 # $$ \Delta h = -\eta\, s\, \operatorname{sign}(g) \textstyle\sum_k \vert u_k\vert $$
 #
-# Take one small layer and see that both formulas are exact.
+# The next cell verifies on a small layer that both formulas are exact.
 
 # %%
 rng = np.random.default_rng(0)
@@ -58,10 +58,11 @@ assert np.allclose(by_sgd, -rate * s**2 * g * (u @ u), rtol=0, atol=1e-12)
 assert np.allclose(by_adam, -rate * s * np.sign(g) * np.abs(u).sum(), rtol=0, atol=1e-12)
 
 # %% [markdown]
-# $u$ has $r$ entries of like size, so both sums grow in proportion to $r$.
+# $u$ has $r$ entries of similar size, so both sums grow in proportion to $r$.
 #
 # **Predict.** LoRA's scale is $s = \alpha/r$; rsLoRA's is $s = \alpha/\sqrt r$ (Kalajdzievski, 2023).
-# For each scale and each optimizer, with which power of $r$ does the first step grow?
+# With which power of $r$ does the first change of the output grow, for each scale and each
+# optimizer?
 
 
 # %%
@@ -93,15 +94,15 @@ moves = {
 }
 
 # %% [markdown]
-# Put each $s$ into the two formulas:
+# Substitute each $s$ into the two formulas:
 #
 # | | $s=\alpha/r$ | $s=\alpha/\sqrt r$ |
 # |---|---|---|
 # | SGD, $\Delta h \propto s^2 r$ | $r^{-1}$ | $r^0$ |
 # | Adam, $\Delta h \propto s\, r$ | $r^0$ | $r^{1/2}$ |
 #
-# On double-logarithmic axes a power of $r$ is a straight line, and the power is its slope. Each
-# measured slope is within 0.05 of the table's.
+# On double-logarithmic axes, a power of $r$ is a straight line whose slope is the power. Each
+# measured slope is within 0.05 of the table.
 
 # %% alt="First move of the output against rank: it falls for SGD with alpha / r, stays for SGD with alpha / sqrt(r) and Adam with alpha / r, grows for Adam with alpha / sqrt(r)"
 figure, axis = plt.subplots(figsize=(6.8, 4))
@@ -120,9 +121,9 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# So "which rank is best" at one fixed learning rate is not a fair question: under SGD with
-# $\alpha/r$ a rank of 128 starts 128 times slower than a rank of 1, on average. Tune the learning rate
-# for each rank, as `lora-np sweep` does.
+# A comparison of ranks at one fixed learning rate is therefore not fair: under SGD with $\alpha/r$,
+# rank 128 starts 128 times more slowly than rank 1, on average. Tune the learning rate for each
+# rank, as `lora-np sweep` does.
 
 # %%
 slower = moves["SGD, alpha / r"][0] / moves["SGD, alpha / r"][-1]
@@ -130,17 +131,17 @@ print(f"r = 1 moves {slower:.0f} times as far as r = 128")
 assert abs(slower / 128 - 1) < 0.25  # a mean of 400 draws
 
 # %% [markdown]
-# ## Alpha under SGD: one knob too many
+# ## Alpha under SGD is redundant
 #
-# Call $A' = \sqrt s\, A$ and $B' = \sqrt s\, B$. Then $sBA = B'A'$: a layer with scale 1. By the chain
-# rule $dA = \sqrt s\, dA'$, so a step on $A$ moves $A'$ by
+# Let $A' = \sqrt s\, A$ and $B' = \sqrt s\, B$. Then $sBA = B'A'$, which is a layer with scale 1.
+# By the chain rule, $dA = \sqrt s\, dA'$, so a step on $A$ changes $A'$ by
 #
 # $$ \sqrt s\,\eta\, dA = s\,\eta\; dA' , $$
 #
-# and $B'$ likewise. Training at scale $s$ and rate $\eta$ **is** training at scale 1 and rate
-# $s\eta$, from an $A$ that is $\sqrt s$ times as large.
+# and the same holds for $B'$. Training with scale $s$ and rate $\eta$ **is** training with scale 1
+# and rate $s\eta$, from an $A$ that is $\sqrt s$ times as large.
 #
-# **Predict.** After 30 steps, how different are the two products?
+# **Predict.** How different are the two products after 30 steps?
 
 
 # %%
@@ -170,16 +171,17 @@ print(
 assert np.abs(one - other).max() < 1e-13 and np.abs(one - plain).max() > 0.05
 
 # %% [markdown]
-# They are equal to rounding. Under SGD $\alpha$ is not a new knob. It is a learning rate and a size
-# of the random start, together.
+# They are equal to rounding. Under SGD, $\alpha$ is not a new hyperparameter: it acts as a factor
+# of the learning rate and of the size of the random start.
 #
 # ## Alpha under Adam: a learning rate for B alone
 #
-# Adam divides a gradient by its own running size, so multiplying a gradient by a constant changes
-# nothing. Put all of the scale into $B$: $B' = sB$, $A' = A$. A step moves $B$ by about $\eta$, hence
-# $B'$ by $s\eta$, and $A$ by $\eta$.
+# Adam divides a gradient by its own running size, so a constant factor of the gradient has no
+# effect. Put the whole scale into $B$: $B' = sB$, $A' = A$. A step changes $B$ by about $\eta$,
+# hence $B'$ by $s\eta$, and $A$ by $\eta$.
 #
-# **Predict.** Which two learning rates reproduce $s = 4$, $\eta = 0.01$ at scale 1?
+# **Predict.** Which two learning rates with scale 1 reproduce training with $s = 4$ and
+# $\eta = 0.01$?
 
 
 # %%
@@ -207,17 +209,18 @@ print(
 assert np.abs(one - other).max() < 1e-12 and np.abs(one - both).max() > 0.01
 
 # %% [markdown]
-# 0.01 for $A$ and 0.04 for $B$. Under Adam, $\alpha$ is a learning rate for $B$ alone. (Adam's usual
-# $\epsilon$ of $10^{-8}$ breaks this slightly where gradients are tiny; here it is $10^{-30}$.)
+# 0.01 for $A$ and 0.04 for $B$. Under Adam, $\alpha$ is a factor of the learning rate of $B$ alone.
+# (Adam's usual $\epsilon$ of $10^{-8}$ breaks this slightly for tiny gradients; here it is
+# $10^{-30}$.)
 #
-# What to take along: choose one scale, keep it, and tune the learning rate for each rank.
+# In practice: choose one scale, keep it, and tune the learning rate for each rank.
 #
 # ## Exercises
 #
 # 1. How does the *norm of the change*, $\Vert s\,\Delta B\,A\Vert_F$, grow with $r$ in the four cases?
-#    Derive it for one sample and $1 \ll r \ll d$, then measure. By which power of $r$ does each case
-#    differ from the output's?
-# 2. Find the power $p$ for which $s = \alpha/r^p$ makes Adam's first move of the *output* the same
-#    for all $r$, and the one that does so for SGD.
-# 3. Weight decay shrinks $A$ and $B$ by $1 - \eta\lambda$ a step. Does the equality of the SGD
-#    section survive? With which $\lambda$?
+#    Derive it for one sample and $1 \ll r \ll d$, then measure. By which power of $r$ does each
+#    case differ from that of the output?
+# 2. Find the power $p$ for which $s = \alpha/r^p$ makes Adam's first change of the *output* the
+#    same for all $r$, and the power that does so for SGD.
+# 3. Weight decay multiplies $A$ and $B$ by $1 - \eta\lambda$ in each step. Does the equality of the
+#    SGD section still hold? With which $\lambda$?

@@ -11,11 +11,11 @@
 # %% [markdown]
 # # 10. Find the bug
 #
-# **What you'll do.** Take claims about LoRA from four articles that circulate on the web, one
-# claim at a time and in our words, and put each to the test.
+# **What you'll do.** Test claims about LoRA from four articles that circulate on the web, one claim
+# at a time and in our words.
 #
-# **What you'll learn.** That most mistakes show in a shape, in a count or in one small example
-# worked by hand; and which of LoRA's sayings are true.
+# **What you'll learn.** How to find most mistakes with a shape, a count or one small example by
+# hand, and which common claims about LoRA are true.
 #
 # **What you'll need.** Chapters 1 to 6.
 
@@ -50,12 +50,12 @@ assert (square_B @ square_A.T).shape == (square_B @ square_A).shape
 assert not np.allclose(square_B @ square_A.T, square_B @ square_A)
 
 # %% [markdown]
-# False. It fails unless $r$ equals *in*, and then it is silently another matrix. The change is $BA$.
+# False. The product does not exist unless $r$ equals *in*, and then it is silently a different
+# matrix. The change is $BA$.
 #
-# **Claim 2.** *$dA = g B^\top x^\top$ and $dB = g A$.* Chapter 4 has the true ones,
-# $dA = s\,B^\top g\,x^\top$ and $dB = s\,g\,(Ax)^\top$. Look at the second formula without any
-# computing: it does not contain $x$. Yet if $x = 0$ the adapter does nothing, and no gradient of $A$
-# or $B$ can be anything but 0.
+# **Claim 2.** *$dA = g B^\top x^\top$ and $dB = g A$.* Chapter 4 derived $dA = s\,B^\top g\,x^\top$
+# and $dB = s\,g\,(Ax)^\top$. The second formula of the claim does not contain $x$. But if $x = 0$,
+# the adapter has no effect, and the gradients of $A$ and $B$ must be 0.
 
 # %%
 g = rng.standard_normal((1, 5))
@@ -68,9 +68,9 @@ assert not dA.any() and not dB.any()
 #
 # **Claim 3.** *A worked example.* $W_0 = \begin{bmatrix}1&2\\3&4\\5&6\end{bmatrix}$,
 # $A = [0.1, -0.2]$, $B = [0.3, -0.4, 0.5]^\top$, $x = [1, 2]$, $g = [0.2, -0.1, 0.3]$, with $r = s = 1$.
-# It prints $y = [4.1, 14.4, 16.5]$, $dA = [0.11, 0.22]$ and $dB = [-0.07, 0.14, -0.21]$.
+# The article prints $y = [4.1, 14.4, 16.5]$, $dA = [0.11, 0.22]$ and $dB = [-0.07, 0.14, -0.21]$.
 #
-# **Predict.** Work out $u = Ax$ and the first entry of $y = W_0x + Bu$ by hand.
+# **Predict.** Compute $u = Ax$ and the first entry of $y = W_0x + Bu$ by hand.
 
 # %%
 W0 = np.array([[1.0, 2], [3, 4], [5, 6]])
@@ -90,11 +90,12 @@ for step in ([[1e-4, 0]], [[0, 1e-4]]):  # the nudge has the last word
     assert np.isclose((up - down) / 2e-4, (dA * np.array(step)).sum() / 1e-4)
 
 # %% [markdown]
-# False, all three: $y = [4.91, 11.12, 16.85]$, $dA = [0.25, 0.5]$, $dB = [-0.06, 0.03, -0.09]$. (The
-# article's $BA$ is ten times too large, and its $y$ is not even its own matrix times $x$.)
+# All three are false: $y = [4.91, 11.12, 16.85]$, $dA = [0.25, 0.5]$, $dB = [-0.06, 0.03, -0.09]$.
+# (The article's $BA$ is ten times too large, and its $y$ is not its own matrix times $x$.)
 #
-# **Claim 4.** *Its code draws $A$ and $B$ at random and leaves the base trainable* (a layer from 10 to
-# 5, with a bias, $r = 4$). Count what trains, and compare with training the weight itself.
+# **Claim 4.** *Its code draws $A$ and $B$ at random and leaves the base trainable* (a layer from 10
+# to 5, with a bias, $r = 4$). Count the trained numbers, and compare with training the weight
+# itself.
 
 # %%
 base_numbers, adapter_numbers = 10 * 5 + 5, 4 * (10 + 5)
@@ -110,13 +111,14 @@ assert base_numbers + adapter_numbers == 115 and adapter_numbers == 60 > 50
 assert round(50 / 15, 2) == 3.33
 
 # %% [markdown]
-# 115 numbers train instead of 60. And even 60 are more than the weight's 50: LoRA saves only below
-# $r = 50/15 = 3.33$ here. (That a random $B$ disturbs the output was chapter 4.)
+# 115 numbers are trained instead of 60. Even 60 is more than the 50 of the weight: here LoRA saves
+# parameters only below $r = 50/15 = 3.33$. (Chapter 4 showed that a random $B$ disturbs the
+# output.)
 #
-# **Claim 5.** *It serves convolutions as well.*
+# **Claim 5.** *LoRA also works for convolutions.*
 #
-# A convolution is a linear map of patches: cut the input into windows, lay each out as a row, and
-# multiply by one matrix. Nothing in chapter 4 asks where $x$ comes from.
+# A convolution is a linear map of patches: cut the input into windows, make each window a row, and
+# multiply by one matrix. The formulas of chapter 4 hold for any $x$.
 
 # %%
 signal, kernel = rng.standard_normal((2, 12)), rng.standard_normal((3, 2, 5))  # 2 channels to 3
@@ -137,7 +139,8 @@ assert np.allclose(y.T, slow)
 #
 # **Claim 6.** *Dropout belongs on $\Delta W$.*
 #
-# **Predict.** $\Delta W$ is 48 x 48 of rank 4. We set a tenth of its entries to zero. Its rank?
+# **Predict.** $\Delta W$ is 48 x 48 and has rank 4. We set a tenth of its entries to zero. What is
+# its rank now?
 
 # %% alt="Singular values of a change of rank 4: with dropout on the change all 48 are above zero, with dropout on x only 4"
 change = rng.standard_normal((48, 4)) @ rng.standard_normal((4, 48))
@@ -166,11 +169,11 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# False: the rank goes from 4 to 48, so the layer is no longer low-rank. It would also use one mask for
-# the whole batch. Dropout belongs on $x$, in the adapter's path only.
+# False: the rank rises from 4 to 48, so the change is no longer low-rank. The whole batch would
+# also share one mask. Dropout belongs on $x$, in the path of the adapter only.
 #
-# **Claim 7.** *LoRA at $r = 8$ trains about 1 % of the parameters.* Compute it. LLaMA-7B has 32 layers,
-# $d = 4096$, and 6.74 billion parameters.
+# **Claim 7.** *LoRA at $r = 8$ trains about 1 % of the parameters.* Compute the share. LLaMA-7B has
+# 32 layers, $d = 4096$, and 6.74 billion parameters.
 
 # %%
 one_matrix = 8 * (4096 + 4096) / 4096**2
@@ -182,11 +185,11 @@ assert round(0.01 / one_matrix, 1) == 2.6 and round(0.01 / llama) == 8
 # %% [markdown]
 # False, by a factor of 2.6 for one matrix and of 8 for the model.
 #
-# **Claim 8.** *Prefix tuning trains 0.5 %.* A prefix is, in every layer, a key and a value of length $d$
-# for each of its tokens: $2 L d$ numbers a token.
+# **Claim 8.** *Prefix tuning trains 0.5 %.* A prefix has a key and a value of length $d$ in every
+# layer for each of its tokens: $2 L d$ numbers per token.
 #
-# **Predict.** How many tokens make 0.5 % of BERT-base ($L = 12$, $d = 768$, 110 million parameters)? Of
-# LLaMA-7B?
+# **Predict.** How many tokens make up 0.5 % of BERT-base ($L = 12$, $d = 768$, 110 million
+# parameters)? And of LLaMA-7B?
 
 # %%
 tokens = {
@@ -197,11 +200,11 @@ print({name: f"{count:.0f} tokens" for name, count in tokens.items()})
 assert [round(count) for count in tokens.values()] == [30, 129]
 
 # %% [markdown]
-# False as a property of the method: it is 30 tokens for one model and 129 for the other.
+# False as a property of the method: 0.5 % means 30 tokens for one model and 129 for the other.
 #
 # **Claim 9.** *A grid search over $r \in \{4..32\}$ and $\alpha \in \{16..128\}$ finds the best rank;
-# keep the run with the highest `eval_loss`.* The second half picks the worst run. The first half is
-# subtler: which scales $s = \alpha/r$ does the grid contain?
+# keep the run with the highest `eval_loss`.* The second half selects the worst run. For the first
+# half, ask: which scales $s = \alpha/r$ does the grid contain?
 
 # %%
 scales = {alpha / r for alpha in (16, 32, 64, 128) for r in (4, 8, 16, 32)}
@@ -209,13 +212,15 @@ print(sorted(scales))
 assert min(scales) == 0.5 and max(scales) == 32
 
 # %% [markdown]
-# The scale varies 64-fold along with the rank, so the grid cannot tell which of the two helped.
+# False: the scale varies 64-fold along with the rank, so the grid cannot show which of the two
+# helped.
 #
-# **Claim 10.** *$\alpha$ controls the learning rate.* Compare one step with $s$ and with $2s$ from the
-# same start, $B = 0$. Under SGD, $dB$ has a factor $s$, and $\Delta W = sBA$ one more. Adam's first
-# step has the size of the learning rate, whatever the gradient's.
+# **Claim 10.** *$\alpha$ controls the learning rate.* Compare one step with $s$ and one with $2s$
+# from the same start, $B = 0$. Under SGD, $dB$ has a factor $s$, and $\Delta W = sBA$ has another.
+# Adam's first step has the size of the learning rate, whatever the size of the gradient.
 #
-# **Predict.** By which factor does the change after one step grow when $s$ doubles, under each?
+# **Predict.** By which factor does the change after one step grow if $s$ doubles, under each
+# optimizer?
 
 # %%
 W0, A, X = rng.standard_normal((6, 8)), rng.standard_normal((2, 8)), rng.standard_normal((20, 8))
@@ -234,11 +239,12 @@ print(f"SGD: {sgd:.2f}   Adam: {adam:.2f}")
 assert np.isclose(sgd, 4) and np.isclose(adam, 2)
 
 # %% [markdown]
-# Half true: under Adam doubling $\alpha$ doubles the first change, as doubling the learning rate
-# would. Under SGD it is fourfold.
+# Half true: under Adam, doubling $\alpha$ doubles the first change, as doubling the learning rate
+# would. Under SGD, the first change is four times as large.
 #
-# **Claim 11.** *One model per task: wrap the base for each task in turn, train, keep the result.* In the
-# article's code every wrapped model holds the same arrays. Two tasks ask for two different changes:
+# **Claim 11.** *One model per task: wrap the base for each task in turn, train, keep the result.*
+# In the article's code, all wrapped models share the same arrays. Two tasks need two different
+# changes:
 
 # %%
 eye, wants = np.eye(8), rng.standard_normal((2, 8, 8))  # each task's change
@@ -272,11 +278,11 @@ print(f"with arrays of its own {loss_of(*own_0, task=0):.2f}")
 assert after > 3 * before and abs(loss_of(*own_0, task=0) / before - 1) < 0.2
 
 # %% [markdown]
-# False: training the second task undid the first. What may be shared is the frozen base. Each task
-# needs an $A$ and a $B$ of its own, as `inject` gives.
+# False: training the second task destroyed the result of the first. Tasks can share the frozen
+# base, but each task needs its own $A$ and $B$, which `inject` creates.
 #
-# **Claim 12.** *The share of trained parameters is trainable / total*, both counted after wrapping. Take
-# a layer from 20 to 16 with a bias, and $r = 4$.
+# **Claim 12.** *The share of trained parameters is trainable / total*, both counted after wrapping.
+# Consider a layer from 20 to 16 with a bias, and $r = 4$.
 
 # %%
 layer, adapter = 20 * 16 + 16, 4 * (20 + 16)
@@ -289,11 +295,11 @@ assert (layer, layer + adapter) == (336, 480)
 assert round(100 * adapter / layer) == 43 and round(100 * adapter / (layer + adapter)) == 30
 
 # %% [markdown]
-# False where it is called the original's share: the total includes what LoRA added. Here it is 43 %, not
-# 30 %. At $d = 4096$ the two hardly differ, which is how such a count survives.
+# False as a share of the original model: the total includes LoRA's own parameters. Here the share
+# is 43 %, not 30 %. At $d = 4096$ the two hardly differ, so the mistake is easily missed.
 #
-# **Claim 13.** *Fewer gradients, so training is that much faster.* Chapter 5 counted a step's operations
-# at $d = 4096$, $r = 8$:
+# **Claim 13.** *LoRA trains 0.4 % of the parameters, so training is faster by the same ratio.*
+# Chapter 5 counted the operations of a step at $d = 4096$, $r = 8$:
 
 # %%
 operations = (4 * 4096**2 + 12 * 4096 * 8) / (6 * 4096**2)
@@ -301,14 +307,15 @@ print(f"trained numbers {one_matrix:.2%}, operations {operations:.0%}")
 assert round(operations, 2) == 0.67
 
 # %% [markdown]
-# Half true: a third of the operations is saved, not 99.6 %. $dx$ still passes through $W_0$ (chapter 6).
+# Half true: LoRA saves a third of the operations, not 99.6 %. $dx$ still passes through $W_0$
+# (chapter 6).
 #
 # ## Third article: W = R G
 #
 # **Claim 14.** *LoRA writes the pretrained $W$ as a low-rank $R$ times a Gaussian $G$, and trains $R$.*
 #
-# **Predict.** From chapter 3: how much of a random 64 x 64 matrix is lost at $r = 8$ by the best
-# approximation there is? And with a $G$ fixed at random?
+# **Predict.** As in chapter 3: how much of a random 64 x 64 matrix does the best approximation at
+# $r = 8$ lose? And an approximation with a fixed random $G$?
 
 # %%
 W = rng.standard_normal((64, 64))
@@ -320,12 +327,12 @@ print(f"lost by the SVD {best:.3f}, with G fixed {fixed:.3f}")
 assert 0.75 < best < 0.82 and abs(fixed - (1 - 8 / 64) ** 0.5) < 0.01
 
 # %% [markdown]
-# False. That would be compression of $W$, and a bad one: with a fixed $G$ the part of $W$ outside its
-# eight rows is lost, $\sqrt{1 - 8/64} = 0.935$ of the norm. LoRA factors the *change*, trains both
-# factors, and the merged model is as large as before.
+# False. This would be a compression of $W$, and a bad one: a fixed $G$ loses the part of $W$
+# outside the span of its eight rows, $\sqrt{1 - 8/64} = 0.935$ of the norm. LoRA factors the
+# *change* and trains both factors, and the merged model is as large as before.
 #
-# **Claim 15.** *An SVD gives such a Gaussian factor.* What are the rows of an SVD's right factor to each
-# other? And those of a Gaussian one?
+# **Claim 15.** *An SVD gives such a Gaussian factor.* Are the rows of the right factor of an SVD
+# orthogonal to each other? And the rows of a Gaussian matrix?
 
 # %%
 Vt = np.linalg.svd(W)[2][:8]
@@ -337,10 +344,10 @@ print({name: f"{value:.1e}" for name, value in off.items()})
 assert off["SVD"] < 1e-14 and off["Gaussian"] > 0.1
 
 # %% [markdown]
-# False: the SVD's are orthonormal.
+# False: the rows from the SVD are orthonormal, and Gaussian rows are not.
 #
-# **Claim 16.** *Not for recurrent networks.* An RNN applies one matrix $U$ at every step. Give it an
-# adapter: the gradients of chapter 4, added over the steps.
+# **Claim 16.** *LoRA does not work for recurrent networks.* An RNN applies one matrix $U$ at every
+# step. With an adapter on $U$, the gradients are those of chapter 4, summed over the steps.
 
 # %%
 X, g = rng.standard_normal((5, 6)), rng.standard_normal(6)  # five inputs; L = g . h at the end
@@ -367,14 +374,14 @@ for index in np.ndindex(2, 6):  # the complex step of chapter 2
     assert np.isclose((g @ states(A, B + nudge.T)[-1]).imag / 1e-30, dB.T[index], rtol=1e-10)
 
 # %% [markdown]
-# False: wherever there is a matrix product, there can be an adapter.
+# False: every matrix product can have an adapter.
 #
 # ## Fourth article: principle and use
 #
 # **Claim 17.** *$W_0$ is $d \times k$; $\Delta W$ is the product of $A$, $d \times r$, and $B$,
 # $r \times k$; and $h = W_0x + BAx$.*
 #
-# **Predict.** With $d = k = 6$ and $r = 2$, what shape has this $BA$?
+# **Predict.** What is the shape of this $BA$ for $d = k = 6$ and $r = 2$?
 
 # %%
 A, B = rng.standard_normal((6, 2)), rng.standard_normal((2, 6))
@@ -382,11 +389,11 @@ print("B A:", (B @ A).shape, "  A B:", (A @ B).shape)
 assert (B @ A).shape == (2, 2) and (A @ B).shape == (6, 6)
 
 # %% [markdown]
-# False: the names are swapped halfway. $r \times r$ is no change of $W_0$, and for $d \ne k$ the
-# product does not exist.
+# False: the names are swapped halfway. An $r \times r$ matrix is not a change of $W_0$, and for
+# $d \ne k$ the product does not exist.
 #
-# **Claim 18.** *With more parameters LoRA converges to the original model.* What can it represent at
-# $r = \min(\text{in}, \text{out})$?
+# **Claim 18.** *With more parameters LoRA converges to the original model.* Which changes can LoRA
+# represent at $r = \min(\text{in}, \text{out})$?
 
 # %%
 wanted = rng.standard_normal((6, 9))  # any change whatever
@@ -395,10 +402,10 @@ B, A = left * sigma, right  # (6, 6), (6, 9)
 assert A.shape[0] == 6 and np.allclose(B @ A, wanted)
 
 # %% [markdown]
-# False as it stands, and nearly right: at full rank $BA$ can be any change, so *training with LoRA*
-# becomes like training the original model. The result is not the original model.
+# False as stated, but nearly right: at full rank, $BA$ can be any change, so *training with LoRA*
+# approaches training the original model. The result is not the original model.
 #
-# **Claim 19.** *Subtracting $BA$ restores $W_0$.* To rounding only: chapter 5.
+# **Claim 19.** *Subtracting $BA$ restores $W_0$.* Only to rounding, as chapter 5 showed.
 #
 # **Claim 20.** *GPT-3's checkpoint shrinks from 350 GB to 35 MB.* 96 layers, $d = 12288$, $q$ and $v$
 # at $r = 4$, 2 bytes a number:
@@ -413,7 +420,7 @@ assert numbers == 18_874_368 and round(2 * numbers / 1e6, 1) == 37.7
 #
 # **Claim 21.** *A batch whose samples belong to different tasks must be processed task by task.*
 #
-# **Predict.** $u = Ax$ with another $A$ for each sample: can one product do that?
+# **Predict.** Can one product compute $u = Ax$ with a different $A$ for each sample?
 
 # %%
 tasks = np.array([0, 2, 1, 0, 2])  # which adapter each sample wants
@@ -427,17 +434,17 @@ print(f"largest difference {np.abs(one_by_one - together).max():.1e}")
 assert np.allclose(one_by_one, together, rtol=0, atol=1e-10)
 
 # %% [markdown]
-# False: $W_0$ is shared, and the small factors are gathered, one pair a sample.
+# False: all samples share $W_0$, and the small factors are gathered, one pair per sample.
 #
 # ## The score
 #
-# Of 21 claims two hold (5, 20), two hold half (10, 13), and 17 do not. A shape (1, 17), a thought about
-# $x = 0$ (2), an example by hand (3), a count (4, 7, 8, 9, 12) and a few lines of NumPy (6, 11, 14, 15,
-# 16, 18, 21, and chapter 5 for 19) were enough.
+# Of the 21 claims, two are true (5, 20), two are half true (10, 13), and 17 are false. A shape (1,
+# 17), a thought about $x = 0$ (2), an example by hand (3), a count (4, 7, 8, 9, 12) and a few lines
+# of NumPy (6, 11, 14, 15, 16, 18, 21, and chapter 5 for 19) were enough.
 #
-# What the articles say besides, and what no arithmetic here decides:
+# Further statements of the articles, which arithmetic does not decide:
 #
-# | the article | what is so |
+# | the article | correct |
 # |---|---|
 # | LoRA's paper is called "... of Pretrained Models" | "Low-Rank Adaptation of Large Language Models", arXiv:2106.09685 |
 # | take a large $r$ | measure it: chapter 7 |
@@ -445,14 +452,15 @@ assert np.allclose(one_by_one, together, rtol=0, atol=1e-10)
 # | adapter layers: fast inference | the paper's table 1, batch 1: LoRA 19.8 ms, adapter layers 23.9 and 25.8 ms |
 # | code calls `weight(x)` with a matrix, `load_adapter` without a name, `evaluation_strategy`, `Trainer(tokenizer=...)` | all raise with today's PyTorch, PEFT 0.21 and transformers 5.23 |
 # | memory falls by two thirds | the paper's figure for GPT-3: from 1.2 TB to 350 GB |
-# | DyLoRA is 4 to 7 times faster than LoRA | than a search for a rank that trains LoRA once for each |
-# | the link to LCM-LoRA | is that of LCM, arXiv:2310.04378; LCM-LoRA is 2311.05556 |
+# | DyLoRA is 4 to 7 times faster than LoRA | it is faster than a search that trains LoRA once for
+# each rank |
+# | the link to LCM-LoRA | links to LCM, arXiv:2310.04378; LCM-LoRA is 2311.05556 |
 # | S-LoRA's "PageAttention" | Unified Paging: KV cache and adapters in one pool of pages, arXiv:2311.03285 |
 #
 # ## Exercises
 #
-# 1. A prefix of $n$ tokens on every layer, and LoRA of rank $r$ on q and v: at which $n$ do they train
-#    equally many numbers?
-# 2. Claim: *large $r$ works better.* Use chapter 4's `train` on a change of rank 2 with noise added:
+# 1. Compare a prefix of $n$ tokens on every layer with LoRA of rank $r$ on q and v. At which $n$ do
+#    they train equally many numbers?
+# 2. Claim: *large $r$ works better.* Use `train` of chapter 4 on a change of rank 2 plus noise:
 #    does the distance to the change without noise keep falling with $r$?
-# 3. Find one claim about LoRA in a text of your own, and write the assertion that decides it.
+# 3. Find one claim about LoRA in a text of your choice, and write an assertion that decides it.
