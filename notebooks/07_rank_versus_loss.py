@@ -42,7 +42,7 @@ from lora_np.experiments.rank_sweep.report import (
 from lora_np.plots import BLUE, GREEN, ORANGE
 
 threadpool_limits(1)  # products this small are not faster on two threads
-store = TemporaryDirectory()  # gone with the kernel
+store = TemporaryDirectory()  # removed with the kernel
 folder = Path(store.name)
 
 # %% [markdown]

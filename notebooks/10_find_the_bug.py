@@ -84,7 +84,7 @@ assert np.allclose(y, [[4.91, 11.12, 16.85]])
 assert np.allclose(B @ A, [[0.03, -0.06], [-0.04, 0.08], [0.05, -0.10]])
 assert np.allclose(W0 + B @ A, [[1.03, 1.94], [2.96, 4.08], [5.05, 5.90]])
 assert np.allclose(dA, [[0.25, 0.50]]) and np.allclose(dB[:, 0], [-0.06, 0.03, -0.09])
-for step in ([[1e-4, 0]], [[0, 1e-4]]):  # the nudge has the last word
+for step in ([[1e-4, 0]], [[0, 1e-4]]):  # central differences decide
     up = (g * lora_linear_forward(x, W0, A + step, B, scale=1.0)[0]).sum()
     down = (g * lora_linear_forward(x, W0, A - np.array(step), B, scale=1.0)[0]).sum()
     assert np.isclose((up - down) / 2e-4, (dA * np.array(step)).sum() / 1e-4)
@@ -258,7 +258,7 @@ def trained(A, B, task):
     for _ in range(300):
         y, cache = lora_linear_forward(eye, 0 * wants[0], A, B, scale=1.0)
         dA, dB = lora_linear_backward(y - wants[task].T, cache)[2:4]
-        A -= 0.02 * dA  # in place: whoever holds these arrays sees it
+        A -= 0.02 * dA  # in place: every holder of these arrays sees the change
         B -= 0.02 * dB
     return A, B
 
@@ -396,7 +396,7 @@ assert (B @ A).shape == (2, 2) and (A @ B).shape == (6, 6)
 # represent at $r = \min(\text{in}, \text{out})$?
 
 # %%
-wanted = rng.standard_normal((6, 9))  # any change whatever
+wanted = rng.standard_normal((6, 9))  # an arbitrary change
 left, sigma, right = np.linalg.svd(wanted, full_matrices=False)
 B, A = left * sigma, right  # (6, 6), (6, 9)
 assert A.shape[0] == 6 and np.allclose(B @ A, wanted)

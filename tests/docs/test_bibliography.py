@@ -137,7 +137,7 @@ PRINTED = {
     "the lowest rank suffices": ["q,v 50 %, q,k,v,o 58 %"],
     "q and v are the best choice in attention": ["q,v 2.2308; q,k,v,o 2.2147"],
     "q alone is worse than q and v": ["measured: q,v 2.2308; q 2.2924;"],
-    "what the change finds in W0 it amplifies, more so at the low rank": [
+    "the change amplifies its directions of W0, more so at the low rank": [
         "factor at r = 4: 12.4 to 36.2; at r = 32: 1.38 to 3.22"
     ],
     "few random directions go far": ["1,024 of 120,576 get 94 % of the way"],
