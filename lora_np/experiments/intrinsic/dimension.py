@@ -161,10 +161,8 @@ def intrinsic_dimension(
     64
     """
     D, m, starts, base = _begin(make_problem(0), ds, seeds, lr)
-    work, ended = partial(train_once, make_problem, fit_options), dict(done or {})
-    _run_all(work, starts, seeds, base, ended, executor, listen)
-    best = search.best_rates(starts, _losses(ended), base)
-    rows = [_row(*key, lr, seeds, ended) for key, lr in best.items()]
+    ended = _run_all(make_problem, fit_options, starts, seeds, base, done, executor, listen)
+    rows = _rows(starts, seeds, ended, base)
     return {"D": D, "layers": m, "base": base, **_compare(rows, base, D), "rows": rows}
 
 
@@ -250,26 +248,38 @@ def train_once(
 
 
 def _run_all(
-    work: Callable[[Run], float],
+    make_problem: Callable[[int], Problem],
+    fit_options: Mapping[str, Any],
     starts: Mapping[Contender, float],
     seeds: int,
     base: float,
-    done: dict[Run, float],
+    done: Done | None,
     executor: Executor | None,
     listen: Callable[[Run, float], None] | None,
-) -> None:
-    """Add to `done` the runs that are missing."""
+) -> Done:
+    """Carry out the runs that `done` lacks; return all."""
+    ended = dict(done or {})
 
     def keep(run: Run, loss: float, running: int) -> None:
-        done[run] = loss
+        ended[run] = loss
         if listen is not None:
             listen(run, loss)
 
-    run_all(lambda: next_runs(starts, seeds, done, base), work, keep, executor)
+    work = partial(train_once, make_problem, fit_options)
+    run_all(lambda: next_runs(starts, seeds, ended, base), work, keep, executor)
+    return ended
 
 
 def _losses(done: Done) -> dict[Planned, float]:
     return {Planned((run.variant, run.d), run.seed, run.lr): loss for run, loss in done.items()}
+
+
+def _rows(
+    starts: Mapping[Contender, float], seeds: int, done: Done, base: float
+) -> list[dict[str, Any]]:
+    """Return a row for full training, and for each variant and d."""
+    best = search.best_rates(starts, _losses(done), base)
+    return [_row(*contender, lr, seeds, done) for contender, lr in best.items()]
 
 
 def _row(variant: str, d: int | None, lr: float | None, seeds: int, done: Done) -> dict[str, Any]:
