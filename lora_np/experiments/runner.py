@@ -163,7 +163,6 @@ def mapped(arrays: Arrays, folder: Path) -> Iterator[Mapped]:
     whole = np.empty(1, np.dtype(fields, align=True))  # one record with a field for each array
     for name, array in arrays.items():
         whole[name][0] = array
-    _remove_mapped(folder)  # what a killed process left
     # The name says what the file holds: a worker on another host takes no other file for it.
     path = folder.absolute() / f"{MAPPED}{hashlib.sha256(whole.tobytes()).hexdigest()[:16]}"
     try:
@@ -188,6 +187,7 @@ def with_mapped(
     Where they cannot see the folder, on hosts without a common disk, it is called again with the
     arrays themselves, which then travel with every run.
     """
+    _remove_mapped(folder)  # what a killed process left
     if executor is None:
         return run(arrays)
     try:

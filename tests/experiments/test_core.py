@@ -160,6 +160,18 @@ def test_mapped_arrays_give_equal_results_and_leave_no_file(tiny, tmp_path, stop
     assert names(tmp_path / "mapped") == names(tmp_path / "here")
 
 
+@pytest.mark.parametrize("executor", [None, Pickling()])
+def test_a_mapped_file_that_a_killed_process_left_is_removed(tmp_path, executor):
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rank_sweep(SMALL, tmp_path, listen=stop)
+    (tmp_path / f"{runner.MAPPED}0123456789abcdef").write_bytes(b"half")
+    rank_sweep(SMALL, tmp_path, executor=executor)
+    assert names(tmp_path) == ["models", "results.json"]
+
+
 @pytest.mark.parametrize("experiment", [rank_sweep, intrinsic_run])
 def test_workers_that_do_not_see_the_folder_are_sent_the_arrays(tiny, tmp_path, experiment):
     settings = tiny if experiment is rank_sweep else IntrinsicSettings((40,), tiny)
