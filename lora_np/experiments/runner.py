@@ -6,20 +6,22 @@ depend on the executor or on the order in which runs end.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from lora_np.files.atomic import beside
+from lora_np.files.atomic import PREFIX, replacing
 
 Arrays = Mapping[str, np.ndarray]
 Run = TypeVar("Run")
 Found = TypeVar("Found")
+MAPPED = f"{PREFIX}mapped-"
 LONGEST_HEADER = 2**24  # bytes of our own file's; NumPy's limit is for files of strangers
 
 
@@ -161,10 +163,20 @@ def mapped(arrays: Arrays, folder: Path) -> Iterator[Mapped]:
     whole = np.empty(1, np.dtype(fields, align=True))  # one record with a field for each array
     for name, array in arrays.items():
         whole[name][0] = array
-    with beside(folder / "mapped") as path:
-        with path.open("wb") as file:
+    # The name says what the file holds: a worker on another host takes no other file for it.
+    path = folder.absolute() / f"{MAPPED}{hashlib.sha256(whole.tobytes()).hexdigest()[:16]}"
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, whole)
-        yield Mapped(path.absolute())
+        yield Mapped(path)
+    finally:
+        _remove_mapped(folder)
+
+
+def _remove_mapped(folder: Path) -> None:
+    for path in folder.glob(f"{MAPPED}*"):
+        with suppress(OSError):  # Windows keeps a file that a worker still maps
+            path.unlink()
 
 
 def with_mapped(
@@ -175,6 +187,7 @@ def with_mapped(
     Where they cannot see the folder, on hosts without a common disk, it is called again with the
     arrays themselves, which then travel with every run.
     """
+    _remove_mapped(folder)  # what a killed process left
     if executor is None:
         return run(arrays)
     try:

@@ -1,10 +1,11 @@
-"""Run a small sweep again and again, stopped at its first, second, ... operation on a file.
+"""Run an experiment again and again, stopped at its first, second, ... operation on a file.
 
-Usage: python -m tests.experiments.stopping HOW FOLDER STEP
+Usage: python -m tests.experiments.stopping WHAT HOW FOLDER FIRST STEP
 
-HOW is "kill" (by the system, at once), "interrupt" (Ctrl-C) or "full" (the disk is full from there
-on). Each time the same call must go on and reach what a call that was never stopped reaches. The
-first 24 operations open the folder and begin the results; after them only every STEP-th is taken.
+WHAT is "sweep" (of the linear task) or "intrinsic" (of the text task, with its pretraining). HOW is
+"kill" (by the system, at once), "interrupt" (Ctrl-C) or "full" (the disk is full from there on).
+The run is stopped at each of the FIRST operations, and after them at every STEP-th. Each time the
+same call must continue and reach what a call that was never stopped reaches.
 Prints how many operations there are.
 """
 
@@ -18,9 +19,17 @@ import traceback
 from itertools import count
 from pathlib import Path
 
-from lora_np.experiments.rank_sweep import LinearSettings, SweepError, rank_sweep
+from lora_np.experiments.intrinsic import IntrinsicSettings, intrinsic_run
+from lora_np.experiments.rank_sweep import (
+    LinearSettings,
+    SweepError,
+    TextSettings,
+    rank_sweep,
+    text,
+)
+from tests.tiny import TINY, write_texts
 
-SETTINGS = LinearSettings(ranks=(1,), seeds=1, d_in=4, d_out=3, steps=5)
+LINEAR = LinearSettings(ranks=(1,), seeds=1, d_in=4, d_out=3, steps=5)
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir")
 GROWS = ("open", "os.mkdir", "os.link")  # what a full disk refuses
@@ -52,21 +61,31 @@ def stop_at(n, how, folder):
     sys.addaudithook(hook)
 
 
-def outcome(folder):
-    """Run the sweep; return its results without times, and the names of its files."""
-    results = json.loads(json.dumps(rank_sweep(SETTINGS, folder)))
-    for trial in (*results["trials"], *results["runs"]):
-        del trial["seconds"]
+def experiment(what, folder):
+    """Return a function that runs the experiment in the folder."""
+    if what == "sweep":
+        return lambda: rank_sweep(LINEAR, folder)
+    english, code = write_texts(folder.parent)
+    settings = TextSettings(seeds=1, pretrain_text=english, adapt_text=code, **TINY)
+    text.KEEP_EVERY = 0.0  # the state of pretraining is kept after every step
+    return lambda: intrinsic_run(IntrinsicSettings((4,), settings), folder)
+
+
+def outcome(run, folder):
+    """Run it; return its results without times, and the names of its files."""
+    results = json.loads(json.dumps(run()))
+    for trial in (*results["trials"], *results.get("runs", ())):
+        trial.pop("seconds", None)
     return results, sorted(str(path) for path in folder.rglob("*"))
 
 
-def child(n, how, folder):
-    """Run the sweep, stopped at the n-th operation; return the exit status."""
+def child(n, how, run, folder):
+    """Run it, stopped at the n-th operation; return the exit status."""
     stop_at(n, how, folder)
     try:
-        rank_sweep(SETTINGS, folder)
+        run()
     except KeyboardInterrupt:
-        rank_sweep(SETTINGS, folder)  # the process that was interrupted may go on itself
+        run()  # the process that was interrupted may go on itself
         return 130
     except (OSError, SweepError) as error:
         said = str(error)
@@ -76,23 +95,24 @@ def child(n, how, folder):
     return 0
 
 
-def main(how, folder, step):
+def main(what, how, folder, first, step):
     """Stop at the operations in turn, until there is none left to stop at."""
     os.fsync = lambda handle: None  # nobody cuts the power here
-    expected = outcome(folder)
-    for n in (n for n in count(1) if n <= 24 or n % step == 0):
+    run = experiment(what, folder)
+    expected = outcome(run, folder)
+    for n in (n for n in count(1) if n <= first or n % step == 0):
         shutil.rmtree(folder)
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
-                status = child(n, how, folder)
+                status = child(n, how, run, folder)
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(status)
         ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        found = outcome(folder)
+        found = outcome(run, folder)
         assert found == expected, (n, found, expected)
         if ended == 0:
             print(n)
@@ -101,4 +121,4 @@ def main(how, folder, step):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(*sys.argv[1:3], Path(sys.argv[3]), *map(int, sys.argv[4:]))

@@ -91,9 +91,20 @@ ELSEWHERE = Owner("another-host", "", 4321, "x")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the stopped processes are forked")
-@pytest.mark.parametrize("how, step", [("kill", 12), ("interrupt", 1000), ("full", 1000)])
-def test_a_sweep_that_is_stopped_at_any_operation_goes_on(tmp_path, how, step):
-    process = python("-W", "error", "-m", "tests.experiments.stopping", how, tmp_path / "out", step)
+@pytest.mark.parametrize(
+    "what, how, first, step",
+    [
+        ("sweep", "kill", 24, 12),
+        ("sweep", "interrupt", 24, 1000),
+        ("sweep", "full", 24, 1000),
+        ("intrinsic", "kill", 0, 13),
+        ("intrinsic", "interrupt", 0, 41),
+        ("intrinsic", "full", 0, 37),
+    ],
+)
+def test_a_run_that_is_stopped_at_any_operation_continues(tmp_path, what, how, first, step):
+    arguments = "tests.experiments.stopping", what, how, tmp_path / "out", first, step
+    process = python("-W", "error", "-m", *arguments)
     operations = int(process.communicate(timeout=300)[0])
     assert process.returncode == 0 and operations > 60
 

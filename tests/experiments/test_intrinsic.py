@@ -18,6 +18,7 @@ from lora_np.experiments.intrinsic import (
     IntrinsicSettings,
     Listener,
     d90,
+    dimension,
     intrinsic_dimension,
     intrinsic_run,
     table,
@@ -534,13 +535,68 @@ def test_a_run_measures_both_starts_and_is_read_back_the_second_time(finished, m
     assert intrinsic_run(SETTINGS, folder) == results
 
 
-def test_an_unfinished_run_starts_again_and_comes_to_the_same(finished, tmp_path):
+@pytest.mark.parametrize("k", [0, 1, 8, 13])
+def test_a_stopped_run_keeps_its_trials_and_runs_the_others_once(finished, tmp_path, k):
     _, results = finished
-    half = tmp_path / "half"
-    half.mkdir()
+    heard = []
+
+    def stop(run, loss):
+        heard.append(run)
+        if len(heard) == k:
+            raise KeyboardInterrupt
+
+    if k > 0:
+        with pytest.raises(KeyboardInterrupt):
+            intrinsic_run(SETTINGS, tmp_path / "run", listen=stop)
+        kept = json.loads((tmp_path / "run" / "results.json").read_text())
+        assert kept["trials"] == results["trials"][:k] and not kept["complete"]
+    k = -1
+    assert intrinsic_run(SETTINGS, tmp_path / "run", listen=stop) == results
+    assert len(heard) == len(results["trials"]) > 13
+
+
+def old_form(results):
+    """Results as they were written when an unfinished run started again: without trials."""
+    return {k: v for k, v in results.items() if k != "trials"}
+
+
+def test_a_finished_run_of_an_earlier_version_is_read(finished, tmp_path):
+    old = old_form(finished[1])
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    assert intrinsic_run(SETTINGS, tmp_path) == old
+    assert table(old) == table(finished[1])
+
+
+def test_an_unfinished_run_of_an_earlier_version_is_run(finished, tmp_path):
+    _, results = finished
     unfinished = {k: v for k, v in results.items() if k in ("settings", "versions")}
-    (half / "results.json").write_text(json.dumps({**unfinished, "complete": False}))
-    assert intrinsic_run(SETTINGS, half) == results
+    (tmp_path / "results.json").write_text(json.dumps({**unfinished, "complete": False}))
+    assert intrinsic_run(SETTINGS, tmp_path) == results
+
+
+def test_a_run_that_diverged_is_kept_too(tmp_path):
+    wild = replace(SETTINGS, ds=(40,), text=replace(SETTINGS.text, full_lr=1e30))
+    heard = []
+
+    def stop(run, loss):
+        heard.append((run, loss))
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            intrinsic_run(wild, tmp_path, listen=stop)
+    assert [(run.lr, loss) for run, loss in heard] == [(5e29, math.inf), (1e30, math.inf)]
+    trials = json.loads((tmp_path / "results.json").read_text())["trials"]
+    assert [(t["lr"], t["loss"]) for t in trials] == [(5e29, None), (1e30, None)]
+
+
+@pytest.mark.parametrize("change", [{"variant": []}, {"loss": "low"}, {"seed": None}])
+def test_trials_that_are_none_are_an_error(finished, tmp_path, change):
+    _, results = finished
+    broken = [{k: v for k, v in results["trials"][0].items() if k != "lr"} | change]
+    (tmp_path / "results.json").write_text(json.dumps({**results, "trials": broken}))
+    with pytest.raises(SweepError, match="is not the results file of an intrinsic run"):
+        intrinsic_run(SETTINGS, tmp_path)
 
 
 def test_a_base_beside_is_not_taken_and_a_given_one_is(finished, tmp_path, monkeypatch):
@@ -667,6 +723,29 @@ def test_the_command_writes_the_results_the_picture_and_the_table(monkeypatch, t
     assert (out / "intrinsic_dimension.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main([*command[:1], *command[2:]]) == 2  # the default settings, in that folder
     assert "is of other settings" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_what_is_kept_and_the_next_one_continues(
+    finished, monkeypatch, tmp_path, command
+):
+    monkeypatch.setattr("lora_np.experiments.intrinsic.QUICK", SETTINGS)
+    train, trained = dimension.train_once, []
+
+    def stop(*arguments):
+        trained.append(arguments)
+        if len(trained) == 5:
+            raise KeyboardInterrupt
+        return train(*arguments)
+
+    monkeypatch.setattr(dimension, "train_once", stop)
+    arguments = ["intrinsic", "--quick", "--jobs", 1, "--out", tmp_path]
+    status, out, err = command(*arguments)
+    assert (status, out) == (130, "")
+    said = f"stopped: 4 runs are kept in {tmp_path}; run the same command to continue"
+    assert err == f"\n{said}\n"
+    assert command(*arguments)[0] == 0
+    assert len(trained) == len(finished[1]["trials"]) + 1  # the one that was stopped, twice
+    assert json.loads((tmp_path / "results.json").read_text()) == finished[1]
 
 
 def test_settings_without_a_rate_to_start_from_are_refused(tmp_path):

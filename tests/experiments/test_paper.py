@@ -332,6 +332,23 @@ def test_a_finished_run_runs_nothing_and_says_the_same(tiny, finished, monkeypat
     assert written == json.loads(json.dumps(again))
 
 
+def test_a_run_of_an_earlier_version_continues(tiny, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "old")
+    where = list(folders(tiny, tmp_path / "old").values())
+    for i, folder in enumerate(where):
+        old = load_json(folder / "results.json")
+        for name in ("base_made", "base_sha256"):
+            del old[name]
+        if i > 7:  # was stopped in the last sweeps
+            old = {k: v for k, v in old.items() if k != "runs"} | {"complete": False}
+            old["trials"] = old["trials"][: 4 * (9 - i)]
+        (folder / "results.json").write_text(json.dumps(old))
+    (tmp_path / "old" / "paper.json").unlink()
+    again = run_paper(tiny, tmp_path / "old")
+    assert again["base_made"] is None
+    assert {**again, "base_made": "here"} == finished[1]
+
+
 def test_the_base_is_pretrained_once(tiny, finished):
     made = [json.loads((f / "base.json").read_text()) for f in folders(tiny, finished[0]).values()]
     assert [about["made"] == "here" for about in made] == [True] + [False] * 9

@@ -456,7 +456,9 @@ def test_a_loss_that_is_no_number_is_no_result(tmp_path, swept, loss):
         save_json(tmp_path / "results.json", swept)
         where["validation_loss" if "rank" in where else "base_test_loss"] = before
         refused(
-            lambda folder: read_results(folder / "results.json"), tmp_path, "is no results file"
+            lambda folder: read_results(folder / "results.json"),
+            tmp_path,
+            "is not the results file",
         )
 
 

@@ -160,32 +160,21 @@ def intrinsic_dimension(
     >>> intrinsic_dimension(problem, [2, 64], lr=0.05, fit_options={"steps": 30})["d90"]["plain"]
     64
     """
-    problem = make_problem(0)
-    D, m = _sizes(problem.model)
-    starts, base = _starts(ds, seeds, D, m, lr), _loss_at_the_start(problem)
-    ended = dict(done or {})
-
-    def keep(run: Run, loss: float, running: int) -> None:
-        ended[run] = loss
-        if listen is not None:
-            listen(run, loss)
-
-    work = partial(train_once, make_problem, fit_options)
-    run_all(lambda: next_runs(starts, seeds, ended, base), work, keep, executor)
-    best = search.best_rates(starts, _losses(ended), base)
-    rows = [_row(*key, lr, seeds, ended) for key, lr in best.items()]
+    D, m, starts, base = _begin(make_problem(0), ds, seeds, lr)
+    ended = _run_all(make_problem, fit_options, starts, seeds, base, done, executor, listen)
+    rows = _rows(starts, seeds, ended, base)
     return {"D": D, "layers": m, "base": base, **_compare(rows, base, D), "rows": rows}
 
 
-def _sizes(model: Layer) -> tuple[int, int]:
-    """Return D, how many numbers the model trains, and m, in how many layers."""
-    chosen = {name: p for name, p in model.parameters().items() if p.trainable}
-    return sum(p.size for p in chosen.values()), len(layers_of(chosen))
-
-
-def _loss_at_the_start(problem: Problem) -> float:
+def _begin(
+    problem: Problem, ds: Sequence[int], seeds: int, lr: float
+) -> tuple[int, int, dict[Contender, float], float]:
+    """Return D, m, where each search starts, and the loss at theta0."""
+    chosen = {name: p for name, p in problem.model.parameters().items() if p.trainable}
+    D, m = sum(p.size for p in chosen.values()), len(layers_of(chosen))
+    starts = _starts(ds, seeds, D, m, lr)
     with one_blas_thread():
-        return problem.validate(problem.model)
+        return D, m, starts, problem.validate(problem.model)
 
 
 def _starts(ds: Sequence[int], seeds: int, D: int, m: int, lr: float) -> dict[Contender, float]:
@@ -258,8 +247,39 @@ def train_once(
     return loss if math.isfinite(loss) else math.inf
 
 
+def _run_all(
+    make_problem: Callable[[int], Problem],
+    fit_options: Mapping[str, Any],
+    starts: Mapping[Contender, float],
+    seeds: int,
+    base: float,
+    done: Done | None,
+    executor: Executor | None,
+    listen: Callable[[Run, float], None] | None,
+) -> Done:
+    """Carry out the runs that `done` lacks; return all."""
+    ended = dict(done or {})
+
+    def keep(run: Run, loss: float, running: int) -> None:
+        ended[run] = loss
+        if listen is not None:
+            listen(run, loss)
+
+    work = partial(train_once, make_problem, fit_options)
+    run_all(lambda: next_runs(starts, seeds, ended, base), work, keep, executor)
+    return ended
+
+
 def _losses(done: Done) -> dict[Planned, float]:
     return {Planned((run.variant, run.d), run.seed, run.lr): loss for run, loss in done.items()}
+
+
+def _rows(
+    starts: Mapping[Contender, float], seeds: int, done: Done, base: float
+) -> list[dict[str, Any]]:
+    """Return a row for full training, and for each variant and d."""
+    best = search.best_rates(starts, _losses(done), base)
+    return [_row(*contender, lr, seeds, done) for contender, lr in best.items()]
 
 
 def _row(variant: str, d: int | None, lr: float | None, seeds: int, done: Done) -> dict[str, Any]:

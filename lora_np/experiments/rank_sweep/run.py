@@ -126,8 +126,7 @@ def rank_sweep(
             arrays = task.prepare(folder, progress)
             baseline = partial(task.baseline, arrays)
             begin(folder, results, task.facts(folder, arrays), task.given_sha256, baseline)
-            run = partial(_run_trials, settings, results, folder, executor, listen)
-            with_mapped(arrays, folder, executor, run)
+            _run_trials(settings, arrays, results, folder, executor, listen)
             _finish(settings, task, arrays, results, folder)
     return results
 
@@ -160,11 +159,11 @@ def _opened(settings: Settings, task: Task, folder: Path, take_over: bool) -> It
 
 def _run_trials(
     settings: Settings,
+    arrays: Arrays,
     results: Results,
     folder: Path,
     executor: Executor | None,
     listen: Callable[[Progress], None] | None,
-    arrays: Arrays,
 ) -> None:
     """Run the trials that the plan still asks for, and keep each as it ends."""
     base = results["base_validation_loss"]
@@ -183,7 +182,10 @@ def _run_trials(
     def waiting() -> list[Trial]:
         return next_trials(settings, done_trials(results), base)
 
-    run_all(waiting, partial(guarded_trial, settings, arrays), keep, executor)
+    def run(arrays: Arrays) -> None:
+        run_all(waiting, partial(guarded_trial, settings, arrays), keep, executor)
+
+    with_mapped(arrays, folder, executor, run)
 
 
 def guarded_trial(

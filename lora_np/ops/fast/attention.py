@@ -8,8 +8,8 @@ P * dP = E * (g v^T)::
 
     dv = P^T dy = E^T g          dS = E * (g v^T - rowsum(g * y))
 
-What it gains: with the textbook pair a full step takes 1.02 / 1.04 / 1.11 times as long, and a LoRA
-step 1.06 / 1.04 / 1.15 (tiny / small / medium; 2026-11-25; ``python -m tests.benchmarks --only
+What it gains: with the textbook pair a full step takes 1.07 / 1.05 / 1.16 times as long, and a LoRA
+step 1.08 / 1.06 / 1.20 (tiny / small / medium; 2026-11-26; ``python -m tests.benchmarks --only
 twins``).
 
 Source: delta_i = dy_i . y_i: Dao et al. (2022), arXiv:2205.14135, appendix B.
