@@ -91,7 +91,7 @@ _MOVED = {  # modules of earlier releases, and the modules that now hold their n
     "analyse": (
         "adapters.analyse",
         "adapters.ranks",
-        "adapters.places",
+        "adapters.kinds",
         "experiments.rank_sweep.analyse",
     ),
     "checkpoint": ("files", "adapters", "train"),

@@ -1,7 +1,7 @@
 """Adapters as files: read, write, analyse, resize, extract, merge and combine them."""
 
 from lora_np.adapters.combine import combine_adapters
-from lora_np.adapters.cut import Fit, Keep, fit_table, total_errors
+from lora_np.adapters.cut import Keep, Truncation, fit_table, total_errors
 from lora_np.adapters.extract import Extracted, beyond_table, extract_adapter
 from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
 from lora_np.adapters.merge import Merged, merge_adapter, merge_table
@@ -13,9 +13,9 @@ __all__ = [
     "AdapterFile",
     "AdapterModule",
     "Extracted",
-    "Fit",
     "Keep",
     "Merged",
+    "Truncation",
     "beyond_table",
     "combine_adapters",
     "extract_adapter",

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from lora_np.adapters.cut import (
-    Fit,
     Term,
+    Truncation,
     distance,
     factors_of,
     naming,
@@ -53,7 +53,7 @@ def combine_adapters(
     folder: str | Path,
     method: str = "cat",
     rank: int | None = None,
-) -> list[Fit]:
+) -> list[Truncation]:
     """Write one adapter for the weighted sum of several on the same base.
 
     Parameters
@@ -73,7 +73,7 @@ def combine_adapters(
 
     Returns
     -------
-    list of Fit
+    list of Truncation
         Errors against the exact sum: of the method, and as written (scale 1, float32 or float64).
 
     Raises
@@ -100,7 +100,7 @@ def combine_adapters(
     """
     make = _method(method, rank)
     _check_weights(adapters, weights)
-    fits: list[Fit] = []
+    fits: list[Truncation] = []
     with ExitStack() as stack:
         files = [stack.enter_context(open_adapter(path)) for path in adapters]
         _check_forms(files, adapters)
@@ -215,7 +215,7 @@ def _combined(
     held: list[Modules],
     weights: Sequence[float],
     make: Callable[[Terms], Made],
-    fits: list[Fit],
+    fits: list[Truncation],
 ) -> Iterator[Written]:
     for name in {name: None for modules in held for name in modules}:
         own = [(w, modules[name]) for w, modules in zip(weights, held) if name in modules]
@@ -227,7 +227,7 @@ def _combined(
 
 def _together(
     name: str, held: list[tuple[float, AdapterModule]], make: Callable[[Terms], Made]
-) -> tuple[np.ndarray, np.ndarray, Fit]:
+) -> tuple[np.ndarray, np.ndarray, Truncation]:
     """Return one module's factors as they will be written, and their errors."""
     terms = [(w * module.scale, *module.factors()) for w, module in held]
     B, A, missed = make(terms)
@@ -238,7 +238,7 @@ def _together(
     noise = CANCELS * max(norm_of_sum([term]) for term in terms)
     cancels = norms[0] <= noise  # only rounding is left of the sum
     norm, missed, written = (0.0 if cancels and x <= noise else x for x in norms)
-    fit = Fit(
+    fit = Truncation(
         name=name,
         shape=held[0][1].shape,
         before=sum(module.r for _, module in held),

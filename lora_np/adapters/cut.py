@@ -164,7 +164,7 @@ def distance(B: np.ndarray, A: np.ndarray, terms: Sequence[Term]) -> float:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Truncation:
     """The result for one module, with its errors.
 
     Parameters
@@ -193,7 +193,7 @@ class Fit:
     written: float
 
 
-def total_errors(fits: Sequence[Fit]) -> tuple[float, float]:
+def total_errors(fits: Sequence[Truncation]) -> tuple[float, float]:
     """Return the relative Frobenius errors of all modules together: before rounding, as written."""
     norm, missed, written = (
         math.hypot(*(getattr(fit, name) for fit in fits)) for name in ("norm", "missed", "written")
@@ -201,13 +201,14 @@ def total_errors(fits: Sequence[Fit]) -> tuple[float, float]:
     return _over(missed, norm), _over(written, norm)
 
 
-def fit_table(fits: Sequence[Fit]) -> str:
+def fit_table(fits: Sequence[Truncation]) -> str:
     """Return a table: a line for each module with its relative Frobenius errors, and one for all.
 
     Examples
     --------
-    >>> from lora_np.adapters import Fit, fit_table
-    >>> print(fit_table([Fit("q", (64, 64), before=8, r=4, norm=2.0, missed=0.1, written=0.1)]))
+    >>> from lora_np.adapters import Truncation, fit_table
+    >>> one = Truncation("q", (64, 64), before=8, r=4, norm=2.0, missed=0.1, written=0.1)
+    >>> print(fit_table([one]))
     module    shape       r  norm     error  as written
     q       64 x 64  8 -> 4     2  5.00e-02    5.00e-02
     all                         2  5.00e-02    5.00e-02
@@ -228,7 +229,7 @@ def fit_table(fits: Sequence[Fit]) -> str:
     return "\n".join([text_table(columns), *_cancelled(fits)])
 
 
-def _cancelled(fits: Sequence[Fit]) -> list[str]:
+def _cancelled(fits: Sequence[Truncation]) -> list[str]:
     """Return a line that lists modules whose exact sum is zero, and whose factors are not."""
     found = [fit for fit in fits if fit.norm == 0 < fit.written]
     written = math.hypot(*(fit.written for fit in found))
@@ -236,7 +237,7 @@ def _cancelled(fits: Sequence[Fit]) -> list[str]:
     return [f"the sum is zero in {names}; the factors have norm {written:.2e}"] if found else []
 
 
-def _ranks(fit: Fit) -> str:
+def _ranks(fit: Truncation) -> str:
     return f"{fit.r}" if fit.before is None else f"{fit.before} -> {fit.r}"
 
 

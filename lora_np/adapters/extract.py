@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_np.adapters.cut import Fit, Keep, factors_of, rounded
+from lora_np.adapters.cut import Keep, Truncation, factors_of, rounded
 from lora_np.adapters.rounding import equal_when_rounded
 from lora_np.adapters.weights import CONV1D_MODELS, CheckpointPair, leading_svd
 from lora_np.adapters.write import Written, write_adapter
@@ -34,7 +34,7 @@ class Extracted:
 
     Attributes
     ----------
-    fits : list of Fit
+    fits : list of Truncation
         The modules of the adapter.
     rounding : list of str
         Tensors that differ only by the rounding of the files' numbers.
@@ -44,7 +44,7 @@ class Extracted:
         Tensors that could not be compared, with the reason.
     """
 
-    fits: list[Fit] = field(default_factory=list)
+    fits: list[Truncation] = field(default_factory=list)
     rounding: list[str] = field(default_factory=list)
     beyond: dict[str, float] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
@@ -151,11 +151,11 @@ def _fit(
     delta: np.ndarray,
     best: tuple[np.ndarray, np.ndarray],
     written: tuple[np.ndarray, np.ndarray],
-) -> Fit:
+) -> Truncation:
     """Return the errors of the best factors of a change, and of those that are written."""
     shape, norm = (delta.shape[0], delta.shape[1]), float(np.linalg.norm(delta))
     errors = (float(np.linalg.norm(delta - b.astype(np.float64) @ a)) for b, a in (best, written))
-    return Fit(module, shape, None, len(best[1]), norm, *errors)
+    return Truncation(module, shape, None, len(best[1]), norm, *errors)
 
 
 def _best_factors(

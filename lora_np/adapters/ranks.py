@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.adapters.places import places
+from lora_np.adapters.kinds import layers_and_kinds
 from lora_np.rank import Spectrum
 from lora_np.tables import listed, natural, text_table, unmatched_lines
 
@@ -155,7 +155,7 @@ class Analysis:
     @property
     def places(self) -> list[tuple[str, str]]:
         """Each module's layer and kind: the row and the column of the heat map."""
-        return places([module.name for module in self.modules])
+        return layers_and_kinds([module.name for module in self.modules])
 
     def largest_rank(self, fraction: float = 0.99) -> dict[str, int | None]:
         """Return the largest energy rank by kind; None if it exceeds the computed directions."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_np.adapters.cut import Fit, Keep, distance, factors_of, naming, rounded
+from lora_np.adapters.cut import Keep, Truncation, distance, factors_of, naming, rounded
 from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
 from lora_np.adapters.write import Written, write_like
 from lora_np.rank import best_rank_error, svd_of_factors
 
 
-def resize_adapter(adapter: str | Path, folder: str | Path, keep: Keep) -> list[Fit]:
+def resize_adapter(adapter: str | Path, folder: str | Path, keep: Keep) -> list[Truncation]:
     """Write the nearest adapter of lower rank, without forming the product B A.
 
     Parameters
@@ -28,7 +28,7 @@ def resize_adapter(adapter: str | Path, folder: str | Path, keep: Keep) -> list[
 
     Returns
     -------
-    list of Fit
+    list of Truncation
         Two errors of every module: of the truncation (Eckart and Young), and as written.
 
     Raises
@@ -51,13 +51,13 @@ def resize_adapter(adapter: str | Path, folder: str | Path, keep: Keep) -> list[
     >>> fits[0].before, fits[0].r, round(fits[0].norm, 4), round(fits[0].missed, 4)  # 2 x 5, 2 x 3
     (2, 1, 10.0, 6.0)
     """
-    fits: list[Fit] = []
+    fits: list[Truncation] = []
     with open_adapter(adapter) as file:
         write_like(file, folder, _resized(file, keep, fits))
     return fits
 
 
-def _resized(file: AdapterFile, keep: Keep, fits: list[Fit]) -> Iterator[Written]:
+def _resized(file: AdapterFile, keep: Keep, fits: list[Truncation]) -> Iterator[Written]:
     for name, module in file.modules.items():
         with naming(name):
             B, A, fit = _smaller(module, keep)
@@ -65,7 +65,7 @@ def _resized(file: AdapterFile, keep: Keep, fits: list[Fit]) -> Iterator[Written
         yield name, B, A, module.scale
 
 
-def _smaller(module: AdapterModule, keep: Keep) -> tuple[np.ndarray, np.ndarray, Fit]:
+def _smaller(module: AdapterModule, keep: Keep) -> tuple[np.ndarray, np.ndarray, Truncation]:
     """Return the factors of one module as they will be written, and their errors."""
     B, A = module.factors()  # (out, r), (r, in)
     U, sigma, Vt = svd_of_factors(B, A)  # without the scale, which does not change
@@ -77,7 +77,7 @@ def _smaller(module: AdapterModule, keep: Keep) -> tuple[np.ndarray, np.ndarray,
         missed = best_rank_error(sigma, k, relative=False)
         new_B, new_A = (rounded(x, module.dtype) for x in factors_of(U, sigma, Vt, k))
     scale = abs(module.scale)
-    fit = Fit(
+    fit = Truncation(
         name=module.name,
         shape=module.shape,
         before=module.r,

@@ -11,7 +11,7 @@ from lora_np.adapters.analyse import (
     analyse_checkpoints,
     check_folder,
 )
-from lora_np.adapters.places import places
+from lora_np.adapters.kinds import layers_and_kinds
 from lora_np.experiments.rank_sweep.analyse import analyse_sweep
 from lora_np.files import CheckpointError, save_tensors
 from lora_np.rank import intruder_dimensions, spectrum
@@ -131,7 +131,7 @@ def test_one_module_is_in_memory_at_a_time(tmp_path, rng):
     ],
 )
 def test_names_are_parsed_to_layer_and_kind_without_two_in_one_place(names, expected):
-    assert places(names) == expected
+    assert layers_and_kinds(names) == expected
 
 
 # ------------------------------------------------------------------------------------------ pairs

@@ -27,7 +27,7 @@ from lora_np import (
     unmerge,
 )
 from lora_np.checks import ContractError
-from lora_np.experiments.rank_sweep import LinearSettings, SweepError, rank_sweep
+from lora_np.experiments.rank_sweep import LinearSettings, SweepError, TextSettings, rank_sweep
 from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
@@ -459,3 +459,7 @@ def test_a_swept_method_of_the_text_task_is_read_back(tmp_path, tiny):
 def test_a_method_without_a_rank_is_not_swept_over_ranks(tmp_path):
     with pytest.raises(ValueError, match=r"'test_biases' has no rank r to sweep over"):
         rank_sweep(LinearSettings(ranks=(1,), steps=5, method=Biases()), tmp_path / "biases")
+    with pytest.raises(ValueError, match="'no_such' matches no linear layer"):
+        method = LoraConfig(target_modules=["no_such"])
+        rank_sweep(TextSettings(ranks=(1,), method=method), tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []  # refused before anything was trained

@@ -27,7 +27,7 @@ import numpy as np
 
 from lora_np.backend import Array, to_device, to_host
 from lora_np.crew import one_blas_thread
-from lora_np.experiments.rank_sweep.method import adapted_model
+from lora_np.experiments.rank_sweep.method import adapted_model, config_of
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
 from lora_np.experiments.runner import Arrays
 from lora_np.layers import Layer, Linear
@@ -87,7 +87,7 @@ class LinearSettings:
 
 
 class LinearTask:
-    """Plant a change, then run trials on the sufficient statistics."""
+    """A planted change, as the sufficient statistics on which the trials train."""
 
     given_sha256: str | None = None
 
@@ -99,9 +99,8 @@ class LinearTask:
             raise ValueError(f"decay = {s.decay}, expected 0 < decay <= 1")
         check_numbers(s, ("steps", "seeds", "d_in", "d_out"), ("lora_lr", "full_lr"))
         blank = Linear(s.d_in, s.d_out, np.random.default_rng(0))
-        for r in s.ranks:  # a rank that does not fit is told before anything is trained
-            config = LoraConfig(r, target_modules="all-linear")
-            inject(blank, config, np.random.default_rng(0))
+        for r in s.ranks:  # report a rank that does not fit before anything is trained
+            inject(blank, config_of(s).of_rank(r), np.random.default_rng(0))
 
     def identity(self) -> dict[str, Any]:
         """Return what the results depend on beside the settings: nothing."""

@@ -34,7 +34,7 @@ from lora_np.data import (
     windows,
 )
 from lora_np.experiments.folder import SweepError
-from lora_np.experiments.rank_sweep.method import adapted_model
+from lora_np.experiments.rank_sweep.method import adapted_model, config_of
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
 from lora_np.experiments.runner import Arrays
 from lora_np.files import CheckpointError, load_arrays, load_json, save_arrays, save_json
@@ -116,7 +116,7 @@ class TextSettings:
 
 
 class TextTask:
-    """Pretrain once, then run trials; what workers need is in plain arrays.
+    """The base, pretrained once, and the text to adapt to, as plain arrays for the trials.
 
     Parameters
     ----------
@@ -132,8 +132,8 @@ class TextTask:
         rates = ("pretrain_lr", "lora_lr", "full_lr")
         check_numbers(s, counts, rates if s.full_lr is not None else rates[:-1])
         blank = GPT(s.gpt(), np.random.default_rng(0))
-        for r in s.ranks:  # a rank or target that does not fit is told before anything is trained
-            inject(blank, LoraConfig(r, target_modules=s.target_modules), np.random.default_rng(0))
+        for r in s.ranks:  # report a rank or target that does not fit before anything is trained
+            inject(blank, config_of(s).of_rank(r), np.random.default_rng(0))
         reference = read_text(s.pretrain_text) if s.pretrain_text else language_reference()
         source = read_text(s.adapt_text) if s.adapt_text else standard_library()
         self.pretraining, self.adaptation = encode(reference), encode(source)
@@ -141,7 +141,7 @@ class TextTask:
             for name, part in split(tokens)._asdict().items():
                 try:
                     windows(part, s.block_size, 1)
-                except DataError as error:  # a text that is too short is told now as well
+                except DataError as error:  # and a text that is too short
                     raise DataError(f"the {text} text's {name} slice: {error}") from None
         self.source = None if base is None else Path(base)
         self.given = None if self.source is None else self._read_base(self.source)

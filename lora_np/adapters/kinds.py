@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 
-def places(names: Sequence[str]) -> list[tuple[str, str]]:
+def layers_and_kinds(names: Sequence[str]) -> list[tuple[str, str]]:
     """Return (layer, kind) of each module: the first number in its name, and its last part.
 
     If two modules would get the same place, the kind is everything after the number; if that is
@@ -21,8 +21,8 @@ def places(names: Sequence[str]) -> list[tuple[str, str]]:
 
     Examples
     --------
-    >>> from lora_np.adapters.places import places
-    >>> places(["model.layers.3.self_attn.q_proj", "lora_te_layers_3_self_attn_q_proj"])
+    >>> from lora_np.adapters.kinds import layers_and_kinds
+    >>> layers_and_kinds(["model.layers.3.self_attn.q_proj", "lora_te_layers_3_self_attn_q_proj"])
     [('3', 'q_proj'), ('3', 'self_attn_q_proj')]
     """
     found: list[tuple[str, str]] = []
