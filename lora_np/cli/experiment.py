@@ -22,7 +22,7 @@ class Experiment:
     Attributes
     ----------
     check, run : callable
-        As ``check_sweep`` and ``rank_sweep`` are, once they have settings and folder.
+        As ``check_sweep`` and ``rank_sweep``, with the settings and the folder filled in.
     file : str
         The name of the file that holds the results.
     files : callable
@@ -46,9 +46,9 @@ def add_options(parser: argparse.ArgumentParser, quick: str, out: str) -> None:
     add = parser.add_argument
     add("--quick", action="store_true", help=quick)
     add("--out", type=Path, metavar="DIR", help=f"default: {out}")
-    base = "folder of a text sweep: copy its base; default: pretrain one"
+    base = "folder of a text sweep whose base is copied; default: pretrain a base"
     add("--base", type=Path, metavar="DIR", help=base)
-    add("--jobs", type=int, help="processes; default: one a core")
+    add("--jobs", type=int, help="processes; default: one per core")
     take_over = "take DIR from a process on another host, if that process has ended"
     add("--take-over", action="store_true", help=take_over)
 
@@ -76,7 +76,7 @@ def carry_out(
     Returns
     -------
     int
-        The exit status: 130 after Ctrl-C, when the terminal has said what is kept.
+        The exit status: 130 after Ctrl-C, once the terminal has reported what is kept.
     """
     from lora_np.experiments.terminal import base_line
 
@@ -97,7 +97,7 @@ def carry_out(
 
 
 def write_files(out: Path, held: str, files: Writers, complete: bool) -> str:
-    """Write the pictures and texts of a finished run; return the line that says so.
+    """Write the pictures and texts of a finished run; return the line that lists them.
 
     Parameters
     ----------

@@ -15,11 +15,11 @@ def add_paper(commands: Any) -> None:
     """Add the parser of ``paper``."""
     paper = commands.add_parser(
         "paper",
-        help="the LoRA paper's section 7 on the sweep's text task, beside its own numbers",
-        description="Tables 5, 6 and 7 and figures 3 and 4, and whether ours agree with what the "
-        "paper says of them. docs/paper.md is a run of it.",
+        help="section 7 of the LoRA paper on the text task of the sweep, beside its own numbers",
+        description="Tables 5, 6 and 7 and figures 3 and 4, and whether our numbers support "
+        "the claims of the paper. docs/paper.md shows a run.",
     )
-    add_options(paper, "shows in half a minute that it runs", "runs/paper-<settings>/")
+    add_options(paper, "a small run in half a minute", "runs/paper-<settings>/")
     paper.set_defaults(run=run_paper_command)
 
 
@@ -62,7 +62,7 @@ def add_intrinsic(commands: Any) -> None:
         help="how many directions does training need? d90, pretrained and not",
         description="Settings are those of lora_np.experiments.intrinsic.IntrinsicSettings.",
     )
-    add_options(intrinsic, "a small one in 20 seconds", "runs/intrinsic[-quick]")
+    add_options(intrinsic, "a small run in 20 seconds", "runs/intrinsic[-quick]")
     intrinsic.set_defaults(run=run_intrinsic)
 
 

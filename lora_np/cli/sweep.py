@@ -19,13 +19,13 @@ QUICK = {
 }
 WHOLE = {
     "seeds": "number of seeds",
-    "steps": "of each run",
-    "pretrain-steps": "of the base",
-    "batch-size": "windows a batch",
-    "block-size": "bytes a window",
+    "steps": "steps of each run",
+    "pretrain-steps": "steps of pretraining the base",
+    "batch-size": "windows per batch",
+    "block-size": "bytes per window",
     "d-model": "width of the transformer",
-    "n-layer": "its blocks",
-    "n-head": "heads a block",
+    "n-layer": "number of blocks",
+    "n-head": "heads per block",
     "windows": "held-out windows to evaluate",
     "d-in": "linear task: columns of W0",
     "d-out": "linear task: rows of W0",
@@ -62,7 +62,7 @@ def add_sweep(commands: Any) -> None:
 
 
 def _default(name: str) -> str:
-    """Say what a setting of the sweep is where the command line does not give it."""
+    """Return the help text for the default of a setting of the sweep."""
     from lora_np.experiments.rank_sweep import LinearSettings, TextSettings
 
     field, shown = name.replace("-", "_"), {}
@@ -136,7 +136,7 @@ def sweep_settings(arguments: argparse.Namespace) -> Any:
 
 def add_generate(commands: Any) -> None:
     """Add the parser of ``generate``."""
-    generate = commands.add_parser("generate", help="let a model of a sweep write")
+    generate = commands.add_parser("generate", help="generate text with a model of a sweep")
     generate.add_argument("--run", dest="folder", type=Path, required=True, metavar="DIR")
     generate.add_argument("--prompt", default="def ", help='default: "def "')
     generate.add_argument(

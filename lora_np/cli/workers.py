@@ -1,4 +1,4 @@
-"""The processes that a command works with: how many, and how they start and end."""
+"""The worker processes of a command: their number, and how they start and end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lora_np.crew import cores, keep_memory
 
 
 def jobs_of(arguments: argparse.Namespace, settings: Any) -> int:
-    """Return how many processes to use: as asked, or one a core; with a GPU one."""
+    """Return the number of processes: --jobs, by default one per core; on a GPU, one."""
     if arguments.jobs is not None and arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs}: expected at least 1")
     if settings.device == "cuda":
@@ -24,7 +24,7 @@ def jobs_of(arguments: argparse.Namespace, settings: Any) -> int:
 
 @contextmanager
 def pool_of(jobs: int) -> Iterator[Executor | None]:
-    """Give a pool of fresh processes, or nothing for one job; leaving it drops what still waits."""
+    """Give a pool of fresh processes, or None for one job; leaving it drops waiting calls."""
     if jobs == 1:
         yield None
         return
@@ -44,7 +44,7 @@ def pool_of(jobs: int) -> Iterator[Executor | None]:
 
 
 def start_worker() -> None:
-    """Prepare a worker: it ends with its parent, and on Ctrl-C without a word of its own."""
+    """Prepare a worker: it ends with its parent, and prints nothing on Ctrl-C."""
     import multiprocessing
     import threading
 
