@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.backend import get_device
-from lora_np.cli.experiment import Experiment, Writers, add_options, carry_out, folder_name
+from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name
 from lora_np.cli.workers import jobs_of
 
 QUICK = {
@@ -107,7 +107,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
             return curve
         return {**curve, "spectrum.png": partial(plot_spectrum, results)}
 
-    sweep = Experiment(
+    return carry_out(
+        arguments,
+        jobs_of(arguments, settings),
+        Terminal(out),
         partial(check_sweep, settings, out),
         partial(rank_sweep, settings, out),
         "results.json",
@@ -115,7 +118,6 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         table,
         lambda executor, jobs: estimate(settings, executor, jobs),
     )
-    return carry_out(sweep, arguments, jobs_of(arguments, settings), Terminal(out))
 
 
 def sweep_settings(arguments: argparse.Namespace) -> Any:
