@@ -6,7 +6,6 @@ import argparse
 import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +14,14 @@ from lora_np.cli.workers import pool_of
 Writers = Mapping[str, Callable[[Path], None]]  # by a file's name, what writes it
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """An experiment, as a command runs it.
-
-    Attributes
-    ----------
-    check, run : callable
-        As ``check_sweep`` and ``rank_sweep`` are, once they have settings and folder.
-    file : str
-        The name of the file that holds the results.
-    files : callable
-        Returns what writes the pictures of some results.
-    shown : callable
-        Returns results as text.
-    seconds : callable, optional
-        ``seconds(executor, jobs)`` estimates how long it takes.
-    """
-
-    check: Callable[..., bool]
-    run: Callable[..., dict[str, Any]]
-    file: str
-    files: Callable[[dict[str, Any]], Writers]
-    shown: Callable[[dict[str, Any]], str]
-    seconds: Callable[[Executor | None, int], float] | None = None
-
-
 def add_options(parser: argparse.ArgumentParser, quick: str, out: str) -> None:
     """Add the options that every experiment has; `quick` and `out` are their help."""
     add = parser.add_argument
     add("--quick", action="store_true", help=quick)
     add("--out", type=Path, metavar="DIR", help=f"default: {out}")
-    base = "folder of a text sweep: copy its base; default: pretrain one"
+    base = "folder of a text sweep whose base is copied; default: pretrain a base"
     add("--base", type=Path, metavar="DIR", help=base)
-    add("--jobs", type=int, help="processes; default: one a core")
+    add("--jobs", type=int, help="processes; default: one per core")
     take_over = "take DIR from a process on another host, if that process has ended"
     add("--take-over", action="store_true", help=take_over)
 
@@ -60,44 +33,59 @@ def folder_name(settings: Any, quick: bool) -> str:
 
 
 def carry_out(
-    experiment: Experiment, arguments: argparse.Namespace, jobs: int, terminal: Any
+    arguments: argparse.Namespace,
+    jobs: int,
+    terminal: Any,
+    check: Callable[..., bool],
+    run: Callable[..., dict[str, Any]],
+    file: str,
+    files: Callable[[dict[str, Any]], Writers],
+    shown: Callable[[dict[str, Any]], str],
+    seconds: Callable[[Executor | None, int], float] | None = None,
 ) -> int:
     """Run or resume an experiment, write its pictures and print its results.
 
     Parameters
     ----------
-    experiment : Experiment
     arguments : argparse.Namespace
         Of a parser with the options of :func:`add_options`.
     jobs : int
-        How many processes.
+        Number of processes.
     terminal : lora_np.experiments.terminal.Terminal
+    check, run : callable
+        As ``check_sweep`` and ``rank_sweep``, with the settings and the folder filled in.
+    file : str
+        Name of the file that holds the results.
+    files, shown : callable
+        Return what writes the pictures of some results, and results as text.
+    seconds : callable, optional
+        ``seconds(executor, jobs)`` estimates how long it takes.
 
     Returns
     -------
     int
-        The exit status: 130 after Ctrl-C, when the terminal has said what is kept.
+        The exit status: 130 after Ctrl-C, once the terminal has reported what is kept.
     """
     from lora_np.experiments.terminal import base_line
 
     how = {"base": arguments.base, "take_over": arguments.take_over}
-    complete = experiment.check(**how)
+    complete = check(**how)
     try:
         with terminal, pool_of(1 if complete else jobs) as executor:
-            if not complete and experiment.seconds is not None:
-                terminal.start(experiment.seconds(executor, jobs), jobs)
+            if not complete and seconds is not None:
+                terminal.start(seconds(executor, jobs), jobs)
             how |= {"executor": executor, "listen": terminal, "progress": terminal.is_screen}
-            results = experiment.run(**how)
-        said = write_files(terminal.out, experiment.file, experiment.files(results), complete)
+            results = run(**how)
+        said = write_files(terminal.out, file, files(results), complete)
     except KeyboardInterrupt:
         terminal.interrupted()
         return 130
-    print(f"{experiment.shown(results)}\n{base_line(results)}{said}")
+    print(f"{shown(results)}\n{base_line(results)}{said}")
     return 0
 
 
 def write_files(out: Path, held: str, files: Writers, complete: bool) -> str:
-    """Write the pictures and texts of a finished run; return the line that says so.
+    """Write the pictures and texts of a finished run; return the line that lists them.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lora_np.cli.experiment import Experiment, Writers, add_options, carry_out, folder_name
+from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name
 from lora_np.cli.workers import jobs_of
 
 
@@ -15,11 +15,11 @@ def add_paper(commands: Any) -> None:
     """Add the parser of ``paper``."""
     paper = commands.add_parser(
         "paper",
-        help="the LoRA paper's section 7 on the sweep's text task, beside its own numbers",
-        description="Tables 5, 6 and 7 and figures 3 and 4, and whether ours agree with what the "
-        "paper says of them. docs/paper.md is a run of it.",
+        help="section 7 of the LoRA paper on the text task of the sweep, beside its own numbers",
+        description="Tables 5, 6 and 7 and figures 3 and 4, and whether our numbers support "
+        "the claims of the paper. docs/paper.md shows a run.",
     )
-    add_options(paper, "shows in half a minute that it runs", "runs/paper-<settings>/")
+    add_options(paper, "a small run in half a minute", "runs/paper-<settings>/")
     paper.set_defaults(run=run_paper_command)
 
 
@@ -43,7 +43,10 @@ def run_paper_command(arguments: argparse.Namespace) -> int:
         figures = {f"{n}.png": partial(plot_similarity, content[n]) for n in ("figure3", "figure4")}
         return {"paper.txt": text, **figures}
 
-    paper = Experiment(
+    return carry_out(
+        arguments,
+        jobs_of(arguments, settings.text),
+        Terminal(out, list(folders(settings, out).values())),
         partial(check_paper, settings, out),
         partial(run_paper, settings, out),
         "paper.json",
@@ -51,8 +54,6 @@ def run_paper_command(arguments: argparse.Namespace) -> int:
         lambda content: f"{report(content)}\n{note}",
         lambda executor, jobs: estimate(all_trials(settings), executor, jobs),
     )
-    terminal = Terminal(out, list(folders(settings, out).values()))
-    return carry_out(paper, arguments, jobs_of(arguments, settings.text), terminal)
 
 
 def add_intrinsic(commands: Any) -> None:
@@ -62,7 +63,7 @@ def add_intrinsic(commands: Any) -> None:
         help="how many directions does training need? d90, pretrained and not",
         description="Settings are those of lora_np.experiments.intrinsic.IntrinsicSettings.",
     )
-    add_options(intrinsic, "a small one in 20 seconds", "runs/intrinsic[-quick]")
+    add_options(intrinsic, "a small run in 20 seconds", "runs/intrinsic[-quick]")
     intrinsic.set_defaults(run=run_intrinsic)
 
 
@@ -80,11 +81,13 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
 
     settings = QUICK if arguments.quick else IntrinsicSettings()
     out = arguments.out or Path("runs") / ("intrinsic-quick" if arguments.quick else "intrinsic")
-    intrinsic = Experiment(
+    return carry_out(
+        arguments,
+        jobs_of(arguments, settings.text),
+        Listener(out),
         partial(check_intrinsic, settings, out),
         partial(intrinsic_run, settings, out),
         "results.json",
         lambda results: {"intrinsic_dimension.png": partial(plot_intrinsic, results)},
         table,
     )
-    return carry_out(intrinsic, arguments, jobs_of(arguments, settings.text), Listener(out))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.backend import get_device
-from lora_np.cli.experiment import Experiment, Writers, add_options, carry_out, folder_name
+from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name
 from lora_np.cli.workers import jobs_of
 
 QUICK = {
@@ -19,13 +19,13 @@ QUICK = {
 }
 WHOLE = {
     "seeds": "number of seeds",
-    "steps": "of each run",
-    "pretrain-steps": "of the base",
-    "batch-size": "windows a batch",
-    "block-size": "bytes a window",
+    "steps": "steps of each run",
+    "pretrain-steps": "steps of pretraining the base",
+    "batch-size": "windows per batch",
+    "block-size": "bytes per window",
     "d-model": "width of the transformer",
-    "n-layer": "its blocks",
-    "n-head": "heads a block",
+    "n-layer": "number of blocks",
+    "n-head": "heads per block",
     "windows": "held-out windows to evaluate",
     "d-in": "linear task: columns of W0",
     "d-out": "linear task: rows of W0",
@@ -62,7 +62,7 @@ def add_sweep(commands: Any) -> None:
 
 
 def _default(name: str) -> str:
-    """Say what a setting of the sweep is where the command line does not give it."""
+    """Return the help text for the default of a setting of the sweep."""
     from lora_np.experiments.rank_sweep import LinearSettings, TextSettings
 
     field, shown = name.replace("-", "_"), {}
@@ -107,7 +107,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
             return curve
         return {**curve, "spectrum.png": partial(plot_spectrum, results)}
 
-    sweep = Experiment(
+    return carry_out(
+        arguments,
+        jobs_of(arguments, settings),
+        Terminal(out),
         partial(check_sweep, settings, out),
         partial(rank_sweep, settings, out),
         "results.json",
@@ -115,7 +118,6 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         table,
         lambda executor, jobs: estimate(settings, executor, jobs),
     )
-    return carry_out(sweep, arguments, jobs_of(arguments, settings), Terminal(out))
 
 
 def sweep_settings(arguments: argparse.Namespace) -> Any:
@@ -136,7 +138,7 @@ def sweep_settings(arguments: argparse.Namespace) -> Any:
 
 def add_generate(commands: Any) -> None:
     """Add the parser of ``generate``."""
-    generate = commands.add_parser("generate", help="let a model of a sweep write")
+    generate = commands.add_parser("generate", help="generate text with a model of a sweep")
     generate.add_argument("--run", dest="folder", type=Path, required=True, metavar="DIR")
     generate.add_argument("--prompt", default="def ", help='default: "def "')
     generate.add_argument(

@@ -1,1 +1,1 @@
-"""Experiments: a plan, a task, a folder that survives anything, a report and a picture each."""
+"""Experiments: a plan, a task, a report and a picture each, on a core that they share."""

@@ -40,10 +40,10 @@ class Kind:
     Attributes
     ----------
     name : str
-        "a sweep", as messages have it.
+        Its name in messages, as in "a sweep".
     files : tuple of str
-        Patterns of the names that it writes beside ``results.json``. A folder without results must
-        not hold such files.
+        Patterns of the names of its files beside ``results.json``. A folder that holds such files
+        but no results is refused.
     check : callable
         Raises KeyError, TypeError or ValueError for results that are not of this kind.
     """
@@ -82,14 +82,14 @@ def opened(
     base_sha256: str | None = None,
     take_over: bool = False,
 ) -> Iterator[Results]:
-    """Give the results in a folder, new ones if it has none; hold it unless they are complete.
+    """Give the results in a folder, or new ones; hold the folder unless they are complete.
 
     Parameters
     ----------
     kind : Kind
     folder : Path
     made_with : mapping
-        The task, its settings, and the hashes of its texts. Results of others are refused.
+        The task, its settings, and the hashes of its texts. Results of other settings are refused.
     base_sha256 : str, optional
         Hash of the base that the caller was given. Results of another base are refused.
     take_over : bool
@@ -146,11 +146,11 @@ def begin(
     folder : Path
     results : dict
     facts : mapping
-        Where the base came from, and its hash.
+        What is known: where the base came from, and its hash.
     base_sha256 : str or None
         Hash of the base that the caller was given.
     baseline : callable, optional
-        Measures what is to be recorded once: the losses before training.
+        Returns the losses before training.
 
     Raises
     ------
@@ -168,11 +168,11 @@ def check_base(results: Mapping[str, Any], sha256: str | None, folder: Path) -> 
     """Raise SweepError if the results are of another base than the one with this hash."""
     began = results.get("base_sha256")
     if sha256 is not None and began is not None and sha256 != began:
-        raise SweepError(f"{folder} was begun with another base: {ELSEWHERE}")
+        raise SweepError(f"{folder} was started with another base: {ELSEWHERE}")
 
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as they come back from a file."""
+    """Return settings as a JSON file returns them."""
     return json.loads(json.dumps(content))
 
 

@@ -17,7 +17,7 @@ The search remembers nothing but the runs themselves: after an interruption it c
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 FACTOR = 2.0  # between neighbouring learning rates
@@ -159,8 +159,3 @@ def lowest(losses: Mapping[Key, float], base: float) -> list[Key]:
 def is_gain(base: float, loss: float) -> bool:
     """Return whether a loss lies below the loss before training by more than counts as equal."""
     return base - loss > SAME * abs(base)
-
-
-def expected_number(contenders: Collection[Contender], seeds: int) -> int:
-    """Return how many runs it takes if no search goes beyond its first three rates."""
-    return len(contenders) * (3 + seeds - 1)

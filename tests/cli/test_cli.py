@@ -401,7 +401,7 @@ def test_generate_refuses_what_it_cannot_do(finished, tmp_path, command):
 def test_generate_needs_a_text_sweep(tmp_path, command):
     command("sweep", *TINY_LINEAR, "--steps", 20, "--jobs", 1, "--out", tmp_path)
     said = generate(command, tmp_path)
-    assert "is no text sweep: only those have a model that writes" in one_line(said)
+    assert "is not a text sweep: only a text sweep has a model that writes" in one_line(said)
 
 
 # ------------------------------------------------------------------------------- the rest

@@ -383,7 +383,7 @@ def test_d90_is_the_smallest_d_that_gets_nine_tenths_of_the_way(losses, found):
 
 @pytest.mark.parametrize("full", [3.0, 3.0 - 1e-9, 3.5, math.nan])
 def test_d90_needs_a_full_training_that_gains(full):
-    with pytest.raises(ValueError, match="there is no way to go"):
+    with pytest.raises(ValueError, match="there is no gain to share"):
         d90({8: 1.0}, base=3.0, full=full)
 
 
@@ -621,7 +621,7 @@ def test_a_base_beside_is_not_taken_and_a_given_one_is(finished, tmp_path, monke
     about = json.loads((tmp_path / "other" / "base.json").read_text())
     about["key"]["pretrain_steps"] = 3  # passed off as an equal one
     (tmp_path / "other" / "base.json").write_text(json.dumps(about))
-    with pytest.raises(SweepError, match="was begun with another base"):
+    with pytest.raises(SweepError, match="was started with another base"):
         intrinsic_run(SETTINGS, folder, base=tmp_path / "other")
 
 

@@ -634,7 +634,7 @@ def test_a_given_base_is_copied_and_the_results_say_so(tiny, finished, tmp_path,
     ],
 )
 def test_a_given_base_of_other_settings_is_an_error(tiny, finished, tmp_path, changed, message):
-    with pytest.raises(SweepError, match=f"{message}: without --base one is pretrained"):
+    with pytest.raises(SweepError, match=f"{message}: without --base, a base is pretrained"):
         rank_sweep(replace(tiny, **changed), tmp_path / "new", base=finished[0])
     assert not (tmp_path / "new").exists()
 
@@ -643,10 +643,14 @@ def test_a_given_base_of_other_settings_is_an_error(tiny, finished, tmp_path, ch
     "name, content, message",
     [
         ("base.json", None, r"has no base: .*base\.json does not exist"),
-        ("base.json", b"[1]", r"has no base: base\.json is not a sweep's"),
-        ("base.json", b'{"key": {}, "sha256": ""}', r"has no base: base\.json is not a sweep's"),
+        ("base.json", b"[1]", r"has no base: base\.json is not that of a sweep"),
+        (
+            "base.json",
+            b'{"key": {}, "sha256": ""}',
+            r"has no base: base\.json is not that of a sweep",
+        ),
         ("base.npz", b"half a file", r"has no base: .*base\.npz is not a readable"),
-        ("base.npz", "noise", r"has a base\.npz that was changed since"),
+        ("base.npz", "noise", r"has a base\.npz that has changed since"),
     ],
 )
 def test_a_given_base_that_is_damaged_is_an_error(tiny, finished, tmp_path, name, content, message):
@@ -671,17 +675,17 @@ def test_a_sweep_does_not_go_on_with_another_base(tiny, finished, tmp_path, call
     with pytest.raises(KeyboardInterrupt):
         rank_sweep(tiny, out)
     before = files(out)
-    with pytest.raises(SweepError, match="was begun with another base: choose another --out"):
+    with pytest.raises(SweepError, match="was started with another base: choose another --out"):
         rank_sweep(tiny, out, base=other)
     for name in ("base.json", "base.npz"):  # the folder's own, replaced
         shutil.copy(other / name, out)
-    with pytest.raises(SweepError, match="was begun with another base"):
+    with pytest.raises(SweepError, match="was started with another base"):
         rank_sweep(tiny, out)
     for path, content in before.items():
         path.write_bytes(content)
     calls.before = lambda trial: None
     assert comparable(rank_sweep(tiny, out, base=finished[0])) == comparable(finished[1])
-    with pytest.raises(SweepError, match="was begun with another base"):
+    with pytest.raises(SweepError, match="was started with another base"):
         rank_sweep(tiny, out, base=other)  # complete, and not of that base
 
 
@@ -710,7 +714,7 @@ def test_results_of_earlier_versions_are_read_and_gone_on_with(tiny, finished, t
 
 
 def test_the_linear_task_takes_no_base(finished, tmp_path):
-    with pytest.raises(ValueError, match="the linear task draws W0 and takes none"):
+    with pytest.raises(ValueError, match="the linear task draws W0 and takes no base"):
         rank_sweep(SMALL, tmp_path / "new", base=finished[0])
     assert not (tmp_path / "new").exists()
 
@@ -732,7 +736,7 @@ def test_a_model_read_back_has_the_loss_that_was_recorded(tiny, finished, which)
 def test_a_model_that_is_not_there_is_an_error(finished, linear, tmp_path):
     with pytest.raises(SweepError, match="no model '16': choose best, base, full, 1, 2"):
         load_model(finished[0], "16")
-    with pytest.raises(SweepError, match="is no text sweep"):
+    with pytest.raises(SweepError, match="is not a text sweep"):
         load_model(linear[0])
     for name in ("results.json", "base.npz"):
         shutil.copy(finished[0] / name, tmp_path)

@@ -418,12 +418,12 @@ SPECTRA = {
     "sizes of text": ({"shape": ["3", 4]}, "expected two sizes"),
     "no size": ({"shape": [0, 4]}, "expected two sizes"),
     "a size beyond all": ({"shape": [10**400, 3]}, "expected two sizes"),
-    "truth": ({"singular_values": [True, True, False]}, "that are not 3 numbers"),
-    "text": ({"singular_values": "321"}, "that are not 3 numbers"),
-    "negative": ({"singular_values": [3, 2, -1]}, "that are not 3 numbers"),
-    "too few": ({"singular_values": [3, 2]}, "that are not 3 numbers"),
-    "too many": ({"singular_values": [3.0] * 10_000}, "that are not 3 numbers"),
-    "too large": ({"singular_values": [1e308, 1e308, 1]}, "that are not 3 numbers"),
+    "truth": ({"singular_values": [True, True, False]}, "that are not 3 non-negative numbers"),
+    "text": ({"singular_values": "321"}, "that are not 3 non-negative numbers"),
+    "negative": ({"singular_values": [3, 2, -1]}, "that are not 3 non-negative numbers"),
+    "too few": ({"singular_values": [3, 2]}, "that are not 3 non-negative numbers"),
+    "too many": ({"singular_values": [3.0] * 10_000}, "that are not 3 non-negative numbers"),
+    "too large": ({"singular_values": [1e308, 1e308, 1]}, "that are not 3 non-negative numbers"),
     "ascending": ({"singular_values": [1, 2, 3]}, "that do not descend"),
 }
 

@@ -1,21 +1,22 @@
-"""The dimension itself: d90, from a search of which d is enough.
+"""The dimension d90: the smallest d that is enough.
 
-Li et al. (2018) call d90 the smallest d whose solution reaches 90 % of full training's performance.
-Their performance is an accuracy, which counts from zero. A cross-entropy has no zero to count from,
-so it is counted here from where training starts::
+Li et al. (2018) call d90 the smallest d whose solution reaches 90 % of the performance of full
+training. Their performance is an accuracy, which counts from zero. A cross-entropy does not have
+such a zero, so the gain is counted here from where training starts::
 
     target = base - 0.9 (base - full)           d90 = the smallest d with loss(d) <= target
 
-base is the loss at theta0, full that of training all D parameters, both on the validation slice.
+base is the loss at theta0, and full the loss after training all D parameters, both on the
+validation slice.
 
 At d = D every direction can be reached, and yet training there is not full training: Adam adapts
 its steps to each coordinate, and the coordinates of z are not the parameters. So d90 is also given
 against training with the square P, the plain variant at d = D: that asks how many directions are
 enough where the basis is random in any case.
 
-A learning rate that suits one d does not suit another. Adam moves each of d numbers by about lr, so
-P z by about lr sqrt(d), where full training moves theta by lr sqrt(D). The search at d therefore
-starts at lr sqrt(D / d), and then goes on as the rank sweep's does: see experiments/search.py.
+A learning rate that suits one d does not suit another. Adam moves each of d numbers by about lr,
+and P z by about lr sqrt(d), whereas full training moves theta by lr sqrt(D). The search at d
+therefore starts at lr sqrt(D / d); experiments/search.py describes the rest of it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Run:
     d : int or None
         None for full training.
     seed : int
-        Of the batches, and of P.
+        Draws the batches, and P.
     lr : float
     """
 
@@ -90,7 +91,7 @@ def d90(losses: Mapping[int, float], base: float, full: float) -> int | None:
     Raises
     ------
     ValueError
-        If full training gained nothing.
+        If full training did not gain.
 
     Examples
     --------
@@ -99,7 +100,9 @@ def d90(losses: Mapping[int, float], base: float, full: float) -> int | None:
     100
     """
     if not is_gain(base, full):
-        raise ValueError(f"full training went from {base:.4g} to {full:.4g}: there is no way to go")
+        raise ValueError(
+            f"full training went from {base:.4g} to {full:.4g}: there is no gain to share"
+        )
     target = target_loss(base, full)
     return min((d for d, loss in losses.items() if loss <= target), default=None)
 
@@ -120,21 +123,21 @@ def intrinsic_dimension(
     Parameters
     ----------
     make_problem : callable
-        ``make_problem(seed) -> Problem``: equal models, batches by the seed; travels to workers.
+        ``make_problem(seed) -> Problem``: equal models, batches by the seed. Workers call it.
     ds : sequence of int
-        A d that the structured variant's scales use up is left out there.
+        The structured variant leaves out a d that its scales would use up.
     lr : float
-        Where full training's search for a learning rate starts.
+        Where the search of full training for a learning rate starts.
     fit_options : mapping
         For :func:`lora_np.fit`: ``steps`` and the recipe.
     seeds : int
-        The search takes the first; the best rate is run on the others.
+        The search uses the first seed; the best rate is run on the others.
     executor : concurrent.futures.Executor, optional
-        Where runs take place; by default here.
+        Carries out the runs; by default this process.
     listen : callable, optional
         Called with every run that ends, and its loss: infinite if it diverged.
     done : mapping of Run to float, optional
-        Losses of runs that need not be run again, as `listen` was called with them.
+        Runs that are not run again, with the losses that `listen` was called with.
 
     Returns
     -------

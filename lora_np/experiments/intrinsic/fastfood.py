@@ -1,7 +1,7 @@
 """The projection: P (D, d), random and fixed, applied without being formed.
 
-A dense P would need D d numbers. Fastfood makes do with 4 D: the rows of P come in blocks of n,
-the power of two that is at least d, and a block is the first d columns of::
+A dense P would need D d numbers; Fastfood needs 4 D. The rows of P come in blocks of n, the
+smallest power of two that is at least d, and a block is the first d columns of::
 
     S H G Pi H B
 
@@ -9,7 +9,7 @@ H is the Walsh-Hadamard transform, n log n additions; B has random signs on its 
 permutes, G is Gaussian on its diagonal, and S on its diagonal sets the rows' lengths.
 
 The normalisation: a row of H G Pi H B has length sqrt(n) ||g||, g the diagonal of G, and its
-direction is uniform on the sphere, for it is g with some signs turned, under the orthogonal map
+direction is uniform on the sphere, since it is g, with some signs flipped, under the orthogonal map
 Pi H B / sqrt(n). S gives row i the length s_i / sqrt(D), s_i drawn from the chi distribution of n
 degrees of freedom, which is that of a Gaussian vector's length. Every row is then exactly
 N(0, I / D), though the rows of one block are not independent, and E ||P z||^2 = ||z||^2: on average
@@ -33,9 +33,9 @@ def walsh_hadamard(x: np.ndarray) -> np.ndarray:
 
     H_1 = [1] and H_2n = [[H_n, H_n], [H_n, -H_n]] (Sylvester's order); H^T = H and H H = n I.
 
-    A stage takes neighbours and puts their sums in the first half, their differences in the
-    second. After log2(n) such stages every entry has been in every place of its pairs, and the
-    shuffle that each stage makes has come round to the identity.
+    Each stage puts the sums of neighbours in the first half and their differences in the second.
+    After log2(n) stages every entry depends on all inputs, and the shuffles of the stages have
+    combined to the identity.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def walsh_hadamard(x: np.ndarray) -> np.ndarray:
     Raises
     ------
     ShapeError
-        If n is no power of two.
+        If n is not a power of two.
 
     Examples
     --------
@@ -79,7 +79,7 @@ class Fastfood:
         Rows and columns, 1 <= d <= D.
     rng : numpy.random.Generator
     dtype : numpy dtype
-        Of the factors.
+        Type of the factors.
 
     Raises
     ------
@@ -102,7 +102,7 @@ class Fastfood:
         if not 1 <= d <= D:
             raise ValueError(f"d = {d}, expected 1 <= d <= D = {D}")
         self.D, self.d = D, d
-        n = 1 << (d - 1).bit_length()  # the power of two that is at least d
+        n = 1 << (d - 1).bit_length()  # the smallest power of two that is at least d
         blocks = -(-D // n)
         shape = (blocks, n)
         self.signs = (2 * rng.integers(0, 2, shape) - 1).astype(dtype)  # B

@@ -6,7 +6,7 @@ Only z is trained (Li et al. 2018)::
     dL/dz = P^T dL/dtheta
 
 The structure-aware variant (SAID, Aghajanyan et al. 2020) gives each of the m layers a scale of
-its own, which is trained too and starts at one. The m scales count: z keeps d - m entries. For
+its own, which is also trained and starts at one. The m scales count, so z has d - m entries. For
 layer i::
 
     theta_i = theta0_i + lambda_i (P z)_i       dL/dlambda_i = <dL/dtheta_i, (P z)_i>
@@ -30,7 +30,7 @@ from lora_np.train.gradient import number_of
 
 
 class IntrinsicCache(NamedTuple):
-    """What backward reads: the model at theta, packed too, its cache, P z, and a scale an entry."""
+    """What backward reads: the model at theta, its packed form and cache, P z, and the scales."""
 
     twin: Any
     packed: Packed
@@ -43,8 +43,8 @@ class IntrinsicModel:
     """A model whose trainable parameters move in d dimensions; :func:`lora_np.fit` trains it.
 
     The loss builds a model at theta0 + P z each time, which goes to backward in the cache. So
-    nothing is written to, here or in `model`: threads may share this object, and forked processes
-    see the z in shared memory.
+    neither this object nor `model` is written to: threads may share this object, and forked
+    processes see the z in shared memory.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class IntrinsicModel:
         With ``loss`` and ``backward``, on the host. Its trainable values are copied as theta0; its
         frozen Parameters are used as they are.
     d : int
-        Trained numbers, the scales of the structured variant included.
+        Number of trained numbers, including the scales of the structured variant.
     rng : numpy.random.Generator
         Draws P.
     structured : bool
@@ -101,7 +101,7 @@ class IntrinsicModel:
             names = list(layers_of(chosen))
             m = len(names)
             if d <= m:
-                raise ValueError(f"d = {d}, expected more than the {m} scales, one a layer")
+                raise ValueError(f"d = {d}, expected more than the {m} scales, one for each layer")
             of = [names.index(_layer(name)) for name in chosen]
             self.layer = np.repeat(of, [p.size for p in chosen.values()])  # (D,)
             self.scales = Parameter(np.ones(m, dtype))
@@ -109,11 +109,11 @@ class IntrinsicModel:
         self.z = Parameter(np.zeros(d - m, dtype))
 
     def parameters(self) -> dict[str, Parameter]:
-        """Return what is trained: z, and the scales where there are any."""
+        """Return the trained Parameters: z, and the scales of the structured variant."""
         return {"z": self.z} if self.scales is None else {"z": self.z, "scales": self.scales}
 
     def point(self) -> Any:
-        """Return the model at theta0 + P z, an ordinary one; frozen values are the base's."""
+        """Return the model at theta0 + P z; its frozen values are those of the base."""
         return self._twin()[0]
 
     def loss(

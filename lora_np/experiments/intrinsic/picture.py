@@ -1,4 +1,4 @@
-"""The picture of an intrinsic dimension: the loss against how many dimensions are trained."""
+"""The picture of an intrinsic dimension: the loss against the number of trained dimensions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_np.plots import BLUE, GREY, ORANGE
 
 
 def plot_intrinsic(results: dict[str, Any], path: str | Path) -> None:
-    """Draw the loss against the dimension d, pretrained and not, with the line that d90 needs.
+    """Draw the loss against the dimension d, for both starts, with the loss that d90 must reach.
 
     Parameters
     ----------

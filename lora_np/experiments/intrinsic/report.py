@@ -1,4 +1,4 @@
-"""What a run says: how far it is, and the table at the end."""
+"""The bar of an intrinsic run, and the table at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Listener(Terminal):
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return for each start the loss at every d, its share of full training's gain, and d90."""
+    """Return for each start the loss at every d, as a share of the full gain too, and d90."""
     return "\n\n".join(_table_of(start, results[start]) for start in STARTS)
 
 
@@ -49,7 +49,7 @@ def _table_of(start: str, found: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any] | None, base: float, full: float) -> str:
-    """Return a variant's three columns, or why it has nothing to put there."""
+    """Return the three columns of a variant, or why they are empty."""
     if row is None:
         return "needs d > m"
     if row["loss"] is None:
@@ -63,7 +63,7 @@ def _three(lr: str, loss: str, gain: str) -> str:
 
 
 def _d90(found: dict[str, Any], key: str) -> str:
-    """Say between which two d of the grid each variant's target is reached."""
+    """Return between which two d of the grid each variant reaches its target."""
     said = []
     for variant, d in found[key].items():
         ds = sorted(losses_of(found["rows"], variant))

@@ -1,7 +1,7 @@
 """The text task's intrinsic dimension: a GPT that was pretrained against one that was not.
 
-The base, the texts, their slices and the batches are the rank sweep's. Both models learn the same
-second text in the same number of steps; each is measured against its own full training.
+The base, the texts, their slices and the batches are those of the rank sweep. Both models learn the
+same second text in the same number of steps, and each is compared with its own full training.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ STARTS = ("pretrained", "random")
 
 @dataclass(frozen=True)
 class IntrinsicSettings:
-    """What decides the results.
+    """The settings of an intrinsic run; they decide its results.
 
     Parameters
     ----------
     ds : tuple of int
         The default ends with D, the number of parameters of the default sizes.
     text : TextSettings
-        Texts, sizes, ``steps`` of every run, ``seeds``, and ``full_lr``, where searches start; the
-        ranks and what else is LoRA's are not used.
+        Texts, sizes, ``steps`` of every run, ``seeds``, and ``full_lr``, where searches start. The
+        ranks and the other settings of LoRA are not used.
 
     Examples
     --------
@@ -65,7 +65,7 @@ QUICK = IntrinsicSettings(
 
 @dataclass(frozen=True)
 class TextProblem:
-    """Adapt a GPT with these arrays to the second text; it travels to any process."""
+    """Makes the problem of adapting a GPT with these arrays to the second text, in any process."""
 
     settings: TextSettings
     arrays: Arrays
@@ -97,7 +97,7 @@ def intrinsic_run(
     ----------
     settings : IntrinsicSettings
     out : str or Path
-        Folder of ``results.json`` and the base. A run of equal settings that it holds continues.
+        Folder of ``results.json`` and the base. A run of equal settings in it continues.
     base, executor, progress, take_over : optional
         As for :func:`lora_np.experiments.rank_sweep.rank_sweep`.
     listen : callable, optional
@@ -113,14 +113,15 @@ def intrinsic_run(
     Raises
     ------
     SweepError
-        If the folder cannot be written, is in use, or holds anything else, or `base` does not fit.
+        If the folder cannot be written, is in use, or holds anything else, or if `base` does not
+        fit.
     ValueError
         If the text settings have no ``full_lr``.
     """
     folder, task = Path(out), _task(settings, base)
     with _opened(settings, task, folder, take_over) as results:
         if not results["complete"]:
-            results.setdefault("trials", [])  # earlier versions kept none
+            results.setdefault("trials", [])  # earlier versions saved none
             arrays = task.prepare(folder, progress)
             begin(folder, results, task.facts(folder, arrays), task.given_sha256)
             for start, given in _arrays(settings.text, arrays).items():
@@ -146,7 +147,9 @@ def check_intrinsic(
 def _task(settings: IntrinsicSettings, base: str | Path | None) -> TextTask:
     if settings.text.full_lr is None:
         raise ValueError("full_lr is None, expected a learning rate: searches start there")
-    return TextTask(replace(settings.text, ranks=(1,)), base)  # it checks ranks, not used here
+    return TextTask(
+        replace(settings.text, ranks=(1,)), base
+    )  # TextTask checks ranks, which are not used here
 
 
 def _measure(
@@ -158,9 +161,9 @@ def _measure(
     listen: Callable[[Run, float], None] | None,
     arrays: Arrays,
 ) -> dict[str, Any]:
-    """Return what one start leads to; each run is kept as it ends."""
+    """Return the intrinsic dimension from one start; each run is saved as it ends."""
     s = settings.text
-    assert s.full_lr is not None  # _task sees to it
+    assert s.full_lr is not None  # _task refuses None
 
     def keep(run: Run, loss: float) -> None:
         found = loss if math.isfinite(loss) else None
@@ -188,7 +191,7 @@ def _kept(trial: dict[str, Any]) -> tuple[Run, float]:
 
 
 def _arrays(settings: TextSettings, pretrained: Arrays) -> dict[str, Arrays]:
-    """Return what runs need, by where they start."""
+    """Return the arrays that runs need, by where they start."""
     blank = GPT(settings.gpt(), np.random.default_rng([0, 3])).parameters()
     random = {name: p.value for name, p in blank.items()}
     return {"pretrained": pretrained, "random": {**random, "adapt": pretrained["adapt"]}}

@@ -1,4 +1,4 @@
-"""Section 7 of the LoRA paper on our text task: what it measured, measured on ours, compared."""
+"""Section 7 of the LoRA paper, repeated on our text task and compared with the paper."""
 
 from lora_np.experiments.paper.run import run_paper
 from lora_np.experiments.paper.settings import PaperSettings

@@ -1,8 +1,8 @@
-"""What the paper says in words, and whether our numbers say it too.
+"""The claims of the paper, and whether our numbers support them.
 
-Each claim comes with a rule; the rule decides on the measured numbers alone, and may answer yes,
-no, or that the numbers cannot tell (None). The paper gives one border, phi > 0.5 for a direction
-that is shared; the others are ours. Losses are compared seed by seed and count beyond two standard
+Each claim comes with a rule, which decides on the measured numbers alone: yes, no, or that the
+numbers cannot tell (None). The paper gives one threshold, phi > 0.5 for a shared direction; the
+others are ours. Losses are compared seed by seed, and a difference counts beyond two standard
 errors (:func:`lora_np.experiments.rank_sweep.report.beats`).
 """
 
@@ -25,7 +25,7 @@ COMMON = 0.1  # of the way from chance to equality: what "common directions" mea
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper, tested.
+    """A claim of the paper, and what our numbers say of it.
 
     Attributes
     ----------
@@ -34,11 +34,11 @@ class Claim:
     says : str
         The claim.
     rule : str
-        When ours agrees.
+        When our numbers agree with the claim.
     measured : str
-        Our numbers that decide.
+        The numbers that decide.
     agrees : bool or None
-        None where the numbers cannot tell.
+        None if the numbers cannot tell.
     """
 
     of: str
@@ -49,7 +49,7 @@ class Claim:
 
 
 def all_claims(content: Mapping[str, Any]) -> list[Claim]:
-    """Return every claim, tested on the content of ``paper.json``."""
+    """Test every claim on the content of ``paper.json``."""
     losses = by_matrices(content["table5"]["rows"])
     means = {
         targets: {row["rank"]: _mean(row["losses"]) for row in rows if row["losses"]}
@@ -65,12 +65,12 @@ def all_claims(content: Mapping[str, Any]) -> list[Claim]:
 
 
 def by_matrices(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
-    """Return the losses by seed for each set of matrices of a table that has one rank for each."""
+    """Return losses by seed for each set of matrices, from a table with one rank for each set."""
     return {row["targets"]: {int(s): x for s, x in row["losses"].items()} for row in rows}
 
 
 def figure3_claims(figure: Mapping[str, Any]) -> list[Claim]:
-    """Test what figure 3 is said to show.
+    """Test the claims about figure 3.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def figure3_claims(figure: Mapping[str, Any]) -> list[Claim]:
 
 
 def figure4_claims(figure: Mapping[str, Any]) -> list[Claim]:
-    """Test what figure 4 is said to show.
+    """Test the claims about figure 4.
 
     Parameters
     ----------
@@ -136,12 +136,12 @@ def figure4_claims(figure: Mapping[str, Any]) -> list[Claim]:
 
 
 def table5_claims(losses: Losses, base: float) -> list[Claim]:
-    """Test what table 5 is said to show.
+    """Test the claims about table 5.
 
     Parameters
     ----------
     losses : mapping
-        Of the budget spent on each set of matrices, by seed.
+        Losses of the budget spent on each set of matrices, by seed.
     base : float
         The loss without an adapter.
     """
@@ -179,12 +179,12 @@ def table5_claims(losses: Losses, base: float) -> list[Claim]:
 
 
 def table6_claims(means: Mapping[str, Mapping[int, float]], base: float) -> list[Claim]:
-    """Test what table 6 is said to show.
+    """Test the claims about table 6.
 
     Parameters
     ----------
     means : mapping
-        Mean loss by matrices and rank; without ranks that diverged.
+        Mean losses by matrices and rank, without ranks that diverged.
     base : float
         The loss without an adapter.
     """
@@ -212,7 +212,7 @@ def table6_claims(means: Mapping[str, Mapping[int, float]], base: float) -> list
 
 
 def lowest_rank_share(losses: Mapping[int, float], base: float) -> float | None:
-    """Return the lowest rank's gain over the base as a share of the best rank's; None without gain.
+    """Return the gain of the lowest rank as a share of that of the best rank; None without gain.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def lowest_rank_share(losses: Mapping[int, float], base: float) -> float | None:
 
 
 def table7_claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
-    """Test what table 7 is said to show.
+    """Test the claims about table 7.
 
     Parameters
     ----------
@@ -270,7 +270,7 @@ def _grouped(rows: Sequence[Mapping[str, Any]], key: str = "targets") -> dict[An
 
 
 def _all(*answers: bool | None) -> bool | None:
-    """Return False if one is, else None if one is, else True."""
+    """Return False if any answer is False, else None if any is None, else True."""
     return None if None in answers and False not in answers else all(answers)
 
 

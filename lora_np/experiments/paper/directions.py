@@ -1,10 +1,10 @@
-"""Figures 3 and 4 and table 7: which directions the trained adapters share, and W0's part in them.
+"""Figures 3 and 4 and table 7: the directions that trained adapters share, and W0 in them.
 
-phi(i, j) and its level by chance stand in lora_np/rank/subspaces.py. It is taken of the right
-singular vectors of A, as in the paper: the directions of its input that an adapter reads.
+phi(i, j) and its level by chance are defined in lora_np/rank/subspaces.py. As in the paper, phi
+compares right singular vectors of A: the directions of its input that an adapter reads.
 
-Two adapters are only compared across seeds. Equal seeds draw A from the same stream, so a low rank
-would start from rows of the high one, and what they share would be the draw and not the training.
+Adapters are only compared across seeds. Equal seeds draw A from the same stream, so a low rank
+would start from rows of the high rank, and they would share the draw rather than the training.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from lora_np.rank import amplification, dense_svd, random_similarity, subspace_s
 
 Adapter = tuple[np.ndarray, np.ndarray]  # B (out, r), A (r, in)
 Adapters = Mapping[int, Mapping[int, Mapping[str, Adapter]]]  # by rank, seed, path
-DIGITS = 4  # of what is written
+DIGITS = 4  # of the written similarities
 
 
 def similarity(first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
-    """Return phi averaged over all pairs of one A from each list with different places in it.
+    """Return phi averaged over all pairs of an A from each list, at different places.
 
     Parameters
     ----------
     first, second : list of array, shapes (r1, in) and (r2, in)
-        One A a seed.
+        One A for each seed.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def figure(adapters: Adapters, ranks: tuple[int, int], rng: np.random.Generator)
     adapters : mapping
         Trained (B, A) by rank, seed and path.
     ranks : (int, int)
-        Equal ones compare seeds.
+        Equal ranks compare seeds.
     rng : numpy.random.Generator
         Draws the random matrices, as many as there are seeds.
 
@@ -77,9 +77,11 @@ def figure(adapters: Adapters, ranks: tuple[int, int], rng: np.random.Generator)
     low, high = (adapters[r] for r in ranks)
     seeds = sorted(set(low) & set(high))
     if len(seeds) < 2:
-        raise ValueError(f"ranks {ranks} ended well on fewer than two common seeds: no figure")
+        raise ValueError(f"ranks {ranks} have fewer than two common seeds that did not diverge")
     if not low[seeds[0]]:
-        raise ValueError(f"the adapters of rank {ranks[0]} hold no matrix: no figure")
+        raise ValueError(
+            f"the adapters of rank {ranks[0]} hold no matrix: there is nothing to draw"
+        )
     As = {
         path: [[part[seed][path][1] for seed in seeds] for part in (low, high)]
         for path in low[seeds[0]]
@@ -100,7 +102,7 @@ def _written(grid: np.ndarray) -> list[list[float]]:
 
 
 def excess(phi: float, chance: float) -> float:
-    """Return how far phi lies above chance, on the way to 1: 0 at chance, 1 where equal."""
+    """Return how far phi lies above chance, on the way to 1: 0 at chance, 1 at equality."""
     return (phi - chance) / (1.0 - chance)
 
 
@@ -128,7 +130,7 @@ def mean_excess(grid: list[list[float]], d: int) -> float:
     grid : list of list of float
         phi(i, j).
     d : int
-        Dimensions of the whole space; at i = d any two are equal, so that i is left out.
+        Dimensions of the whole space. At i = d any two spaces are equal, so i = d is left out.
     """
     diagonal = np.diag(np.array(grid))[: d - 1]
     if diagonal.size == 0:

@@ -1,4 +1,4 @@
-"""The paper's own numbers, to stand beside ours.
+"""The numbers of the paper, for comparison with ours.
 
 Source: Hu et al.: LoRA. arXiv:2106.09685, section 7: GPT-3 of 175 billion parameters, d = 12288,
 validation accuracy in percent. Its spread over seeds: 0.5 on WikiSQL, 0.1 on MultiNLI.
@@ -35,5 +35,5 @@ TABLE7 = {
 
 
 def short(targets: tuple[str, ...]) -> str:
-    """Return the matrices as people say them: q,v for q_proj and v_proj."""
+    """Return the short name of some matrices: q,v for q_proj and v_proj."""
     return ",".join(name.removesuffix("_proj") for name in targets)

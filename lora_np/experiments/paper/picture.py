@@ -1,4 +1,4 @@
-"""Figures 3 and 4: how much of their directions two ranks, or two seeds, share."""
+"""Figures 3 and 4: how many directions two ranks, or two seeds, share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lora_np.plots import AMBER, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 
 
 def plot_similarity(found: Mapping[str, Any], path: str | Path) -> None:
-    """Draw phi(i, j) of two ranks, or of one rank's seeds, for every matrix (figures 3 and 4).
+    """Draw phi(i, j) of two ranks, or of two seeds of one rank, for every matrix.
 
     A row of heat maps for each kind of matrix, a column for each layer. Then random matrices, and
     the diagonals phi(i, i) of all with the level by chance.

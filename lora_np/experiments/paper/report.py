@@ -1,4 +1,4 @@
-"""The tables and claims of section 7 as text, ours beside the paper's."""
+"""The tables and claims of section 7 as text, our numbers beside those of the paper."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def table7(table: Mapping[str, Any]) -> str:
 
 
 def claims(found: Sequence[Mapping[str, Any]]) -> str:
-    """Return what the paper says, and whether our numbers say it too."""
+    """Return the claims of the paper, and whether our numbers support them, as text."""
     verdicts = {True: "agrees", False: "does not agree", None: "cannot tell"}
     lines = ["What the paper says, and whether ours agrees"]
     for claim in found:

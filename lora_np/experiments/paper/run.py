@@ -1,8 +1,8 @@
-"""The sweeps of section 7, and what is measured on their models.
+"""The sweeps of section 7, and the measurements on their models.
 
-Each set of matrices is a rank sweep in a folder of its own below the run's: its trials are kept as
-they end, and the same call goes on. Unless a base is given, the first pretrains it and the others
-copy the first one's.
+Each set of matrices is a rank sweep in a folder of its own, below the folder of the run. Its trials
+are saved as they end, and the same call continues. Unless a base is given, the first sweep
+pretrains one and the others copy it.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def check_paper(
     *,
     take_over: bool = False,
 ) -> bool:
-    """Return whether `out` holds all of it, complete; raise what run_paper would raise."""
+    """Return whether `out` holds this run, complete; raise what run_paper would raise."""
     where, plan = folders(settings, out), sweeps(settings).items()
     complete = [check_sweep(s, where[t], base, take_over=take_over) for t, s in plan]
-    if not all(complete):  # every one of them was looked at
+    if not all(complete):  # every sweep was checked
         with held(Path(out), take_over):
             return False
     return True
@@ -67,13 +67,13 @@ def run_paper(
     progress: bool = False,
     take_over: bool = False,
 ) -> dict[str, Any]:
-    """Repeat the measurements of the paper's section 7 on the text task.
+    """Repeat the measurements of section 7 of the paper on the text task.
 
     Parameters
     ----------
     settings : PaperSettings
     out : str or Path
-        Folder of the sweeps and of ``paper.json``. Sweeps of equal settings that it holds go on.
+        Folder of the sweeps and of ``paper.json``. Sweeps of equal settings in it continue.
     base, executor, progress, take_over : optional
         As for :func:`lora_np.experiments.rank_sweep.rank_sweep`.
     listen : callable, optional
@@ -89,7 +89,7 @@ def run_paper(
     SweepError
         As :func:`lora_np.experiments.rank_sweep.rank_sweep` raises it.
     ValueError
-        If runs diverged that a figure needs.
+        If runs that a figure needs diverged.
 
     References
     ----------
@@ -117,7 +117,7 @@ def _run_sweeps(
     listen: Callable[[Progress], None] | None,
     how: dict[str, Any],
 ) -> dict[Targets, Results]:
-    """Return the results of each sweep, run in its folder; all have the first one's base."""
+    """Run each sweep in its folder, all from the base of the first; return their results."""
     plan = sweeps(settings)
     expected, found = sum(map(expected_number, plan.values())), {}
     for targets, sweep in plan.items():
@@ -129,7 +129,7 @@ def _run_sweeps(
 
 
 def _save_if_new(path: Path, content: dict[str, Any], complete: bool) -> None:
-    """Write the content, unless the file holds it; a complete run may lie on a read-only disk."""
+    """Write the content unless the file holds it: a complete run may lie on a read-only disk."""
     try:
         if load_json(path) == as_json(content):
             return
@@ -145,7 +145,7 @@ def _save_if_new(path: Path, content: dict[str, Any], complete: bool) -> None:
 def _counted(
     listen: Callable[[Progress], None] | None, before: int, expected: int
 ) -> Callable[[Progress], None] | None:
-    """Return a listener to one sweep that counts what all of them have done."""
+    """Return a listener to one sweep that counts the trials of all sweeps."""
     if listen is None:
         return None
 
@@ -165,7 +165,7 @@ def measure(settings: PaperSettings, found: dict[Targets, Results], folder: Path
     found : dict
         The results of each sweep.
     folder : Path
-        Of the sweep of q and v, whose models the figures and table 7 look at.
+        Folder of the sweep of q and v, whose models the figures and table 7 describe.
     """
     adapters = read_adapters(found[QV], folder, {*settings.similar, *settings.amplified})
     low, high = settings.similar
@@ -191,7 +191,7 @@ def measure(settings: PaperSettings, found: dict[Targets, Results], folder: Path
 def read_adapters(
     results: Results, folder: Path, ranks: set[int]
 ) -> dict[int, dict[int, dict[str, Adapter]]]:
-    """Return the trained (B, A) of a sweep's curve by rank, seed and path."""
+    """Return the trained (B, A) on the curve of a sweep, by rank, seed and path."""
     adapters: dict[int, dict[int, dict[str, Adapter]]] = {r: {} for r in sorted(ranks)}
     for run in results["runs"]:
         if run["rank"] in ranks and run["test_loss"] is not None:
@@ -223,7 +223,7 @@ def table5_rows(settings: PaperSettings, found: dict[Targets, Results]) -> list[
 def table6_rows(settings: PaperSettings, found: dict[Targets, Results]) -> list[dict[str, Any]]:
     """Return table 6: test losses by set of matrices and rank.
 
-    A highest rank that the paper has not stands beside its highest, 64.
+    If the paper does not have the highest rank, its own highest, 64, stands beside it.
     """
     rows, ranks = [], settings.text.ranks
     for targets, paper in TABLE6.items():
@@ -236,7 +236,7 @@ def table6_rows(settings: PaperSettings, found: dict[Targets, Results]) -> list[
 
 
 def table6_flat(settings: PaperSettings, found: dict[Targets, Results]) -> dict[str, list[str]]:
-    """Return for each set of matrices from which of table 6's ranks on its curve is flat."""
+    """Return for each set of matrices from which rank of table 6 on its curve is flat."""
     said = {}
     for targets in TABLE6:
         runs = [run for run in found[targets]["runs"] if run["rank"] in settings.text.ranks]
@@ -245,7 +245,7 @@ def table6_flat(settings: PaperSettings, found: dict[Targets, Results]) -> dict[
 
 
 def _runs(results: Results, r: int) -> dict[str, Any]:
-    """Return the learning rate and the test losses of one rank; none where all diverged."""
+    """Return the learning rate and the test losses of a rank; None and {} if it diverged."""
     rates = [run["lr"] for run in results["runs"] if run["rank"] == r]
     losses = losses_by_seed(results).get(r, {})
     return {

@@ -1,10 +1,10 @@
-"""What is trained for section 7, as rank sweeps: one for each set of adapted matrices.
+"""The rank sweeps of section 7: one for each set of adapted matrices.
 
-Table 5 holds the trainable parameters fixed and asks which matrices should have them. An adapter of
-rank r on an (out, in) matrix has r (in + out), so a set of matrices costs r times a constant, and
-the rank that spends the budget is the nearest whole one. Table 6, the figures and table 7 name
-their ranks. A sweep of a set trains all ranks that any of them asks for, each with its own search
-for a learning rate (lora_np/experiments/rank_sweep/plan.py).
+Table 5 fixes the number of trainable parameters and asks which matrices should have them. An
+adapter of rank r on an (out, in) matrix has r (in + out) parameters, so a set of matrices costs r
+times a constant, and the rank that comes nearest to the budget spends it. Table 6, the figures and
+table 7 name their ranks. A sweep of a set trains every rank that any of them needs, each
+with its own search for a learning rate (lora_np/experiments/search.py).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ MLP = (("up_proj",), ("down_proj",), ("up_proj", "down_proj"))
 
 @dataclass(frozen=True)
 class PaperSettings:
-    """What decides the results.
+    """The settings of section 7; they decide its results.
 
     Parameters
     ----------
     text : TextSettings
-        The task. Its ranks are table 6's, its target_modules do not count, and full fine-tuning,
-        which section 7 leaves out, must be: full_lr None.
+        The task. Its ranks are those of table 6, and its target_modules are not used. Section 7
+        leaves out full fine-tuning, so full_lr must be None.
     budget_rank : int
-        Table 5's budget is what this rank costs on the query matrices alone.
+        The budget of table 5 is the cost of this rank on the query matrices alone.
     similar : (int, int)
         The ranks that figure 3 compares, the lower one first; figure 4 compares the higher one with
         itself. At a rank near d any two spaces are alike, so ours is half of d.
     amplified : tuple of int
-        Table 7's ranks, ascending.
+        The ranks of table 7, ascending.
 
     Examples
     --------
@@ -98,14 +98,14 @@ def trainable_parameters(settings: PaperSettings, targets: Targets, r: int) -> i
 
 
 def budget(settings: PaperSettings) -> int:
-    """Return table 5's number of trainable parameters."""
+    """Return the number of trainable parameters of table 5."""
     return trainable_parameters(settings, ("q_proj",), settings.budget_rank)
 
 
 def table5_ranks(settings: PaperSettings) -> dict[Targets, int]:
     """Return for each row of table 5 the rank that comes nearest to the budget, at least 1.
 
-    Of two that are equally near, the lower.
+    Of two ranks that are equally near, the lower is taken.
     """
     whole, ranks = budget(settings), {}
     for targets in (*TABLE5, *MLP):
@@ -128,6 +128,6 @@ def sweeps(settings: PaperSettings) -> dict[Targets, TextSettings]:
 
 
 def all_trials(settings: PaperSettings) -> TextSettings:
-    """Return one sweep that takes as many trials as all of them: for an estimate of the time."""
+    """Return one sweep with as many trials as all of them, to estimate the time."""
     ranks = tuple(r for sweep in sweeps(settings).values() for r in sweep.ranks)
     return replace(settings.text, ranks=ranks)

@@ -1,4 +1,4 @@
-"""The ranks of what full fine-tuning changed, from the spectra that a sweep has kept."""
+"""The ranks of what full fine-tuning changed, from the spectra that a sweep saved."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def analyse_sweep(folder: str | Path) -> Analysis:
     Parameters
     ----------
     folder : str or Path
-        Of a finished sweep.
+        Folder of a finished sweep.
 
     Returns
     -------
     Analysis
-        Of singular values kept to 6 digits.
+        Its singular values have 6 digits.
 
     Raises
     ------
     SweepError
-        If the folder has no results, or they hold no spectrum.
+        If the folder has no results, or the results hold no spectrum.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def _held_spectrum(change: Any) -> tuple[str, Spectrum]:
     Raises
     ------
     ValueError
-        If it is none; the message says which field is wrong.
+        If a field is wrong; the message names it.
     """
     fields: dict[str, Any] = change if isinstance(change, dict) else {}
     name, shape, values = map(fields.get, ("name", "shape", "singular_values"))
@@ -80,7 +80,9 @@ def _held_spectrum(change: Any) -> tuple[str, Spectrum]:
     if len(sigma) != min(sides) or not all(
         type(x) in (int, float) and 0 <= x < 1e100 for x in sigma
     ):
-        raise ValueError(f"singular values of {name!r} that are not {min(sides)} numbers from 0 on")
+        raise ValueError(
+            f"singular values of {name!r} that are not {min(sides)} non-negative numbers"
+        )
     if any(x < y for x, y in pairwise(sigma)):
         raise ValueError(f"singular values of {name!r} that do not descend")
     eps = float(np.finfo(np.float32).eps)  # in which the sweep trains

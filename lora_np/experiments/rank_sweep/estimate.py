@@ -1,4 +1,4 @@
-"""How long will a sweep take? A few steps are timed, the rest is counted."""
+"""How long will a sweep take? A few steps are timed, and the others are counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def estimate(settings: Settings, executor: Executor | None = None, jobs: int = 1
     """Return about how many seconds the sweep takes.
 
     A few steps are timed in `jobs` trials at once, since busy neighbours slow each other down; the
-    rest is counted.
+    others are counted.
     """
     rng = np.random.default_rng(0)
     trials = expected_number(settings) + len(settings.ranks) // 2  # some searches go further
@@ -54,7 +54,7 @@ def estimate(settings: Settings, executor: Executor | None = None, jobs: int = 1
 
 
 def _slowest(settings: Settings, arrays: Arrays, executor: Executor | None, jobs: int) -> float:
-    """Run `jobs` equal trials at once; return the longest one's seconds."""
+    """Run `jobs` equal trials at once; return the seconds of the slowest."""
     where = executor or InProcess()
     futures = [where.submit(time_trial, settings, arrays) for _ in range(jobs)]
     return max(future.result() for future in futures)

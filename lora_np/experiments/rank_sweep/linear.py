@@ -1,7 +1,7 @@
 """The linear task: the curve where theory gives the answer.
 
-A linear map W0 is to become W0 + Delta W, and Delta W is planted with known singular values. The
-inputs x are whitened, E[x x^T] = I, so the population loss of a change N is exactly::
+A linear map W0 has to become W0 + Delta W, where Delta W has known singular values. The inputs x
+are whitened, E[x x^T] = I, so the population loss of a change N is exactly::
 
     1/2 E ||(Delta W - N) x||^2 = 1/2 ||Delta W - N||_F^2
 
@@ -40,7 +40,7 @@ from lora_np.train import fit
 
 @dataclass(frozen=True)
 class LinearSettings:
-    """What decides the results of the linear task.
+    """The settings of the linear task; they decide its results.
 
     Parameters
     ----------
@@ -52,12 +52,12 @@ class LinearSettings:
     decay : float
         The planted singular values are 1, decay, decay^2, ...
     steps : int
-        Of every trial.
+        Steps of every trial.
     lora_lr, full_lr : float
         Where the searches for a learning rate start.
     device : {"cpu", "cuda"}
     method : MethodConfig, optional
-        What is compared at every rank; by default LoRA.
+        The method to compare at every rank; by default LoRA.
 
     Examples
     --------
@@ -94,7 +94,7 @@ class LinearTask:
     def __init__(self, settings: LinearSettings, base: str | Path | None = None) -> None:
         s = self.settings = settings
         if base is not None:
-            raise ValueError(f"base {base}: the linear task draws W0 and takes none")
+            raise ValueError(f"base {base}: the linear task draws W0 and takes no base")
         if not 0.0 < s.decay <= 1.0:
             raise ValueError(f"decay = {s.decay}, expected 0 < decay <= 1")
         check_numbers(s, ("steps", "seeds", "d_in", "d_out"), ("lora_lr", "full_lr"))
@@ -103,7 +103,7 @@ class LinearTask:
             inject(blank, config_of(s).of_rank(r), np.random.default_rng(0))
 
     def identity(self) -> dict[str, Any]:
-        """Return what the results depend on beside the settings: nothing."""
+        """Return an empty dict: the results depend on the settings alone."""
         return {}
 
     def prepare(self, folder: Path, progress: bool) -> dict[str, np.ndarray]:
@@ -123,12 +123,12 @@ class LinearTask:
         return {"W0": W0, "change": (U * sigma) @ V.T, "sigma": sigma, "R": R}
 
     def baseline(self, arrays: Arrays) -> dict[str, float]:
-        """Return the loss of changing nothing."""
+        """Return the loss of W0 without any change."""
         loss = population_loss(arrays["change"])
         return {"base_validation_loss": loss, "base_test_loss": loss}
 
     def facts(self, folder: Path, arrays: Arrays) -> dict[str, Any]:
-        """Return the planted spectrum and the floors of ranks 0, 1, ... up to the largest asked."""
+        """Return the planted spectrum, and the floors of ranks 0 up to the largest one."""
         ranks = range(max(self.settings.ranks) + 1)
         floors = [eckart_young_floor(arrays["sigma"], r) for r in ranks]
         return {"planted_singular_values": arrays["sigma"].tolist(), "floors": floors}
@@ -165,11 +165,11 @@ class Regression(Layer):
         return mean * half, (c_linear, c_mse, half)
 
     def number(self, batch: Sequence[Array]) -> int:
-        """Return 1: the loss is a sum, so those of a batch's parts add up as they are."""
+        """Return 1: the loss is a sum, so the losses of parts of a batch add up."""
         return 1
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = False) -> None:
-        """Add the gradients of what is trainable."""
+        """Add the gradients of the trainable Parameters."""
         c_linear, c_mse, half = cache
         dy_linear, _ = mse_backward(dy * half, c_mse, (True, False))
         assert dy_linear is not None  # it was asked for
@@ -179,7 +179,7 @@ class Regression(Layer):
 def run_linear_trial(
     settings: LinearSettings, arrays: Arrays, trial: Trial
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Train once on the statistics; return the losses and what was trained. Runs in any process."""
+    """Train once on the statistics; return losses and trained arrays. Runs in any process."""
     s, start = settings, time.perf_counter()
     with one_blas_thread():
         linear = Linear(s.d_in, s.d_out, np.random.default_rng(0), bias=False, dtype=np.float64)

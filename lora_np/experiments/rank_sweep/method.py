@@ -24,12 +24,12 @@ def config_of(settings: Any) -> MethodConfig:
 def adapted_model(base: Any, trial: Trial, settings: Any) -> Any:
     """Return the model that a trial trains; `base` stays as it is.
 
-    LoRA's scale is 1 at every rank (lora_alpha = r), so that the rank is not confounded with it.
+    The scale of LoRA is 1 at every rank (lora_alpha = r): only the rank differs.
 
     Raises
     ------
     ValueError
-        If the trial is neither of the sweep's method at some rank nor of full fine-tuning.
+        If the trial is of another method than that of the sweep, or lacks a rank.
     """
     if trial.method == "full":
         return copy_model(base)
@@ -41,19 +41,19 @@ def adapted_model(base: Any, trial: Trial, settings: Any) -> Any:
 
 
 def as_settings(settings: Any) -> dict[str, Any]:
-    """Return settings as results hold them; a method of the user's own by its fields."""
+    """Return settings as results hold them; a method that is not LoRA by its fields."""
     plain = asdict(settings)
     plain.pop("method")
     return plain if settings.method is None else {**plain, "method": settings.method.fields()}
 
 
 def of_settings(saved: Mapping[str, Any]) -> MethodConfig | None:
-    """Return the method that results name; None where they name none, which means LoRA.
+    """Return the method that results name, or None for LoRA, which they do not name.
 
     Raises
     ------
     ValueError
-        If the method is not defined here.
+        If no method of this name is defined.
     """
     fields = saved.get("method")
     return None if fields is None else method_of_fields(fields).of_fields(fields)

@@ -24,10 +24,10 @@ def load_model(folder: Path, which: str = "best", device: str = "cpu") -> GPT:
     Parameters
     ----------
     folder : Path
-        Of the sweep.
+        Folder of the sweep.
     which : str
-        "base", "full", a rank as in "8", or "best": the run with the lowest validation loss. Of
-        losses that count as equal (``search.lowest``) the first of the curve.
+        "base", "full", a rank as in "8", or "best": the run with the lowest validation loss. Among
+        losses that count as equal (``search.lowest``), the first run of the curve is taken.
     device : {"cpu", "cuda"}
 
     Raises
@@ -38,7 +38,7 @@ def load_model(folder: Path, which: str = "best", device: str = "cpu") -> GPT:
     get_device(device)
     results = read_results(folder / "results.json")
     if results["settings"].get("task") != "text":
-        raise SweepError(f"{folder} is no text sweep: only those have a model that writes")
+        raise SweepError(f"{folder} is not a text sweep: only a text sweep has a model that writes")
     settings = text_settings(results["settings"], device)
     arrays = load_arrays(folder / "base.npz")
     _check_sizes(settings, sum(array.size for array in arrays.values()), folder)
@@ -54,7 +54,7 @@ def load_model(folder: Path, which: str = "best", device: str = "cpu") -> GPT:
 
 
 def _check_sizes(s: TextSettings, held: int, folder: Path) -> None:
-    """Hold the sizes that a file gives to what is there, before a model of these sizes is made."""
+    """Compare the sizes in the settings with the arrays, before a model of these sizes is made."""
     sizes = (s.d_model, s.n_layer, s.n_head, s.block_size)
     names = [s.target_modules] if isinstance(s.target_modules, str) else s.target_modules
     if not (
@@ -67,7 +67,7 @@ def _check_sizes(s: TextSettings, held: int, folder: Path) -> None:
 
 
 def text_settings(saved: dict[str, Any], device: str) -> TextSettings:
-    """Return the settings as the results hold them, on this device."""
+    """Return the settings that the results hold, on this device."""
     names = {field.name for field in fields(TextSettings)}
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names}
     return TextSettings(**{**kept, "device": device, "method": of_settings(saved)})
@@ -88,5 +88,5 @@ def _pick(runs: list[dict[str, Any]], which: str, base: float) -> Trial:
 
 
 def _name(trial: Trial) -> str:
-    """Return what a run is called: its rank, or its method where that has none."""
+    """Return the name of a run: its rank, or its method if that does not have a rank."""
     return trial.method if trial.rank is None else str(trial.rank)

@@ -20,11 +20,11 @@ LOSS_LABEL = {
 
 
 def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
-    """Draw the loss of LoRA at every rank between the base's line and full fine-tuning's.
+    """Draw the loss at every rank, between the lines of the base and of full fine-tuning.
 
     Text: the test loss. Linear: the population loss, on a log scale, and the Eckart-Young floor.
-    Error bars are one standard deviation over seeds; a single seed has none. A second axis has the
-    trainable parameters.
+    Error bars are one standard deviation over seeds; a single seed does not have one. A second axis
+    shows the trainable parameters.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
 
 
 def _title(results: dict[str, Any]) -> str:
-    """Return the curve's title: of which task, from how many seeds, and what is left out."""
+    """Return the title of the curve: the task, the number of seeds, and the runs left out."""
     lost = sum(run["test_loss"] is None for run in results["runs"])
     note = f", {counted(lost, 'run')} diverged, left out" if lost else ""
     seeds = counted(results["settings"]["seeds"], "seed")
@@ -112,7 +112,7 @@ def _short(number: int) -> str:
 
 
 def plot_spectrum(results: dict[str, Any], path: str | Path) -> None:
-    """Draw the singular values of full fine-tuning's change, and the energy they add up to.
+    """Draw the singular values of the change of full fine-tuning, and their cumulative energy.
 
     Parameters
     ----------
@@ -166,6 +166,6 @@ def plot_spectrum(results: dict[str, Any], path: str | Path) -> None:
 
 
 def _kind(name: str) -> str:
-    """Return the projection's name: h.0.attn.q_proj.W is of kind q_proj."""
+    """Return the name of the projection: q_proj for h.0.attn.q_proj.W."""
     parts = name.split(".")
     return parts[-2] if len(parts) > 1 else name

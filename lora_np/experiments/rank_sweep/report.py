@@ -18,7 +18,7 @@ WIDTHS = (8, 10, 10, 10, 12, 20, 16)  # of the table's columns
 def summary(results: dict[str, Any], key: str) -> dict[Contender, tuple[float, float | None, int]]:
     """Return by method and rank the mean of `key` over seeds, its deviation, and the count.
 
-    Runs that diverged are left out; the deviation is the sample's, None for a single run.
+    Runs that diverged are left out. The deviation is that of the sample; None for a single run.
     """
     found: dict[Contender, list[float]] = {}
     for run in results["runs"]:
@@ -31,13 +31,13 @@ def summary(results: dict[str, Any], key: str) -> dict[Contender, tuple[float, f
 
 
 def trainable_parameters(results: dict[str, Any]) -> dict[Contender, int]:
-    """Return by method and rank how many parameters were trained, from runs that ended well."""
+    """Return by method and rank how many parameters were trained, without runs that diverged."""
     ended = [run for run in results["runs"] if run["test_loss"] is not None]
     return {(run["method"], run["rank"]): run["trainable_parameters"] for run in ended}
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return the curve as a table: losses are means over seeds, with the sample's deviation."""
+    """Return the curve as a table: means of losses over seeds, with the sample deviation."""
     linear = results["settings"]["task"] == "linear"
     count = trainable_parameters(results)
     rate = {(run["method"], run["rank"]): run["lr"] for run in results["runs"]}
@@ -87,12 +87,12 @@ def losses_by_seed(results: dict[str, Any]) -> dict[int, dict[int, float]]:
 
 
 def beats(one: dict[int, float], other: dict[int, float], base: float) -> bool | None:
-    """Return whether `one` has the lower losses, beyond the spread over seeds.
+    """Return whether `one` has lower losses than `other`, beyond the spread over seeds.
 
     Equal seeds see equal batches, so a gain is the mean of the differences seed by seed; it counts
     beyond two of its standard errors. That is a rule of thumb: with three seeds one in ten such
-    gains would be chance. Losses that count as equal (``search.SAME``) are no gain,
-    however small their spread.
+    gains would be chance. Losses that count as equal (``search.SAME``) are not a
+    gain, however small their spread.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def beats(one: dict[int, float], other: dict[int, float], base: float) -> bool |
     Returns
     -------
     bool or None
-        None where they share fewer than two seeds: one difference has no spread.
+        None if they share fewer than two seeds: one difference does not have a spread.
     """
     d = [other[seed] - one[seed] for seed in one if seed in other]
     if len(d) < 2:
@@ -114,11 +114,11 @@ def beats(one: dict[int, float], other: dict[int, float], base: float) -> bool |
 
 
 def flat(results: dict[str, Any]) -> list[str]:
-    """Say from which rank on no rank gains on a lower one beyond the spread over seeds."""
+    """Return a line that says from which rank on the curve is flat, beyond the spread."""
     loss = losses_by_seed(results)
     ranks = sorted(loss)
     if len(ranks) < 2 or min(len(seeds) for seeds in loss.values()) < 2:
-        return []  # one seed has no spread to compare with
+        return []  # one seed does not have a spread to compare with
 
     def gains(low: int, high: int) -> bool | None:
         return beats(loss[high], loss[low], results["base_test_loss"])

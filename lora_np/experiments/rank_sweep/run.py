@@ -1,4 +1,4 @@
-"""The sweep itself: every trial of the plan on any executor, its results kept as it ends.
+"""The sweep itself: every trial of the plan on any executor, its result saved as it ends.
 
 Calling the sweep again with equal settings continues it; with other settings it is an error, and
 nothing is overwritten.
@@ -40,12 +40,12 @@ MEASURED = ("trainable_parameters", *LOSSES, "seconds")
 
 
 class Task(Protocol):
-    """What a task offers; its trials are the functions in TRIALS, which travel to the workers."""
+    """What a task offers. Its trials are the functions in TRIALS, which workers call."""
 
-    given_sha256: str | None  # of the base that it was given
+    given_sha256: str | None  # of a base that the caller gave
 
     def identity(self) -> dict[str, Any]:
-        """Return what the results depend on beside the settings."""
+        """Return what the results depend on besides the settings."""
         ...
 
     def prepare(self, folder: Path, progress: bool) -> dict[str, np.ndarray]:
@@ -53,11 +53,11 @@ class Task(Protocol):
         ...
 
     def baseline(self, arrays: Arrays) -> dict[str, float]:
-        """Return the losses of the base, not adapted."""
+        """Return the losses of the base before it is adapted."""
         ...
 
     def facts(self, folder: Path, arrays: Arrays) -> dict[str, Any]:
-        """Return what is known beforehand: where the base came from, or the floors of theory."""
+        """Return what is known before any trial: where the base came from, or the floors."""
         ...
 
     def change_spectrum(self, arrays: Arrays, trained: Arrays) -> list[dict[str, Any]]:
@@ -85,17 +85,17 @@ def rank_sweep(
     ----------
     settings : TextSettings or LinearSettings
     out : str or Path
-        Folder of ``results.json``, the base and the models. An equal sweep that it holds goes on.
+        Folder of ``results.json``, the base and the models. An equal sweep in it continues.
     base : str or Path, optional
-        Folder of a text sweep whose base is copied. By default one is pretrained.
+        Folder of a text sweep whose base is copied. By default, a base is pretrained.
     executor : concurrent.futures.Executor, optional
-        Where trials run: a process pool, Dask's, MPI's. By default here, one after the other.
+        Runs the trials: a process pool, or one of Dask or MPI. By default this process.
     listen : callable, optional
         Called with a Progress after every trial.
     progress : bool
         Show a bar while the base is pretrained.
     take_over : bool
-        Take `out` from a process on another host, which has ended.
+        Take `out` from a process on another host that has ended.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def rank_sweep(
     Raises
     ------
     SweepError
-        If `out` cannot be written, is in use or is of another sweep, or `base` does not fit.
+        If `out` cannot be written, is in use, or holds another sweep, or if `base` does not fit.
 
     Examples
     --------
@@ -146,7 +146,7 @@ def check_sweep(
 
 @contextmanager
 def _opened(settings: Settings, task: Task, folder: Path, take_over: bool) -> Iterator[Results]:
-    """Give the results in `folder`, begun if it has none, in a state from which to continue."""
+    """Give the results in `folder`, or new ones, with the folder ready to continue."""
     made_with = {"task": settings.task, **as_settings(settings), **task.identity()}
     with opened(SWEEP, folder, made_with, task.given_sha256, take_over) as results:
         if results["complete"]:
@@ -165,7 +165,7 @@ def _run_trials(
     executor: Executor | None,
     listen: Callable[[Progress], None] | None,
 ) -> None:
-    """Run the trials that the plan still asks for, and keep each as it ends."""
+    """Run the trials that the plan still asks for, and save each as it ends."""
     base = results["base_validation_loss"]
 
     def keep(trial: Trial, found: tuple[dict[str, Any], Arrays], running: int) -> None:
@@ -191,7 +191,7 @@ def _run_trials(
 def guarded_trial(
     settings: Settings, arrays: Arrays, trial: Trial
 ) -> tuple[dict[str, Any], Arrays]:
-    """Run a trial; one that diverges is a result too, with None for what it did not reach."""
+    """Run a trial; if it diverges, that is the result, with None for the losses."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             result, trained = TRIALS[settings.task](settings, arrays, trial)

@@ -1,4 +1,4 @@
-"""A sweep's trials and models on disk: which are kept, which are lost, which are to go."""
+"""The trials and models of a sweep on disk: which are kept, lost or removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_np.files import CheckpointError, load_arrays
 
 
 def read_results(path: Path) -> Results:
-    """Return the content of a sweep's results file; raise SweepError if it is none."""
+    """Return the content of a sweep's results file; raise SweepError if it is not one."""
     return SWEEP.read(path)
 
 
@@ -50,9 +50,9 @@ def drop_other_models(folder: Path, results: Results) -> None:
 
 
 def _is_kept(folder: Path, trial: dict[str, Any]) -> bool:
-    """Return whether what the trial trained can still be read: if not, it is run again."""
+    """Return whether the model of a trial can still be read; if not, the trial is run again."""
     if trial["validation_loss"] is None:
-        return True  # it diverged and left nothing
+        return True  # the trial diverged and left no model
     try:
         return bool(load_arrays(model_file(folder, as_trial(trial))))
     except CheckpointError:
@@ -60,7 +60,7 @@ def _is_kept(folder: Path, trial: dict[str, Any]) -> bool:
 
 
 def model_file(folder: Path, trial: Trial) -> Path:
-    """Return where the trained parameters of a trial lie."""
+    """Return the path of the trained parameters of a trial."""
     return folder / "models" / f"{trial}.npz"
 
 

@@ -1,11 +1,13 @@
 """The text task: a GPT is pretrained on one text and adapted to another.
 
-By default English about Python (the language reference) and then Python itself (the standard
-library's source), so the adapted model must learn a new language that it has read about. Learning
-rates are chosen on the validation slice of the second text; the test slice is only reported.
+By default, the first text is English about Python (the language reference) and the second is Python
+(the source of the standard library): the model adapts to a language that it has read about.
+Learning rates are chosen on the validation slice of the second text; the loss on the test slice is
+only reported.
 
-The adapter's scale is 1 at every rank (lora_alpha = r), so that the rank is not confounded with
-the scale. A seed draws the same batches for every rank: differences between ranks are paired.
+The scale of the adapter is 1 at every rank (lora_alpha = r), so that the effect of the rank is not
+confounded with that of the scale. A seed draws the same batches at every rank, so that differences
+between ranks are paired.
 """
 
 from __future__ import annotations
@@ -44,13 +46,13 @@ from lora_np.models import GPT, GPTConfig
 from lora_np.rank import spectrum
 from lora_np.train import Diverged, Trainer, evaluate, fill, fit, load_state, save_state
 
-WITHOUT = "without --base one is pretrained"
-KEEP_EVERY = 10.0  # seconds between two states of pretraining that are kept
+WITHOUT = "without --base, a base is pretrained"
+KEEP_EVERY = 10.0  # seconds between two saved states of pretraining
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """What decides the results of the text task.
+    """The settings of the text task; they decide its results.
 
     Parameters
     ----------
@@ -58,23 +60,23 @@ class TextSettings:
     seeds : int
         Number of seeds.
     target_modules : tuple of str, or str
-        As in LoraConfig.
+        As for LoraConfig.
     pretrain_text, adapt_text : str, optional
-        Files of the user's own; by default texts that come with Python.
+        Files to read instead of the texts that come with Python.
     pretrain_steps, steps : int
-        Of pretraining, and of every adaptation.
+        Steps of pretraining, and of every adaptation.
     batch_size, block_size : int
-        Windows a batch, tokens a window.
+        Windows per batch, tokens per window.
     d_model, n_layer, n_head : int
-        The GPT's sizes.
+        Sizes of the GPT.
     pretrain_lr, lora_lr, full_lr : float
-        Learning rates; the last two are where the searches start. With full_lr None, full
-        fine-tuning is left out.
+        Learning rates. The searches start at the last two. If full_lr is None, the sweep leaves
+        out full fine-tuning.
     windows : int
-        How many windows of each held-out slice are evaluated.
+        Number of windows of each held-out slice to evaluate.
     device : {"cpu", "cuda"}
     method : MethodConfig, optional
-        What is compared at every rank; by default LoRA on `target_modules`.
+        The method to compare at every rank; by default LoRA on `target_modules`.
 
     Examples
     --------
@@ -122,7 +124,7 @@ class TextTask:
     ----------
     settings : TextSettings
     base : str or Path, optional
-        Folder of a sweep whose base is copied rather than one pretrained.
+        Folder of a sweep whose base is copied; by default a base is pretrained.
     """
 
     def __init__(self, settings: TextSettings, base: str | Path | None = None) -> None:
@@ -148,16 +150,17 @@ class TextTask:
         self.given_sha256 = None if self.given is None else _sha256(*self.given.values())
 
     def identity(self) -> dict[str, Any]:
-        """Return what the results depend on beside the settings: the two texts."""
+        """Return what the results depend on besides the settings: the two texts."""
         return {
             "pretrain_text_sha256": _sha256(self.pretraining),
             "adapt_text_sha256": _sha256(self.adaptation),
         }
 
     def prepare(self, folder: Path, progress: bool) -> dict[str, np.ndarray]:
-        """Return the arrays that trials need; the base is the folder's own, given or pretrained.
+        """Return the arrays that trials need: the base, and the text to adapt it to.
 
-        Pretraining that was stopped continues from the state that it kept in the folder.
+        The base is the one in the folder, a copy of the given one, or pretrained. Pretraining that
+        was stopped continues from the state that it saved in the folder.
         """
         state = folder / "pretraining.npz"
         try:
@@ -171,7 +174,7 @@ class TextTask:
         return {**base, "adapt": self.adaptation}
 
     def baseline(self, arrays: Arrays) -> dict[str, float]:
-        """Return the base's losses on the text that it is to be adapted to."""
+        """Return the losses of the base on the text to adapt it to."""
         s, slices = self.settings, split(arrays["adapt"])
         with one_blas_thread():
             model = rebuild_base(s, arrays)
@@ -182,7 +185,7 @@ class TextTask:
             }
 
     def facts(self, folder: Path, arrays: Arrays) -> dict[str, Any]:
-        """Return which base it is, and where it came from."""
+        """Return the hash of the base, and where the base came from."""
         about = load_json(folder / "base.json")
         return {"base_made": about["made"], "base_sha256": about["sha256"]}
 
@@ -200,27 +203,29 @@ class TextTask:
         return {**kept, "pretrain_text_sha256": _sha256(self.pretraining)}
 
     def _store_base(self, folder: Path, base: Arrays, made: str) -> None:
-        """Write the base, and then what it was made from: a key never names another base."""
+        """Write the base, and then its key: a key never describes another base."""
         (folder / "base.json").unlink(missing_ok=True)
         save_arrays(folder / "base.npz", base)
         key, total = self._base_key(), _sha256(*base.values())
         save_json(folder / "base.json", {"key": key, "sha256": total, "made": made})
 
     def _read_base(self, folder: Path) -> dict[str, np.ndarray]:
-        """Return the base in `folder`; raise SweepError if it is damaged, or of other settings."""
+        """Return the base in `folder`; raise SweepError if it is damaged or of other settings."""
         try:
             about, base = load_json(folder / "base.json"), load_arrays(folder / "base.npz")
             key, total, _ = dict(about["key"]), about["sha256"], about["made"]
         except CheckpointError as error:
             raise SweepError(f"{folder} has no base: {error}") from None
         except (KeyError, TypeError, ValueError):
-            raise SweepError(f"{folder} has no base: base.json is not a sweep's") from None
+            raise SweepError(f"{folder} has no base: base.json is not that of a sweep") from None
         for name, value in self._base_key().items():
             if key.get(name) != value:
                 how = f"{name} {key.get(name)}, here {value}"
                 raise SweepError(f"{folder} has a base of other settings ({how}): {WITHOUT}")
         if total != _sha256(*base.values()):
-            raise SweepError(f"{folder} has a base.npz that was changed since: {WITHOUT}")
+            raise SweepError(
+                f"{folder} has a base.npz that has changed since it was written: {WITHOUT}"
+            )
         return base
 
     def _pretrain(self, state: Path, progress: bool) -> dict[str, np.ndarray]:
@@ -233,7 +238,7 @@ class TextTask:
         return {name: to_host(p.value) for name, p in trainer.model.parameters().items()}
 
     def _trainer(self, state: Path) -> Trainer:
-        """Return the pretraining, at the last state that was kept, which `state` will hold."""
+        """Return the pretraining, at the state that the file `state` holds and will hold."""
         s, rng, kept = self.settings, np.random.default_rng(0), time.monotonic()
 
         def keep(*step: Any) -> None:
@@ -249,10 +254,10 @@ class TextTask:
             steps=s.pretrain_steps,
             lr=s.pretrain_lr,
             warmup=min(50, s.pretrain_steps // 4),
-            threads=2,  # a fixed number: how many cores there are must not matter
+            threads=2,  # fixed: the number of cores must not change the result
             after_step=keep,
         )
-        with suppress(CheckpointError):  # nothing was kept, or it is damaged
+        with suppress(CheckpointError):  # no state was saved, or the file is damaged
             held = load_state(state)
             if held.get("key") == self._base_key():
                 trainer.load(held)
@@ -262,7 +267,7 @@ class TextTask:
 def run_text_trial(
     settings: TextSettings, arrays: Arrays, trial: Trial
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Adapt the base once; return the losses and what was trained. Runs in any process."""
+    """Adapt the base once; return the losses and the trained arrays. Runs in any process."""
     s, start = settings, time.perf_counter()
     with one_blas_thread():
         base = rebuild_base(s, arrays)
