@@ -136,7 +136,7 @@ class Mapped(Mapping):
         if self._arrays is None:
             try:
                 whole = np.load(self.path, mmap_mode="r", max_header_size=LONGEST_HEADER)
-            except FileNotFoundError:
+            except OSError:  # not there, or another user's
                 raise NotMapped(f"{self.path} is not visible from here") from None
             self._arrays = {name: np.asarray(whole[name][0]) for name in whole.dtype.names}
         return self._arrays
@@ -167,7 +167,8 @@ def mapped(arrays: Arrays, folder: Path) -> Iterator[Mapped]:
     path = folder.absolute() / f"{MAPPED}{hashlib.sha256(whole.tobytes()).hexdigest()[:16]}"
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, whole)
+            # Format 3.0, for a header of any length: NumPy would choose it with a warning.
+            np.lib.format.write_array(file, whole, version=(3, 0), allow_pickle=False)
         yield Mapped(path)
     finally:
         _remove_mapped(folder)
