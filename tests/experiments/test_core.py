@@ -1,7 +1,10 @@
 """What every experiment is built on: runs on any executor, arrays that workers map, resuming."""
 
+import errno
 import json
+import os
 import pickle
+import re
 import shutil
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -234,6 +237,17 @@ def test_a_base_of_thousands_of_arrays_is_mapped_without_a_warning(tmp_path):
     arrays = {f"blocks.{i}.attn.q_proj.W": np.full((2, 3), i) for i in range(3000)}
     with mapped(arrays, tmp_path) as shared:  # a longer header than NumPy's format 1.0 has
         assert all(np.array_equal(shared[name], array) for name, array in arrays.items())
+
+
+def test_arrays_that_a_full_disk_does_not_take_are_an_error_that_says_so(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    said = f"^{re.escape(str(tmp_path))} cannot be written: {os.strerror(errno.ENOSPC)}$"
+    with pytest.raises(OSError, match=said), mapped({"W": np.ones(9)}, tmp_path):
+        pass
+    assert names(tmp_path) == []
 
 
 # ------------------------------------------------------------------- pretraining resumes
