@@ -38,8 +38,11 @@ def pool_of(jobs: int) -> Iterator[Executor | None]:
     try:
         # Workers inherit this until start_worker runs: a Ctrl-C now reaches only the parent.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        pool.submit(int)  # starts the processes
-        signal.signal(signal.SIGINT, before)
+        try:
+            while len(multiprocessing.active_children()) < jobs:
+                pool.submit(int)  # starts one more process, unless one is idle
+        finally:
+            signal.signal(signal.SIGINT, before)
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)

@@ -45,7 +45,8 @@ class Kind:
         Patterns of the names of its files beside ``results.json``. A folder that holds such files
         but no results is refused.
     check : callable
-        Raises KeyError, TypeError or ValueError for results that are not of this kind.
+        Raises what a look-up, a calculation or a wrong type raises for results that are not of
+        this kind: those of a finished experiment can be shown, others can be continued.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Kind:
             if not isinstance(results["settings"], dict) or type(results["complete"]) is not bool:
                 raise TypeError
             self.check(results)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError):
             said = f"{shown} is not the results file of {self.name}"
             raise SweepError(f"{said}: {ELSEWHERE}") from None
         return results

@@ -7,6 +7,7 @@ depend on the executor or on the order in which runs end.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lora_np.files.atomic import PREFIX, replacing
+from lora_np.files.atomic import PREFIX, WriteError, replacing
 
 Arrays = Mapping[str, np.ndarray]
 Run = TypeVar("Run")
@@ -136,7 +137,7 @@ class Mapped(Mapping):
         if self._arrays is None:
             try:
                 whole = np.load(self.path, mmap_mode="r", max_header_size=LONGEST_HEADER)
-            except FileNotFoundError:
+            except OSError:  # not there, or another user's
                 raise NotMapped(f"{self.path} is not visible from here") from None
             self._arrays = {name: np.asarray(whole[name][0]) for name in whole.dtype.names}
         return self._arrays
@@ -163,11 +164,19 @@ def mapped(arrays: Arrays, folder: Path) -> Iterator[Mapped]:
     whole = np.empty(1, np.dtype(fields, align=True))  # one record with a field for each array
     for name, array in arrays.items():
         whole[name][0] = array
+    content = io.BytesIO()
+    # Format 3.0, for a header of any length: NumPy would choose it with a warning.
+    np.lib.format.write_array(content, whole, version=(3, 0), allow_pickle=False)
     # The name says what the file holds: a worker on another host takes no other file for it.
-    path = folder.absolute() / f"{MAPPED}{hashlib.sha256(whole.tobytes()).hexdigest()[:16]}"
+    digest = hashlib.sha256(content.getbuffer()).hexdigest()
+    path = folder.absolute() / f"{MAPPED}{digest[:16]}"
     try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, whole)
+        try:
+            with replacing(path) as temporary:
+                temporary.write_bytes(content.getbuffer())
+        except WriteError as error:  # the folder is what its user knows
+            raise WriteError(folder, error, error.reason) from None
+        del content
         yield Mapped(path)
     finally:
         _remove_mapped(folder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -350,6 +351,16 @@ def test_sigint_ends_the_command_and_its_workers_and_keeps_the_results(tmp_path,
     results = json.loads(path.read_text())
     assert 2 <= len(results["trials"]) < 30 and not results["complete"]
     assert f"{len(results['trials'])} runs are kept in {tmp_path}" in err
+
+
+def test_every_worker_is_started_before_ctrl_c_can_reach_it():
+    children = multiprocessing.active_children
+    before, heard = len(children()), signal.getsignal(signal.SIGINT)
+    with workers.pool_of(3) as pool:
+        assert len(children()) == 3 and before == 0
+        assert signal.getsignal(signal.SIGINT) is heard
+        assert list(pool.map(abs, [-1, 2])) == [1, 2]
+    assert children() == []
 
 
 def test_leaving_the_pool_drops_what_has_not_started():

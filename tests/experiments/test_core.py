@@ -1,7 +1,10 @@
 """What every experiment is built on: runs on any executor, arrays that workers map, resuming."""
 
+import errno
 import json
+import os
 import pickle
+import re
 import shutil
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -14,7 +17,14 @@ from hypothesis import strategies as st
 
 from lora_np.experiments import runner
 from lora_np.experiments.intrinsic import IntrinsicSettings, intrinsic_run
-from lora_np.experiments.rank_sweep import LinearSettings, TextSettings, Trial, rank_sweep, text
+from lora_np.experiments.rank_sweep import (
+    LinearSettings,
+    SweepError,
+    TextSettings,
+    Trial,
+    rank_sweep,
+    text,
+)
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.experiments.rank_sweep.text import DeviceBatches, TextTask, rebuild_base
 from lora_np.experiments.runner import InProcess, mapped, run_all
@@ -109,15 +119,23 @@ class Pickling(InProcess):
 class FarAway(Pickling):
     """A Pickling executor whose workers have no disk in common with this process."""
 
+    error = FileNotFoundError
+
     def submit(self, fn, /, *args, **kwargs):
         """Call what comes back from the pickle, where no file can be seen."""
 
         def absent(path, **_):
-            raise FileNotFoundError(path)
+            raise self.error(path)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(runner.np, "load", absent)
             return super().submit(fn, *args, **kwargs)
+
+
+class AnotherUser(FarAway):
+    """A Pickling executor whose workers may not look into the folder."""
+
+    error = PermissionError
 
 
 def measure(experiment, settings, folder, where=Pickling):
@@ -172,11 +190,12 @@ def test_a_mapped_file_that_a_killed_process_left_is_removed(tmp_path, executor)
     assert names(tmp_path) == ["models", "results.json"]
 
 
+@pytest.mark.parametrize("where", [FarAway, AnotherUser])
 @pytest.mark.parametrize("experiment", [rank_sweep, intrinsic_run])
-def test_workers_that_do_not_see_the_folder_are_sent_the_arrays(tiny, tmp_path, experiment):
+def test_workers_that_do_not_see_the_folder_are_sent_the_arrays(tiny, tmp_path, experiment, where):
     settings = tiny if experiment is rank_sweep else IntrinsicSettings((40,), tiny)
     expected = experiment(settings, tmp_path / "here")
-    found, sizes = measure(experiment, settings, tmp_path / "far", FarAway)
+    found, sizes = measure(experiment, settings, tmp_path / "far", where)
     assert without_seconds(found) == without_seconds(expected)
     assert min(sizes) < 2000 and max(sizes) > 20_000
 
@@ -212,6 +231,23 @@ def test_arrays_of_any_type_and_shape_are_mapped_as_they_are(tmp_path_factory, k
             found = shared[name]
             assert (found.dtype, found.shape) == (array.dtype, array.shape)
             assert np.array_equal(found, array) and found.flags.aligned
+
+
+def test_a_base_of_thousands_of_arrays_is_mapped_without_a_warning(tmp_path):
+    arrays = {f"blocks.{i}.attn.q_proj.W": np.full((2, 3), i) for i in range(3000)}
+    with mapped(arrays, tmp_path) as shared:  # a longer header than NumPy's format 1.0 has
+        assert all(np.array_equal(shared[name], array) for name, array in arrays.items())
+
+
+def test_arrays_that_a_full_disk_does_not_take_are_an_error_that_says_so(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    said = f"^{re.escape(str(tmp_path))} cannot be written: {os.strerror(errno.ENOSPC)}$"
+    with pytest.raises(OSError, match=said), mapped({"W": np.ones(9)}, tmp_path):
+        pass
+    assert names(tmp_path) == []
 
 
 # ------------------------------------------------------------------- pretraining resumes
@@ -311,3 +347,50 @@ def test_an_unfinished_sweep_of_an_earlier_version_continues(old):
     for found, expected in zip(results["runs"], whole["runs"], strict=True):
         assert found["lr"] == expected["lr"]
         assert found["validation_loss"] == pytest.approx(expected["validation_loss"], rel=F64)
+
+
+# ---------------------------------------------------------------------- broken results files
+
+
+def broken(results):
+    """Yield names of what is changed, and the results with it changed."""
+    trials = [{**results["trials"][0], "lr": [1]}]
+    no_loss = [{k: v for k, v in t.items() if not k.endswith("loss")} for t in results["trials"]]
+    yield "lr", {**results, "trials": trials}
+    yield "no loss", {**results, "trials": no_loss}
+    for trial in results["trials"]:
+        loss = next(name for name in trial if name.endswith("loss"))
+        yield "huge", {**results, "trials": [{**trial, loss: 10**400}]}
+    yield "trials", {**results, "trials": {"a": 1}}
+    for name in ("base_validation_loss", "floors"):
+        if name in results and "d_in" in results["settings"]:
+            yield name, {**results, name: [None]}
+
+
+def broken_when_finished(results):
+    """Yield the same of what only a finished experiment has."""
+    for name in ("pretrained", "random"):
+        if name in results:
+            yield name, {**results, name: {}}
+            yield f"rows of {name}", {**results, name: {**results[name], "rows": [1]}}
+            yield f"d90 of {name}", {**results, name: {**results[name], "d90": None}}
+    if "runs" in results:
+        yield "count", {**results, "runs": [{**results["runs"][0], "trainable_parameters": []}]}
+        yield "no floors", {k: v for k, v in results.items() if k != "floors"}
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("experiment", [rank_sweep, intrinsic_run])
+def test_results_that_cannot_be_shown_or_continued_are_refused_in_one_line(
+    tiny, tmp_path, experiment, complete
+):
+    settings = SMALL if experiment is rank_sweep else IntrinsicSettings((40,), tiny)
+    results = experiment(settings, tmp_path) | {"complete": complete}
+    cases = [*broken(results), *(broken_when_finished(results) if complete else ())]
+    for name, content in cases:
+        (tmp_path / "results.json").write_text(json.dumps(content))
+        with pytest.raises(SweepError) as caught:
+            experiment(settings, tmp_path)
+        assert "results.json is not the results file of a" in str(caught.value), name
+        assert "\n" not in str(caught.value)
+        assert load_json(tmp_path / "results.json") == content

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from lora_np.experiments.intrinsic.dimension import VARIANTS, Run, losses_of
-from lora_np.experiments.intrinsic.text import STARTS
 from lora_np.experiments.terminal import Terminal
 from lora_np.tables import counted, text_row
 
+STARTS = ("pretrained", "random")
 WIDTHS = (12, 35, 35)  # of the table: d, and three columns for each variant
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from lora_np.data import split, windows
 from lora_np.experiments.folder import Kind, Results, begin, opened, save_results
 from lora_np.experiments.intrinsic.dimension import Problem, Run, intrinsic_dimension
+from lora_np.experiments.intrinsic.report import STARTS, table
+from lora_np.experiments.rank_sweep.plan import Trial
 from lora_np.experiments.rank_sweep.text import (
     DeviceBatches,
     TextSettings,
@@ -31,7 +33,6 @@ from lora_np.models import GPT
 from lora_np.train import evaluate
 
 UNUSED = ("ranks", "target_modules", "lora_lr", "method")  # of the sweep's settings
-STARTS = ("pretrained", "random")
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,14 @@ def _opened(
 
 
 def _check(results: Results) -> None:
-    """Raise KeyError, TypeError or ValueError if results are not those of an intrinsic run."""
-    for trial in results.get("trials", ()):
-        _kept(trial)
-    if results["complete"] and not all(isinstance(results[start], dict) for start in STARTS):
+    """Raise an error, as Kind says, if results are not those of an intrinsic run."""
+    trials = results.get("trials", [])
+    if not isinstance(trials, list) or any(trial["start"] not in STARTS for trial in trials):
         raise TypeError
+    for run, _ in map(_kept, trials):
+        Trial(run.variant, run.d, run.seed, run.lr)  # raises if the fields are not a run's
+    if results["complete"]:
+        table(results)
 
 
 INTRINSIC = Kind("an intrinsic run", ("*",), _check)

@@ -21,6 +21,7 @@ from lora_np.experiments.rank_sweep.linear import LinearSettings, LinearTask, ru
 from lora_np.experiments.rank_sweep.method import as_settings
 from lora_np.experiments.rank_sweep.plan import Trial, chosen_trials, expected_number, next_trials
 from lora_np.experiments.rank_sweep.store import (
+    LOSSES,
     SWEEP,
     done_trials,
     drop_lost_trials,
@@ -35,7 +36,6 @@ from lora_np.train import Diverged
 
 Settings = TextSettings | LinearSettings
 
-LOSSES = ("train_loss", "validation_loss", "test_loss")
 MEASURED = ("trainable_parameters", *LOSSES, "seconds")
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 from lora_np.experiments.folder import Kind, Results
 from lora_np.experiments.rank_sweep.plan import Trial
+from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_arrays
+
+LOSSES = ("train_loss", "validation_loss", "test_loss")  # of every trial
 
 
 def read_results(path: Path) -> Results:
@@ -17,22 +20,26 @@ def read_results(path: Path) -> Results:
 
 
 def _check(results: Results) -> None:
-    """Raise ValueError, KeyError or TypeError if results are not those of a sweep."""
-    trials = (*results["trials"], *results.get("runs", ()))
-    for holder in (results, *trials):
-        _check_losses(holder)
-    for trial in trials:
+    """Raise an error, as Kind says, if results are not those of a sweep."""
+    for name, loss in results.items():
+        if name.startswith("base_") and name.endswith("_loss"):
+            _check_number(loss)
+    for floor in results.get("floors", ()):
+        _check_number(floor)
+    for trial in (*results["trials"], *results.get("runs", ())):
         as_trial(trial)  # raises if the fields are not a trial's
-    finished = ("runs", "base_validation_loss", "base_test_loss") if results["complete"] else ()
-    if any(name not in results for name in finished):
-        raise KeyError
+        for name in LOSSES:
+            if trial[name] is not None:  # it diverged
+                _check_number(trial[name])
+    if results["complete"]:
+        table(results)
 
 
-def _check_losses(held: dict[str, Any]) -> None:
-    """Raise TypeError if a loss is neither a number nor None."""
-    for name, loss in held.items():
-        if name.endswith("_loss") and type(loss) not in (int, float, type(None)):
-            raise TypeError(name)
+def _check_number(value: Any) -> None:
+    """Raise TypeError if a value is no number, OverflowError if it is too large for one."""
+    if type(value) not in (int, float):
+        raise TypeError(value)
+    float(value)
 
 
 def drop_lost_trials(folder: Path, results: Results) -> None:
