@@ -209,12 +209,13 @@ class Analysis:
                 "no adapter_config.json defines the scale of B A: norms are given at scale 1"
             )
         found += self.passed_over
-        if any(m.intruders is not None for m in self.modules):
+        if any(m.bulk_rank is not None for m in self.modules):
             found.append(
                 "MP edge, G-D: directions above the Marchenko-Pastur edge and above Gavish and "
-                "Donoho's threshold, if the median is noise; intruders: top directions that "
-                "resemble none of the base's"
+                "Donoho's threshold, assuming that at least half of the singular values are noise"
             )
+        if any(m.intruders is not None for m in self.modules):
+            found.append("intruders: top directions that resemble none of the base's")
         if any(m.rounding is not None for m in self.modules):
             found.append("90%, 95%, 99%: rank that keeps this share of the energy above rounding")
         if self.only_rounding:

@@ -27,6 +27,7 @@ from lora_np.reading import brief
 Results = dict[str, Any]
 
 ELSEWHERE = "choose another --out"
+PRETRAINING = "pretraining.npz"  # the state of a pretraining that was stopped
 
 
 class SweepError(ValueError):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_np.experiments.folder import PRETRAINING
 from lora_np.experiments.runner import Progress
 from lora_np.files import load_json
 from lora_np.tables import counted
@@ -37,10 +38,8 @@ class Terminal:
     def start(self, seconds: float, jobs: int) -> None:
         """Say how long the whole experiment takes."""
         processes = counted(jobs, "process", "processes")
-        print(
-            f"about {spell(seconds)} in {processes}, less for what {self.out} already holds",
-            file=sys.stderr,
-        )
+        less = f", less for what {self.out} already holds" if self._kept() else ""
+        print(f"about {spell(seconds)} in {processes}{less}", file=sys.stderr)
 
     def __call__(self, progress: Progress) -> None:
         """Show a finished run."""
@@ -68,11 +67,17 @@ class Terminal:
     def interrupted(self) -> None:
         """Say what is kept."""
         self.close()
-        paths = [folder / "results.json" for folder in self.folders]
-        done = sum(len(load_json(path).get("trials", ())) for path in paths if path.exists())
+        done = self._kept()
         runs = counted(done, "run is", "runs are")
         kept = f"{runs} kept in {self.out}" if done else "no run was finished"
+        if any((folder / PRETRAINING).exists() for folder in self.folders):
+            kept += ", and pretraining continues from its last saved state"
         print(f"\nstopped: {kept}; run the same command to continue", file=sys.stderr)
+
+    def _kept(self) -> int:
+        """Return the number of finished runs in the folders."""
+        paths = [folder / "results.json" for folder in self.folders]
+        return sum(len(load_json(path).get("trials", ())) for path in paths if path.exists())
 
 
 def base_line(results: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lora_np.experiments.folder import Kind, Results
+from lora_np.experiments.folder import PRETRAINING, Kind, Results
 from lora_np.experiments.rank_sweep.plan import Trial
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_arrays
@@ -83,6 +83,6 @@ def done_trials(results: Results) -> dict[Trial, float | None]:
 
 SWEEP = Kind(
     "a sweep",
-    ("base.npz", "base.json", "pretraining.npz", "rank_vs_loss.png", "spectrum.png", "models"),
+    ("base.npz", "base.json", PRETRAINING, "rank_vs_loss.png", "spectrum.png", "models"),
     _check,
 )

@@ -35,7 +35,7 @@ from lora_np.data import (
     standard_library,
     windows,
 )
-from lora_np.experiments.folder import SweepError
+from lora_np.experiments.folder import PRETRAINING, SweepError
 from lora_np.experiments.rank_sweep.method import adapted_model, config_of
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
 from lora_np.experiments.runner import Arrays
@@ -162,7 +162,7 @@ class TextTask:
         The base is the one in the folder, a copy of the given one, or pretrained. Pretraining that
         was stopped continues from the state that it saved in the folder.
         """
-        state = folder / "pretraining.npz"
+        state = folder / PRETRAINING
         try:
             base = self._read_base(folder)
         except SweepError:
