@@ -342,7 +342,10 @@ def test_a_sweep_is_analysed_by_the_spectrum_that_it_kept(tmp_path, finished, co
         module = modules[held["name"].removesuffix(".W")]
         assert module.energy_ranks[0.95] == held["energy_ranks"]["0.95"]
         assert module.norm == pytest.approx(np.linalg.norm(held["singular_values"]))
-    assert command("analyse", folder, "--out", tmp_path / "o")[0] == 0
+    status, said, _ = command("analyse", folder, "--out", tmp_path / "o")
+    assert status == 0
+    assert "MP edge" in said.splitlines()[0]  # a column, which the footnote explains
+    assert "MP edge, G-D: directions above" in said and "\nintruders: " not in said
 
 
 @pytest.mark.usefixtures("unpainted")

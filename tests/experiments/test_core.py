@@ -28,6 +28,7 @@ from lora_np.experiments.rank_sweep import (
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.experiments.rank_sweep.text import DeviceBatches, TextTask, rebuild_base
 from lora_np.experiments.runner import InProcess, mapped, run_all
+from lora_np.experiments.terminal import Terminal
 from lora_np.files import load_json, save_arrays, save_json
 from lora_np.train import load_state, save_state
 from tests.tiny import TINY, write_texts
@@ -394,3 +395,24 @@ def test_results_that_cannot_be_shown_or_continued_are_refused_in_one_line(
         assert "results.json is not the results file of a" in str(caught.value), name
         assert "\n" not in str(caught.value)
         assert load_json(tmp_path / "results.json") == content
+
+
+# ---------------------------------------------------------------------------- the terminal
+
+
+def test_the_terminal_says_what_a_folder_holds_and_nothing_of_a_new_one(tmp_path, capsys):
+    terminal = Terminal(tmp_path)
+    terminal.start(30.0, 2)
+    terminal.interrupted()
+    said = capsys.readouterr().err
+    assert said.splitlines() == [
+        "about 30 seconds in 2 processes",
+        "",
+        "stopped: no run was finished; run the same command to continue",
+    ]
+    (tmp_path / "pretraining.npz").touch()
+    terminal.interrupted()
+    assert "no run was finished, and pretraining continues from" in capsys.readouterr().err
+    save_json(tmp_path / "results.json", {"trials": [{}]})
+    terminal.start(30.0, 1)
+    assert f"less for what {tmp_path} already holds" in capsys.readouterr().err
