@@ -90,6 +90,7 @@ ELSEWHERE = Owner("another-host", "", 4321, "x")
 # ------------------------------------------------------------------------- stopped anywhere
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the stopped processes are forked")
 @pytest.mark.parametrize(
     "what, how, first, step",
