@@ -52,10 +52,10 @@ def assert_trained_alike(said, shown):
         for text in (said, shown)
     )
     assert kinds == expected
-    other = dict(losses(shown))
-    for label, found in losses(said):
-        if found:
-            assert found == pytest.approx(other[label], rel=OF_TRAINING), label
+    found, other = ({label: row for label, row in losses(text) if row} for text in (said, shown))
+    assert list(found) == list(other)
+    for label, row in found.items():
+        assert row == pytest.approx(other[label], rel=OF_TRAINING), label
 
 
 def assert_shows(said, shown, trained):

@@ -148,9 +148,8 @@ def check_intrinsic(
 def _task(settings: IntrinsicSettings, base: str | Path | None) -> TextTask:
     if settings.text.full_lr is None:
         raise ValueError("full_lr is None, expected a learning rate: searches start there")
-    return TextTask(
-        replace(settings.text, ranks=(1,)), base
-    )  # TextTask checks ranks, which are not used here
+    # TextTask checks ranks, which are not used here.
+    return TextTask(replace(settings.text, ranks=(1,)), base)
 
 
 def _measure(

@@ -27,11 +27,11 @@ import numpy as np
 
 from lora_np.backend import Array, to_device, to_host
 from lora_np.crew import one_blas_thread
-from lora_np.experiments.rank_sweep.method import adapted_model, config_of
+from lora_np.experiments.rank_sweep.method import Compared, adapted_model, config_of
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
 from lora_np.experiments.runner import Arrays
 from lora_np.layers import Layer, Linear
-from lora_np.methods import LoraConfig, LoRALinear, MethodConfig, inject
+from lora_np.methods import LoRALinear, MethodConfig, inject
 from lora_np.ops import mse_backward, mse_forward
 from lora_np.parameters import Grads
 from lora_np.rank import eckart_young_floor, spectrum
@@ -39,7 +39,7 @@ from lora_np.train import fit
 
 
 @dataclass(frozen=True)
-class LinearSettings:
+class LinearSettings(Compared):
     """The settings of the linear task; they decide its results.
 
     Parameters
@@ -79,11 +79,6 @@ class LinearSettings:
     method: MethodConfig | None = field(default=None, repr=False)
 
     task = "linear"
-
-    @property
-    def method_name(self) -> str:
-        """The name of the method that is compared at every rank."""
-        return LoraConfig.name if self.method is None else self.method.name
 
 
 class LinearTask:

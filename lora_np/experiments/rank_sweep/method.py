@@ -14,6 +14,17 @@ from lora_np.methods import LoraConfig, MethodConfig, inject
 from lora_np.methods.contract import METHOD_FIELD, method_of_fields
 
 
+class Compared:
+    """Settings of a sweep that compares the ranks of a method."""
+
+    method: MethodConfig | None
+
+    @property
+    def method_name(self) -> str:
+        """The name of the method that is compared at every rank."""
+        return config_of(self).name
+
+
 def config_of(settings: Any) -> MethodConfig:
     """Return the method that a sweep compares at several ranks: by default LoRA."""
     if settings.method is not None:

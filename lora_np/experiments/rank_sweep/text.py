@@ -36,12 +36,12 @@ from lora_np.data import (
     windows,
 )
 from lora_np.experiments.folder import PRETRAINING, SweepError
-from lora_np.experiments.rank_sweep.method import adapted_model, config_of
+from lora_np.experiments.rank_sweep.method import Compared, adapted_model, config_of
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
 from lora_np.experiments.runner import Arrays
 from lora_np.files import CheckpointError, load_arrays, load_json, save_arrays, save_json
 from lora_np.layers import Linear, copy_model
-from lora_np.methods import LoraConfig, MethodConfig, inject
+from lora_np.methods import MethodConfig, inject
 from lora_np.models import GPT, GPTConfig
 from lora_np.rank import spectrum
 from lora_np.train import Diverged, Trainer, evaluate, fill, fit, load_state, save_state
@@ -51,7 +51,7 @@ KEEP_EVERY = 10.0  # seconds between two saved states of pretraining
 
 
 @dataclass(frozen=True)
-class TextSettings:
+class TextSettings(Compared):
     """The settings of the text task; they decide its results.
 
     Parameters
@@ -106,11 +106,6 @@ class TextSettings:
     method: MethodConfig | None = field(default=None, repr=False)
 
     task = "text"
-
-    @property
-    def method_name(self) -> str:
-        """The name of the method that is compared at every rank."""
-        return LoraConfig.name if self.method is None else self.method.name
 
     def gpt(self) -> GPTConfig:
         """Return the GPT's configuration."""
