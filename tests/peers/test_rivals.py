@@ -176,7 +176,8 @@ def block_diagonal(torch):
     return SimpleNamespace(forward=forward, backward=backward)
 
 
-def test_boft(torch64, rng, monkeypatch):
+@pytest.mark.parametrize(("b", "m"), [(2, 1), (2, 3), (4, 2)])
+def test_boft(torch64, rng, monkeypatch, b, m):
     """Also PEFT's boft_s, which multiplies the rows of W and which the exercise leaves out."""
     import peft
 
@@ -184,8 +185,8 @@ def test_boft(torch64, rng, monkeypatch):
     (butterfly,) = (b for b in bodies(page, "python") if b.startswith("def butterfly"))
     exec(butterfly, names := {"np": np})
     monkeypatch.setattr("peft.tuners.boft.layer._FBD_CUDA", block_diagonal(torch64))
-    R, s = rng.standard_normal((3, 4, 2, 2)), rng.standard_normal((OUT, 1))
-    config = peft.BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=3, target_modules=["0"])
+    R, s = rng.standard_normal((m, IN // b, b, b)), rng.standard_normal((OUT, 1))
+    config = peft.BOFTConfig(boft_block_size=b, boft_n_butterfly_factor=m, target_modules=["0"])
     layer, W0 = adapted(torch64, config, {"boft_R": R, "boft_s": s})
-    given = {"W0": s * W0, "columns": names["butterfly"](IN, 2, 3)}
+    given = {"W0": s * W0, "columns": names["butterfly"](IN, b, m)}
     compare(torch64, layer, ["boft_R"], "boft", (R,), given, rng)
