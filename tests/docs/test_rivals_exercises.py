@@ -87,6 +87,22 @@ def test_the_judge_fails_what_a_student_got_wrong(page, name, right, wrong):
 
 
 @every_exercise
+def test_the_judge_fails_every_gradient_that_is_slightly_off(page, name):
+    forward, backward = pair(name)
+    trained = inspect.getfullargspec(forward).args
+
+    for slot, parameter in enumerate(trained):
+
+        def off(dW, cache, slot=slot):
+            gradients = list(backward(dW, cache))
+            gradients[slot] = 1.0001 * gradients[slot]
+            return gradients
+
+        with pytest.raises(AssertionError, match=f"(?m)^{parameter} .* it is 1.0001 times"):
+            page[f"judge_{name}"](forward, off)
+
+
+@every_exercise
 def test_the_judge_fails_another_method_whose_gradients_are_right(page, name):
     """The change is twice as large, in forward and in backward: only the promises notice."""
     forward, backward = pair(name)
