@@ -11,14 +11,19 @@ from lora_np.methods.contract import (
     is_adapted,
     method_of,
     target_paths,
-    tensors_of,
 )
-from lora_np.methods.lora import LoraConfig, LoRALinear
+from lora_np.methods.dora import DoraConfig, DoraLinear
+from lora_np.methods.file_form import tensors_of
+from lora_np.methods.lora import LoRALinear
+from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.merging import merge, unmerge
+from lora_np.methods.table import make_method
 
 __all__ = [
     "METHODS",
     "Adapter",
+    "DoraConfig",
+    "DoraLinear",
     "FilePlace",
     "LoRALinear",
     "LoraConfig",
@@ -27,6 +32,7 @@ __all__ = [
     "check_adapted",
     "inject",
     "is_adapted",
+    "make_method",
     "merge",
     "method_of",
     "target_paths",
