@@ -115,9 +115,7 @@ class RNN(Layer):
         cache : RecurrentCache
         """
         if x.ndim < 2 or x.shape[-2] == 0:
-            raise ShapeError(
-                f"x has shape {tuple(x.shape)}, expected (..., T, d) with T at least 1"
-            )
+            raise ShapeError(f"x has shape {tuple(x.shape)}, expected (..., T, d), T at least 1")
         *lead, T, _ = x.shape
         xp = get_xp(x)
         h = xp.zeros((*lead, self.d_hidden), dtype=x.dtype) if h0 is None else h0
