@@ -168,7 +168,8 @@ class GRU(RNN):
     """The gated recurrent unit, h_t = (1 - z) n + z h_(t-1), and y_t = h_t; PyTorch's, one layer.
 
     The gates r, z and n stand one after the other in both projections, (3 d_hidden, d) and
-    (3 d_hidden, d_hidden), as in PyTorch's ``weight_ih_l0`` and ``weight_hh_l0``.
+    (3 d_hidden, d_hidden), as in PyTorch's ``weight_ih_l0`` and ``weight_hh_l0``. So LoRA on a
+    projection has one A for its three gates.
 
     Parameters
     ----------
