@@ -12,9 +12,9 @@ import lora_np
 from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
 HOUSE = (
-    "backend reading patterns tables files crew gradcheck plots parameters optim ops data rank "
-    "layers methods models costs pretrained train adapters experiments selfcheck checks course cli "
-    "__main__"
+    "backend reading patterns tables files crew gradcheck plots forms parameters optim ops data "
+    "rank layers methods models costs pretrained train adapters experiments selfcheck checks "
+    "course cli __main__"
 )
 OPS = "contract linear lora activation norm embedding attention dropout loss __init__ fast"
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()

@@ -321,7 +321,8 @@ def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: in
     >>> abs(loss - math.log(256)) < 0.1  # an untrained model: all bytes are equally likely
     True
     """
-    on_device = next(iter(model.parameters().values())).value
+    first = next(iter(model.parameters().values()))
+    on_device = next(iter(first.arrays().values()))  # as stored, so that nothing is decoded
     count = int((targets != IGNORE_INDEX).sum())  # of all samples, so that the parts add up
     if count == 0:
         raise ValueError(f"targets of shape {targets.shape} hold no target to average over")
