@@ -57,7 +57,7 @@ class Bfloat16(Form):
 
     def decode(self, dtype: Any) -> Array:
         """Return the numbers in `dtype`: the bits are the upper half of a float32."""
-        bits = self.parts["bits"].astype(np.uint32) << 16
+        bits = self.parts["bits"].astype(np.uint32) * 2**16
         return bits.view(np.float32).astype(dtype)
 
 

@@ -84,8 +84,10 @@ class BatchGradient:
     def __exit__(self, *args: object) -> None:
         self._leave.close()
 
-    def __call__(self, batch: Batch, rng: np.random.Generator | None = None) -> tuple[float, Array]:
-        """Return the loss and its gradient (n,), which the next call overwrites."""
+    def __call__(
+        self, batch: Batch, rng: np.random.Generator | None = None, scale: float = 1.0
+    ) -> tuple[float, Array]:
+        """Return the loss and `scale` times its gradient (n,), which the next call overwrites."""
         if self.accumulate > len(batch[0]):
             raise ValueError(
                 f"accumulate = {self.accumulate} parts of a batch of {len(batch[0])} samples"
@@ -93,7 +95,7 @@ class BatchGradient:
         pieces = _cut(batch, min(self.accumulate * self.members, len(batch[0])), rng)
         whole = {} if len(pieces) == 1 else {"count": number_of(self.model, batch)}
         members = min(self.members, len(pieces))
-        shares = [(pieces[member :: self.members], whole) for member in range(members)]
+        shares = [(pieces[member :: self.members], whole, scale) for member in range(members)]
         losses, states = zip(*self.crew.map(shares))
         if rng is not None:  # the state after the draws of the whole batch
             rng.bit_generator.state = states[0]
@@ -102,13 +104,13 @@ class BatchGradient:
             gradient += other
         return sum(losses), gradient
 
-    def _add_up(self, member: int, share: tuple[list, dict[str, Any]]) -> tuple[float, Any]:
+    def _add_up(self, member: int, share: tuple[list, dict[str, Any], float]) -> tuple[float, Any]:
         """Store the gradient of a member's pieces; return their loss and the generator's state."""
-        pieces, whole = share
+        pieces, whole, scale = share
         grads, total, state = Grads(), 0.0, None
         for piece, rng in pieces:
             loss, cache = self.model.loss(*piece, rng=rng, **whole)
-            self.model.backward(1.0, cache, grads)
+            self.model.backward(scale, cache, grads)
             total += float(loss)
             state = None if rng is None else rng.bit_generator.state
         self.packed.gather(grads, self.rows[member])
