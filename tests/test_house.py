@@ -29,6 +29,7 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",
     "experiments/intrinsic/text.py": "a default task",
     "experiments/paper/settings.py": "the paper is LoRA's",
+    "experiments/precision/study.py": "QLoRA's weights, under LoRA, in a GPT",
     "experiments/rank_sweep/estimate.py": "a default task",
     "experiments/rank_sweep/linear.py": "a default task",
     "experiments/rank_sweep/method.py": "a default task",

@@ -15,8 +15,8 @@ The 256 values d_e spend 8 bits on a sign, a decimal exponent from -6 to 0, and 
 gets the more bits the larger the number is.
 
 Sources: Dettmers, Pagnoni, Holtzman and Zettlemoyer (2023), arXiv:2305.14314, section 3; the d_e:
-Dettmers, Lewis, Shleifer and Zettlemoyer (2021), arXiv:2110.02861, section 1.3. The codes are those
-of bitsandbytes, ties included. The mean m is rounded once, from float64.
+Dettmers, Lewis, Shleifer and Zettlemoyer (2021), arXiv:2110.02861. The codes are those of
+bitsandbytes, ties included. The mean m is rounded once, from float64.
 """
 
 from __future__ import annotations
