@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +14,7 @@ from lora_np.files import CheckpointError, load_arrays
 from lora_np.forms import Bfloat16, Float16, Nf4, narrowed
 from lora_np.layers import Chain, Linear, as_pair, copy_model
 from lora_np.layers.stored import StoredParameter, store_model
-from lora_np.methods import LoraConfig, inject, merge
+from lora_np.methods import LoraConfig, MethodConfig, inject, merge
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads, Parameter, freeze, pack
 from lora_np.train import MovingAverage, evaluate, fit, load_parameters, save_parameters
@@ -296,6 +297,25 @@ def test_workers_train_over_a_stored_base(workers):
     adapted = inject(store_model(make_gpt(), Nf4.encode), LORA, np.random.default_rng(1))
     history = fit(adapted, lambda: (TOKENS, TARGETS), steps=5, lr=0.05, **workers)
     assert history.loss[-1] < history.loss[0]
+
+
+@dataclass(frozen=True)
+class Biases(MethodConfig):
+    def places(self, model):
+        return []
+
+    def trains(self, name):
+        return name.endswith(".b")
+
+
+def test_a_method_that_trains_a_stored_parameter_trains_a_decoded_copy():
+    base = store_model(make_gpt(), Bfloat16.encode)
+    adapted = inject(base, Biases(), np.random.default_rng(1))
+    fit(adapted, lambda: (TOKENS, TARGETS), steps=3, lr=0.05)
+    for name, p in adapted.parameters().items():
+        trained = name.endswith(".b")
+        assert (p.stored_as, p.trainable) == ("" if trained else "bfloat16", trained)
+    assert all(p.stored_as for p in base.parameters().values())
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from lora_np.adapters import load_adapter, save_adapter
 from lora_np.checks import check_method
 from lora_np.costs import account
 from lora_np.files import load_json
+from lora_np.forms import Bfloat16
 from lora_np.layers import Linear, copy_model
+from lora_np.layers.stored import store_model
 from lora_np.methods import LoraConfig, MethodConfig, adapters, inject, merge, method_of, unmerge
 from lora_np.methods.nf4 import Nf4Config, quantise
 from lora_np.models import GPT, GPTConfig
@@ -106,6 +108,16 @@ def test_merging_dequantises_and_unmerging_finds_the_quantised_base():
     again = unmerge(plain, adapted)
     for name, p in base.parameters().items():
         np.testing.assert_allclose(again.parameters()[name].value, p.value, atol=1e-6)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
+def test_a_decoded_model_merges_whatever_was_adapted(targets):
+    base = store_model(quantise(make_gpt()), Bfloat16.encode, ["wte.W", "wpe.W"])
+    adapted = injected(base, LoraConfig(r=2, target_modules=targets))
+    fit(adapted, lambda: (TOKENS, TARGETS), steps=5, lr=0.05)
+    plain = merge(copy_model(adapted, decode=True))
+    assert not any(p.stored_as for p in plain.parameters().values())
+    np.testing.assert_allclose(plain.forward(TOKENS)[0], adapted.forward(TOKENS)[0], atol=1e-5)
 
 
 def test_the_weights_take_less_than_a_seventh_of_their_bytes():
