@@ -36,7 +36,8 @@ Q = np.array(  # the 16 values
      0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
      0.7229568362236023, 1.0], np.float32,
 )  # fmt: skip
-PAIRS = np.stack(np.meshgrid(Q, Q, indexing="ij"), axis=-1).reshape(256, 2)  # of a byte's two codes
+PAIRS = np.stack(np.meshgrid(Q, Q, indexing="ij"), axis=-1)  # the two values of each byte
+PAIRS = PAIRS.reshape(-1).view(np.int64)  # (256,): both in one item of 8 bytes, to look up fast
 SECOND = 256  # absmax values in a block of double quantisation
 
 
@@ -114,8 +115,9 @@ class Nf4(Form):
         if "mean" in parts:
             block = like(np.arange(absmax.size) // SECOND, absmax)
             absmax = like(DYNAMIC, absmax)[absmax] * parts["scales"][block] + parts["mean"]
-        blocks = pairs[parts["codes"]].reshape(-1, size) * absmax.reshape(-1, 1)
-        return blocks.reshape(-1)[:n].reshape(self.shape).astype(dtype)
+        values = pairs[parts["codes"]].view(np.float32).reshape(-1, size)  # (blocks, size)
+        numbers = (values * absmax.reshape(-1, 1)).reshape(-1)[:n]
+        return numbers.reshape(self.shape).astype(dtype, copy=False)
 
 
 def check_block(size: int) -> int:

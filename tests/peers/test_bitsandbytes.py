@@ -85,3 +85,7 @@ def test_double_quantisation_is_theirs_but_where_their_cpu_kernel_rounds(torch, 
     ]
     halves = (DYNAMIC[ours[differ]] + DYNAMIC[theirs[differ]]) / 2
     assert np.abs(ratios[differ] - halves).max() < 2.0**-16
+    numbers = functional.dequantize_4bit(torch.from_numpy(packed.reshape(-1, 1)), state).numpy()
+    same = np.repeat(ours == theirs, 64)[: x.size].reshape(x.shape)
+    error = np.abs(form.decode(np.float32) - numbers)
+    assert same.mean() > 0.99 and error[same].max() < 1e-6

@@ -85,9 +85,10 @@ def merge_row(name: str, adapted: Layer) -> dict[str, float]:
 
 
 def unchanged_by_size(name: str, base: Layer, sizes: Sequence[float]) -> list[float]:
-    """Return for each size |dW| / |W0| the share of entries that a random change leaves as it was.
+    """Return the shares of entries that random changes of these sizes leave as they were.
 
-    The entries of dW are normal numbers, as those of a product B A of many terms nearly are.
+    A size is the norm of the change dW over that of the weight W0. The entries of dW are normal
+    numbers, as those of a product B A of many terms nearly are.
     """
     encode = FORMS[name].encode
     weights = [layer.W.value for layer in base.modules().values() if isinstance(layer, Linear)]
