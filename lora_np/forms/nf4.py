@@ -123,5 +123,5 @@ class Nf4(Form):
 def check_block(size: int) -> int:
     """Return the size of a block, or raise unless bitsandbytes has it: 32, 64, ... or 4096."""
     if type(size) is not int or size not in [2**k for k in range(5, 13)]:
-        raise ValueError(f"block_size = {size!r}, expected a power of 2 from 32 to 4096")
+        raise ValueError(f"block_size = {size!r:.40}, expected a power of 2 from 32 to 4096")
     return size

@@ -192,6 +192,30 @@ def test_what_cannot_be_quantised_is_refused_in_one_line():
             attempt()
 
 
+def test_a_method_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"of = 'lora', expected a configuration like LoraConfig"):
+        Nf4Config("lora")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"of": None}, "must have 'of', a method's fields, and 'double'"),
+        ({"of": [1]}, "must have 'of', a method's fields, and 'double'"),
+        ({"double": 3}, "must have 'of', a method's fields, and 'double'"),
+        ({"of": {"lora_np_method": "magic"}}, "method 'magic' is not defined"),
+        ({"block_size": "64"}, "block_size = '64', expected a power of 2"),
+        ({"block_size": "6" * 10**6}, r"^block_size = '6{39}, expected a power of 2"),
+        ({"block_size": None}, "block_size = None, expected a power of 2"),
+    ],
+)
+def test_damaged_fields_are_refused(change, message):
+    fields = {**Nf4Config(LORA).fields(), **change}
+    with pytest.raises(ValueError, match=message):
+        Nf4Config.of_fields(fields)
+    assert Nf4Config.of_fields({"peft_type": "LORA"}) is None
+
+
 def test_a_quantised_weight_is_not_trained_by_mistake():
     base = quantise(make_gpt())
     with pytest.raises(ValueError, match="stored as nf4 cannot be trained or changed: train an"):
