@@ -27,9 +27,10 @@ def run_precision(arguments: argparse.Namespace) -> int:
     from lora_np.experiments.precision import QUICK, PrecisionSettings, precision_study, report
     from lora_np.experiments.precision.picture import plot_precision
     from lora_np.files import save_json, save_text
+    from lora_np.files.atomic import make_folder
 
     out = arguments.out or Path("runs") / f"precision{'-quick' if arguments.quick else ''}"
-    out.mkdir(parents=True, exist_ok=True)  # before the work: DIR may not be writable
+    make_folder(out)  # before the work: DIR may not be writable
 
     def listen(what: str) -> None:
         if sys.stderr.isatty():
