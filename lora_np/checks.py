@@ -42,7 +42,8 @@ def check_layer(layer: Layer, x: np.ndarray) -> list[str]:
     Parameters
     ----------
     layer : Layer
-        Stays unchanged: the check runs on a copy in float64 with random Parameters.
+        Stays unchanged: the check runs on a copy in float64 with random Parameters; stored ones
+        are decoded.
     x : ndarray
         An input, of floats or of integers, with at least one batch axis.
 
@@ -60,7 +61,7 @@ def check_layer(layer: Layer, x: np.ndarray) -> list[str]:
     7
     """
     rng = np.random.default_rng(0)
-    layer = copy_model(layer, dtype=np.float64)
+    layer = copy_model(layer, dtype=np.float64, decode=True)
     at_random(layer, rng)
     x = x.astype(np.float64) if x.dtype.kind == "f" else x
     return _hold(type(layer).__name__, _layer_claims(layer, x))
@@ -93,7 +94,7 @@ def check_method(config: MethodConfig, model: Layer | None = None) -> list[str]:
         x = rng.standard_normal((2, 3, 8))
     else:
         x = rng.standard_normal((2, 3, next(iter(model.parameters().values())).shape[-1]))
-    base = copy_model(model, dtype=np.float64)
+    base = copy_model(model, dtype=np.float64, decode=True)
     at_random(base, rng, 0.3)
     return _hold(type(config).__name__, _method_claims(config, base, x))
 

@@ -24,7 +24,7 @@ class Account:
     flops : Flops
         Operations of the matrix products for one token, forward and backward.
     weight_bytes, gradient_bytes, optimizer_bytes : int
-        Memory for the weights, the gradients and the optimizer's state.
+        Memory for the weights as they are stored, the gradients and the optimizer's state.
     """
 
     base: int
@@ -103,7 +103,7 @@ def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2)
         trainable=sum(p.size for p in trainable),
         T=T,
         flops=model.flops(T, False),
-        weight_bytes=sum(p.size * p.dtype.itemsize for p in parameters),
+        weight_bytes=sum(p.nbytes for p in parameters),
         gradient_bytes=gradient_bytes,
         optimizer_bytes=state_per_parameter * gradient_bytes,
     )

@@ -16,7 +16,9 @@ from lora_np import account, backend, checkpoint, inject, selfcheck, train
 from lora_np.crew import can_fork
 from lora_np.experiments.rank_sweep import LinearSettings, TextSettings, rank_sweep
 from lora_np.experiments.rank_sweep.models import load_model
+from lora_np.forms import Bfloat16, Float16, Nf4
 from lora_np.layers import Layer, Linear, copy_model
+from lora_np.layers.stored import store_model
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads, Parameter
 from lora_np.rank import spectrum
@@ -405,6 +407,27 @@ def test_account_states_the_products_counted_whatever_is_frozen(rng, adapted, sh
             p.trainable = rng.random() < share
         found = counted_flops(copy_model(model, device="cuda"), *on_device(batch(rng)))
         assert found == account(model, T=5).flops
+
+
+@pytest.mark.parametrize("form", [Float16, Bfloat16, Nf4])
+@pytest.mark.parametrize("first", ["store", "move"])
+def test_a_stored_base_on_the_device_trains_as_on_the_host(rng, form, first):
+    base, tokens = models(rng)[0], batch(rng)
+    host = store_model(base, form.encode)
+    moved = copy_model(host if first == "store" else base, device="cuda")
+    device = moved if first == "store" else store_model(moved, form.encode)
+    assert account(device).weight_bytes == account(host).weight_bytes < account(base).weight_bytes
+    found = []
+    for model, inputs in ((host, tokens), (device, on_device(tokens))):
+        adapted = inject(model, ALL, np.random.default_rng(3))
+        history = train.fit(adapted, lambda inputs=inputs: inputs, steps=3, lr=0.05)
+        found.append((history.loss, [p.value for p in adapted.parameters().values()]))
+    assert found[0][0] == found[1][0]
+    assert_same(found[1][1], found[0][1])
+    assert_same(
+        [p.value for p in device.parameters().values()],
+        [p.value for p in host.parameters().values()],
+    )
 
 
 def test_parameter_on_the_device_copies_its_memory(rng):

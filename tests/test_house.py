@@ -12,9 +12,9 @@ import lora_np
 from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
 HOUSE = (
-    "backend reading patterns tables files crew gradcheck plots parameters optim ops data rank "
-    "layers methods models costs pretrained train adapters experiments selfcheck checks course cli "
-    "__main__"
+    "backend reading patterns tables files crew gradcheck plots forms parameters optim ops data "
+    "rank layers methods models costs pretrained train adapters experiments selfcheck checks "
+    "course cli __main__"
 )
 OPS = (
     "contract linear lora activation norm embedding attention dropout loss conv recurrent "
@@ -35,6 +35,7 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",
     "experiments/intrinsic/text.py": "a default task",
     "experiments/paper/settings.py": "the paper is LoRA's",
+    "experiments/precision/study.py": "QLoRA's weights, under LoRA, in a GPT",
     "experiments/rank_sweep/estimate.py": "a default task",
     "experiments/rank_sweep/linear.py": "a default task",
     "experiments/rank_sweep/method.py": "a default task",

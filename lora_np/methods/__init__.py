@@ -17,6 +17,7 @@ from lora_np.methods.file_form import tensors_of
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.merging import merge, unmerge
+from lora_np.methods.nf4 import Nf4Config, quantise
 from lora_np.methods.table import make_method
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",
+    "Nf4Config",
     "adapters",
     "check_adapted",
     "inject",
@@ -35,6 +37,7 @@ __all__ = [
     "make_method",
     "merge",
     "method_of",
+    "quantise",
     "target_paths",
     "tensors_of",
     "unmerge",
