@@ -5,7 +5,7 @@ from lora_np.layers.base import Flops, Layer, Rng
 from lora_np.layers.basic import Dropout, Embedding, Gelu, LayerNorm, probability
 from lora_np.layers.compose import MLP, Chain, Composed, Residual
 from lora_np.layers.linear import Linear, lean, normal, product_flops
-from lora_np.layers.start import TextStart, start_of
+from lora_np.layers.start import TextStart
 from lora_np.layers.tree import as_pair, copy_model, rebuild
 
 __all__ = [
@@ -30,5 +30,4 @@ __all__ = [
     "probability",
     "product_flops",
     "rebuild",
-    "start_of",
 ]

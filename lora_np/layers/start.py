@@ -10,17 +10,19 @@ from lora_np.parameters import Grads
 
 
 class TextStart(Layer):
-    """The start of a text: y = x, as nothing stands before it.
+    """The start of a text: y = x, as no row stands before it.
 
     A layer in its place may put rows before the embedded text: forward then returns them above x.
-    It may also let the positions begin later, as a layer that puts keys before the text's does.
+
+    Parameters
+    ----------
+    first : int
+        The position of the first row of y. It is above zero if keys stand before those of the text.
 
     Attributes
     ----------
     rows : int
         How many rows forward adds.
-    first : int
-        The position of the first row of y.
 
     Examples
     --------
@@ -32,7 +34,9 @@ class TextStart(Layer):
     """
 
     rows: int = 0
-    first: int = 0
+
+    def __init__(self, first: int = 0) -> None:
+        self.first = first
 
     @property
     def length(self) -> int:
@@ -46,19 +50,3 @@ class TextStart(Layer):
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
         """Return dx (..., T, d), here dy itself."""
         return dy if need_dx else None
-
-
-def start_of(model: Layer) -> tuple[str, TextStart]:
-    """Return the path and the layer of what a model puts before its text.
-
-    Raises
-    ------
-    ValueError
-        If the model has no such layer.
-    """
-    for path, layer in model.modules().items():
-        if isinstance(layer, TextStart):
-            return path, layer
-    raise ValueError(
-        f"{type(model).__name__} has no place before a text: this method needs a language model"
-    )

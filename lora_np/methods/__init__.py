@@ -15,6 +15,8 @@ from lora_np.methods.contract import (
 )
 from lora_np.methods.lora import LoraConfig, LoRALinear
 from lora_np.methods.merging import merge, unmerge
+from lora_np.methods.prefix import PrefixConfig
+from lora_np.methods.prompt import PromptConfig
 
 __all__ = [
     "METHODS",
@@ -23,6 +25,8 @@ __all__ = [
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",
+    "PrefixConfig",
+    "PromptConfig",
     "adapters",
     "check_adapted",
     "inject",

@@ -8,8 +8,8 @@ its head::
     y      = body(x)                         (..., m + T, d)
     logits = y[m:] W^T                       (..., T, V)   W = head(): may be the table itself
 
-``start`` is a layer (layers/start.py). This file has the rest: forward, the cross-entropy, backward,
-and ``generate``, which remembers keys and values so that each step computes one position.
+``start`` is a layer (layers/start.py). This file has the rest: forward, the cross-entropy,
+backward, and ``generate``, which remembers keys and values so that each step computes one position.
 """
 
 from __future__ import annotations
