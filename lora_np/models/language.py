@@ -111,6 +111,11 @@ class LanguageModel(Layer):
 
     # --------------------------------------------------------------------- logits and loss
 
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, V."""
+        return self.head().shape[0]
+
     def forward(self, tokens: Array, rng: Rng = None) -> tuple[Array, LogitsCache]:
         """Compute the logits of the next token at every position.
 
