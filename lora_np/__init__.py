@@ -31,6 +31,8 @@ _HOME = {
     ),
     "models": ("GPT", "GPTConfig"),
     "methods": (
+        "IntrinsicConfig",
+        "IntrinsicModel",
         "LoraConfig",
         "LoRALinear",
         "MethodConfig",
@@ -72,7 +74,7 @@ _HOME = {
     "adapters.analyse": ("analyse_adapter", "analyse_checkpoints"),
     "experiments.rank_sweep": ("rank_sweep",),
     "experiments.rank_sweep.analyse": ("analyse_sweep",),
-    "experiments.intrinsic": ("IntrinsicModel", "intrinsic_dimension"),
+    "experiments.intrinsic": ("intrinsic_dimension",),
     "experiments.paper": ("run_paper",),
     "checks": ("check_layer", "check_method"),
     "course": ("run_isolated",),

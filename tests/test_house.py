@@ -16,17 +16,26 @@ HOUSE = (
     "layers methods models costs pretrained train adapters experiments selfcheck checks course cli "
     "__main__"
 )
-OPS = "contract linear lora activation norm embedding attention dropout loss __init__ fast"
+OPS = "contract fastfood linear lora activation norm embedding attention dropout loss __init__ fast"
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
 HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes")
 LONGEST = 60  # lines of a function, decorators and docstring included
 LONG = 400  # lines of a file
 CHAIN = 10  # rooms: every chain of imports is shorter
-SHARED = ("contract", "merging", "peft", "stacked", "targets")  # of methods/: not one method's
+SHARED = (
+    "contract",
+    "merging",
+    "peft",
+    "stacked",
+    "targets",
+    "virtual",
+)  # of methods/: not one method's
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",
     "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",
+    "experiments/intrinsic/__init__.py": "the experiment is about the method",
+    "experiments/intrinsic/dimension.py": "the experiment is about the method",
     "experiments/intrinsic/text.py": "a default task",
     "experiments/paper/settings.py": "the paper is LoRA's",
     "experiments/rank_sweep/estimate.py": "a default task",

@@ -13,6 +13,7 @@ from lora_np.methods.contract import (
     target_paths,
     tensors_of,
 )
+from lora_np.methods.intrinsic import IntrinsicConfig, IntrinsicModel
 from lora_np.methods.lora import LoraConfig, LoRALinear
 from lora_np.methods.merging import merge, unmerge
 from lora_np.methods.prefix import PrefixConfig
@@ -22,6 +23,8 @@ __all__ = [
     "METHODS",
     "Adapter",
     "FilePlace",
+    "IntrinsicConfig",
+    "IntrinsicModel",
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",

@@ -87,7 +87,7 @@ def intrinsic(model, d=40, variant="plain", seed=2, moved=0.0):
     """An IntrinsicModel; `moved` sets z (and the scales, off one) to random numbers."""
     found = IntrinsicModel(model, d, np.random.default_rng(seed), variant == "structured")
     draw = np.random.default_rng(seed + 1)
-    for p in found.parameters().values():
+    for p in found.own().values():
         p.value += (moved * draw.standard_normal(p.shape)).astype(p.dtype)
     return found
 
@@ -188,7 +188,7 @@ def as_functions(model):
     def forward(*arrays):
         twin = IntrinsicModel.__new__(IntrinsicModel)
         vars(twin).update(vars(model))
-        for name, value in zip(model.parameters(), arrays):
+        for name, value in zip(model.own(), arrays):
             setattr(twin, name, type(model.z)(value))
         loss, cache = twin.loss(*batch())
         return np.asarray(loss), (twin, cache)
@@ -197,9 +197,9 @@ def as_functions(model):
         twin, inner = cache
         grads = Grads()
         twin.backward(dy, inner, grads)
-        return tuple(grads[p] for p in twin.parameters().values())
+        return tuple(grads[p] for p in twin.own().values())
 
-    return forward, backward, {name: p.value for name, p in model.parameters().items()}
+    return forward, backward, {name: p.value for name, p in model.own().items()}
 
 
 @pytest.mark.parametrize("variant", MODELS)
@@ -208,7 +208,7 @@ def test_the_gradient_matches_numeric_ones_at_random_z(variant, method):
     model = intrinsic(make_gpt(), variant=variant, moved=0.5)
     forward, backward, inputs = as_functions(model)
     report = check_gradients(forward, backward, inputs, method=method)
-    assert [row.name for row in report.rows] == list(model.parameters())
+    assert [row.name for row in report.rows] == list(model.own())
     gradients = backward(1.0, forward(*inputs.values())[1])
     assert all(abs(gradient).max() > 1e-4 for gradient in gradients)  # none is right as zero
     report.raise_if_wrong()
@@ -236,7 +236,7 @@ def test_training_starts_at_the_base_itself():
     for variant in MODELS:
         model = intrinsic(base, variant=variant)
         assert model.loss(*batch())[0] == base.loss(*batch())[0]
-        assert {p.dtype for p in model.parameters().values()} == {np.dtype(np.float32)}
+        assert {p.dtype for p in model.own().values()} == {np.dtype(np.float32)}
 
 
 def test_scales_count_in_d_and_there_is_one_for_each_layer_with_parameters():
@@ -244,7 +244,7 @@ def test_scales_count_in_d_and_there_is_one_for_each_layer_with_parameters():
     model = intrinsic(base, 40, "structured")
     # Two embeddings, three norms, four projections of attention, two of the MLP.
     assert model.scales.size == 11 and model.z.size == 29
-    assert sum(p.size for p in intrinsic(base, 40).parameters().values()) == 40
+    assert sum(p.size for p in intrinsic(base, 40).own().values()) == 40
     with pytest.raises(ValueError, match="d = 11, expected more than the 11 scales"):
         intrinsic(base, 11, "structured")
 
@@ -299,7 +299,7 @@ def test_a_batch_may_be_shared_or_worked_through_in_parts(variant, share):
         model = intrinsic(make_gpt(dropout=0.2), variant=variant, moved=0.1)
         draws = np.random.default_rng(1)
         history = fit(model, batch, steps=4, lr=0.05, rng=draws, **how)
-        found.append([*history.loss, *(p.value for p in model.parameters().values())])
+        found.append([*history.loss, *(p.value for p in model.own().values())])
     for alone, shared in zip(*found):
         np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-10)  # Adam divides by sqrt(v)
 
