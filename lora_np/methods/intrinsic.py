@@ -1,21 +1,20 @@
-"""Intrinsic dimension: all D parameters theta move in a random subspace of d dimensions.
+"""Intrinsic dimension: all D parameters theta of a model move in a random subspace of dimension d.
 
-Only z is trained (Li et al. 2018)::
+Only z is trained, and in the structure-aware variant a scale lambda for each of the m layers. The
+scales start at one; they count, so that z has d - m entries. For layer i::
 
     theta = theta0 + P z                        theta (D,), z (d,), P (D, d) random and fixed
-    dL/dz = P^T dL/dtheta
+    theta_i = theta0_i + lambda_i (P z)_i       structure-aware
 
-The structure-aware variant (SAID, Aghajanyan et al. 2020) gives each of the m layers a scale of
-its own, which is also trained and starts at one. The m scales count, so z has d - m entries. For
-layer i::
+theta is linear in z and in lambda::
 
-    theta_i = theta0_i + lambda_i (P z)_i       dL/dlambda_i = <dL/dtheta_i, (P z)_i>
+    dz = P^T (lambda * dtheta)                  dlambda_i = <dtheta_i, (P z)_i>
 
 P is a Fastfood projection (ops/fastfood.py). Start: z = 0. The model at theta is a plain model, so
 the method merges. PEFT does not have it: a file of ours holds z, the scales and the seed of P.
 
-Sources: Li, Farkhoor, Liu and Yosinski, arXiv:1804.08838, equation 2; Aghajanyan, Zettlemoyer and
-Gupta, arXiv:2012.13255, equation 3.
+Sources: Li, Farkhoor, Liu and Yosinski (2018), arXiv:1804.08838, equation 2; the scales: SAID,
+Aghajanyan, Zettlemoyer and Gupta (2020), arXiv:2012.13255, equation 3.
 """
 
 from __future__ import annotations
@@ -27,29 +26,52 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_np.backend import Array, get_xp
-from lora_np.layers import Flops, Layer, Rng, rebuild
-from lora_np.methods.contract import Adapter, FilePlace, MethodConfig
+from lora_np.layers import Layer, Rng, rebuild
+from lora_np.methods.contract import FilePlace, MethodConfig
+from lora_np.methods.whole import WholeModel
+from lora_np.ops.contract import Need, wanted
 from lora_np.ops.fastfood import Fastfood
 from lora_np.parameters import Grads, Packed, Parameter
-from lora_np.patterns import Pattern
-from lora_np.tables import first_of
 
 
-class IntrinsicCache(NamedTuple):
-    """What backward reads: the model at theta and its cache, P z, and the scales by entry."""
+class SubspaceCache(NamedTuple):
+    """What :func:`subspace_backward` reads."""
 
-    twin: Any
-    inner: Any
-    direction: np.ndarray
-    scale: np.ndarray | None
+    P: Fastfood
+    layer: Any  # (D,), the number of each entry's layer
+    direction: Array  # (D,), P z
+    scale: Array | None  # (D,), lambda of each entry's layer
 
 
-class IntrinsicModel(Adapter):
+def subspace_forward(
+    theta0: Array, z: Array, scales: Array | None = None, *, P: Fastfood, layer: Any = None
+) -> tuple[Array, SubspaceCache]:
+    """Return theta (D,) for z (d,) and scales (m,), and the cache."""
+    direction = P.forward(z)
+    scale = None if scales is None else scales[layer]
+    theta = theta0 + (direction if scale is None else scale * direction)
+    return theta, SubspaceCache(P, layer, direction, scale)
+
+
+def subspace_backward(
+    dtheta: Array, cache: SubspaceCache, need: Need = None
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Return (dtheta0, dz, dscales) of :func:`subspace_forward`."""
+    P, layer, direction, scale = cache
+    need_theta0, need_z, need_scales = wanted(need, 3)
+    dz = dscales = None
+    if need_z:
+        dz = P.adjoint(dtheta if scale is None else dtheta * scale)
+    if need_scales and scale is not None:
+        dscales = np.bincount(layer, dtheta * direction).astype(dtheta.dtype)  # in float64
+    return dtheta if need_theta0 else None, dz, dscales
+
+
+class IntrinsicModel(WholeModel):
     """A model whose parameters move in d dimensions; it is used like the model itself.
 
-    Each call builds a model at theta0 + P z, which goes to backward in the cache. So neither this
-    object nor the base is written to: threads may share this object, and forked processes see the
-    z in shared memory.
+    Each call builds a model at theta, which goes to backward in the cache: nothing is written to,
+    so threads may share this object, and forked processes see the z in shared memory.
 
     Parameters
     ----------
@@ -67,15 +89,7 @@ class IntrinsicModel(Adapter):
     Attributes
     ----------
     theta0 : array, shape (D,)
-    z : Parameter, shape (d,), or (d - m,) where structured
-        Starts at zero.
-    scales : Parameter, shape (m,), or None
-        Start at one.
-
-    Raises
-    ------
-    ValueError
-        If d does not fit, nothing is trainable, or the values are of several dtypes or on a GPU.
+    z, scales : Parameter, shapes (d,) or (d - m,), and (m,); without a structure scales is None
 
     Examples
     --------
@@ -107,7 +121,7 @@ class IntrinsicModel(Adapter):
         ):
             raise ValueError("expected trainable arrays of one dtype, on the host")
         self.base = rebuild(model, _frozen)
-        dtype, m, self.scales = self.theta0.dtype, 0, None
+        dtype, m, self.layer, self.scales = self.theta0.dtype, 0, None, None
         if structured:
             layers = list(layers_of(chosen))
             m = len(layers)
@@ -131,97 +145,57 @@ class IntrinsicModel(Adapter):
         return np.concatenate([p.value.reshape(-1) for p in self._chosen(self.base).values()])
 
     def point(self) -> Any:
-        """Return the model at theta0 + P z; its other values are those of the base."""
+        """Return the model at theta; its other values are those of the base."""
         return self._twin()[0]
-
-    def merged(self) -> Any:
-        """Return the model at theta0 + P z."""
-        return self.point()
-
-    def delta(self) -> Array:
-        """Raise ValueError: the change is not that of one weight."""
-        raise ValueError(
-            "the method moves the whole model: its old values are in the base that it was "
-            "injected into, which is as it was"
-        )
 
     def config(self) -> IntrinsicConfig:
         """Return a configuration with this d and variant."""
         return IntrinsicConfig(sum(p.size for p in self.own().values()), self.scales is not None)
 
-    # ------------------------------------------------------------------------- still a model
-
-    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, IntrinsicCache]:
-        """Return the model's output at theta0 + P z, and the cache."""
-        return self._run("forward", x, rng)
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return the model's output at theta, and the cache."""
+        twin, cache = self._twin()
+        y, inner = twin.forward(x, rng)
+        return y, (twin, inner, cache)
 
     def loss(
         self, inputs: Array, targets: Array, rng: Any = None, **options: Any
-    ) -> tuple[Array, IntrinsicCache]:
-        """Return the loss at theta0 + P z, and the cache; the arguments are the model's."""
-        return self._run("loss", inputs, targets, rng, **options)
+    ) -> tuple[Array, Any]:
+        """Return the loss at theta, and the cache; the arguments are the model's."""
+        twin, cache = self._twin()
+        loss, inner = twin.loss(inputs, targets, rng, **options)
+        return loss, (twin, inner, cache)
 
     def backward(self, dy: Any, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
-        """Add dz = P^T dtheta and dlambda, and those of the base's trainable Parameters."""
-        twin, inner, direction, scale = cache
-        found, moved = Grads(), self._chosen(twin)
+        """Add dz, dlambda, and the gradients of the base's trainable Parameters; return dx."""
+        (twin, inner, c_theta), found = cache, Grads()
         dx = twin.backward(dy, inner, found, need_dx)
         for p, at_theta in zip(self.base.parameters().values(), twin.parameters().values()):
             if p.trainable:
                 grads.add(p, found.get(at_theta))
-        dtheta = Packed(direction, moved).gather(found)  # (D,)
-        if self.scales is not None and self.scales.trainable:
-            by_layer = np.bincount(self.layer, dtheta * direction)  # (m,), float64
-            grads.add(self.scales, by_layer.astype(dtheta.dtype))
-        if self.z.trainable:
-            dtheta = dtheta if scale is None else dtheta * scale
-            grads.add(self.z, self.projection.adjoint(dtheta))
+        dtheta = Packed(c_theta.direction, self._chosen(twin)).gather(found)  # (D,)
+        held = self.z, self.scales
+        need = [False, *(p is not None and p.trainable for p in held)]
+        for p, gradient in zip(held, subspace_backward(dtheta, c_theta, need)[1:]):
+            if p is not None:
+                grads.add(p, gradient)
         return dx
-
-    def extend(self, x: Array, memory: Any = None) -> tuple[Array, Any]:
-        """Return the model's output at the newest positions, and its memory."""
-        return self.point().extend(x, memory)
-
-    def generate(self, *args: Any, **options: Any) -> Any:
-        """Continue texts as the model at theta0 + P z does."""
-        return self.point().generate(*args, **options)
-
-    @property
-    def number(self) -> Any:
-        """The model's function of how many things its loss averages over."""
-        return self.base.number
-
-    @property
-    def block_size(self) -> int:
-        """The model's longest sequence."""
-        return self.base.block_size
-
-    def flops(self, T: int, need_dx: bool = True) -> Flops:
-        """Return the model's cost when all that moves is trained; P has no matrix product."""
-        return self.point().flops(T, need_dx)
-
-    def _run(self, name: str, *args: Any, **options: Any) -> tuple[Array, IntrinsicCache]:
-        twin, direction, scale = self._twin()
-        y, inner = getattr(twin, name)(*args, **options)
-        return y, IntrinsicCache(twin, inner, direction, scale)
 
     def _chosen(self, model: Layer) -> dict[str, Parameter]:
         held = model.parameters()
         return {name: held[name] for name in self.names}
 
-    def _twin(self) -> tuple[Any, np.ndarray, np.ndarray | None]:
-        """Return the model at theta, P z (D,), and the scale of every entry (D,)."""
-        chosen = self._chosen(self.base)
-        direction = self.projection.forward(self.z.value)
-        scale = None if self.scales is None else self.scales.value[self.layer]
-        theta = self.theta0 + (direction if scale is None else scale * direction)
+    def _twin(self) -> tuple[Any, SubspaceCache]:
+        """Return the model at theta, and the cache of theta."""
+        chosen, P = self._chosen(self.base), self.projection
+        scales = None if self.scales is None else self.scales.value
+        theta, cache = subspace_forward(self.theta0, self.z.value, scales, P=P, layer=self.layer)
         places = {chosen[name]: s for name, s in Packed(theta, chosen).slices().items()}
 
         def make(p: Parameter) -> Parameter:
-            place = places.get(p)
-            return p if place is None else Parameter(theta[place].reshape(p.shape))
+            return Parameter(theta[places[p]].reshape(p.shape)) if p in places else p
 
-        return rebuild(self.base, make), direction, scale
+        return rebuild(self.base, make), cache
 
 
 def _frozen(p: Parameter) -> Parameter:
@@ -239,7 +213,7 @@ def _layer(name: str) -> str:
 
 @dataclass(frozen=True)
 class IntrinsicConfig(MethodConfig):
-    """The options of training in a random subspace.
+    """The options of training in a random subspace: all Parameters of the model move.
 
     Parameters
     ----------
@@ -247,8 +221,6 @@ class IntrinsicConfig(MethodConfig):
         Number of trained numbers, including the scales of the structured variant.
     structured : bool
         One scale for each layer that holds Parameters directly (SAID).
-    parameters : str
-        A regular expression that must match the whole name of a Parameter that moves.
 
     Examples
     --------
@@ -264,29 +236,17 @@ class IntrinsicConfig(MethodConfig):
 
     d: int = 200
     structured: bool = False
-    parameters: str = ".*"
 
     name = "intrinsic"
 
     def places(self, model: Layer) -> list[str]:
         """Return the root."""
-        self._moving(model)
         return [""]
 
     def wrap(self, path: str, layer: Layer, rng: np.random.Generator) -> IntrinsicModel:
         """Return the model with z = 0; the seed of P is drawn from `rng`."""
         seed = int(rng.integers(2**53))  # exact in any reader of JSON
-        return IntrinsicModel(layer, self.d, seed, self.structured, self._moving(layer))
-
-    def _moving(self, model: Layer) -> list[str]:
-        pattern, names = Pattern(self.parameters), list(model.parameters())
-        found = [name for name in names if pattern.fullmatch(name)]
-        if not found:
-            near = first_of(names)
-            raise ValueError(
-                f"parameters {self.parameters!r} matches no Parameter: there is {near}"
-            )
-        return found
+        return IntrinsicModel(layer, self.d, seed, self.structured, layer.parameters())
 
     def to_file(
         self, adapted: Any, places: Mapping[str, FilePlace]
