@@ -23,14 +23,10 @@ HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes")
 LONGEST = 60  # lines of a function, decorators and docstring included
 LONG = 400  # lines of a file
 CHAIN = 10  # rooms: every chain of imports is shorter
-SHARED = (
-    "contract",
-    "merging",
-    "peft",
-    "stacked",
-    "targets",
-    "virtual",
-)  # of methods/: not one method's
+SHARED = {  # files of methods/ that are not one method's
+    *("contract", "table", "file_form", "merging", "targets", "start", "branch", "reweighted"),
+    *("peft", "peft_lora", "peft_dora", "stacked", "virtual", "whole"),
+}
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",
     "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",

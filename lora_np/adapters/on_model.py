@@ -1,38 +1,45 @@
 """Save a model's adapters to a folder, in PEFT's format if PEFT has the method, and load them.
 
-The method defines the fields and tensors (``MethodConfig.to_file`` and ``of_file``). The model
-defines the names of its layers in other people's files (``file_layout``).
+The method defines the fields and tensors (:mod:`lora_np.methods.file_form`). The model defines the
+names of its layers in other people's files (``file_layout``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lora_np.adapters.file import CONFIG, TENSORS, open_adapter
+from lora_np.adapters.peft_config import PeftConfig
 from lora_np.adapters.write import write_folder
 from lora_np.files.arrays import CheckpointError, load_json
 from lora_np.files.names import PREFIX, matched
 from lora_np.files.tensors import TensorFile
 from lora_np.layers import Layer
-from lora_np.methods import check_adapted, is_adapted, method_of
-from lora_np.methods.contract import METHOD_FIELD, method_of_fields
-from lora_np.methods.peft import as_fields
+from lora_np.methods import check_adapted, is_adapted
+from lora_np.methods.contract import METHOD_FIELD
+from lora_np.methods.file_form import method_of_fields, of_file, to_file
+from lora_np.methods.peft_lora import OURS, as_fields
 from lora_np.methods.stacked import homes_of
 from lora_np.pretrained.places import file_layout
 
 
 def save_adapter(
-    adapted: Layer, folder: str | Path, *, base_model: str | None = None, dtype: Any = None
+    adapted: Layer,
+    folder: str | Path,
+    *,
+    base_model: str | None = None,
+    dtype: Any = None,
+    peft_only: bool = False,
 ) -> None:
     """Write a model's adapters as a folder, in PEFT's format if PEFT has the method.
 
     LoRA layers that the file stacks into one matrix become one adapter. Its rank is the sum of
-    their ranks, or their common rank if their A and scale are equal. A method that PEFT does not
-    have is written in lora_np's own format, which :func:`load_adapter` reads.
+    their ranks, or their common rank if their A and scale are equal. What PEFT cannot hold is
+    written in lora_np's own format, which :func:`load_adapter` reads and PEFT refuses.
 
     Parameters
     ----------
@@ -44,14 +51,16 @@ def save_adapter(
         The name of the base, such as "gpt2".
     dtype : dtype or str, optional
         Type of the numbers in the file; by default the model's.
+    peft_only : bool
+        Whether to raise an error if PEFT cannot hold the adapter.
 
     Raises
     ------
     CheckpointError
         If the folder is not empty: no adapter is overwritten.
     ValueError
-        If there is no adapter, if the model trains a Parameter that the file cannot hold, or if a
-        number is not finite.
+        If there is no adapter, if the model trains a Parameter that the file cannot hold, if a
+        number is not finite, or if PEFT cannot hold the adapter and `peft_only` is true.
 
     Examples
     --------
@@ -67,13 +76,14 @@ def save_adapter(
     {'transformer.h.0.attn.c_attn': (4, (24, 8))}
     """
     check_adapted(adapted)
-    method, layout = method_of(adapted), file_layout(adapted)
-    if method is None:
-        raise ValueError("the adapters were made by hand: set model.method to their configuration")
-    fields, tensors = method.to_file(adapted, layout.places)
+    layout = file_layout(adapted)
+    fields, tensors = to_file(adapted, layout.places, peft_only)
     fields["base_model_name_or_path"] = base_model
-    fields["fan_in_fan_out"] = layout.fan_in_fan_out
-    write_folder(folder, fields, tensors, dtype)
+    if "target_modules" in fields:
+        fields["fan_in_fan_out"] = layout.fan_in_fan_out
+    of_model = method_of_fields(fields).of_model
+    named = {n if n in of_model else f"{PREFIX}{n}": x for n, x in tensors.items()}
+    write_folder(folder, fields, named, dtype)
 
 
 def load_adapter(base: Any, folder: str | Path) -> Any:
@@ -89,9 +99,10 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     base : Layer
         A plain model, for example from ``load_gpt2``.
     folder : str or Path
-        From :func:`save_adapter`, or a LoRA adapter that
-        :func:`~lora_np.adapters.file.open_adapter` reads. The configuration class of any other
-        method must be defined (or imported) first.
+        From :func:`save_adapter`; an adapter of PEFT's, of a method in
+        :data:`lora_np.methods.METHODS`; or a LoRA adapter that
+        :func:`~lora_np.adapters.file.open_adapter` reads. The configuration class of a method of
+        your own must be defined (or imported) first.
 
     Returns
     -------
@@ -127,7 +138,7 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     places = file_layout(base).places
     fields, tensors = _read(Path(folder), homes_of(base, places))
     try:
-        return method_of_fields(fields).of_file(fields, tensors, base, places)
+        return of_file(fields, tensors, base, places)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
 
@@ -139,7 +150,9 @@ def _read(folder: Path, homes: Collection[str]) -> tuple[dict[str, Any], dict[st
     """
     config = folder / CONFIG
     fields = load_json(config) if config.is_file() else {}
-    if isinstance(fields, dict) and METHOD_FIELD in fields:
+    if isinstance(fields, dict) and not is_plain_lora(fields):
+        if fields.get("peft_type") == "LORA":
+            PeftConfig(config, ("use_dora",))
         with TensorFile(folder / TENSORS) as file:
             return fields, {n.removeprefix(PREFIX): file.read(n, None) for n in file.names}
     tensors: dict[str, np.ndarray] = {}
@@ -152,4 +165,11 @@ def _read(folder: Path, homes: Collection[str]) -> tuple[dict[str, Any], dict[st
             tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
         ranks = {name: module.r for name, module in modules.items()}
         scales = {name: module.scale for name, module in modules.items()}
-    return {**as_fields(ranks, scales), "lora_dropout": adapter.lora_dropout}, tensors
+    ours = {OURS: fields[OURS]} if OURS in fields else {}
+    return {**as_fields(ranks, scales), "lora_dropout": adapter.lora_dropout, **ours}, tensors
+
+
+def is_plain_lora(fields: Mapping[str, Any]) -> bool:
+    """Whether an adapter_config.json is that of LoRA without variants, or is missing."""
+    other = fields.get("peft_type", "LORA") != "LORA" or bool(fields.get("use_dora"))
+    return not other and METHOD_FIELD not in fields

@@ -11,13 +11,14 @@ Source: LoraConfig of PEFT 0.21, including its rules for matching names.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_np.files.arrays import CheckpointError, load_json
 from lora_np.files.names import WRAPPERS
 from lora_np.methods import LoraConfig
+from lora_np.methods.peft_lora import OURS
 from lora_np.methods.targets import ends_with
 from lora_np.patterns import PLAIN, Pattern, PatternError
 from lora_np.reading import brief, shown
@@ -68,6 +69,8 @@ class PeftConfig:
     ----------
     path : str or Path
         The JSON file.
+    variants : sequence of str
+        Fields that are not plain LoRA, which the caller implements.
 
     Attributes
     ----------
@@ -88,13 +91,13 @@ class PeftConfig:
         If the file is not a config, or a field of PEFT's is not supported; the message names it.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, variants: Sequence[str] = ()) -> None:
         self.path = path
         fields = load_json(path)
         if not isinstance(fields, dict):
             raise CheckpointError(f"{path} holds a {type(fields).__name__}, expected an object")
         self._fields = _without_wrappers(fields)
-        self._refuse_what_is_not_computed()
+        self._refuse_what_is_not_computed(variants)
         self.check_work(1)
         self.lora = self._lora_config()
         self.fan_in_fan_out = self._flag("fan_in_fan_out")
@@ -107,7 +110,7 @@ class PeftConfig:
         name, value = brief(field), shown(self._fields.get(field))
         return CheckpointError(f"{self.path}: {name} = {value}, {expected}")
 
-    def _refuse_what_is_not_computed(self) -> None:
+    def _refuse_what_is_not_computed(self, variants: Sequence[str]) -> None:
         fields = self._fields
         if "fine_tune_type" in fields:
             raise self._wrong("fine_tune_type", "which mlx writes: adapters of mlx are not read")
@@ -122,7 +125,7 @@ class PeftConfig:
                 "which may alter the base too: convert the adapter to plain LoRA with PEFT",
             )
         for field, default in AT_REST.items():
-            if fields.get(field) not in (default, *NOTHING):
+            if field not in variants and fields.get(field) not in (default, *NOTHING):
                 raise self._wrong(field, "which lora_np does not implement")
 
     def _flag(self, field: str) -> bool:
@@ -215,7 +218,7 @@ class PeftConfig:
 
 def _unknown(fields: Mapping[str, Any]) -> list[str]:
     """Return a note that names the fields that are not PEFT's, if there are any."""
-    known = {*READ, *NO_EFFECT, *AT_REST}
+    known = {*READ, *NO_EFFECT, *AT_REST, OURS}
     found = [field for field, x in fields.items() if field not in known and x not in NOTHING]
     return [f"config fields ignored, unknown to PEFT: {listed(found)}"] if found else []
 

@@ -19,7 +19,7 @@ from lora_np.files.arrays import CheckpointError, save_json
 from lora_np.files.atomic import replacing_folder
 from lora_np.files.names import PREFIX
 from lora_np.files.tensors import float_dtype, save_tensors
-from lora_np.methods.peft import as_fields
+from lora_np.methods.peft_lora import as_fields
 
 Written = tuple[str, np.ndarray, np.ndarray, float]  # name, B (out, r), A (r, in), scale
 
@@ -82,7 +82,8 @@ def write_adapter(
         "lora_dropout": float(lora_dropout),
         **(origin or {}),
     }
-    write_folder(folder, fields, tensors, dtype)
+    named = {f"{PREFIX}{name}": x for name, x in tensors.items()}
+    write_folder(folder, fields, named, dtype)
 
 
 def write_folder(
@@ -97,12 +98,12 @@ def write_folder(
     fields : mapping
         The fields of adapter_config.json.
     tensors : mapping of str to ndarray
-        The tensors by their names without PEFT's prefix.
+        The tensors by their names in the file.
     dtype : dtype or str, optional
         Type of the numbers in the file; None keeps the type of each tensor.
     """
     folder = _new_folder(folder)
-    written = {f"{PREFIX}{name}": _as_written(name, x, dtype) for name, x in tensors.items()}
+    written = {n: _as_written(n.removeprefix(PREFIX), x, dtype) for n, x in tensors.items()}
     with replacing_folder(folder) as temporary:
         save_tensors(temporary / TENSORS, written, {"format": "pt"})
         save_json(temporary / CONFIG, dict(fields))

@@ -11,17 +11,22 @@ from lora_np.methods.contract import (
     is_adapted,
     method_of,
     target_paths,
-    tensors_of,
 )
+from lora_np.methods.dora import DoraConfig, DoraLinear
+from lora_np.methods.file_form import tensors_of
 from lora_np.methods.intrinsic import IntrinsicConfig, IntrinsicModel
-from lora_np.methods.lora import LoraConfig, LoRALinear
+from lora_np.methods.lora import LoRALinear
+from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.merging import merge, unmerge
 from lora_np.methods.prefix import PrefixConfig
 from lora_np.methods.prompt import PromptConfig
+from lora_np.methods.table import make_method
 
 __all__ = [
     "METHODS",
     "Adapter",
+    "DoraConfig",
+    "DoraLinear",
     "FilePlace",
     "IntrinsicConfig",
     "IntrinsicModel",
@@ -34,6 +39,7 @@ __all__ = [
     "check_adapted",
     "inject",
     "is_adapted",
+    "make_method",
     "merge",
     "method_of",
     "target_paths",

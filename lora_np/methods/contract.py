@@ -14,19 +14,25 @@ Defining a configuration class with a ``name`` adds it to the table ``METHODS``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from lora_np.backend import Array, like, to_host
+from lora_np.backend import Array
 from lora_np.layers import Flops, Layer, rebuild
 from lora_np.methods.targets import linear_paths
-from lora_np.parameters import Parameter
+from lora_np.parameters import Grads, Parameter
 
 METHODS: dict[str, type[MethodConfig]] = {}
+Fields = Mapping[str, Any]  # of an adapter_config.json
+Tensors = Mapping[str, np.ndarray]  # of a file, by name
 METHOD_FIELD = "lora_np_method"  # in adapter_config.json, for methods that PEFT does not have
+
+
+class NoPeftForm(ValueError):
+    """PEFT cannot hold this adapter; the message gives the reason."""
 
 
 class FilePlace(NamedTuple):
@@ -38,6 +44,10 @@ class FilePlace(NamedTuple):
     name: str
     start: int
     total: int
+
+
+Places = Mapping[str, FilePlace]  # by our layers' paths
+FileForm = tuple[dict[str, Any], dict[str, np.ndarray]]  # fields and tensors
 
 
 class Adapter(Layer):
@@ -136,8 +146,20 @@ class MethodConfig:
         return linear_paths(model, self.target_modules, self.layers_to_transform)
 
     def wrap(self, path: str, layer: Any, rng: np.random.Generator) -> Layer:
-        """Return a layer to replace `layer`; the new layer holds the Parameters of `layer`."""
+        """Return a layer to replace `layer`; the new layer holds the Parameters of `layer`.
+
+        The path "" is the model itself: its replacement must be a model too.
+        """
         raise TypeError(f"{type(self).__name__} has places but does not define wrap()")
+
+    def wrapper(
+        self, layers: Mapping[str, Any], rng: np.random.Generator
+    ) -> Callable[[str, Any], Layer]:
+        """Return ``wrap(path, layer)`` for one model; what all its places share is made here.
+
+        `layers` holds the layers that will be wrapped, by path.
+        """
+        return lambda path, layer: self.wrap(path, layer, rng)
 
     def trains(self, name: str) -> bool:
         """Whether the base's Parameter of this name is trained too."""
@@ -146,6 +168,17 @@ class MethodConfig:
     def lr_factor(self, name: str) -> float:
         """Return the factor on the learning rate for the Parameter of this name."""
         return 1.0
+
+    def draw(self, rng: np.random.Generator | None) -> Any:
+        """Return what is drawn once a step, for all parts of its batch; by default None."""
+        return None
+
+    def use(self, model: Layer, drawn: Any) -> None:
+        """Let the model compute with what a step has drawn; None is the state between steps."""
+
+    def penalty(self, model: Layer, grads: Grads) -> float:
+        """Return what is added once to the loss of a step, and add its gradients; by default 0."""
+        return 0.0
 
     def after_step(self, model: Layer, step: int, gradient: Array) -> None:
         """Do what the method needs after every training step; by default nothing.
@@ -162,60 +195,27 @@ class MethodConfig:
     # ----------------------------------------------------------------------------- files
 
     def fields(self) -> dict[str, Any]:
-        """Return what adapter_config.json says of this method, unless `to_file` writes PEFT's."""
+        """Return what adapter_config.json says of this method in our own form."""
         return {METHOD_FIELD: self.name, **asdict(self)}  # pyright: ignore[reportArgumentType]
 
     @classmethod
-    def of_fields(cls, saved: Mapping[str, Any]) -> MethodConfig | None:
+    def of_fields(cls, saved: Fields) -> MethodConfig | None:
         """Return the configuration in the fields of a file; None if they are another method's."""
         if not cls.name or saved.get(METHOD_FIELD) != cls.name:
             return None
         names = {field.name for field in fields(cls)}  # pyright: ignore[reportArgumentType]
         return cls(**{name: value for name, value in saved.items() if name in names})
 
-    def to_file(
-        self, adapted: Layer, places: Mapping[str, FilePlace]
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return the fields and the tensors of a file for an adapted model.
+    of_model: ClassVar[Sequence[str]] = ()  # tensors of a PEFT file that belong to no layer
 
-        Parameters
-        ----------
-        adapted : Layer
-        places : mapping of str to FilePlace
-            Places of the model's layers in other people's files. By default tensors are named by
-            our own paths, and `places` is not used.
-        """
-        return self.fields(), {n: to_host(p.value) for n, p in tensors_of(adapted).items()}
+    def to_peft(self, adapted: Layer, places: Places) -> FileForm:
+        """Return PEFT's fields and tensors, or raise NoPeftForm with the reason."""
+        raise NoPeftForm(f"PEFT does not have the method {self.name!r}")
 
     @classmethod
-    def of_file(
-        cls,
-        saved: Mapping[str, Any],
-        tensors: Mapping[str, np.ndarray],
-        base: Layer,
-        places: Mapping[str, FilePlace],
-    ) -> Any:
-        """Return `base` with the adapters of a file, from the fields and tensors of `to_file`.
-
-        Raises
-        ------
-        ValueError
-            If the file's tensors do not fit the model.
-        """
-        config = cls.of_fields(saved)
-        assert config is not None, "the caller has chosen the class by its fields"
-        adapted = inject(base, config, np.random.default_rng(0))
-        expected = tensors_of(adapted)
-        for odd in sorted(expected.keys() ^ tensors.keys()):
-            which = "lacks" if odd in expected else "holds"
-            raise ValueError(f"the file {which} {odd!r}: it belongs to another model or method")
-        for name, p in expected.items():
-            if tensors[name].shape != p.shape:
-                raise ValueError(
-                    f"{name!r} has shape {tensors[name].shape} in the file, expected {p.shape}"
-                )
-            p.value = like(tensors[name].astype(p.dtype), p.value)
-        return adapted
+    def of_peft(cls, saved: Fields, tensors: Tensors, base: Layer, places: Places) -> Any:
+        """Return `base` with the adapters of a PEFT file."""
+        raise NoPeftForm(f"PEFT does not have the method {cls.name!r}")
 
 
 # ------------------------------------------------------------------------- what every method gets
@@ -266,10 +266,7 @@ def inject(model: Any, config: MethodConfig, rng: np.random.Generator) -> Any:
     def lend(p: Parameter) -> Parameter:
         return Parameter(p.value.copy()) if p in trained else p.share()
 
-    def adapt(path: str, layer: Layer) -> Layer | None:
-        return config.wrap(path, layer, rng) if path in places else None
-
-    return with_adapters(rebuild(model, lend), adapt, config)
+    return wrapped(rebuild(model, lend), config, places, rng)
 
 
 def target_paths(model: Layer, config: MethodConfig) -> list[str]:
@@ -294,27 +291,26 @@ def target_paths(model: Layer, config: MethodConfig) -> list[str]:
     return config.places(model)
 
 
-def method_of_fields(saved: Mapping[str, Any]) -> type[MethodConfig]:
-    """Return the class of the method that wrote these fields of a file.
+def wrapped(
+    twin: Layer, config: MethodConfig, places: Container[str], rng: np.random.Generator
+) -> Any:
+    """Return `twin` with the layers at `places` wrapped by a method."""
+    layers = {path: layer for path, layer in {"": twin, **twin.modules()}.items() if path in places}
+    wrap = config.wrapper(layers, rng)
+    return with_adapters(twin, lambda p, layer: wrap(p, layer) if p in layers else None, config)
 
-    Raises
-    ------
-    ValueError
-        If no class in ``METHODS`` knows the fields.
+
+def with_adapters(
+    twin: Layer, adapt: Callable[[str, Any], Layer | None], config: MethodConfig
+) -> Any:
+    """Return `twin` with each layer replaced by ``adapt(path, layer)`` unless that is None.
+
+    The model itself, path "", comes last: it then has the adapters of its parts.
     """
-    for method in METHODS.values():
-        if method.of_fields(saved) is not None:
-            return method
-    raise ValueError(
-        f"method {saved.get(METHOD_FIELD)!r} is not defined: import the file that defines its "
-        f"configuration; defined are {', '.join(METHODS)}"
-    )
-
-
-def with_adapters(twin: Any, adapt: Any, config: MethodConfig) -> Any:
-    """Return `twin` with each layer replaced by ``adapt(path, layer)`` unless that is None."""
-    adapted = rebuild(twin, lambda p: p, adapt)
-    adapted.method = config
+    adapted = rebuild(twin, lambda p: p, lambda path, part: adapt(path, part) if path else None)
+    adapted = adapt("", adapted) or adapted
+    if getattr(adapted, "method", None) is None:  # else the method has drawn some of its options
+        vars(adapted)["method"] = config
     return adapted
 
 
@@ -341,16 +337,3 @@ def check_adapted(model: Layer) -> None:
     """Raise ValueError if the model is not adapted."""
     if not is_adapted(model):
         raise ValueError("the model has no adapters: add them with inject()")
-
-
-def tensors_of(adapted: Layer) -> dict[str, Parameter]:
-    """Return all Parameters that a method has changed, by their names in our files.
-
-    These are the adapters' tensors and the base's Parameters that are trained too.
-    """
-    found: dict[str, Parameter] = {}
-    for path, adapter in adapters(adapted).items():
-        prefix = f"{path}." if path else ""
-        found |= {f"{prefix}{name}": p for name, p in adapter.tensors().items()}
-    held = set(found.values())
-    return found | {n: p for n, p in adapted.parameters().items() if p.trainable and p not in held}

@@ -11,7 +11,8 @@ theta is linear in z and in lambda::
     dz = P^T (lambda * dtheta)                  dlambda_i = <dtheta_i, (P z)_i>
 
 P is a Fastfood projection (ops/fastfood.py). Start: z = 0. The model at theta is a plain model, so
-the method merges. PEFT does not have it: a file of ours holds z, the scales and the seed of P.
+the method merges. PEFT does not have it: a file of ours holds z, the scales and the seed of P, from
+which P is drawn again.
 
 Sources: Li, Farkhoor, Liu and Yosinski (2018), arXiv:1804.08838, equation 2; the scales: SAID,
 Aghajanyan, Zettlemoyer and Gupta (2020), arXiv:2012.13255, equation 3.
@@ -19,15 +20,15 @@ Aghajanyan, Zettlemoyer and Gupta (2020), arXiv:2012.13255, equation 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lora_np.backend import Array, get_xp
 from lora_np.layers import Layer, Rng, rebuild
-from lora_np.methods.contract import FilePlace, MethodConfig
+from lora_np.methods.contract import MethodConfig
 from lora_np.methods.whole import WholeModel
 from lora_np.ops.contract import Need, wanted
 from lora_np.ops.fastfood import Fastfood
@@ -80,7 +81,7 @@ class IntrinsicModel(WholeModel):
     d : int
         Number of trained numbers, including the scales of the structured variant.
     rng : numpy.random.Generator or int
-        Draws P; an int is a seed, which a file can hold.
+        Draws P; an int is a seed.
     structured : bool
         One scale for each layer that holds Parameters directly (a Linear, a LayerNorm, ...).
     names : iterable of str, optional
@@ -121,6 +122,7 @@ class IntrinsicModel(WholeModel):
         ):
             raise ValueError("expected trainable arrays of one dtype, on the host")
         self.base = rebuild(model, _frozen)
+        self.method: IntrinsicConfig | None = None
         dtype, m, self.layer, self.scales = self.theta0.dtype, 0, None, None
         if structured:
             layers = list(layers_of(chosen))
@@ -131,13 +133,8 @@ class IntrinsicModel(WholeModel):
             self.layer = np.repeat(of, [p.size for p in chosen.values()])  # (D,)
             self.scales = Parameter(np.ones(m, dtype))
         self.z = Parameter(np.zeros(d - m, dtype))
-        self.draw(rng)
-
-    def draw(self, rng: np.random.Generator | int) -> None:
-        """Draw P; `seed` is kept if it is an int, else None."""
-        self.seed = None if isinstance(rng, np.random.Generator) else rng
-        theta0, rng = self.theta0, np.random.default_rng(rng)
-        self.projection = Fastfood(theta0.size, self.z.size, rng, theta0.dtype)
+        draws = np.random.default_rng(rng)
+        self.projection = Fastfood(self.theta0.size, d - m, draws, dtype)
 
     @property
     def theta0(self) -> np.ndarray:
@@ -147,10 +144,6 @@ class IntrinsicModel(WholeModel):
     def point(self) -> Any:
         """Return the model at theta; its other values are those of the base."""
         return self._twin()[0]
-
-    def config(self) -> IntrinsicConfig:
-        """Return a configuration with this d and variant."""
-        return IntrinsicConfig(sum(p.size for p in self.own().values()), self.scales is not None)
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
         """Return the model's output at theta, and the cache."""
@@ -221,6 +214,9 @@ class IntrinsicConfig(MethodConfig):
         Number of trained numbers, including the scales of the structured variant.
     structured : bool
         One scale for each layer that holds Parameters directly (SAID).
+    seed : int, optional
+        Draws P: a file holds it. By default it is drawn when the model is made, and kept in the
+        configuration ``model.method``.
 
     Examples
     --------
@@ -236,6 +232,7 @@ class IntrinsicConfig(MethodConfig):
 
     d: int = 200
     structured: bool = False
+    seed: int | None = None
 
     name = "intrinsic"
 
@@ -244,33 +241,8 @@ class IntrinsicConfig(MethodConfig):
         return [""]
 
     def wrap(self, path: str, layer: Layer, rng: np.random.Generator) -> IntrinsicModel:
-        """Return the model with z = 0; the seed of P is drawn from `rng`."""
-        seed = int(rng.integers(2**53))  # exact in any reader of JSON
-        return IntrinsicModel(layer, self.d, seed, self.structured, layer.parameters())
-
-    def to_file(
-        self, adapted: Any, places: Mapping[str, FilePlace]
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return the fields with the seed of P, and z and the scales."""
-        if adapted.seed is None:
-            raise ValueError("P was drawn from a Generator: a file needs a seed, an int, instead")
-        fields, tensors = super().to_file(adapted, places)
-        return {**fields, "seed": adapted.seed, "draws": adapted.projection.checksum()}, tensors
-
-    @classmethod
-    def of_file(
-        cls,
-        saved: Mapping[str, Any],
-        tensors: Mapping[str, np.ndarray],
-        base: Layer,
-        places: Mapping[str, FilePlace],
-    ) -> Any:
-        """Return `base` at theta0 + P z, with P drawn again."""
-        adapted = super().of_file(saved, tensors, base, places)
-        adapted.draw(saved["seed"])
-        if adapted.projection.checksum() != saved["draws"]:
-            raise ValueError(
-                "this NumPy draws another P from the file's seed, or the model has another D: "
-                "load it with the NumPy and the base that it was trained with"
-            )
-        return adapted
+        """Return the model with z = 0, and with the seed of P in its configuration."""
+        seed = int(rng.integers(2**53)) if self.seed is None else self.seed  # exact in any JSON
+        made = IntrinsicModel(layer, self.d, seed, self.structured, layer.parameters())
+        made.method = replace(self, seed=seed)
+        return made

@@ -1,193 +1,23 @@
 """LoRA: y = x W0^T + b + s (x A^T) B^T, with W0 frozen; the first method, on one page.
 
 The change s B A of a weight has rank at most r: A (r, in), B (out, r), s = lora_alpha / r.
-ops/lora.py derives the gradients. This file has the options, the start, the layer, merging, and the
-form in PEFT's files.
+ops/lora.py derives the gradients. This file has the layer; lora_config.py has the options.
 
-Start: A is drawn kaiming-uniform with a = sqrt(5), that is from U(-1/sqrt(in), 1/sqrt(in)). B is
-zero, so that the adapted model starts with exactly the outputs of the base.
-
-Source: Hu et al. (2021), arXiv:2106.09685, section 4; rsLoRA: Kalajdzievski (2023),
-arXiv:2312.03732. Names follow PEFT.
+Source: Hu et al. (2021), arXiv:2106.09685, section 4.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-
-from lora_np.backend import Array, like, to_host
-from lora_np.layers import Flops, Layer, Linear, Rng, probability, product_flops, rebuild
-from lora_np.methods.contract import Adapter, FilePlace, MethodConfig, adapters, with_adapters
-from lora_np.methods.peft import as_fields
-from lora_np.methods.stacked import Factors, file_factors, model_factors
-from lora_np.methods.targets import check_patterns, check_used, lookup
+from lora_np.backend import Array, get_xp, to_host
+from lora_np.layers import Flops, Linear, Rng, probability, product_flops
+from lora_np.methods.contract import Adapter, MethodConfig
+from lora_np.methods.stacked import Factors
+from lora_np.methods.table import make_method
 from lora_np.ops import dropout_mask
 from lora_np.ops.fast import lora_linear_backward, lora_linear_forward
 from lora_np.parameters import Grads, Parameter
-from lora_np.reading import brief, shown
-
-
-@dataclass(frozen=True)
-class LoraConfig(MethodConfig):
-    """The options of LoRA: which modules to adapt, with which rank and scale.
-
-    Parameters
-    ----------
-    r : int
-        The rank.
-    lora_alpha : float
-        The change of a weight is ``lora_alpha / r * B @ A``.
-    lora_dropout : float
-        Probability of dropping an entry of the adapter's input.
-    target_modules : sequence of str, or str
-        A list of names ("q_proj") or longer ends of a path ("0.attn.q_proj"); or a string, either
-        "all-linear" or a regular expression that must match the whole path of a module.
-    layers_to_transform : int or sequence of int, optional
-        Adapt only these blocks; a block is the first number in a module's path. By default all.
-    use_rslora : bool
-        Scale by ``lora_alpha / sqrt(r)`` instead.
-    rank_pattern, alpha_pattern : mapping of str to number, optional
-        Another r or lora_alpha for modules whose path ends with a match of the key, a name or a
-        regular expression. The first matching key counts.
-
-    Examples
-    --------
-    >>> from lora_np import LoraConfig
-    >>> config = LoraConfig(r=4, lora_alpha=8, rank_pattern={"v_proj": 16})
-    >>> config.rank_of("h.0.attn.q_proj"), config.scale_of("h.0.attn.q_proj")
-    (4, 2.0)
-    >>> config.rank_of("h.0.attn.v_proj"), config.scale_of("h.0.attn.v_proj")
-    (16, 0.5)
-    """
-
-    r: int = 8
-    lora_alpha: float = 16
-    lora_dropout: float = 0.0
-    target_modules: Sequence[str] | str = ("q_proj", "v_proj")
-    layers_to_transform: int | Sequence[int] | None = None
-    use_rslora: bool = False
-    rank_pattern: Mapping[str, int] | None = None
-    alpha_pattern: Mapping[str, float] | None = None
-
-    name = "lora"
-
-    def __post_init__(self) -> None:
-        for name, rank in {"r": self.r, **(self.rank_pattern or {})}.items():
-            if not isinstance(rank, int | np.integer) or isinstance(rank, bool) or rank < 1:
-                raise ValueError(
-                    f"rank {brief(name)} = {shown(rank)}, expected a whole number from 1 to "
-                    "min(in, out) of the matrices it adapts"
-                )
-        for alpha in (self.lora_alpha, *(self.alpha_pattern or {}).values()):
-            if not isinstance(alpha, int | float | np.number) or not 0.0 < alpha < math.inf:
-                raise ValueError(f"lora_alpha = {shown(alpha)}, expected a number above 0")
-        p = self.lora_dropout
-        if not isinstance(p, int | float | np.number) or not 0.0 <= p < 1.0:
-            raise ValueError(f"lora_dropout = {shown(p)}, expected 0 <= p < 1")
-        if not self.target_modules:
-            raise ValueError("target_modules is empty: name at least one, or 'all-linear'")
-        check_patterns(self._patterns())
-
-    def _patterns(self) -> dict[str, Any]:
-        return {**(self.rank_pattern or {}), **(self.alpha_pattern or {})}
-
-    def rank_of(self, path: str) -> int:
-        """Return the rank for the module at `path`."""
-        return int(lookup(self.rank_pattern, path, self.r))
-
-    def scale_of(self, path: str) -> float:
-        """Return the scale for the module at `path`."""
-        r, alpha = self.rank_of(path), float(lookup(self.alpha_pattern, path, self.lora_alpha))
-        return alpha / math.sqrt(r) if self.use_rslora else alpha / r
-
-    def of_rank(self, r: int) -> LoraConfig:
-        """Return the configuration with rank `r` and scale 1 at every target.
-
-        Only the rank differs between two of them: lora_alpha, rsLoRA and the patterns are dropped,
-        because the scale would change with the rank, or the rank would stay.
-        """
-        return replace(
-            self, r=r, lora_alpha=r, use_rslora=False, rank_pattern=None, alpha_pattern=None
-        )
-
-    def places(self, model: Layer) -> list[str]:
-        """Return the targeted paths; every key of a pattern must match one of them."""
-        chosen = super().places(model)
-        check_used(self._patterns(), chosen)
-        return chosen
-
-    def wrap(self, path: str, layer: Linear, rng: np.random.Generator) -> LoRALinear:
-        """Return `layer` with an adapter: A is drawn, B is zero."""
-        W0 = layer.W.value
-        (d_out, d_in), r = W0.shape, self.rank_of(path)
-        if r > min(d_in, d_out):
-            raise ValueError(
-                f"rank {r} for {path or 'the layer'} is above the limit {min(d_in, d_out)} of its "
-                f"{d_out} x {d_in} weight"
-            )
-        bound = 1.0 / math.sqrt(d_in)  # kaiming: sqrt(2 / (1 + a^2)) sqrt(3 / in), with a^2 = 5
-        A = like(rng.uniform(-bound, bound, (r, d_in)).astype(W0.dtype), W0)
-        B = like(np.zeros((d_out, r), W0.dtype), W0)
-        return LoRALinear(layer, Parameter(A), Parameter(B), self.scale_of(path), self.lora_dropout)
-
-    # ------------------------------------------------------------------------- PEFT's files
-
-    @classmethod
-    def of_fields(cls, saved: Mapping[str, Any]) -> LoraConfig | None:
-        """Return the configuration in the fields of a PEFT file of type LORA, else None."""
-        if saved.get("peft_type") != "LORA":
-            return super().of_fields(saved)  # pyright: ignore[reportReturnType]
-        known = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
-        given = {key: saved[key] for key in known if saved.get(key) is not None}
-        return cls(**{"r": 8, "lora_alpha": 8, **given})  # PEFT's defaults
-
-    def to_file(
-        self, adapted: Layer, places: Mapping[str, FilePlace]
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return PEFT's fields and tensors; adapters of stacked layers become one adapter."""
-        factors = file_factors(adapted, places)
-        dropouts = {layer.dropout for layer in adapters(adapted).values()}
-        if len(dropouts) > 1:
-            raise ValueError(f"the adapters have dropouts {sorted(dropouts)}: PEFT has one for all")
-        ranks = {name: len(A) for name, (_, A, _) in factors.items()}
-        scales = {name: scale for name, (_, _, scale) in factors.items()}
-        tensors: dict[str, np.ndarray] = {}
-        for name, (B, A, _) in factors.items():
-            tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
-        fields = as_fields(ranks, scales, self.use_rslora)
-        return {**fields, "lora_dropout": dropouts.pop()}, tensors
-
-    @classmethod
-    def of_file(
-        cls,
-        saved: Mapping[str, Any],
-        tensors: Mapping[str, np.ndarray],
-        base: Layer,
-        places: Mapping[str, FilePlace],
-    ) -> Any:
-        """Return `base` with the adapters of a PEFT file; those of stacked layers are split."""
-        config = cls.of_fields(saved)
-        assert config is not None, "the caller has chosen the class by its fields"
-        found = model_factors(base, tensors, places)
-
-        def adapt(path: str, layer: Layer) -> Layer | None:
-            if path not in found or not isinstance(layer, Linear):
-                return None
-            W0, (name, *factors) = layer.W.value, found[path]
-            B, A = (Parameter(like(x.astype(W0.dtype), W0)) for x in factors)
-            return LoRALinear(layer, A, B, config.scale_of(name), config.lora_dropout)
-
-        ranks = {path: len(A) for path, (_, _, A) in found.items()}
-        scales = {path: config.scale_of(name) for path, (name, _, _) in found.items()}
-        ours = as_fields(ranks, scales, config.use_rslora)  # with the paths of this model
-        method = cls.of_fields({**saved, **ours}) or config
-        method = replace(method, target_modules=tuple(found))
-        return with_adapters(rebuild(base, Parameter.share), adapt, method)
 
 
 class LoRALinear(Adapter):
@@ -216,6 +46,8 @@ class LoRALinear(Adapter):
     [0.5, 0.5, 0.5, 0.5]
     """
 
+    file_names: ClassVar[dict[str, str]] = {"A": "lora_A.weight", "B": "lora_B.weight"}
+
     def __init__(
         self, linear: Linear, A: Parameter, B: Parameter, scale: float, dropout: float = 0.0
     ) -> None:
@@ -238,9 +70,7 @@ class LoRALinear(Adapter):
         """Return y (..., out) and the cache."""
         mask = dropout_mask(x, self.dropout, rng) if rng is not None and self.dropout else None
         b = None if self.b is None else self.b.value
-        return lora_linear_forward(
-            x, self.W0.value, self.A.value, self.B.value, b, scale=self.scale, mask=mask
-        )
+        return lora_linear_forward(x, self.W0.value, *self.pair(), b, scale=self.scale, mask=mask)
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
         """Add dA and dB, and dW0 and db unless W0 and b are frozen; return dx."""
@@ -252,30 +82,41 @@ class LoRALinear(Adapter):
                 grads.add(parameter, gradient)
         return dx
 
+    def pair(self) -> tuple[Array, Array]:
+        """Return A and B."""
+        return self.A.value, self.B.value
+
     def delta(self) -> Array:
         """Return scale B A (out, in), for merging and analysis; training never forms it."""
         self._refuse_more_than_A_and_B("delta")
-        return self.scale * (self.B.value @ self.A.value)
+        A, B = self.pair()
+        return self.scale * (B @ A)
 
     def merged(self) -> Linear:
         """Return the plain linear layer with W = W0 + scale B A."""
         return Linear.over(Parameter(self.W0.value + self.delta()), self.b)
 
+    def tensors(self) -> dict[str, Parameter]:
+        """Return A and B by PEFT's names, and what a subclass adds by its own."""
+        return {self.file_names.get(name, name): p for name, p in self.own().items()}
+
     def factors(self) -> Factors:
         """Return B (out, r), A (r, in) and the scale, on the host, as in PEFT's files."""
         self._refuse_more_than_A_and_B("factors")
-        return to_host(self.B.value), to_host(self.A.value), self.scale
+        A, B = self.pair()
+        return to_host(B), to_host(A), self.scale
+
+    def config(self) -> MethodConfig:
+        """Return a configuration with this layer's rank and scale."""
+        options = {"lora_alpha": self.scale * self.r, "lora_dropout": self.dropout}
+        return make_method("lora", r=self.r, **options)
 
     def _refuse_more_than_A_and_B(self, method: str) -> None:
         """Raise ValueError if a subclass has further Parameters, so that B A is not its change."""
-        if not set(self.own().values()) <= {self.A, self.B}:
+        if not {p for p in self.own().values() if p.trainable} <= {self.A, self.B}:
             raise ValueError(
                 f"{type(self).__name__} has Parameters besides A and B: it must define {method}()"
             )
-
-    def config(self) -> LoraConfig:
-        """Return a configuration with this layer's rank and scale."""
-        return LoraConfig(self.r, self.scale * self.r, self.dropout)
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return the cost of W0 and of the adapter: two thin products, then du, dA, dB and dx.
@@ -286,3 +127,42 @@ class LoRALinear(Adapter):
         reach_u = b * (need_dx or self.A.trainable)
         thin = reach_u + a * (need_dx + self.A.trainable) + b * self.B.trainable
         return product_flops(self.W0, need_dx).plus(Flops(a + b, thin))
+
+
+class StartedLoRA(LoRALinear):
+    """LoRA whose product at the start is part of W0: y = x W0^T + b + s x (B A - B0 A0)^T.
+
+    PiSSA and OLoRA start with factors of W0 itself, and train them over the residual W0 - s B0 A0.
+    Here W0 stays as it is, shared with the base, and A0 and B0 are kept: the change is LoRA of rank
+    2r, for files and forward alike, of which the first half is trained::
+
+        B A - B0 A0 = [B, -B0] [A; A0]
+
+    Source: Meng et al. (2024), arXiv:2404.02948, section 3 and appendix C.
+    """
+
+    def __init__(
+        self, linear: Linear, A: Parameter, B: Parameter, scale: float, dropout: float = 0.0
+    ) -> None:
+        super().__init__(linear, A, B, scale, dropout)
+        self.A0, self.B0 = (Parameter(p.value.copy(), trainable=False) for p in (A, B))
+
+    def pair(self) -> tuple[Array, Array]:
+        """Return [A; A0] (2r, in) and [B, -B0] (out, 2r)."""
+        xp, A, B = get_xp(self.A.value), self.A.value, self.B.value
+        return xp.concatenate([A, self.A0.value]), xp.concatenate([B, -self.B0.value], axis=1)
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
+        """Add the gradients of A and B, the first r of 2r; return dx."""
+        W0, A, B, b, A0, B0, r = self.W0, self.A, self.B, self.b, self.A0, self.B0, self.r
+        need_A, need_B = A.trainable or A0.trainable, B.trainable or B0.trainable
+        need = (need_dx, W0.trainable, need_A, need_B, b is not None and b.trainable)
+        dx, dW0, dA, dB, db = lora_linear_backward(dy, cache, need)  # dA (2r, in), dB (out, 2r)
+        grads.add(W0, dW0)
+        grads.add(A, dA[:r] if dA is not None and A.trainable else None)
+        grads.add(A0, dA[r:] if dA is not None and A0.trainable else None)
+        grads.add(B, dB[:, :r] if dB is not None and B.trainable else None)
+        grads.add(B0, -dB[:, r:] if dB is not None and B0.trainable else None)
+        if b is not None:
+            grads.add(b, db)
+        return dx

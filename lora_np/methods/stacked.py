@@ -10,20 +10,21 @@ holds their adapters: A is stacked and B has blocks, so that each block meets it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 import numpy as np
 
 from lora_np.layers import Layer, Linear
-from lora_np.methods.contract import FilePlace, adapters, tensors_of
+from lora_np.methods.contract import FilePlace, Places, Tensors, adapters
+from lora_np.methods.file_form import tensors_of
 from lora_np.tables import first_of
 
 Factors = tuple[np.ndarray, np.ndarray, float]  # B (out, r), A (r, in), scale
 PathFactors = tuple[str, np.ndarray, np.ndarray]  # the file's name, B, A
 
 
-def file_factors(adapted: Layer, places: Mapping[str, FilePlace]) -> dict[str, Factors]:
+def file_factors(adapted: Layer, places: Places) -> dict[str, Factors]:
     """Return the factors of an adapted model's adapters, by their names in the file.
 
     Raises
@@ -53,9 +54,7 @@ def file_factors(adapted: Layer, places: Mapping[str, FilePlace]) -> dict[str, F
     return {name: stack(group) for name, group in groups.items()}
 
 
-def model_factors(
-    base: Layer, tensors: Mapping[str, np.ndarray], places: Mapping[str, FilePlace]
-) -> dict[str, PathFactors]:
+def model_factors(base: Layer, tensors: Tensors, places: Places) -> dict[str, PathFactors]:
     """Return the factors of each layer that a file adapts, by the layer's path.
 
     Parameters
@@ -91,9 +90,7 @@ def model_factors(
     return found
 
 
-def homes_of(
-    base: Layer, places: Mapping[str, FilePlace]
-) -> dict[str, list[tuple[str, FilePlace, Linear]]]:
+def homes_of(base: Layer, places: Places) -> dict[str, list[tuple[str, FilePlace, Linear]]]:
     """Return the linear layers under each name of a file, as (path, place, layer)."""
     homes: dict[str, list[tuple[str, FilePlace, Linear]]] = {}
     for path, layer in {"": base, **base.modules()}.items():

@@ -106,6 +106,16 @@ def _block_of(path: str) -> int | None:
     return None if number is None else int(number)
 
 
+def check_rank(r: int, path: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if rank `r` is above the limit of a weight (out, in)."""
+    d_out, d_in = shape
+    if r > min(d_in, d_out):
+        raise ValueError(
+            f"rank {r} for {path or 'the layer'} is above the limit {min(d_in, d_out)} of its "
+            f"{d_out} x {d_in} weight"
+        )
+
+
 # ------------------------------------------------------------------------------------- patterns
 
 

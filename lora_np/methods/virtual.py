@@ -14,7 +14,6 @@ Source: the formats of PEFT 0.21.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -23,12 +22,16 @@ from lora_np.backend import Array, get_xp, like, to_host
 from lora_np.layers import Layer, TextStart
 from lora_np.methods.contract import (
     Adapter,
-    FilePlace,
+    Fields,
+    FileForm,
     MethodConfig,
+    NoPeftForm,
+    Places,
+    Tensors,
     adapters,
     inject,
-    tensors_of,
 )
+from lora_np.methods.file_form import fill_tensors, tensors_of
 from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.parameters import Parameter
 from lora_np.tables import first_of
@@ -58,9 +61,9 @@ def prepend_forward(x: Array, P: Array) -> tuple[Array, PrependCache]:
     ((2, 3, 1), [[2.0]])
     """
     expect_shape("P", P, None, x.shape[-1])
-    xp, n = get_xp(x), len(P)
-    rows = xp.broadcast_to(P, (*x.shape[:-2], *P.shape))  # (..., n, d)
-    y = xp.concatenate((rows, x), axis=-2)  # (..., n + T, d)
+    (n, d), T = P.shape, x.shape[-2]
+    y = get_xp(x).empty((*x.shape[:-2], n + T, d), np.result_type(x.dtype, P.dtype))
+    y[..., :n, :], y[..., n:, :] = P, x
     return y, PrependCache(n, y.shape)
 
 
@@ -124,61 +127,40 @@ class VirtualTokens(MethodConfig):
 
     # ------------------------------------------------------------------------- PEFT's files
 
-    def fields(self) -> dict[str, Any]:
-        """Return PEFT's fields; the sizes of the base are left to PEFT, which reads its config."""
-        return {
-            "peft_type": self.peft_type,
-            "task_type": "CAUSAL_LM",
-            "num_virtual_tokens": self.num_virtual_tokens,
-            "inference_mode": True,
-        }
+    of_model = (TENSOR,)
 
     @classmethod
-    def of_fields(cls, saved: Mapping[str, Any]) -> MethodConfig | None:
+    def of_fields(cls, saved: Fields) -> MethodConfig | None:
         """Return the configuration in the fields of a file of PEFT's type, else None."""
         if saved.get("peft_type") != cls.peft_type:
             return super().of_fields(saved)
         return cls(num_virtual_tokens=saved["num_virtual_tokens"])  # pyright: ignore
 
-    def to_file(
-        self, adapted: Layer, places: Mapping[str, FilePlace]
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return PEFT's fields and its one tensor."""
+    def to_peft(self, adapted: Layer, places: Places) -> FileForm:
+        """Return PEFT's fields and its tensor; PEFT takes the base's sizes from its config."""
         layers = adapters(adapted).values()
         written = {p for layer in layers for p in layer.own().values()}
         others = [name for name, p in tensors_of(adapted).items() if p not in written]
         if others:
-            raise ValueError(
-                f"the model also trains {first_of(others)}, for which the file has no place: "
-                "freeze what was not trained"
-            )
+            raise NoPeftForm(f"the model also trains {first_of(others)}, which PEFT cannot hold")
+        fields = {
+            "peft_type": self.peft_type,
+            "task_type": "CAUSAL_LM",
+            "num_virtual_tokens": self.num_virtual_tokens,
+        }
         rows = [to_host(layer.virtual_tokens()[0]) for layer in layers]
-        return self.fields(), {TENSOR: np.concatenate(rows, axis=1)}
+        return fields, {TENSOR: np.concatenate(rows, axis=1)}
 
     @classmethod
-    def of_file(
-        cls,
-        saved: Mapping[str, Any],
-        tensors: Mapping[str, np.ndarray],
-        base: Layer,
-        places: Mapping[str, FilePlace],
-    ) -> Any:
+    def of_peft(cls, saved: Fields, tensors: Tensors, base: Layer, places: Places) -> Any:
         """Return `base` with the rows of a PEFT file."""
         config = cls.of_fields(saved)
-        assert isinstance(config, cls), "the caller has chosen the class by its fields"
+        assert isinstance(config, cls), "the class was chosen by these fields"
         adapted = inject(base, config, np.random.default_rng(0))
-        for odd in sorted({TENSOR} ^ tensors.keys()):
-            which = "lacks" if odd == TENSOR else "holds"
-            raise ValueError(f"the file {which} {odd!r}: it belongs to another model or method")
-        held: list[Parameter] = [
-            p for layer in adapters(adapted).values() for p in layer.own().values()
-        ]
-        shape = config.num_virtual_tokens, sum(p.shape[1] for p in held)
-        if tensors[TENSOR].shape != shape:
-            raise ValueError(
-                f"{TENSOR!r} has shape {tensors[TENSOR].shape} in the file, expected {shape}"
-            )
+        held = [p for layer in adapters(adapted).values() for p in layer.own().values()]
+        whole = Parameter(np.concatenate([to_host(p.value) for p in held], axis=1))
+        fill_tensors({TENSOR: whole}, tensors)
         ends = np.cumsum([p.shape[1] for p in held])
-        for p, columns in zip(held, np.split(tensors[TENSOR], ends[:-1], axis=1)):
-            p.value = like(columns.astype(p.dtype), p.value)
+        for p, columns in zip(held, np.split(whole.value, ends[:-1], axis=1)):
+            p.value = like(columns.copy(), p.value)
         return adapted

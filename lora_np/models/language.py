@@ -14,7 +14,6 @@ backward, and ``generate``, which remembers keys and values so that each step co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ import numpy as np
 from lora_np.backend import Array, ShapeError, get_xp, like, to_host
 from lora_np.layers import Chain, Embedding, Flops, Layer, Rng, TextStart, lean, product_flops
 from lora_np.layers.memory import Lengths, shortened
+from lora_np.models.sampling import Text, check_sampling, prompts_of, sample_token
 from lora_np.ops import (
     cross_entropy_backward,
     cross_entropy_forward,
@@ -304,12 +304,12 @@ class LanguageModel(Layer):
         numpy.ndarray, shape (T + n,) or (B, T + n), or list of numpy.ndarray
             A list if rows may differ in length: for a list of prompts, and for (B, T) with `stop`.
         """
-        prompts, alone = _prompts(tokens)
-        _check_sampling(prompts, n, temperature, top_k, rng)
+        prompts, alone = prompts_of(tokens)
+        check_sampling(prompts, n, temperature, top_k, rng)
         stops = np.atleast_1d(stop)
         if stops.size and stops.dtype.kind not in "iu":
             raise TypeError(f"stop = {stop!r}, expected tokens: an integer, or a sequence of them")
-        text = _Text(prompts, n)
+        text = Text(prompts, n)
         memory: TextMemory | None = None
         for _ in range(n):
             logits, memory = self._next(text, memory)  # (B, V)
@@ -321,7 +321,7 @@ class LanguageModel(Layer):
             return ended[0]
         return ended if isinstance(tokens, list | tuple) or stops.size else np.stack(ended)
 
-    def _next(self, text: _Text, memory: TextMemory | None) -> tuple[Array, TextMemory]:
+    def _next(self, text: Text, memory: TextMemory | None) -> tuple[Array, TextMemory]:
         """Return the logits (B, V) of the token that follows each row."""
         W = self.head().value
         if memory is not None and max(memory.lengths) < self.block_size:
@@ -335,105 +335,3 @@ class LanguageModel(Layer):
             used = tuple(before + n for n in lengths)
             memory = TextMemory(used, shortened(memory.body, used))
         return linear_forward(y[rows, ends], W)[0], memory
-
-
-class _Text:
-    """Rows of tokens of different lengths, with room for `n` more in each."""
-
-    def __init__(self, prompts: list[np.ndarray], n: int) -> None:
-        self.starts = tuple(map(len, prompts))
-        self.tokens = np.zeros((len(prompts), max(self.starts) + n), np.int64)
-        for row, prompt in zip(self.tokens, prompts):
-            row[: len(prompt)] = prompt
-        self.ends, self.rows = np.array(self.starts), np.arange(len(prompts))
-
-    def append(self, new: np.ndarray) -> None:
-        """Append a token to each row: `new` (B,)."""
-        self.tokens[self.rows, self.ends] = new
-        self.ends += 1
-
-    def newest(self) -> np.ndarray:
-        """Return the last token (B, 1) of each row."""
-        return self.tokens[self.rows, self.ends - 1, None]
-
-    def last(self, width: int) -> tuple[np.ndarray, Lengths]:
-        """Return the last `width` tokens of each row, padded on the right, and their numbers."""
-        ends = self.ends.tolist()
-        lengths = tuple(min(end, width) for end in ends)
-        window = np.zeros((len(ends), max(lengths)), np.int64)
-        for row, (tokens, end, n) in enumerate(zip(self.tokens, ends, lengths)):
-            window[row, :n] = tokens[end - n : end]  # padding on the right is never attended to
-        return window, lengths
-
-    def has_ended(self, stops: np.ndarray) -> bool:
-        """Whether every row has a stop token after its prompt."""
-        found = np.isin(self.tokens, stops)  # (B, room)
-        columns = np.arange(self.tokens.shape[1])
-        written = (columns >= np.array(self.starts)[:, None]) & (columns < self.ends[:, None])
-        return bool((found & written).any(axis=1).all())
-
-    def until(self, stops: np.ndarray) -> list[np.ndarray]:
-        """Return each row up to and including its first stop token after the prompt."""
-        texts = []
-        for tokens, start, end in zip(self.tokens, self.starts, self.ends):
-            found = np.flatnonzero(np.isin(tokens[start:end], stops))
-            texts.append(tokens[: start + found[0] + 1 if len(found) else end])
-        return texts
-
-
-def _prompts(tokens: Any) -> tuple[list[np.ndarray], bool]:
-    """Return the prompts as a list of arrays (T_i,), and whether there was a single prompt (T,)."""
-    if isinstance(tokens, list | tuple) and all(np.ndim(text) == 1 for text in tokens):
-        return [to_host(np.asarray(text)) for text in tokens], False
-    array = to_host(np.asarray(tokens) if isinstance(tokens, list | tuple) else tokens)
-    if array.ndim not in (1, 2):
-        raise ShapeError(f"tokens has shape {array.shape}, expected (T,) or (B, T) with T >= 1")
-    return list(np.atleast_2d(array)), array.ndim == 1
-
-
-def sample_token(logits: np.ndarray, temperature: float, top_k: int | None, rng: Rng) -> np.ndarray:
-    """Draw a token from softmax(logits / temperature) for each row.
-
-    Parameters
-    ----------
-    logits : array, shape (B, V)
-    temperature : float
-        0 takes the most likely token.
-    top_k : int, optional
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    array of int64, shape (B,)
-    """
-    if temperature == 0:
-        return logits.argmax(axis=1)
-    if rng is None:
-        raise ValueError("to draw a token, pass rng, or temperature=0 for the most likely token")
-    z = logits.astype(np.float64) / temperature
-    if top_k is not None and top_k < z.shape[1]:
-        others = np.argpartition(-z, top_k, axis=1)[:, top_k:]  # all but the k largest
-        np.put_along_axis(z, others, -np.inf, axis=1)
-    cumulative = np.cumsum(np.exp(z - z.max(axis=1, keepdims=True)), axis=1)  # (B, V)
-    draw = rng.random((len(z), 1)) * cumulative[:, -1:]
-    return (cumulative <= draw).sum(axis=1)
-
-
-def _check_sampling(
-    prompts: list[np.ndarray], n: int, temperature: float, top_k: int | None, rng: Rng
-) -> None:
-    if n < 0:
-        raise ValueError(f"n = {n} tokens to generate, expected at least 0")
-    if not prompts:
-        raise ShapeError("tokens is empty: pass at least one prompt")
-    for text in prompts:
-        if text.ndim != 1 or len(text) == 0:
-            raise ShapeError(f"tokens has shape {text.shape}, expected (T,) or (B, T) with T >= 1")
-        if text.dtype.kind not in "iu":
-            raise TypeError(f"tokens are {text.dtype}, expected integers")
-    if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
-        raise ValueError(
-            f"temperature = {temperature} and top_k = {top_k}, expected >= 0 and >= 1 (or None)"
-        )
-    if temperature > 0 and rng is None:
-        raise ValueError("to draw tokens, pass rng, or temperature=0 for the most likely tokens")

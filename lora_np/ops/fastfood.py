@@ -21,7 +21,6 @@ Source: Le, Sarlos and Smola, Fastfood, ICML 2013; the division by sqrt(D) is ou
 from __future__ import annotations
 
 import math
-import zlib
 from typing import Any
 
 import numpy as np
@@ -137,11 +136,6 @@ class Fastfood:
         y[self.places] = gauss * x  # Pi^T G
         y = signs * walsh_hadamard(y.reshape(signs.shape))  # B H
         return y.sum(axis=0)[: self.d]  # every block has the same z
-
-    def checksum(self) -> int:
-        """Return a number that other draws would almost surely change, and another dtype not."""
-        draws = (self.places, self.signs > 0, self.gauss > 0)
-        return zlib.crc32(b"".join(x.astype(np.int64).tobytes() for x in draws))
 
     def _factors(self, x: Any) -> tuple[np.ndarray, ...]:
         """Return the signs, G and S in the real type of `x`."""

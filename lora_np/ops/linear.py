@@ -100,6 +100,11 @@ def sum_rows(x: Array) -> Array:
     return get_xp(x).ones(len(matrix), dtype=x.dtype) @ matrix
 
 
+def row_lengths(V: Array) -> Array:
+    """Return the lengths (out,) of the rows of V (out, in)."""
+    return get_xp(V).sqrt((V * V).sum(axis=1))
+
+
 def sum_last(x: Array) -> Array:
     """Return the sums (..., 1) over the last axis of `x` (..., d).
 

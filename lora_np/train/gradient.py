@@ -11,6 +11,7 @@ import numpy as np
 from lora_np.backend import Array, get_xp
 from lora_np.crew import Alone, Processes, Threads, shared_empty, threads_at_work
 from lora_np.data.rows import RowsOfBatch
+from lora_np.methods import MethodConfig, method_of
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.parameters import Grads, Packed, Parameter
 
@@ -43,6 +44,7 @@ class BatchGradient:
         self, model: Any, packed: Packed, accumulate: int = 1, threads: int = 1, processes: int = 1
     ) -> None:
         self.model, self.packed, self.accumulate = model, packed, accumulate
+        self.method = method_of(model) or MethodConfig()
         if min(threads, processes) != 1:
             raise ValueError(
                 f"threads = {threads} and processes = {processes}, expected at least 1 each and "
@@ -90,21 +92,32 @@ class BatchGradient:
             raise ValueError(
                 f"accumulate = {self.accumulate} parts of a batch of {len(batch[0])} samples"
             )
+        drawn = self.method.draw(rng)
         pieces = _cut(batch, min(self.accumulate * self.members, len(batch[0])), rng)
         whole = {} if len(pieces) == 1 else {"count": number_of(self.model, batch)}
         members = min(self.members, len(pieces))
-        shares = [(pieces[member :: self.members], whole) for member in range(members)]
+        shares = [(pieces[member :: self.members], whole, drawn) for member in range(members)]
         losses, states = zip(*self.crew.map(shares))
         if rng is not None:  # the state after the draws of the whole batch
             rng.bit_generator.state = states[0]
         gradient = self.rows[0]
         for other in self.rows[1:members]:
             gradient += other
-        return sum(losses), gradient
+        self.method.use(self.model, None)
+        return sum(losses) + self._penalty(gradient), gradient
 
-    def _add_up(self, member: int, share: tuple[list, dict[str, Any]]) -> tuple[float, Any]:
+    def _penalty(self, gradient: Array) -> float:
+        """Return the method's penalty, once for the whole batch; add its gradient."""
+        grads = Grads()
+        penalty = self.method.penalty(self.model, grads)
+        if len(grads):
+            gradient += self.packed.gather(grads)
+        return penalty
+
+    def _add_up(self, member: int, share: tuple[list, dict[str, Any], Any]) -> tuple[float, Any]:
         """Store the gradient of a member's pieces; return their loss and the generator's state."""
-        pieces, whole = share
+        pieces, whole, drawn = share
+        self.method.use(self.model, drawn)
         grads, total, state = Grads(), 0.0, None
         for piece, rng in pieces:
             loss, cache = self.model.loss(*piece, rng=rng, **whole)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lora_np.adapters import open_adapter, write_adapter
 from lora_np.files import CheckpointError, TensorFile, save_tensors
-from lora_np.methods.peft import as_fields
+from lora_np.methods.peft_lora import as_fields
 from tests.sample_files import PREFIX, entry, factors, modules_of, raw, tampered
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

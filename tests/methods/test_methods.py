@@ -32,7 +32,7 @@ from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
 from lora_np.layers import MLP, Layer
-from lora_np.methods import METHODS, adapters, method_of
+from lora_np.methods import METHODS, DoraConfig, adapters, method_of
 from lora_np.methods.contract import METHOD_FIELD
 from tests.methods.own_gains import GainConfig, GainLinear
 
@@ -67,7 +67,17 @@ def trained(config, seed=1):
 
 # ------------------------------------------------------------ a method is used like LoRA is
 
-METHODS_TRIED = [LoraConfig(r=2), GainConfig(r=2), Biases()]
+METHODS_TRIED = [
+    LoraConfig(r=2),
+    LoraConfig(r=2, init_lora_weights="pissa"),
+    LoraConfig(r=2, init_lora_weights="olora", lora_dropout=0.1),
+    LoraConfig(r=2, init_lora_weights=False),
+    LoraConfig(r=2, train_A=False, loraplus_lr_ratio=4.0),
+    DoraConfig(r=2),
+    DoraConfig(r=2, exact=True, lora_dropout=0.1),
+    GainConfig(r=2),
+    Biases(),
+]
 every_method = pytest.mark.parametrize("config", METHODS_TRIED, ids=lambda c: c.name)
 
 

@@ -8,7 +8,7 @@ import pytest
 from lora_np import load_adapter, load_gpt2, save_adapter
 from lora_np.adapters.peft_config import PeftConfig
 from lora_np.files import CheckpointError
-from lora_np.methods import LoraConfig, adapters, inject
+from lora_np.methods import DoraConfig, LoraConfig, adapters, inject
 
 pytestmark = [
     pytest.mark.peers,
@@ -107,6 +107,7 @@ ADAPTERS = {
         "alpha_pattern": {"attn.c_proj": 2}, "lora_dropout": 0.1,
     },
     "one block": {"r": 4, "lora_alpha": 8, "layers_to_transform": [1], "layers_pattern": "h"},
+    "dora": {"r": 4, "lora_alpha": 8, "use_dora": True, "rank_pattern": {"c_fc": 2}},
 }  # fmt: skip
 
 
@@ -202,6 +203,7 @@ OURS = {
         "alpha_pattern": {"k_proj": 3, "0.mlp.up_proj": 0.3},
     },
     "rslora": {"r": 5, "lora_alpha": 3, "target_modules": ["k_proj"], "use_rslora": True},
+    "dora": {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj", "o_proj"]},
 }  # fmt: skip
 
 
@@ -213,9 +215,12 @@ def test_our_adapter_loads_in_peft_with_our_logits(
     import peft
 
     theirs.save_pretrained(tmp_path / "base")
-    ours = inject(load_gpt2(tmp_path / "base", np.float64), LoraConfig(**OURS[name]), rng)
+    config = (DoraConfig if name == "dora" else LoraConfig)(**OURS[name])
+    ours = inject(load_gpt2(tmp_path / "base", np.float64), config, rng)
     for layer in adapters(ours).values():
         layer.B.value = rng.standard_normal(layer.B.shape) * 0.3
+        if name == "dora":
+            layer.m.value = layer.m.value + rng.standard_normal(layer.m.shape) * 0.3
     save_adapter(ours, tmp_path / "adapter", base_model="gpt2", dtype=dtype)
     adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").double().eval()
     if dtype == "bfloat16":  # what the file rounds to

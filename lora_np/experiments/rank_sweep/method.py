@@ -11,7 +11,8 @@ import numpy as np
 from lora_np.experiments.rank_sweep.plan import Trial
 from lora_np.layers import copy_model
 from lora_np.methods import LoraConfig, MethodConfig, inject
-from lora_np.methods.contract import METHOD_FIELD, method_of_fields
+from lora_np.methods.contract import METHOD_FIELD
+from lora_np.methods.file_form import method_of_fields
 
 
 class Compared:

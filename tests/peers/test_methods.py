@@ -1,0 +1,149 @@
+"""Every method that PEFT has, against PEFT: y, dx, every gradient, the merge, files both ways."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lora_np import load_adapter, merge, save_adapter
+from lora_np.layers import MLP, copy_model
+from lora_np.methods import DoraConfig, LoraConfig, adapters, inject, tensors_of
+from lora_np.parameters import Grads
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings(
+        "ignore:Unexpected keyword arguments .'lora_np_options':UserWarning"
+    ),
+]
+
+D = 6  # the base is an MLP 6 -> 24 -> 6, whose layers PEFT calls up_proj and down_proj too
+TOLERANCE = 1e-12  # float64, relative
+METHODS = {
+    "lora": LoraConfig(r=3, lora_alpha=5, target_modules="all-linear"),
+    "lora, rslora": LoraConfig(r=3, lora_alpha=5, target_modules=("up_proj",), use_rslora=True),
+    "lora, pissa": LoraConfig(r=2, target_modules="all-linear", init_lora_weights="pissa"),
+    "lora, olora": LoraConfig(r=2, target_modules="all-linear", init_lora_weights="olora"),
+    "lora, fa": LoraConfig(r=2, target_modules="all-linear", train_A=False),
+    "dora": DoraConfig(r=3, lora_alpha=5, target_modules="all-linear"),
+    "dora, one layer": DoraConfig(r=2, target_modules=("down_proj",), use_rslora=True),
+}
+every_method = pytest.mark.parametrize("config", METHODS.values(), ids=list(METHODS))
+
+
+@pytest.fixture
+def doubles(torch):
+    """PEFT makes its own Parameters in torch's default type."""
+    torch.set_default_dtype(torch.float64)
+    yield torch
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def base(rng):
+    model = MLP(D, 4 * D, rng, dtype=np.float64)
+    for p in model.parameters().values():
+        p.value = rng.standard_normal(p.shape) * 0.3
+    return model
+
+
+def torch_twin(base):
+    """The same MLP in torch."""
+    from tests.peers import torch_gpt
+
+    twin = torch_gpt.MLP(D).double()
+    leaf = {"W": "weight", "b": "bias"}
+    names = {n: n.rpartition(".") for n in base.parameters()}
+    state = {f"{names[n][0]}.{leaf[names[n][2]]}": p.value for n, p in base.parameters().items()}
+    twin.load_state_dict({name: torch_gpt.tensor(x) for name, x in state.items()})
+    return twin
+
+
+def at_random(adapted, rng):
+    """Move every Parameter of the method away from its start."""
+    for p in tensors_of(adapted).values():
+        p.value = p.value + 0.3 * rng.standard_normal(p.shape)
+    return adapted
+
+
+def in_peft(base, folder):
+    """PEFT's model with the adapter in `folder`."""
+    import peft
+
+    return peft.PeftModel.from_pretrained(
+        torch_twin(base), folder, is_trainable=True, autocast_adapter_dtype=False
+    )
+
+
+def their_names(adapter):
+    """PEFT's Parameters by the names that its files have."""
+    return {name.replace(".default", ""): p for name, p in adapter.named_parameters()}
+
+
+def error(ours, theirs):
+    from tests.peers import torch_gpt
+
+    return torch_gpt.relative_error(ours, theirs)
+
+
+@every_method
+def test_outputs_gradients_and_merge_are_pefts(tmp_path, rng, doubles, base, config):
+    ours = at_random(inject(base, config, rng), rng)
+    save_adapter(ours, tmp_path, peft_only=True)
+    theirs = in_peft(base, tmp_path)
+    x, dy = rng.standard_normal((2, 5, D)), rng.standard_normal((2, 5, D))
+    grads, their_x = Grads(), doubles.from_numpy(x.copy()).requires_grad_()
+    y, cache = ours.forward(x)
+    dx = ours.backward(dy, cache, grads)
+    their_y = theirs(their_x)
+    (their_y * doubles.from_numpy(dy)).sum().backward()
+    assert error(y, their_y) < TOLERANCE
+    assert error(dx, their_x.grad) < TOLERANCE
+    assert error(merge(ours).forward(x)[0], their_y) < TOLERANCE
+    named, compared = their_names(theirs), 0
+    for path, adapter in adapters(ours).items():
+        for tensor, p in adapter.tensors().items():
+            theirs_p = named.get(f"base_model.model.{path}.{tensor}")
+            if theirs_p is None or theirs_p.shape != p.shape or not p.trainable:
+                continue  # held in another form in the file
+            assert error(grads[p], theirs_p.grad) < TOLERANCE, (path, tensor)
+            compared += 1
+    derived = getattr(config, "init_lora_weights", True) in ("pissa", "olora")
+    assert compared > 0 or derived
+
+
+@every_method
+def test_a_file_of_pefts_is_read_with_its_outputs(tmp_path, rng, doubles, base, config):
+    ours = at_random(inject(base, config, rng), rng)
+    save_adapter(ours, tmp_path / "ours", peft_only=True)
+    theirs = in_peft(base, tmp_path / "ours")
+    with doubles.no_grad():
+        for p in theirs.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * doubles.randn_like(p))
+    theirs.save_pretrained(tmp_path / "theirs")
+    x = rng.standard_normal((3, D))
+    expected = theirs(doubles.from_numpy(x))
+    again = load_adapter(base, tmp_path / "theirs")
+    assert error(again.forward(x)[0], expected) < TOLERANCE
+    narrow = load_adapter(copy_model(base, dtype=np.float32), tmp_path / "theirs")
+    assert error(narrow.forward(x.astype(np.float32))[0], expected) < 2e-6
+
+
+@every_method
+def test_a_file_in_float32_is_read_by_peft(tmp_path, rng, doubles, base, config):
+    ours = at_random(inject(base, config, rng), rng)
+    save_adapter(ours, tmp_path, dtype=np.float32, peft_only=True)
+    x = rng.standard_normal((3, D))
+    assert error(ours.forward(x)[0], in_peft(base, tmp_path)(doubles.from_numpy(x))) < 2e-6
+
+
+def test_peft_refuses_a_method_that_it_does_not_have(tmp_path, rng, base):
+    import peft
+
+    from tests.methods.own_gains import GainConfig
+
+    save_adapter(inject(base, GainConfig(r=2), rng), tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_np_method"]
+    with pytest.raises((TypeError, ValueError, KeyError)):
+        peft.PeftModel.from_pretrained(torch_twin(base), tmp_path)
