@@ -30,7 +30,7 @@ from lora_np.backend import Array, get_xp
 from lora_np.layers import Layer, Rng, rebuild
 from lora_np.methods.contract import MethodConfig
 from lora_np.methods.whole import WholeModel
-from lora_np.ops.contract import Need, wanted
+from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.ops.fastfood import Fastfood
 from lora_np.parameters import Grads, Packed, Parameter
 
@@ -48,6 +48,7 @@ def subspace_forward(
     theta0: Array, z: Array, scales: Array | None = None, *, P: Fastfood, layer: Any = None
 ) -> tuple[Array, SubspaceCache]:
     """Return theta (D,) for z (d,) and scales (m,), and the cache."""
+    expect_shape("theta0", theta0, P.D)
     direction = P.forward(z)
     scale = None if scales is None else scales[layer]
     theta = theta0 + (direction if scale is None else scale * direction)

@@ -62,7 +62,8 @@ def prepend_forward(x: Array, P: Array) -> tuple[Array, PrependCache]:
     """
     expect_shape("P", P, None, x.shape[-1])
     (n, d), T = P.shape, x.shape[-2]
-    y = get_xp(x).empty((*x.shape[:-2], n + T, d), np.result_type(x.dtype, P.dtype))
+    shape, dtype = (*x.shape[:-2], n + T, d), np.result_type(x.dtype, P.dtype)
+    y = get_xp(x).empty_like(x, shape=shape, dtype=dtype)
     y[..., :n, :], y[..., n:, :] = P, x
     return y, PrependCache(n, y.shape)
 
