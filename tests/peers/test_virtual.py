@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lora_np import PrefixConfig, PromptConfig, inject, load_gpt2
+from lora_np import PrefixConfig, PromptConfig, inject, load_adapter, load_gpt2, save_adapter
 from lora_np.methods import adapters
 from lora_np.parameters import Grads
 
@@ -129,3 +129,33 @@ def test_greedy_generation_is_pefts_one_token_at_a_time(torch, rng, both, method
             newest = theirs(input_ids=text).logits[:, -1].argmax(dim=1, keepdim=True)
             text = torch.cat((text, newest), dim=1)
     np.testing.assert_array_equal(found, text.numpy())
+
+
+def logits_of(torch, model, tokens):
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(tokens)).logits[:, -T:].numpy()
+
+
+@every_method
+def test_a_file_of_pefts_is_read_with_its_outputs(torch, rng, tmp_path, both, method):
+    _, theirs = both(method)
+    theirs.save_pretrained(tmp_path / "theirs")
+    tokens = rng.integers(0, VOCAB, (2, T))
+    expected = logits_of(torch, theirs, tokens)
+    for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 2e-6)):
+        again = load_adapter(load_gpt2(tmp_path / "base", dtype), tmp_path / "theirs")
+        found = again.forward(tokens)[0]
+        assert found.dtype == dtype
+        assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()
+
+
+@every_method
+def test_a_file_of_ours_in_float32_is_read_by_peft(torch, rng, tmp_path, make, both, method):
+    import peft
+
+    ours, _ = both(method)
+    save_adapter(ours, tmp_path / "ours", dtype=np.float32, peft_only=True)
+    theirs = peft.PeftModel.from_pretrained(make(), tmp_path / "ours")
+    tokens = rng.integers(0, VOCAB, (2, T))
+    expected = logits_of(torch, theirs.double().eval(), tokens)
+    assert np.abs(ours.forward(tokens)[0] - expected).max() < 2e-6 * np.abs(expected).max()
