@@ -16,9 +16,13 @@ from lora_np import ops
 from lora_np.backend import like
 from lora_np.gradcheck import GradientReport, check_gradients
 from lora_np.layers import (
+    GRU,
     MLP,
+    RNN,
     CausalSelfAttention,
     Chain,
+    Conv1d,
+    Conv2d,
     Dropout,
     Embedding,
     Gelu,
@@ -44,6 +48,13 @@ from lora_np.ops import fast
 from lora_np.ops.fastfood import Fastfood
 from lora_np.parameters import Parameter
 from lora_np.tables import text_row
+
+IM2COL: dict[str, Any] = {
+    "kernel": (2, 3),
+    "stride": (2, 1),
+    "padding": (1, 2),
+    "dilation": (2, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,13 @@ def cases(rng: np.random.Generator) -> list[Case]:
     >>> first.name, first.check("complex").ok
     ('linear', True)
     """
-    return [*_pairs(rng), *_methods(rng), *_layers(rng), *_models(rng)]
+    return [
+        *_pairs(rng),
+        *_methods(rng),
+        *_layers(rng),
+        *_patches_and_time(rng),
+        *_models(rng),
+    ]
 
 
 def _pair(name: str, *inputs: Any, label: str = "", **kwargs: Any) -> list[Case]:
@@ -121,6 +138,10 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
         _pair("cross_entropy", n((2, 4, 6)), tokens),
         _pair("cross_entropy", n((2, 4, 6)), some, label=", some ignored"),
         _pair("mse", n((3, 4)), n((3, 4))),
+        _pair("im2col", n((2, 4, 3, 2)), kernel=(2, 3)),
+        _pair("im2col", n((1, 5, 4, 3)), label=", all options", **IM2COL),
+        _pair("rnn_cell", n((2, 3)), n((2, 3))),
+        _pair("gru_cell", n((2, 9)), n((2, 9)), n((2, 3))),
     ]
     return [case for forms in table for case in forms]
 
@@ -161,6 +182,21 @@ def _layers(rng: np.random.Generator) -> list[Case]:
         ("Chain, one layer twice", Chain(mlp, Residual(mlp)), x),
     ]
     return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in table]
+
+
+def _patches_and_time(rng: np.random.Generator) -> list[Case]:
+    """Return convolutions and recurrent layers, each plain and with LoRA on every linear layer."""
+    f64, x, image = np.float64, rng.standard_normal((2, 4, 3)), rng.standard_normal((2, 4, 3, 2))
+    table: list[tuple[str, Layer, np.ndarray]] = [
+        ("Conv2d", Conv2d(2, 3, 2, rng, dtype=f64), image),
+        ("Conv2d, all options", Conv2d(2, 4, rng=rng, groups=2, dtype=f64, **IM2COL), image),
+        ("Conv1d", Conv1d(3, 4, 3, rng, stride=2, padding=1, dtype=f64), x),
+        ("RNN", RNN(3, 4, rng, dtype=f64), x),
+        ("GRU", GRU(3, 4, rng, dtype=f64), x),
+    ]
+    config = LoraConfig(2, lora_alpha=1, lora_dropout=0.2, target_modules="all-linear")
+    with_lora = [(f"{name} with LoRA", inject(layer, config, rng), x) for name, layer, x in table]
+    return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in [*table, *with_lora]]
 
 
 def _layer_case(name: str, layer: Layer, x: np.ndarray, rng: np.random.Generator) -> Case:

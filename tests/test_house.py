@@ -16,7 +16,10 @@ HOUSE = (
     "layers methods models costs pretrained train adapters experiments selfcheck checks course cli "
     "__main__"
 )
-OPS = "contract fastfood linear lora activation norm embedding attention dropout loss __init__ fast"
+OPS = (
+    "contract fastfood linear lora activation norm embedding attention dropout loss conv "
+    "recurrent __init__ fast"
+)
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
 HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes")

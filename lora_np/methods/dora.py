@@ -24,7 +24,7 @@ Source: Liu et al. (2024), arXiv:2402.09353, equations 5 and 11.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from lora_np.backend import Array, to_host
 from lora_np.layers import Layer, Linear, Rng
@@ -97,7 +97,7 @@ def dora_backward(dy: Array, cache: DoraCache, need: Need = None) -> tuple[Array
 class DoraLinear(LoRALinear):
     """y = (m / n) * (x V^T) + b over a linear layer; V is LoRA's weight, n its rows' lengths."""
 
-    file_names = {**LoRALinear.file_names, "m": "lora_magnitude_vector"}
+    file_names: ClassVar = {**LoRALinear.file_names, "m": "lora_magnitude_vector"}
 
     def __init__(
         self, linear: Linear, A: Parameter, B: Parameter, scale: float, dropout: float, exact: bool

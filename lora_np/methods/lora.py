@@ -8,6 +8,7 @@ Source: Hu et al. (2021), arXiv:2106.09685, section 4.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lora_np.backend import Array, get_xp, to_host
@@ -46,7 +47,7 @@ class LoRALinear(Adapter):
     [0.5, 0.5, 0.5, 0.5]
     """
 
-    file_names: ClassVar[dict[str, str]] = {"A": "lora_A.weight", "B": "lora_B.weight"}
+    file_names: ClassVar[Mapping[str, str]] = {"A": "lora_A.weight", "B": "lora_B.weight"}
 
     def __init__(
         self, linear: Linear, A: Parameter, B: Parameter, scale: float, dropout: float = 0.0
