@@ -8,19 +8,11 @@ In layer i, with the rows P_k, P_v (n, d) of its prefix P (n, 2 d)::
 The text's positions start at n, as if n tokens stood before it. The gradient of P_k is that of the
 first n rows of k, summed over the batch: the pair of virtual.py, for k and for v.
 
-Trained directly, P is sensitive to the learning rate. The paper draws it from an MLP, whose lower
-half is the same in all layers; after training only P is kept::
+Trained directly, P is sensitive to the learning rate. The paper takes it from an MLP with the same
+lower half in all layers (encoder.py), and after training keeps only P.
 
-    H = tanh(E W1^T + b1)     P = H W2^T + b2           E (n, d), W1 (h, d), H (n, h), W2 (2 d, h)
-
-Derivation: P is linear in H, and tanh' = 1 - tanh^2::
-
-    dW2 = dP^T H    db2 = sum dP    da = (dP W2) * (1 - H * H)
-    dW1 = da^T E    db1 = sum da    dE = da W1
-
-It does not merge: no weight of the base gives attention n more keys. It does not start at the base.
-
-Start: P or E from N(0, 1); W1, b1, W2, b2 from U(-1/sqrt(in), 1/sqrt(in)), as PEFT's.
+It does not merge: no weight of the base gives attention n more keys. It does not start at the base:
+P or E is drawn from N(0, 1); W1, b1, W2, b2 from U(-1/sqrt(in), 1/sqrt(in)), as PEFT does.
 
 Source: Li and Liang (2021), arXiv:2101.00190, section 4.3. Names follow PEFT.
 """
@@ -29,46 +21,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from lora_np.backend import Array, get_xp, like
 from lora_np.layers import CausalSelfAttention, Layer, TextStart, rebuild
+from lora_np.methods.encoder import encoder_backward, encoder_forward
 from lora_np.methods.virtual import VirtualAdapter, VirtualTokens, prepend_backward, prepend_forward
-from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.parameters import Grads, Parameter
-
-
-class EncoderCache(NamedTuple):
-    """What :func:`encoder_backward` reads."""
-
-    E: Array
-    W1: Array
-    H: Array
-    W2: Array
-
-
-def encoder_forward(E: Array, W1: Array, b1: Array, W2: Array, b2: Array) -> tuple[Array, Any]:
-    """Return P = tanh(E W1^T + b1) W2^T + b2 (n, 2 d), and the cache."""
-    H = get_xp(E).tanh(E @ W1.T + b1)  # (n, h)
-    return H @ W2.T + b2, EncoderCache(E, W1, H, W2)
-
-
-def encoder_backward(dP: Array, cache: EncoderCache, need: Need = None) -> tuple[Array | None, ...]:
-    """Return (dE, dW1, db1, dW2, db2) of :func:`encoder_forward`."""
-    E, W1, H, W2 = cache
-    need_E, need_W1, need_b1, need_W2, need_b2 = wanted(need, 5)
-    expect_shape("dP", dP, len(H), len(W2))
-    dE = dW1 = db1 = None
-    if need_E or need_W1 or need_b1:
-        da = (dP @ W2) * (1.0 - H * H)  # (n, h)
-        dE = da @ W1 if need_E else None  # (n, d)
-        dW1 = da.T @ E if need_W1 else None  # (h, d)
-        db1 = da.sum(axis=0) if need_b1 else None  # (h,)
-    dW2 = dP.T @ H if need_W2 else None  # (2 d, h)
-    db2 = dP.sum(axis=0) if need_b2 else None  # (2 d,)
-    return dE, dW1, db1, dW2, db2
 
 
 class PrefixAttention(CausalSelfAttention, VirtualAdapter):
@@ -158,11 +119,17 @@ class PrefixConfig(VirtualTokens):
     name = "prefix"
     peft_type = "PREFIX_TUNING"
 
+    def places(self, model: Any) -> list[str]:
+        """Return the root, after a check that the model has attention, and room for the rows."""
+        root = super().places(model)
+        if not any(isinstance(layer, CausalSelfAttention) for layer in model.modules().values()):
+            raise ValueError(f"{type(model).__name__} has no attention layer to give a prefix to")
+        return root
+
     def wrap(self, path: str, layer: Any, rng: np.random.Generator) -> Layer:
         """Return the model with a prefix in every attention layer."""
         start, W, n = self.start_of(layer), layer.table().W.value, self.num_virtual_tokens
-        d = W.shape[1]
-        h = self.encoder_hidden_size or d
+        d, h = W.shape[1], self.encoder_hidden_size or W.shape[1]
 
         def make(x: np.ndarray) -> Parameter:
             return Parameter(like(x.astype(W.dtype), W))
@@ -171,17 +138,15 @@ class PrefixConfig(VirtualTokens):
             W, b = (rng.uniform(-1.0, 1.0, s) / math.sqrt(width) for s in ((out, width), (out,)))
             return {f"W{i}": make(W), f"b{i}": make(b)}
 
-        lower = {}  # the same in every layer
-        if self.prefix_projection:
-            lower = {"E": make(rng.standard_normal((n, d))), **half(1, h, d)}
+        mlp = self.prefix_projection
+        lower = {"E": make(rng.standard_normal((n, d))), **half(1, h, d)} if mlp else {}
 
         def adapt(_: str, part: Layer) -> Layer | None:
             if part is start:
                 return TextStart(start.first + n)
             if not isinstance(part, CausalSelfAttention):
                 return None
-            if lower:
-                return PrefixAttention(part, **lower, **half(2, 2 * d, h))
-            return PrefixAttention(part, P=make(rng.standard_normal((n, 2 * d))))
+            own = half(2, 2 * d, h) if mlp else {"P": make(rng.standard_normal((n, 2 * d)))}
+            return PrefixAttention(part, **lower, **own)
 
         return rebuild(layer, lambda p: p, adapt)

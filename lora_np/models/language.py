@@ -90,12 +90,15 @@ class LanguageModel(Layer):
         raise TypeError(f"{type(self).__name__} has no table of its own")
 
     def place(self, x: Array, positions: Array, rng: Rng = None) -> tuple[Array, Any]:
-        """Return rows x (..., T, d) that know their `positions`, and the cache."""
-        raise TypeError(f"{type(self).__name__} has no place of its own")
+        """Return rows x (..., T, d) that know their `positions`, and the cache.
+
+        By default x itself, for a body that knows the order.
+        """
+        return x, None
 
     def place_backward(self, dy: Array, cache: Any, grads: Grads) -> Array:
-        """Add the gradients of what place reads; return dx."""
-        raise TypeError(f"{type(self).__name__} has no place_backward of its own")
+        """Add the gradients of what place reads; return dx (..., T, d)."""
+        return dy
 
     def embeddings(self) -> list[Parameter]:
         """Return the Parameters that table and place read."""

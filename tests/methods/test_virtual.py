@@ -26,10 +26,11 @@ from lora_np.backend import ShapeError
 from lora_np.checks import ContractError
 from lora_np.files import CheckpointError
 from lora_np.files.tensors import TensorFile
-from lora_np.layers import MLP, as_pair
+from lora_np.layers import MLP, Embedding, as_pair
 from lora_np.methods import adapters, prefix, virtual
-from lora_np.methods.prefix import encoder_backward, encoder_forward
+from lora_np.methods.encoder import encoder_backward, encoder_forward
 from lora_np.methods.virtual import prepend_backward, prepend_forward
+from lora_np.models import LanguageModel
 from lora_np.selfcheck import at_random
 
 V, T, N, D, LAYERS = 7, 5, 3, 4, 2
@@ -275,6 +276,22 @@ def test_a_text_that_does_not_fit_behind_the_rows_is_one_clear_error(config, rng
 def test_a_base_without_a_text_is_one_clear_error(config, rng):
     with pytest.raises(ValueError, match=rf"MLP has no place before a text: {config.name} tuning"):
         inject(MLP(4, 8, rng), config, rng)
+
+
+def test_a_prefix_needs_attention(rng):
+    class Words(LanguageModel):
+        block_size = 9
+
+        def __init__(self):
+            super().__init__()
+            self.wte = Embedding(V, D, rng)
+
+        def table(self):
+            return self.wte
+
+    with pytest.raises(ValueError, match="Words has no attention layer to give a prefix to"):
+        inject(Words(), PrefixConfig(N), rng)
+    assert inject(Words(), PromptConfig(N), rng).start.P.shape == (N, D)
 
 
 @every_method
