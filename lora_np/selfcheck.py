@@ -41,7 +41,7 @@ from lora_np.methods import (
     inject,
 )
 from lora_np.methods.encoder import encoder_backward, encoder_forward
-from lora_np.methods.intrinsic import subspace_backward, subspace_forward
+from lora_np.methods.subspace import subspace_backward, subspace_forward
 from lora_np.methods.virtual import prepend_backward, prepend_forward
 from lora_np.models import GPT, GPTConfig
 from lora_np.ops import fast

@@ -1,72 +1,33 @@
 """Intrinsic dimension: all D parameters theta of a model move in a random subspace of dimension d.
 
 Only z is trained, and in the structure-aware variant a scale lambda for each of the m layers. The
-scales start at one; they count, so that z has d - m entries. For layer i::
+scales count in d, so that z has d - m entries; they start at one, z at zero::
 
     theta = theta0 + P z                        theta (D,), z (d,), P (D, d) random and fixed
-    theta_i = theta0_i + lambda_i (P z)_i       structure-aware
+    theta_i = theta0_i + lambda_i (P z)_i       structure-aware, layer i
 
-theta is linear in z and in lambda::
+subspace.py derives the gradients; ops/fastfood.py is P. The model at theta is a plain model, so the
+method merges. PEFT does not have it: our file holds z, the scales, and the seed that draws P again.
 
-    dz = P^T (lambda * dtheta)                  dlambda_i = <dtheta_i, (P z)_i>
-
-P is a Fastfood projection (ops/fastfood.py). Start: z = 0. The model at theta is a plain model, so
-the method merges. PEFT does not have it: a file of ours holds z, the scales and the seed of P, from
-which P is drawn again.
-
-Sources: Li, Farkhoor, Liu and Yosinski (2018), arXiv:1804.08838, equation 2; the scales: SAID,
-Aghajanyan, Zettlemoyer and Gupta (2020), arXiv:2012.13255, equation 3.
+Sources: Li, Farkhoor, Liu and Yosinski (2018), arXiv:1804.08838, section 2; the scales: SAID,
+Aghajanyan, Zettlemoyer and Gupta (2020), arXiv:2012.13255, section 3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from lora_np.backend import Array, get_xp
-from lora_np.layers import Layer, Rng, rebuild
+from lora_np.layers import Layer, rebuild
 from lora_np.methods.contract import MethodConfig
+from lora_np.methods.subspace import layer_numbers, subspace_backward, subspace_forward
 from lora_np.methods.whole import WholeModel
-from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.ops.fastfood import Fastfood
 from lora_np.parameters import Grads, Packed, Parameter
-
-
-class SubspaceCache(NamedTuple):
-    """What :func:`subspace_backward` reads."""
-
-    P: Fastfood
-    layer: Any  # (D,), the number of each entry's layer
-    direction: Array  # (D,), P z
-    scale: Array | None  # (D,), lambda of each entry's layer
-
-
-def subspace_forward(
-    theta0: Array, z: Array, scales: Array | None = None, *, P: Fastfood, layer: Any = None
-) -> tuple[Array, SubspaceCache]:
-    """Return theta (D,) for z (d,) and scales (m,), and the cache."""
-    expect_shape("theta0", theta0, P.D)
-    direction = P.forward(z)
-    scale = None if scales is None else scales[layer]
-    theta = theta0 + (direction if scale is None else scale * direction)
-    return theta, SubspaceCache(P, layer, direction, scale)
-
-
-def subspace_backward(
-    dtheta: Array, cache: SubspaceCache, need: Need = None
-) -> tuple[Array | None, Array | None, Array | None]:
-    """Return (dtheta0, dz, dscales) of :func:`subspace_forward`."""
-    P, layer, direction, scale = cache
-    need_theta0, need_z, need_scales = wanted(need, 3)
-    dz = dscales = None
-    if need_z:
-        dz = P.adjoint(dtheta if scale is None else dtheta * scale)
-    if need_scales and scale is not None:
-        dscales = np.bincount(layer, dtheta * direction).astype(dtheta.dtype)  # in float64
-    return dtheta if need_theta0 else None, dz, dscales
 
 
 class IntrinsicModel(WholeModel):
@@ -126,12 +87,9 @@ class IntrinsicModel(WholeModel):
         self.method: IntrinsicConfig | None = None
         dtype, m, self.layer, self.scales = self.theta0.dtype, 0, None, None
         if structured:
-            layers = list(layers_of(chosen))
-            m = len(layers)
+            m, self.layer = layer_numbers({name: p.size for name, p in chosen.items()})
             if d <= m:
                 raise ValueError(f"d = {d}, expected more than the {m} scales, one for each layer")
-            of = [layers.index(_layer(name)) for name in chosen]
-            self.layer = np.repeat(of, [p.size for p in chosen.values()])  # (D,)
             self.scales = Parameter(np.ones(m, dtype))
         self.z = Parameter(np.zeros(d - m, dtype))
         draws = np.random.default_rng(rng)
@@ -141,24 +99,6 @@ class IntrinsicModel(WholeModel):
     def theta0(self) -> np.ndarray:
         """The base's values, end to end."""
         return np.concatenate([p.value.reshape(-1) for p in self._chosen(self.base).values()])
-
-    def point(self) -> Any:
-        """Return the model at theta; its other values are those of the base."""
-        return self._twin()[0]
-
-    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
-        """Return the model's output at theta, and the cache."""
-        twin, cache = self._twin()
-        y, inner = twin.forward(x, rng)
-        return y, (twin, inner, cache)
-
-    def loss(
-        self, inputs: Array, targets: Array, rng: Any = None, **options: Any
-    ) -> tuple[Array, Any]:
-        """Return the loss at theta, and the cache; the arguments are the model's."""
-        twin, cache = self._twin()
-        loss, inner = twin.loss(inputs, targets, rng, **options)
-        return loss, (twin, inner, cache)
 
     def backward(self, dy: Any, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
         """Add dz, dlambda, and the gradients of the base's trainable Parameters; return dx."""
@@ -179,8 +119,8 @@ class IntrinsicModel(WholeModel):
         held = model.parameters()
         return {name: held[name] for name in self.names}
 
-    def _twin(self) -> tuple[Any, SubspaceCache]:
-        """Return the model at theta, and the cache of theta."""
+    def at_point(self) -> tuple[Any, Any]:
+        """Return the model at theta, whose other values are those of the base, and the cache."""
         chosen, P = self._chosen(self.base), self.projection
         scales = None if self.scales is None else self.scales.value
         theta, cache = subspace_forward(self.theta0, self.z.value, scales, P=P, layer=self.layer)
@@ -194,15 +134,6 @@ class IntrinsicModel(WholeModel):
 
 def _frozen(p: Parameter) -> Parameter:
     return Parameter(p.value.copy(), trainable=False) if p.trainable else p
-
-
-def layers_of(names: Iterable[str]) -> dict[str, None]:
-    """Return the layers that hold Parameters of these names, in order, as SAID counts them."""
-    return dict.fromkeys(_layer(name) for name in names)
-
-
-def _layer(name: str) -> str:
-    return name.rpartition(".")[0]  # h.0.attn.q_proj.W is of layer h.0.attn.q_proj
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,34 @@ from __future__ import annotations
 from typing import Any
 
 from lora_np.backend import Array
-from lora_np.layers import Flops
+from lora_np.layers import Flops, Rng
 from lora_np.methods.contract import Adapter
 
 
 class WholeModel(Adapter):
-    """An adapter over a model; a subclass defines forward, loss, backward and `point`."""
+    """An adapter over a model; a subclass defines `at_point` and backward."""
+
+    def at_point(self) -> tuple[Any, Any]:
+        """Return the plain model that computes the same now, and the cache of its making."""
+        raise TypeError(f"{type(self).__name__} has no at_point of its own")
 
     def point(self) -> Any:
         """Return the plain model that computes the same now."""
-        raise TypeError(f"{type(self).__name__} has no point of its own")
+        return self.at_point()[0]
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return the output at the point, and the cache."""
+        point, cache = self.at_point()
+        y, inner = point.forward(x, rng)
+        return y, (point, inner, cache)
+
+    def loss(
+        self, inputs: Array, targets: Array, rng: Any = None, **options: Any
+    ) -> tuple[Array, Any]:
+        """Return the loss at the point, and the cache; the arguments are the model's."""
+        point, cache = self.at_point()
+        loss, inner = point.loss(inputs, targets, rng, **options)
+        return loss, (point, inner, cache)
 
     def merged(self) -> Any:
         """Return the plain model that computes the same."""

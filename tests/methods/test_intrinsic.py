@@ -23,7 +23,7 @@ from lora_np import (
 from lora_np.files import CheckpointError
 from lora_np.layers import MLP, Linear, as_pair
 from lora_np.methods import intrinsic
-from lora_np.methods.intrinsic import subspace_backward, subspace_forward
+from lora_np.methods.subspace import subspace_backward, subspace_forward
 from lora_np.ops.fastfood import Fastfood
 from lora_np.parameters import freeze
 from lora_np.selfcheck import at_random
