@@ -96,8 +96,11 @@ class PromptConfig(VirtualTokens):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init_tokens is not None and not len(self.init_tokens):
-            raise ValueError("init_tokens is empty: name at least one token, or None to draw")
+        if self.init_tokens is not None:
+            tokens = tuple(map(int, self.init_tokens))
+            if not tokens:
+                raise ValueError("init_tokens is empty: name at least one token, or None to draw")
+            object.__setattr__(self, "init_tokens", tokens)  # an array would not compare or be saved
 
     def wrap(self, path: str, layer: Any, rng: np.random.Generator) -> Layer:
         """Return the model with rows before its texts."""

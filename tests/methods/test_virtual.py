@@ -95,7 +95,9 @@ def test_a_prefix_of_the_bases_own_keys_is_these_tokens_before_the_text(rng):
 def test_tokens_to_start_at_are_repeated_or_cut(rng):
     base = make_gpt()
     for given, used in ((BEFORE, BEFORE), ([4], [4, 4, 4]), (range(6), [0, 1, 2])):
-        P = inject(base, PromptConfig(N, init_tokens=given), rng).start.P
+        adapted = inject(base, PromptConfig(N, init_tokens=given), rng)
+        assert adapted.method == PromptConfig(N, init_tokens=tuple(given))
+        P = adapted.start.P
         np.testing.assert_array_equal(P.value, base.wte.W.value[list(used)])
     before = base.wte.W.value.copy()
     P.value[...] = 9.0
