@@ -217,6 +217,30 @@ def test_loss_caches_and_gradients_on_the_device_equal_the_host(rng, which, dtyp
     assert {x.dtype for x in arrays(expected) if x.dtype.kind == "f"} == {np.dtype(dtype)}
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        lora_np.PromptConfig(1),
+        lora_np.PromptConfig(1, init_tokens=[3]),
+        lora_np.PrefixConfig(1),
+        lora_np.PrefixConfig(1, prefix_projection=True),
+    ],
+    ids=str,
+)
+def test_what_stands_before_a_text_works_on_the_device(rng, method):
+    base, (tokens, targets) = models(rng)[0], batch(rng)
+    moved, model = (
+        inject(m, method, np.random.default_rng(3)) for m in (copy_model(base, device="cuda"), base)
+    )
+    assert_same(moved, model)
+    found = gradients_of(moved, *on_device((tokens, targets)))
+    assert_same(found, gradients_of(model, tokens, targets))
+    prompts = [np.array([1, 2, 3]), np.array([4])]
+    pairs = (m.generate(prompts, 5, temperature=0) for m in (moved, model))
+    for one, other in zip(*pairs):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_inject_merge_and_unmerge_work_on_the_device(rng):
     base, adapted = models(rng)
     seed, there = 3, copy_model(base, device="cuda")
