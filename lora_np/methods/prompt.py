@@ -100,9 +100,7 @@ class PromptConfig(VirtualTokens):
             tokens = tuple(map(int, self.init_tokens))
             if not tokens:
                 raise ValueError("init_tokens is empty: name at least one token, or None to draw")
-            object.__setattr__(
-                self, "init_tokens", tokens
-            )  # an array would not compare or be saved
+            object.__setattr__(self, "init_tokens", tokens)  # arrays do not compare
 
     def wrap(self, path: str, layer: Any, rng: np.random.Generator) -> Layer:
         """Return the model with rows before its texts."""

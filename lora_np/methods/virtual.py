@@ -34,6 +34,7 @@ from lora_np.methods.contract import (
 from lora_np.methods.file_form import fill_tensors, tensors_of
 from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.parameters import Parameter
+from lora_np.reading import shown
 from lora_np.tables import first_of
 
 TENSOR = "prompt_embeddings"
@@ -135,7 +136,10 @@ class VirtualTokens(MethodConfig):
         """Return the configuration in the fields of a file of PEFT's type, else None."""
         if saved.get("peft_type") != cls.peft_type:
             return super().of_fields(saved)
-        return cls(num_virtual_tokens=saved["num_virtual_tokens"])  # pyright: ignore
+        n = saved.get("num_virtual_tokens")
+        if not isinstance(n, int) or isinstance(n, bool):
+            raise ValueError(f"num_virtual_tokens = {shown(n)}, expected a whole number")
+        return cls(num_virtual_tokens=n)  # pyright: ignore[reportCallIssue]
 
     def to_peft(self, adapted: Layer, places: Places) -> FileForm:
         """Return PEFT's fields and its tensor; PEFT takes the base's sizes from its config."""

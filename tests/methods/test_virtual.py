@@ -370,6 +370,16 @@ def test_a_file_of_another_size_or_with_other_tensors_is_refused(rng, tmp_path):
         load_adapter(short, tmp_path)
 
 
+@pytest.mark.parametrize("n", ["null", "2.5", "true", '"many"', "0"])
+def test_a_file_without_a_number_of_rows_is_refused(n, rng, tmp_path):
+    base = make_gpt()
+    save_adapter(inject(base, METHODS[0], rng), tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(config.read_text().replace('_tokens": 3', f'_tokens": {n}'))
+    with pytest.raises(CheckpointError, match=r"num_virtual_tokens = .*, expected"):
+        load_adapter(base, tmp_path)
+
+
 def test_what_else_is_trained_is_refused_where_the_file_must_be_pefts(rng, tmp_path):
     base = make_gpt()
     adapted = inject(base, METHODS[0], rng)
