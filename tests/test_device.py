@@ -27,8 +27,10 @@ from tests.counting import unmerged
 
 CONFIG = GPTConfig(vocab_size=13, block_size=6, n_layer=2, n_head=2, d_model=8, dropout=0.1)
 ALL = lora_np.LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear")
-# Whole models need targets on the same device: they have tests of their own below.
-CASES = [c for c in selfcheck.cases(np.random.default_rng(0)) if not c.name.startswith("GPT")]
+# Whole models need targets on the same device: they have tests of their own below. A random
+# subspace is on the host.
+ELSEWHERE = ("GPT", "subspace")
+CASES = [c for c in selfcheck.cases(np.random.default_rng(0)) if not c.name.startswith(ELSEWHERE)]
 
 
 @pytest.fixture(autouse=True)
@@ -215,6 +217,30 @@ def test_loss_caches_and_gradients_on_the_device_equal_the_host(rng, which, dtyp
     assert_same(found[0], expected[0])
     assert_same(found, expected)
     assert {x.dtype for x in arrays(expected) if x.dtype.kind == "f"} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lora_np.PromptConfig(1),
+        lora_np.PromptConfig(1, init_tokens=[3]),
+        lora_np.PrefixConfig(1),
+        lora_np.PrefixConfig(1, prefix_projection=True),
+    ],
+    ids=str,
+)
+def test_what_stands_before_a_text_works_on_the_device(rng, method):
+    base, (tokens, targets) = models(rng)[0], batch(rng)
+    moved, model = (
+        inject(m, method, np.random.default_rng(3)) for m in (copy_model(base, device="cuda"), base)
+    )
+    assert_same(moved, model)
+    found = gradients_of(moved, *on_device((tokens, targets)))
+    assert_same(found, gradients_of(model, tokens, targets))
+    prompts = [np.array([1, 2, 3]), np.array([4])]
+    pairs = (m.generate(prompts, 5, temperature=0) for m in (moved, model))
+    for one, other in zip(*pairs):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_inject_merge_and_unmerge_work_on_the_device(rng):

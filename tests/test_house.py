@@ -17,8 +17,8 @@ HOUSE = (
     "course cli __main__"
 )
 OPS = (
-    "contract linear lora activation norm embedding attention dropout loss conv recurrent "
-    "__init__ fast"
+    "contract fastfood linear lora activation norm embedding attention dropout loss conv "
+    "recurrent __init__ fast"
 )
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
@@ -28,11 +28,13 @@ LONG = 400  # lines of a file
 CHAIN = 10  # rooms: every chain of imports is shorter
 SHARED = {  # files of methods/ that are not one method's
     *("contract", "table", "file_form", "merging", "targets", "start", "branch", "reweighted"),
-    *("peft", "peft_lora", "peft_dora", "stacked"),
+    *("peft", "peft_lora", "peft_dora", "stacked", "virtual", "encoder", "whole", "subspace"),
 }
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",
     "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",
+    "experiments/intrinsic/__init__.py": "the experiment is about the method",
+    "experiments/intrinsic/dimension.py": "the experiment is about the method",
     "experiments/intrinsic/text.py": "a default task",
     "experiments/paper/settings.py": "the paper is LoRA's",
     "experiments/precision/study.py": "QLoRA's weights, under LoRA, in a GPT",

@@ -314,7 +314,8 @@ def with_adapters(
     """
     adapted = rebuild(twin, lambda p: p, lambda path, part: adapt(path, part) if path else None)
     adapted = adapt("", adapted) or adapted
-    vars(adapted)["method"] = config
+    if getattr(adapted, "method", None) is None:  # else the method has drawn some of its options
+        vars(adapted)["method"] = config
     return adapted
 
 
