@@ -126,24 +126,48 @@ def _extracted(
         W0, W = pair.read(name)
         if np.array_equal(W0, W):
             continue
-        delta = W - W0
         if not can_adapt(name, pair.shape(name)):
             if equal_when_rounded(W0, W, pair.types(name), pair.base_is_rounded):
                 result.rounding.append(name)
             else:
-                result.beyond[name] = float(np.linalg.norm(delta))
+                result.beyond[name] = float(np.linalg.norm(W - W0))
             continue
-        factors = _best_factors(delta, keep, uneven_noise_edge(pair.rounding(name, W0, W)), rng)
-        module = name.removesuffix(".weight")
-        if factors is None:
-            result.rounding.append(module)
-            continue
-        B, A = (rounded(x, np.float32) for x in factors)
-        result.fits.append(_fit(module, delta, factors, (B, A)))
-        yield module, B, A, 1.0
+        floor = uneven_noise_edge(pair.rounding(name, W0, W))
+        yield from nearest(name.removesuffix(".weight"), W - W0, keep, floor, rng, result)
     if not result.fits:
         compared = sum(can_adapt(name, pair.shape(name)) for name in pair.names)
         raise pair.no_change("matrix that an adapter can hold", compared)
+
+
+def nearest(
+    module: str,
+    delta: np.ndarray,
+    keep: Keep,
+    floor: float,
+    rng: np.random.Generator,
+    result: Extracted,
+) -> Iterator[Written]:
+    """Yield the nearest factors of a change, in float32, unless it is only rounding.
+
+    Parameters
+    ----------
+    module : str
+        Name of the module; `result` gets its errors, or the name if the change is rounding.
+    delta : ndarray, shape (out, in), float64
+    keep : Keep
+    floor : float
+        Singular values below it are rounding.
+    rng : numpy.random.Generator
+        For the randomised SVD of a large matrix.
+    result : Extracted
+    """
+    factors = _best_factors(delta, keep, floor, rng)
+    if factors is None:
+        result.rounding.append(module)
+        return
+    B, A = (rounded(x, np.float32) for x in factors)
+    result.fits.append(_fit(module, delta, factors, (B, A)))
+    yield module, B, A, 1.0
 
 
 def _fit(
