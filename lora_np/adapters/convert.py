@@ -22,7 +22,7 @@ Source: Eckart, Young: The approximation of one matrix by another of lower rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ from lora_np.methods.peft_lora import as_fields
 from lora_np.methods.stacked import homes_of
 from lora_np.parameters import Parameter
 from lora_np.pretrained import file_layout, load_model
-from lora_np.tables import listed
+from lora_np.tables import listed, natural
 
 EPS = float(np.finfo(np.float32).eps)  # files and models round W to a part of this, or less
 Change = tuple[str, np.ndarray, np.ndarray]  # a module's name in the file, W0 and W (out, in)
@@ -102,8 +102,7 @@ def convert_adapter(
     >>> import numpy as np
     >>> from lora_np import MLP, Keep, convert_adapter, inject, save_adapter
     >>> from lora_np.methods import DoraConfig
-    >>> rng = np.random.default_rng(0)
-    >>> base = MLP(4, 8, rng)
+    >>> base = MLP(4, 8, rng := np.random.default_rng(0))
     >>> adapted = inject(base, DoraConfig(r=1, target_modules=["up_proj"]), rng)
     >>> adapted.up_proj.m.value *= 2.0  # so that W - W0 = W0, of rank 4
     >>> with tempfile.TemporaryDirectory() as d:
@@ -117,15 +116,14 @@ def convert_adapter(
     with ExitStack() as stack:
         flag, changes = _changes(adapter, base, fields, found, stack)
         modules = _truncated(changes, keep, rng or np.random.default_rng(0), found, str(adapter))
-        write_adapter(
-            folder,
-            modules,
-            base_model=fields.get("base_model_name_or_path"),
-            dtype=None,
-            fan_in_fan_out=flag,
-            origin={key: fields[key] for key in ORIGIN if fields.get(key) is not None},
-        )
+        write_adapter(folder, modules, dtype=None, fan_in_fan_out=flag, **_origin(fields))
     return found
+
+
+def _origin(fields: Fields) -> dict[str, Any]:
+    """Return what the new config says of the base, as arguments of ``write_adapter``."""
+    origin = {key: fields[key] for key in ORIGIN if fields.get(key) is not None}
+    return {"base_model": fields.get("base_model_name_or_path"), "origin": origin}
 
 
 def _changes(
@@ -270,8 +268,46 @@ class Modules(Layer):
         vars(self).update(layers)
 
 
+class Weights:
+    """The weights of a checkpoint that an adapter changes, by its names of their modules.
+
+    Parameters
+    ----------
+    file : TensorFile
+    modules : sequence of str
+    fan_in_fan_out : bool
+        What the adapter says of weights whose model type is unknown.
+    source : str
+        The adapter, for errors.
+    """
+
+    def __init__(
+        self, file: TensorFile, modules: Sequence[str], fan_in_fan_out: bool, source: str
+    ) -> None:
+        refuse_quantised(file)
+        self.file, self.fan_in_fan_out, self.kind = file, fan_in_fan_out, model_type(file.path)
+        self.held = {plain: name for name, plain in plain_names(file.names, file.path).items()}
+        self.modules = tensors_of_modules(modules, file, source)
+
+    def linear(self, module: str) -> Linear:
+        """Return a linear layer over the weight of a module and its bias, in float64."""
+        tensor, plain = self.modules[module]
+        shape = self.file.shape(tensor)
+        if not can_adapt(plain, shape):
+            raise CheckpointError(
+                f"{self.file.path} holds {tensor!r} of shape {shape}, and the adapter changes it: "
+                "plain LoRA holds changes of linear layers' matrices only"
+            )
+        require_floats(self.file, tensor)
+        W = self.file.read(tensor, np.float64)
+        bias = self.held.get(f"{plain.removesuffix('weight')}bias")
+        b = None if bias is None else Parameter(self.file.read(bias, np.float64))
+        transposed = is_transposed(self.kind, plain, shape, self.fan_in_fan_out)
+        return Linear.over(Parameter(W.T if transposed else W), b)
+
+
 def of_checkpoint(
-    adapter: str | Path, weights: TensorFile, fan_in_fan_out: bool, found: Extracted
+    adapter: str | Path, file: TensorFile, fan_in_fan_out: bool, found: Extracted
 ) -> Iterator[Change]:
     """Yield W0 and W of each matrix of a checkpoint that an adapter in PEFT's form changes.
 
@@ -281,33 +317,32 @@ def of_checkpoint(
     Parameters
     ----------
     adapter : str or Path
-    weights : TensorFile
+    file : TensorFile
+        The checkpoint.
     fan_in_fan_out : bool
         What the adapter says of weights whose model type is unknown.
     found : Extracted
         Gets the changes of biases.
     """
-    refuse_quantised(weights)
     fields, tensors = read_adapter(adapter)
     method = _merging(fields, adapter)
     shared = {name: x for name, x in tensors.items() if name in method.of_model}
     modules: dict[str, dict[str, np.ndarray]] = {}
-    for name, x in tensors.items():
-        if name not in shared:
-            modules.setdefault(module_of(name), {})[name] = x
+    for name in tensors.keys() - shared.keys():
+        modules.setdefault(module_of(name), {})[name] = tensors[name]
     if not modules:
         raise CheckpointError(f"{adapter} holds no tensor of a module")
-    held = tensors_of_modules(list(modules), weights, str(adapter))
-    groups = [list(modules)] if method.of_model else [[name] for name in modules]
+    weights = Weights(file, sorted(modules, key=natural), fan_in_fan_out, str(adapter))
+    groups = [list(modules)] if method.of_model else [[name] for name in weights.modules]
     for group in groups:
-        layers = {name: _linear(name, *held[name], weights, fan_in_fan_out) for name in group}
+        layers = {name: weights.linear(name) for name in group}
         own = {tensor: x for name in group for tensor, x in modules[name].items()}
         try:
             adapted = method.of_peft(fields, {**shared, **own}, Modules(layers), {})
-            plain = {path: layer.merged() for path, layer in adapters(adapted).items()}
+            merged = {path: layer.merged() for path, layer in adapters(adapted).items()}
         except ValueError as error:
             raise CheckpointError(f"{adapter}: {error}") from None
-        for path, layer in plain.items():
+        for path, layer in merged.items():
             base = layers[path]
             if layer.b is not None:
                 old = 0.0 if base.b is None else base.b.value
@@ -344,22 +379,3 @@ def module_of(tensor: str) -> str:
     """
     stem, _, last = tensor.rpartition(".")
     return stem.rpartition(".")[0] if last in ("weight", "bias") else stem
-
-
-def _linear(
-    module: str, tensor: str, plain: str, weights: TensorFile, fan_in_fan_out: bool
-) -> Linear:
-    """Return a linear layer over a weight of a checkpoint and its bias, in float64."""
-    shape = weights.shape(tensor)
-    if not can_adapt(plain, shape):
-        raise CheckpointError(
-            f"{weights.path} holds {tensor!r} of shape {shape}, and the adapter changes it: plain "
-            "LoRA holds changes of linear layers' matrices only"
-        )
-    require_floats(weights, tensor)
-    W = weights.read(tensor, np.float64)
-    transposed = is_transposed(model_type(weights.path), plain, shape, fan_in_fan_out)
-    held = {name: raw for raw, name in plain_names(weights.names, weights.path).items()}
-    bias = held.get(f"{plain.removesuffix('weight')}bias")
-    b = None if bias is None else Parameter(weights.read(bias, np.float64))
-    return Linear.over(Parameter(W.T if transposed else W), b)
