@@ -235,7 +235,7 @@ def _method_name(fields: Mapping[str, Any]) -> str | None:
     """Return the name of our method that reads these fields, or None."""
     try:
         return method_of_fields(fields).name
-    except (ValueError, TypeError, AttributeError):  # a field holds another type than PEFT writes
+    except ValueError:
         return None
 
 

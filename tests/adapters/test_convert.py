@@ -439,6 +439,18 @@ def test_a_folder_with_files_stays_as_it_is(tmp_path, rng, base):
     refused(tmp_path, "already exists", tmp_path / "a", base, kind=CheckpointError)
 
 
+@pytest.mark.parametrize("use_dora", [True, False])
+def test_options_of_ours_that_are_no_object_are_refused(tmp_path, rng, base, use_dora):
+    config = DoraConfig(r=2, target_modules="all-linear") if use_dora else EVERY["lora"]
+    save_adapter(inject(base, config, rng), tmp_path / "a")
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_np_options": "x"}))
+    file = checkpoint(base, tmp_path / "base.safetensors")
+    for target in (file, base):
+        words = "lora_np_options = 'x', expected an object"
+        refused(tmp_path, words, tmp_path / "a", target, kind=CheckpointError)
+
+
 # ----------------------------------------------------------------------------------------- messages
 
 
