@@ -286,3 +286,33 @@ def test_a_converted_adapter_is_off_in_peft_by_what_convert_said(tmp_path, torch
         error = norm(new[fit.name] - delta)
         assert error == pytest.approx(fit.written, rel=1e-4) and error**2 < 0.1 * norm(delta) ** 2
         assert fit.norm == pytest.approx(norm(delta), rel=1e-6)
+
+
+LINEAR = {  # on layers that our models do not have: grouped queries, a gate
+    "dora": lambda peft: peft.LoraConfig(target_modules="all-linear", r=3, use_dora=True),
+}
+
+
+@pytest.mark.parametrize("config", LINEAR.values(), ids=list(LINEAR))
+def test_an_adapter_of_a_llama_is_converted_without_a_model_of_ours(tmp_path, torch, config):
+    import transformers
+
+    llama = transformers.LlamaConfig(
+        vocab_size=VOCAB, hidden_size=D, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(llama).double().save_pretrained(tmp_path / "base")
+
+    def fresh():
+        return transformers.LlamaForCausalLM.from_pretrained(
+            tmp_path / "base", dtype=torch.float64
+        ).eval()
+
+    theirs = of_another_method(torch, fresh(), config)
+    theirs.save_pretrained(tmp_path / "a")
+    expected, start = logits(torch, theirs), logits(torch, fresh())
+    found = convert_adapter(tmp_path / "a", tmp_path / "base", tmp_path / "b", Keep(rank=D))
+    assert len(found.fits) == 14 and not found.beyond
+    new = logits(torch, loaded(fresh(), tmp_path / "b"))
+    assert norm(start - expected) > 1e-2 * norm(expected)
+    assert norm(new - expected) < 2e-6 * norm(expected)
