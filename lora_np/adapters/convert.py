@@ -7,9 +7,8 @@ matrix, and LoRA's nearest change of rank r keeps the r largest singular values:
 
 The rank is that of a matrix in the file: GPT-2's c_attn, which stacks q, k and v, gets one B A.
 
-A file in PEFT's form needs no model. Each weight of the checkpoint that it adapts becomes a linear
-layer, the method wraps this layer, and one weight is in memory at a time. Our own form names the
-layers of a model of ours, which is therefore built first.
+A file in PEFT's form needs no model, and one weight is in memory at a time (on_checkpoint.py). Our
+own form names the layers of a model of ours, which is therefore built first.
 
 Methods round: DoRA at its start changes W0 by the rounding of its lengths, at full rank. So what is
 below float32's eps times ||W0||_F in spectral norm, which bounds such errors, is no change.
@@ -22,7 +21,7 @@ Source: Eckart, Young: The approximation of one matrix by another of lower rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,34 +29,26 @@ from typing import Any
 import numpy as np
 
 from lora_np.adapters.cut import Keep, naming
-from lora_np.adapters.extract import Extracted, can_adapt, nearest
+from lora_np.adapters.extract import Extracted, nearest
 from lora_np.adapters.file import CONFIG
-from lora_np.adapters.on_model import load_adapter, read_adapter
+from lora_np.adapters.on_checkpoint import Change, of_checkpoint
+from lora_np.adapters.on_model import load_adapter
 from lora_np.adapters.peft_config import ORIGIN
-from lora_np.adapters.weights import (
-    CONV1D_MODELS,
-    is_transposed,
-    model_type,
-    refuse_quantised,
-    require_floats,
-    tensors_of_modules,
-)
+from lora_np.adapters.weights import CONV1D_MODELS, model_type
 from lora_np.adapters.write import Written, named_tensors, new_folder, write_adapter
 from lora_np.backend import to_host
-from lora_np.files import CheckpointError, TensorFile, load_json, open_weights
-from lora_np.files.names import plain_names
+from lora_np.files import load_json, open_weights
 from lora_np.layers import Layer, Linear, copy_model
 from lora_np.methods import merge
-from lora_np.methods.contract import METHOD_FIELD, Fields, adapters
-from lora_np.methods.file_form import method_of_fields, of_file
+from lora_np.methods.contract import METHOD_FIELD, Fields
+from lora_np.methods.file_form import of_file
 from lora_np.methods.peft_lora import as_fields
 from lora_np.methods.stacked import homes_of
 from lora_np.parameters import Parameter
 from lora_np.pretrained import file_layout, load_model
-from lora_np.tables import listed, natural
+from lora_np.tables import listed
 
 EPS = float(np.finfo(np.float32).eps)  # files and models round W to a part of this, or less
-Change = tuple[str, np.ndarray, np.ndarray]  # a module's name in the file, W0 and W (out, in)
 
 
 def convert_adapter(
@@ -214,12 +205,6 @@ def _truncated(
         raise ValueError(f"{source} changes no matrix by more than rounding: it was not trained")
 
 
-def _beyond(found: Extracted, name: str, old: np.ndarray | float, new: np.ndarray) -> None:
-    """Record the change of a tensor that LoRA cannot hold, if there is one."""
-    if not np.array_equal(new, np.broadcast_to(old, new.shape)):
-        found.beyond[name] = float(np.linalg.norm(new.astype(np.float64) - old))
-
-
 # ------------------------------------------------------------------------------- on a model of ours
 
 
@@ -241,7 +226,7 @@ def of_model(adapted: Layer, base: Layer, found: Extracted) -> Iterator[Change]:
             if isinstance(p, Parameter) and not (isinstance(layer, Linear) and name == "W"):
                 old: Any = before.get(name)
                 full = f"{path}.{name}" if path else name
-                _beyond(found, full, 0.0 if old is None else to_host(old.value), to_host(p.value))
+                found.leave_out(full, 0.0 if old is None else to_host(old.value), to_host(p.value))
     for name, homes in homes_of(base, file_layout(base).places).items():
         _, place, first = homes[0]
         W0 = np.zeros((place.total, first.W.shape[1]), first.W.dtype)  # (all rows, in)
@@ -251,131 +236,3 @@ def of_model(adapted: Layer, base: Layer, found: Extracted) -> Iterator[Change]:
             W0[rows], W[rows] = to_host(layer.W.value), to_host(merged[path].W.value)
         if not np.array_equal(W0, W):
             yield name, W0, W
-
-
-# --------------------------------------------------------------------------- on any checkpoint
-
-
-class Modules(Layer):
-    """Layers by their paths in a checkpoint, without a model around them.
-
-    Parameters
-    ----------
-    layers : mapping of str to Layer
-    """
-
-    def __init__(self, layers: Mapping[str, Layer]) -> None:
-        vars(self).update(layers)
-
-
-class Weights:
-    """The weights of a checkpoint that an adapter changes, by its names of their modules.
-
-    Parameters
-    ----------
-    file : TensorFile
-    modules : sequence of str
-    fan_in_fan_out : bool
-        What the adapter says of weights whose model type is unknown.
-    source : str
-        The adapter, for errors.
-    """
-
-    def __init__(
-        self, file: TensorFile, modules: Sequence[str], fan_in_fan_out: bool, source: str
-    ) -> None:
-        refuse_quantised(file)
-        self.file, self.fan_in_fan_out, self.kind = file, fan_in_fan_out, model_type(file.path)
-        self.held = {plain: name for name, plain in plain_names(file.names, file.path).items()}
-        self.modules = tensors_of_modules(modules, file, source)
-
-    def linear(self, module: str) -> Linear:
-        """Return a linear layer over the weight of a module and its bias, in float64."""
-        tensor, plain = self.modules[module]
-        shape = self.file.shape(tensor)
-        if not can_adapt(plain, shape):
-            raise CheckpointError(
-                f"{self.file.path} holds {tensor!r} of shape {shape}, and the adapter changes it: "
-                "plain LoRA holds changes of linear layers' matrices only"
-            )
-        require_floats(self.file, tensor)
-        W = self.file.read(tensor, np.float64)
-        bias = self.held.get(f"{plain.removesuffix('weight')}bias")
-        b = None if bias is None else Parameter(self.file.read(bias, np.float64))
-        transposed = is_transposed(self.kind, plain, shape, self.fan_in_fan_out)
-        return Linear.over(Parameter(W.T if transposed else W), b)
-
-
-def of_checkpoint(
-    adapter: str | Path, file: TensorFile, fan_in_fan_out: bool, found: Extracted
-) -> Iterator[Change]:
-    """Yield W0 and W of each matrix of a checkpoint that an adapter in PEFT's form changes.
-
-    A method with tensors of the whole model, such as VeRA, gets all layers at once; otherwise one
-    weight is in memory at a time.
-
-    Parameters
-    ----------
-    adapter : str or Path
-    file : TensorFile
-        The checkpoint.
-    fan_in_fan_out : bool
-        What the adapter says of weights whose model type is unknown.
-    found : Extracted
-        Gets the changes of biases.
-    """
-    fields, tensors = read_adapter(adapter)
-    method = _merging(fields, adapter)
-    shared = {name: x for name, x in tensors.items() if name in method.of_model}
-    modules: dict[str, dict[str, np.ndarray]] = {}
-    for name in tensors.keys() - shared.keys():
-        modules.setdefault(module_of(name), {})[name] = tensors[name]
-    if not modules:
-        raise CheckpointError(f"{adapter} holds no tensor of a module")
-    weights = Weights(file, sorted(modules, key=natural), fan_in_fan_out, str(adapter))
-    groups = [list(modules)] if method.of_model else [[name] for name in weights.modules]
-    for group in groups:
-        layers = {name: weights.linear(name) for name in group}
-        own = {tensor: x for name in group for tensor, x in modules[name].items()}
-        try:
-            adapted = method.of_peft(fields, {**shared, **own}, Modules(layers), {})
-            merged = {path: layer.merged() for path, layer in adapters(adapted).items()}
-        except ValueError as error:
-            raise CheckpointError(f"{adapter}: {error}") from None
-        for path, layer in merged.items():
-            base = layers[path]
-            if layer.b is not None:
-                old = 0.0 if base.b is None else base.b.value
-                _beyond(found, f"{path}.bias", old, layer.b.value)
-            yield path, base.W.value, layer.W.value
-
-
-def _merging(fields: Fields, source: str | Path) -> Any:
-    """Return the class of the method that wrote a file, or raise if it does not merge."""
-    try:
-        method = method_of_fields(fields)
-    except ValueError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-    config = method.of_fields(fields)
-    if config is not None and not config.merges:
-        raise ValueError(
-            f"{source}: method {method.name!r} does not merge, so no plain LoRA computes the same"
-        )
-    return method
-
-
-def module_of(tensor: str) -> str:
-    """Return the module to which a tensor of an adapter belongs.
-
-    Parameters
-    ----------
-    tensor : str
-
-    Examples
-    --------
-    >>> from lora_np.adapters.convert import module_of
-    >>> module_of("layers.0.up_proj.lora_A.weight"), module_of("layers.0.up_proj.ia3_l")
-    ('layers.0.up_proj', 'layers.0.up_proj')
-    """
-    stem, _, last = tensor.rpartition(".")
-    return stem.rpartition(".")[0] if last in ("weight", "bias") else stem

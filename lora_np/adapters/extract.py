@@ -49,6 +49,11 @@ class Extracted:
     beyond: dict[str, float] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
 
+    def leave_out(self, name: str, old: np.ndarray | float, new: np.ndarray) -> None:
+        """Record the change of a tensor that an adapter cannot hold, if it changed."""
+        if not np.array_equal(new, np.broadcast_to(old, new.shape)):
+            self.beyond[name] = float(np.linalg.norm(new.astype(np.float64) - old))
+
 
 def extract_adapter(
     base: str | Path,
@@ -130,7 +135,7 @@ def _extracted(
             if equal_when_rounded(W0, W, pair.types(name), pair.base_is_rounded):
                 result.rounding.append(name)
             else:
-                result.beyond[name] = float(np.linalg.norm(W - W0))
+                result.leave_out(name, W0, W)
             continue
         floor = uneven_noise_edge(pair.rounding(name, W0, W))
         yield from nearest(name.removesuffix(".weight"), W - W0, keep, floor, rng, result)
