@@ -35,7 +35,7 @@ from lora_np.adapters.on_checkpoint import Change, of_checkpoint
 from lora_np.adapters.on_model import load_adapter
 from lora_np.adapters.peft_config import ORIGIN
 from lora_np.adapters.weights import CONV1D_MODELS, model_type
-from lora_np.adapters.write import Written, named_tensors, new_folder, write_adapter
+from lora_np.adapters.write import Written, named_tensors, write_adapter
 from lora_np.backend import to_host
 from lora_np.files import load_json, open_weights
 from lora_np.layers import Layer, Linear, copy_model
@@ -102,7 +102,6 @@ def convert_adapter(
     >>> found.fits[0].name, found.fits[0].r, found.fits[0].written < 1e-6 * found.fits[0].norm
     ('up_proj', 4, True)
     """
-    new_folder(folder)  # before the work
     fields, found = _config(adapter), Extracted()
     with ExitStack() as stack:
         flag, changes = _changes(adapter, base, fields, found, stack)

@@ -73,7 +73,7 @@ def write_adapter(
     ...     sorted(os.listdir(folder))
     ['adapter_config.json', 'adapter_model.safetensors']
     """
-    folder = new_folder(folder)
+    folder = _new_folder(folder)
     tensors, ranks, scales = named_tensors(modules)
     fields = {
         **as_fields(ranks, scales),
@@ -102,7 +102,7 @@ def write_folder(
     dtype : dtype or str, optional
         Type of the numbers in the file; None keeps the type of each tensor.
     """
-    folder = new_folder(folder)
+    folder = _new_folder(folder)
     written = {n: _as_written(n.removeprefix(PREFIX), x, dtype) for n, x in tensors.items()}
     with replacing_folder(folder) as temporary:
         save_tensors(temporary / TENSORS, written, {"format": "pt"})
@@ -178,7 +178,7 @@ def write_like(
             origin=file.origin,
         )
         return
-    folder = new_folder(folder)
+    folder = _new_folder(folder)
     tensors: dict[str, np.ndarray] = {}
     for name, B, A, scale in modules:
         _check_written(name, B, A, abs(scale))  # kohya's alpha may be negative
@@ -209,8 +209,7 @@ def _narrowest(x: float, dtypes: Iterable[np.dtype]) -> np.ndarray:
     return fits[0] if fits else np.array(x)
 
 
-def new_folder(folder: str | Path) -> Path:
-    """Return the full path of a folder that is new or empty, or raise CheckpointError."""
+def _new_folder(folder: str | Path) -> Path:
     folder = Path(folder).resolve()  # "." has no name, and a link is not replaced
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} already exists: give the adapter a new folder")

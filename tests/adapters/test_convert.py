@@ -218,6 +218,19 @@ def test_a_low_rank_is_off_by_the_singular_values_that_it_leaves_out(
     assert total_errors(found.fits)[0] == pytest.approx((missed / whole) ** 0.5, rel=1e-5)
 
 
+@pytest.mark.parametrize("route", ["checkpoint", "model"])
+def test_a_change_far_below_the_weights_keeps_its_digits(tmp_path, rng, base, route):
+    """In float32, W - W0 would be off by a thousandth here."""
+    adapted = at_random(inject(base, EVERY["dora"], rng), rng, by=1e-4)
+    save_adapter(adapted, tmp_path / "a")
+    target = checkpoint(base, tmp_path / "base.safetensors") if route == "checkpoint" else base
+    convert_adapter(tmp_path / "a", target, tmp_path / "out", FULL)
+    for path, layer in adapters(load_adapter(base, tmp_path / "out")).items():
+        delta = change(adapted, base, path)
+        assert norm(delta) < 1e-3 * norm(base.modules()[path].W.value)
+        assert relative(layer.delta().astype(np.float64), delta) < 1e-6
+
+
 def test_the_nearest_lora_of_a_model_in_memory_is_that_of_its_file(tmp_path, rng, base):
     adapted = at_random(inject(base, EVERY["dora"], rng), rng)
     save_adapter(adapted, tmp_path / "a")
