@@ -30,7 +30,7 @@ FIRST = 64  # directions of a large matrix that are tried first if no rank is gi
 
 @dataclass
 class Extracted:
-    """The tensors that differ between two checkpoints, in the adapter or not.
+    """The tensors that two checkpoints, or a method, change: in the adapter or not.
 
     Attributes
     ----------

@@ -29,10 +29,18 @@ def load_model(folder: str | Path, dtype: Any = np.float32) -> Any:
     ------
     CheckpointError
         If the folder is broken, or lora_np has no model of that type.
+
+    Examples
+    --------
+    >>> from lora_np.pretrained import load_model
+    >>> load_model("no_such_folder")
+    Traceback (most recent call last):
+        ...
+    lora_np.files.arrays.CheckpointError: no_such_folder has no config.json, which names its model
     """
     config = Path(folder) / "config.json"
     if not config.is_file():
-        raise CheckpointError(f"{folder} has no config.json, which says which model it holds")
+        raise CheckpointError(f"{folder} has no config.json, which names its model")
     fields = load_json(config)
     kind = fields.get("model_type") if isinstance(fields, dict) else None
     if kind not in LOADERS:
