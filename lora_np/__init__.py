@@ -76,6 +76,8 @@ _HOME = {
         "extract_adapter",
         "merge_adapter",
         "combine_adapters",
+        "convert_adapter",
+        "nearest_lora",
     ),
     "adapters.analyse": ("analyse_adapter", "analyse_checkpoints"),
     "experiments.rank_sweep": ("rank_sweep",),
