@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -286,11 +287,12 @@ def test_a_report_says_every_claim_and_its_verdict(name):
     results = planted(study, losses[name], more=steps if name == "grid" else dict)
     rules = {"grid": grid_claims, "small-data": small_claims, "regret": regret_claims}
     results["claims"] = [vars(claim) for claim in rules[name].claims(results)]
-    text = study.report(results)
+    text = " ".join(study.report(results).split())
     for claim in results["claims"]:
         assert f"{VERDICTS[claim['agrees']]}: {claim['of']}, {claim['says']}" in text
     assert all(contender.label in text for contender in study.contenders)
     assert "nan" not in text and "None" not in text
+    assert max(map(len, study.report(results).splitlines())) <= 100
 
 
 @every_study
@@ -324,35 +326,53 @@ def test_the_estimate_counts_the_work_of_all_runs(name):
     assert 0.8 < sweep / work < 1.25
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tiny):
+    """The folder of a base that all tiny presets can copy."""
+    folder = tmp_path_factory.mktemp("base")
+    TextTask(tiny).prepare(folder, False)
+    return str(folder)
+
+
+@pytest.fixture
+def tiny_presets(tiny, monkeypatch):
+    """Let --quick take a second, on short texts."""
+    for module in (grid, small_data, regret):
+        full_lr = module.QUICK.text.full_lr
+        text = replace(tiny, ranks=module.QUICK.text.ranks, full_lr=full_lr)
+        own = {"tokens": (64, 512)} if module is small_data else {}
+        monkeypatch.setattr(module, "QUICK", replace(module.QUICK, text=text, **own))
+
+
 @every_study
-def test_a_quick_command_runs_writes_and_shows_again(name, tmp_path, capsys, finished_base):
-    arguments = [name, "--quick", "--jobs", "1", "--base", finished_base, "--out", str(tmp_path)]
-    assert main(arguments) == 0
-    first = capsys.readouterr().out
-    study = STUDIES[name][1](STUDIES[name][0])
+@pytest.mark.usefixtures("tiny_presets")
+def test_a_quick_command_runs_writes_and_shows_again(name, tmp_path, command, base):
+    line = [name, "--quick", "--jobs", "1", "--base", base, "--out", str(tmp_path)]
+    status, first, _ = command(*line)
+    assert status == 0
+    pictures = STUDIES[name][1](STUDIES[name][0]).pictures
     assert "a quick run: there is nothing to conclude from it" in first
     assert "not decided" in first and not re.search("^(confirmed|refuted)", first, re.M)
-    for file in ("results.json", f"{name}.txt", *study.pictures):
+    for file in ("results.json", f"{name}.txt", *pictures):
         assert (tmp_path / file).stat().st_size > 0
-    assert main(arguments) == 0
-    again = capsys.readouterr().out
-    assert again.splitlines()[:-1] == first.splitlines()[:-1]
+    status, again, _ = command(*line)
+    assert status == 0 and again.splitlines()[:-1] == first.splitlines()[:-1]
     results = json.loads((tmp_path / "results.json").read_text())
     labels = [contender["label"] for contender in results["settings"]["contenders"]]
     assert labels == list(results["best"])
 
 
-@pytest.fixture(scope="module")
-def finished_base(tmp_path_factory):
-    """The folder of a base that all quick presets can copy."""
-    folder = tmp_path_factory.mktemp("base")
-    TextTask(grid.QUICK.text).prepare(folder, False)
-    return str(folder)
+@pytest.mark.slow
+@every_study
+def test_the_quick_preset_itself_runs(name, tmp_path, command):
+    status, said, _ = command(name, "--quick", "--out", str(tmp_path))
+    assert status == 0 and "not decided" in said
 
 
-def test_the_grid_takes_ranks_alphas_and_seeds_from_the_command_line(tmp_path, finished_base):
+@pytest.mark.usefixtures("tiny_presets", "unpainted")
+def test_the_grid_takes_ranks_alphas_and_seeds_from_the_command_line(tmp_path, base):
     options = ["--ranks", "4,2", "--alphas", "0.5,8", "--seeds", "1", "--jobs", "1"]
-    where = ["--base", finished_base, "--out", str(tmp_path)]
+    where = ["--base", base, "--out", str(tmp_path)]
     assert main(["grid", "--quick", *options, *where]) == 0
     settings = json.loads((tmp_path / "results.json").read_text())["settings"]
     assert settings["ranks"] == [2, 4] and settings["alphas"] == [0.5, 8.0]

@@ -279,13 +279,25 @@ def test_a_run_that_diverges_is_kept_as_none(tmp_path, tiny):
         (Contender("x", None, 0.1, tokens=10**9), "x: .* has only .* bytes"),
         (Contender("x", None, 0.1, tokens=3), "x: "),
         (Contender("x", None, 0.0), "x: start = 0.0, expected a positive learning rate"),
-        (Contender("x", None, 0.1, changes={"colour": 1}), "x: .*colour"),
+        (Contender("x", None, 0.1, changes={"d_model": 8}), "x: changes of d_model: .* only steps"),
+        (Contender("x", None, 0.1, changes={"steps": 0}), "x: steps = 0, expected at least 1"),
+        (
+            Contender("x", None, 0.1, changes={"block_size": 17}),
+            "x: .*17 is above the 16 positions",
+        ),
     ],
 )
 def test_a_contender_that_cannot_be_trained_is_refused_first(tmp_path, tiny, contender, said):
     with pytest.raises(ValueError, match=said):
         run_study(Study("s", tiny, [contender]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_contender_may_train_on_shorter_windows_than_the_base_has_positions(tmp_path, tiny):
+    """As a prompt needs it, which takes some of the positions."""
+    short = Contender("short", lora(1), 1e-2, changes={"block_size": 12})
+    results = run_study(Study("s", tiny, [short], measure=trace), tmp_path)
+    assert all(t["train_loss"] > 0.0 for t in results["trials"])
 
 
 def test_contenders_need_names_of_their_own(tiny):

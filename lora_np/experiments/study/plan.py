@@ -38,7 +38,7 @@ class Contender:
     tokens : int, optional
         Use so many tokens from the beginning of the text to train on; by default all.
     changes : mapping
-        Settings of the text task that differ, for example ``{"batch_size": 4}``.
+        Settings of the text task that differ: ``steps``, ``batch_size``, ``block_size``.
 
     Examples
     --------

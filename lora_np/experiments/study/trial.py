@@ -20,6 +20,7 @@ from lora_np.methods import inject
 from lora_np.models import GPT
 
 LOSSES = ("train_loss", "validation_loss", "test_loss", "pretrain_loss")
+OWN = ("steps", "batch_size", "block_size")  # settings that contenders may change
 MEASURED = ("trainable_parameters", *LOSSES, "seconds")
 
 
@@ -71,8 +72,24 @@ def run_study_trial(study: Any, arrays: Arrays, run: Run) -> dict[str, Any]:
 
 
 def settings_of(text: TextSettings, contender: Contender) -> TextSettings:
-    """Return the settings of the text task with which a contender is trained."""
-    return replace(text, **contender.changes)
+    """Return the settings of the text task with which a contender is trained.
+
+    Raises
+    ------
+    ValueError
+        If it changes a setting that all contenders must share, such as a size of the base, or if
+        it needs longer windows than the base has positions.
+    """
+    for name, value in contender.changes.items():
+        if name not in OWN:
+            raise ValueError(f"changes of {name}: a contender can change only {', '.join(OWN)}")
+        if value < 1:
+            raise ValueError(f"{name} = {value}, expected at least 1")
+    settings = replace(text, **contender.changes)
+    if settings.block_size > text.block_size:
+        above = f"above the {text.block_size} positions of the base"
+        raise ValueError(f"block_size = {settings.block_size} is {above}")
+    return settings
 
 
 def model_of(base: GPT, contender: Contender, seed: int) -> Any:
@@ -96,7 +113,7 @@ def _train(
     start, settings = time.perf_counter(), settings_of(study.text, contender)
     texts = texts_of(arrays, contender)
     with one_blas_thread():
-        base = rebuild_base(settings, arrays)
+        base = rebuild_base(study.text, arrays)
         model = model_of(base, contender, run.seed)
         adapt(model, settings, texts["train"], run.seed, run.lr)
         losses = losses_on(model, settings, texts)
