@@ -199,7 +199,7 @@ def _run_study(
 
     def files(results: dict[str, Any]) -> Writers:
         text = partial(save_text, text=f"{study.report(results)}\n")
-        drawn = {name: partial(draw, results) for name, draw in (study.pictures or {}).items()}
+        drawn = {name: partial(draw, results) for name, draw in study.pictures.items()}
         return {f"{study.name}.txt": text, **drawn}
 
     return carry_out(

@@ -2,7 +2,8 @@
 
 The number of steps stays the same, so that a shorter text is read more often. Each of the two has
 its own search for a learning rate at every length, which looks at the validation loss: a method
-that overfits can lower its rate.
+that overfits can lower its rate. A short text needs a rate far below that of a long one, so the
+search starts lower in proportion to the length, below SHORT bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from lora_np.experiments.study import Contender, Study
 from lora_np.experiments.study.losses import Results
 from lora_np.experiments.study.report import report
 from lora_np.methods import LoraConfig
+
+SHORT = 65536  # bytes
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class SmallDataSettings:
     ['LoRA, 1,000 bytes', 'LoRA, 2,000 bytes', 'full, 1,000 bytes', 'full, 2,000 bytes']
     """
 
-    text: TextSettings = field(default_factory=lambda: TextSettings(seeds=5, steps=300))
-    tokens: tuple[int, ...] = (1024, 4096, 16384, 65536, 262144, 2097152)
+    text: TextSettings = field(default_factory=lambda: TextSettings(seeds=5))
+    tokens: tuple[int, ...] = (2048, 8192, 32768, 131072, 524288, 2097152)
     r: int = 8
 
     task = "small-data"
@@ -68,7 +71,7 @@ def small_data_study(settings: SmallDataSettings) -> Study:
     lora = LoraConfig(r=r, lora_alpha=r, target_modules=s.target_modules)
     methods = {"LoRA": (lora, s.lora_lr), "full": (None, s.full_lr)}
     contenders = [
-        Contender(label(name, n), method, start, tokens=n)
+        Contender(label(name, n), method, start * min(1.0, n / SHORT), tokens=n)
         for name, (method, start) in methods.items()
         for n in settings.tokens
     ]
