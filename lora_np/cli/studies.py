@@ -114,14 +114,19 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
 
 def add_grid(commands: Any) -> None:
     """Add the parser of ``grid``."""
+    from lora_np.experiments.grid import GridSettings
+
+    ranks, alphas = (
+        ",".join(map(str, values)) for values in (GridSettings().text.ranks, GridSettings().alphas)
+    )
     grid = commands.add_parser(
         "grid",
         help="loss over rank x lora_alpha, with one learning rate and with the best of each cell",
         description="Heat maps of the loss, the best rate against alpha / r, and the first step. "
         "docs/studies.md shows a run.",
     )
-    grid.add_argument("--ranks", type=whole_numbers, metavar="R,R,...", help="default: 1,4,16")
-    grid.add_argument("--alphas", type=numbers, metavar="A,A,...", help="default: 2,4,8,16,32")
+    grid.add_argument("--ranks", type=whole_numbers, metavar="R,R,...", help=f"default: {ranks}")
+    grid.add_argument("--alphas", type=numbers, metavar="A,A,...", help=f"default: {alphas}")
     _add_study(grid, run_grid)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import re
 from dataclasses import replace
 
@@ -309,6 +310,14 @@ def test_a_study_of_runs_that_all_diverged_reports_and_draws_nothing_decided(
     assert True not in verdicts(found[:3])
     for file, draw in study.pictures.items():
         draw(results, tmp_path / file)
+
+
+@every_study
+def test_a_study_travels_to_another_process(name):
+    settings, study_of = STUDIES[name]
+    study = study_of(settings)
+    assert pickle.loads(pickle.dumps(study)).contenders == study.contenders
+    assert len(pickle.dumps(study)) < 20_000  # it travels with every run
 
 
 @every_study

@@ -32,7 +32,8 @@ class Contender:
     start : float
         Where its search for a learning rate starts.
     rates : tuple of float
-        Learning rates to run on all seeds, beside the best one.
+        Learning rates to run on all seeds, beside the best one. They count among those of its
+        search, which may choose one of them.
     around : int
         How many neighbours of the best rate on either side to run on all seeds.
     tokens : int, optional
