@@ -316,9 +316,10 @@ def with_adapters(
     The model itself, path "", comes last: it then has the adapters of its parts.
     """
     adapted = rebuild(twin, lambda p: p, lambda path, part: adapt(path, part) if path else None)
-    adapted = adapt("", adapted) or adapted
-    if getattr(adapted, "method", None) is None:  # else the method has drawn some of its options
-        vars(adapted)["method"] = config
+    whole = adapt("", adapted)
+    method = getattr(whole, "method", None) or config  # it may have drawn some of its options
+    adapted = whole or adapted
+    vars(adapted)["method"] = method
     return adapted
 
 
