@@ -28,7 +28,7 @@ from lora_np.layers import (
     Residual,
     as_pair,
 )
-from lora_np.methods import LoraConfig, LoRALinear, inject
+from lora_np.methods import DyLoraConfig, LoraConfig, LoRALinear, MethodConfig, inject
 from lora_np.models import GPT, GPTConfig
 from lora_np.ops import fast
 from lora_np.parameters import Parameter
@@ -75,7 +75,7 @@ def cases(rng: np.random.Generator) -> list[Case]:
     >>> first.name, first.check("complex").ok
     ('linear', True)
     """
-    return [*_pairs(rng), *_layers(rng), *_models(rng)]
+    return [*_pairs(rng), *_layers(rng), *_models(rng), *_methods(rng)]
 
 
 def _pair(name: str, *inputs: Any, label: str = "", **kwargs: Any) -> list[Case]:
@@ -155,6 +155,16 @@ def at_random(layer: Layer, rng: np.random.Generator, std: float = 1.0) -> None:
     """Redraw every Parameter from N(0, std^2), biases, gains and B included."""
     for p in layer.parameters().values():
         p.value = rng.standard_normal(p.shape) * std
+
+
+def _methods(rng: np.random.Generator) -> list[Case]:
+    """Return the layers of the methods."""
+    x = rng.standard_normal((2, 3, 4))
+    table: list[tuple[str, MethodConfig, np.ndarray]] = [
+        ("DyLoRALinear", DyLoraConfig(r=3, target_modules="all-linear"), x),
+    ]
+    base = Linear(4, 6, rng, dtype=np.float64)
+    return [_layer_case(name, inject(base, config, rng), x, rng) for name, config, x in table]
 
 
 def _models(rng: np.random.Generator) -> list[Case]:

@@ -13,6 +13,7 @@ from lora_np.methods.contract import (
     target_paths,
 )
 from lora_np.methods.dora import DoraConfig, DoraLinear
+from lora_np.methods.dylora import DyLoraConfig, DyLoRALinear, at_rank
 from lora_np.methods.file_form import tensors_of
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
@@ -24,11 +25,14 @@ __all__ = [
     "Adapter",
     "DoraConfig",
     "DoraLinear",
+    "DyLoRALinear",
+    "DyLoraConfig",
     "FilePlace",
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",
     "adapters",
+    "at_rank",
     "check_adapted",
     "inject",
     "is_adapted",

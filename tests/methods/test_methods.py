@@ -32,7 +32,7 @@ from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
 from lora_np.layers import MLP, Layer
-from lora_np.methods import METHODS, DoraConfig, adapters, method_of
+from lora_np.methods import METHODS, DoraConfig, DyLoraConfig, adapters, method_of
 from lora_np.methods.contract import METHOD_FIELD
 from tests.methods.own_gains import GainConfig, GainLinear
 
@@ -61,7 +61,7 @@ def trained(config, seed=1):
     """A model with the method's Parameters away from their start, after some steps."""
     base, rng = make_gpt(), np.random.default_rng(seed)
     adapted = inject(base, config, rng)
-    fit(adapted, lambda: (TOKENS, (TOKENS + 1) % 13), steps=5, lr=0.05)
+    fit(adapted, lambda: (TOKENS, (TOKENS + 1) % 13), steps=5, lr=0.05, rng=rng)
     return base, adapted
 
 
@@ -75,6 +75,8 @@ METHODS_TRIED = [
     LoraConfig(r=2, train_A=False, loraplus_lr_ratio=4.0),
     DoraConfig(r=2),
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
+    DyLoraConfig(r=4),
+    DyLoraConfig(r=4, update="frozen", scale="constant", lora_dropout=0.1),
     GainConfig(r=2),
     Biases(),
 ]
