@@ -160,11 +160,15 @@ def at_random(layer: Layer, rng: np.random.Generator, std: float = 1.0) -> None:
 def _methods(rng: np.random.Generator) -> list[Case]:
     """Return the layers of the methods."""
     x = rng.standard_normal((2, 3, 4))
-    table: list[tuple[str, MethodConfig, np.ndarray]] = [
-        ("DyLoRALinear", DyLoraConfig(r=3, target_modules="all-linear"), x),
+    f64, tokens = np.float64, rng.integers(0, 7, (2, 3))
+    linear, table = Linear(4, 6, rng, dtype=f64), Embedding(7, 4, rng, dtype=f64)
+    layers: list[tuple[str, MethodConfig, Layer, np.ndarray]] = [
+        ("DyLoRALinear", DyLoraConfig(r=3, target_modules="all-linear"), linear, x),
+        ("LoRAEmbedding", LoraConfig(r=3, target_modules=[""]), table, tokens),
     ]
-    base = Linear(4, 6, rng, dtype=np.float64)
-    return [_layer_case(name, inject(base, config, rng), x, rng) for name, config, x in table]
+    return [
+        _layer_case(name, inject(base, config, rng), x, rng) for name, config, base, x in layers
+    ]
 
 
 def _models(rng: np.random.Generator) -> list[Case]:

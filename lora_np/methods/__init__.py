@@ -17,6 +17,7 @@ from lora_np.methods.dylora import DyLoraConfig, DyLoRALinear, at_rank
 from lora_np.methods.file_form import tensors_of
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
+from lora_np.methods.lora_embedding import LoRAEmbedding
 from lora_np.methods.merging import merge, unmerge
 from lora_np.methods.table import make_method
 
@@ -28,6 +29,7 @@ __all__ = [
     "DyLoRALinear",
     "DyLoraConfig",
     "FilePlace",
+    "LoRAEmbedding",
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",

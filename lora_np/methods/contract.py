@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from lora_np.backend import Array
-from lora_np.layers import Flops, Layer, rebuild
+from lora_np.layers import Flops, Layer, Linear, rebuild
 from lora_np.methods.targets import linear_paths
 from lora_np.parameters import Grads, Parameter
 
@@ -105,6 +105,8 @@ class MethodConfig:
     starts_at_base, merges : bool
         Two promises, which :func:`lora_np.check_method` checks: an adapted model at the start
         computes exactly what its base does; merging gives a plain model that computes the same.
+    kinds : tuple of types
+        The kinds of layers that target_modules may name.
 
     Examples
     --------
@@ -126,6 +128,7 @@ class MethodConfig:
     name: ClassVar[str] = ""
     starts_at_base: ClassVar[bool] = True
     merges: ClassVar[bool] = True
+    kinds: ClassVar[tuple[type[Layer], ...]] = (Linear,)
     target_modules: Sequence[str] | str = "all-linear"
     layers_to_transform: int | Sequence[int] | None = None
 
@@ -142,8 +145,8 @@ class MethodConfig:
         METHODS[cls.name] = cls  # running a notebook cell again replaces the class
 
     def places(self, model: Layer) -> list[str]:
-        """Return the paths of the layers to wrap; by default the targeted linear layers."""
-        return linear_paths(model, self.target_modules, self.layers_to_transform)
+        """Return the paths of the layers to wrap; by default the targeted layers of its kinds."""
+        return linear_paths(model, self.target_modules, self.layers_to_transform, self.kinds)
 
     def wrap(self, path: str, layer: Any, rng: np.random.Generator) -> Layer:
         """Return a layer to replace `layer`; the new layer holds the Parameters of `layer`.

@@ -49,7 +49,18 @@ def merge(adapted: Any) -> Any:
     vars(merged).pop("method", None)
     for parameter in merged.parameters().values():
         parameter.trainable = True
+    _check_head(adapted, merged)
     return merged
+
+
+def _check_head(adapted: Any, merged: Any) -> None:
+    """Raise ValueError if merging changed the matrix of a language model's head."""
+    head = getattr(adapted, "head", None)
+    if head is not None and not bool((head().value == merged.head().value).all()):
+        raise ValueError(
+            "the model does not merge: its head is tied to an embedding that the method changes "
+            "for the input alone"
+        )
 
 
 def unmerge(merged: Any, adapted: Any) -> Any:
@@ -101,9 +112,7 @@ def unmerge(merged: Any, adapted: Any) -> Any:
     for path, change in changes.items():
         W = getattr(modules.get(path), "W", None)
         if not isinstance(W, Parameter) or W.shape != change.shape:
-            raise ValueError(
-                f"the merged model has no linear layer of shape {change.shape} at {path!r}"
-            )
+            raise ValueError(f"the merged model has no layer of shape {change.shape} at {path!r}")
     plain = copy_model(merged)
     for path, change in changes.items():
         layer, shift = {"": plain, **plain.modules()}[path], shifts[path]
@@ -115,7 +124,7 @@ def unmerge(merged: Any, adapted: Any) -> Any:
 
 def _shift(adapter: Adapter) -> Array | None:
     """Return what merging adds to the base's bias (out,); None where that stays as it is."""
-    b, old = adapter.merged().b, adapter.base.b
+    b, old = (getattr(layer, "b", None) for layer in (adapter.merged(), adapter.base))
     if b is None or b is old:
         return None
     return b.value if old is None else b.value - old.value

@@ -140,8 +140,8 @@ class GPT(LanguageModel):
         return self.config.block_size
 
     def embeddings(self) -> list[Parameter]:
-        """Return the tables of the token and position embeddings."""
-        return [self.wte.W, self.wpe.W]
+        """Return the Parameters of the token and position embeddings."""
+        return [*self.wte.parameters().values(), *self.wpe.parameters().values()]
 
     def embed(self, tokens: Array, positions: Array, rng: Rng = None) -> tuple[Array, Any]:
         """Return wte[tokens] + wpe[positions] with dropout.

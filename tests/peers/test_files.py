@@ -272,3 +272,30 @@ def test_a_config_names_the_modules_that_it_names_in_peft(tmp_path, fields):
     expected = [n for n in PLACES if bool(check_target_module_exists(theirs, n)) is True]
     assert named == expected
     assert 0 < len(named) < len(PLACES)
+
+
+# ------------------------------------------------------------------------------ LoRA on embeddings
+
+
+@pytest.mark.parametrize("targets", [["wte"], ["wte", "wpe", "c_attn"]], ids=str)
+def test_lora_on_embeddings_is_pefts_both_ways(tmp_path, rng, torch, theirs, tokens, targets):
+    """The head is tied to wte and keeps it, there and here."""
+    import peft
+
+    theirs.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, fan_in_fan_out=True)
+    adapted = peft.get_peft_model(theirs, config).double().eval()
+    with torch.no_grad():
+        for p in adapted.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p))
+    adapted.save_pretrained(tmp_path / "theirs")
+    base = load_gpt2(tmp_path / "base", np.float64)
+    ours = load_adapter(base, tmp_path / "theirs")
+    assert_same(ours, tokens, logits(adapted, tokens), 1e-12)
+    assert ours.wte.A.shape == (3, VOCAB) and ours.wte.B.shape == (D, 3)
+    ours.wte.A.value = ours.wte.A.value + rng.standard_normal(ours.wte.A.shape)
+    save_adapter(ours, tmp_path / "ours", peft_only=True)
+    adapted.load_adapter(tmp_path / "ours", "ours", autocast_adapter_dtype=False)
+    adapted.set_adapter("ours")
+    assert_same(ours, tokens, logits(adapted, tokens), 1e-12)
