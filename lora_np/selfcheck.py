@@ -28,7 +28,14 @@ from lora_np.layers import (
     Residual,
     as_pair,
 )
-from lora_np.methods import DyLoraConfig, LoraConfig, LoRALinear, MethodConfig, inject
+from lora_np.methods import (
+    DyLoraConfig,
+    LoraConfig,
+    LoRALinear,
+    MethodConfig,
+    TokensConfig,
+    inject,
+)
 from lora_np.models import GPT, GPTConfig
 from lora_np.ops import fast
 from lora_np.parameters import Parameter
@@ -165,6 +172,7 @@ def _methods(rng: np.random.Generator) -> list[Case]:
     layers: list[tuple[str, MethodConfig, Layer, np.ndarray]] = [
         ("DyLoRALinear", DyLoraConfig(r=3, target_modules="all-linear"), linear, x),
         ("LoRAEmbedding", LoraConfig(r=3, target_modules=[""]), table, tokens),
+        ("TokensEmbedding", TokensConfig((4, 0), [""]), table, tokens),
     ]
     return [
         _layer_case(name, inject(base, config, rng), x, rng) for name, config, base, x in layers

@@ -20,6 +20,7 @@ from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.lora_embedding import LoRAEmbedding
 from lora_np.methods.merging import merge, unmerge
 from lora_np.methods.table import make_method
+from lora_np.methods.tokens import TokensConfig, TokensEmbedding
 
 __all__ = [
     "METHODS",
@@ -33,6 +34,8 @@ __all__ = [
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",
+    "TokensConfig",
+    "TokensEmbedding",
     "adapters",
     "at_rank",
     "check_adapted",

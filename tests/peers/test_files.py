@@ -9,6 +9,7 @@ from lora_np import load_adapter, load_gpt2, save_adapter
 from lora_np.adapters.peft_config import PeftConfig
 from lora_np.files import CheckpointError
 from lora_np.methods import DoraConfig, LoraConfig, adapters, inject
+from lora_np.parameters import Grads
 
 pytestmark = [
     pytest.mark.peers,
@@ -299,3 +300,38 @@ def test_lora_on_embeddings_is_pefts_both_ways(tmp_path, rng, torch, theirs, tok
     adapted.load_adapter(tmp_path / "ours", "ours", autocast_adapter_dtype=False)
     adapted.set_adapter("ours")
     assert_same(ours, tokens, logits(adapted, tokens), 1e-12)
+
+
+# -------------------------------------------------------------------------------- trainable tokens
+
+
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments .'fan_in_fan_out':UserWarning")
+def test_trainable_tokens_are_pefts_both_ways(tmp_path, rng, torch, theirs, tokens):
+    """The rows appear in the tied head too; their gradient is the sum of both uses."""
+    import peft
+
+    theirs.save_pretrained(tmp_path / "base")
+    indices = [7, int(tokens[0, 0]) if tokens[0, 0] != 7 else 8, 30]
+    config = peft.TrainableTokensConfig(token_indices=indices, target_modules=["wte"])
+    adapted = peft.get_peft_model(theirs, config).double().eval()
+    (rows,) = (p for p in adapted.parameters() if p.requires_grad)
+    with torch.no_grad():
+        rows.add_(torch.randn_like(rows))
+    adapted.save_pretrained(tmp_path / "theirs")
+    base = load_gpt2(tmp_path / "base", np.float64)
+    ours = load_adapter(base, tmp_path / "theirs")
+    assert_same(ours, tokens, logits(adapted, tokens), 1e-12)
+    torch.nn.functional.cross_entropy(
+        adapted(torch.from_numpy(tokens)).logits.flatten(0, -2),
+        torch.from_numpy(tokens[:, ::-1].copy()).flatten(),
+    ).backward()
+    grads = Grads()
+    ours.backward(1.0, ours.loss(tokens, tokens[:, ::-1])[1], grads)
+    error = np.abs(grads[ours.wte.rows] - rows.grad.numpy()).max()
+    assert error < 1e-12 * max(1.0, float(rows.grad.abs().max()))
+    ours.wte.rows.value = ours.wte.rows.value + rng.standard_normal(rows.shape)
+    save_adapter(ours, tmp_path / "ours", peft_only=True)
+    again = peft.PeftModel.from_pretrained(
+        adapted.unload(), tmp_path / "ours", autocast_adapter_dtype=False
+    ).eval()
+    assert_same(ours, tokens, logits(again, tokens), 1e-12)
