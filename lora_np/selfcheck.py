@@ -34,6 +34,7 @@ from lora_np.methods import (
     LoRALinear,
     MethodConfig,
     TokensConfig,
+    WRGConfig,
     inject,
 )
 from lora_np.models import GPT, GPTConfig
@@ -171,6 +172,7 @@ def _methods(rng: np.random.Generator) -> list[Case]:
     linear, table = Linear(4, 6, rng, dtype=f64), Embedding(7, 4, rng, dtype=f64)
     layers: list[tuple[str, MethodConfig, Layer, np.ndarray]] = [
         ("DyLoRALinear", DyLoraConfig(r=3, target_modules="all-linear"), linear, x),
+        ("WRGLinear", WRGConfig(3, "gaussian", "all-linear"), linear, x),
         ("LoRAEmbedding", LoraConfig(r=3, target_modules=[""]), table, tokens),
         ("TokensEmbedding", TokensConfig((4, 0), [""]), table, tokens),
     ]

@@ -21,6 +21,7 @@ from lora_np.methods.lora_embedding import LoRAEmbedding
 from lora_np.methods.merging import merge, unmerge
 from lora_np.methods.table import make_method
 from lora_np.methods.tokens import TokensConfig, TokensEmbedding
+from lora_np.methods.wrg import WRGConfig, WRGLinear
 
 __all__ = [
     "METHODS",
@@ -36,6 +37,8 @@ __all__ = [
     "MethodConfig",
     "TokensConfig",
     "TokensEmbedding",
+    "WRGConfig",
+    "WRGLinear",
     "adapters",
     "at_rank",
     "check_adapted",

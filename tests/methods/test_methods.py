@@ -32,7 +32,7 @@ from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
 from lora_np.layers import MLP, Layer
-from lora_np.methods import METHODS, DoraConfig, DyLoraConfig, adapters, method_of
+from lora_np.methods import METHODS, DoraConfig, DyLoraConfig, WRGConfig, adapters, method_of
 from lora_np.methods.contract import METHOD_FIELD
 from tests.methods.own_gains import GainConfig, GainLinear
 
@@ -77,6 +77,8 @@ METHODS_TRIED = [
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
     DyLoraConfig(r=4),
     DyLoraConfig(r=4, update="frozen", scale="constant", lora_dropout=0.1),
+    WRGConfig(r=4),
+    WRGConfig(r=4, factor="gaussian"),
     GainConfig(r=2),
     Biases(),
 ]
