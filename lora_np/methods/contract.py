@@ -330,6 +330,13 @@ def method_of(model: Layer) -> MethodConfig | None:
     return method
 
 
+def head_of(model: Any) -> Parameter | None:
+    """Return the matrix of a language model's head, or None for another model."""
+    head = getattr(model, "head", None)
+    found = head() if callable(head) else None
+    return found if isinstance(found, Parameter) else None
+
+
 def is_adapted(model: Layer) -> bool:
     """Whether a method has been injected into the model."""
     return bool(adapters(model)) or method_of(model) is not None

@@ -24,7 +24,7 @@ import numpy as np
 
 from lora_np.backend import Array, like, to_host
 from lora_np.layers import Embedding, Layer, Rng
-from lora_np.methods.contract import Adapter, Fields, FileForm, Places, Tensors
+from lora_np.methods.contract import Adapter, Fields, FileForm, Places, Tensors, head_of
 from lora_np.methods.peft import PeftMethod
 from lora_np.ops.contract import Need, wanted
 from lora_np.ops.embedding import EmbeddingCache
@@ -167,8 +167,7 @@ class TokensConfig(PeftMethod):
     def to_peft(self, adapted: Layer, places: Places) -> FileForm:
         """Return PEFT's fields and tensors, those of a tied head a second time, as PEFT does."""
         fields, tensors = super().to_peft(adapted, places)
-        head = getattr(adapted, "head", lambda: None)()
-        if isinstance(head, ReplacedRows):
+        if isinstance(head := head_of(adapted), ReplacedRows):
             tensors[HEAD] = to_host(head.layer.rows.value)
         return fields, tensors
 

@@ -201,6 +201,28 @@ def test_a_method_that_names_nothing_is_refused():
         inject(make_gpt(), config(), np.random.default_rng(1))
 
 
+class Headed(Layer):
+    """Its head is a layer, not the method of a language model that returns a Parameter."""
+
+    def __init__(self, rng):
+        self.body, self.head = Linear(3, 3, rng), Linear(3, 2, rng)
+
+    def forward(self, x, rng=None):
+        y, c_body = self.body.forward(x)
+        y, c_head = self.head.forward(y)
+        return y, (c_body, c_head)
+
+
+def test_a_model_merges_whatever_it_calls_head_and_whatever_that_holds():
+    rng, x = np.random.default_rng(0), np.ones((1, 3), np.float32)
+    adapted = inject(Headed(rng), LoraConfig(r=1, target_modules=["head"]), rng)
+    adapted.head.B.value[...] = 1.0
+    np.testing.assert_allclose(merge(adapted).forward(x)[0], adapted.forward(x)[0], atol=1e-6)
+    base = make_gpt()
+    base.wte.W.value[0] = np.nan
+    merge(inject(base, LoraConfig(r=1), rng))
+
+
 # ----------------------------------------------------------------------------- files of methods
 
 
