@@ -83,7 +83,7 @@ def cases(rng: np.random.Generator) -> list[Case]:
     >>> first.name, first.check("complex").ok
     ('linear', True)
     """
-    return [*_pairs(rng), *_layers(rng), *_models(rng), *_methods(rng)]
+    return [*_pairs(rng), *_layers(rng), *_models(rng), *_adapted(rng)]
 
 
 def _pair(name: str, *inputs: Any, label: str = "", **kwargs: Any) -> list[Case]:
@@ -165,8 +165,8 @@ def at_random(layer: Layer, rng: np.random.Generator, std: float = 1.0) -> None:
         p.value = rng.standard_normal(p.shape) * std
 
 
-def _methods(rng: np.random.Generator) -> list[Case]:
-    """Return the layers of the methods."""
+def _adapted(rng: np.random.Generator) -> list[Case]:
+    """Return layers that a method has adapted."""
     x = rng.standard_normal((2, 3, 4))
     f64, tokens = np.float64, rng.integers(0, 7, (2, 3))
     linear, table = Linear(4, 6, rng, dtype=f64), Embedding(7, 4, rng, dtype=f64)
