@@ -16,9 +16,13 @@ from lora_np import ops
 from lora_np.backend import like
 from lora_np.gradcheck import GradientReport, check_gradients
 from lora_np.layers import (
+    GRU,
     MLP,
+    RNN,
     CausalSelfAttention,
     Chain,
+    Conv1d,
+    Conv2d,
     Dropout,
     Embedding,
     Gelu,
@@ -30,17 +34,31 @@ from lora_np.layers import (
 )
 from lora_np.methods import (
     DyLoraConfig,
+    IntrinsicConfig,
     LoraConfig,
     LoRALinear,
     MethodConfig,
+    PrefixConfig,
+    PromptConfig,
     TokensConfig,
     WRGConfig,
     inject,
 )
+from lora_np.methods.encoder import encoder_backward, encoder_forward
+from lora_np.methods.subspace import subspace_backward, subspace_forward
+from lora_np.methods.virtual import prepend_backward, prepend_forward
 from lora_np.models import GPT, GPTConfig
 from lora_np.ops import fast
+from lora_np.ops.fastfood import Fastfood
 from lora_np.parameters import Parameter
 from lora_np.tables import text_row
+
+IM2COL: dict[str, Any] = {
+    "kernel": (2, 3),
+    "stride": (2, 1),
+    "padding": (1, 2),
+    "dilation": (2, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +101,14 @@ def cases(rng: np.random.Generator) -> list[Case]:
     >>> first.name, first.check("complex").ok
     ('linear', True)
     """
-    return [*_pairs(rng), *_layers(rng), *_models(rng), *_adapted(rng)]
+    return [
+        *_pairs(rng),
+        *_methods(rng),
+        *_layers(rng),
+        *_patches_and_time(rng),
+        *_models(rng),
+        *_adapted(rng),
+    ]
 
 
 def _pair(name: str, *inputs: Any, label: str = "", **kwargs: Any) -> list[Case]:
@@ -118,8 +143,25 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
         _pair("cross_entropy", n((2, 4, 6)), tokens),
         _pair("cross_entropy", n((2, 4, 6)), some, label=", some ignored"),
         _pair("mse", n((3, 4)), n((3, 4))),
+        _pair("im2col", n((2, 4, 3, 2)), kernel=(2, 3)),
+        _pair("im2col", n((1, 5, 4, 3)), label=", all options", **IM2COL),
+        _pair("rnn_cell", n((2, 3)), n((2, 3))),
+        _pair("gru_cell", n((2, 9)), n((2, 9)), n((2, 3))),
     ]
     return [case for forms in table for case in forms]
+
+
+def _methods(rng: np.random.Generator) -> list[Case]:
+    """Return the pairs that belong to one method."""
+    n = rng.standard_normal
+    moves = {"P": Fastfood(7, 3, rng, np.float64), "layer": np.array([0, 0, 1, 1, 1, 0, 0])}
+    encoder = n((2, 3)), n((5, 3)), n(5), n((4, 5)), n(4)
+    return [
+        Case("prepend", prepend_forward, prepend_backward, (n((2, 3, 4)), n((2, 4))), {}),
+        Case("encoder", encoder_forward, encoder_backward, encoder, {}),
+        Case("subspace", subspace_forward, subspace_backward, (n(7), n(3), n(2)), moves),
+        Case("subspace, no scales", subspace_forward, subspace_backward, (n(7), n(3)), moves),
+    ]
 
 
 def _layers(rng: np.random.Generator) -> list[Case]:
@@ -145,6 +187,21 @@ def _layers(rng: np.random.Generator) -> list[Case]:
         ("Chain, one layer twice", Chain(mlp, Residual(mlp)), x),
     ]
     return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in table]
+
+
+def _patches_and_time(rng: np.random.Generator) -> list[Case]:
+    """Return convolutions and recurrent layers, each plain and with LoRA on every linear layer."""
+    f64, x, image = np.float64, rng.standard_normal((2, 4, 3)), rng.standard_normal((2, 4, 3, 2))
+    table: list[tuple[str, Layer, np.ndarray]] = [
+        ("Conv2d", Conv2d(2, 3, 2, rng, dtype=f64), image),
+        ("Conv2d, all options", Conv2d(2, 4, rng=rng, groups=2, dtype=f64, **IM2COL), image),
+        ("Conv1d", Conv1d(3, 4, 3, rng, stride=2, padding=1, dtype=f64), x),
+        ("RNN", RNN(3, 4, rng, dtype=f64), x),
+        ("GRU", GRU(3, 4, rng, dtype=f64), x),
+    ]
+    config = LoraConfig(2, lora_alpha=1, lora_dropout=0.2, target_modules="all-linear")
+    with_lora = [(f"{name} with LoRA", inject(layer, config, rng), x) for name, layer, x in table]
+    return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in [*table, *with_lora]]
 
 
 def _layer_case(name: str, layer: Layer, x: np.ndarray, rng: np.random.Generator) -> Case:
@@ -184,14 +241,22 @@ def _adapted(rng: np.random.Generator) -> list[Case]:
 def _models(rng: np.random.Generator) -> list[Case]:
     config = GPTConfig(vocab_size=7, block_size=5, n_layer=2, n_head=2, d_model=4, dropout=0.1)
     base = GPT(config, rng, np.float64)
-    adapted = inject(base, LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear"), rng)
+    table = {"GPT": base}
+    for name, method in {
+        "LoRA": LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear"),
+        "a prompt": PromptConfig(1),
+        "a prefix": PrefixConfig(1),
+        "a prefix and its MLP": PrefixConfig(1, prefix_projection=True, encoder_hidden_size=3),
+        "a random subspace": IntrinsicConfig(d=20, structured=True),
+    }.items():
+        table[f"GPT with {name}"] = inject(base, method, rng)
     tokens, targets = rng.integers(0, 7, (2, 3, 4))
 
     def loss(model: Any, x: np.ndarray) -> tuple[Any, Any]:
         return model.loss(x, like(targets, x), np.random.default_rng(1))
 
     found = []
-    for name, model in (("GPT", base), ("GPT with LoRA", adapted)):
+    for name, model in table.items():
         at_random(model, rng, 0.5)
         forward, backward, inputs = as_pair(model, loss)
         methods = ("directional", "complex")

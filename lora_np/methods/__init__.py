@@ -15,10 +15,14 @@ from lora_np.methods.contract import (
 from lora_np.methods.dora import DoraConfig, DoraLinear
 from lora_np.methods.dylora import DyLoraConfig, DyLoRALinear, at_rank
 from lora_np.methods.file_form import tensors_of
+from lora_np.methods.intrinsic import IntrinsicConfig, IntrinsicModel
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.lora_embedding import LoRAEmbedding
 from lora_np.methods.merging import merge, unmerge
+from lora_np.methods.nf4 import Nf4Config, quantise
+from lora_np.methods.prefix import PrefixConfig
+from lora_np.methods.prompt import PromptConfig
 from lora_np.methods.table import make_method
 from lora_np.methods.tokens import TokensConfig, TokensEmbedding
 from lora_np.methods.wrg import WRGConfig, WRGLinear
@@ -31,10 +35,15 @@ __all__ = [
     "DyLoRALinear",
     "DyLoraConfig",
     "FilePlace",
+    "IntrinsicConfig",
+    "IntrinsicModel",
     "LoRAEmbedding",
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",
+    "Nf4Config",
+    "PrefixConfig",
+    "PromptConfig",
     "TokensConfig",
     "TokensEmbedding",
     "WRGConfig",
@@ -47,6 +56,7 @@ __all__ = [
     "make_method",
     "merge",
     "method_of",
+    "quantise",
     "target_paths",
     "tensors_of",
     "unmerge",

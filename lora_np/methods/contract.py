@@ -144,6 +144,10 @@ class MethodConfig:
             raise ValueError(f"method {cls.name!r} is already defined in {other.__module__}")
         METHODS[cls.name] = cls  # running a notebook cell again replaces the class
 
+    def prepare(self, model: Layer) -> Layer:
+        """Return the model to adapt; by default `model`, and never a change of it."""
+        return model
+
     def places(self, model: Layer) -> list[str]:
         """Return the paths of the layers to wrap; by default the targeted layers of its kinds."""
         return linear_paths(model, self.target_modules, self.layers_to_transform, self.kinds)
@@ -262,6 +266,7 @@ def inject(model: Any, config: MethodConfig, rng: np.random.Generator) -> Any:
     ['h.0.attn.q_proj.A', 'h.0.attn.q_proj.B', 'h.0.attn.v_proj.A', 'h.0.attn.v_proj.B']
     """
     places = set(target_paths(model, config))
+    model = config.prepare(model)
     trained = {p for name, p in model.parameters().items() if config.trains(name)}
     if not places and not trained:
         raise ValueError(f"{config} names no layer and no Parameter of the model to train")
@@ -311,8 +316,10 @@ def with_adapters(
     The model itself, path "", comes last: it then has the adapters of its parts.
     """
     adapted = rebuild(twin, lambda p: p, lambda path, part: adapt(path, part) if path else None)
-    adapted = adapt("", adapted) or adapted
-    vars(adapted)["method"] = config
+    whole = adapt("", adapted)
+    method = getattr(whole, "method", None) or config  # it may have drawn some of its options
+    adapted = whole or adapted
+    vars(adapted)["method"] = method
     return adapted
 
 

@@ -32,8 +32,21 @@ from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
 from lora_np.layers import MLP, Layer
-from lora_np.methods import METHODS, DoraConfig, DyLoraConfig, WRGConfig, adapters, method_of
+from lora_np.methods import (
+    METHODS,
+    DoraConfig,
+    DyLoraConfig,
+    IntrinsicConfig,
+    PrefixConfig,
+    PromptConfig,
+    TokensConfig,
+    WRGConfig,
+    adapters,
+    method_of,
+)
 from lora_np.methods.contract import METHOD_FIELD
+from lora_np.methods.virtual import VirtualTokens
+from lora_np.selfcheck import at_random
 from tests.methods.own_gains import GainConfig, GainLinear
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, d_model=16)
@@ -54,7 +67,10 @@ class Biases(MethodConfig):
 
 
 def make_gpt(dtype=np.float32):
-    return GPT(CONFIG, np.random.default_rng(0), dtype)
+    """Weights so large that attention attends: a prompt is nothing to a model that does not."""
+    model = GPT(CONFIG, np.random.default_rng(0), np.float64)
+    at_random(model, np.random.default_rng(0), 0.2)
+    return copy_model(model, dtype=dtype)
 
 
 def trained(config, seed=1):
@@ -76,9 +92,14 @@ METHODS_TRIED = [
     DoraConfig(r=2),
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
     DyLoraConfig(r=4),
-    DyLoraConfig(r=4, update="frozen", scale="constant", lora_dropout=0.1),
+    DyLoraConfig(4, 16, 0.1, "all-linear", update="frozen", scale="constant"),
     WRGConfig(r=4),
     WRGConfig(r=4, factor="gaussian"),
+    TokensConfig((1, 4)),
+    PromptConfig(2),
+    PrefixConfig(2),
+    IntrinsicConfig(40, seed=3),
+    IntrinsicConfig(60, structured=True, seed=3),
     GainConfig(r=2),
     Biases(),
 ]
@@ -87,7 +108,14 @@ every_method = pytest.mark.parametrize("config", METHODS_TRIED, ids=lambda c: c.
 
 @every_method
 def test_a_method_keeps_the_whole_contract(config):
-    assert len(check_method(config)) == 15
+    assert len(check_method(config, needed_by(config))) == 15
+
+
+def needed_by(config):
+    """A language model for a method that needs one, else None: any model will do."""
+    tiny = GPTConfig(vocab_size=5, block_size=6, n_layer=1, n_head=2, d_model=4)
+    of_tokens = isinstance(config, VirtualTokens) or config.target_modules == ("wte",)
+    return GPT(tiny, np.random.default_rng(0)) if of_tokens else None
 
 
 @every_method
@@ -103,11 +131,19 @@ def test_a_method_is_trained_and_its_base_stays_as_it_was(config):
 @every_method
 def test_a_method_is_merged_and_unmerged(config):
     base, adapted = trained(config)
+    if not config.merges:
+        with pytest.raises(ValueError, match="do not merge: no weight of the base"):
+            merge(adapted)
+        return
     plain = merge(adapted)
     assert adapters(plain) == {} and method_of(plain) is None
     np.testing.assert_allclose(plain.forward(TOKENS)[0], adapted.forward(TOKENS)[0], atol=1e-5)
     if not adapters(adapted):
         with pytest.raises(ValueError, match=r"trained h\.0\.ln_1\.beta and .* of the base itself"):
+            unmerge(plain, adapted)
+        return
+    if isinstance(config, IntrinsicConfig):
+        with pytest.raises(ValueError, match="changes the whole model: its old values are in"):
             unmerge(plain, adapted)
         return
     again = unmerge(plain, adapted).parameters()
