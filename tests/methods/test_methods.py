@@ -76,7 +76,7 @@ METHODS_TRIED = [
     DoraConfig(r=2),
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
     DyLoraConfig(r=4),
-    DyLoraConfig(r=4, update="frozen", scale="constant", lora_dropout=0.1),
+    DyLoraConfig(4, 16, 0.1, "all-linear", update="frozen", scale="constant"),
     WRGConfig(r=4),
     WRGConfig(r=4, factor="gaussian"),
     GainConfig(r=2),
