@@ -258,3 +258,10 @@ def test_what_means_nothing_is_refused():
     for rank in (0, 5):
         with pytest.raises(ValueError, match=f"rank {rank} of .* expected DyLoRA and a rank from"):
             at_rank(adapted_gpt(), rank)
+
+
+def test_a_batch_that_fails_leaves_the_model_at_its_full_rank():
+    model, wrong = adapted_gpt(), np.full((2, 3), 10**6)  # no such token
+    with pytest.raises(IndexError):
+        fit(model, lambda: (wrong, wrong), steps=1, lr=0.1, rng=np.random.default_rng(1))
+    assert all(layer.drawn is None for layer in adapters(model).values())
