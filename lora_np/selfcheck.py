@@ -32,7 +32,7 @@ from lora_np.layers import (
     Residual,
     as_pair,
 )
-from lora_np.methods import LoraConfig, LoRALinear, inject
+from lora_np.methods import LoraConfig, LoRALinear, inject, make_method
 from lora_np.models import GPT, GPTConfig
 from lora_np.ops import fast
 from lora_np.parameters import Parameter
@@ -86,7 +86,7 @@ def cases(rng: np.random.Generator) -> list[Case]:
     >>> first.name, first.check("complex").ok
     ('linear', True)
     """
-    return [*_pairs(rng), *_layers(rng), *_patches_and_time(rng), *_models(rng)]
+    return [*_pairs(rng), *_layers(rng), *_patches_and_time(rng), *_methods(rng), *_models(rng)]
 
 
 def _pair(name: str, *inputs: Any, label: str = "", **kwargs: Any) -> list[Case]:
@@ -167,6 +167,15 @@ def _patches_and_time(rng: np.random.Generator) -> list[Case]:
     config = LoraConfig(2, lora_alpha=1, lora_dropout=0.2, target_modules="all-linear")
     with_lora = [(f"{name} with LoRA", inject(layer, config, rng), x) for name, layer, x in table]
     return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in [*table, *with_lora]]
+
+
+def _methods(rng: np.random.Generator) -> list[Case]:
+    """Return a linear layer with each method."""
+    table = [
+        ("LoHa", make_method("loha", r=2, target_modules="all-linear")),
+    ]
+    base, x = Linear(4, 6, rng, dtype=np.float64), rng.standard_normal((2, 3, 4))
+    return [_layer_case(name, inject(base, config, rng), x, rng) for name, config in table]
 
 
 def _layer_case(name: str, layer: Layer, x: np.ndarray, rng: np.random.Generator) -> Case:

@@ -79,7 +79,8 @@ def save_adapter(
     layout = file_layout(adapted)
     fields, tensors = to_file(adapted, layout.places, peft_only)
     fields["base_model_name_or_path"] = base_model
-    fields["fan_in_fan_out"] = layout.fan_in_fan_out
+    if layout.fan_in_fan_out:  # several configurations of PEFT do not have the field
+        fields["fan_in_fan_out"] = True
     of_model = method_of_fields(fields).of_model
     named = {n if n in of_model else f"{PREFIX}{n}": x for n, x in tensors.items()}
     write_folder(folder, fields, named, dtype)

@@ -98,7 +98,8 @@ class PeftMethod(MethodConfig):
         if "" in groups:
             raise NoPeftForm("PEFT adapts the parts of a model, not the whole")
         own = {p for adapter in adapters(adapted).values() for p in adapter.own().values()}
-        others = [name for name, p in tensors_of(adapted).items() if p not in own]
+        trained = {name: p for name, p in adapted.parameters().items() if p.trainable}
+        others = [name for name, p in trained.items() if p not in own]
         if others:
             raise NoPeftForm(f"the model also trains {first_of(others)}, which PEFT does not save")
         tensors = {

@@ -32,7 +32,7 @@ from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
 from lora_np.layers import MLP, Layer
-from lora_np.methods import METHODS, DoraConfig, adapters, method_of
+from lora_np.methods import METHODS, DoraConfig, LoHaConfig, adapters, method_of
 from lora_np.methods.contract import METHOD_FIELD
 from tests.methods.own_gains import GainConfig, GainLinear
 
@@ -75,6 +75,7 @@ METHODS_TRIED = [
     LoraConfig(r=2, train_A=False, loraplus_lr_ratio=4.0),
     DoraConfig(r=2),
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
+    LoHaConfig(r=2),
     GainConfig(r=2),
     Biases(),
 ]
