@@ -173,6 +173,11 @@ def _methods(rng: np.random.Generator) -> list[Case]:
     """Return a linear layer with each method."""
     table = [
         ("LoHa", make_method("loha", r=2, target_modules="all-linear")),
+        ("LoKr", make_method("lokr", target_modules="all-linear")),
+        (
+            "LoKr, factors",
+            make_method("lokr", r=1, decompose_both=True, target_modules="all-linear"),
+        ),
     ]
     base, x = Linear(4, 6, rng, dtype=np.float64), rng.standard_normal((2, 3, 4))
     return [_layer_case(name, inject(base, config, rng), x, rng) for name, config in table]

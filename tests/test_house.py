@@ -27,7 +27,17 @@ LONGEST = 60  # lines of a function, decorators and docstring included
 LONG = 400  # lines of a file
 CHAIN = 10  # rooms: every chain of imports is shorter
 SHARED = {  # files of methods/ that are not one method's
-    *("contract", "table", "file_form", "merging", "targets", "start", "branch", "reweighted"),
+    *(
+        "contract",
+        "table",
+        "file_form",
+        "merging",
+        "targets",
+        "start",
+        "branch",
+        "reweighted",
+        "paired",
+    ),
     *("peft", "peft_lora", "peft_dora", "stacked"),
 }
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why

@@ -15,6 +15,7 @@ from lora_np.methods.contract import (
 from lora_np.methods.dora import DoraConfig, DoraLinear
 from lora_np.methods.file_form import tensors_of
 from lora_np.methods.loha import LoHaConfig
+from lora_np.methods.lokr import LoKrConfig
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.merging import merge, unmerge
@@ -27,6 +28,7 @@ __all__ = [
     "DoraLinear",
     "FilePlace",
     "LoHaConfig",
+    "LoKrConfig",
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",

@@ -137,9 +137,14 @@ class PeftMethod(MethodConfig):
         config = replace(cls.of_fields(saved), target_modules=tuple(parts))
         twin = rebuild(base, Parameter.share)
         adapted = wrapped(twin, config, parts, np.random.default_rng(0))
+        for path, adapter in adapters(adapted).items():
+            config.hold(adapter, parts[path])
         named = {f"{path}.{tensor}": x for path, own in parts.items() for tensor, x in own.items()}
         fill_tensors(tensors_of(adapted), named)
         return adapted
+
+    def hold(self, adapter: Any, tensors: Tensors) -> None:
+        """Let an adapter have the Parameters of a file, where the names there decide which."""
 
     @classmethod
     def split(

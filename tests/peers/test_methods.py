@@ -7,7 +7,15 @@ import pytest
 
 from lora_np import load_adapter, merge, save_adapter
 from lora_np.layers import MLP, copy_model
-from lora_np.methods import DoraConfig, LoHaConfig, LoraConfig, adapters, inject, tensors_of
+from lora_np.methods import (
+    DoraConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    adapters,
+    inject,
+    tensors_of,
+)
 from lora_np.parameters import Grads
 
 pytestmark = [
@@ -28,6 +36,9 @@ METHODS = {
     "dora": DoraConfig(r=3, lora_alpha=5, target_modules="all-linear"),
     "dora, one layer": DoraConfig(r=2, target_modules=("down_proj",), use_rslora=True),
     "loha": LoHaConfig(r=3, alpha=5, target_modules="all-linear"),
+    "lokr": LoKrConfig(r=3, alpha=5, target_modules="all-linear"),
+    "lokr, factors": LoKrConfig(r=1, alpha=2, decompose_both=True, target_modules="all-linear"),
+    "lokr, sides": LoKrConfig(r=2, decompose_factor=3, target_modules="all-linear"),
 }
 every_method = pytest.mark.parametrize("config", METHODS.values(), ids=list(METHODS))
 
