@@ -171,13 +171,15 @@ def _patches_and_time(rng: np.random.Generator) -> list[Case]:
 
 def _methods(rng: np.random.Generator) -> list[Case]:
     """Return a linear layer with each method."""
+    everywhere: dict[str, Any] = {"target_modules": "all-linear"}
+    exact: dict[str, Any] = {**everywhere, "oft_block_size": 2, "use_cayley_neumann": False}
     table = [
-        ("LoHa", make_method("loha", r=2, target_modules="all-linear")),
-        ("LoKr", make_method("lokr", target_modules="all-linear")),
-        (
-            "LoKr, factors",
-            make_method("lokr", r=1, decompose_both=True, target_modules="all-linear"),
-        ),
+        ("LoHa", make_method("loha", r=2, **everywhere)),
+        ("LoKr", make_method("lokr", **everywhere)),
+        ("LoKr, factors", make_method("lokr", r=1, decompose_both=True, **everywhere)),
+        ("OFT", make_method("oft", **exact)),
+        ("OFT, series", make_method("oft", oft_block_size=4, **everywhere)),
+        ("OFT, one rotation", make_method("oft", block_share=True, **exact)),
     ]
     base, x = Linear(4, 6, rng, dtype=np.float64), rng.standard_normal((2, 3, 4))
     return [_layer_case(name, inject(base, config, rng), x, rng) for name, config in table]

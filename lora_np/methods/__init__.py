@@ -19,6 +19,7 @@ from lora_np.methods.lokr import LoKrConfig
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.merging import merge, unmerge
+from lora_np.methods.oft import OFTConfig
 from lora_np.methods.table import make_method
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",
+    "OFTConfig",
     "adapters",
     "check_adapted",
     "inject",

@@ -32,7 +32,15 @@ from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
 from lora_np.layers import MLP, Layer
-from lora_np.methods import METHODS, DoraConfig, LoHaConfig, LoKrConfig, adapters, method_of
+from lora_np.methods import (
+    METHODS,
+    DoraConfig,
+    LoHaConfig,
+    LoKrConfig,
+    OFTConfig,
+    adapters,
+    method_of,
+)
 from lora_np.methods.contract import METHOD_FIELD
 from tests.methods.own_gains import GainConfig, GainLinear
 
@@ -77,6 +85,8 @@ METHODS_TRIED = [
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
     LoHaConfig(r=2),
     LoKrConfig(r=1, alpha=8, decompose_both=True),
+    OFTConfig(oft_block_size=4, target_modules=("q_proj", "k_proj", "v_proj", "up_proj")),
+    OFTConfig(r=1, oft_block_size=0, use_cayley_neumann=False, block_share=True),
     GainConfig(r=2),
     Biases(),
 ]

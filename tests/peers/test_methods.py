@@ -12,6 +12,7 @@ from lora_np.methods import (
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
+    OFTConfig,
     adapters,
     inject,
     tensors_of,
@@ -27,6 +28,7 @@ pytestmark = [
 
 D = 6  # the base is an MLP 6 -> 24 -> 6, whose layers PEFT calls up_proj and down_proj too
 TOLERANCE = 1e-12  # float64, relative
+EVERYWHERE = {"target_modules": "all-linear"}
 METHODS = {
     "lora": LoraConfig(r=3, lora_alpha=5, target_modules="all-linear"),
     "lora, rslora": LoraConfig(r=3, lora_alpha=5, target_modules=("up_proj",), use_rslora=True),
@@ -39,6 +41,11 @@ METHODS = {
     "lokr": LoKrConfig(r=3, alpha=5, target_modules="all-linear"),
     "lokr, factors": LoKrConfig(r=1, alpha=2, decompose_both=True, target_modules="all-linear"),
     "lokr, sides": LoKrConfig(r=2, decompose_factor=3, target_modules="all-linear"),
+    "oft": OFTConfig(oft_block_size=3, target_modules="all-linear"),
+    "oft, 3 terms": OFTConfig(r=2, oft_block_size=0, num_cayley_neumann_terms=3, **EVERYWHERE),
+    "oft, 7 terms": OFTConfig(r=2, oft_block_size=0, num_cayley_neumann_terms=7, **EVERYWHERE),
+    "oft, exact": OFTConfig(r=2, oft_block_size=0, use_cayley_neumann=False, **EVERYWHERE),
+    "oft, one rotation": OFTConfig(oft_block_size=2, block_share=True, target_modules="all-linear"),
 }
 every_method = pytest.mark.parametrize("config", METHODS.values(), ids=list(METHODS))
 
@@ -74,7 +81,8 @@ def torch_twin(base):
 def at_random(adapted, rng):
     """Move every Parameter of the method away from its start."""
     for p in tensors_of(adapted).values():
-        p.value = p.value + 0.3 * rng.standard_normal(p.shape)
+        if p.dtype.kind == "f":  # and not places
+            p.value = p.value + 0.3 * rng.standard_normal(p.shape)
     return adapted
 
 
