@@ -14,6 +14,7 @@ from lora_np.methods.contract import (
 )
 from lora_np.methods.dora import DoraConfig, DoraLinear
 from lora_np.methods.file_form import tensors_of
+from lora_np.methods.hira import HiraConfig
 from lora_np.methods.loha import LoHaConfig
 from lora_np.methods.lokr import LoKrConfig
 from lora_np.methods.lora import LoRALinear
@@ -28,6 +29,7 @@ __all__ = [
     "DoraConfig",
     "DoraLinear",
     "FilePlace",
+    "HiraConfig",
     "LoHaConfig",
     "LoKrConfig",
     "LoRALinear",

@@ -35,6 +35,7 @@ from lora_np.layers import MLP, Layer
 from lora_np.methods import (
     METHODS,
     DoraConfig,
+    HiraConfig,
     LoHaConfig,
     LoKrConfig,
     OFTConfig,
@@ -87,6 +88,7 @@ METHODS_TRIED = [
     LoKrConfig(r=1, alpha=8, decompose_both=True),
     OFTConfig(oft_block_size=4, target_modules=("q_proj", "k_proj", "v_proj", "up_proj")),
     OFTConfig(r=1, oft_block_size=0, use_cayley_neumann=False, block_share=True),
+    HiraConfig(r=8, target_modules="all-linear"),
     GainConfig(r=2),
     Biases(),
 ]

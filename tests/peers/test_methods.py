@@ -9,6 +9,7 @@ from lora_np import load_adapter, merge, save_adapter
 from lora_np.layers import MLP, copy_model
 from lora_np.methods import (
     DoraConfig,
+    HiraConfig,
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
@@ -46,6 +47,7 @@ METHODS = {
     "oft, 7 terms": OFTConfig(r=2, oft_block_size=0, num_cayley_neumann_terms=7, **EVERYWHERE),
     "oft, exact": OFTConfig(r=2, oft_block_size=0, use_cayley_neumann=False, **EVERYWHERE),
     "oft, one rotation": OFTConfig(oft_block_size=2, block_share=True, target_modules="all-linear"),
+    "hira": HiraConfig(r=3, target_modules="all-linear"),
 }
 every_method = pytest.mark.parametrize("config", METHODS.values(), ids=list(METHODS))
 
