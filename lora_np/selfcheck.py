@@ -181,6 +181,8 @@ def _methods(rng: np.random.Generator) -> list[Case]:
         ("OFT, series", make_method("oft", oft_block_size=4, **everywhere)),
         ("OFT, one rotation", make_method("oft", block_share=True, **exact)),
         ("HiRA", make_method("hira", r=2, **everywhere)),
+        ("MiSS", make_method("miss", r=3, **everywhere)),
+        ("MiSS, mini", make_method("miss", r=2, init_weights="mini", mini_r=2, **everywhere)),
     ]
     base, x = Linear(4, 6, rng, dtype=np.float64), rng.standard_normal((2, 3, 4))
     return [_layer_case(name, inject(base, config, rng), x, rng) for name, config in table]

@@ -20,6 +20,7 @@ from lora_np.methods.lokr import LoKrConfig
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.merging import merge, unmerge
+from lora_np.methods.miss import MissConfig
 from lora_np.methods.oft import OFTConfig
 from lora_np.methods.table import make_method
 
@@ -35,6 +36,7 @@ __all__ = [
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",
+    "MissConfig",
     "OFTConfig",
     "adapters",
     "check_adapted",

@@ -38,6 +38,7 @@ from lora_np.methods import (
     HiraConfig,
     LoHaConfig,
     LoKrConfig,
+    MissConfig,
     OFTConfig,
     adapters,
     method_of,
@@ -89,6 +90,8 @@ METHODS_TRIED = [
     OFTConfig(oft_block_size=4, target_modules=("q_proj", "k_proj", "v_proj", "up_proj")),
     OFTConfig(r=1, oft_block_size=0, use_cayley_neumann=False, block_share=True),
     HiraConfig(r=8, target_modules="all-linear"),
+    MissConfig(r=3),
+    MissConfig(r=4, init_weights="mini", mini_r=2),
     GainConfig(r=2),
     Biases(),
 ]

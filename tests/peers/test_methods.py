@@ -13,6 +13,7 @@ from lora_np.methods import (
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
+    MissConfig,
     OFTConfig,
     adapters,
     inject,
@@ -48,6 +49,9 @@ METHODS = {
     "oft, exact": OFTConfig(r=2, oft_block_size=0, use_cayley_neumann=False, **EVERYWHERE),
     "oft, one rotation": OFTConfig(oft_block_size=2, block_share=True, target_modules="all-linear"),
     "hira": HiraConfig(r=3, target_modules="all-linear"),
+    "miss": MissConfig(r=3, target_modules="all-linear"),
+    "miss, cut": MissConfig(r=5, target_modules="all-linear"),
+    "miss, mini": MissConfig(r=4, init_weights="mini", mini_r=2, target_modules="all-linear"),
 }
 every_method = pytest.mark.parametrize("config", METHODS.values(), ids=list(METHODS))
 
