@@ -183,6 +183,7 @@ def _methods(rng: np.random.Generator) -> list[Case]:
         ("HiRA", make_method("hira", r=2, **everywhere)),
         ("MiSS", make_method("miss", r=3, **everywhere)),
         ("MiSS, mini", make_method("miss", r=2, init_weights="mini", mini_r=2, **everywhere)),
+        ("SHiRA", make_method("shira", r=1, **everywhere)),
     ]
     base, x = Linear(4, 6, rng, dtype=np.float64), rng.standard_normal((2, 3, 4))
     return [_layer_case(name, inject(base, config, rng), x, rng) for name, config in table]

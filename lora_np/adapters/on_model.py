@@ -83,7 +83,9 @@ def save_adapter(
         fields["fan_in_fan_out"] = True
     of_model = method_of_fields(fields).of_model
     named = {n if n in of_model else f"{PREFIX}{n}": x for n, x in tensors.items()}
-    write_folder(folder, fields, named, dtype)
+    write_folder(
+        folder, fields, named, dtype, [n for n, x in named.items() if x.dtype.kind in "iu"]
+    )
 
 
 def load_adapter(base: Any, folder: str | Path) -> Any:
@@ -154,7 +156,7 @@ def _read(folder: Path, homes: Collection[str]) -> tuple[dict[str, Any], dict[st
         if fields.get("peft_type") == "LORA":
             PeftConfig(config, ("use_dora",))
         with TensorFile(folder / TENSORS) as file:
-            return fields, {n.removeprefix(PREFIX): file.read(n, None) for n in file.names}
+            return fields, {n.removeprefix(PREFIX): file.read_any(n) for n in file.names}
     tensors: dict[str, np.ndarray] = {}
     with open_adapter(folder) as adapter:
         adapter.require_scale()

@@ -22,6 +22,7 @@ from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.merging import merge, unmerge
 from lora_np.methods.miss import MissConfig
 from lora_np.methods.oft import OFTConfig
+from lora_np.methods.shira import ShiraConfig
 from lora_np.methods.table import make_method
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "MethodConfig",
     "MissConfig",
     "OFTConfig",
+    "ShiraConfig",
     "adapters",
     "check_adapted",
     "inject",

@@ -128,5 +128,7 @@ def fill_tensors(expected: Mapping[str, Parameter], tensors: Tensors) -> None:
             raise ValueError(
                 f"{name!r} has shape {tensors[name].shape} in the file, expected {p.shape}"
             )
+        if tensors[name].dtype.kind in "iu" and p.dtype.kind == "f":
+            raise ValueError(f"{name!r} holds {tensors[name].dtype} in the file, expected floats")
     for name, p in expected.items():
         p.value = like(tensors[name].astype(p.dtype), p.value)

@@ -40,6 +40,7 @@ from lora_np.methods import (
     LoKrConfig,
     MissConfig,
     OFTConfig,
+    ShiraConfig,
     adapters,
     method_of,
 )
@@ -92,6 +93,7 @@ METHODS_TRIED = [
     HiraConfig(r=8, target_modules="all-linear"),
     MissConfig(r=3),
     MissConfig(r=4, init_weights="mini", mini_r=2),
+    ShiraConfig(r=2),
     GainConfig(r=2),
     Biases(),
 ]

@@ -15,6 +15,7 @@ from lora_np.methods import (
     LoraConfig,
     MissConfig,
     OFTConfig,
+    ShiraConfig,
     adapters,
     inject,
     tensors_of,
@@ -26,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings(
         "ignore:Unexpected keyword arguments .'lora_np_options':UserWarning"
     ),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks are:UserWarning"),  # PyTorch's own
 ]
 
 D = 6  # the base is an MLP 6 -> 24 -> 6, whose layers PEFT calls up_proj and down_proj too
@@ -52,6 +54,7 @@ METHODS = {
     "miss": MissConfig(r=3, target_modules="all-linear"),
     "miss, cut": MissConfig(r=5, target_modules="all-linear"),
     "miss, mini": MissConfig(r=4, init_weights="mini", mini_r=2, target_modules="all-linear"),
+    "shira": ShiraConfig(r=2, target_modules="all-linear"),
 }
 every_method = pytest.mark.parametrize("config", METHODS.values(), ids=list(METHODS))
 
