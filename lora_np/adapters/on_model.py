@@ -77,7 +77,7 @@ def save_adapter(
     """
     check_adapted(adapted)
     layout = file_layout(adapted)
-    fields, tensors = to_file(adapted, layout.places, peft_only)
+    fields, tensors = to_file(adapted, layout.places, peft_only, layout.fan_in_fan_out)
     fields["base_model_name_or_path"] = base_model
     if layout.fan_in_fan_out:  # several configurations of PEFT do not have the field
         fields["fan_in_fan_out"] = True

@@ -121,7 +121,7 @@ class LoHaConfig(PeftMethod):
     layers_to_transform: int | Sequence[int] | None = None
 
     name = "loha"
-    peft_type = "LOHA"
+    peft_type, peft_transposes = "LOHA", False
 
     def __post_init__(self) -> None:
         check_whole("r", self.r)

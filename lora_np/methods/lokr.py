@@ -147,7 +147,7 @@ class LoKrConfig(PeftMethod):
     layers_to_transform: int | Sequence[int] | None = None
 
     name = "lokr"
-    peft_type = "LOKR"
+    peft_type, peft_transposes = "LOKR", False
 
     def __post_init__(self) -> None:
         check_whole("r", self.r)

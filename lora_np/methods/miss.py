@@ -112,7 +112,7 @@ class MissConfig(PeftMethod):
     layers_to_transform: int | Sequence[int] | None = None
 
     name = "miss"
-    peft_type = "MISS"
+    peft_type, peft_transposes = "MISS", False
 
     def __post_init__(self) -> None:
         check_whole("r", self.r)

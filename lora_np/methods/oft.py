@@ -18,7 +18,6 @@ Sources: Qiu et al. (2023), arXiv:2306.07280; options, names and start of PEFT 0
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -148,7 +147,7 @@ class OFTConfig(PeftMethod):
     target_modules: Sequence[str] | str = ("q_proj", "v_proj")
     layers_to_transform: int | Sequence[int] | None = None
 
-    name, peft_type = "oft", "OFT"
+    name, peft_type, peft_transposes = "oft", "OFT", False
     peft_defaults: ClassVar = {"coft": False, "eps": 6e-5, "peft_version": "0.21.0"}
 
     def __post_init__(self) -> None:
@@ -160,13 +159,13 @@ class OFTConfig(PeftMethod):
 
     def wrap(self, path: str, layer: Linear, rng: np.random.Generator) -> OFTLinear:
         """Return `layer` with every rotation at I."""
-        d_in, n = layer.W.shape[1], self.r or self.oft_block_size
-        if d_in % n:
-            what, fits = "r" if self.r else "oft_block_size", math.gcd(d_in, n)
-            raise ValueError(
-                f"{what} = {n} does not divide the {d_in} inputs of {path}: {fits} does"
-            )
-        k = d_in // n if self.r else n
+        name, n = ("r", self.r) if self.r else ("oft_block_size", self.oft_block_size)
+        d_in = layer.W.shape[1]
+        k = 1 if d_in % n else d_in // n if self.r else n
+        if k == 1:
+            what, fits = f"{name} = {n}", [m for m in range(2, d_in + 1) if d_in % m == 0]
+            where = f"the {d_in} inputs of {path or 'the layer'}"
+            raise ValueError(f"{what}, but {where} divide into parts of {fits}")
         q = np.zeros((1 if self.block_share else d_in // k, k * (k - 1) // 2))
         terms = self.num_cayley_neumann_terms if self.use_cayley_neumann else None
         return OFTLinear(layer, {"q": parameter_like(layer.W, q)}, {"k": k, "terms": terms})

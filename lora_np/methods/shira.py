@@ -81,10 +81,10 @@ class ShiraLinear(Reweighted):
 
     def tensors(self) -> dict[str, Parameter]:
         """Return w and its places, which a file holds too."""
-        return {**self.own(), "shira_indices": Places(self)}
+        return {**self.own(), "shira_indices": PlacesInFile(self)}
 
 
-class Places(Parameter):
+class PlacesInFile(Parameter):
     """The places of a layer as a Parameter in a file: to read and to write, never to train."""
 
     def __init__(self, layer: ShiraLinear) -> None:
@@ -103,7 +103,7 @@ class Places(Parameter):
         inside = (places >= 0).all() and (places.max(axis=1) < shape).all()
         if not inside or len(set(zip(*places.tolist()))) < places.shape[1]:
             raise ValueError(f"shira_indices must be different places of a weight {shape}")
-        self.layer.options["places"] = places
+        self.layer.options = {**self.layer.options, "places": places}  # copies share the old ones
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class ShiraConfig(PeftMethod):
     target_modules: Sequence[str] | str = ("q_proj", "v_proj")
 
     name = "shira"
-    peft_type = "SHIRA"
+    peft_type, peft_transposes = "SHIRA", False
     peft_defaults: ClassVar = {"mask_type": "random"}
 
     def __post_init__(self) -> None:

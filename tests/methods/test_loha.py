@@ -3,9 +3,18 @@
 import numpy as np
 import pytest
 
-from lora_np import Linear, check_gradients, check_layer, inject
+from lora_np import (
+    GPT,
+    GPTConfig,
+    Linear,
+    check_gradients,
+    check_layer,
+    inject,
+    load_adapter,
+    save_adapter,
+)
 from lora_np.checks import ContractError
-from lora_np.methods import LoHaConfig, make_method
+from lora_np.methods import LoHaConfig, adapters, make_method
 from lora_np.methods.loha import LoHaLinear, loha_weight_backward, loha_weight_forward
 from tests.methods.pairs import assert_exact
 
@@ -55,6 +64,19 @@ def test_it_starts_at_the_base_and_the_last_factor_alone_learns_first(rng):
         d is not None and bool(d.any()) for d in loha_weight_backward(base.W.value, cache, need)
     ]
     assert moved == [False, False, False, False, True]
+
+
+def test_on_layers_that_peft_cannot_adapt_a_file_has_our_own_form(rng, tmp_path):
+    """GPT-2's files hold o_proj as Conv1D, (in, out)."""
+    base = GPT(GPTConfig(9, 4, 1, 2, 8), rng)
+    adapted = inject(base, LoHaConfig(r=2, target_modules=["o_proj"]), rng)
+    with pytest.raises(ValueError, match=r"PEFT does not have 'loha' on Conv1D"):
+        save_adapter(adapted, tmp_path / "theirs", peft_only=True)
+    layer = adapters(adapted)["h.0.attn.o_proj"]
+    layer.hada_w2_b.value = rng.standard_normal((2, 8)).astype(np.float32)
+    save_adapter(adapted, tmp_path / "ours")
+    again, tokens = load_adapter(base, tmp_path / "ours"), np.array([[1, 2, 3]])
+    np.testing.assert_array_equal(again.forward(tokens)[0], adapted.forward(tokens)[0])
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,13 @@ def test_a_seed_draws_the_same_places_again(rng):
     np.testing.assert_array_equal(one, two)
 
 
+def test_places_that_a_copy_takes_from_a_file_stay_its_own(rng):
+    layer = inject(Linear(6, 8, rng), ShiraConfig(r=1, target_modules="all-linear"), rng)
+    before = layer.options["places"].copy()
+    copy_model(layer).tensors()["shira_indices"].value = before[:, ::-1]
+    np.testing.assert_array_equal(layer.options["places"], before)
+
+
 def written(rng, folder):
     base = MLP(6, 24, rng)
     adapted = inject(base, ShiraConfig(r=1, target_modules=["up_proj"]), rng)

@@ -1,11 +1,12 @@
 """Every method that PEFT has, against PEFT: y, dx, every gradient, the merge, files both ways."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lora_np import load_adapter, merge, save_adapter
+from lora_np import load_adapter, load_gpt2, merge, save_adapter
 from lora_np.layers import MLP, copy_model
 from lora_np.methods import (
     DoraConfig,
@@ -176,3 +177,36 @@ def test_peft_refuses_a_method_that_it_does_not_have(tmp_path, rng, base):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_np_method"]
     with pytest.raises((TypeError, ValueError, KeyError)):
         peft.PeftModel.from_pretrained(torch_twin(base), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")  # PEFT's
+@every_method
+def test_on_gpt2s_transposed_layers_a_file_is_pefts_only_where_peft_adapts_them(
+    tmp_path, rng, doubles, config
+):
+    """HF's GPT-2 holds its weights (in, out); several methods of PEFT know only (out, in)."""
+    import peft
+    import transformers
+
+    options = {"n_positions": 6, "n_embd": D, "n_layer": 1, "n_head": 2}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=9, **options, **tokens)
+    ).eval()
+    theirs.save_pretrained(tmp_path / "base")
+    base = load_gpt2(tmp_path / "base", np.float64)
+    ours = inject(base, replace(config, target_modules=("o_proj", "down_proj")), rng)
+    save_adapter(at_random(ours, rng), tmp_path / "adapter")
+    text, fields = rng.integers(0, 9, (2, 5)), tmp_path / "adapter" / "adapter_config.json"
+    expected = ours.forward(text)[0]
+    assert error(load_adapter(base, tmp_path / "adapter").forward(text)[0], expected) < TOLERANCE
+    if config.peft_transposes:
+        adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter")
+        assert error(expected, adapted(doubles.from_numpy(text)).logits) < 2e-6
+        return
+    assert "peft_type" not in json.loads(fields.read_text())
+    theirs_alike = peft.get_peft_config(
+        {"peft_type": config.peft_type, "target_modules": ["c_proj"]}
+    )
+    with pytest.raises(TypeError, match="Conv1D"):
+        peft.get_peft_model(theirs, theirs_alike)
