@@ -24,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from lora_np.backend import Array, get_xp
+from lora_np.backend import Array, get_xp, like
 from lora_np.layers import Flops, Linear
 from lora_np.methods.contract import METHOD_FIELD, Fields
 from lora_np.methods.paired import PairedLinear
@@ -49,7 +49,7 @@ class OFTCache(NamedTuple):
 
 def rotations(q: Array, k: int, terms: int | None) -> tuple[Array, Array, list[Array]]:
     """Return R (parts, k, k) of q (parts, k (k - 1) / 2), Q, and the steps between them."""
-    xp, (i, j) = get_xp(q), np.triu_indices(k, 1)
+    xp, (i, j) = get_xp(q), (like(n, q) for n in np.triu_indices(k, 1))
     expect_last("q", q, len(i))
     Q, unit = xp.zeros((len(q), k, k), dtype=q.dtype), xp.eye(k, dtype=q.dtype)
     Q[:, i, j], Q[:, j, i] = q, -q
@@ -103,7 +103,7 @@ def oft_backward(dy: Array, cache: OFTCache, need: Need = None) -> tuple[Array |
 
 def _of_rotations(dR: Array, Q: Array, steps: list[Array]) -> Array:
     """Return dq of :func:`rotations`."""
-    (i, j), dQ = np.triu_indices(dR.shape[1], 1), get_xp(dR).zeros_like(Q)
+    (i, j), dQ = (like(n, Q) for n in np.triu_indices(Q.shape[1], 1)), get_xp(Q).zeros_like(Q)
     dR = dR if len(Q) == len(dR) else dR.sum(axis=0, keepdims=True)  # one rotation of all parts
     if len(steps) == 1:
         M = steps[0].swapaxes(1, 2)
@@ -163,9 +163,9 @@ class OFTConfig(PeftMethod):
         d_in = layer.W.shape[1]
         k = 1 if d_in % n else d_in // n if self.r else n
         if k == 1:
-            what, fits = f"{name} = {n}", [m for m in range(2, d_in + 1) if d_in % m == 0]
-            where = f"the {d_in} inputs of {path or 'the layer'}"
-            raise ValueError(f"{what}, but {where} divide into parts of {fits}")
+            fits = [m for m in range(2, d_in + 1) if d_in % m == 0]
+            what = f"{name} = {n}, but the {d_in} inputs of {path or 'the layer'}"
+            raise ValueError(f"{what} divide into parts of {fits}")
         q = np.zeros((1 if self.block_share else d_in // k, k * (k - 1) // 2))
         terms = self.num_cayley_neumann_terms if self.use_cayley_neumann else None
         return OFTLinear(layer, {"q": parameter_like(layer.W, q)}, {"k": k, "terms": terms})
