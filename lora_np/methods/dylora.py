@@ -54,21 +54,21 @@ class DyLoRALinear(LoRALinear):
         """Return y (..., out), and the cache with the ranks whose gradients are kept."""
         y, cache = super().forward(x, rng)
         first = self.drawn - 1 if self.frozen and self.drawn else 0
-        return y, (cache, slice(first, self.drawn or self.r))
+        return y, (cache, first, self.drawn or self.r)
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
         """Add the gradients of A and B, zero for ranks that are not trained; return dx."""
-        W0, A, B, b, (lora, kept) = self.W0, self.A, self.B, self.b, cache
+        W0, A, B, b, (lora, first, k) = self.W0, self.A, self.B, self.b, cache
         need = (need_dx, *(p is not None and p.trainable for p in (W0, A, B, b)))
         dx, dW0, dA_k, dB_k, db = lora_linear_backward(dy, lora, need)
         xp = get_xp(dy)
         if dA_k is not None:
             dA = xp.zeros(A.shape, dA_k.dtype)  # (r, in)
-            dA[kept] = dA_k[kept]
+            dA[first:k] = dA_k[first:]
             grads.add(A, dA)
         if dB_k is not None:
             dB = xp.zeros(B.shape, dB_k.dtype)  # (out, r)
-            dB[:, kept] = dB_k[:, kept]
+            dB[:, first:k] = dB_k[:, first:]
             grads.add(B, dB)
         grads.add(W0, dW0)
         if b is not None:
@@ -153,8 +153,9 @@ class DyLoraConfig(MethodConfig):
         for layer in adapters(model).values():
             for p, before, axis in zip((layer.A, layer.B), layer.before, (1, 0)):
                 if p in of:
-                    trained = (of[p] != 0).any(axis=axis, keepdims=True)  # (r, 1) or (1, r)
-                    p.value[...] = get_xp(p.value).where(trained, p.value, before)
+                    still = get_xp(p.value).flatnonzero((of[p] == 0).all(axis=axis))
+                    at = (still,) if axis else (slice(None), still)
+                    p.value[at] = before[at]
             layer.before = None
 
 

@@ -22,14 +22,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from lora_np.backend import Array, get_xp, like, to_host
+from lora_np.backend import Array, like, to_host
 from lora_np.layers import Embedding, Layer, Rng
 from lora_np.methods.contract import Adapter, Fields, FileForm, Places, Tensors, head_of
 from lora_np.methods.peft import PeftMethod
 from lora_np.ops.contract import Need, wanted
 from lora_np.ops.embedding import EmbeddingCache
 from lora_np.ops.fast import embedding_backward, embedding_forward
-from lora_np.ops.linear import rows
 from lora_np.parameters import Grads, Parameter
 from lora_np.reading import shown
 
@@ -41,7 +40,7 @@ class TokensCache(NamedTuple):
 
     table: Any
     replaced: Array  # (...), whether the token's row is one of R
-    place: Array  # (...), which one
+    place: Array  # (n,), which one, for those that are
     k: int
 
 
@@ -51,8 +50,10 @@ def tokens_forward(
     """Look up `tokens` (...) in W (V, d) with the rows of `indices` replaced by R (k, d)."""
     y, c_table = embedding_forward(tokens, W)  # (..., d)
     match = tokens[..., None] == like(np.asarray(indices), tokens)  # (..., k)
-    replaced, place = match.any(axis=-1), match.argmax(axis=-1)
-    y = get_xp(y).where(replaced[..., None], R[place], y)
+    replaced = match.any(axis=-1)  # (...)
+    place = (match * like(np.arange(len(R)), match)).sum(axis=-1)[replaced]  # (n,)
+    y = y.astype((W[:0] + R[:0]).dtype)
+    y[replaced] = R[place]
     return y, TokensCache(c_table, replaced, place, len(R))
 
 
@@ -63,11 +64,12 @@ def tokens_backward(
     need_W, need_R = wanted(need, 2)
     dW = dR = None
     if need_W:
-        (dW,) = embedding_backward(dy * ~cache.replaced[..., None], cache.table)
+        others = dy.copy()
+        others[cache.replaced] = 0.0
+        (dW,) = embedding_backward(others, cache.table)
     if need_R:
-        own = cache.replaced.reshape(-1)
-        found = EmbeddingCache(cache.place.reshape(-1)[own], (cache.k, dy.shape[-1]))
-        (dR,) = embedding_backward(rows(dy)[own], found)
+        found = EmbeddingCache(cache.place, (cache.k, dy.shape[-1]))
+        (dR,) = embedding_backward(dy[cache.replaced], found)
     return dW, dR
 
 
@@ -113,7 +115,7 @@ class TokensEmbedding(Adapter):
     def table(self) -> Array:
         """Return W' (V, d)."""
         W, R = self.base.W.value, self.rows.value
-        table = W.astype(get_xp(W).result_type(W, R))  # a copy
+        table = W.astype((W[:0] + R[:0]).dtype)  # a copy
         table[like(np.asarray(self.indices), W)] = R
         return table
 
@@ -165,8 +167,7 @@ class TokensConfig(PeftMethod):
     def to_peft(self, adapted: Layer, places: Places) -> FileForm:
         """Return PEFT's fields and tensors, those of a tied head a second time, as PEFT does."""
         fields, tensors = super().to_peft(adapted, places)
-        head = head_of(adapted)
-        if isinstance(head, ReplacedRows):
+        if isinstance(head := head_of(adapted), ReplacedRows):
             tensors[HEAD] = to_host(head.layer.rows.value)
         return fields, tensors
 

@@ -95,8 +95,8 @@ def test_a_wrong_derivation_is_caught(update, monkeypatch):
     forward_of = DyLoRALinear.forward
 
     def late(self, x, rng=None):
-        y, (cache, kept) = forward_of(self, x, rng)
-        return y, (cache, slice(kept.start + 1, kept.stop))
+        y, (cache, first, k) = forward_of(self, x, rng)
+        return y, (cache, first + 1, k)
 
     monkeypatch.setattr(DyLoRALinear, "forward", late)
     layer = layer_at(3, update=update)
@@ -258,3 +258,10 @@ def test_what_means_nothing_is_refused():
     for rank in (0, 5):
         with pytest.raises(ValueError, match=f"rank {rank} of .* expected DyLoRA and a rank from"):
             at_rank(adapted_gpt(), rank)
+
+
+def test_a_batch_that_fails_leaves_the_model_at_its_full_rank():
+    model, wrong = adapted_gpt(), np.full((2, 3), 10**6)  # no such token
+    with pytest.raises(IndexError):
+        fit(model, lambda: (wrong, wrong), steps=1, lr=0.1, rng=np.random.default_rng(1))
+    assert all(layer.drawn is None for layer in adapters(model).values())

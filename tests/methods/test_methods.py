@@ -36,9 +36,16 @@ from lora_np.methods import (
     METHODS,
     DoraConfig,
     DyLoraConfig,
+    HiraConfig,
     IntrinsicConfig,
+    LoHaConfig,
+    LoKrConfig,
+    MissConfig,
+    OFTConfig,
     PrefixConfig,
     PromptConfig,
+    ShiraConfig,
+    TokensConfig,
     WRGConfig,
     adapters,
     method_of,
@@ -90,14 +97,23 @@ METHODS_TRIED = [
     LoraConfig(r=2, train_A=False, loraplus_lr_ratio=4.0),
     DoraConfig(r=2),
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
+    DyLoraConfig(r=4),
+    DyLoraConfig(4, 16, 0.1, "all-linear", update="frozen", scale="constant"),
+    WRGConfig(r=4),
+    WRGConfig(r=4, factor="gaussian"),
+    TokensConfig((1, 4)),
     PromptConfig(2),
     PrefixConfig(2),
     IntrinsicConfig(40, seed=3),
     IntrinsicConfig(60, structured=True, seed=3),
-    DyLoraConfig(r=4),
-    DyLoraConfig(r=4, update="frozen", scale="constant", lora_dropout=0.1),
-    WRGConfig(r=4),
-    WRGConfig(r=4, factor="gaussian"),
+    LoHaConfig(r=2),
+    LoKrConfig(r=1, alpha=8, decompose_both=True, target_modules="all-linear"),
+    OFTConfig(oft_block_size=4, target_modules=("q_proj", "k_proj", "v_proj", "up_proj")),
+    OFTConfig(r=1, oft_block_size=0, use_cayley_neumann=False, block_share=True),
+    HiraConfig(r=8, target_modules="all-linear"),
+    MissConfig(r=3),
+    MissConfig(r=4, init_weights="mini", mini_r=2),
+    ShiraConfig(r=2),
     GainConfig(r=2),
     Biases(),
 ]
@@ -112,8 +128,8 @@ def test_a_method_keeps_the_whole_contract(config):
 def needed_by(config):
     """A language model for a method that needs one, else None: any model will do."""
     tiny = GPTConfig(vocab_size=5, block_size=6, n_layer=1, n_head=2, d_model=4)
-    is_virtual = isinstance(config, VirtualTokens)
-    return GPT(tiny, np.random.default_rng(0)) if is_virtual else None
+    of_tokens = isinstance(config, VirtualTokens) or config.target_modules == ("wte",)
+    return GPT(tiny, np.random.default_rng(0)) if of_tokens else None
 
 
 @every_method
