@@ -36,6 +36,8 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",
     "experiments/intrinsic/__init__.py": "the experiment is about the method",
     "experiments/intrinsic/dimension.py": "the experiment is about the method",
+    "experiments/grid/first_step.py": "the grid is LoRA's",
+    "experiments/grid/study.py": "the grid is LoRA's",
     "experiments/intrinsic/text.py": "a default task",
     "experiments/paper/settings.py": "the paper is LoRA's",
     "experiments/precision/study.py": "QLoRA's weights, under LoRA, in a GPT",
@@ -44,6 +46,10 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "experiments/rank_sweep/method.py": "a default task",
     "experiments/rank_sweep/models.py": "a default task",
     "experiments/rank_sweep/text.py": "a default task",
+    "experiments/regret/study.py": "its claims are LoRA's",
+    "experiments/small_data/study.py": "LoRA against full fine-tuning",
+    "experiments/study/run.py": "a default task",
+    "experiments/study/trial.py": "a default task",
     "selfcheck.py": "the table of every pair, layer and model",
 }
 
