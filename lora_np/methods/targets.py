@@ -20,8 +20,6 @@ from lora_np.reading import shown
 
 KINDS: dict[type[Layer], str] = {Linear: "linear layer", Embedding: "embedding"}
 
-KINDS: dict[type[Layer], str] = {Linear: "linear layer", Embedding: "embedding"}
-
 
 def linear_paths(
     model: Layer,

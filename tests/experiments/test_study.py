@@ -5,6 +5,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -78,6 +79,21 @@ def test_neighbours_of_the_best_rate_and_common_rates_are_run_on_all_seeds(at):
     expected = [at / 4, at / 2, at, 2 * at, 4 * at, 1.0]
     assert rates_on_all_seeds(one, done, 1.0) == pytest.approx(expected)
     assert sorted(run.lr for run in done if run.seed == 1) == pytest.approx(expected)
+
+
+def test_a_common_rate_far_from_the_start_does_not_stop_a_search():
+    """The losses fall from the start up to 0.16; a rate of 0.64 says nothing of those between."""
+    one = Contender("a", None, 0.01, rates=(0.64,))
+    assert best_rate(one, carried_out([one], 2, valley(0.16)), 1.0) == 0.16
+    wide = Contender("a", None, 0.01, rates=(1e-6,), around=1)
+    assert best_rate(wide, carried_out([wide], 2, valley(1e-6)), 1.0) > 1e-6  # out of reach
+
+
+def test_rates_that_differ_by_rounding_are_one():
+    one = Contender("a", None, 0.02 / 3, around=2)  # no number of 4 digits
+    done = carried_out([one], 2, valley(0.02 / 3 / 8))
+    rates = sorted({run.lr for run in done})
+    assert all(b / a > 1.9 for a, b in pairwise(rates)), rates
 
 
 def test_the_runs_do_not_depend_on_the_order_in_which_they_end():
