@@ -17,7 +17,7 @@
 #
 # **What you'll learn.** Which of these choices matter, which only seem to, and how to tell.
 #
-# **What you'll need.** Chapters 7 and 9. A minute of computing.
+# **What you'll need.** Chapters 7 and 9. Half a minute of computing.
 
 # %%
 import matplotlib.pyplot as plt
@@ -46,8 +46,8 @@ one_thread = threadpool_limits(1)  # products this small are not faster on two t
 # ## A task with a known answer
 #
 # As in chapter 7, a linear map $W_0$ must become $W_0 + \Delta W$, and the inputs are uncorrelated
-# with variance one. $\Delta W$ has the singular values 1, 0.8, 0.64, ... The loss of a change $N$ is
-# $\tfrac12\Vert\Delta W - N\Vert_F^2$, and no change of rank $r$ can be below
+# with variance one. $\Delta W$ has the singular values 1, 0.8, 0.64, ... The loss of a change $N$
+# is $\tfrac12\Vert\Delta W - N\Vert_F^2$, and no change of rank $r$ can be below
 #
 # $$ \text{floor}(r) = \tfrac12 \sum_{i>r} \sigma_i^2 . $$
 #
@@ -82,8 +82,8 @@ def train(config, rate, seed=0, steps=STEPS, batch=(inputs, targets)):
 # %% [markdown]
 # ## Alpha, rank and rate
 #
-# We train every combination of three ranks, three values of $\alpha$ and 13 learning rates, with four
-# draws of $A$.
+# We train every combination of three ranks, three values of $\alpha$ and 13 learning rates, with
+# four draws of $A$.
 #
 # **Predict.** Two people compare $\alpha = 2, 8, 32$. One uses the learning rate 0.01 for all, the
 # other 0.32. Which $\alpha$ will each of them recommend? And which one will a third person
@@ -140,8 +140,8 @@ assert max(spread["each at its best rate"]) < 0.01
 #
 # ## The best rate
 #
-# Chapter 9 showed that Adam with scale $s$ and rate $\eta$ is Adam with scale 1, the rate $\eta$ for
-# $A$ and $s\eta$ for $B$. After $t$ steps in one direction, an entry of $B$ has moved by
+# Chapter 9 showed that Adam with scale $s$ and rate $\eta$ is Adam with scale 1, the rate $\eta$
+# for $A$ and $s\eta$ for $B$. After $t$ steps in one direction, an entry of $B$ has moved by
 # $s\eta t$, and an entry of $A$ from $a_0$ to about $a_0 + \eta t$. Their product has moved by
 #
 # $$ s\eta t\,(a_0 + \eta t) . $$
@@ -175,14 +175,14 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# By a factor of 4, the square root of 16. The fitted slopes are within 0.15 of $-1/2$ in the mean of
-# the three ranks. Whoever changes $\alpha$ and keeps the rate has changed the rate.
+# By a factor of 4, the square root of 16. The fitted slopes are within 0.15 of $-1/2$ in the mean
+# of the three ranks. Whoever changes $\alpha$ and keeps the rate has changed the rate.
 #
 # ## The first step of a whole model
 #
 # Chapter 9 derived for one layer that the first step moves the weights with $s^2$ under SGD and
-# with $s$ under Adam. A model has many layers, but at $B = 0$ the gradients of all of them are those
-# of the base model, whatever $s$ is. We test it on a GPT like that of chapter 7, but smaller:
+# with $s$ under Adam. A model has many layers, but at $B = 0$ the gradients of all of them are
+# those of the base model, whatever $s$ is. We test it on a GPT like that of chapter 7, but smaller:
 # two blocks and $d = 32$, trained on English text about Python.
 
 # %%
@@ -230,9 +230,10 @@ for optimizer, power in (("sgd", 2), ("adam", 1)):
 # $$ -\eta \operatorname{sign}(g_o) \textstyle\sum_i \vert x_i\vert \quad\text{(full)}, \qquad
 #    -\eta\, s \operatorname{sign}(g_o) \textstyle\sum_k \vert u_k\vert \quad\text{(LoRA)}, $$
 #
-# with $u = Ax$. If $x$ is Gaussian and $A$ uniform between $\pm 1/\sqrt{\text{in}}$, then each $u_k$
-# is $\sqrt 3$ times as small as an $x_i$. There are *in* entries $x_i$ and $r$ entries $u_k$, and
-# $s = \alpha/r$. At one rate, the first step of full fine-tuning is therefore larger by the factor
+# with $u = Ax$. If $x$ is Gaussian and $A$ uniform between $\pm 1/\sqrt{\text{in}}$, then each
+# $u_k$ is $\sqrt 3$ times as small as an $x_i$. There are *in* entries $x_i$ and $r$ entries $u_k$,
+# and $s = \alpha/r$. At one rate, the first step of full fine-tuning is therefore larger by the
+# factor
 #
 # $$ \sqrt 3\;\text{in}/\alpha , $$
 #
@@ -259,8 +260,8 @@ assert all(abs(value / (3**0.5 * 32 / 8) - 1) < 0.1 for value in factor.values()
 # **Predict.** Is the best rate of LoRA over the whole training more than 6.9 times that of full
 # fine-tuning, or less?
 #
-# We train the GPT for 60 steps of Python code at each rate, and estimate the best rate by a parabola
-# through the lowest point and its neighbours.
+# We train the GPT for 60 steps of Python code at each rate, and estimate the best rate by a
+# parabola through the lowest point and its neighbours.
 
 
 # %%
@@ -346,9 +347,9 @@ for name in ("attention", "MLP"):
 
 # %% [markdown]
 # 9 and 7 (which costs 4,480). All layers are best, by more than 0.01 in the mean of three seeds: a
-# low rank everywhere is better here than a higher rank in some places. Schulman et al. also find the
-# attention alone to be worse. They find the MLP alone as good as all layers, which is not so here.
-# Three seeds of a small model are a hint; `lora-np regret` takes five and decides by a rule.
+# low rank everywhere is better here than a higher rank in some places. Schulman et al. also find
+# the attention alone to be worse. They find the MLP alone as good as all layers, which is not so
+# here. Three seeds of a small model are a hint; `lora-np regret` takes five and decides by a rule.
 #
 # ## Which rank, for how much data?
 #
@@ -434,9 +435,9 @@ assert abs(loss_of(reached) / loss_of(minima[2]) - 1) < 0.01
 # SVD. DyLoRA (Valipour et al., 2022) draws a rank $k$ in every step and trains only the first $k$
 # rows of $A$ and columns of $B$, so that the first $k$ can be used alone.
 #
-# We train one LoRA of $r = 8$ on the linear task and cut it in two ways, by its SVD and *naively* to
-# its first $k$ rows and columns. And we train two DyLoRAs: one computes with the *constant* scale
-# $\alpha/r$ at every $k$, the other with the scale of the *drawn* rank, $\alpha/k$.
+# We train one LoRA of $r = 8$ on the linear task and cut it in two ways, by its SVD and *naively*
+# to its first $k$ rows and columns. And we train two DyLoRAs: one computes with the *constant*
+# scale $\alpha/r$ at every $k$, the other with the scale of the *drawn* rank, $\alpha/k$.
 #
 # **Predict.** Which of the four reaches the floor at every rank? For DyLoRA: at $k = 1$, the first
 # direction of the change has the weight $\alpha/k = \alpha$; which weight does it have at $k = 8$?
@@ -490,20 +491,23 @@ plt.show()
 #
 # * Keep one $\alpha$ and tune the learning rate. Tune it again for each method, and if you change
 #   $\alpha$.
-# * Search around a rate some times larger than that of full fine-tuning, and go on if the best one is
-#   at the edge of your search.
+# * Search around a rate some times larger than that of full fine-tuning, and go on if the best one
+#   is at the edge of your search.
 # * Adapt all layers, and pay with a lower rank.
 # * Choose the rank for the amount of data: few data need few numbers.
-# * To compare ranks, train the largest one and cut it by its SVD, then train the rank that you chose.
+# * To compare ranks, train the largest one and cut it by its SVD, then train the rank that you
+#   chose.
 #
-# Each line was measured on one small task. `lora-np sweep`, `grid`, `small-data`, `regret` and `dylora`
-# measure it on a text of yours.
+# Each line was measured on one small task. `lora-np sweep`, `grid`, `small-data`, `regret` and
+# `dylora` measure it on a text of yours.
 #
 # ## Exercises
 #
-# 1. Give the first experiment 400 steps instead of 50. Does $\alpha$ matter more or less at one rate for
-#    all? Predict the best rates first.
-# 2. Train the DyLoRAs with `update="frozen"`, which moves only row and column $k$. At which ranks is the
-#    result worse than before after 1600 steps? How often is rank $k$ trained under each rule?
-# 3. Plant a $\Delta W$ of exact rank 4 (set the other singular values to 0). At how many samples does
-#    full fine-tuning overtake rank 4? Predict, run it, and explain the answer by counting numbers.
+# 1. Give the first experiment 400 steps instead of 50. Does $\alpha$ matter more or less at one
+#    rate for all? Predict the best rates first.
+# 2. Train the DyLoRAs with `update="frozen"`, which moves only row and column $k$. At which ranks
+#    is the result worse than before after 1600 steps? How often is rank $k$ trained under each
+#    rule?
+# 3. Plant a $\Delta W$ of exact rank 4 (set the other singular values to 0). At how many samples
+#    does full fine-tuning overtake rank 4? Predict, run it, and explain the answer by counting
+#    numbers.
