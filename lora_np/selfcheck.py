@@ -29,6 +29,7 @@ from lora_np.layers import (
     as_pair,
 )
 from lora_np.methods import LoraConfig, LoRALinear, inject
+from lora_np.methods.ia3 import gain_backward, gain_forward
 from lora_np.models import GPT, GPTConfig
 from lora_np.ops import fast
 from lora_np.parameters import Parameter
@@ -75,7 +76,7 @@ def cases(rng: np.random.Generator) -> list[Case]:
     >>> first.name, first.check("complex").ok
     ('linear', True)
     """
-    return [*_pairs(rng), *_layers(rng), *_models(rng)]
+    return [*_pairs(rng), *_methods(rng), *_layers(rng), *_models(rng)]
 
 
 def _pair(name: str, *inputs: Any, label: str = "", **kwargs: Any) -> list[Case]:
@@ -112,6 +113,14 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
         _pair("mse", n((3, 4)), n((3, 4))),
     ]
     return [case for forms in table for case in forms]
+
+
+def _methods(rng: np.random.Generator) -> list[Case]:
+    """Return the pairs of methods, each in its method's file."""
+    n = rng.standard_normal
+    return [
+        Case("gain", gain_forward, gain_backward, (n((2, 3, 5)), n((1, 5))), {}),
+    ]
 
 
 def _layers(rng: np.random.Generator) -> list[Case]:

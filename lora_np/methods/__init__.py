@@ -14,6 +14,7 @@ from lora_np.methods.contract import (
 )
 from lora_np.methods.dora import DoraConfig, DoraLinear
 from lora_np.methods.file_form import tensors_of
+from lora_np.methods.ia3 import IA3Config, IA3Linear
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.merging import merge, unmerge
@@ -25,6 +26,8 @@ __all__ = [
     "DoraConfig",
     "DoraLinear",
     "FilePlace",
+    "IA3Config",
+    "IA3Linear",
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",

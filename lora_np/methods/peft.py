@@ -67,6 +67,8 @@ class PeftMethod(MethodConfig):
     def peft_fields(self) -> dict[str, Any]:
         """Return the fields of PEFT's adapter_config.json, without the modules."""
         ours = asdict(self)  # pyright: ignore[reportArgumentType]
+        for name in ("target_modules", "layers_to_transform"):
+            ours.pop(name, None)
         named = {self.peft_names.get(name, name): value for name, value in ours.items()}
         return {"peft_type": self.peft_type, **self.peft_defaults, **named}
 

@@ -7,7 +7,7 @@ rank_pattern and alpha_pattern are regular expressions for the end of a path.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -45,11 +45,25 @@ def linear_paths(
     >>> linear_paths(MLP(4, 16, np.random.default_rng(0)), ["up_proj"])
     ['up_proj']
     """
+    return module_paths(model, targets, blocks, lambda layer: isinstance(layer, Linear))
+
+
+def module_paths(
+    model: Layer,
+    targets: Sequence[str] | str,
+    blocks: int | Sequence[int] | None,
+    fits: Callable[[Layer], bool],
+    kind: str = "linear layer",
+) -> list[str]:
+    """Return the paths of the layers of one `kind`, those that `fits`, which `targets` names.
+
+    The other arguments and the errors are those of :func:`linear_paths`.
+    """
     modules = {"": model, **model.modules()}
-    linear = [path for path, layer in modules.items() if isinstance(layer, Linear)]
-    if not linear:
-        raise ValueError("the model has no linear layer to adapt")
-    return _in_blocks(_named(linear, targets), blocks)
+    found = [path for path, layer in modules.items() if fits(layer)]
+    if not found:
+        raise ValueError(f"the model has no {kind} to adapt")
+    return _in_blocks(_named(found, targets, kind), blocks)
 
 
 def _in_blocks(chosen: list[str], blocks: int | Sequence[int] | None) -> list[str]:
@@ -67,25 +81,31 @@ def _in_blocks(chosen: list[str], blocks: int | Sequence[int] | None) -> list[st
     return kept
 
 
-def _named(linear: list[str], targets: Sequence[str] | str) -> list[str]:
-    """Return the paths in `linear` that match."""
+def _named(found: list[str], targets: Sequence[str] | str, kind: str) -> list[str]:
+    """Return the paths in `found` that match."""
     if targets == "all-linear":
-        return linear
+        return found
     if isinstance(targets, str):
-        pattern = Pattern(targets)
-        chosen = [path for path in linear if pattern.fullmatch(path)]
-        if not chosen and any(ends_with(path, targets) for path in linear):
+        chosen = [path for path in found if matches(targets, path)]
+        if not chosen and any(ends_with(path, targets) for path in found):
             raise ValueError(
                 f"target_modules {targets!r} is a string, read as a regular expression for a whole "
                 f"path: to name modules, pass [{targets!r}]"
             )
         if not chosen:
-            raise no_match(targets, linear)
+            raise no_match(targets, found, kind=kind)
         return chosen
     for name in targets:
-        if not any(ends_with(path, name) for path in linear):
-            raise no_match(name, linear)
-    return [path for path in linear if any(ends_with(path, name) for name in targets)]
+        if not any(ends_with(path, name) for path in found):
+            raise no_match(name, found, kind=kind)
+    return [path for path in found if matches(targets, path)]
+
+
+def matches(targets: Sequence[str] | str, path: str) -> bool:
+    """Whether a list holds the path or its end, or an expression matches the whole path."""
+    if isinstance(targets, str):
+        return Pattern(targets).fullmatch(path)
+    return any(ends_with(path, name) for name in targets)
 
 
 def ends_with(path: str, name: str) -> bool:
@@ -93,12 +113,14 @@ def ends_with(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def no_match(target: str, linear: list[str], what: str = "target module") -> ValueError:
+def no_match(
+    target: str, found: list[str], what: str = "target module", kind: str = "linear layer"
+) -> ValueError:
     """Return an error that suggests the names nearest to `target`."""
-    names = list(dict.fromkeys(path.rpartition(".")[2] for path in linear))
-    near = get_close_matches(target, [*names, *linear], n=3, cutoff=0.4)
+    names = list(dict.fromkeys(path.rpartition(".")[2] for path in found))
+    near = get_close_matches(target, [*names, *found], n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else f"the model has {', '.join(names)}"
-    return ValueError(f"{what} {target!r} matches no linear layer: {hint}")
+    return ValueError(f"{what} {target!r} matches no {kind}: {hint}")
 
 
 def _block_of(path: str) -> int | None:

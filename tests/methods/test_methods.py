@@ -32,7 +32,7 @@ from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
 from lora_np.layers import MLP, Layer
-from lora_np.methods import METHODS, DoraConfig, adapters, method_of
+from lora_np.methods import METHODS, DoraConfig, IA3Config, adapters, method_of
 from lora_np.methods.contract import METHOD_FIELD
 from tests.methods.own_gains import GainConfig, GainLinear
 
@@ -57,11 +57,14 @@ def make_gpt(dtype=np.float32):
     return GPT(CONFIG, np.random.default_rng(0), dtype)
 
 
+RATES = {"ia3": 0.5}  # of methods that train few numbers; the others have 0.05
+
+
 def trained(config, seed=1):
     """A model with the method's Parameters away from their start, after some steps."""
     base, rng = make_gpt(), np.random.default_rng(seed)
-    adapted = inject(base, config, rng)
-    fit(adapted, lambda: (TOKENS, (TOKENS + 1) % 13), steps=5, lr=0.05)
+    adapted, lr = inject(base, config, rng), RATES.get(config.name, 0.05)
+    fit(adapted, lambda: (TOKENS, (TOKENS + 1) % 13), steps=5, lr=lr)
     return base, adapted
 
 
@@ -75,6 +78,8 @@ METHODS_TRIED = [
     LoraConfig(r=2, train_A=False, loraplus_lr_ratio=4.0),
     DoraConfig(r=2),
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
+    IA3Config(),
+    IA3Config(target_modules="all-linear", feedforward_modules=()),
     GainConfig(r=2),
     Biases(),
 ]

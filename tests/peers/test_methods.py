@@ -7,7 +7,7 @@ import pytest
 
 from lora_np import load_adapter, merge, save_adapter
 from lora_np.layers import MLP, copy_model
-from lora_np.methods import DoraConfig, LoraConfig, adapters, inject, tensors_of
+from lora_np.methods import DoraConfig, IA3Config, LoraConfig, adapters, inject, tensors_of
 from lora_np.parameters import Grads
 
 pytestmark = [
@@ -27,6 +27,8 @@ METHODS = {
     "lora, fa": LoraConfig(r=2, target_modules="all-linear", train_A=False),
     "dora": DoraConfig(r=3, lora_alpha=5, target_modules="all-linear"),
     "dora, one layer": DoraConfig(r=2, target_modules=("down_proj",), use_rslora=True),
+    "ia3": IA3Config(target_modules=("up_proj", "down_proj")),
+    "ia3, behind": IA3Config(target_modules=("up_proj", "down_proj"), feedforward_modules=()),
 }
 every_method = pytest.mark.parametrize("config", METHODS.values(), ids=list(METHODS))
 
