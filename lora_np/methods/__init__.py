@@ -1,5 +1,6 @@
 """Methods of fine-tuning: the contract of a method, and one file per method."""
 
+from lora_np.methods.bitfit import BitFitConfig
 from lora_np.methods.contract import (
     METHODS,
     Adapter,
@@ -15,6 +16,7 @@ from lora_np.methods.contract import (
 from lora_np.methods.dora import DoraConfig, DoraLinear
 from lora_np.methods.file_form import tensors_of
 from lora_np.methods.ia3 import IA3Config, IA3Linear
+from lora_np.methods.ln_tuning import LNTuningConfig
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.merging import merge, unmerge
@@ -23,11 +25,13 @@ from lora_np.methods.table import make_method
 __all__ = [
     "METHODS",
     "Adapter",
+    "BitFitConfig",
     "DoraConfig",
     "DoraLinear",
     "FilePlace",
     "IA3Config",
     "IA3Linear",
+    "LNTuningConfig",
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",

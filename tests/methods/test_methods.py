@@ -32,7 +32,15 @@ from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
 from lora_np.layers import MLP, Layer
-from lora_np.methods import METHODS, DoraConfig, IA3Config, adapters, method_of
+from lora_np.methods import (
+    METHODS,
+    BitFitConfig,
+    DoraConfig,
+    IA3Config,
+    LNTuningConfig,
+    adapters,
+    method_of,
+)
 from lora_np.methods.contract import METHOD_FIELD
 from tests.methods.own_gains import GainConfig, GainLinear
 
@@ -57,7 +65,11 @@ def make_gpt(dtype=np.float32):
     return GPT(CONFIG, np.random.default_rng(0), dtype)
 
 
-RATES = {"ia3": 0.5}  # of methods that train few numbers; the others have 0.05
+RATES = {
+    "ia3": 0.5,
+    "bitfit": 0.5,
+    "ln_tuning": 0.5,
+}  # of methods that train few numbers; the others have 0.05
 
 
 def trained(config, seed=1):
@@ -80,6 +92,9 @@ METHODS_TRIED = [
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
     IA3Config(),
     IA3Config(target_modules="all-linear", feedforward_modules=()),
+    BitFitConfig(),
+    BitFitConfig(target_modules=("q_proj", "up_proj")),
+    LNTuningConfig(),
     GainConfig(r=2),
     Biases(),
 ]
@@ -108,7 +123,7 @@ def test_a_method_is_merged_and_unmerged(config):
     assert adapters(plain) == {} and method_of(plain) is None
     np.testing.assert_allclose(plain.forward(TOKENS)[0], adapted.forward(TOKENS)[0], atol=1e-5)
     if not adapters(adapted):
-        with pytest.raises(ValueError, match=r"trained h\.0\.ln_1\.beta and .* of the base itself"):
+        with pytest.raises(ValueError, match=r"trained h\.0\.\S+ and .* of the base itself"):
             unmerge(plain, adapted)
         return
     again = unmerge(plain, adapted).parameters()
