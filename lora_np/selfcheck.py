@@ -30,6 +30,7 @@ from lora_np.layers import (
 )
 from lora_np.methods import LoraConfig, LoRALinear, inject
 from lora_np.methods.ia3 import gain_backward, gain_forward
+from lora_np.methods.vera import vera_backward, vera_forward
 from lora_np.models import GPT, GPTConfig
 from lora_np.ops import fast
 from lora_np.parameters import Parameter
@@ -118,8 +119,10 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
 def _methods(rng: np.random.Generator) -> list[Case]:
     """Return the pairs of methods, each in its method's file."""
     n = rng.standard_normal
+    vera = n((4, 5)), n((3, 5)), n((4, 3)), n(3), n(4)
     return [
         Case("gain", gain_forward, gain_backward, (n((2, 3, 5)), n((1, 5))), {}),
+        Case("vera", vera_forward, vera_backward, (n((2, 3, 5)), *vera, n(4)), {}),
     ]
 
 

@@ -21,6 +21,7 @@ from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.merging import merge, unmerge
 from lora_np.methods.table import make_method
+from lora_np.methods.vera import VeraConfig, VeraLinear
 
 __all__ = [
     "METHODS",
@@ -35,6 +36,8 @@ __all__ = [
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",
+    "VeraConfig",
+    "VeraLinear",
     "adapters",
     "check_adapted",
     "inject",

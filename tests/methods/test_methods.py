@@ -38,6 +38,7 @@ from lora_np.methods import (
     DoraConfig,
     IA3Config,
     LNTuningConfig,
+    VeraConfig,
     adapters,
     method_of,
 )
@@ -65,17 +66,13 @@ def make_gpt(dtype=np.float32):
     return GPT(CONFIG, np.random.default_rng(0), dtype)
 
 
-RATES = {
-    "ia3": 0.5,
-    "bitfit": 0.5,
-    "ln_tuning": 0.5,
-}  # of methods that train few numbers; the others have 0.05
+FEW = ("ia3", "bitfit", "ln_tuning", "vera")  # they train few numbers
 
 
 def trained(config, seed=1):
     """A model with the method's Parameters away from their start, after some steps."""
     base, rng = make_gpt(), np.random.default_rng(seed)
-    adapted, lr = inject(base, config, rng), RATES.get(config.name, 0.05)
+    adapted, lr = inject(base, config, rng), 0.5 if config.name in FEW else 0.05
     fit(adapted, lambda: (TOKENS, (TOKENS + 1) % 13), steps=5, lr=lr)
     return base, adapted
 
@@ -95,6 +92,8 @@ METHODS_TRIED = [
     BitFitConfig(),
     BitFitConfig(target_modules=("q_proj", "up_proj")),
     LNTuningConfig(),
+    VeraConfig(r=3),
+    VeraConfig(r=40, d_initial=1.0, target_modules="all-linear"),
     GainConfig(r=2),
     Biases(),
 ]

@@ -7,7 +7,15 @@ import pytest
 
 from lora_np import load_adapter, merge, save_adapter
 from lora_np.layers import MLP, copy_model
-from lora_np.methods import DoraConfig, IA3Config, LoraConfig, adapters, inject, tensors_of
+from lora_np.methods import (
+    DoraConfig,
+    IA3Config,
+    LoraConfig,
+    VeraConfig,
+    adapters,
+    inject,
+    tensors_of,
+)
 from lora_np.parameters import Grads
 
 pytestmark = [
@@ -29,6 +37,8 @@ METHODS = {
     "dora, one layer": DoraConfig(r=2, target_modules=("down_proj",), use_rslora=True),
     "ia3": IA3Config(target_modules=("up_proj", "down_proj")),
     "ia3, behind": IA3Config(target_modules=("up_proj", "down_proj"), feedforward_modules=()),
+    "vera": VeraConfig(r=3, target_modules="all-linear"),
+    "vera, one layer": VeraConfig(r=40, d_initial=0.5, target_modules=("down_proj",)),
 }
 every_method = pytest.mark.parametrize("config", METHODS.values(), ids=list(METHODS))
 
