@@ -29,6 +29,7 @@ from lora_np.layers import (
     as_pair,
 )
 from lora_np.methods import LoraConfig, LoRALinear, inject
+from lora_np.methods.adalora import triplet_backward, triplet_forward
 from lora_np.methods.ia3 import gain_backward, gain_forward
 from lora_np.methods.vera import vera_backward, vera_forward
 from lora_np.models import GPT, GPTConfig
@@ -122,6 +123,7 @@ def _methods(rng: np.random.Generator) -> list[Case]:
     vera = n((4, 5)), n((3, 5)), n((4, 3)), n(3), n(4)
     return [
         Case("gain", gain_forward, gain_backward, (n((2, 3, 5)), n((1, 5))), {}),
+        Case("triplet", triplet_forward, triplet_backward, (n((3, 5)), n((3, 1))), {}),
         Case("vera", vera_forward, vera_backward, (n((2, 3, 5)), *vera, n(4)), {}),
     ]
 

@@ -25,7 +25,7 @@ LONG = 400  # lines of a file
 CHAIN = 10  # rooms: every chain of imports is shorter
 SHARED = {  # files of methods/ that are not one method's
     *("contract", "table", "file_form", "merging", "targets", "start", "branch", "reweighted"),
-    *("peft", "peft_lora", "peft_dora", "stacked"),
+    *("peft", "peft_adalora", "peft_dora", "peft_lora", "stacked"),
 }
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",

@@ -1,5 +1,6 @@
 """Methods of fine-tuning: the contract of a method, and one file per method."""
 
+from lora_np.methods.adalora import AdaLoraConfig, AdaLoraLinear
 from lora_np.methods.bitfit import BitFitConfig
 from lora_np.methods.contract import (
     METHODS,
@@ -25,6 +26,8 @@ from lora_np.methods.vera import VeraConfig, VeraLinear
 
 __all__ = [
     "METHODS",
+    "AdaLoraConfig",
+    "AdaLoraLinear",
     "Adapter",
     "BitFitConfig",
     "DoraConfig",

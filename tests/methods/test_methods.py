@@ -34,6 +34,7 @@ from lora_np.files import CheckpointError, load_json
 from lora_np.layers import MLP, Layer
 from lora_np.methods import (
     METHODS,
+    AdaLoraConfig,
     BitFitConfig,
     DoraConfig,
     IA3Config,
@@ -66,13 +67,13 @@ def make_gpt(dtype=np.float32):
     return GPT(CONFIG, np.random.default_rng(0), dtype)
 
 
-FEW = ("ia3", "bitfit", "ln_tuning", "vera")  # they train few numbers
+SLOW = ("adalora", "bitfit", "ia3", "ln_tuning", "vera")  # few numbers, or a start near zero
 
 
 def trained(config, seed=1):
     """A model with the method's Parameters away from their start, after some steps."""
     base, rng = make_gpt(), np.random.default_rng(seed)
-    adapted, lr = inject(base, config, rng), 0.5 if config.name in FEW else 0.05
+    adapted, lr = inject(base, config, rng), 0.5 if config.name in SLOW else 0.05
     fit(adapted, lambda: (TOKENS, (TOKENS + 1) % 13), steps=5, lr=lr)
     return base, adapted
 
@@ -92,6 +93,8 @@ METHODS_TRIED = [
     BitFitConfig(),
     BitFitConfig(target_modules=("q_proj", "up_proj")),
     LNTuningConfig(),
+    AdaLoraConfig(init_r=3, target_r=1, total_step=5, tinit=1, tfinal=1),
+    AdaLoraConfig(init_r=2, target_r=2, total_step=5, orth_reg="norm", lora_dropout=0.1),
     VeraConfig(r=3),
     VeraConfig(r=40, d_initial=1.0, target_modules="all-linear"),
     GainConfig(r=2),

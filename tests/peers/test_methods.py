@@ -8,6 +8,7 @@ import pytest
 from lora_np import load_adapter, merge, save_adapter
 from lora_np.layers import MLP, copy_model
 from lora_np.methods import (
+    AdaLoraConfig,
     DoraConfig,
     IA3Config,
     LoraConfig,
@@ -37,6 +38,7 @@ METHODS = {
     "dora, one layer": DoraConfig(r=2, target_modules=("down_proj",), use_rslora=True),
     "ia3": IA3Config(target_modules=("up_proj", "down_proj")),
     "ia3, behind": IA3Config(target_modules=("up_proj", "down_proj"), feedforward_modules=()),
+    "adalora": AdaLoraConfig(init_r=3, total_step=9, target_r=2, target_modules="all-linear"),
     "vera": VeraConfig(r=3, target_modules="all-linear"),
     "vera, one layer": VeraConfig(r=40, d_initial=0.5, target_modules=("down_proj",)),
 }
