@@ -30,6 +30,7 @@ from lora_np.layers import (
 )
 from lora_np.methods import LoraConfig, LoRALinear, inject
 from lora_np.methods.adalora import triplet_backward, triplet_forward
+from lora_np.methods.bottleneck import bottleneck_backward, bottleneck_forward
 from lora_np.methods.ia3 import gain_backward, gain_forward
 from lora_np.methods.vera import vera_backward, vera_forward
 from lora_np.models import GPT, GPTConfig
@@ -120,8 +121,13 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
 def _methods(rng: np.random.Generator) -> list[Case]:
     """Return the pairs of methods, each in its method's file."""
     n = rng.standard_normal
+    bottleneck = n((2, 3, 5)), n((2, 5)), n(2), n((5, 2)), n(5)
     vera = n((4, 5)), n((3, 5)), n((4, 3)), n(3), n(4)
     return [
+        Case("bottleneck", bottleneck_forward, bottleneck_backward, bottleneck, {"scale": 0.7}),
+        Case(
+            "bottleneck, gelu", bottleneck_forward, bottleneck_backward, bottleneck, {"gelu": True}
+        ),
         Case("gain", gain_forward, gain_backward, (n((2, 3, 5)), n((1, 5))), {}),
         Case("triplet", triplet_forward, triplet_backward, (n((3, 5)), n((3, 1))), {}),
         Case("vera", vera_forward, vera_backward, (n((2, 3, 5)), *vera, n(4)), {}),

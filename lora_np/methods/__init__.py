@@ -2,6 +2,7 @@
 
 from lora_np.methods.adalora import AdaLoraConfig, AdaLoraLinear
 from lora_np.methods.bitfit import BitFitConfig
+from lora_np.methods.bottleneck import Bottleneck, BottleneckConfig
 from lora_np.methods.contract import (
     METHODS,
     Adapter,
@@ -30,6 +31,8 @@ __all__ = [
     "AdaLoraLinear",
     "Adapter",
     "BitFitConfig",
+    "Bottleneck",
+    "BottleneckConfig",
     "DoraConfig",
     "DoraLinear",
     "FilePlace",

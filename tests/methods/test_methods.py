@@ -36,6 +36,7 @@ from lora_np.methods import (
     METHODS,
     AdaLoraConfig,
     BitFitConfig,
+    BottleneckConfig,
     DoraConfig,
     IA3Config,
     LNTuningConfig,
@@ -90,6 +91,9 @@ METHODS_TRIED = [
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
     IA3Config(),
     IA3Config(target_modules="all-linear", feedforward_modules=()),
+    BottleneckConfig(r=2),
+    BottleneckConfig("pfeiffer", r=3, nonlinearity="gelu"),
+    BottleneckConfig("parallel", r=3, nonlinearity="gelu", scale=4.0),
     BitFitConfig(),
     BitFitConfig(target_modules=("q_proj", "up_proj")),
     LNTuningConfig(),
@@ -121,6 +125,10 @@ def test_a_method_is_trained_and_its_base_stays_as_it_was(config):
 @every_method
 def test_a_method_is_merged_and_unmerged(config):
     base, adapted = trained(config)
+    if not config.merges:
+        with pytest.raises(ValueError, match="does not merge"):
+            merge(adapted)
+        return
     plain = merge(adapted)
     assert adapters(plain) == {} and method_of(plain) is None
     np.testing.assert_allclose(plain.forward(TOKENS)[0], adapted.forward(TOKENS)[0], atol=1e-5)
