@@ -16,9 +16,13 @@ from lora_np import ops
 from lora_np.backend import like
 from lora_np.gradcheck import GradientReport, check_gradients
 from lora_np.layers import (
+    GRU,
     MLP,
+    RNN,
     CausalSelfAttention,
     Chain,
+    Conv1d,
+    Conv2d,
     Dropout,
     Embedding,
     Gelu,
@@ -28,15 +32,34 @@ from lora_np.layers import (
     Residual,
     as_pair,
 )
-from lora_np.methods import LoraConfig, LoRALinear, inject
+from lora_np.methods import (
+    IntrinsicConfig,
+    LoraConfig,
+    LoRALinear,
+    PrefixConfig,
+    PromptConfig,
+    inject,
+    make_method,
+)
 from lora_np.methods.adalora import triplet_backward, triplet_forward
 from lora_np.methods.bottleneck import bottleneck_backward, bottleneck_forward
+from lora_np.methods.encoder import encoder_backward, encoder_forward
 from lora_np.methods.ia3 import gain_backward, gain_forward
+from lora_np.methods.subspace import subspace_backward, subspace_forward
 from lora_np.methods.vera import vera_backward, vera_forward
+from lora_np.methods.virtual import prepend_backward, prepend_forward
 from lora_np.models import GPT, GPTConfig
 from lora_np.ops import fast
+from lora_np.ops.fastfood import Fastfood
 from lora_np.parameters import Parameter
 from lora_np.tables import text_row
+
+IM2COL: dict[str, Any] = {
+    "kernel": (2, 3),
+    "stride": (2, 1),
+    "padding": (1, 2),
+    "dilation": (2, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +102,14 @@ def cases(rng: np.random.Generator) -> list[Case]:
     >>> first.name, first.check("complex").ok
     ('linear', True)
     """
-    return [*_pairs(rng), *_methods(rng), *_layers(rng), *_models(rng)]
+    return [
+        *_pairs(rng),
+        *_methods(rng),
+        *_layers(rng),
+        *_patches_and_time(rng),
+        *_models(rng),
+        *_adapted(rng),
+    ]
 
 
 def _pair(name: str, *inputs: Any, label: str = "", **kwargs: Any) -> list[Case]:
@@ -114,13 +144,19 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
         _pair("cross_entropy", n((2, 4, 6)), tokens),
         _pair("cross_entropy", n((2, 4, 6)), some, label=", some ignored"),
         _pair("mse", n((3, 4)), n((3, 4))),
+        _pair("im2col", n((2, 4, 3, 2)), kernel=(2, 3)),
+        _pair("im2col", n((1, 5, 4, 3)), label=", all options", **IM2COL),
+        _pair("rnn_cell", n((2, 3)), n((2, 3))),
+        _pair("gru_cell", n((2, 9)), n((2, 9)), n((2, 3))),
     ]
     return [case for forms in table for case in forms]
 
 
 def _methods(rng: np.random.Generator) -> list[Case]:
-    """Return the pairs of methods, each in its method's file."""
+    """Return the pairs that belong to one method."""
     n = rng.standard_normal
+    moves = {"P": Fastfood(7, 3, rng, np.float64), "layer": np.array([0, 0, 1, 1, 1, 0, 0])}
+    encoder = n((2, 3)), n((5, 3)), n(5), n((4, 5)), n(4)
     bottleneck = n((2, 3, 5)), n((2, 5)), n(2), n((5, 2)), n(5)
     vera = n((4, 5)), n((3, 5)), n((4, 3)), n(3), n(4)
     return [
@@ -131,6 +167,10 @@ def _methods(rng: np.random.Generator) -> list[Case]:
         Case("gain", gain_forward, gain_backward, (n((2, 3, 5)), n((1, 5))), {}),
         Case("triplet", triplet_forward, triplet_backward, (n((3, 5)), n((3, 1))), {}),
         Case("vera", vera_forward, vera_backward, (n((2, 3, 5)), *vera, n(4)), {}),
+        Case("prepend", prepend_forward, prepend_backward, (n((2, 3, 4)), n((2, 4))), {}),
+        Case("encoder", encoder_forward, encoder_backward, encoder, {}),
+        Case("subspace", subspace_forward, subspace_backward, (n(7), n(3), n(2)), moves),
+        Case("subspace, no scales", subspace_forward, subspace_backward, (n(7), n(3)), moves),
     ]
 
 
@@ -159,6 +199,21 @@ def _layers(rng: np.random.Generator) -> list[Case]:
     return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in table]
 
 
+def _patches_and_time(rng: np.random.Generator) -> list[Case]:
+    """Return convolutions and recurrent layers, each plain and with LoRA on every linear layer."""
+    f64, x, image = np.float64, rng.standard_normal((2, 4, 3)), rng.standard_normal((2, 4, 3, 2))
+    table: list[tuple[str, Layer, np.ndarray]] = [
+        ("Conv2d", Conv2d(2, 3, 2, rng, dtype=f64), image),
+        ("Conv2d, all options", Conv2d(2, 4, rng=rng, groups=2, dtype=f64, **IM2COL), image),
+        ("Conv1d", Conv1d(3, 4, 3, rng, stride=2, padding=1, dtype=f64), x),
+        ("RNN", RNN(3, 4, rng, dtype=f64), x),
+        ("GRU", GRU(3, 4, rng, dtype=f64), x),
+    ]
+    config = LoraConfig(2, lora_alpha=1, lora_dropout=0.2, target_modules="all-linear")
+    with_lora = [(f"{name} with LoRA", inject(layer, config, rng), x) for name, layer, x in table]
+    return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in [*table, *with_lora]]
+
+
 def _layer_case(name: str, layer: Layer, x: np.ndarray, rng: np.random.Generator) -> Case:
     at_random(layer, rng)
     forward, backward, inputs = as_pair(layer, seed=1)
@@ -177,17 +232,58 @@ def at_random(layer: Layer, rng: np.random.Generator, std: float = 1.0) -> None:
         p.value = rng.standard_normal(p.shape) * std
 
 
+def _adapted(rng: np.random.Generator) -> list[Case]:
+    """Return layers that a method has adapted."""
+    every: dict[str, Any] = {"target_modules": "all-linear"}
+    exact: dict[str, Any] = {**every, "oft_block_size": 2, "use_cayley_neumann": False}
+    on_linear = [
+        ("DyLoRA", make_method("dylora", r=3, **every)),
+        ("W = R G", make_method("wrg", r=3, factor="gaussian", **every)),
+        ("LoHa", make_method("loha", r=2, **every)),
+        ("LoKr", make_method("lokr", **every)),
+        ("LoKr, factors", make_method("lokr", r=1, decompose_both=True, **every)),
+        ("OFT", make_method("oft", **exact)),
+        ("OFT, series", make_method("oft", oft_block_size=4, **every)),
+        ("OFT, one rotation", make_method("oft", block_share=True, **exact)),
+        ("HiRA", make_method("hira", r=2, **every)),
+        ("MiSS", make_method("miss", r=3, **every)),
+        ("MiSS, mini", make_method("miss", r=2, init_weights="mini", mini_r=2, **every)),
+        ("SHiRA", make_method("shira", r=1, **every)),
+    ]
+    on_embedding = [
+        ("LoRA, embedding", make_method("lora", r=3, target_modules=[""])),
+        ("tokens", make_method("tokens", token_indices=(4, 0), target_modules=[""])),
+    ]
+    f64, x = np.float64, rng.standard_normal((2, 3, 4))
+    linear, table = Linear(4, 6, rng, dtype=f64), Embedding(7, 4, rng, dtype=f64)
+    tokens = rng.integers(0, 7, (2, 3))
+    cases = [(name, linear, config, x) for name, config in on_linear]
+    cases += [(name, table, config, tokens) for name, config in on_embedding]
+    return [
+        _layer_case(name, inject(base, config, rng), inputs, rng)
+        for name, base, config, inputs in cases
+    ]
+
+
 def _models(rng: np.random.Generator) -> list[Case]:
     config = GPTConfig(vocab_size=7, block_size=5, n_layer=2, n_head=2, d_model=4, dropout=0.1)
     base = GPT(config, rng, np.float64)
-    adapted = inject(base, LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear"), rng)
+    table = {"GPT": base}
+    for name, method in {
+        "LoRA": LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear"),
+        "a prompt": PromptConfig(1),
+        "a prefix": PrefixConfig(1),
+        "a prefix and its MLP": PrefixConfig(1, prefix_projection=True, encoder_hidden_size=3),
+        "a random subspace": IntrinsicConfig(d=20, structured=True),
+    }.items():
+        table[f"GPT with {name}"] = inject(base, method, rng)
     tokens, targets = rng.integers(0, 7, (2, 3, 4))
 
     def loss(model: Any, x: np.ndarray) -> tuple[Any, Any]:
         return model.loss(x, like(targets, x), np.random.default_rng(1))
 
     found = []
-    for name, model in (("GPT", base), ("GPT with LoRA", adapted)):
+    for name, model in table.items():
         at_random(model, rng, 0.5)
         forward, backward, inputs = as_pair(model, loss)
         methods = ("directional", "complex")

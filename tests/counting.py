@@ -20,6 +20,7 @@ class Counting(np.ndarray):
     """An array that counts: all that is computed from it is a Counting array, too."""
 
     flops = 0  # so far; set it back to 0
+    __array_priority__ = 1.0  # so that concatenate, too, returns a Counting
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         plain = [x.view(np.ndarray) if isinstance(x, Counting) else x for x in inputs]

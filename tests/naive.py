@@ -203,6 +203,85 @@ def attention_backward(dy, q, k, v):
     return dq, dk, dv
 
 
+# --- convolution and recurrence --------------------------------------------------------------
+
+
+def _places(x, kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
+    """Return the output's sides, and for each entry of the patches the place in x that it holds."""
+    (H, W, C), (kh, kw), sides = x.shape[-3:], kernel, [0, 0]
+    for axis, n in enumerate((H, W)):  # count the places where the whole kernel fits
+        last = n + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1)
+        sides[axis] = len(range(0, last, stride[axis]))
+    found = {}
+    for a, b, c, i, j in np.ndindex(*sides, C, kh, kw):
+        row = a * stride[0] + i * dilation[0] - padding[0]
+        column = b * stride[1] + j * dilation[1] - padding[1]
+        if 0 <= row < H and 0 <= column < W:
+            found[a, b, (c * kh + i) * kw + j] = row, column, c
+    return (*sides, C * kh * kw), found
+
+
+def im2col_forward(x, **options):
+    shape, places = _places(x, **options)
+    y = np.zeros((*x.shape[:-3], *shape), x.dtype)
+    for to, place in places.items():
+        y[(..., *to)] = x[(..., *place)]
+    return y
+
+
+def im2col_backward(dy, x, **options):
+    dx = np.zeros_like(x)
+    for to, place in _places(x, **options)[1].items():
+        dx[(..., *place)] += dy[(..., *to)]
+    return (dx,)
+
+
+def rnn_cell_forward(gx, gh):
+    return entrywise(math.tanh, gx + gh)
+
+
+def rnn_cell_backward(dy, gx, gh):
+    slope = entrywise(lambda a: 1 / math.cosh(a) ** 2, gx + gh)
+    return dy * slope, dy * slope
+
+
+def sigma(a):
+    return 1 / (1 + math.exp(-a))
+
+
+def gru_unit(xr, xz, xn, hr, hz, hn, h):
+    """Return the new state of one unit, and its derivatives by all seven numbers."""
+    r, z, u = sigma(xr + hr), sigma(xz + hz), xn + sigma(xr + hr) * hn
+    n, by_u = math.tanh(u), (1 - z) / math.cosh(u) ** 2
+    by_r = by_u * hn * math.exp(-xr - hr) * r**2
+    by_z = (h - n) * math.exp(-xz - hz) * z**2
+    return (1 - z) * n + z * h, (by_r, by_z, by_u, by_r, by_z, by_u * r, z)
+
+
+def _gru_units(gx, gh, h):
+    """Yield every unit's place among the samples and in the state, and what gru_unit returns."""
+    H = h.shape[-1]
+    for s, (x, g, state) in enumerate(zip(rows(gx), rows(gh), rows(h))):
+        for k in range(H):
+            yield s, k, gru_unit(*(float(a) for a in (*x[k::H], *g[k::H], state[k])))
+
+
+def gru_cell_forward(gx, gh, h):
+    y = np.zeros_like(rows(h))
+    for s, k, (new, _) in _gru_units(gx, gh, h):
+        y[s, k] = new
+    return y.reshape(h.shape)
+
+
+def gru_cell_backward(dy, gx, gh, h):
+    H, found = h.shape[-1], [np.zeros_like(rows(a)) for a in (gx, gh, h)]
+    for s, k, (_, slopes) in _gru_units(gx, gh, h):
+        g = rows(dy)[s, k]
+        for array, part in zip(found, (slopes[:3], slopes[3:6], slopes[6:])):
+            array[s, k::H] = [g * slope for slope in part]
+    return tuple(array.reshape(a.shape) for array, a in zip(found, (gx, gh, h)))
+
+
 # --- losses ----------------------------------------------------------------------------------
 
 

@@ -12,11 +12,14 @@ import lora_np
 from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
 HOUSE = (
-    "backend reading patterns tables files crew gradcheck plots parameters optim ops data rank "
-    "layers methods models costs pretrained train adapters experiments selfcheck checks course cli "
-    "__main__"
+    "backend reading patterns tables files crew gradcheck plots forms parameters optim ops data "
+    "rank layers methods models costs pretrained train adapters experiments selfcheck checks "
+    "course cli __main__"
 )
-OPS = "contract linear lora activation norm embedding attention dropout loss __init__ fast"
+OPS = (
+    "contract fastfood linear lora activation norm embedding attention dropout loss conv "
+    "recurrent __init__ fast"
+)
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
 HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes")
@@ -25,18 +28,29 @@ LONG = 400  # lines of a file
 CHAIN = 10  # rooms: every chain of imports is shorter
 SHARED = {  # files of methods/ that are not one method's
     *("contract", "table", "file_form", "merging", "targets", "start", "branch", "reweighted"),
-    *("peft", "peft_adalora", "peft_dora", "peft_lora", "stacked"),
+    *("peft", "peft_lora", "peft_dora", "stacked", "virtual", "encoder", "whole", "subspace"),
+    "paired",
+    "peft_adalora",
 }
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",
     "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",
+    "experiments/intrinsic/__init__.py": "the experiment is about the method",
+    "experiments/intrinsic/dimension.py": "the experiment is about the method",
+    "experiments/grid/first_step.py": "the grid is LoRA's",
+    "experiments/grid/study.py": "the grid is LoRA's",
     "experiments/intrinsic/text.py": "a default task",
     "experiments/paper/settings.py": "the paper is LoRA's",
+    "experiments/precision/study.py": "QLoRA's weights, under LoRA, in a GPT",
     "experiments/rank_sweep/estimate.py": "a default task",
     "experiments/rank_sweep/linear.py": "a default task",
     "experiments/rank_sweep/method.py": "a default task",
     "experiments/rank_sweep/models.py": "a default task",
     "experiments/rank_sweep/text.py": "a default task",
+    "experiments/regret/study.py": "its claims are LoRA's",
+    "experiments/small_data/study.py": "LoRA against full fine-tuning",
+    "experiments/study/run.py": "a default task",
+    "experiments/study/trial.py": "a default task",
     "selfcheck.py": "the table of every pair, layer and model",
 }
 

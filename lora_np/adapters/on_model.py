@@ -77,12 +77,15 @@ def save_adapter(
     """
     check_adapted(adapted)
     layout = file_layout(adapted)
-    fields, tensors = to_file(adapted, layout.places, peft_only)
+    fields, tensors = to_file(adapted, layout.places, peft_only, layout.fan_in_fan_out)
     fields["base_model_name_or_path"] = base_model
-    fields["fan_in_fan_out"] = layout.fan_in_fan_out
+    if layout.fan_in_fan_out and "target_modules" in fields:  # PEFT has it for linear layers alone
+        fields["fan_in_fan_out"] = True
     of_model = method_of_fields(fields).of_model
     named = {n if n in of_model else f"{PREFIX}{n}": x for n, x in tensors.items()}
-    write_folder(folder, fields, named, dtype)
+    write_folder(
+        folder, fields, named, dtype, [n for n, x in named.items() if x.dtype.kind in "iu"]
+    )
 
 
 def load_adapter(base: Any, folder: str | Path) -> Any:
@@ -135,25 +138,32 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     if is_adapted(base):
         raise ValueError("the model is adapted already: load onto its base, or merge() it first")
     places = file_layout(base).places
-    fields, tensors = _read(Path(folder), homes_of(base, places))
+    fields, tensors = read_adapter(folder, homes_of(base, places))
     try:
         return of_file(fields, tensors, base, places)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
 
 
-def _read(folder: Path, homes: Collection[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_adapter(
+    folder: str | Path, homes: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the fields and tensors of an adapter; LoRA of any format gets PEFT's names.
 
-    If only a prefix differs from the model's names in files, `homes`, modules get those names.
+    Parameters
+    ----------
+    folder : str or Path
+    homes : collection of str
+        A model's names in files. If only a prefix differs from them, modules get those names.
     """
+    folder = Path(folder)
     config = folder / CONFIG
     fields = load_json(config) if config.is_file() else {}
-    if isinstance(fields, dict) and not is_plain_lora(fields):
+    if isinstance(fields, dict) and not (is_plain_lora(fields) and _has_matrices_only(folder)):
         if fields.get("peft_type") == "LORA":
             PeftConfig(config, ("use_dora",))
         with TensorFile(folder / TENSORS) as file:
-            return fields, {n.removeprefix(PREFIX): file.read(n, None) for n in file.names}
+            return fields, {n.removeprefix(PREFIX): file.read_any(n) for n in file.names}
     tensors: dict[str, np.ndarray] = {}
     with open_adapter(folder) as adapter:
         adapter.require_scale()
@@ -166,6 +176,14 @@ def _read(folder: Path, homes: Collection[str]) -> tuple[dict[str, Any], dict[st
         scales = {name: module.scale for name, module in modules.items()}
     ours = {OURS: fields[OURS]} if OURS in fields else {}
     return {**as_fields(ranks, scales), "lora_dropout": adapter.lora_dropout, **ours}, tensors
+
+
+def _has_matrices_only(folder: Path) -> bool:
+    """Whether no factor in an adapter's folder is an embedding's."""
+    if not (folder / TENSORS).is_file():
+        return True  # the reader of matrices knows other formats, and says what is missing
+    with TensorFile(folder / TENSORS) as file:
+        return not any(".lora_embedding_" in name for name in file.names)
 
 
 def is_plain_lora(fields: Mapping[str, Any]) -> bool:

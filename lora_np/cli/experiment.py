@@ -19,11 +19,27 @@ def add_options(parser: argparse.ArgumentParser, quick: str, out: str) -> None:
     add = parser.add_argument
     add("--quick", action="store_true", help=quick)
     add("--out", type=Path, metavar="DIR", help=f"default: {out}")
-    base = "folder of a text sweep whose base is copied; default: pretrain a base"
+    base = "folder of a text sweep or a study whose base is copied; default: pretrain a base"
     add("--base", type=Path, metavar="DIR", help=base)
     add("--jobs", type=int, help="processes; default: one per core")
     take_over = "take DIR from a process on another host, if that process has ended"
     add("--take-over", action="store_true", help=take_over)
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Return the whole numbers of an option, ascending and each once."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, as in 1,2,4") from None
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers of an option, ascending and each once."""
+    try:
+        return tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers, as in 2,4,8") from None
 
 
 def folder_name(settings: Any, quick: bool) -> str:

@@ -4,14 +4,21 @@ from lora_np.layers.attention import CausalSelfAttention
 from lora_np.layers.base import Flops, Layer, Rng
 from lora_np.layers.basic import Dropout, Embedding, Gelu, LayerNorm, probability
 from lora_np.layers.compose import MLP, Chain, Composed, Residual
+from lora_np.layers.conv import Conv1d, Conv2d
 from lora_np.layers.linear import Linear, lean, normal, product_flops
+from lora_np.layers.recurrent import GRU, RNN
+from lora_np.layers.start import TextStart
 from lora_np.layers.tree import as_pair, copy_model, rebuild
 
 __all__ = [
+    "GRU",
     "MLP",
+    "RNN",
     "CausalSelfAttention",
     "Chain",
     "Composed",
+    "Conv1d",
+    "Conv2d",
     "Dropout",
     "Embedding",
     "Flops",
@@ -21,6 +28,7 @@ __all__ = [
     "Linear",
     "Residual",
     "Rng",
+    "TextStart",
     "as_pair",
     "copy_model",
     "lean",

@@ -1,11 +1,12 @@
-"""The memory of an attention layer: keys and values of earlier positions (a KV cache).
+"""What layers remember of earlier positions: keys and values (a KV cache), or a hidden state.
 
 ``y, memory = layer.extend(x, memory)`` computes the newest positions only. Most layers need no
-memory; an attention layer keeps its keys and values here, in arrays with free space. Each row of
-the batch has its own length, so that texts of different lengths can continue in one batch.
+memory. An attention layer keeps its keys and values here, in arrays with free space; a recurrent
+layer keeps its hidden state. Each row of the batch has its own length, so that texts of different
+lengths can continue in one batch.
 
-A memory does not change when it is extended. The old and the new memory share arrays: the new one
-writes after the end of the old one. If another memory has written there, the arrays are copied.
+A memory does not change when it is extended. An old and a new memory of keys share arrays: the new
+one writes after the end of the old one. If another memory has written there, the arrays are copied.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
-from lora_np.backend import Array, get_xp
+import numpy as np
+
+from lora_np.backend import Array, get_xp, like
 
 Lengths = tuple[int, ...]  # one per row
 Runs = tuple[tuple[slice, int], ...]  # neighbouring rows of one length, and that length
@@ -113,6 +116,59 @@ class KeyMemory:
         return self._room.k[row : row + 1, :, : self.lengths[row]]
 
 
+class StateMemory:
+    """The hidden state of a recurrent layer after the newest position of each row.
+
+    The states after the other positions of the last call are kept until the next one, so that rows
+    of different lengths, padded to one length, can each continue from their own end.
+
+    Parameters
+    ----------
+    y : array, shape (rows, T, H)
+        The states after the positions of the last call.
+    known : sequence of int
+        The number of positions before that call, for each row.
+    lengths : sequence of int, optional
+        The number of positions remembered for each row; by default known + T.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.layers.memory import StateMemory
+    >>> memory = StateMemory(np.arange(6.0).reshape(2, 3, 1), (0, 0))
+    >>> memory.lengths, memory.state().ravel().tolist()
+    ((3, 3), [2.0, 5.0])
+    >>> memory.shortened((3, 1)).state().ravel().tolist()
+    [2.0, 3.0]
+    """
+
+    def __init__(self, y: Array, known: Lengths, lengths: Lengths | None = None) -> None:
+        self._y, self._known = y, known
+        self.lengths = tuple(n + y.shape[1] for n in known) if lengths is None else lengths
+
+    def state(self) -> Array:
+        """Return the state (rows, H) after the newest position of each row."""
+        ends = [n - known - 1 for n, known in zip(self.lengths, self._known)]
+        rows = np.arange(len(ends))
+        return self._y[like(rows, self._y), like(np.array(ends, np.int64), self._y)]
+
+    def shortened(self, lengths: Lengths) -> StateMemory:
+        """Return a memory of only the first `lengths` positions of each row.
+
+        Raises
+        ------
+        ValueError
+            If a row would end before the last call: the state there is no longer known.
+        """
+        for n, known, longest in zip(lengths, self._known, self.lengths):
+            if not known < n <= longest:
+                raise ValueError(
+                    f"a row cannot be cut to {n} positions: the states after positions {known + 1} "
+                    f"to {longest} are known, those of the last call"
+                )
+        return StateMemory(self._y, self._known, lengths)
+
+
 def _runs(lengths: Lengths) -> Runs:
     """Return slices of neighbouring rows of equal length, each with that length."""
     runs, first = [], 0
@@ -127,4 +183,4 @@ def shortened(memory: Any, lengths: Lengths) -> Any:
     """Return a tree of memories, as a model's layers return it, with each row cut to its length."""
     if isinstance(memory, list):
         return [shortened(part, lengths) for part in memory]
-    return memory.shortened(lengths) if isinstance(memory, KeyMemory) else memory
+    return memory.shortened(lengths) if isinstance(memory, KeyMemory | StateMemory) else memory

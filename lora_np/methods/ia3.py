@@ -122,7 +122,7 @@ class IA3Config(PeftMethod):
         for name in [names] if isinstance(names, str) else names:
             one = name if isinstance(names, str) else [name]
             if not any(matches(one, path) for path in chosen):
-                raise no_match(name, chosen, "feedforward module", "target module")
+                raise no_match(name, chosen, "target module", "feedforward module")
         return chosen
 
     def wrap(self, path: str, layer: Linear, rng: np.random.Generator) -> IA3Linear:

@@ -20,6 +20,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lora_np.backend import like
+from lora_np.parameters import Parameter
+
 Factors = tuple[np.ndarray, np.ndarray]  # A (r, in), B (out, r)
 Draw = Callable[[np.random.Generator, np.ndarray, int, float], Factors]  # rng, W0, r, scale
 
@@ -31,6 +34,11 @@ def kaiming(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     """
     bound = 1.0 / math.sqrt(shape[1])
     return rng.uniform(-bound, bound, shape)
+
+
+def parameter_like(other: Parameter, value: np.ndarray) -> Parameter:
+    """Return a Parameter of the host array `value`, in the dtype and on the device of another."""
+    return Parameter(like(value.astype(other.dtype), other.value))
 
 
 def _kaiming(rng: np.random.Generator, W0: np.ndarray, r: int, scale: float) -> Factors:
@@ -67,5 +75,27 @@ STARTS: dict[bool | str, Draw] = {
     "pissa": _pissa,
     "olora": _olora,
     "zero": _zero,
+}
+
+
+def _embedding(rng: np.random.Generator, W: np.ndarray, r: int, scale: float) -> Factors:
+    V, d = W.shape  # a table's W0 is W^T: A (r, V), B (d, r)
+    return np.zeros((r, V)), rng.standard_normal((d, r))
+
+
+def _embedding_random(rng: np.random.Generator, W: np.ndarray, r: int, scale: float) -> Factors:
+    V, d = W.shape
+    return rng.standard_normal((r, V)), rng.standard_normal((d, r))
+
+
+def _embedding_zero(rng: np.random.Generator, W: np.ndarray, r: int, scale: float) -> Factors:
+    V, d = W.shape
+    return np.zeros((r, V)), np.zeros((d, r))
+
+
+EMBEDDING_STARTS: dict[bool | str, Draw] = {  # as PEFT does it, which has one start for the others
+    **dict.fromkeys(STARTS, _embedding),
+    False: _embedding_random,
+    "zero": _embedding_zero,
 }
 OF_W0 = ("pissa", "olora")  # their product is part of W0

@@ -7,22 +7,27 @@ rank_pattern and alpha_pattern are regular expressions for the end of a path.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
-from lora_np.layers import Layer, Linear
+from lora_np.layers import Embedding, Layer, Linear
 from lora_np.patterns import Pattern, at_the_end
+from lora_np.reading import shown
+
+KINDS: dict[type[Layer], str] = {Linear: "linear layer", Embedding: "embedding"}
 
 
 def linear_paths(
     model: Layer,
     targets: Sequence[str] | str,
     blocks: int | Sequence[int] | None = None,
+    kinds: tuple[type[Layer], ...] = (Linear,),
 ) -> list[str]:
-    """Return the paths of the linear layers that `targets` names, in the model's order.
+    """Return the paths of the layers that `targets` names, in the model's order.
 
     Parameters
     ----------
@@ -31,11 +36,13 @@ def linear_paths(
         Names or ends of paths, or "all-linear", or a regular expression for a whole path.
     blocks : int or sequence of int, optional
         Only layers in these blocks; a block is the first number in a path.
+    kinds : tuple of types
+        The kinds of layers that may be named; "all-linear" names linear layers alone.
 
     Raises
     ------
     ValueError
-        If a target matches no linear layer; the message suggests the nearest names.
+        If a target matches no such layer; the message suggests the nearest names.
 
     Examples
     --------
@@ -45,7 +52,10 @@ def linear_paths(
     >>> linear_paths(MLP(4, 16, np.random.default_rng(0)), ["up_proj"])
     ['up_proj']
     """
-    return module_paths(model, targets, blocks, lambda layer: isinstance(layer, Linear))
+    if targets == "all-linear":
+        kinds = (Linear,)
+    what = " or ".join(KINDS.get(kind, kind.__name__) for kind in kinds)
+    return module_paths(model, targets, blocks, lambda layer: isinstance(layer, kinds), what)
 
 
 def module_paths(
@@ -53,17 +63,17 @@ def module_paths(
     targets: Sequence[str] | str,
     blocks: int | Sequence[int] | None,
     fits: Callable[[Layer], bool],
-    kind: str = "linear layer",
+    what: str,
 ) -> list[str]:
-    """Return the paths of the layers of one `kind`, those that `fits`, which `targets` names.
+    """Return the paths of the layers that `fits` admits and `targets` names; `what` they are.
 
     The other arguments and the errors are those of :func:`linear_paths`.
     """
     modules = {"": model, **model.modules()}
-    found = [path for path, layer in modules.items() if fits(layer)]
-    if not found:
-        raise ValueError(f"the model has no {kind} to adapt")
-    return _in_blocks(_named(found, targets, kind), blocks)
+    paths = [path for path, layer in modules.items() if fits(layer)]
+    if not paths:
+        raise ValueError(f"the model has no {what} to adapt")
+    return _in_blocks(_named(paths, targets, what), blocks)
 
 
 def _in_blocks(chosen: list[str], blocks: int | Sequence[int] | None) -> list[str]:
@@ -81,24 +91,24 @@ def _in_blocks(chosen: list[str], blocks: int | Sequence[int] | None) -> list[st
     return kept
 
 
-def _named(found: list[str], targets: Sequence[str] | str, kind: str) -> list[str]:
-    """Return the paths in `found` that match."""
+def _named(paths: list[str], targets: Sequence[str] | str, what: str) -> list[str]:
+    """Return the paths that match; `what` they lead to is for the error."""
     if targets == "all-linear":
-        return found
+        return paths
     if isinstance(targets, str):
-        chosen = [path for path in found if matches(targets, path)]
-        if not chosen and any(ends_with(path, targets) for path in found):
+        chosen = [path for path in paths if matches(targets, path)]
+        if not chosen and any(ends_with(path, targets) for path in paths):
             raise ValueError(
                 f"target_modules {targets!r} is a string, read as a regular expression for a whole "
                 f"path: to name modules, pass [{targets!r}]"
             )
         if not chosen:
-            raise no_match(targets, found, kind=kind)
+            raise no_match(targets, paths, what)
         return chosen
     for name in targets:
-        if not any(ends_with(path, name) for path in found):
-            raise no_match(name, found, kind=kind)
-    return [path for path in found if matches(targets, path)]
+        if not any(ends_with(path, name) for path in paths):
+            raise no_match(name, paths, what)
+    return [path for path in paths if matches(targets, path)]
 
 
 def matches(targets: Sequence[str] | str, path: str) -> bool:
@@ -113,19 +123,29 @@ def ends_with(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def no_match(
-    target: str, found: list[str], what: str = "target module", kind: str = "linear layer"
-) -> ValueError:
+def no_match(target: str, paths: list[str], what: str, of: str = "target module") -> ValueError:
     """Return an error that suggests the names nearest to `target`."""
-    names = list(dict.fromkeys(path.rpartition(".")[2] for path in found))
-    near = get_close_matches(target, [*names, *found], n=3, cutoff=0.4)
+    names = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+    near = get_close_matches(target, [*names, *paths], n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else f"the model has {', '.join(names)}"
-    return ValueError(f"{what} {target!r} matches no {kind}: {hint}")
+    return ValueError(f"{of} {target!r} matches no {what}: {hint}")
 
 
 def _block_of(path: str) -> int | None:
     number = next((part for part in path.split(".") if part.isdigit()), None)
     return None if number is None else int(number)
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise ValueError unless an option is a whole number from `least` on."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} = {shown(value)}, expected a whole number from {least} on")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise ValueError unless an option is a finite number above 0."""
+    if not isinstance(value, int | float | np.number) or not 0.0 < value < math.inf:
+        raise ValueError(f"{name} = {shown(value)}, expected a number above 0")
 
 
 def check_rank(r: int, path: str, shape: tuple[int, ...]) -> None:
@@ -159,4 +179,4 @@ def check_used(patterns: Iterable[str], paths: list[str]) -> None:
     """Raise ValueError if a key matches none of the paths."""
     for key in patterns:
         if all(lookup({key: True}, path, None) is None for path in paths):
-            raise no_match(key, paths, "pattern")
+            raise no_match(key, paths, "adapted layer", "pattern")

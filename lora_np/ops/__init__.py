@@ -24,6 +24,7 @@ from lora_np.ops.activation import (
     softmax_forward,
 )
 from lora_np.ops.attention import attention_backward, attention_forward
+from lora_np.ops.conv import im2col_backward, im2col_forward
 from lora_np.ops.dropout import dropout_backward, dropout_forward, dropout_mask
 from lora_np.ops.embedding import embedding_backward, embedding_forward
 from lora_np.ops.linear import linear_backward, linear_forward
@@ -35,6 +36,12 @@ from lora_np.ops.loss import (
     mse_forward,
 )
 from lora_np.ops.norm import layernorm_backward, layernorm_forward
+from lora_np.ops.recurrent import (
+    gru_cell_backward,
+    gru_cell_forward,
+    rnn_cell_backward,
+    rnn_cell_forward,
+)
 
 __all__ = [
     "attention_backward",
@@ -48,6 +55,10 @@ __all__ = [
     "embedding_forward",
     "gelu_backward",
     "gelu_forward",
+    "gru_cell_backward",
+    "gru_cell_forward",
+    "im2col_backward",
+    "im2col_forward",
     "layernorm_backward",
     "layernorm_forward",
     "linear_backward",
@@ -58,6 +69,8 @@ __all__ = [
     "mse_forward",
     "relu_backward",
     "relu_forward",
+    "rnn_cell_backward",
+    "rnn_cell_forward",
     "silu_backward",
     "silu_forward",
     "softmax_backward",

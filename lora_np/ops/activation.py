@@ -126,7 +126,7 @@ def silu_forward(x: Array) -> tuple[Array, SiluCache]:
     >>> silu_backward(np.ones(2), cache)[0].round(3).tolist()
     [0.5, 1.091]
     """
-    s = 0.5 * (1.0 + get_xp(x).tanh(0.5 * x))  # exp(-x) could overflow, tanh cannot
+    s = sigmoid(x)
     return x * s, SiluCache(x, s)
 
 
@@ -137,6 +137,11 @@ def silu_backward(dy: Array, cache: SiluCache, need: Need = None) -> tuple[Array
     x, s = cache
     expect_shape("dy", dy, *x.shape)
     return (dy * (s * (1.0 + x * (1.0 - s))),)
+
+
+def sigmoid(x: Array) -> Array:
+    """Return 1 / (1 + exp(-x)), entry by entry."""
+    return 0.5 * (1.0 + get_xp(x).tanh(0.5 * x))  # exp(-x) could overflow, tanh cannot
 
 
 class SoftmaxCache(NamedTuple):

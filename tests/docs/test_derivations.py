@@ -24,6 +24,9 @@ PAIRS = {  # pair: its page, and the gradients in the order that backward return
     "dropout": ("dropout.md", "dx"),
     "cross_entropy": ("cross_entropy.md", "dlogits"),
     "mse": ("mse.md", "dy dtarget"),
+    "im2col": ("convolution.md", "dx"),
+    "rnn_cell": ("recurrent.md", "dgx dgh"),
+    "gru_cell": ("recurrent.md", "dgx dgh dh"),
 }
 every_page = pytest.mark.parametrize("name", PAGES)
 

@@ -2,7 +2,8 @@
 
 Usage: python -m tests.experiments.stopping WHAT HOW FOLDER FIRST STEP
 
-WHAT is "sweep" (of the linear task) or "intrinsic" (of the text task, with its pretraining). HOW is
+WHAT is "sweep" (of the linear task), or "intrinsic" or "study" (of the text task, with its
+pretraining). HOW is
 "kill" (by the system, at once), "interrupt" (Ctrl-C) or "full" (the disk is full from there on).
 The run is stopped at each of the FIRST operations, and after them at every STEP-th. Each time the
 same call must continue and reach what a call that was never stopped reaches.
@@ -19,6 +20,7 @@ import traceback
 from itertools import count
 from pathlib import Path
 
+from lora_np import LoraConfig
 from lora_np.experiments.intrinsic import IntrinsicSettings, intrinsic_run
 from lora_np.experiments.rank_sweep import (
     LinearSettings,
@@ -27,6 +29,7 @@ from lora_np.experiments.rank_sweep import (
     rank_sweep,
     text,
 )
+from lora_np.experiments.study import Contender, Study, run_study
 from tests.tiny import TINY, write_texts
 
 LINEAR = LinearSettings(ranks=(1,), seeds=1, d_in=4, d_out=3, steps=5)
@@ -68,6 +71,10 @@ def experiment(what, folder):
     english, code = write_texts(folder.parent)
     settings = TextSettings(seeds=1, pretrain_text=english, adapt_text=code, **TINY)
     text.KEEP_EVERY = 0.0  # the state of pretraining is kept after every step
+    if what == "study":
+        lora = LoraConfig(r=2, target_modules="all-linear")
+        contenders = [Contender("full", None, 1e-2), Contender("LoRA", lora, 1e-2, around=1)]
+        return lambda: run_study(Study("stopped", settings, contenders), folder)
     return lambda: intrinsic_run(IntrinsicSettings((4,), settings), folder)
 
 

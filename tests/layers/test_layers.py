@@ -9,9 +9,12 @@ from lora_np import layers, ops
 from lora_np.backend import ShapeError
 from lora_np.gradcheck import GradientError, check_gradients
 from lora_np.layers import (
+    GRU,
     MLP,
+    RNN,
     CausalSelfAttention,
     Chain,
+    Conv1d,
     Dropout,
     Embedding,
     Gelu,
@@ -42,6 +45,11 @@ def lora(rng, bias=True, dropout=0.25, std=1.0):
     return LoRALinear(linear, A, B, 0.7, dropout)
 
 
+def with_lora(layer, rng):
+    config = LoraConfig(r=2, lora_dropout=0.25, target_modules="all-linear")
+    return inject(layer, config, rng)
+
+
 # every layer that takes (..., D) to (..., D)
 LAYERS = {
     "Linear": lambda rng: Linear(D, D, rng, dtype=F64),
@@ -56,6 +64,15 @@ LAYERS = {
     "attention, 2 heads": lambda rng: CausalSelfAttention(D, 2, rng, dtype=F64),
     "Residual": lambda rng: Residual(MLP(D, 6, rng, dtype=F64)),
     "Chain": lambda rng: Chain(Linear(D, D, rng, dtype=F64), Gelu(), lora(rng)),
+    "Conv1d": lambda rng: Conv1d(D, D, 3, rng, padding=1, dtype=F64),
+    "Conv1d, groups, dilation": lambda rng: Conv1d(
+        D, D, 3, rng, padding=2, dilation=2, groups=2, bias=False, dtype=F64
+    ),
+    "RNN": lambda rng: RNN(D, D, rng, dtype=F64),
+    "GRU": lambda rng: GRU(D, D, rng, dtype=F64),
+    "GRU, no bias": lambda rng: GRU(D, D, rng, bias=False, dtype=F64),
+    "Conv1d with adapters": lambda rng: with_lora(Conv1d(D, D, 3, rng, padding=1, dtype=F64), rng),
+    "GRU with adapters": lambda rng: with_lora(GRU(D, D, rng, dtype=F64), rng),
     "attention with adapters": lambda rng: inject(
         CausalSelfAttention(D, 2, rng, dtype=F64), LoraConfig(r=2, lora_dropout=0.25), rng
     ),

@@ -69,6 +69,10 @@ def attention_inputs(s, n_q, n_k):
     return s.normal(*s.lead, n_q, s.n_in), *(s.normal(*s.lead, n_k, n) for n in (s.n_in, s.n_out))
 
 
+def gru_inputs(s):
+    return *(s.normal(*s.lead, 3 * s.n_in) for _ in range(2)), s.x()
+
+
 # label: (pair, how many slots backward has, inputs, keyword arguments)
 PAIRS = {
     "linear": ("linear", 3, lambda s: (s.x(), s.normal(s.n_out, s.n_in), s.normal(s.n_out)), None),
@@ -113,6 +117,20 @@ PAIRS = {
         lambda s: {"count": 7},
     ),
     "mse": ("mse", 2, lambda s: (s.x(), s.x()), None),
+    "im2col": (
+        "im2col",
+        1,
+        lambda s: (s.normal(*s.lead, s.T + 1, s.r + 2, s.n_in),),
+        lambda s: {"kernel": (2, 3)},
+    ),
+    "im2col, all options": (
+        "im2col",
+        1,
+        lambda s: (s.normal(*s.lead, s.T, s.r, s.n_in),),
+        lambda s: {"kernel": (3, 2), "stride": (1, 2), "padding": (2, 1), "dilation": (2, 1)},
+    ),
+    "rnn cell": ("rnn_cell", 2, lambda s: (s.x(), s.x()), None),
+    "gru cell": ("gru_cell", 3, gru_inputs, None),
 }
 LOSSES = ("cross_entropy", "mse")
 TWINS = [label for label, (name, *_) in PAIRS.items() if f"{name}_forward" in fast.__all__]
@@ -624,6 +642,9 @@ MISFITS = [
     ("attention", (o((2, 3)), o((4, 3)), o((5, 3))), r"v has shape \(5, 3\), expected \(4, "),
     ("attention", (o((4, 3)), o((2, 3)), o((2, 3))), r"q has shape \(4, 3\), .* at most 2 queries"),
     ("cross_entropy", (o((2, 3)), o(3, int)), r"targets has shape \(3,\), expected \(2,\)"),
+    ("rnn_cell", (o((2, 3)), o((3, 3))), r"gh has shape \(3, 3\), expected \(2, 3\), .* of gx"),
+    ("gru_cell", (o((2, 6)), o((2, 6)), o((2, 3))), r"gx has shape \(2, 6\), expected \(2, 9\)"),
+    ("gru_cell", (o((2, 9)), o((2, 6)), o((2, 3))), r"gh has shape \(2, 6\), .* the shape of gx"),
     ("mse", (o((2, 3)), o((3, 2))), r"target has shape \(3, 2\), expected \(2, 3\), .* of y"),
 ]
 
@@ -670,8 +691,8 @@ def test_backward_refuses_a_dy_of_another_shape(label):  # that of a loss is one
 
 # ------------------------------------------------------------------------- nothing, and no numbers
 
-NO_ROWS = ("GPT", "triplet")  # tokens; weights alone
-CASES_OF_0 = [c for c in cases(np.random.default_rng(0)) if not c.name.startswith(NO_ROWS)]
+WITHOUT_ROWS = ("GPT", "subspace", "triplet")  # models are below; the others have no samples
+CASES_OF_0 = [c for c in cases(np.random.default_rng(0)) if not c.name.startswith(WITHOUT_ROWS)]
 LOSSES = ("cross_entropy", "mse")
 
 
@@ -679,7 +700,8 @@ def of_no_rows(case):
     """A case's inputs with their batch axis emptied, where they have one."""
     named = case.inputs if isinstance(case.inputs, dict) else dict(enumerate(case.inputs))
     pair = case.name.partition(",")[0]
-    batched = len(named) if pair in ("attention", *LOSSES) else 1  # the first so many have one
+    all_batched = ("attention", "rnn_cell", "gru_cell", *LOSSES)
+    batched = len(named) if pair in all_batched else 1  # the first so many have one
     inputs = [x[:0] if i < batched else x for i, x in enumerate(named.values())]
     kwargs = {k: v[:0] if k == "mask" else v for k, v in case.kwargs.items()}
     return inputs, kwargs

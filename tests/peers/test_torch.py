@@ -68,6 +68,22 @@ def op_cases(tg):
     def entropy(z, t, **options):
         return F.cross_entropy(z.flatten(0, -2), t.flatten(), ignore_index=-100, **options)
 
+    def unfold(x, options):
+        found = F.unfold(
+            x.permute(0, 3, 1, 2),
+            options["kernel"],
+            options["dilation"],
+            options["padding"],
+            options["stride"],
+        )  # (B, C kh kw, Ho Wo)
+        return found.transpose(1, 2).unflatten(1, (3, 8))
+
+    def gru_cell(gx, gh, h):
+        (xr, xz, xn), (hr, hz, hn) = gx.chunk(3, -1), gh.chunk(3, -1)
+        r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
+        return torch.lerp(torch.tanh(xn + r * hn), h, z)
+
+    patches = {"kernel": (2, 3), "stride": (2, 1), "padding": (1, 2), "dilation": (2, 1)}
     torch_mask = tg.tensor(mask)
     return [
         ("linear", (x, W, b), {}, F.linear),
@@ -92,6 +108,9 @@ def op_cases(tg):
         ("cross_entropy", (logits, some), {"count": 20},
          lambda z, t: entropy(z, t, reduction="sum") / 20),
         ("mse", (n((3, 4)), n((3, 4))), {}, F.mse_loss),
+        ("im2col", (n((2, 5, 6, 3)),), patches, lambda x: unfold(x, patches)),
+        ("rnn_cell", (n((2, 3)), n((2, 3))), {}, lambda gx, gh: torch.tanh(gx + gh)),
+        ("gru_cell", (n((2, 9)), n((2, 9)), n((2, 3))), {}, gru_cell),
     ]  # fmt: skip
 
 
