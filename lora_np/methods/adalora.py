@@ -95,10 +95,8 @@ class AdaLoraLinear(LoRALinear):
                 grads.add(p, gradient)
         return dx
 
-    def delta(self) -> Array:
-        """Return scale B diag(E) A (out, in)."""
-        A, B = self.pair()
-        return self.scale * (B @ A)
+    def _refuse_more_than_A_and_B(self, method: str) -> None:
+        """Do nothing: E is part of A', so that A' and B are the whole change."""
 
     def tensors(self) -> dict[str, Parameter]:
         """Return A, E and B by PEFT's names, and which triplets are kept."""

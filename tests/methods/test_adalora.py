@@ -306,6 +306,15 @@ def test_of_rank_keeps_the_ratio_and_scale_one():
     assert (config.target_r, config.init_r, config.lora_alpha) == (3, 5, 5)
 
 
+def test_the_change_is_the_product_of_its_factors(rng):
+    _, adapted = small(rng)
+    layer = adapted.up_proj
+    B, A, scale = layer.factors()
+    expected = 8 / (3 + 1e-5) * layer.B.value @ np.diag(layer.E.value[:, 0]) @ layer.A.value
+    np.testing.assert_allclose(scale * B @ A, expected, atol=1e-12)
+    np.testing.assert_allclose(layer.delta(), expected, atol=1e-12)
+
+
 def test_merging_is_the_forward_pass(rng):
     _, adapted = small(rng)
     x = rng.standard_normal((4, 6))
