@@ -28,7 +28,7 @@ SPELLED = {
     "two commands": "两条命令",
     "six commands": "六条命令",
     "five assignments": "五份",
-    "eleven chapters": "十一章",
+    "twelve chapters": "十二章",
 }
 NUMBER_WORDS = re.compile(
     r"\b(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|hundred|thousand)\b"
