@@ -310,9 +310,9 @@ plt.show()
 
 # %% [markdown]
 # Less than 6.9 times, but more than 1.5 times. The best rates of ranks 1 and 8 differ by less than
-# a factor of 2: the second half of their claim holds here. (Our $\alpha$ is the same at both ranks.
-# With $\alpha = r$ it would not hold.) The factor itself depends on $\alpha$, as you saw above, and
-# on the size of the model. Do not carry it from one to another.
+# a factor of 2: the second half of their claim holds here. ($\alpha$ is the same at every rank,
+# here and there.) The factor itself depends on $\alpha$ and on the width, as you saw above. Do not
+# carry it from one model to another.
 #
 # ## Which layers?
 #
@@ -388,6 +388,9 @@ for n, row in zip(samples, mean):
     print(f"n = {n:<6}", *(f"{name} {value:.3f}  " for name, value in zip(names, row)), end="")
     print("  best:", names[row.argmin()])
 assert np.allclose(mean[:, 0], OUT * IN / 2 / (samples - IN - 1), rtol=0.1)
+for i, r in enumerate(ranks, start=1):
+    far = mean[:, 0] > 3 * floor[r]
+    assert far.any() and (mean[far, i] < mean[far, 0]).all()
 winners = [names[i] for i in mean.argmin(axis=1)]
 assert all(mean[-1, i] < 1.15 * floor[r] for i, r in ((1, 1), (2, 4)))
 assert winners[0] == "r = 1" and winners[2] == "r = 4" and winners[-1] == "full"
@@ -404,16 +407,16 @@ axis.set_xlabel("number of samples n")
 axis.set_ylabel("loss (thin lines: the floors)")
 axis.set_xticks(samples, [str(n) for n in samples])
 axis.minorticks_off()
-axis.set_title("A rank is better than full until it meets its floor")
+axis.set_title("A rank is better than full until it nears its floor")
 axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Rank 1 is best at 64 samples, rank 4 at 256, and full fine-tuning at 4096. Each rank lies below
-# full's curve until it meets its floor, where it *falls off*: at 4096 samples, ranks 1 and 4 are
-# within 15 % of their floors. A low rank is not a compromise when data are few. When data are many,
-# its capacity is used up.
-# `lora-np small-data` and `lora-np regret` look for both ends of this picture on the text task.
+# Rank 1 is best at 64 samples, rank 4 at 256, and full fine-tuning at 4096. Each rank is better
+# than full as long as full's loss is more than three times the rank's floor. Later it *falls off*:
+# at 4096 samples, ranks 1 and 4 are within 15 % of their floors. A low rank is not a compromise
+# when data are few. When data are many, its capacity is used up. `lora-np small-data` and `lora-np
+# regret` look for both ends of this picture on the text task.
 #
 # Does training arrive at these minima? We train LoRA of rank 4 on 512 samples.
 
