@@ -44,7 +44,7 @@ def plot_dylora(results: Results, path: str | Path) -> None:
     for cut, (text, colour, marker) in cuts.items():
         style = {"color": colour, "marker": marker, "linestyle": "-."}
         left.append(_line(axis, results, cut, every, text, style))
-    style = {"color": "black", "marker": "X", "linestyle": "none", "markersize": 8, "zorder": 5}
+    style = {"color": "black", "marker": "X", "linestyle": "none", "markerfacecolor": "black"}
     left.append(_line(axis, results, "LoRA", s["ranks"], "LoRA, trained at r", style, bars=True))
     _scale(axis, results)
     _labels(axis, [line for line in left if line], first=True)
@@ -96,7 +96,7 @@ def _scale(axis: Any, results: Results) -> None:
     axis.set_xticks([], minor=True)
     axis.set(xlabel="rank r", ylabel="test loss [nats a byte]")
     seeds = counted(s["seeds"], "seed")
-    axis.set_title(f"Which rank? {counted(s['steps'], 'step')}, mean over {seeds}")
+    axis.set_title(f"Which rank? {counted(s['steps'], 'step')}, mean over {seeds}; bars: s.d.")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
 
