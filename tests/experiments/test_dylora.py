@@ -355,7 +355,7 @@ def test_a_study_travels_to_another_process():
     assert len(pickle.dumps(study)) < 20_000
 
 
-def test_the_settings_of_the_default_are_those_of_the_issue_they_decide():
+def test_the_default_has_five_seeds_and_every_adapter_the_scale_one_at_its_rank():
     settings = DyLoraSettings()
     assert settings.ranks == (1, 2, 4, 8, 16) and settings.text.seeds == 5
     labels = [contender.label for contender in dylora_study(settings).contenders]

@@ -19,6 +19,9 @@ DYLORA = ((BLUE, "o", "-"), (SKY, "^", "--"), (PURPLE, "v", "-"), (AMBER, "<", "
 APART = 0.05  # between two labels, as a share of the axis
 ABOVE = 0.25  # how far above the base the axis goes, as a share of what training gains
 
+Point = tuple[float, float]
+Label = tuple[Point, Point, str, str]  # the first and the last point of a line, its text and colour
+
 
 def plot_dylora(results: Results, path: str | Path) -> None:
     """Draw the test loss against the rank, means over seeds.
@@ -50,10 +53,6 @@ def plot_dylora(results: Results, path: str | Path) -> None:
     _labels(axis, [line for line in left if line], first=True)
     _labels(axis, [line for line in right if line], first=False)
     plots.save(figure, path)
-
-
-Point = tuple[float, float]
-Label = tuple[Point, Point, str, str]  # the first and the last point of a line, its text and colour
 
 
 def _line(
