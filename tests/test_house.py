@@ -33,6 +33,8 @@ SHARED = {  # files of methods/ that are not one method's
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",
     "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",
+    "experiments/grid/first_step.py": "the grid is LoRA's",
+    "experiments/grid/study.py": "the grid is LoRA's",
     "experiments/intrinsic/text.py": "a default task",
     "experiments/paper/settings.py": "the paper is LoRA's",
     "experiments/rank_sweep/estimate.py": "a default task",
@@ -40,6 +42,10 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "experiments/rank_sweep/method.py": "a default task",
     "experiments/rank_sweep/models.py": "a default task",
     "experiments/rank_sweep/text.py": "a default task",
+    "experiments/regret/study.py": "its claims are LoRA's",
+    "experiments/small_data/study.py": "LoRA against full fine-tuning",
+    "experiments/study/run.py": "a default task",
+    "experiments/study/trial.py": "a default task",
     "selfcheck.py": "the table of every pair, layer and model",
 }
 

@@ -26,6 +26,22 @@ def add_options(parser: argparse.ArgumentParser, quick: str, out: str) -> None:
     add("--take-over", action="store_true", help=take_over)
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Return the whole numbers of an option, ascending and each once."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, as in 1,2,4") from None
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers of an option, ascending and each once."""
+    try:
+        return tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers, as in 2,4,8") from None
+
+
 def folder_name(settings: Any, quick: bool) -> str:
     """Return a name that no other settings have: the task, and a hash of all settings."""
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]

@@ -1,14 +1,30 @@
-"""The studies that are built on the sweep: ``paper`` and ``intrinsic``."""
+"""The studies that are built on the sweep.
+
+``paper`` and ``intrinsic`` have plans of their own. ``grid``, ``small-data`` and ``regret`` compare
+contenders with one engine (lora_np/experiments/study/).
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name
+from lora_np.cli.experiment import (
+    Writers,
+    add_options,
+    carry_out,
+    folder_name,
+    numbers,
+    whole_numbers,
+)
 from lora_np.cli.workers import jobs_of
+
+if TYPE_CHECKING:
+    from lora_np.experiments.study import Study
 
 
 def add_paper(commands: Any) -> None:
@@ -90,4 +106,110 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
         "results.json",
         lambda results: {"intrinsic_dimension.png": partial(plot_intrinsic, results)},
         table,
+    )
+
+
+# --------------------------------------------------------------- studies of contenders
+
+
+def add_grid(commands: Any) -> None:
+    """Add the parser of ``grid``."""
+    grid = commands.add_parser(
+        "grid",
+        help="loss over rank x lora_alpha, with one learning rate and with the best of each cell",
+        description="Heat maps of the loss, the best rate against alpha / r, and the first step. "
+        "docs/studies.md shows a run.",
+    )
+    grid.add_argument("--ranks", type=whole_numbers, metavar="R,R,...", help="default: 1,4,16")
+    grid.add_argument("--alphas", type=numbers, metavar="A,A,...", help="default: 2,4,8,16,32")
+    _add_study(grid, run_grid)
+
+
+def run_grid(arguments: argparse.Namespace) -> int:
+    """Run or resume the grid."""
+    from lora_np.experiments.grid import QUICK, GridSettings, grid_study
+
+    settings = QUICK if arguments.quick else GridSettings()
+    if arguments.ranks is not None:
+        settings = replace(settings, text=replace(settings.text, ranks=arguments.ranks))
+    if arguments.alphas is not None:
+        settings = replace(settings, alphas=arguments.alphas)
+    return _run_study(arguments, settings, grid_study)
+
+
+def add_small_data(commands: Any) -> None:
+    """Add the parser of ``small-data``."""
+    small_data = commands.add_parser(
+        "small-data",
+        help="train and validation loss of LoRA and full fine-tuning as the text shrinks",
+        description="Each length of the text has its own search for a learning rate. "
+        "docs/studies.md shows a run.",
+    )
+    _add_study(small_data, run_small_data)
+
+
+def run_small_data(arguments: argparse.Namespace) -> int:
+    """Run or resume the study of shrinking text."""
+    from lora_np.experiments.small_data import QUICK, SmallDataSettings, small_data_study
+
+    settings = QUICK if arguments.quick else SmallDataSettings()
+    return _run_study(arguments, settings, small_data_study)
+
+
+def add_regret(commands: Any) -> None:
+    """Add the parser of ``regret``."""
+    regret = commands.add_parser(
+        "regret",
+        help='the claims of "LoRA Without Regret" on the text task of the sweep',
+        description="Learning rates, layers, capacity and batch sizes of LoRA against full "
+        "fine-tuning. docs/studies.md shows a run.",
+    )
+    _add_study(regret, run_regret)
+
+
+def run_regret(arguments: argparse.Namespace) -> int:
+    """Run or resume the claims of "LoRA Without Regret"."""
+    from lora_np.experiments.regret import QUICK, RegretSettings, regret_study
+
+    return _run_study(arguments, QUICK if arguments.quick else RegretSettings(), regret_study)
+
+
+def _add_study(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+    """Add the options that studies of contenders share."""
+    add_options(parser, "a small run in seconds", "runs/<command>-<settings>/")
+    parser.add_argument("--seeds", type=int, help="number of seeds; default: 5, quick: 2")
+    parser.set_defaults(run=run)
+
+
+def _run_study(
+    arguments: argparse.Namespace, settings: Any, study_of: Callable[[Any], Study]
+) -> int:
+    """Run or resume a study of contenders; write its report and pictures."""
+    from lora_np.experiments.rank_sweep.estimate import estimate
+    from lora_np.experiments.study.run import as_sweep, check_study, run_study
+    from lora_np.experiments.terminal import Terminal
+    from lora_np.files import save_text
+
+    if arguments.seeds is not None:
+        settings = replace(settings, text=replace(settings.text, seeds=arguments.seeds))
+    study = study_of(settings)
+    named = folder_name(settings, arguments.quick)
+    out = arguments.out or Path("runs") / named
+    note = "\na quick run: there is nothing to conclude from it\n" if arguments.quick else ""
+
+    def files(results: dict[str, Any]) -> Writers:
+        text = partial(save_text, text=f"{study.report(results)}\n")
+        drawn = {name: partial(draw, results) for name, draw in (study.pictures or {}).items()}
+        return {f"{study.name}.txt": text, **drawn}
+
+    return carry_out(
+        arguments,
+        jobs_of(arguments, study),
+        Terminal(out),
+        partial(check_study, study, out),
+        partial(run_study, study, out),
+        "results.json",
+        files,
+        lambda results: f"{study.report(results)}\n{note}",
+        lambda executor, jobs: estimate(as_sweep(study), executor, jobs),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.backend import get_device
-from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name
+from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name, whole_numbers
 from lora_np.cli.workers import jobs_of
 
 QUICK = {
@@ -48,7 +48,7 @@ def add_sweep(commands: Any) -> None:
     add = sweep.add_argument
     add("--task", choices=("text", "linear"), default="text")
     add_options(sweep, "a small sweep in 20 seconds", "runs/<task>-<settings>/")
-    add("--ranks", type=_ranks, metavar="R,R,...", help=_default("ranks"))
+    add("--ranks", type=whole_numbers, metavar="R,R,...", help=_default("ranks"))
     modules = "NAME,NAME|all-linear|REGEX"
     add("--target-modules", type=_targets, metavar=modules, help=_default("target-modules"))
     add("--pretrain-text", metavar="FILE", help="your own text for the base")
@@ -73,13 +73,6 @@ def _default(name: str) -> str:
     return "default: " + "; ".join(
         f"{task * (len(shown) > 1)}{text}" for text, task in shown.items()
     )
-
-
-def _ranks(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, as in 1,2,4") from None
 
 
 def _targets(text: str) -> tuple[str, ...] | str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lora_np.files.atomic import PREFIX, WriteError, replacing
+from lora_np.train import Diverged
 
 Arrays = Mapping[str, np.ndarray]
 Run = TypeVar("Run")
@@ -97,6 +99,38 @@ def run_all(
     finally:
         for future in running:
             future.cancel()
+
+
+def guarded(
+    train: Callable[[], tuple[dict[str, Any], Arrays]],
+    measured: Sequence[str],
+    losses: Sequence[str],
+) -> tuple[dict[str, Any], Arrays]:
+    """Call ``train()``; if training diverges, that is the result, with None for the losses.
+
+    Parameters
+    ----------
+    train : callable
+        Returns what a run measured, and what it trained.
+    measured : sequence of str
+        What a run measures; a number that is not finite means that training diverged.
+    losses : sequence of str
+        The losses among them.
+
+    Examples
+    --------
+    >>> from lora_np.experiments.runner import guarded
+    >>> guarded(lambda: ({"loss": float("inf"), "seconds": 1.0}, {}), ["loss"], ["loss"])[0]
+    {'loss': None, 'seconds': 1.0, 'diverged': 'the last step went too far'}
+    """
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            result, trained = train()
+    except Diverged as error:
+        return {**dict.fromkeys(measured), "diverged": str(error)}, {}
+    if not all(math.isfinite(result[name]) for name in measured):
+        return {**result, **dict.fromkeys(losses), "diverged": "the last step went too far"}, {}
+    return result, trained
 
 
 # ------------------------------------------------------------------- what every run needs

@@ -111,7 +111,7 @@ def rates_to_try(start: float, tried: Mapping[float, float], base: float) -> lis
     base : float
         The loss before training.
     """
-    grid = [_neighbour(start, k) for k in (-1, 0, 1)]
+    grid = [neighbour(start, k) for k in (-1, 0, 1)]
     missing = [lr for lr in grid if lr not in tried]
     if not missing and len(tried) < MOST_RATES:
         missing = _beyond(start, tried, base)
@@ -122,18 +122,25 @@ def _beyond(start: float, tried: Mapping[float, float], base: float) -> list[flo
     """Return the rate past the end where the best one lies, if the end still gains enough."""
     rates, best = sorted(tried), best_rate(start, tried, base)
     if best is None:
-        return [_neighbour(rates[0], -1)]  # all diverged: go lower
+        return [neighbour(rates[0], -1)]  # all diverged: go lower
     inner = {rates[0]: rates[1], rates[-1]: rates[-2]}.get(best)
     if inner is None:
         return []
     gain = tried[inner] - tried[best]
     if gain < WORTH * tried[inner] or gain <= SAME * abs(base):
         return []
-    return [_neighbour(best, -1 if best == rates[0] else 1)]
+    return [neighbour(best, -1 if best == rates[0] else 1)]
 
 
-def _neighbour(lr: float, steps: int) -> float:
-    """Return the rate so many factors away, to 4 digits so that equal rates compare equal."""
+def neighbour(lr: float, steps: int) -> float:
+    """Return the rate so many factors away, to 4 digits so that equal rates compare equal.
+
+    Examples
+    --------
+    >>> from lora_np.experiments.search import neighbour
+    >>> neighbour(0.02, -3)
+    0.0025
+    """
     return float(f"{lr * FACTOR**steps:.4g}")
 
 

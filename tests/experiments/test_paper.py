@@ -52,13 +52,13 @@ def test_every_row_of_table_5_has_the_rank_nearest_to_the_budget(settings):
     for targets, r in table5_ranks(settings).items():
         near = {q: abs(counted(settings, targets, q) - whole) for q in (r - 1, r, r + 1) if q > 0}
         assert near[r] == min(near.values()), targets
-        assert trainable_parameters(settings, targets, r) == counted(settings, targets, r)
+        assert trainable_parameters(settings.text, targets, r) == counted(settings, targets, r)
 
 
 def test_the_default_budget_is_met_exactly_in_attention_and_within_seven_percent_in_the_mlp():
     assert budget(DEFAULT) == 4096  # 2 layers, r = 16, 64 x 64
     for targets, r in table5_ranks(DEFAULT).items():
-        share = trainable_parameters(DEFAULT, targets, r) / 4096
+        share = trainable_parameters(DEFAULT.text, targets, r) / 4096
         assert share == 1 if targets in TABLE5 else 0.93 < share < 1
 
 

@@ -9,11 +9,11 @@ errors (:func:`lora_np.experiments.rank_sweep.report.beats`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lora_np.experiments.claims import Claim
 from lora_np.experiments.paper.directions import below_the_top, excess, mean_excess
 from lora_np.experiments.rank_sweep.report import beats
 from lora_np.experiments.search import is_gain, lowest
@@ -21,31 +21,6 @@ from lora_np.experiments.search import is_gain, lowest
 Losses = Mapping[str, dict[int, float]]  # by matrices, then by seed
 ENOUGH = 0.9  # of the best rank's gain: what "suffices" means here
 COMMON = 0.1  # of the way from chance to equality: what "common directions" means here
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the paper, and what our numbers say of it.
-
-    Attributes
-    ----------
-    of : str
-        The figure or table.
-    says : str
-        The claim.
-    rule : str
-        When our numbers agree with the claim.
-    measured : str
-        The numbers that decide.
-    agrees : bool or None
-        None if the numbers cannot tell.
-    """
-
-    of: str
-    says: str
-    rule: str
-    measured: str
-    agrees: bool | None
 
 
 def all_claims(content: Mapping[str, Any]) -> list[Claim]:

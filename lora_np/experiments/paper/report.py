@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_np.experiments.claims import claims_text
 from lora_np.experiments.search import lowest
 from lora_np.tables import counted, plus_minus, text_row
 
@@ -85,13 +86,7 @@ def table7(table: Mapping[str, Any]) -> str:
 def claims(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the claims of the paper, and whether our numbers support them, as text."""
     verdicts = {True: "agrees", False: "does not agree", None: "cannot tell"}
-    lines = ["What the paper says, and whether ours agrees"]
-    for claim in found:
-        lines.append(f"{verdicts[claim['agrees']]}: {claim['of']}, {claim['says']}")
-        for name in ("rule", "measured"):
-            said = f"    {name}: {claim[name]}"
-            lines.append(fill(said, WIDTH, subsequent_indent=" " * 8))
-    return "\n".join(lines)
+    return f"What the paper says, and whether ours agrees\n{claims_text(found, verdicts)}"
 
 
 def _ours(row: Mapping[str, Any]) -> tuple[str, str]:

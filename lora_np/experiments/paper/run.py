@@ -212,7 +212,7 @@ def table5_rows(settings: PaperSettings, found: dict[Targets, Results]) -> list[
         {
             "targets": short(targets),
             "rank": r,
-            "trainable_parameters": trainable_parameters(settings, targets, r),
+            "trainable_parameters": trainable_parameters(settings.text, targets, r),
             **_runs(found[targets], r),
             "paper": TABLE5.get(targets),
         }

@@ -90,29 +90,32 @@ QUICK = PaperSettings(
 )
 
 
-def trainable_parameters(settings: PaperSettings, targets: Targets, r: int) -> int:
+def trainable_parameters(text: TextSettings, targets: Targets | str, r: int) -> int:
     """Return how many parameters an adapter of rank r on these matrices trains."""
-    blank = GPT(settings.text.gpt(), np.random.default_rng(0))
+    blank = GPT(text.gpt(), np.random.default_rng(0))
     adapted = inject(blank, LoraConfig(1, target_modules=targets), np.random.default_rng(0))
     return r * account(adapted).adapter
 
 
-def budget(settings: PaperSettings) -> int:
-    """Return the number of trainable parameters of table 5."""
-    return trainable_parameters(settings, ("q_proj",), settings.budget_rank)
-
-
-def table5_ranks(settings: PaperSettings) -> dict[Targets, int]:
-    """Return for each row of table 5 the rank that comes nearest to the budget, at least 1.
+def nearest_rank(text: TextSettings, targets: Targets | str, number: int) -> int:
+    """Return the rank on these matrices that comes nearest to a number of parameters, at least 1.
 
     Of two ranks that are equally near, the lower is taken.
     """
-    whole, ranks = budget(settings), {}
-    for targets in (*TABLE5, *MLP):
-        cost = trainable_parameters(settings, targets, 1)
-        below = max(1, whole // cost)
-        ranks[targets] = min(below, below + 1, key=lambda r: abs(r * cost - whole))
-    return ranks
+    cost = trainable_parameters(text, targets, 1)
+    below = max(1, number // cost)
+    return min(below, below + 1, key=lambda r: abs(r * cost - number))
+
+
+def budget(settings: PaperSettings) -> int:
+    """Return the number of trainable parameters of table 5."""
+    return trainable_parameters(settings.text, ("q_proj",), settings.budget_rank)
+
+
+def table5_ranks(settings: PaperSettings) -> dict[Targets, int]:
+    """Return for each row of table 5 the rank that comes nearest to the budget."""
+    whole = budget(settings)
+    return {t: nearest_rank(settings.text, t, whole) for t in (*TABLE5, *MLP)}
 
 
 def sweeps(settings: PaperSettings) -> dict[Targets, TextSettings]:

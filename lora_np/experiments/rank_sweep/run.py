@@ -6,7 +6,6 @@ nothing is overwritten.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -29,10 +28,9 @@ from lora_np.experiments.rank_sweep.store import (
     model_file,
 )
 from lora_np.experiments.rank_sweep.text import TextSettings, TextTask, run_text_trial
-from lora_np.experiments.runner import Arrays, Progress, run_all, with_mapped
+from lora_np.experiments.runner import Arrays, Progress, guarded, run_all, with_mapped
 from lora_np.files import load_arrays, save_arrays
 from lora_np.files.atomic import make_folder
-from lora_np.train import Diverged
 
 Settings = TextSettings | LinearSettings
 
@@ -192,14 +190,7 @@ def guarded_trial(
     settings: Settings, arrays: Arrays, trial: Trial
 ) -> tuple[dict[str, Any], Arrays]:
     """Run a trial; if it diverges, that is the result, with None for the losses."""
-    try:
-        with np.errstate(over="ignore", invalid="ignore"):
-            result, trained = TRIALS[settings.task](settings, arrays, trial)
-    except Diverged as error:
-        return {**dict.fromkeys(MEASURED), "diverged": str(error)}, {}
-    if not all(math.isfinite(result[name]) for name in MEASURED):
-        return {**result, **dict.fromkeys(LOSSES), "diverged": "the last step went too far"}, {}
-    return result, trained
+    return guarded(partial(TRIALS[settings.task], settings, arrays, trial), MEASURED, LOSSES)
 
 
 def _finish(settings: Settings, task: Task, arrays: Arrays, results: Results, folder: Path) -> None:

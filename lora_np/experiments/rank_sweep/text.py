@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ from lora_np.rank import spectrum
 from lora_np.train import Diverged, Trainer, evaluate, fill, fit, load_state, save_state
 
 WITHOUT = "without --base, a base is pretrained"
+TEXTS = ("adapt", "pretrain")  # arrays that are no Parameters of the base
 KEEP_EVERY = 10.0  # seconds between two saved states of pretraining
 
 
@@ -170,14 +172,10 @@ class TextTask:
 
     def baseline(self, arrays: Arrays) -> dict[str, float]:
         """Return the losses of the base on the text to adapt it to."""
-        s, slices = self.settings, split(arrays["adapt"])
+        held_out = {n: t for n, t in split(arrays["adapt"])._asdict().items() if n != "train"}
         with one_blas_thread():
-            model = rebuild_base(s, arrays)
-            return {
-                f"base_{name}_loss": evaluate(model, *windows(part, s.block_size, s.windows))
-                for name, part in slices._asdict().items()
-                if name != "train"
-            }
+            losses = losses_on(rebuild_base(self.settings, arrays), self.settings, held_out)
+        return {f"base_{name}": loss for name, loss in losses.items()}
 
     def facts(self, folder: Path, arrays: Arrays) -> dict[str, Any]:
         """Return the hash of the base, and where the base came from."""
@@ -268,28 +266,39 @@ def run_text_trial(
         base = rebuild_base(s, arrays)
         model = adapted_model(base, trial, s)
         slices: Splits = split(arrays["adapt"])
-        fit(
-            model,
-            DeviceBatches(s, slices.train, np.random.default_rng([trial.seed, 0])),
-            steps=s.steps,
-            lr=trial.lr,
-            warmup=s.steps // 10,
-            options={"weight_decay": 0.0},
-        )
-        losses = {
-            f"{name}_loss": evaluate(model, *windows(part, s.block_size, s.windows))
-            for name, part in slices._asdict().items()
-        }
+        adapt(model, s, slices.train, trial.seed, trial.lr)
+        losses = losses_on(model, s, slices._asdict())
     trained = {n: to_host(p.value) for n, p in model.parameters().items() if p.trainable}
     count = sum(array.size for array in trained.values())
     seconds = round(time.perf_counter() - start, 3)
     return {"trainable_parameters": count, **losses, "seconds": seconds}, trained
 
 
+def adapt(model: Any, settings: TextSettings, tokens: Any, seed: int, lr: float) -> None:
+    """Train the model in place on the batches that this seed draws from a text."""
+    fit(
+        model,
+        DeviceBatches(settings, tokens, np.random.default_rng([seed, 0])),
+        steps=settings.steps,
+        lr=lr,
+        warmup=settings.steps // 10,
+        options={"weight_decay": 0.0},
+    )
+
+
+def losses_on(model: Any, settings: TextSettings, texts: Mapping[str, Any]) -> dict[str, float]:
+    """Return the model's loss on windows of each text, as ``NAME_loss``."""
+    s = settings
+    return {
+        f"{name}_loss": evaluate(model, *windows(tokens, s.block_size, s.windows))
+        for name, tokens in texts.items()
+    }
+
+
 def rebuild_base(settings: TextSettings, arrays: Arrays) -> GPT:
     """Return the pretrained GPT; on the host its Parameters are the arrays themselves."""
     model = GPT(settings.gpt(), np.random.default_rng(0))
-    base = {name: array for name, array in arrays.items() if name != "adapt"}
+    base = {name: array for name, array in arrays.items() if name not in TEXTS}
     fill(model, base, "base.npz")  # checks names, shapes and numbers
     if settings.device != "cpu":
         return copy_model(model, device=settings.device)
