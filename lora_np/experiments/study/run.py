@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lora_np.crew import one_blas_thread
 from lora_np.data import split, windows
 from lora_np.experiments.folder import (
     PRETRAINING,
@@ -26,7 +27,7 @@ from lora_np.experiments.folder import (
     opened,
     save_results,
 )
-from lora_np.experiments.rank_sweep.text import TextSettings, TextTask
+from lora_np.experiments.rank_sweep.text import TextSettings, TextTask, losses_on, rebuild_base
 from lora_np.experiments.runner import Arrays, Progress, run_all, with_mapped
 from lora_np.experiments.study.plan import (
     Contender,
@@ -76,6 +77,9 @@ class Study:
     measure : callable, optional
         ``measure(trained)`` returns further numbers of a run, by name, from a
         :class:`~lora_np.experiments.study.trial.Trained`.
+    changes : mapping, optional
+        Settings of the task in which every contender differs from pretraining, for example
+        ``{"block_size": 48}``: windows that are shorter than the model's context.
 
     Examples
     --------
@@ -97,6 +101,7 @@ class Study:
     report: Callable[[Results], str] = str
     pictures: Mapping[str, Callable[[Results, Path], None]] | None = None
     measure: Callable[[Trained], Mapping[str, float]] | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         labels = [contender.label for contender in self.contenders]
@@ -155,7 +160,7 @@ def run_study(
     with _opened(study, task, folder, take_over) as results:
         if not results["complete"]:
             arrays = {**task.prepare(folder, progress), "pretrain": split(task.pretraining).test}
-            baseline = partial(_baseline, study, task, arrays)
+            baseline = partial(_baseline, study, arrays)
             begin(folder, results, task.facts(folder, arrays), task.given_sha256, baseline)
             _run_all(study, arrays, results, folder, executor, listen)
             results |= _finished(study, results, arrays)
@@ -175,7 +180,7 @@ def as_sweep(study: Study) -> TextSettings:
     """Return one sweep that takes about as long as the study, to estimate the time."""
     s, tokens = study.text, 0
     for contender in study.contenders:
-        own = settings_of(s, contender)
+        own = settings_of(study, contender)
         runs = expected_number([contender], s.seeds)
         tokens += runs * own.steps * own.batch_size * own.block_size
     trials = tokens / (s.steps * s.batch_size * s.block_size)
@@ -190,7 +195,7 @@ def _task(study: Study, base: str | Path | None) -> TextTask:
     arrays = {"adapt": task.adaptation, "pretrain": task.pretraining}
     for contender in study.contenders:
         try:
-            own = settings_of(study.text, contender)
+            own = settings_of(study, contender)
             model_of(blank, contender, 0)
             train = texts_of(arrays, contender)["train"]
             windows(train, own.block_size, 1)
@@ -211,16 +216,18 @@ def _opened(
     text = {name: value for name, value in asdict(study.text).items() if name not in UNUSED}
     contenders = [contender.as_dict() for contender in study.contenders]
     own = dict(study.settings or {})
-    made_with = {"task": study.name, **text, **own, **task.identity(), "contenders": contenders}
+    own |= {"changes": dict(study.changes), **task.identity(), "contenders": contenders}
+    made_with = {"task": study.name, **text, **own}
     return opened(study.kind(), folder, made_with, task.given_sha256, take_over)
 
 
-def _baseline(study: Study, task: TextTask, arrays: Arrays) -> dict[str, float]:
+def _baseline(study: Study, arrays: Arrays) -> dict[str, float]:
     """Return the losses of the base, also on the text that it was pretrained on."""
-    plain = {name: array for name, array in arrays.items() if name != "pretrain"}
-    swapped = {**plain, "adapt": task.pretraining}
-    forgotten = task.baseline(swapped)["base_test_loss"]
-    return {**task.baseline(plain), "base_pretrain_loss": forgotten}
+    slices = split(arrays["adapt"])
+    texts = {"validation": slices.validation, "test": slices.test, "pretrain": arrays["pretrain"]}
+    with one_blas_thread():
+        losses = losses_on(rebuild_base(study.text, arrays), settings_of(study), texts)
+    return {f"base_{name}": loss for name, loss in losses.items()}
 
 
 def _run_all(

@@ -70,9 +70,10 @@ def run_study_trial(study: Any, arrays: Arrays, run: Run) -> dict[str, Any]:
     return result
 
 
-def settings_of(text: TextSettings, contender: Contender) -> TextSettings:
-    """Return the settings of the text task with which a contender is trained."""
-    return replace(text, **contender.changes)
+def settings_of(study: Any, contender: Contender | None = None) -> TextSettings:
+    """Return the settings with which a contender is trained, or those that all have in common."""
+    own = {} if contender is None else contender.changes
+    return replace(study.text, **{**study.changes, **own})
 
 
 def model_of(base: GPT, contender: Contender, seed: int) -> Any:
@@ -93,10 +94,10 @@ def texts_of(arrays: Arrays, contender: Contender) -> dict[str, np.ndarray]:
 def _train(
     study: Any, arrays: Arrays, contender: Contender, run: Run
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    start, settings = time.perf_counter(), settings_of(study.text, contender)
+    start, settings = time.perf_counter(), settings_of(study, contender)
     texts = texts_of(arrays, contender)
     with one_blas_thread():
-        base = rebuild_base(settings, arrays)
+        base = rebuild_base(study.text, arrays)
         model = model_of(base, contender, run.seed)
         adapt(model, settings, texts["train"], run.seed, run.lr)
         losses = losses_on(model, settings, texts)
