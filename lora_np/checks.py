@@ -42,7 +42,8 @@ def check_layer(layer: Layer, x: np.ndarray) -> list[str]:
     Parameters
     ----------
     layer : Layer
-        Stays unchanged: the check runs on a copy in float64 with random Parameters.
+        Stays unchanged: the check runs on a copy in float64 with random Parameters; stored ones
+        are decoded.
     x : ndarray
         An input, of floats or of integers, with at least one batch axis.
 
@@ -60,7 +61,7 @@ def check_layer(layer: Layer, x: np.ndarray) -> list[str]:
     7
     """
     rng = np.random.default_rng(0)
-    layer = copy_model(layer, dtype=np.float64)
+    layer = copy_model(layer, dtype=np.float64, decode=True)
     at_random(layer, rng)
     x = x.astype(np.float64) if x.dtype.kind == "f" else x
     return _hold(type(layer).__name__, _layer_claims(layer, x))
@@ -73,8 +74,9 @@ def check_method(config: MethodConfig, model: Layer | None = None) -> list[str]:
     ----------
     config : MethodConfig
     model : Layer, optional
-        The model to adapt, copied to float64. By default an attention layer and an MLP, which have
-        the projections of a transformer block.
+        The model to adapt, copied to float64: a language model, which is given tokens, or a model
+        that is given vectors as long as a row of its first Parameter. By default an attention layer
+        and an MLP, which have the projections of a transformer block.
 
     Raises
     ------
@@ -92,10 +94,18 @@ def check_method(config: MethodConfig, model: Layer | None = None) -> list[str]:
         model = Chain(Residual(CausalSelfAttention(8, 2, rng)), MLP(8, 16, rng))
         x = rng.standard_normal((2, 3, 8))
     else:
-        x = rng.standard_normal((2, 3, next(iter(model.parameters().values())).shape[-1]))
-    base = copy_model(model, dtype=np.float64)
+        x = _input_of(model, rng)
+    base = copy_model(model, dtype=np.float64, decode=True)
     at_random(base, rng, 0.3)
     return _hold(type(config).__name__, _method_claims(config, base, x))
+
+
+def _input_of(model: Layer, rng: np.random.Generator) -> np.ndarray:
+    """Return tokens (2, 3) for a model that has a vocabulary, else vectors (2, 3, d)."""
+    vocab_size = getattr(model, "vocab_size", None)
+    if vocab_size is not None:
+        return rng.integers(0, vocab_size, (2, 3))
+    return rng.standard_normal((2, 3, next(iter(model.parameters().values())).shape[-1]))
 
 
 def _hold(name: str, claims: Iterable[Claim]) -> list[str]:

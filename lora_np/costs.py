@@ -24,7 +24,7 @@ class Account:
     flops : Flops
         Operations of the matrix products for one token, forward and backward.
     weight_bytes, gradient_bytes, optimizer_bytes : int
-        Memory for the weights, the gradients and the optimizer's state.
+        Memory for the weights as they are stored, the gradients and the optimizer's state.
     """
 
     base: int
@@ -69,7 +69,7 @@ def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2)
     model : Layer
         A plain or an adapted model.
     T : int, optional
-        Tokens in a sequence; by default the block_size of the model's config, or 1 if it has none.
+        Tokens in a sequence; by default the model's block_size, or 1 if it has none.
     state_per_parameter : int
         Numbers that the optimizer keeps for each trainable parameter: 2 for Adam and AdamW, 0 for
         SGD, 1 for SGD with momentum.
@@ -89,7 +89,7 @@ def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2)
     (1000000, 16000, '1.6%')
     """
     if T is None:
-        T = int(getattr(getattr(model, "config", None), "block_size", 1))
+        T = int(getattr(model, "block_size", 1))
     if T < 1:
         raise ValueError(f"T = {T}, expected at least 1 token in a sequence")
     parameters = model.parameters().values()
@@ -103,7 +103,7 @@ def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2)
         trainable=sum(p.size for p in trainable),
         T=T,
         flops=model.flops(T, False),
-        weight_bytes=sum(p.size * p.dtype.itemsize for p in parameters),
+        weight_bytes=sum(p.nbytes for p in parameters),
         gradient_bytes=gradient_bytes,
         optimizer_bytes=state_per_parameter * gradient_bytes,
     )

@@ -7,11 +7,11 @@ views of that vector: an optimizer's step, clipping and a snapshot are then each
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import WeakSet
 
-from lora_np.backend import Array, ShapeError, get_xp, read_only_view
+from lora_np.backend import Array, ShapeError, get_xp, read_only_view, to_device
 from lora_np.tables import first_of
 
 
@@ -25,6 +25,9 @@ class Parameter:
         Whether backward forms its gradient.
     borrowed : bool
         Whether `value` is a read-only view of another model's array.
+    stored_as : str
+        The packed form of a :class:`lora_np.StoredParameter`, such as "nf4"; "" for an
+        array.
 
     Examples
     --------
@@ -36,6 +39,8 @@ class Parameter:
     >>> np.shares_memory(W0.value, W0.share().value)
     True
     """
+
+    stored_as: str = ""
 
     def __init__(self, value: Array, trainable: bool = True) -> None:
         self.value = value
@@ -58,6 +63,15 @@ class Parameter:
         """The array's dtype."""
         return self.value.dtype
 
+    def arrays(self) -> dict[str, Array]:
+        """Return the arrays in memory by the ends of their names in files; {"": value} if plain."""
+        return {"": self.value}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the arrays in memory."""
+        return sum(array.size * array.dtype.itemsize for array in self.arrays().values())
+
     @property
     def shared(self) -> bool:
         """Whether the memory was borrowed, or a living model has borrowed it."""
@@ -65,14 +79,24 @@ class Parameter:
 
     def share(self) -> Parameter:
         """Return a frozen Parameter whose array is a read-only view of the same memory."""
-        view = Parameter(read_only_view(self.value), trainable=False)
+        view = self._converted(read_only_view)
+        view.trainable = False
         view.borrowed = True
         self._borrowers.add(view)
         return view
 
-    def copy(self) -> Parameter:
-        """Return an equal Parameter with memory of its own."""
-        return Parameter(self.value.copy(), self.trainable)
+    def copy(self, dtype: Any = None, device: str | None = None) -> Parameter:
+        """Return an equal Parameter with memory of its own, in another dtype or on a device."""
+        value = self.value.copy() if dtype is None else self.value.astype(dtype)
+        return Parameter(value if device is None else to_device(value, device), self.trainable)
+
+    def decoded(self) -> Parameter:
+        """Return a Parameter that holds an array: this one, unless it is stored in another form."""
+        return self
+
+    def _converted(self, convert: Callable[[Array], Array]) -> Parameter:
+        """Return a Parameter over what `convert` returns for each array in memory."""
+        return Parameter(convert(self.value), self.trainable)
 
     def __copy__(self) -> Parameter:
         return self.copy()  # otherwise two Parameters would hold one array without knowing it
@@ -86,13 +110,18 @@ class Parameter:
 
 
 def _restored(value: Array, trainable: bool) -> Parameter:
-    """Return the Parameter that was pickled, with an array that can be written to.
+    """Return the Parameter that was pickled, with an array that can be written to."""
+    return Parameter(writable(value), trainable)
+
+
+def writable(array: Array) -> Array:
+    """Return an unpickled array, or a copy if it cannot be written to.
 
     Pickle's protocol 5 returns a read-only array if the array was read-only, as a borrowed one is,
     or if it lies in a buffer that the caller passed.
     """
-    flags = getattr(value, "flags", None)
-    return Parameter(value if getattr(flags, "writeable", True) else value.copy(), trainable)
+    flags = getattr(array, "flags", None)
+    return array if getattr(flags, "writeable", True) else array.copy()
 
 
 def freeze(parameters: Mapping[str, Parameter] | Iterable[Parameter]) -> None:

@@ -32,9 +32,20 @@ from lora_np.layers import (
     Residual,
     as_pair,
 )
-from lora_np.methods import LoraConfig, LoRALinear, inject
+from lora_np.methods import (
+    IntrinsicConfig,
+    LoraConfig,
+    LoRALinear,
+    PrefixConfig,
+    PromptConfig,
+    inject,
+)
+from lora_np.methods.encoder import encoder_backward, encoder_forward
+from lora_np.methods.subspace import subspace_backward, subspace_forward
+from lora_np.methods.virtual import prepend_backward, prepend_forward
 from lora_np.models import GPT, GPTConfig
 from lora_np.ops import fast
+from lora_np.ops.fastfood import Fastfood
 from lora_np.parameters import Parameter
 from lora_np.tables import text_row
 
@@ -86,7 +97,13 @@ def cases(rng: np.random.Generator) -> list[Case]:
     >>> first.name, first.check("complex").ok
     ('linear', True)
     """
-    return [*_pairs(rng), *_layers(rng), *_patches_and_time(rng), *_models(rng)]
+    return [
+        *_pairs(rng),
+        *_methods(rng),
+        *_layers(rng),
+        *_patches_and_time(rng),
+        *_models(rng),
+    ]
 
 
 def _pair(name: str, *inputs: Any, label: str = "", **kwargs: Any) -> list[Case]:
@@ -127,6 +144,19 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
         _pair("gru_cell", n((2, 9)), n((2, 9)), n((2, 3))),
     ]
     return [case for forms in table for case in forms]
+
+
+def _methods(rng: np.random.Generator) -> list[Case]:
+    """Return the pairs that belong to one method."""
+    n = rng.standard_normal
+    moves = {"P": Fastfood(7, 3, rng, np.float64), "layer": np.array([0, 0, 1, 1, 1, 0, 0])}
+    encoder = n((2, 3)), n((5, 3)), n(5), n((4, 5)), n(4)
+    return [
+        Case("prepend", prepend_forward, prepend_backward, (n((2, 3, 4)), n((2, 4))), {}),
+        Case("encoder", encoder_forward, encoder_backward, encoder, {}),
+        Case("subspace", subspace_forward, subspace_backward, (n(7), n(3), n(2)), moves),
+        Case("subspace, no scales", subspace_forward, subspace_backward, (n(7), n(3)), moves),
+    ]
 
 
 def _layers(rng: np.random.Generator) -> list[Case]:
@@ -190,14 +220,22 @@ def at_random(layer: Layer, rng: np.random.Generator, std: float = 1.0) -> None:
 def _models(rng: np.random.Generator) -> list[Case]:
     config = GPTConfig(vocab_size=7, block_size=5, n_layer=2, n_head=2, d_model=4, dropout=0.1)
     base = GPT(config, rng, np.float64)
-    adapted = inject(base, LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear"), rng)
+    table = {"GPT": base}
+    for name, method in {
+        "LoRA": LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear"),
+        "a prompt": PromptConfig(1),
+        "a prefix": PrefixConfig(1),
+        "a prefix and its MLP": PrefixConfig(1, prefix_projection=True, encoder_hidden_size=3),
+        "a random subspace": IntrinsicConfig(d=20, structured=True),
+    }.items():
+        table[f"GPT with {name}"] = inject(base, method, rng)
     tokens, targets = rng.integers(0, 7, (2, 3, 4))
 
     def loss(model: Any, x: np.ndarray) -> tuple[Any, Any]:
         return model.loss(x, like(targets, x), np.random.default_rng(1))
 
     found = []
-    for name, model in (("GPT", base), ("GPT with LoRA", adapted)):
+    for name, model in table.items():
         at_random(model, rng, 0.5)
         forward, backward, inputs = as_pair(model, loss)
         methods = ("directional", "complex")

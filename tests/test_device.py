@@ -16,7 +16,9 @@ from lora_np import account, backend, checkpoint, inject, selfcheck, train
 from lora_np.crew import can_fork
 from lora_np.experiments.rank_sweep import LinearSettings, TextSettings, rank_sweep
 from lora_np.experiments.rank_sweep.models import load_model
+from lora_np.forms import Bfloat16, Float16, Nf4
 from lora_np.layers import Layer, Linear, copy_model
+from lora_np.layers.stored import store_model
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Grads, Parameter
 from lora_np.rank import spectrum
@@ -25,8 +27,10 @@ from tests.counting import unmerged
 
 CONFIG = GPTConfig(vocab_size=13, block_size=6, n_layer=2, n_head=2, d_model=8, dropout=0.1)
 ALL = lora_np.LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear")
-# Whole models need targets on the same device: they have tests of their own below.
-CASES = [c for c in selfcheck.cases(np.random.default_rng(0)) if not c.name.startswith("GPT")]
+# Whole models need targets on the same device: they have tests of their own below. A random
+# subspace is on the host.
+ELSEWHERE = ("GPT", "subspace")
+CASES = [c for c in selfcheck.cases(np.random.default_rng(0)) if not c.name.startswith(ELSEWHERE)]
 
 
 @pytest.fixture(autouse=True)
@@ -213,6 +217,30 @@ def test_loss_caches_and_gradients_on_the_device_equal_the_host(rng, which, dtyp
     assert_same(found[0], expected[0])
     assert_same(found, expected)
     assert {x.dtype for x in arrays(expected) if x.dtype.kind == "f"} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lora_np.PromptConfig(1),
+        lora_np.PromptConfig(1, init_tokens=[3]),
+        lora_np.PrefixConfig(1),
+        lora_np.PrefixConfig(1, prefix_projection=True),
+    ],
+    ids=str,
+)
+def test_what_stands_before_a_text_works_on_the_device(rng, method):
+    base, (tokens, targets) = models(rng)[0], batch(rng)
+    moved, model = (
+        inject(m, method, np.random.default_rng(3)) for m in (copy_model(base, device="cuda"), base)
+    )
+    assert_same(moved, model)
+    found = gradients_of(moved, *on_device((tokens, targets)))
+    assert_same(found, gradients_of(model, tokens, targets))
+    prompts = [np.array([1, 2, 3]), np.array([4])]
+    pairs = (m.generate(prompts, 5, temperature=0) for m in (moved, model))
+    for one, other in zip(*pairs):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_inject_merge_and_unmerge_work_on_the_device(rng):
@@ -405,6 +433,27 @@ def test_account_states_the_products_counted_whatever_is_frozen(rng, adapted, sh
             p.trainable = rng.random() < share
         found = counted_flops(copy_model(model, device="cuda"), *on_device(batch(rng)))
         assert found == account(model, T=5).flops
+
+
+@pytest.mark.parametrize("form", [Float16, Bfloat16, Nf4])
+@pytest.mark.parametrize("first", ["store", "move"])
+def test_a_stored_base_on_the_device_trains_as_on_the_host(rng, form, first):
+    base, tokens = models(rng)[0], batch(rng)
+    host = store_model(base, form.encode)
+    moved = copy_model(host if first == "store" else base, device="cuda")
+    device = moved if first == "store" else store_model(moved, form.encode)
+    assert account(device).weight_bytes == account(host).weight_bytes < account(base).weight_bytes
+    found = []
+    for model, inputs in ((host, tokens), (device, on_device(tokens))):
+        adapted = inject(model, ALL, np.random.default_rng(3))
+        history = train.fit(adapted, lambda inputs=inputs: inputs, steps=3, lr=0.05)
+        found.append((history.loss, [p.value for p in adapted.parameters().values()]))
+    assert found[0][0] == found[1][0]
+    assert_same(found[1][1], found[0][1])
+    assert_same(
+        [p.value for p in device.parameters().values()],
+        [p.value for p in host.parameters().values()],
+    )
 
 
 def test_parameter_on_the_device_copies_its_memory(rng):

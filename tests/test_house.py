@@ -12,13 +12,13 @@ import lora_np
 from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
 HOUSE = (
-    "backend reading patterns tables files crew gradcheck plots parameters optim ops data rank "
-    "layers methods models costs pretrained train adapters experiments selfcheck checks course cli "
-    "__main__"
+    "backend reading patterns tables files crew gradcheck plots forms parameters optim ops data "
+    "rank layers methods models costs pretrained train adapters experiments selfcheck checks "
+    "course cli __main__"
 )
 OPS = (
-    "contract linear lora activation norm embedding attention dropout loss conv recurrent "
-    "__init__ fast"
+    "contract fastfood linear lora activation norm embedding attention dropout loss conv "
+    "recurrent __init__ fast"
 )
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
@@ -28,15 +28,18 @@ LONG = 400  # lines of a file
 CHAIN = 10  # rooms: every chain of imports is shorter
 SHARED = {  # files of methods/ that are not one method's
     *("contract", "table", "file_form", "merging", "targets", "start", "branch", "reweighted"),
-    *("peft", "peft_lora", "peft_dora", "stacked"),
+    *("peft", "peft_lora", "peft_dora", "stacked", "virtual", "encoder", "whole", "subspace"),
 }
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",
     "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",
     "experiments/grid/first_step.py": "the grid is LoRA's",
     "experiments/grid/study.py": "the grid is LoRA's",
+    "experiments/intrinsic/__init__.py": "the experiment is about the method",
+    "experiments/intrinsic/dimension.py": "the experiment is about the method",
     "experiments/intrinsic/text.py": "a default task",
     "experiments/paper/settings.py": "the paper is LoRA's",
+    "experiments/precision/study.py": "QLoRA's weights, under LoRA, in a GPT",
     "experiments/rank_sweep/estimate.py": "a default task",
     "experiments/rank_sweep/linear.py": "a default task",
     "experiments/rank_sweep/method.py": "a default task",

@@ -1,6 +1,7 @@
-"""Adapters as files: read, write, analyse, resize, extract, merge and combine them."""
+"""Adapters as files: read, write, analyse, resize, extract, merge, combine and convert them."""
 
 from lora_np.adapters.combine import combine_adapters
+from lora_np.adapters.convert import convert_adapter, nearest_lora
 from lora_np.adapters.cut import Keep, Truncation, fit_table, total_errors
 from lora_np.adapters.extract import Extracted, beyond_table, extract_adapter
 from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
@@ -18,11 +19,13 @@ __all__ = [
     "Truncation",
     "beyond_table",
     "combine_adapters",
+    "convert_adapter",
     "extract_adapter",
     "fit_table",
     "load_adapter",
     "merge_adapter",
     "merge_table",
+    "nearest_lora",
     "open_adapter",
     "resize_adapter",
     "save_adapter",

@@ -30,7 +30,7 @@ FIRST = 64  # directions of a large matrix that are tried first if no rank is gi
 
 @dataclass
 class Extracted:
-    """The tensors that differ between two checkpoints, in the adapter or not.
+    """The tensors that two checkpoints, or a method, change: in the adapter or not.
 
     Attributes
     ----------
@@ -48,6 +48,11 @@ class Extracted:
     rounding: list[str] = field(default_factory=list)
     beyond: dict[str, float] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
+
+    def leave_out(self, name: str, old: np.ndarray | float, new: np.ndarray) -> None:
+        """Record the change of a tensor that an adapter cannot hold, if it changed."""
+        if not np.array_equal(new, np.broadcast_to(old, new.shape)):
+            self.beyond[name] = float(np.linalg.norm(new.astype(np.float64) - old))
 
 
 def extract_adapter(
@@ -126,24 +131,48 @@ def _extracted(
         W0, W = pair.read(name)
         if np.array_equal(W0, W):
             continue
-        delta = W - W0
         if not can_adapt(name, pair.shape(name)):
             if equal_when_rounded(W0, W, pair.types(name), pair.base_is_rounded):
                 result.rounding.append(name)
             else:
-                result.beyond[name] = float(np.linalg.norm(delta))
+                result.leave_out(name, W0, W)
             continue
-        factors = _best_factors(delta, keep, uneven_noise_edge(pair.rounding(name, W0, W)), rng)
-        module = name.removesuffix(".weight")
-        if factors is None:
-            result.rounding.append(module)
-            continue
-        B, A = (rounded(x, np.float32) for x in factors)
-        result.fits.append(_fit(module, delta, factors, (B, A)))
-        yield module, B, A, 1.0
+        floor = uneven_noise_edge(pair.rounding(name, W0, W))
+        yield from nearest(name.removesuffix(".weight"), W - W0, keep, floor, rng, result)
     if not result.fits:
         compared = sum(can_adapt(name, pair.shape(name)) for name in pair.names)
         raise pair.no_change("matrix that an adapter can hold", compared)
+
+
+def nearest(
+    module: str,
+    delta: np.ndarray,
+    keep: Keep,
+    floor: float,
+    rng: np.random.Generator,
+    result: Extracted,
+) -> Iterator[Written]:
+    """Yield the nearest factors of a change, in float32, unless it is only rounding.
+
+    Parameters
+    ----------
+    module : str
+        Name of the module; `result` gets its errors, or the name if the change is rounding.
+    delta : ndarray, shape (out, in), float64
+    keep : Keep
+    floor : float
+        Singular values below it are rounding.
+    rng : numpy.random.Generator
+        For the randomised SVD of a large matrix.
+    result : Extracted
+    """
+    factors = _best_factors(delta, keep, floor, rng)
+    if factors is None:
+        result.rounding.append(module)
+        return
+    B, A = (rounded(x, np.float32) for x in factors)
+    result.fits.append(_fit(module, delta, factors, (B, A)))
+    yield module, B, A, 1.0
 
 
 def _fit(

@@ -14,19 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from lora_np.adapters.cut import rounded
-from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
+from lora_np.adapters.file import AdapterModule, open_adapter
 from lora_np.adapters.weights import (
-    CONV1D_MODELS,
-    is_conv1d,
-    model_config,
+    is_transposed,
     model_type,
-    refuse_quantised,
+    require_floats,
+    tensors_of_modules,
 )
 from lora_np.files import CheckpointError, TensorFile, open_weights
-from lora_np.files.names import matched, plain_names
 from lora_np.files.rewrite import rewrite_tensors
-from lora_np.files.tensors import FLOATS
-from lora_np.tables import listed, natural, text_table
+from lora_np.tables import natural, text_table
 
 
 @dataclass(frozen=True)
@@ -99,14 +96,15 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
     merged: list[Merged] = []
     with open_adapter(adapter) as file, open_weights(base) as weights:
         file.require_scale()
-        modules = _by_tensor(file, weights, str(adapter))
+        held = tensors_of_modules(list(file.modules), weights, str(adapter))
+        modules = {held[name][0]: (held[name][1], x) for name, x in file.modules.items()}
         kind = model_type(base)
 
         def replacement(name: str) -> np.ndarray | None:
             if name not in modules:
                 return None
             plain, module = modules[name]
-            transposed = _is_transposed(kind, plain, module, file.fan_in_fan_out)
+            transposed = is_transposed(kind, plain, module.shape, file.fan_in_fan_out)
             W, rounding, norm = _sum(weights, name, module, transposed)
             affixes = _affixes(module.name, plain.removesuffix(".weight"))
             merged.append(Merged(name, W.dtype.name, norm, rounding, *affixes))
@@ -114,58 +112,6 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
 
         rewrite_tensors(weights, out, replacement)
     return merged
-
-
-def _is_transposed(
-    kind: str | None, name: str, module: AdapterModule, fan_in_fan_out: bool
-) -> bool:
-    """Whether a weight is stored as (in, out), by the model's type or else by the adapter."""
-    if kind is None or kind in CONV1D_MODELS:
-        return is_conv1d(kind, name) if kind else fan_in_fan_out
-    if fan_in_fan_out and module.shape[0] == module.shape[1]:
-        raise CheckpointError(
-            f"the adapter sets fan_in_fan_out, which is unknown for the model type {kind}, and the "
-            f"square {name!r} fits both ways: merge it with PEFT"
-        )
-    return fan_in_fan_out
-
-
-def _by_tensor(
-    file: AdapterFile, weights: TensorFile, source: str
-) -> dict[str, tuple[str, AdapterModule]]:
-    """Return, by name of the tensor in the file, its plain name and the module that changes it."""
-    held = {plain: name for name, plain in plain_names(weights.names, weights.path).items()}
-    names, stems = list(file.modules), {plain.removesuffix(".weight") for plain in held}
-    for count in range(1 + min(name.count(".") for name in names)):
-        parts = [name.split(".") for name in names]
-        if len({tuple(rest[:count]) for rest in parts}) > 1:
-            break  # the names share no further first part
-        rests = [".".join(rest[count:]) for rest in parts]
-        called = matched(rests, stems, file.path)
-        tensors = [f"{called[rest]}.weight" for rest in rests]
-        if all(tensor in held for tensor in tensors):
-            found = zip(tensors, file.modules.values())
-            return {held[tensor]: (tensor, module) for tensor, module in found}
-    called = matched(names, stems, file.path)
-    missing = [name for name in names if f"{called[name]}.weight" not in held]
-    raise _lacking(missing, len(missing) == len(names), weights, source)
-
-
-def _lacking(
-    missing: list[str], none_meets: bool, weights: TensorFile, source: str
-) -> CheckpointError:
-    """Return the error for modules that a checkpoint lacks, with the likely cause."""
-    refuse_quantised(weights)  # its weights have other names
-    text = f"{weights.path} does not have modules that {source} adapts: {listed(missing)}"
-    head = any(name.split(".")[-1] == "lm_head" for name in missing)
-    if head and model_config(weights.path).get("tie_word_embeddings") is not False:
-        text += (
-            "; without lm_head.weight the head is tied to the embedding (tie_word_embeddings), "
-            "and a merge would change both: untie them first"
-        )
-    elif none_meets:
-        text += f"; it holds {listed(weights.names)}"
-    return CheckpointError(text)
 
 
 def _affixes(module: str, stem: str) -> tuple[str, str]:
@@ -184,11 +130,7 @@ def _sum(
 ) -> tuple[np.ndarray, float, float]:
     """Return W0 + scale B A in W0's type and layout, and the norms of rounding and change."""
     shape = module.shape[::-1] if transposed else module.shape
-    if weights.dtype(name) not in FLOATS.values():
-        refuse_quantised(weights)
-        raise CheckpointError(
-            f"{weights.path} holds {name!r} as {weights.dtype(name)}, expected floats"
-        )
+    require_floats(weights, name)
     if weights.shape(name) != shape:
         raise CheckpointError(
             f"{weights.path} holds {name!r} with shape {weights.shape(name)}, but the adapter's "

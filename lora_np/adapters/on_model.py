@@ -79,7 +79,8 @@ def save_adapter(
     layout = file_layout(adapted)
     fields, tensors = to_file(adapted, layout.places, peft_only)
     fields["base_model_name_or_path"] = base_model
-    fields["fan_in_fan_out"] = layout.fan_in_fan_out
+    if "target_modules" in fields:
+        fields["fan_in_fan_out"] = layout.fan_in_fan_out
     of_model = method_of_fields(fields).of_model
     named = {n if n in of_model else f"{PREFIX}{n}": x for n, x in tensors.items()}
     write_folder(folder, fields, named, dtype)
@@ -135,18 +136,25 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     if is_adapted(base):
         raise ValueError("the model is adapted already: load onto its base, or merge() it first")
     places = file_layout(base).places
-    fields, tensors = _read(Path(folder), homes_of(base, places))
+    fields, tensors = read_adapter(folder, homes_of(base, places))
     try:
         return of_file(fields, tensors, base, places)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
 
 
-def _read(folder: Path, homes: Collection[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_adapter(
+    folder: str | Path, homes: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the fields and tensors of an adapter; LoRA of any format gets PEFT's names.
 
-    If only a prefix differs from the model's names in files, `homes`, modules get those names.
+    Parameters
+    ----------
+    folder : str or Path
+    homes : collection of str
+        A model's names in files. If only a prefix differs from them, modules get those names.
     """
+    folder = Path(folder)
     config = folder / CONFIG
     fields = load_json(config) if config.is_file() else {}
     if isinstance(fields, dict) and not is_plain_lora(fields):

@@ -18,6 +18,8 @@ from typing import Any
 from lora_np.files.arrays import CheckpointError, load_json
 from lora_np.files.names import WRAPPERS
 from lora_np.methods import LoraConfig
+from lora_np.methods.contract import METHOD_FIELD
+from lora_np.methods.file_form import method_of_fields
 from lora_np.methods.peft_lora import OURS
 from lora_np.methods.targets import ends_with
 from lora_np.patterns import PLAIN, Pattern, PatternError
@@ -114,8 +116,12 @@ class PeftConfig:
         fields = self._fields
         if "fine_tune_type" in fields:
             raise self._wrong("fine_tune_type", "which mlx writes: adapters of mlx are not read")
+        if METHOD_FIELD in fields:
+            unknown = "which is not defined: import the file that defines it, and use load_adapter"
+            raise self._wrong(METHOD_FIELD, self._way_out(METHOD_FIELD, unknown))
         if fields.get("peft_type") != "LORA":
-            raise self._wrong("peft_type", "expected 'LORA': no other method of PEFT is read")
+            expected = "expected 'LORA': lora_np does not read this method"
+            raise self._wrong("peft_type", self._way_out("peft_type", expected))
         if fields.get("bias", "none") not in ("none", None):
             raise self._wrong("bias", "expected 'none': biases are not read")
         start = fields.get("init_lora_weights", True)
@@ -126,7 +132,16 @@ class PeftConfig:
             )
         for field, default in AT_REST.items():
             if field not in variants and fields.get(field) not in (default, *NOTHING):
-                raise self._wrong(field, "which lora_np does not implement")
+                raise self._wrong(
+                    field, self._way_out(field, "which lora_np does not implement", default)
+                )
+
+    def _way_out(self, field: str, otherwise: str, plain: Any = "LORA") -> str:
+        """Return how to use the file if a method of ours reads it by this field."""
+        of_file = _method_name(self._fields)
+        if of_file is None or of_file == _method_name({**self._fields, field: plain}):
+            return otherwise
+        return "not plain LoRA: load it onto its model (load_adapter) or use lora-np convert"
 
     def _flag(self, field: str) -> bool:
         value = self._fields.get(field, False)
@@ -214,6 +229,14 @@ class PeftConfig:
             if numbers:
                 return numbers[0] in (blocks if isinstance(blocks, list) else [blocks])
         return False
+
+
+def _method_name(fields: Mapping[str, Any]) -> str | None:
+    """Return the name of our method that reads these fields, or None."""
+    try:
+        return method_of_fields(fields).name
+    except ValueError:
+        return None
 
 
 def _unknown(fields: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lora_np.files import CheckpointError, TensorFile, load_json, open_weights
 from lora_np.files.names import matched, plain_names
 from lora_np.files.tensors import FLOATS
 from lora_np.rank import ResidualBound, dense_svd, randomised_svd
-from lora_np.tables import unmatched_lines
+from lora_np.tables import listed, unmatched_lines
 
 CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # the Conv1D layers
 CONV1D_MODELS = ("gpt2", "openai-gpt")  # the model types that have them
@@ -98,6 +99,105 @@ def is_conv1d(kind: str | None, tensor: str) -> bool:
         Name of the tensor, such as "h.0.attn.c_attn.weight".
     """
     return kind in CONV1D_MODELS and tensor.removesuffix(".weight").split(".")[-1] in CONV1D
+
+
+def is_transposed(
+    kind: str | None, tensor: str, shape: tuple[int, ...], fan_in_fan_out: bool
+) -> bool:
+    """Whether a weight is stored as (in, out), by the model's type or else by the adapter.
+
+    Parameters
+    ----------
+    kind : str or None
+        From :func:`model_type`.
+    tensor : str
+        Name of the weight.
+    shape : tuple of int
+        Its shape, in either order.
+    fan_in_fan_out : bool
+        What the adapter says of all its modules.
+
+    Raises
+    ------
+    CheckpointError
+        If neither the type nor the shape decides.
+    """
+    if kind is None or kind in CONV1D_MODELS:
+        return is_conv1d(kind, tensor) if kind else fan_in_fan_out
+    if fan_in_fan_out and len(set(shape)) == 1:
+        raise CheckpointError(
+            f"the adapter sets fan_in_fan_out, which is unknown for the model type {kind}, and the "
+            f"square {tensor!r} fits both ways: merge it with PEFT"
+        )
+    return fan_in_fan_out
+
+
+def require_floats(file: TensorFile, name: str) -> None:
+    """Raise CheckpointError if a tensor does not hold floats.
+
+    Parameters
+    ----------
+    file : TensorFile
+    name : str
+    """
+    if file.dtype(name) not in FLOATS.values():
+        refuse_quantised(file)
+        raise CheckpointError(f"{file.path} holds {name!r} as {file.dtype(name)}, expected floats")
+
+
+def tensors_of_modules(
+    modules: Sequence[str], weights: TensorFile, source: str
+) -> dict[str, tuple[str, str]]:
+    """Return, for each module of an adapter, its weight's name in the file and its plain name.
+
+    First parts of the modules' names that all of them share are left off if the checkpoint does not
+    have them; "model." or "transformer." may be added or removed.
+
+    Parameters
+    ----------
+    modules : sequence of str
+        Names of modules, such as "model.layers.0.mlp.up_proj".
+    weights : TensorFile
+        The checkpoint.
+    source : str
+        The adapter, for the error.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint does not have a module's weight, or is quantised.
+    """
+    held = {plain: name for name, plain in plain_names(weights.names, weights.path).items()}
+    stems = {plain.removesuffix(".weight") for plain in held}
+    for count in range(1 + min(name.count(".") for name in modules)):
+        parts = [name.split(".") for name in modules]
+        if len({tuple(rest[:count]) for rest in parts}) > 1:
+            break  # the names share no further first part
+        rests = [".".join(rest[count:]) for rest in parts]
+        called = matched(rests, stems, source)
+        tensors = [f"{called[rest]}.weight" for rest in rests]
+        if all(tensor in held for tensor in tensors):
+            return {name: (held[tensor], tensor) for name, tensor in zip(modules, tensors)}
+    called = matched(modules, stems, source)
+    missing = [name for name in modules if f"{called[name]}.weight" not in held]
+    raise _lacking(missing, len(missing) == len(modules), weights, source)
+
+
+def _lacking(
+    missing: list[str], none_meets: bool, weights: TensorFile, source: str
+) -> CheckpointError:
+    """Return the error for modules that a checkpoint lacks, with the likely cause."""
+    refuse_quantised(weights)  # its weights have other names
+    text = f"{weights.path} does not have modules that {source} adapts: {listed(missing)}"
+    head = any(name.split(".")[-1] == "lm_head" for name in missing)
+    if head and model_config(weights.path).get("tie_word_embeddings") is not False:
+        text += (
+            "; without lm_head.weight the head is tied to the embedding (tie_word_embeddings), "
+            "and a merge would change both: untie them first"
+        )
+    elif none_meets:
+        text += f"; it holds {listed(weights.names)}"
+    return CheckpointError(text)
 
 
 class CheckpointPair:

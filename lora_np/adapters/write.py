@@ -74,7 +74,7 @@ def write_adapter(
     ['adapter_config.json', 'adapter_model.safetensors']
     """
     folder = _new_folder(folder)
-    tensors, ranks, scales = _named_tensors(modules)
+    tensors, ranks, scales = named_tensors(modules)
     fields = {
         **as_fields(ranks, scales),
         "base_model_name_or_path": base_model,
@@ -109,10 +109,16 @@ def write_folder(
         save_json(temporary / CONFIG, dict(fields))
 
 
-def _named_tensors(
+def named_tensors(
     modules: Iterable[Written],
 ) -> tuple[dict[str, np.ndarray], dict[str, int], dict[str, float]]:
-    """Return the factors by PEFT's names, and the ranks and scales of the modules."""
+    """Return the factors by PEFT's names, and the ranks and scales of the modules.
+
+    Parameters
+    ----------
+    modules : iterable of (name, B, A, scale)
+        As for :func:`write_adapter`.
+    """
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     scales: dict[str, float] = {}

@@ -1,7 +1,7 @@
 """The command line ``lora-np``, with one file for each family of commands.
 
-The families are sweep.py, studies.py, checks.py and adapters.py. A mistake in the input ends with
-one line on standard error and exit status 2.
+The families are sweep.py, studies.py, precision.py, checks.py and adapters.py. A mistake in the
+input ends with one line on standard error and exit status 2.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from lora_np.backend import DeviceError
 from lora_np.cli.adapters import add_adapter_commands
 from lora_np.cli.checks import add_account, add_gradcheck, add_grade
 from lora_np.cli.compare import add_compare
+from lora_np.cli.precision import add_precision
 from lora_np.cli.studies import add_grid, add_intrinsic, add_paper, add_regret, add_small_data
 from lora_np.cli.sweep import add_generate, add_sweep
 from lora_np.crew import keep_memory
@@ -35,6 +36,7 @@ ADD = (
     add_small_data,
     add_regret,
     add_compare,
+    add_precision,
     add_account,
     add_adapter_commands,
     add_grade,

@@ -18,6 +18,7 @@ def add_adapter_commands(commands: Any) -> None:
     _add_extract(commands)
     _add_merge(commands)
     _add_combine(commands)
+    _add_convert(commands)
 
 
 def _add_analyse(commands: Any) -> None:
@@ -133,6 +134,20 @@ def _add_combine(commands: Any) -> None:
     combine.set_defaults(run=run_combine)
 
 
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="write the plain LoRA adapter nearest to an adapter of another method",
+        description="ADAPTER is of any method that merges, such as DoRA. BASE holds the weights "
+        "that it adapts.",
+    )
+    convert.add_argument("adapter", type=Path, metavar="ADAPTER")
+    convert.add_argument("--base", type=Path, required=True, metavar="FILE_OR_FOLDER")
+    _add_keep(convert)
+    _add_folder(convert)
+    convert.set_defaults(run=run_convert)
+
+
 def _add_keep(command: Any) -> None:
     rule = command.add_mutually_exclusive_group(required=True)
     rule.add_argument("--rank", type=int, metavar="R", help="one rank for every module")
@@ -176,6 +191,21 @@ def run_extract(arguments: argparse.Namespace) -> int:
         print(f"not in the adapter, because they differ only by rounding: {listed(found.rounding)}")
     for line in unmatched_lines(found.unmatched):
         print(f"not compared, {line}")
+    print(f"written to {arguments.out}/")
+    return 0
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Write a plain LoRA adapter; print its errors and the changes that it cannot hold."""
+    from lora_np.adapters import beyond_table, convert_adapter, fit_table
+    from lora_np.tables import listed
+
+    found = convert_adapter(arguments.adapter, arguments.base, arguments.out, _keep(arguments))
+    print(fit_table(found.fits))
+    if found.beyond:
+        print(f"\nchanged, but not in the adapter:\n{beyond_table(found)}")
+    if found.rounding:
+        print(f"not in the adapter, because they change only by rounding: {listed(found.rounding)}")
     print(f"written to {arguments.out}/")
     return 0
 

@@ -7,6 +7,7 @@ from lora_np.layers.compose import MLP, Chain, Composed, Residual
 from lora_np.layers.conv import Conv1d, Conv2d
 from lora_np.layers.linear import Linear, lean, normal, product_flops
 from lora_np.layers.recurrent import GRU, RNN
+from lora_np.layers.start import TextStart
 from lora_np.layers.tree import as_pair, copy_model, rebuild
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Linear",
     "Residual",
     "Rng",
+    "TextStart",
     "as_pair",
     "copy_model",
     "lean",

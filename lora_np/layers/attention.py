@@ -15,11 +15,12 @@ from lora_np.parameters import Grads
 
 
 class AttentionLayerCache(NamedTuple):
-    """Caches of the four projections and of the attention between them."""
+    """Caches of the four projections, of the keys before the text, and of the attention."""
 
     q: Any
     k: Any
     v: Any
+    before: Any
     attention: Any
     o: Any
 
@@ -77,9 +78,10 @@ class CausalSelfAttention(Layer):
         q, q_cache = self.q_proj.forward(x, rng)  # (..., T, d)
         k, k_cache = self.k_proj.forward(x, rng)
         v, v_cache = self.v_proj.forward(x, rng)
+        k, v, before = self.with_keys_before(k, v)  # (..., n + T, d), here n = 0
         heads, attention = attention_forward(self._split(q), self._split(k), self._split(v))
         y, o_cache = self.o_proj.forward(self._join(heads), rng)  # (..., T, d)
-        return y, AttentionLayerCache(q_cache, k_cache, v_cache, attention, o_cache)
+        return y, AttentionLayerCache(q_cache, k_cache, v_cache, before, attention, o_cache)
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
         """Go back through o_proj, the attention and q_proj, k_proj, v_proj, whose dx add up."""
@@ -88,29 +90,49 @@ class CausalSelfAttention(Layer):
         dheads = self.o_proj.backward(dy, cache.o, grads, any(needs))  # (..., T, d)
         if dheads is None:
             return None
-        dqkv = attention_backward(self._split(dheads), cache.attention, needs)
+        split = attention_backward(self._split(dheads), cache.attention, needs)
+        dq, dk, dv = (None if d is None else self._join(d) for d in split)  # (..., n + T, d)
+        dk, dv = self.keys_before_backward(dk, dv, cache.before, grads)  # (..., T, d)
         dx = None
-        for proj, inner, d_head in zip(inward, (cache.q, cache.k, cache.v), dqkv):
-            if d_head is not None:
-                part = proj.backward(self._join(d_head), inner, grads, need_dx)  # (..., T, d)
+        for proj, inner, d in zip(inward, (cache.q, cache.k, cache.v), (dq, dk, dv)):
+            if d is not None:
+                part = proj.backward(d, inner, grads, need_dx)  # (..., T, d)
                 dx = part if dx is None else dx + part
         return dx
+
+    # ------------------------------------------------- keys before the text: here there are none
+
+    n_before: int = 0  # how many
+
+    def with_keys_before(self, k: Array, v: Array) -> tuple[Array, Array, Any]:
+        """Return all keys and values (..., n_before + T, d) for those of the text, and a cache."""
+        return k, v, None
+
+    def keys_before_backward(
+        self, dk: Array | None, dv: Array | None, cache: Any, grads: Grads
+    ) -> tuple[Array | None, Array | None]:
+        """Add the gradients of what stands before the text; return dk and dv (..., T, d)."""
+        return dk, dv
 
     def extend(self, x: Array, memory: KeyMemory | None = None) -> tuple[Array, KeyMemory]:
         """Return y for the newest positions `x` (..., T, d), and all keys and values so far."""
         flat = x.reshape(-1, *x.shape[-2:])  # (rows, T, d)
         q, k, v = (
-            self._split(proj.forward(flat)[0]) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (rows, n_head, T, d_head)
-        memory = KeyMemory(k, v) if memory is None else memory.extended(k, v)
-        y = memory.attend(q, lambda q, k, v: attention_forward(q, k, v)[0])
+            proj.forward(flat)[0] for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (rows, T, d)
+        if memory is None:
+            k, v, _ = self.with_keys_before(k, v)  # (rows, n + T, d)
+            memory = KeyMemory(self._split(k), self._split(v))
+        else:
+            memory = memory.extended(self._split(k), self._split(v))
+        y = memory.attend(self._split(q), lambda q, k, v: attention_forward(q, k, v)[0])
         return self.o_proj.forward(self._join(y))[0].reshape(x.shape), memory
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
-        """Return the cost of the projections and of the products with T keys, 2 T d each."""
+        """Return the cost of the projections and of the products with the keys, 2 d for each."""
         needs = self._inward_needs(need_dx)
         need_q, need_k, need_v = needs
-        product = 2 * T * self.q_proj.d_out
+        product = 2 * (self.n_before + T) * self.q_proj.d_out
         scores = (need_q or need_k) + need_q + need_k + need_v
         total = Flops(2 * product, scores * product).plus(self.o_proj.flops(T, any(needs)))
         for proj in (self.q_proj, self.k_proj, self.v_proj):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.backend import Array, to_device
+from lora_np.backend import Array
 from lora_np.layers.base import Layer
 from lora_np.parameters import Grads, Parameter
 
@@ -51,16 +51,21 @@ def rebuild(
     return build("", layer)
 
 
-def copy_model(model: Layer, *, dtype: Any = None, device: str | None = None) -> Any:
+def copy_model(
+    model: Layer, *, dtype: Any = None, device: str | None = None, decode: bool = False
+) -> Any:
     """Return an equal model with its own memory, optionally with another dtype or device.
 
     Parameters
     ----------
     model : Layer
     dtype : numpy dtype, optional
-        For example ``np.float64`` to check gradients; by default unchanged.
+        For example ``np.float64`` to check gradients; by default unchanged. Stored Parameters keep
+        their bytes: only the dtype in which they are decoded changes.
     device : {"cpu", "cuda"}, optional
         By default unchanged.
+    decode : bool
+        Decode stored Parameters to arrays, which can be trained and changed.
 
     Examples
     --------
@@ -73,8 +78,7 @@ def copy_model(model: Layer, *, dtype: Any = None, device: str | None = None) ->
     """
 
     def make(p: Parameter) -> Parameter:
-        value = p.value.copy() if dtype is None else p.value.astype(dtype)
-        return Parameter(value if device is None else to_device(value, device), p.trainable)
+        return (p.decoded() if decode else p).copy(dtype, device)
 
     return rebuild(model, make)
 

@@ -14,9 +14,13 @@ from lora_np.methods.contract import (
 )
 from lora_np.methods.dora import DoraConfig, DoraLinear
 from lora_np.methods.file_form import tensors_of
+from lora_np.methods.intrinsic import IntrinsicConfig, IntrinsicModel
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.merging import merge, unmerge
+from lora_np.methods.nf4 import Nf4Config, quantise
+from lora_np.methods.prefix import PrefixConfig
+from lora_np.methods.prompt import PromptConfig
 from lora_np.methods.table import make_method
 
 __all__ = [
@@ -25,9 +29,14 @@ __all__ = [
     "DoraConfig",
     "DoraLinear",
     "FilePlace",
+    "IntrinsicConfig",
+    "IntrinsicModel",
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",
+    "Nf4Config",
+    "PrefixConfig",
+    "PromptConfig",
     "adapters",
     "check_adapted",
     "inject",
@@ -35,6 +44,7 @@ __all__ = [
     "make_method",
     "merge",
     "method_of",
+    "quantise",
     "target_paths",
     "tensors_of",
     "unmerge",

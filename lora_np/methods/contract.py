@@ -141,6 +141,10 @@ class MethodConfig:
             raise ValueError(f"method {cls.name!r} is already defined in {other.__module__}")
         METHODS[cls.name] = cls  # running a notebook cell again replaces the class
 
+    def prepare(self, model: Layer) -> Layer:
+        """Return the model to adapt; by default `model`, and never a change of it."""
+        return model
+
     def places(self, model: Layer) -> list[str]:
         """Return the paths of the layers to wrap; by default the targeted linear layers."""
         return linear_paths(model, self.target_modules, self.layers_to_transform)
@@ -259,6 +263,7 @@ def inject(model: Any, config: MethodConfig, rng: np.random.Generator) -> Any:
     ['h.0.attn.q_proj.A', 'h.0.attn.q_proj.B', 'h.0.attn.v_proj.A', 'h.0.attn.v_proj.B']
     """
     places = set(target_paths(model, config))
+    model = config.prepare(model)
     trained = {p for name, p in model.parameters().items() if config.trains(name)}
     if not places and not trained:
         raise ValueError(f"{config} names no layer and no Parameter of the model to train")
@@ -309,7 +314,8 @@ def with_adapters(
     """
     adapted = rebuild(twin, lambda p: p, lambda path, part: adapt(path, part) if path else None)
     adapted = adapt("", adapted) or adapted
-    vars(adapted)["method"] = config
+    if getattr(adapted, "method", None) is None:  # else the method has drawn some of its options
+        vars(adapted)["method"] = config
     return adapted
 
 

@@ -45,7 +45,7 @@ def merge(adapted: Any) -> Any:
     def plain(path: str, layer: Layer) -> Layer | None:
         return layer.merged() if isinstance(layer, Adapter) else None
 
-    merged = rebuild(copy_model(adapted), lambda p: p, plain)
+    merged = rebuild(copy_model(adapted, decode=True), lambda p: p, plain)
     vars(merged).pop("method", None)
     for parameter in merged.parameters().values():
         parameter.trainable = True

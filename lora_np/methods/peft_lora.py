@@ -19,6 +19,7 @@ from lora_np.layers import Layer, Linear, rebuild
 from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters, with_adapters
 from lora_np.methods.stacked import PathFactors, file_factors, model_factors
 from lora_np.parameters import Parameter
+from lora_np.reading import shown
 
 OURS = "lora_np_options"  # a field that PEFT ignores: how the adapter is trained further
 
@@ -27,7 +28,10 @@ def lora_options(saved: Fields, trained_by: Sequence[str] = ()) -> dict[str, Any
     """Return the options of LoRA in the fields of a PEFT file; `trained_by` are those of ours."""
     known = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
     given = {key: saved[key] for key in known if saved.get(key) is not None}
-    ours = {key: x for key, x in (saved.get(OURS) or {}).items() if key in trained_by}
+    options = saved.get(OURS) or {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"{OURS} = {shown(options)}, expected an object")
+    ours = {key: x for key, x in options.items() if key in trained_by}
     return {"r": 8, "lora_alpha": 8, **given, **ours}  # PEFT's defaults
 
 

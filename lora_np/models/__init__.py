@@ -1,6 +1,7 @@
 """Models: what all language models share, and one file per architecture."""
 
 from lora_np.models.gpt2 import GPT, GPTConfig
-from lora_np.models.language import LanguageModel, sample_token
+from lora_np.models.language import LanguageModel
+from lora_np.models.sampling import sample_token
 
 __all__ = ["GPT", "GPTConfig", "LanguageModel", "sample_token"]

@@ -127,6 +127,7 @@ class GPT(LanguageModel):
     def __init__(
         self, config: GPTConfig, rng: np.random.Generator, dtype: Any = np.float32
     ) -> None:
+        super().__init__()
         self.config = config
         self.wte = Embedding(config.vocab_size, config.d_model, rng, dtype=dtype)
         self.wpe = Embedding(config.block_size, config.d_model, rng, dtype=dtype)
@@ -143,24 +144,27 @@ class GPT(LanguageModel):
         """Return the tables of the token and position embeddings."""
         return [self.wte.W, self.wpe.W]
 
-    def embed(self, tokens: Array, positions: Array, rng: Rng = None) -> tuple[Array, Any]:
-        """Return wte[tokens] + wpe[positions] with dropout.
+    def table(self) -> Embedding:
+        """Return the token embedding."""
+        return self.wte
 
-        Shapes: tokens (..., T), positions (T,), or (B, T) if each row has its own.
+    def place(self, x: Array, positions: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return x + wpe[positions] with dropout.
+
+        Shapes: x (..., T, d), positions (T,), or (B, T) if each row has its own.
         """
-        token, c_wte = self.wte.forward(tokens)  # (..., T, d)
         position, c_wpe = self.wpe.forward(positions)  # (T, d) or (B, T, d)
-        x, c_drop = self.drop.forward(token + position, rng)
-        return x, (c_wte, c_wpe, c_drop)
+        y, c_drop = self.drop.forward(x + position, rng)
+        return y, (c_wpe, c_drop)
 
-    def embed_backward(self, dx: Array, cache: Any, grads: Grads) -> None:
-        """Add the gradients of both tables; that of a position is a sum over the batch."""
-        c_wte, c_wpe, c_drop = cache
-        d: Any = self.drop.backward(dx, c_drop, grads)  # (..., T, d)
-        self.wte.backward(d, c_wte, grads)
+    def place_backward(self, dy: Array, cache: Any, grads: Grads) -> Array:
+        """Add dwpe, for each position a sum over the batch; return dx (..., T, d)."""
+        c_wpe, c_drop = cache
+        d: Any = self.drop.backward(dy, c_drop, grads)  # (..., T, d)
         if self.wpe.trainable:
             over_batch = d.reshape(-1, *d.shape[-2:]).sum(axis=0)  # (T, d)
             self.wpe.backward(over_batch, c_wpe, grads)
+        return d
 
     def body(self) -> Chain:
         """Return the blocks and the last LayerNorm."""

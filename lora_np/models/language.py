@@ -1,26 +1,28 @@
 """What all language models share: from embeddings to logits, the loss, and generation.
 
-A model defines how tokens are embedded, its body, and the matrix of its head::
+A model defines the table of its tokens, how rows get their positions, its body, and the matrix of
+its head::
 
-    x      = embed(tokens, positions)        (..., T, d)
-    y      = body(x)                         (..., T, d)
-    logits = y W^T                           (..., T, V)   W = head(): may be the embedding's table
+    x      = start(table(tokens))            (..., m + T, d)   m rows before the text: usually none
+    x      = place(x, positions)             (..., m + T, d)
+    y      = body(x)                         (..., m + T, d)
+    logits = y[m:] W^T                       (..., T, V)   W = head(): may be the table itself
 
-This file has the rest: forward, the cross-entropy, backward, and ``generate``, which remembers keys
-and values so that each step computes one position.
+``start`` is a layer (layers/start.py). This file has the rest: forward, the cross-entropy,
+backward, and ``generate``, which remembers keys and values so that each step computes one position.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_np.backend import Array, ShapeError, like, to_host
-from lora_np.layers import Chain, Flops, Layer, Rng, lean, product_flops
+from lora_np.backend import Array, ShapeError, get_xp, like, to_host
+from lora_np.layers import Chain, Embedding, Flops, Layer, Rng, TextStart, lean, product_flops
 from lora_np.layers.memory import Lengths, shortened
+from lora_np.models.sampling import Text, check_sampling, prompts_of, sample_token
 from lora_np.ops import (
     cross_entropy_backward,
     cross_entropy_forward,
@@ -29,6 +31,14 @@ from lora_np.ops import (
 )
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.parameters import Grads, Parameter
+
+
+class EmbeddingCache(NamedTuple):
+    """Caches of the table, of what stands before the text, and of the positions."""
+
+    table: Any
+    start: Any
+    place: Any
 
 
 class LogitsCache(NamedTuple):
@@ -47,14 +57,26 @@ class LossCache(NamedTuple):
 
 
 class TextMemory(NamedTuple):
-    """The memory of generation: the length of each row, and the memories of the body's layers."""
+    """The memory of generation: how many positions are used in each row, and the body's memories.
+
+    What stands before the text uses positions too.
+    """
 
     lengths: Lengths
     body: Any
 
 
 class LanguageModel(Layer):
-    """A model of the next token; a subclass defines the methods of the first section below."""
+    """A model of the next token; a subclass defines the methods of the first section below.
+
+    Attributes
+    ----------
+    start : TextStart
+        What stands before the text; a method may replace it.
+    """
+
+    def __init__(self) -> None:
+        self.start = TextStart()
 
     # ----------------------------------------------------------------- defined by a subclass
 
@@ -63,16 +85,23 @@ class LanguageModel(Layer):
         """The longest sequence."""
         raise TypeError(f"{type(self).__name__} has no block_size of its own")
 
-    def embed(self, tokens: Array, positions: Array, rng: Rng = None) -> tuple[Array, Any]:
-        """Return x (..., T, d) of `tokens` (..., T) at `positions`, and the cache."""
-        raise TypeError(f"{type(self).__name__} has no embed of its own")
+    def table(self) -> Embedding:
+        """Return the layer that turns tokens into rows."""
+        raise TypeError(f"{type(self).__name__} has no table of its own")
 
-    def embed_backward(self, dx: Array, cache: Any, grads: Grads) -> None:
-        """Add the embeddings' gradients."""
-        raise TypeError(f"{type(self).__name__} has no embed_backward of its own")
+    def place(self, x: Array, positions: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return rows x (..., T, d) that know their `positions`, and the cache.
+
+        By default x itself, for a body that knows the order.
+        """
+        return x, None
+
+    def place_backward(self, dy: Array, cache: Any, grads: Grads) -> Array:
+        """Add the gradients of what place reads; return dx (..., T, d)."""
+        return dy
 
     def embeddings(self) -> list[Parameter]:
-        """Return the Parameters that embed reads."""
+        """Return the Parameters that table and place read."""
         raise TypeError(f"{type(self).__name__} has no embeddings of its own")
 
     def body(self) -> Chain:
@@ -84,6 +113,11 @@ class LanguageModel(Layer):
         raise TypeError(f"{type(self).__name__} has no head of its own")
 
     # --------------------------------------------------------------------- logits and loss
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, V."""
+        return self.head().shape[0]
 
     def forward(self, tokens: Array, rng: Rng = None) -> tuple[Array, LogitsCache]:
         """Compute the logits of the next token at every position.
@@ -100,11 +134,28 @@ class LanguageModel(Layer):
         logits : array, shape (..., T, V)
         cache : LogitsCache
         """
-        positions = like(np.arange(self._length(tokens)), self.head().value)  # (T,)
-        x, c_embedding = self.embed(tokens, positions, rng)  # (..., T, d)
-        y, c_body = self.body().forward(x, rng, need_dx=self._embeddings_trained())  # (..., T, d)
+        self._check_length(tokens)
+        x, c_embedding = self.embed(tokens, rng)  # (..., m + T, d)
+        y, c_body = self.body().forward(x, rng, need_dx=self._embeddings_trained())
+        y = y[..., self.start.rows :, :]  # (..., T, d)
         logits, c_head = linear_forward(y, self.head().value)  # (..., T, V)
         return logits, LogitsCache(c_embedding, c_body, lean(c_head, self.head()))
+
+    def embed(self, tokens: Array, rng: Rng = None) -> tuple[Array, EmbeddingCache]:
+        """Return the rows (..., m + T, d) of a text and of what stands before it, and the cache."""
+        rows, c_table = self.table().forward(tokens)  # (..., T, d)
+        x, c_start = self.start.forward(rows, rng)  # (..., m + T, d)
+        positions = np.arange(self.start.first, self.start.first + x.shape[-2])
+        x, c_place = self.place(x, like(positions, x), rng)
+        return x, EmbeddingCache(c_table, c_start, c_place)
+
+    def embed_backward(self, dx: Array, cache: EmbeddingCache, grads: Grads) -> None:
+        """Add the gradients of all that embed reads; dx (..., m + T, d)."""
+        table = self.table()
+        d = self.place_backward(dx, cache.place, grads)  # (..., m + T, d)
+        d = self.start.backward(d, cache.start, grads, table.trainable)  # (..., T, d)
+        if d is not None:
+            table.backward(d, cache.table, grads)
 
     def loss(
         self,
@@ -162,27 +213,39 @@ class LanguageModel(Layer):
         dx, dW, _ = linear_backward(dy, cache.head, need)
         grads.add(head, dW)  # if the head is tied, the embedding's share is added below
         if dx is not None:
-            dx = body.backward(dx, cache.body, grads, below)
+            dx = body.backward(self._above(dx), cache.body, grads, below)  # (..., m + T, d)
         if dx is not None:
-            self.embed_backward(dx, cache.embedding, grads)  # dx (..., T, d)
+            self.embed_backward(dx, cache.embedding, grads)
+
+    def _above(self, dy: Array) -> Array:
+        """Return dy (..., m + T, d): zero in the rows before the text, whose outputs are cut."""
+        m = self.start.rows
+        if m == 0:
+            return dy
+        xp = get_xp(dy)
+        zeros = xp.zeros((*dy.shape[:-2], m, dy.shape[-1]), dy.dtype)
+        return xp.concatenate((zeros, dy), axis=-2)
 
     def flops(self, T: int, need_dx: bool = False) -> Flops:
-        """Return the cost of the matrix products for one token in a sequence of `T`."""
-        body, below = self.body(), self._embeddings_trained()
+        """Return the cost of the matrix products for one token in a sequence of `T`.
+
+        Rows before the text pass through the body too: their cost is shared by the T tokens.
+        """
+        body, below, rows = self.body(), self._embeddings_trained(), T + self.start.rows
         head = product_flops(self.head(), below or body.trainable)
-        return body.flops(T, below).plus(head)
+        return Flops(*(cost * rows // T for cost in body.flops(rows, below))).plus(head)
 
     def _embeddings_trained(self) -> bool:
-        return any(p.trainable for p in self.embeddings())
+        return self.start.trainable or any(p.trainable for p in self.embeddings())
 
-    def _length(self, tokens: Array) -> int:
-        T = tokens.shape[-1] if tokens.ndim else 0
-        if not 1 <= T <= self.block_size:
+    def _check_length(self, tokens: Array) -> None:
+        T, before = tokens.shape[-1] if tokens.ndim else 0, self.start.length
+        if not 1 <= T <= self.block_size - before:
+            taken = f" less {before} before the text" if before else ""
             raise ShapeError(
                 f"tokens has shape {tuple(tokens.shape)}, "
-                f"expected (..., T) with T from 1 to block_size = {self.block_size}"
+                f"expected (..., T) with T from 1 to block_size = {self.block_size}{taken}"
             )
-        return T
 
     # -------------------------------------------------------------------------- generation
 
@@ -193,15 +256,21 @@ class LanguageModel(Layer):
 
     def _newest(self, tokens: Array, memory: TextMemory | None) -> tuple[Array, TextMemory]:
         """Return the body's output (B, T, d) at the newest tokens (B, T)."""
-        lengths, known = ((0,) * len(tokens), None) if memory is None else memory
-        T, W, first = tokens.shape[1], self.head().value, lengths[0]
-        if all(n == first for n in lengths):
+        tokens = like(tokens, self.head().value)
+        if memory is None:
+            x, _ = self.embed(tokens)  # (B, m + T, d)
+            y, known = self.body().extend(x, None)
+            used = self.start.first + x.shape[1]
+            return y[:, self.start.rows :], TextMemory((used,) * len(tokens), known)
+        rows, _ = self.table().forward(tokens)  # (B, T, d)
+        T, first = tokens.shape[1], memory.lengths[0]
+        if all(n == first for n in memory.lengths):
             positions = np.arange(first, first + T)  # (T,)
         else:
-            positions = np.array(lengths)[:, None] + np.arange(T)  # (B, T)
-        x, _ = self.embed(like(tokens, W), like(positions, W))
-        y, known = self.body().extend(x, known)
-        return y, TextMemory(tuple(n + T for n in lengths), known)
+            positions = np.array(memory.lengths)[:, None] + np.arange(T)  # (B, T)
+        x, _ = self.place(rows, like(positions, rows))
+        y, known = self.body().extend(x, memory.body)
+        return y, TextMemory(tuple(n + T for n in memory.lengths), known)
 
     def generate(
         self,
@@ -238,12 +307,12 @@ class LanguageModel(Layer):
         numpy.ndarray, shape (T + n,) or (B, T + n), or list of numpy.ndarray
             A list if rows may differ in length: for a list of prompts, and for (B, T) with `stop`.
         """
-        prompts, alone = _prompts(tokens)
-        _check_sampling(prompts, n, temperature, top_k, rng)
+        prompts, alone = prompts_of(tokens)
+        check_sampling(prompts, n, temperature, top_k, rng)
         stops = np.atleast_1d(stop)
         if stops.size and stops.dtype.kind not in "iu":
             raise TypeError(f"stop = {stop!r}, expected tokens: an integer, or a sequence of them")
-        text = _Text(prompts, n)
+        text = Text(prompts, n)
         memory: TextMemory | None = None
         for _ in range(n):
             logits, memory = self._next(text, memory)  # (B, V)
@@ -255,117 +324,17 @@ class LanguageModel(Layer):
             return ended[0]
         return ended if isinstance(tokens, list | tuple) or stops.size else np.stack(ended)
 
-    def _next(self, text: _Text, memory: TextMemory | None) -> tuple[Array, TextMemory]:
+    def _next(self, text: Text, memory: TextMemory | None) -> tuple[Array, TextMemory]:
         """Return the logits (B, V) of the token that follows each row."""
         W = self.head().value
         if memory is not None and max(memory.lengths) < self.block_size:
             y, memory = self._newest(text.newest(), memory)  # (B, 1, d)
             return linear_forward(y[:, 0], W)[0], memory
-        window, lengths = text.last(self.block_size)
+        before = self.start.length
+        window, lengths = text.last(self.block_size - before)
         y, memory = self._newest(window, None)  # (B, T, d)
         rows, ends = (like(np.array(i), y) for i in (range(len(y)), [n - 1 for n in lengths]))
         if min(lengths) < max(lengths):
-            memory = TextMemory(lengths, shortened(memory.body, lengths))
+            used = tuple(before + n for n in lengths)
+            memory = TextMemory(used, shortened(memory.body, used))
         return linear_forward(y[rows, ends], W)[0], memory
-
-
-class _Text:
-    """Rows of tokens of different lengths, with room for `n` more in each."""
-
-    def __init__(self, prompts: list[np.ndarray], n: int) -> None:
-        self.starts = tuple(map(len, prompts))
-        self.tokens = np.zeros((len(prompts), max(self.starts) + n), np.int64)
-        for row, prompt in zip(self.tokens, prompts):
-            row[: len(prompt)] = prompt
-        self.ends, self.rows = np.array(self.starts), np.arange(len(prompts))
-
-    def append(self, new: np.ndarray) -> None:
-        """Append a token to each row: `new` (B,)."""
-        self.tokens[self.rows, self.ends] = new
-        self.ends += 1
-
-    def newest(self) -> np.ndarray:
-        """Return the last token (B, 1) of each row."""
-        return self.tokens[self.rows, self.ends - 1, None]
-
-    def last(self, width: int) -> tuple[np.ndarray, Lengths]:
-        """Return the last `width` tokens of each row, padded on the right, and their numbers."""
-        ends = self.ends.tolist()
-        lengths = tuple(min(end, width) for end in ends)
-        window = np.zeros((len(ends), max(lengths)), np.int64)
-        for row, (tokens, end, n) in enumerate(zip(self.tokens, ends, lengths)):
-            window[row, :n] = tokens[end - n : end]  # padding on the right is never attended to
-        return window, lengths
-
-    def has_ended(self, stops: np.ndarray) -> bool:
-        """Whether every row has a stop token after its prompt."""
-        found = np.isin(self.tokens, stops)  # (B, room)
-        columns = np.arange(self.tokens.shape[1])
-        written = (columns >= np.array(self.starts)[:, None]) & (columns < self.ends[:, None])
-        return bool((found & written).any(axis=1).all())
-
-    def until(self, stops: np.ndarray) -> list[np.ndarray]:
-        """Return each row up to and including its first stop token after the prompt."""
-        texts = []
-        for tokens, start, end in zip(self.tokens, self.starts, self.ends):
-            found = np.flatnonzero(np.isin(tokens[start:end], stops))
-            texts.append(tokens[: start + found[0] + 1 if len(found) else end])
-        return texts
-
-
-def _prompts(tokens: Any) -> tuple[list[np.ndarray], bool]:
-    """Return the prompts as a list of arrays (T_i,), and whether there was a single prompt (T,)."""
-    if isinstance(tokens, list | tuple) and all(np.ndim(text) == 1 for text in tokens):
-        return [to_host(np.asarray(text)) for text in tokens], False
-    array = to_host(np.asarray(tokens) if isinstance(tokens, list | tuple) else tokens)
-    if array.ndim not in (1, 2):
-        raise ShapeError(f"tokens has shape {array.shape}, expected (T,) or (B, T) with T >= 1")
-    return list(np.atleast_2d(array)), array.ndim == 1
-
-
-def sample_token(logits: np.ndarray, temperature: float, top_k: int | None, rng: Rng) -> np.ndarray:
-    """Draw a token from softmax(logits / temperature) for each row.
-
-    Parameters
-    ----------
-    logits : array, shape (B, V)
-    temperature : float
-        0 takes the most likely token.
-    top_k : int, optional
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    array of int64, shape (B,)
-    """
-    if temperature == 0:
-        return logits.argmax(axis=1)
-    if rng is None:
-        raise ValueError("to draw a token, pass rng, or temperature=0 for the most likely token")
-    z = logits.astype(np.float64) / temperature
-    if top_k is not None and top_k < z.shape[1]:
-        others = np.argpartition(-z, top_k, axis=1)[:, top_k:]  # all but the k largest
-        np.put_along_axis(z, others, -np.inf, axis=1)
-    cumulative = np.cumsum(np.exp(z - z.max(axis=1, keepdims=True)), axis=1)  # (B, V)
-    draw = rng.random((len(z), 1)) * cumulative[:, -1:]
-    return (cumulative <= draw).sum(axis=1)
-
-
-def _check_sampling(
-    prompts: list[np.ndarray], n: int, temperature: float, top_k: int | None, rng: Rng
-) -> None:
-    if n < 0:
-        raise ValueError(f"n = {n} tokens to generate, expected at least 0")
-    if not prompts:
-        raise ShapeError("tokens is empty: pass at least one prompt")
-    for text in prompts:
-        if text.ndim != 1 or len(text) == 0:
-            raise ShapeError(f"tokens has shape {text.shape}, expected (T,) or (B, T) with T >= 1")
-        if text.dtype.kind not in "iu":
-            raise TypeError(f"tokens are {text.dtype}, expected integers")
-    if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
-        raise ValueError(
-            f"temperature = {temperature} and top_k = {top_k}, expected >= 0 and >= 1 (or None)"
-        )
-    if temperature > 0 and rng is None:
-        raise ValueError("to draw tokens, pass rng, or temperature=0 for the most likely tokens")

@@ -86,8 +86,10 @@ class BatchGradient:
     def __exit__(self, *args: object) -> None:
         self._leave.close()
 
-    def __call__(self, batch: Batch, rng: np.random.Generator | None = None) -> tuple[float, Array]:
-        """Return the loss and its gradient (n,), which the next call overwrites."""
+    def __call__(
+        self, batch: Batch, rng: np.random.Generator | None = None, scale: float = 1.0
+    ) -> tuple[float, Array]:
+        """Return the loss and `scale` times its gradient (n,), which the next call overwrites."""
         if self.accumulate > len(batch[0]):
             raise ValueError(
                 f"accumulate = {self.accumulate} parts of a batch of {len(batch[0])} samples"
@@ -96,7 +98,8 @@ class BatchGradient:
         pieces = _cut(batch, min(self.accumulate * self.members, len(batch[0])), rng)
         whole = {} if len(pieces) == 1 else {"count": number_of(self.model, batch)}
         members = min(self.members, len(pieces))
-        shares = [(pieces[member :: self.members], whole, drawn) for member in range(members)]
+        how = (whole, drawn, scale)
+        shares = [(pieces[member :: self.members], *how) for member in range(members)]
         losses, states = zip(*self.crew.map(shares))
         if rng is not None:  # the state after the draws of the whole batch
             rng.bit_generator.state = states[0]
@@ -104,24 +107,26 @@ class BatchGradient:
         for other in self.rows[1:members]:
             gradient += other
         self.method.use(self.model, None)
-        return sum(losses) + self._penalty(gradient), gradient
+        return sum(losses) + self._penalty(gradient, scale), gradient
 
-    def _penalty(self, gradient: Array) -> float:
+    def _penalty(self, gradient: Array, scale: float) -> float:
         """Return the method's penalty, once for the whole batch; add its gradient."""
         grads = Grads()
         penalty = self.method.penalty(self.model, grads)
         if len(grads):
-            gradient += self.packed.gather(grads)
+            gradient += scale * self.packed.gather(grads)
         return penalty
 
-    def _add_up(self, member: int, share: tuple[list, dict[str, Any], Any]) -> tuple[float, Any]:
+    def _add_up(
+        self, member: int, share: tuple[list, dict[str, Any], Any, float]
+    ) -> tuple[float, Any]:
         """Store the gradient of a member's pieces; return their loss and the generator's state."""
-        pieces, whole, drawn = share
+        pieces, whole, drawn, scale = share
         self.method.use(self.model, drawn)
         grads, total, state = Grads(), 0.0, None
         for piece, rng in pieces:
             loss, cache = self.model.loss(*piece, rng=rng, **whole)
-            self.model.backward(1.0, cache, grads)
+            self.model.backward(scale, cache, grads)
             total += float(loss)
             state = None if rng is None else rng.bit_generator.state
         self.packed.gather(grads, self.rows[member])

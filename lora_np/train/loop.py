@@ -4,12 +4,13 @@ A model needs ``parameters()``, ``backward(dy, cache, grads)`` and ``loss(*batch
 count=None)``, which divides its sum by `count` or, by default, by ``number(batch)``. A step is::
 
     loss, cache = model.loss(*batch, rng=rng)
-    model.backward(1.0, cache, grads)
-    gradient = clip(packed.gather(grads))
+    model.backward(scale, cache, grads)
+    gradient = clip(packed.gather(grads) / scale)
     optimizer.step(gradient, lr * factor(step))
 
-The first two lines are in gradient.py, because several workers may share a batch. :func:`fit` does
-all steps. A :class:`Trainer` does them in parts, and can be saved in between.
+The first two lines are in gradient.py, because several workers may share a batch; scaling.py says
+when the scale is not 1. :func:`fit` does all steps. A :class:`Trainer` does them in parts, and can
+be saved in between.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from lora_np.parameters import pack
 from lora_np.train.gradient import Batch, BatchGradient, moving_of
 from lora_np.train.recipe import Diverged, History, Recipe
 from lora_np.train.resume import expect_same_run
+from lora_np.train.scaling import LossScale
 
 AfterStep = Callable[[Any, int, Any], None]  # (model, step, gradient (n,))
 
@@ -153,6 +155,7 @@ class Trainer:
         self.factor = schedule(self.recipe.schedule, steps, warmup=self.recipe.warmup)
         self.good = self.packed.vector.copy()  # the last one whose loss and gradient were finite
         self.position, self.history = 0, History()
+        self.scale = LossScale(self.recipe.loss_scale)
         self.hooks = [hook for hook in (_method_hook(model), after_step) if hook is not None]
         self.rates = _rates(model, self.packed.slices())
         self.gradient = BatchGradient(
@@ -195,7 +198,7 @@ class Trainer:
         """Take one step and record it; ``run`` calls this inside the block of its workers."""
         recipe, history = self.recipe, self.history
         try:
-            loss, gradient = self.gradient(batch, self.rng)
+            loss, gradient = self._unscaled(batch)
         except FloatingPointError:  # the loss would not be finite
             self.stop_unless_finite("loss", math.nan)
             raise
@@ -217,6 +220,17 @@ class Trainer:
         for hook in self.hooks:  # which may save the state
             hook(self.model, self.position - 1, gradient)
 
+    def _unscaled(self, batch: Batch) -> tuple[float, Any]:
+        """Return the loss and its gradient; repeat while the loss scale is too large."""
+        before = None if self.rng is None else copy.deepcopy(self.rng.bit_generator.state)
+        while True:
+            scale = self.scale.value
+            loss, gradient = self.gradient(batch, self.rng, scale)
+            if not math.isfinite(loss) or self.scale.accepts(gradient):
+                return loss, gradient if scale == 1.0 else gradient * (1.0 / scale)
+            if self.rng is not None and before is not None:
+                self.rng.bit_generator.state = before  # dropout draws the same masks again
+
     def stop_unless_finite(self, name: str, value: float) -> None:
         """Restore the parameters of the last finite step and raise if a number is not finite."""
         if not math.isfinite(value):
@@ -231,10 +245,9 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on, as host arrays and plain values."""
-        arrays = {"vector": self.packed.vector, **self.optimizer.state()}
-        arrays |= {f"moving {i}": p.value for i, p in enumerate(moving_of(self.model))}
+        arrays = {name: to_host(array).copy() for name, array in self._arrays().items()}
         return {
-            "arrays": {name: to_host(array).copy() for name, array in arrays.items()},
+            "arrays": arrays,
             **self._identity(),
             "position": self.position,
             "optimizer steps": self.optimizer.t,
@@ -251,9 +264,7 @@ class Trainer:
             If the state is from a run with other Parameters, another optimizer, other generators or
             fewer steps; this run is then unchanged.
         """
-        generators, arrays = self._generators(), {"vector": self.packed.vector}
-        arrays |= self.optimizer.state()
-        arrays |= {f"moving {i}": p.value for i, p in enumerate(moving_of(self.model))}
+        generators, arrays = self._generators(), self._arrays()
         kinds = [g.bit_generator.state["bit_generator"] for g in generators]
         expect_same_run(state, self._identity(), arrays, kinds, self.steps)
         for name, array in state["arrays"].items():
@@ -265,6 +276,12 @@ class Trainer:
         self.position = state["position"]
         self.history = History(**copy.deepcopy(dict(state["history"])))
         self.history.validation = [(int(step), loss) for step, loss in self.history.validation]
+
+    def _arrays(self) -> dict[str, Any]:
+        """Return the arrays that the rest of the run depends on, by name."""
+        moving = {f"moving {i}": p.value for i, p in enumerate(moving_of(self.model))}
+        own = {"vector": self.packed.vector, **self.optimizer.state()}
+        return {**own, **moving, **self.scale.state()}
 
     def _identity(self) -> dict[str, Any]:
         """Return what a state must have in common with the run that it is loaded into."""
@@ -321,7 +338,8 @@ def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: in
     >>> abs(loss - math.log(256)) < 0.1  # an untrained model: all bytes are equally likely
     True
     """
-    on_device = next(iter(model.parameters().values())).value
+    first = next(iter(model.parameters().values()))
+    on_device = next(iter(first.arrays().values()))  # as stored, so that nothing is decoded
     count = int((targets != IGNORE_INDEX).sum())  # of all samples, so that the parts add up
     if count == 0:
         raise ValueError(f"targets of shape {targets.shape} hold no target to average over")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_np.train.scaling import check_scale
+
 
 class Diverged(ArithmeticError):
     """A loss, gradient or parameter is not finite; the model holds the parameters from before.
@@ -69,6 +71,9 @@ class Recipe:
         Number of steps over which the learning rate rises.
     clip : float, optional
         Largest global norm of the gradient; None does not clip.
+    loss_scale : float or "dynamic", optional
+        The number from which backward starts, as in :mod:`lora_np.train.scaling`; gradients are
+        divided by it. By default 1. Only layers that keep gradients in float16 need another.
     accumulate : int
         Number of parts into which a batch is split to save memory; the result is the same to
         rounding.
@@ -92,6 +97,7 @@ class Recipe:
     schedule: str = "cosine"
     warmup: int = 0
     clip: float | None = 1.0
+    loss_scale: float | str | None = None
     accumulate: int = 1
     threads: int = 1
     processes: int = 1
@@ -100,5 +106,6 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip = {self.clip}, expected a norm above 0, or None")
+        check_scale(self.loss_scale)
         if self.accumulate < 1:
             raise ValueError(f"accumulate = {self.accumulate}, expected at least 1 part")

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.backend import like, to_host
+from lora_np.backend import Array, like, to_host
 from lora_np.files import CheckpointError, load_arrays, save_arrays
 from lora_np.layers import Layer
+from lora_np.parameters import Parameter
 
 PLAIN = "plain values, as JSON"
 STATE = (  # what a run's state holds
@@ -27,6 +28,9 @@ STATE = (  # what a run's state holds
 
 def save_parameters(path: str | Path, model: Layer, *, trainable_only: bool = False) -> None:
     """Write a model's Parameters, by name, to an ``.npz`` file.
+
+    A Parameter that is stored in a packed form is written in that form, as arrays with names such
+    as "W.nf4.codes"; a model that stores the Parameter in the same form can load the file.
 
     Parameters
     ----------
@@ -47,12 +51,17 @@ def save_parameters(path: str | Path, model: Layer, *, trainable_only: bool = Fa
     ...     {name: x.shape for name, x in load_arrays(f"{folder}/model.npz").items()}
     {'W': (2, 3), 'b': (2,)}
     """
-    chosen = {
-        name: to_host(p.value)
-        for name, p in model.parameters().items()
-        if p.trainable or not trainable_only
+    chosen = {n: p for n, p in model.parameters().items() if p.trainable or not trainable_only}
+    save_arrays(path, {name: to_host(array) for name, (_, array) in _arrays_of(chosen).items()})
+
+
+def _arrays_of(parameters: Mapping[str, Parameter]) -> dict[str, tuple[Parameter, Array]]:
+    """Return, by its name in a file, each array in memory and the Parameter that it belongs to."""
+    return {
+        f"{name}{end}": (p, array)
+        for name, p in parameters.items()
+        for end, array in p.arrays().items()
     }
-    save_arrays(path, chosen)
 
 
 def load_parameters(path: str | Path, model: Layer) -> None:
@@ -94,30 +103,50 @@ def fill(model: Layer, arrays: Mapping[str, np.ndarray], source: str) -> None:
     [[7.0]]
     """
     parameters = model.parameters()
+    held = _arrays_of(parameters)
     for name, array in arrays.items():
-        if name not in parameters:
-            raise CheckpointError(f"{source} holds {name!r}, which the model does not have")
-        if array.shape != parameters[name].shape:
-            raise CheckpointError(
-                f"{source} holds {name} with shape {array.shape}, expected {parameters[name].shape}"
-            )
-        if array.dtype.kind != "f":
-            raise CheckpointError(f"{source} holds {name} as {array.dtype}, expected floats")
-        if parameters[name].shared:
-            raise CheckpointError(
-                f"{source} holds {name}, which two models share: load into the base before "
-                "inject(), and save an adapter with trainable_only=True"
-            )
-    missing = [name for name, p in parameters.items() if p.trainable and name not in arrays]
-    if missing:
-        raise CheckpointError(f"{source} lacks {missing[0]}, which the model trains")
-    values = {name: _cast(array, parameters[name].dtype) for name, array in arrays.items()}
+        if name not in held:
+            raise CheckpointError(f"{source} holds {name!r}, which {_why_not(parameters, name)}")
+        _expect_fit(name, array, *held[name], source)
+    given = {held[name][0] for name in arrays}  # a stored Parameter needs all its arrays
+    for name, (parameter, _) in held.items():
+        if name not in arrays and (parameter.trainable or parameter in given):
+            reason = "trains" if parameter.trainable else "needs beside its other arrays"
+            raise CheckpointError(f"{source} lacks {name}, which the model {reason}")
+    values = {name: _cast(array, held[name][1].dtype) for name, array in arrays.items()}
     for name, value in values.items():
         if np.isinf(value).sum() > np.isinf(arrays[name]).sum():
             raise CheckpointError(f"{source} holds {name} with entries too large for {value.dtype}")
     for name, value in values.items():
-        p = parameters[name]
-        p.value[...] = like(value, p.value)  # in place, so that views stay views
+        own = held[name][1]
+        own[...] = like(value, own)  # in place, so that views stay views
+
+
+def _expect_fit(
+    name: str, array: np.ndarray, parameter: Parameter, own: Array, source: str
+) -> None:
+    """Raise CheckpointError unless `array` can take the place of `own`, an array of `parameter`."""
+    if array.shape != own.shape:
+        raise CheckpointError(
+            f"{source} holds {name} with shape {array.shape}, expected {own.shape}"
+        )
+    floats = array.dtype.kind == own.dtype.kind == "f"
+    if not floats and array.dtype != own.dtype:
+        expected = "floats" if own.dtype.kind == "f" else own.dtype
+        raise CheckpointError(f"{source} holds {name} as {array.dtype}, expected {expected}")
+    if parameter.shared:
+        raise CheckpointError(
+            f"{source} holds {name}, which two models share: load into the base before "
+            "inject(), and save an adapter with trainable_only=True"
+        )
+
+
+def _why_not(parameters: Mapping[str, Parameter], name: str) -> str:
+    """Return why a model has no array of this name."""
+    if name in parameters:
+        form = parameters[name].stored_as
+        return f"the model stores as {form}: load into the base before it is stored"
+    return "the model does not have"
 
 
 def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -26,7 +26,7 @@ SPELLED = {
     "two cores": "两个核心",
     "two minutes": "两分钟",
     "two commands": "两条命令",
-    "five commands": "五条命令",
+    "six commands": "六条命令",
     "five assignments": "五份",
     "ten chapters": "十章",
 }

@@ -1,4 +1,4 @@
-"""intrinsic: the projection against dense twins, gradients against numeric ones, d90."""
+"""intrinsic: gradients against numeric ones, the search for d90, its report and its picture."""
 
 import json
 import math
@@ -6,11 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lora_np import cli
-from lora_np.backend import ShapeError
 from lora_np.crew import can_fork
 from lora_np.experiments.intrinsic import (
     Fastfood,
@@ -22,7 +19,6 @@ from lora_np.experiments.intrinsic import (
     intrinsic_dimension,
     intrinsic_run,
     table,
-    walsh_hadamard,
 )
 from lora_np.experiments.intrinsic import text as text_module
 from lora_np.experiments.intrinsic.dimension import Problem, Run, next_runs
@@ -40,40 +36,11 @@ from lora_np.plots import BLUE, ORANGE
 from lora_np.selfcheck import at_random
 from lora_np.train import Diverged, evaluate, fit, loss_and_gradient
 from tests.compare import values
+from tests.ops.test_fastfood import ROUNDING, dense
 from tests.tiny import TINY
 
-ROUNDING = 1e-12  # float64, relative: the same sum in another order
 V, T = 7, 5
 MODELS = ("plain", "structured")
-
-
-def hadamard(n):
-    """The slow twin: H_2n = [[H_n, H_n], [H_n, -H_n]]."""
-    if n == 1:
-        return np.ones((1, 1))
-    H = hadamard(n // 2)
-    return np.block([[H, H], [H, -H]])
-
-
-def dense(P):
-    """P (D, d), column by column."""
-    return np.stack([P.forward(e) for e in np.eye(P.d)], axis=1)
-
-
-def dense_of_factors(P):
-    """P (D, d) as its definition says it: S H G Pi H B, every factor a dense matrix."""
-    n = P.signs.shape[1]
-    H, blocks = hadamard(n), []
-    for b in range(len(P.signs)):
-        Pi = np.eye(n)[P.places[b] - b * n]
-        blocks.append(
-            np.diag(P.lengths[b]) @ H @ np.diag(P.gauss[b]) @ Pi @ H @ np.diag(P.signs[b])
-        )
-    return np.concatenate(blocks)[: P.D, : P.d]
-
-
-def fastfood(D, d, seed=0):
-    return Fastfood(D, d, np.random.default_rng(seed), np.float64)
 
 
 def make_gpt(dtype=np.float64, dropout=0.0, spread=0.3):
@@ -87,96 +54,13 @@ def intrinsic(model, d=40, variant="plain", seed=2, moved=0.0):
     """An IntrinsicModel; `moved` sets z (and the scales, off one) to random numbers."""
     found = IntrinsicModel(model, d, np.random.default_rng(seed), variant == "structured")
     draw = np.random.default_rng(seed + 1)
-    for p in found.parameters().values():
+    for p in found.own().values():
         p.value += (moved * draw.standard_normal(p.shape)).astype(p.dtype)
     return found
 
 
 def batch(B=4, seed=3):
     return tuple(np.random.default_rng(seed).integers(0, V, (2, B, T)))
-
-
-# --------------------------------------------------------------------------------- the projection
-
-
-@pytest.mark.parametrize("n", [1, 2, 4, 32])
-@pytest.mark.parametrize("dtype", [np.float64, complex])
-def test_the_transform_is_the_product_with_the_recursive_matrix(rng, n, dtype):
-    x = rng.standard_normal((3, 2, n)) + (1j * rng.standard_normal(n) if dtype is complex else 0)
-    before = x.copy()
-    y = walsh_hadamard(x)
-    np.testing.assert_allclose(y, x @ hadamard(n), rtol=0, atol=ROUNDING * n)
-    np.testing.assert_allclose(walsh_hadamard(y), n * x, rtol=0, atol=ROUNDING * n * n)
-    assert np.array_equal(x, before) and y is not x
-
-
-def test_the_transform_keeps_float32_and_refuses_other_lengths():
-    assert walsh_hadamard(np.ones(4, np.float32)).dtype == np.float32
-    with pytest.raises(ShapeError, match="length 6, expected a power of two"):
-        walsh_hadamard(np.ones(6))
-
-
-@given(D=st.integers(1, 70), part=st.floats(0, 1), seed=st.integers(0, 99))
-def test_the_fast_projection_is_the_dense_one_and_the_adjoint_its_transpose(D, part, seed):
-    d = 1 + int(part * (D - 1))
-    P, rng = fastfood(D, d, seed), np.random.default_rng(seed)
-    z, g = rng.standard_normal(d), rng.standard_normal(D)
-    twin = dense_of_factors(P)
-    np.testing.assert_allclose(P.forward(z), twin @ z, rtol=0, atol=ROUNDING * D)
-    np.testing.assert_allclose(P.adjoint(g), twin.T @ g, rtol=0, atol=ROUNDING * D)
-
-
-@pytest.mark.parametrize("D, d", [(1, 1), (100, 1), (1000, 33), (4096, 4096)])
-def test_forward_and_adjoint_are_each_others(D, d, rng):
-    P, z, g = fastfood(D, d), rng.standard_normal(d), rng.standard_normal(D)
-    left, right = P.forward(z) @ g, z @ P.adjoint(g)
-    assert left == pytest.approx(right, rel=0, abs=ROUNDING * np.linalg.norm(z) * np.linalg.norm(g))
-
-
-@pytest.mark.parametrize("D, d", [(50, 1), (50, 5), (50, 50)])
-def test_a_projection_keeps_the_squared_length_on_average(D, d, rng):
-    z = rng.standard_normal(d)
-    ratios = np.array([(fastfood(D, d, s).forward(z) ** 2).sum() / (z @ z) for s in range(2000)])
-    assert ratios.mean() == pytest.approx(1.0, abs=4.0 * ratios.std() / math.sqrt(len(ratios)))
-    assert ratios.std() < 1.5  # so that the mean above says something
-
-
-def test_every_entry_is_gaussian_with_variance_one_over_D():
-    from scipy.stats import kstest, norm
-
-    D, d, draws = 20, 3, 3000
-    entries = np.array([dense(fastfood(D, d, s))[[4, 17], [0, 2]] for s in range(draws)])
-    for column in entries.T:
-        assert kstest(column * math.sqrt(D), norm.cdf).pvalue > 1e-3
-    # Without S the lengths of a block's rows would all be equal: no Gaussian has that.
-    assert np.linalg.norm(fastfood(4, 4).lengths[0] / fastfood(4, 4).lengths[0, 0] - 1) > 0.1
-
-
-@pytest.mark.parametrize("D", [1, 5, 16, 37])
-def test_with_as_many_dimensions_as_parameters_every_direction_is_reached(D):
-    assert np.linalg.matrix_rank(dense(fastfood(D, D))) == D
-    d = max(1, D // 2)
-    assert np.linalg.matrix_rank(dense(fastfood(D, d))) == d
-
-
-def test_a_projection_follows_its_seed():
-    z = np.ones(9)
-    one, same, other = (fastfood(30, 9, seed).forward(z) for seed in (1, 1, 2))
-    assert np.array_equal(one, same) and not np.allclose(one, other)
-
-
-@pytest.mark.parametrize("d", [0, -1, 11])
-def test_a_dimension_that_does_not_fit_is_refused(d):
-    with pytest.raises(ValueError, match=rf"d = {d}, expected 1 <= d <= D = 10"):
-        fastfood(10, d)
-
-
-def test_vectors_of_other_lengths_are_refused():
-    P = fastfood(10, 3)
-    with pytest.raises(ShapeError, match=r"z has shape \(4,\), expected \(3,\)"):
-        P.forward(np.ones(4))
-    with pytest.raises(ShapeError, match=r"g has shape \(3,\), expected \(10,\)"):
-        P.adjoint(np.ones(3))
 
 
 # -------------------------------------------------------------------------------------- the model
@@ -188,7 +72,7 @@ def as_functions(model):
     def forward(*arrays):
         twin = IntrinsicModel.__new__(IntrinsicModel)
         vars(twin).update(vars(model))
-        for name, value in zip(model.parameters(), arrays):
+        for name, value in zip(model.own(), arrays):
             setattr(twin, name, type(model.z)(value))
         loss, cache = twin.loss(*batch())
         return np.asarray(loss), (twin, cache)
@@ -197,9 +81,9 @@ def as_functions(model):
         twin, inner = cache
         grads = Grads()
         twin.backward(dy, inner, grads)
-        return tuple(grads[p] for p in twin.parameters().values())
+        return tuple(grads[p] for p in twin.own().values())
 
-    return forward, backward, {name: p.value for name, p in model.parameters().items()}
+    return forward, backward, {name: p.value for name, p in model.own().items()}
 
 
 @pytest.mark.parametrize("variant", MODELS)
@@ -208,7 +92,7 @@ def test_the_gradient_matches_numeric_ones_at_random_z(variant, method):
     model = intrinsic(make_gpt(), variant=variant, moved=0.5)
     forward, backward, inputs = as_functions(model)
     report = check_gradients(forward, backward, inputs, method=method)
-    assert [row.name for row in report.rows] == list(model.parameters())
+    assert [row.name for row in report.rows] == list(model.own())
     gradients = backward(1.0, forward(*inputs.values())[1])
     assert all(abs(gradient).max() > 1e-4 for gradient in gradients)  # none is right as zero
     report.raise_if_wrong()
@@ -236,7 +120,7 @@ def test_training_starts_at_the_base_itself():
     for variant in MODELS:
         model = intrinsic(base, variant=variant)
         assert model.loss(*batch())[0] == base.loss(*batch())[0]
-        assert {p.dtype for p in model.parameters().values()} == {np.dtype(np.float32)}
+        assert {p.dtype for p in model.own().values()} == {np.dtype(np.float32)}
 
 
 def test_scales_count_in_d_and_there_is_one_for_each_layer_with_parameters():
@@ -244,7 +128,7 @@ def test_scales_count_in_d_and_there_is_one_for_each_layer_with_parameters():
     model = intrinsic(base, 40, "structured")
     # Two embeddings, three norms, four projections of attention, two of the MLP.
     assert model.scales.size == 11 and model.z.size == 29
-    assert sum(p.size for p in intrinsic(base, 40).parameters().values()) == 40
+    assert sum(p.size for p in intrinsic(base, 40).own().values()) == 40
     with pytest.raises(ValueError, match="d = 11, expected more than the 11 scales"):
         intrinsic(base, 11, "structured")
 
@@ -299,7 +183,7 @@ def test_a_batch_may_be_shared_or_worked_through_in_parts(variant, share):
         model = intrinsic(make_gpt(dropout=0.2), variant=variant, moved=0.1)
         draws = np.random.default_rng(1)
         history = fit(model, batch, steps=4, lr=0.05, rng=draws, **how)
-        found.append([*history.loss, *(p.value for p in model.parameters().values())])
+        found.append([*history.loss, *(p.value for p in model.own().values())])
     for alone, shared in zip(*found):
         np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-10)  # Adam divides by sqrt(v)
 

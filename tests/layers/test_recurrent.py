@@ -191,15 +191,13 @@ class Text(LanguageModel):
     block_size = 64
 
     def __init__(self, vocab_size, d, rng):
+        super().__init__()
         self.wte = Embedding(vocab_size, d, rng, dtype=F64)
         self.gru, self.out = GRU(d, d, rng, dtype=F64), Parameter(np.zeros((vocab_size, d)))
         self.config = type("Config", (), {"block_size": 64})
 
-    def embed(self, tokens, positions, rng=None):
-        return self.wte.forward(tokens)
-
-    def embed_backward(self, dx, cache, grads):
-        self.wte.backward(dx, cache, grads)
+    def table(self):
+        return self.wte
 
     def embeddings(self):
         return [self.wte.W]

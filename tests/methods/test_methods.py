@@ -32,8 +32,18 @@ from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.files import CheckpointError, load_json
 from lora_np.layers import MLP, Layer
-from lora_np.methods import METHODS, DoraConfig, adapters, method_of
+from lora_np.methods import (
+    METHODS,
+    DoraConfig,
+    IntrinsicConfig,
+    PrefixConfig,
+    PromptConfig,
+    adapters,
+    method_of,
+)
 from lora_np.methods.contract import METHOD_FIELD
+from lora_np.methods.virtual import VirtualTokens
+from lora_np.selfcheck import at_random
 from tests.methods.own_gains import GainConfig, GainLinear
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, d_model=16)
@@ -54,7 +64,10 @@ class Biases(MethodConfig):
 
 
 def make_gpt(dtype=np.float32):
-    return GPT(CONFIG, np.random.default_rng(0), dtype)
+    """Weights so large that attention attends: a prompt is nothing to a model that does not."""
+    model = GPT(CONFIG, np.random.default_rng(0), np.float64)
+    at_random(model, np.random.default_rng(0), 0.2)
+    return copy_model(model, dtype=dtype)
 
 
 def trained(config, seed=1):
@@ -75,6 +88,10 @@ METHODS_TRIED = [
     LoraConfig(r=2, train_A=False, loraplus_lr_ratio=4.0),
     DoraConfig(r=2),
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
+    PromptConfig(2),
+    PrefixConfig(2),
+    IntrinsicConfig(40, seed=3),
+    IntrinsicConfig(60, structured=True, seed=3),
     GainConfig(r=2),
     Biases(),
 ]
@@ -83,7 +100,14 @@ every_method = pytest.mark.parametrize("config", METHODS_TRIED, ids=lambda c: c.
 
 @every_method
 def test_a_method_keeps_the_whole_contract(config):
-    assert len(check_method(config)) == 15
+    assert len(check_method(config, needed_by(config))) == 15
+
+
+def needed_by(config):
+    """A language model for a method that needs one, else None: any model will do."""
+    tiny = GPTConfig(vocab_size=5, block_size=6, n_layer=1, n_head=2, d_model=4)
+    is_virtual = isinstance(config, VirtualTokens)
+    return GPT(tiny, np.random.default_rng(0)) if is_virtual else None
 
 
 @every_method
@@ -99,11 +123,19 @@ def test_a_method_is_trained_and_its_base_stays_as_it_was(config):
 @every_method
 def test_a_method_is_merged_and_unmerged(config):
     base, adapted = trained(config)
+    if not config.merges:
+        with pytest.raises(ValueError, match="do not merge: no weight of the base"):
+            merge(adapted)
+        return
     plain = merge(adapted)
     assert adapters(plain) == {} and method_of(plain) is None
     np.testing.assert_allclose(plain.forward(TOKENS)[0], adapted.forward(TOKENS)[0], atol=1e-5)
     if not adapters(adapted):
         with pytest.raises(ValueError, match=r"trained h\.0\.ln_1\.beta and .* of the base itself"):
+            unmerge(plain, adapted)
+        return
+    if isinstance(config, IntrinsicConfig):
+        with pytest.raises(ValueError, match="changes the whole model: its old values are in"):
             unmerge(plain, adapted)
         return
     again = unmerge(plain, adapted).parameters()

@@ -6,6 +6,7 @@ import pytest
 from lora_np.adapters import (
     Keep,
     combine_adapters,
+    convert_adapter,
     extract_adapter,
     merge_adapter,
     resize_adapter,
@@ -229,3 +230,89 @@ def test_a_llamas_linear_layers_are_extracted_and_merged_as_they_lie(tmp_path, t
     (tmp_path / "m.safetensors").replace(tmp_path / "base" / "model.safetensors")
     again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float64)
     assert np.abs(logits(torch, again) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+DORA = {"r": 4, "lora_alpha": 8, "use_dora": True, "rank_pattern": {"c_fc": 2}}
+OTHERS = {  # configurations of PEFT's other methods, on GPT-2's Conv1D
+    "dora": lambda peft: peft.LoraConfig(target_modules=TARGETS, fan_in_fan_out=True, **DORA),
+    "dora, one module": lambda peft: peft.LoraConfig(
+        target_modules=["c_attn"], fan_in_fan_out=True, r=3, use_dora=True, use_rslora=True
+    ),
+}
+
+
+def of_another_method(torch, model, config):
+    """The model with an adapter of PEFT's, away from its start."""
+    import peft
+
+    found = peft.get_peft_model(model, config(peft)).double().eval()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for p in found.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.2)
+    return found
+
+
+@pytest.mark.parametrize("config", OTHERS.values(), ids=list(OTHERS))
+def test_gpt2_with_a_converted_adapter_has_the_logits_of_the_method(tmp_path, torch, gpt2, config):
+    theirs = of_another_method(torch, gpt2(), config)
+    theirs.save_pretrained(tmp_path / "a")
+    expected = logits(torch, theirs)
+    found = convert_adapter(tmp_path / "a", tmp_path / "base", tmp_path / "b", Keep(rank=D))
+    assert all(fit.r == D for fit in found.fits)
+    base, merged = gpt2(), theirs.merge_and_unload().state_dict()
+    start, changed = logits(torch, base), {}
+    for name, x in base.state_dict().items():
+        if name.endswith("bias") and (x - merged[name]).norm() > 0:
+            changed[name] = (x - merged[name]).norm().item()
+            x.copy_(merged[name])  # LoRA does not hold it
+    assert found.beyond == pytest.approx(changed, rel=1e-6)
+    new = logits(torch, loaded(base, tmp_path / "b"))
+    assert norm(start - expected) > 1e-2 * norm(expected)
+    assert norm(new - expected) < 2e-6 * norm(expected)
+
+
+@pytest.mark.parametrize("config", OTHERS.values(), ids=list(OTHERS))
+def test_a_converted_adapter_is_off_in_peft_by_what_convert_said(tmp_path, torch, gpt2, config):
+    theirs = of_another_method(torch, gpt2(), config)
+    theirs.save_pretrained(tmp_path / "a")
+    found = convert_adapter(tmp_path / "a", tmp_path / "base", tmp_path / "b", Keep(energy=0.9))
+    merged, base = theirs.merge_and_unload().state_dict(), gpt2().state_dict()
+    new = deltas(loaded(gpt2(), tmp_path / "b"))
+    assert {fit.name for fit in found.fits} == set(new)
+    for fit in found.fits:
+        delta = (merged[f"{fit.name}.weight"] - base[f"{fit.name}.weight"]).numpy().T
+        error = norm(new[fit.name] - delta)
+        assert error == pytest.approx(fit.written, rel=1e-4) and error**2 < 0.1 * norm(delta) ** 2
+        assert fit.norm == pytest.approx(norm(delta), rel=1e-6)
+
+
+LINEAR = {  # on layers that our models do not have: grouped queries, a gate
+    "dora": lambda peft: peft.LoraConfig(target_modules="all-linear", r=3, use_dora=True),
+}
+
+
+@pytest.mark.parametrize("config", LINEAR.values(), ids=list(LINEAR))
+def test_an_adapter_of_a_llama_is_converted_without_a_model_of_ours(tmp_path, torch, config):
+    import transformers
+
+    llama = transformers.LlamaConfig(
+        vocab_size=VOCAB, hidden_size=D, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(llama).double().save_pretrained(tmp_path / "base")
+
+    def fresh():
+        return transformers.LlamaForCausalLM.from_pretrained(
+            tmp_path / "base", dtype=torch.float64
+        ).eval()
+
+    theirs = of_another_method(torch, fresh(), config)
+    theirs.save_pretrained(tmp_path / "a")
+    expected, start = logits(torch, theirs), logits(torch, fresh())
+    found = convert_adapter(tmp_path / "a", tmp_path / "base", tmp_path / "b", Keep(rank=D))
+    assert len(found.fits) == 14 and not found.beyond
+    new = logits(torch, loaded(fresh(), tmp_path / "b"))
+    assert norm(start - expected) > 1e-2 * norm(expected)
+    assert norm(new - expected) < 2e-6 * norm(expected)

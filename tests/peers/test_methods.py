@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lora_np import load_adapter, merge, save_adapter
-from lora_np.layers import MLP, copy_model
+from lora_np.adapters import Keep, convert_adapter
+from lora_np.files import save_tensors
+from lora_np.layers import MLP, Linear, copy_model
 from lora_np.methods import DoraConfig, LoraConfig, adapters, inject, tensors_of
 from lora_np.parameters import Grads
 
@@ -28,6 +30,7 @@ METHODS = {
     "dora": DoraConfig(r=3, lora_alpha=5, target_modules="all-linear"),
     "dora, one layer": DoraConfig(r=2, target_modules=("down_proj",), use_rslora=True),
 }
+MERGE = {name: config for name, config in METHODS.items() if config.merges}
 every_method = pytest.mark.parametrize("config", METHODS.values(), ids=list(METHODS))
 
 
@@ -136,6 +139,26 @@ def test_a_file_in_float32_is_read_by_peft(tmp_path, rng, doubles, base, config)
     save_adapter(ours, tmp_path, dtype=np.float32, peft_only=True)
     x = rng.standard_normal((3, D))
     assert error(ours.forward(x)[0], in_peft(base, tmp_path)(doubles.from_numpy(x))) < 2e-6
+
+
+@pytest.mark.parametrize("config", MERGE.values(), ids=list(MERGE))
+def test_a_converted_adapter_computes_in_peft_what_the_method_does(
+    tmp_path, rng, doubles, base, config
+):
+    ours = at_random(inject(base, config, rng), rng)
+    save_adapter(ours, tmp_path / "a", peft_only=True)
+    leaf, parts = {"W": "weight", "b": "bias"}, [n.rpartition(".") for n in base.parameters()]
+    weights = {f"{path}.{leaf[n]}": base.parameters()[f"{path}.{n}"].value for path, _, n in parts}
+    save_tensors(tmp_path / "base.safetensors", weights)
+    convert_adapter(tmp_path / "a", tmp_path / "base.safetensors", tmp_path / "lora", Keep(rank=D))
+    plain = merge(ours)
+    for path, layer in base.modules().items():
+        if isinstance(layer, Linear):  # LoRA does not hold a change of the bias
+            layer.b.value = plain.modules()[path].b.value
+    x = rng.standard_normal((3, D))
+    theirs = in_peft(base, tmp_path / "lora")(doubles.from_numpy(x))
+    assert error(base.forward(x)[0], plain.forward(x)[0]) > 1e-3
+    assert error(plain.forward(x)[0], theirs) < 2e-6
 
 
 def test_peft_refuses_a_method_that_it_does_not_have(tmp_path, rng, base):

@@ -54,7 +54,7 @@ def walsh_hadamard(x: np.ndarray) -> np.ndarray:
     Examples
     --------
     >>> import numpy as np
-    >>> from lora_np.experiments.intrinsic import walsh_hadamard
+    >>> from lora_np.ops.fastfood import walsh_hadamard
     >>> walsh_hadamard(np.array([1.0, 2.0, 3.0, 4.0])).tolist()  # the first is the sum
     [10.0, -2.0, -4.0, 0.0]
     """
@@ -79,7 +79,7 @@ class Fastfood:
         Rows and columns, 1 <= d <= D.
     rng : numpy.random.Generator
     dtype : numpy dtype
-        Type of the factors.
+        Type of the factors. They are cast where a vector has another one.
 
     Raises
     ------
@@ -89,7 +89,7 @@ class Fastfood:
     Examples
     --------
     >>> import numpy as np
-    >>> from lora_np.experiments.intrinsic import Fastfood
+    >>> from lora_np.ops.fastfood import Fastfood
     >>> P = Fastfood(1000, 10, np.random.default_rng(0), np.float64)
     >>> z, g = np.ones(10), np.ones(1000)
     >>> P.forward(z).shape, P.adjoint(g).shape
@@ -117,23 +117,30 @@ class Fastfood:
     def forward(self, z: np.ndarray) -> np.ndarray:
         """Return P z (D,) for z (d,), in O(D log d)."""
         _check_shape("z", z, self.d)
-        x = np.zeros(self.signs.shape[1], z.dtype)
+        signs, gauss, lengths = self._factors(z)
+        x = np.zeros(signs.shape[1], z.dtype)
         x[: self.d] = z
-        y = walsh_hadamard(self.signs * x)  # (blocks, n), H B
+        y = walsh_hadamard(signs * x)  # (blocks, n), H B
         y = y.reshape(-1)[self.places]  # Pi
-        y = walsh_hadamard(self.gauss * y)  # H G
-        return (self.lengths * y).reshape(-1)[: self.D]  # S
+        y = walsh_hadamard(gauss * y)  # H G
+        return (lengths * y).reshape(-1)[: self.D]  # S
 
     def adjoint(self, g: np.ndarray) -> np.ndarray:
         """Return P^T g (d,) for g (D,), in O(D log d): the factors transposed, last one first."""
         _check_shape("g", g, self.D)
-        x = np.zeros(self.signs.size, g.dtype)
+        signs, gauss, lengths = self._factors(g)
+        x = np.zeros(signs.size, g.dtype)
         x[: self.D] = g
-        x = walsh_hadamard(self.lengths * x.reshape(self.signs.shape))  # H S
-        y = np.empty(self.signs.size, x.dtype)
-        y[self.places] = self.gauss * x  # Pi^T G
-        y = self.signs * walsh_hadamard(y.reshape(self.signs.shape))  # B H
+        x = walsh_hadamard(lengths * x.reshape(signs.shape))  # H S
+        y = np.empty(signs.size, x.dtype)
+        y[self.places] = gauss * x  # Pi^T G
+        y = signs * walsh_hadamard(y.reshape(signs.shape))  # B H
         return y.sum(axis=0)[: self.d]  # every block has the same z
+
+    def _factors(self, x: Any) -> tuple[np.ndarray, ...]:
+        """Return the signs, G and S in the real type of `x`."""
+        dtype = x.real.dtype
+        return tuple(f.astype(dtype, copy=False) for f in (self.signs, self.gauss, self.lengths))
 
 
 def _check_shape(name: str, x: np.ndarray, n: int) -> None:

@@ -1,0 +1,98 @@
+"""Numbers in 16 bits: float16 and bfloat16.
+
+bfloat16 is the upper half of a float32: the same 8 bits of exponent, and 7 bits of fraction.
+float16 has 5 bits of exponent and 10 of fraction, so that its largest number is 65504.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lora_np.backend import Array, like, to_host
+from lora_np.forms.form import Form
+
+
+class Float16(Form):
+    """Numbers as float16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.forms import Float16
+    >>> Float16.encode(np.array([0.1, 1.0], np.float32)).decode(np.float64).tolist()
+    [0.0999755859375, 1.0]
+    """
+
+    name = "float16"
+
+    @classmethod
+    def encode(cls, x: Array) -> Float16:
+        """Return `x` rounded to float16."""
+        return cls(x.shape, {"numbers": like(narrowed(x, "float16"), x)})
+
+    def decode(self, dtype: Any) -> Array:
+        """Return the numbers in `dtype`."""
+        return self.parts["numbers"].astype(dtype)
+
+
+class Bfloat16(Form):
+    """Numbers as bfloat16, kept as whole numbers of 16 bits, which every array module has.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.forms import Bfloat16
+    >>> Bfloat16.encode(np.array([0.1, 1.0], np.float32)).decode(np.float64).tolist()
+    [0.10009765625, 1.0]
+    """
+
+    name = "bfloat16"
+
+    @classmethod
+    def encode(cls, x: Array) -> Bfloat16:
+        """Return `x` rounded to bfloat16."""
+        return cls(x.shape, {"bits": like(narrowed(x, "bfloat16").view(np.uint16), x)})
+
+    def decode(self, dtype: Any) -> Array:
+        """Return the numbers in `dtype`: the bits are the upper half of a float32."""
+        bits = self.parts["bits"].astype(np.uint32) * 2**16
+        return bits.view(np.float32).astype(dtype)
+
+
+def narrowed(x: Array, name: str) -> np.ndarray:
+    """Return finite numbers rounded to a narrow dtype, on the host.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite, or is too large for the dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.forms import narrowed
+    >>> try:
+    ...     narrowed(np.array([7e4]), "float16")
+    ... except ValueError as error:
+    ...     print(error)
+    the largest number is 70000, too large for float16
+    """
+    numbers = to_host(x)
+    if not np.isfinite(numbers).all():
+        raise ValueError("some numbers are not finite: such weights cannot be stored")
+    with np.errstate(over="ignore"):
+        narrow = numbers.astype(_dtype_called(name))
+    if not np.isfinite(narrow).all():
+        largest = float(np.abs(numbers).max())
+        raise ValueError(f"the largest number is {largest:g}, too large for {name}")
+    return narrow
+
+
+def _dtype_called(name: str) -> Any:
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes  # pyright: ignore[reportMissingImports]
+
+    return ml_dtypes.bfloat16
