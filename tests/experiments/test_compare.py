@@ -476,7 +476,7 @@ def test_a_comparison_that_is_stopped_goes_on_and_keeps_what_it_measured(tmp_pat
         ("--methods full,lorra", "there is no contender 'lorra': did you mean .*lora"),
         ("--methods ,", "name at least one"),
         ("--preset day", "invalid choice: 'day'"),
-        ("--seeds 0", "seeds = 0, expected at least 1"),
+        ("--seeds 0 --methods full", "seeds = 0, expected at least 1"),
         ("--task linear --seeds 3", "--task linear"),
     ],
 )

@@ -184,7 +184,7 @@ def _fit(row: Row, target: Affine, lr: float, steps: int) -> float | None:
     base, (W, b) = _base(), target
     x = math.sqrt(D_IN) * np.concatenate((np.eye(D_IN), -np.eye(D_IN)))  # (2 in, in)
     batch = x, x @ W.T + b
-    model = _model(row)
+    model = _model(row, steps)
     if model is None:
         return None
     before = float(Regression(base).loss(*batch)[0])
@@ -203,9 +203,9 @@ def _fit(row: Row, target: Affine, lr: float, steps: int) -> float | None:
     return min(1.0, math.sqrt(float(model.loss(*batch)[0]) / before))
 
 
-def _model(row: Row) -> Any:
+def _model(row: Row, steps: int = 1) -> Any:
     """Return the layer as the method trains it, or None."""
-    model, config = Regression(_base()), row.contender().method
+    model, config = Regression(_base()), row.contender(steps).method
     if config is None:
         return model
     try:

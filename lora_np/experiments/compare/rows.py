@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_np.experiments.study import Contender
-from lora_np.methods import MethodConfig, make_method
+from lora_np.methods import make_method
 from lora_np.methods.table import hint
 
 FULL, LORA = "full", "lora"  # the rows that others are held against
@@ -62,20 +62,40 @@ class Row:
     start: float = 2e-2
     enters: tuple[str, ...] = ()
 
-    def contender(self) -> Contender:
-        """Return the contender; raise ValueError if there is no such method or option."""
-        config: MethodConfig | None = None
-        if self.method is not None:
-            config = make_method(self.method, **self.options)
-        return Contender(self.label, config, self.start)
+    def contender(self, steps: int = 1) -> Contender:
+        """Return the contender; raise ValueError if there is no such method or option.
+
+        Options that are functions are given `steps`, the number of training steps.
+        """
+        if self.method is None:
+            return Contender(self.label, None, self.start)
+        options = {n: x(steps) if callable(x) else x for n, x in self.options.items()}
+        return Contender(self.label, make_method(self.method, **options), self.start)
+
+
+def _all(steps: int) -> int:
+    return steps
+
+
+def _half(steps: int) -> int:
+    return steps // 2
+
+
+def _tenth(steps: int) -> int:
+    return steps // 10
 
 
 def _lora(r: int = RANK, **options: Any) -> dict[str, Any]:
     """Return options of LoRA on all linear layers with scale 1."""
-    return {"r": r, "lora_alpha": r, "target_modules": "all-linear", **options}
+    return {"r": r, "lora_alpha": r, **ALL, **options}
 
 
 ALL = {"target_modules": "all-linear"}
+CUTS = {"total_step": _all, "tinit": _tenth, "tfinal": _half}  # when AdaLoRA cuts triplets
+ADALORA = {"target_r": RANK, "init_r": 12, "lora_alpha": 12, **ALL, **CUTS}
+WRG = {"r": RANK, **ALL}
+ROOM = {"num_virtual_tokens": TOKENS}
+QLORA = {"of": make_method("lora", **_lora())}
 
 ROWS = (
     Row(FULL, CONTROL, None, {}, 4e-3, ("full",)),
@@ -89,8 +109,36 @@ ROWS = (
     Row("lora-fa", PLAIN, "lora", _lora(train_A=False), 4e-2),
     Row("pissa", PLAIN, "lora", _lora(init_lora_weights="pissa"), 5e-3),
     Row("olora", PLAIN, "lora", _lora(init_lora_weights="olora"), 5e-3),
+    Row("adalora", PLAIN, "adalora", ADALORA, 4e-2),
+    Row("dylora", PLAIN, "dylora", _lora(), 2e-2),
+    Row("vera", PLAIN, "vera", {"r": 64, **ALL}, 1e-1),
+    Row("qlora", PLAIN, "nf4", QLORA, 2e-2),
     Row("dora", REWEIGHTED, "dora", _lora(), 2e-2),
     Row("dora exact", REWEIGHTED, "dora", _lora(exact=True), 2e-2),
+    Row("loha", REWEIGHTED, "loha", {"r": RANK, "alpha": RANK, **ALL}, 2e-2),
+    Row("lokr", REWEIGHTED, "lokr", {"r": RANK, "alpha": RANK, **ALL}, 2e-2),
+    Row("hira", REWEIGHTED, "hira", {"r": RANK, **ALL}, 2e-2),
+    Row("oft", REWEIGHTED, "oft", {"oft_block_size": 16, **ALL}, 1e-2),
+    Row("miss", REWEIGHTED, "miss", {"r": RANK, **ALL}, 1e-2),
+    Row("wrg svd", REWEIGHTED, "wrg", {**WRG, "factor": "svd"}, 1e-2),
+    Row("wrg gaussian", REWEIGHTED, "wrg", {**WRG, "factor": "gaussian"}, 1e-2, ("wrg",)),
+    Row("houlsby", INSERTED, "bottleneck", {"placement": "houlsby"}, 1e-2, ("adapter",)),
+    Row("pfeiffer", INSERTED, "bottleneck", {"placement": "pfeiffer"}, 1e-2, ("adapter",)),
+    Row("parallel", INSERTED, "bottleneck", {"placement": "parallel", "scale": 4.0}, 5e-3),
+    Row("prefix", BEFORE, "prefix", ROOM, 4e-1, ("prefix",)),
+    Row(
+        "prefix mlp",
+        BEFORE,
+        "prefix",
+        {**ROOM, "prefix_projection": True},
+        2e-2,
+    ),
+    Row("prompt", BEFORE, "prompt", ROOM, 4e-1),
+    Row("bitfit", FEW, "bitfit", {}, 2e-2),
+    Row("layernorm", FEW, "ln_tuning", {}, 2e-2),
+    Row("ia3", FEW, "ia3", {}, 1e-1),
+    Row("shira", FEW, "shira", {"r": RANK, **ALL}, 1e-2),
+    Row("intrinsic", FEW, "intrinsic", {"d": 400}, 1e-1),
 )
 
 

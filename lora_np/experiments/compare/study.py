@@ -83,7 +83,7 @@ def compare_study(settings: CompareSettings) -> Study:
     return Study(
         settings.task,
         settings.text,
-        [row.contender() for row in rows],
+        [row.contender(settings.text.steps) for row in rows],
         {"rounds": settings.rounds, "turn": settings.turn, "rows": about},
         partial(conclude, settings),
         report,
