@@ -73,7 +73,9 @@ def experiment(what, folder):
     settings = TextSettings(seeds=1, pretrain_text=english, adapt_text=code, **TINY)
     text.KEEP_EVERY = 0.0  # the state of pretraining is kept after every step
     if what == "compare":
-        compared = CompareSettings(replace(settings, block_size=20), ("lora",), rounds=1, turn=0.0)
+        compared = CompareSettings(
+            replace(settings, block_size=20), ("full", "lora"), rounds=1, turn=0.0
+        )
         return lambda: run_study(compare_study(compared), folder)
     return lambda: intrinsic_run(IntrinsicSettings((4,), settings), folder)
 

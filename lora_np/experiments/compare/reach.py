@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.crew import one_blas_thread
-from lora_np.experiments.compare.rows import Row
+from lora_np.experiments.compare.rows import RANK, Row
 from lora_np.experiments.rank_sweep.linear import Regression
 from lora_np.experiments.runner import InProcess
 from lora_np.layers import Linear
@@ -34,6 +34,7 @@ from lora_np.tables import text_table
 from lora_np.train import Diverged, fit
 
 D_OUT, D_IN, LOW = 48, 32, 4
+BLOCK = 16  # of a rotation
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 STEPS = 400
 REACHED = 0.01
@@ -60,9 +61,13 @@ def _column_gain(rng: np.random.Generator, W0: np.ndarray, b: np.ndarray) -> Aff
 
 
 def _rotation(rng: np.random.Generator, W0: np.ndarray, b: np.ndarray) -> Affine:
-    S = 0.3 * rng.standard_normal((W0.shape[1],) * 2) / math.sqrt(W0.shape[1])
-    S, one = S - S.T, np.eye(len(S))  # the Cayley transform of S is a rotation
-    return W0 @ np.linalg.solve(one + S, one - S), b
+    W = W0.copy()
+    for start in range(0, W.shape[1], BLOCK):  # each block of inputs by itself, as OFT does
+        S = 0.02 * rng.standard_normal((BLOCK, BLOCK))
+        S, one = S - S.T, np.eye(BLOCK)  # the Cayley transform of S is a rotation
+        part = slice(start, start + BLOCK)
+        W[:, part] = W0[:, part] @ np.linalg.solve(one + S, one - S)
+    return W, b
 
 
 def _sparse(rng: np.random.Generator, W0: np.ndarray, b: np.ndarray) -> Affine:
@@ -82,8 +87,13 @@ def _two_products(rng: np.random.Generator, W0: np.ndarray, b: np.ndarray) -> Af
 
 
 def _kronecker(rng: np.random.Generator, W0: np.ndarray, b: np.ndarray) -> Affine:
-    left, right = rng.standard_normal((2, 2)), rng.standard_normal((len(W0) // 2, D_IN // 2))
+    left, right = rng.standard_normal((len(W0) // 8, W0.shape[1] // 8)), rng.standard_normal((8, 8))
     return W0 + 0.3 * np.kron(left, right), b
+
+
+def _repeated(rng: np.random.Generator, W0: np.ndarray, b: np.ndarray) -> Affine:
+    part = 0.5 * rng.standard_normal((len(W0), RANK))  # the same for every part of the inputs
+    return W0 + np.tile(part, (1, W0.shape[1] // RANK)), b
 
 
 def _product(rng: np.random.Generator, shape: tuple[int, ...], r: int) -> np.ndarray:
@@ -103,6 +113,7 @@ CHANGES: dict[str, Plant] = {
     "W0 * low": _times_low_rank,
     "low * low": _two_products,
     "Kronecker": _kronecker,
+    "repeated": _repeated,
 }
 
 
@@ -205,12 +216,12 @@ def _fit(row: Row, target: Affine, lr: float, steps: int) -> float | None:
 
 def _model(row: Row, steps: int = 1) -> Any:
     """Return the layer as the method trains it, or None."""
-    model, config = Regression(_base()), row.contender(steps).method
+    model, config = Regression(_base()), row.contender(steps, row.on_linear).method
     if config is None:
         return model
     try:
         return inject(model, config, np.random.default_rng(0))
-    except (ValueError, TypeError):
+    except ValueError:
         return None
 
 

@@ -38,10 +38,15 @@ def report(results: Results) -> str:
         costs_table(results),
         fill(costs_note(results), WIDTH),
         verdicts(results),
-        "Claims that no row of this table decides, and what does\n"
-        + "\n".join(f"    {says}: {where}" for says, where in ELSEWHERE.items()),
+        elsewhere(),
     ]
     return "\n\n".join(parts)
+
+
+def elsewhere() -> str:
+    """Return the claims that the table cannot decide, and where they are decided."""
+    lines = (f"    {says}: {where}" for says, where in ELSEWHERE.items())
+    return "\n".join(["Claims that no row of this table decides, and what does", *lines])
 
 
 def head(results: Results) -> str:

@@ -47,6 +47,8 @@ class Row:
         Where the search for a learning rate starts.
     enters : tuple of str
         What it is in the claims (claims.py): "full", "lora", "adapter", ...
+    on_linear : mapping
+        Options that differ on a single linear layer, which is named "linear" (reach.py).
 
     Examples
     --------
@@ -61,15 +63,18 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)
     start: float = 2e-2
     enters: tuple[str, ...] = ()
+    on_linear: Mapping[str, Any] = field(default_factory=dict)
 
-    def contender(self, steps: int = 1) -> Contender:
+    def contender(self, steps: int = 1, changed: Mapping[str, Any] | None = None) -> Contender:
         """Return the contender; raise ValueError if there is no such method or option.
 
-        Options that are functions are given `steps`, the number of training steps.
+        Options that are functions are given `steps`, the number of training steps; `changed` holds
+        options that replace the row's.
         """
         if self.method is None:
             return Contender(self.label, None, self.start)
-        options = {n: x(steps) if callable(x) else x for n, x in self.options.items()}
+        options = {**self.options, **(changed or {})}
+        options = {n: x(steps) if callable(x) else x for n, x in options.items()}
         return Contender(self.label, make_method(self.method, **options), self.start)
 
 
@@ -107,25 +112,25 @@ ROWS = (
     Row("rslora", PLAIN, "lora", _lora(use_rslora=True), 1e-2),
     Row("lora+", PLAIN, "lora", _lora(loraplus_lr_ratio=8.0), 5e-3),
     Row("lora-fa", PLAIN, "lora", _lora(train_A=False), 4e-2),
-    Row("pissa", PLAIN, "lora", _lora(init_lora_weights="pissa"), 5e-3),
-    Row("olora", PLAIN, "lora", _lora(init_lora_weights="olora"), 5e-3),
-    Row("adalora", PLAIN, "adalora", ADALORA, 4e-2),
+    Row("pissa", PLAIN, "lora", _lora(init_lora_weights="pissa"), 1e-2),
+    Row("olora", PLAIN, "lora", _lora(init_lora_weights="olora"), 1e-2),
+    Row("adalora", PLAIN, "adalora", ADALORA, 1.6e-1),
     Row("dylora", PLAIN, "dylora", _lora(), 2e-2),
-    Row("vera", PLAIN, "vera", {"r": 64, **ALL}, 1e-1),
+    Row("vera", PLAIN, "vera", {"r": 64, **ALL}, 2e-1),
     Row("qlora", PLAIN, "nf4", QLORA, 2e-2),
     Row("dora", REWEIGHTED, "dora", _lora(), 2e-2),
     Row("dora exact", REWEIGHTED, "dora", _lora(exact=True), 2e-2),
-    Row("loha", REWEIGHTED, "loha", {"r": RANK, "alpha": RANK, **ALL}, 2e-2),
-    Row("lokr", REWEIGHTED, "lokr", {"r": RANK, "alpha": RANK, **ALL}, 2e-2),
-    Row("hira", REWEIGHTED, "hira", {"r": RANK, **ALL}, 2e-2),
+    Row("loha", REWEIGHTED, "loha", {"r": RANK, "alpha": RANK, **ALL}, 4e-2),
+    Row("lokr", REWEIGHTED, "lokr", {"r": RANK, "alpha": RANK, **ALL}, 6e-2),
+    Row("hira", REWEIGHTED, "hira", {"r": RANK, **ALL}, 8e-2),
     Row("oft", REWEIGHTED, "oft", {"oft_block_size": 16, **ALL}, 1e-2),
     Row("miss", REWEIGHTED, "miss", {"r": RANK, **ALL}, 1e-2),
-    Row("wrg svd", REWEIGHTED, "wrg", {**WRG, "factor": "svd"}, 1e-2),
-    Row("wrg gaussian", REWEIGHTED, "wrg", {**WRG, "factor": "gaussian"}, 1e-2, ("wrg",)),
-    Row("houlsby", INSERTED, "bottleneck", {"placement": "houlsby"}, 1e-2, ("adapter",)),
-    Row("pfeiffer", INSERTED, "bottleneck", {"placement": "pfeiffer"}, 1e-2, ("adapter",)),
-    Row("parallel", INSERTED, "bottleneck", {"placement": "parallel", "scale": 4.0}, 5e-3),
-    Row("prefix", BEFORE, "prefix", ROOM, 4e-1, ("prefix",)),
+    Row("wrg svd", REWEIGHTED, "wrg", {**WRG, "factor": "svd"}, 2e-2),
+    Row("wrg gaussian", REWEIGHTED, "wrg", {**WRG, "factor": "gaussian"}, 2e-2, ("wrg",)),
+    Row("houlsby", INSERTED, "bottleneck", {"placement": "houlsby"}, 2e-2, ("adapter",)),
+    Row("pfeiffer", INSERTED, "bottleneck", {"placement": "pfeiffer"}, 4e-2, ("adapter",)),
+    Row("parallel", INSERTED, "bottleneck", {"placement": "parallel", "scale": 4.0}, 2e-2),
+    Row("prefix", BEFORE, "prefix", ROOM, 6e-1, ("prefix",)),
     Row(
         "prefix mlp",
         BEFORE,
@@ -134,10 +139,10 @@ ROWS = (
         2e-2,
     ),
     Row("prompt", BEFORE, "prompt", ROOM, 4e-1),
-    Row("bitfit", FEW, "bitfit", {}, 2e-2),
-    Row("layernorm", FEW, "ln_tuning", {}, 2e-2),
-    Row("ia3", FEW, "ia3", {}, 1e-1),
-    Row("shira", FEW, "shira", {"r": RANK, **ALL}, 1e-2),
+    Row("bitfit", FEW, "bitfit", {}, 1e-1),
+    Row("layernorm", FEW, "ln_tuning", {}, 8e-2),
+    Row("ia3", FEW, "ia3", {}, 2e-1, (), {"target_modules": ["linear"], "feedforward_modules": []}),
+    Row("shira", FEW, "shira", {"r": RANK, **ALL}, 2e-2),
     Row("intrinsic", FEW, "intrinsic", {"d": 400}, 1e-1),
 )
 
