@@ -98,6 +98,13 @@ class Parameter:
         """Return a Parameter over what `convert` returns for each array in memory."""
         return Parameter(convert(self.value), self.trainable)
 
+    def spread(self, gradient: Array) -> Iterable[tuple[Parameter, Array]]:
+        """Return the Parameters to which a gradient of this one belongs, each with its part.
+
+        Usually that is this one. One that is computed from others gives them its gradient.
+        """
+        return ((self, gradient),)
+
     def __copy__(self) -> Parameter:
         return self.copy()  # otherwise two Parameters would hold one array without knowing it
 
@@ -174,8 +181,9 @@ class Grads:
             raise ValueError(f"a gradient was formed for a frozen {parameter!r}")
         if gradient.shape != parameter.shape:
             raise ShapeError(f"gradient has shape {gradient.shape}, expected {parameter.shape}")
-        held = self._sums.get(parameter)
-        self._sums[parameter] = gradient if held is None else held + gradient
+        for owner, part in parameter.spread(gradient):
+            held = self._sums.get(owner)
+            self._sums[owner] = part if held is None else held + part
 
     def get(self, parameter: Parameter) -> Array | None:
         """Return the Parameter's gradient, or None if none was added."""

@@ -33,11 +33,15 @@ from lora_np.layers import (
     as_pair,
 )
 from lora_np.methods import (
+    DyLoraConfig,
     IntrinsicConfig,
     LoraConfig,
     LoRALinear,
+    MethodConfig,
     PrefixConfig,
     PromptConfig,
+    TokensConfig,
+    WRGConfig,
     inject,
 )
 from lora_np.methods.encoder import encoder_backward, encoder_forward
@@ -103,6 +107,7 @@ def cases(rng: np.random.Generator) -> list[Case]:
         *_layers(rng),
         *_patches_and_time(rng),
         *_models(rng),
+        *_adapted(rng),
     ]
 
 
@@ -215,6 +220,22 @@ def at_random(layer: Layer, rng: np.random.Generator, std: float = 1.0) -> None:
     """Redraw every Parameter from N(0, std^2), biases, gains and B included."""
     for p in layer.parameters().values():
         p.value = rng.standard_normal(p.shape) * std
+
+
+def _adapted(rng: np.random.Generator) -> list[Case]:
+    """Return layers that a method has adapted."""
+    x = rng.standard_normal((2, 3, 4))
+    f64, tokens = np.float64, rng.integers(0, 7, (2, 3))
+    linear, table = Linear(4, 6, rng, dtype=f64), Embedding(7, 4, rng, dtype=f64)
+    layers: list[tuple[str, MethodConfig, Layer, np.ndarray]] = [
+        ("DyLoRALinear", DyLoraConfig(r=3, target_modules="all-linear"), linear, x),
+        ("WRGLinear", WRGConfig(3, "gaussian", "all-linear"), linear, x),
+        ("LoRAEmbedding", LoraConfig(r=3, target_modules=[""]), table, tokens),
+        ("TokensEmbedding", TokensConfig((4, 0), [""]), table, tokens),
+    ]
+    return [
+        _layer_case(name, inject(base, config, rng), x, rng) for name, config, base, x in layers
+    ]
 
 
 def _models(rng: np.random.Generator) -> list[Case]:

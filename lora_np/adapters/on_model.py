@@ -157,7 +157,7 @@ def read_adapter(
     folder = Path(folder)
     config = folder / CONFIG
     fields = load_json(config) if config.is_file() else {}
-    if isinstance(fields, dict) and not is_plain_lora(fields):
+    if isinstance(fields, dict) and not (is_plain_lora(fields) and _has_matrices_only(folder)):
         if fields.get("peft_type") == "LORA":
             PeftConfig(config, ("use_dora",))
         with TensorFile(folder / TENSORS) as file:
@@ -174,6 +174,14 @@ def read_adapter(
         scales = {name: module.scale for name, module in modules.items()}
     ours = {OURS: fields[OURS]} if OURS in fields else {}
     return {**as_fields(ranks, scales), "lora_dropout": adapter.lora_dropout, **ours}, tensors
+
+
+def _has_matrices_only(folder: Path) -> bool:
+    """Whether no factor in an adapter's folder is an embedding's."""
+    if not (folder / TENSORS).is_file():
+        return True  # the reader of matrices knows other formats, and says what is missing
+    with TensorFile(folder / TENSORS) as file:
+        return not any(".lora_embedding_" in name for name in file.names)
 
 
 def is_plain_lora(fields: Mapping[str, Any]) -> bool:

@@ -59,6 +59,23 @@ class Embedding(Layer):
     ) -> None:
         self.W = Parameter(normal(rng, (vocab_size, d), std, dtype))
 
+    @classmethod
+    def over(cls, W: Parameter) -> Embedding:
+        """Return an embedding that holds this table (V, d)."""
+        embedding = cls.__new__(cls)
+        embedding.W = W
+        return embedding
+
+    @property
+    def d_in(self) -> int:
+        """The length of a token's one-hot vector, V."""
+        return self.W.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        """The length of an output, d."""
+        return self.W.shape[1]
+
     def forward(self, tokens: Array, rng: Rng = None) -> tuple[Array, Any]:
         """Return the rows (..., d) of `tokens` (...)."""
         return embedding_forward(tokens, self.W.value)

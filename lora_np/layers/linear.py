@@ -60,6 +60,11 @@ class Linear(Layer):
         return linear
 
     @property
+    def d_in(self) -> int:
+        """The length of an input."""
+        return self.W.shape[1]
+
+    @property
     def d_out(self) -> int:
         """The length of an output."""
         return self.W.shape[0]

@@ -13,31 +13,43 @@ from lora_np.methods.contract import (
     target_paths,
 )
 from lora_np.methods.dora import DoraConfig, DoraLinear
+from lora_np.methods.dylora import DyLoraConfig, DyLoRALinear, at_rank
 from lora_np.methods.file_form import tensors_of
 from lora_np.methods.intrinsic import IntrinsicConfig, IntrinsicModel
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
+from lora_np.methods.lora_embedding import LoRAEmbedding
 from lora_np.methods.merging import merge, unmerge
 from lora_np.methods.nf4 import Nf4Config, quantise
 from lora_np.methods.prefix import PrefixConfig
 from lora_np.methods.prompt import PromptConfig
 from lora_np.methods.table import make_method
+from lora_np.methods.tokens import TokensConfig, TokensEmbedding
+from lora_np.methods.wrg import WRGConfig, WRGLinear
 
 __all__ = [
     "METHODS",
     "Adapter",
     "DoraConfig",
     "DoraLinear",
+    "DyLoRALinear",
+    "DyLoraConfig",
     "FilePlace",
     "IntrinsicConfig",
     "IntrinsicModel",
+    "LoRAEmbedding",
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",
     "Nf4Config",
     "PrefixConfig",
     "PromptConfig",
+    "TokensConfig",
+    "TokensEmbedding",
+    "WRGConfig",
+    "WRGLinear",
     "adapters",
+    "at_rank",
     "check_adapted",
     "inject",
     "is_adapted",

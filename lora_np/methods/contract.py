@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from lora_np.backend import Array
-from lora_np.layers import Flops, Layer, rebuild
+from lora_np.layers import Flops, Layer, Linear, rebuild
 from lora_np.methods.targets import linear_paths
 from lora_np.parameters import Grads, Parameter
 
@@ -105,6 +105,8 @@ class MethodConfig:
     starts_at_base, merges : bool
         Two promises, which :func:`lora_np.check_method` checks: an adapted model at the start
         computes exactly what its base does; merging gives a plain model that computes the same.
+    kinds : tuple of types
+        The kinds of layers that target_modules may name.
 
     Examples
     --------
@@ -126,6 +128,7 @@ class MethodConfig:
     name: ClassVar[str] = ""
     starts_at_base: ClassVar[bool] = True
     merges: ClassVar[bool] = True
+    kinds: ClassVar[tuple[type[Layer], ...]] = (Linear,)
     target_modules: Sequence[str] | str = "all-linear"
     layers_to_transform: int | Sequence[int] | None = None
 
@@ -146,8 +149,8 @@ class MethodConfig:
         return model
 
     def places(self, model: Layer) -> list[str]:
-        """Return the paths of the layers to wrap; by default the targeted linear layers."""
-        return linear_paths(model, self.target_modules, self.layers_to_transform)
+        """Return the paths of the layers to wrap; by default the targeted layers of its kinds."""
+        return linear_paths(model, self.target_modules, self.layers_to_transform, self.kinds)
 
     def wrap(self, path: str, layer: Any, rng: np.random.Generator) -> Layer:
         """Return a layer to replace `layer`; the new layer holds the Parameters of `layer`.
@@ -313,9 +316,10 @@ def with_adapters(
     The model itself, path "", comes last: it then has the adapters of its parts.
     """
     adapted = rebuild(twin, lambda p: p, lambda path, part: adapt(path, part) if path else None)
-    adapted = adapt("", adapted) or adapted
-    if getattr(adapted, "method", None) is None:  # else the method has drawn some of its options
-        vars(adapted)["method"] = config
+    whole = adapt("", adapted)
+    method = getattr(whole, "method", None) or config  # it may have drawn some of its options
+    adapted = whole or adapted
+    vars(adapted)["method"] = method
     return adapted
 
 
@@ -331,6 +335,13 @@ def method_of(model: Layer) -> MethodConfig | None:
     if method is None and isinstance(model, Layer):
         method = next((layer.config() for layer in adapters(model).values()), None)
     return method
+
+
+def head_of(model: Any) -> Parameter | None:
+    """Return the matrix of a language model's head, or None for another model."""
+    head = getattr(model, "head", None)
+    found = head() if callable(head) else None
+    return found if isinstance(found, Parameter) else None
 
 
 def is_adapted(model: Layer) -> bool:

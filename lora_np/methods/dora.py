@@ -151,6 +151,7 @@ class DoraConfig(LoraConfig):
     exact: bool = False
 
     name = "dora"
+    kinds = (Linear,)
     trained_by = (*LoraConfig.trained_by, "exact")
 
     def __post_init__(self) -> None:

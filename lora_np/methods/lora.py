@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 from lora_np.backend import Array, get_xp, to_host
 from lora_np.layers import Flops, Linear, Rng, probability, product_flops
 from lora_np.methods.contract import Adapter, MethodConfig
-from lora_np.methods.stacked import Factors
+from lora_np.methods.stacked import FACTOR_NAMES, Factors
+from lora_np.methods.start import STARTS
 from lora_np.methods.table import make_method
 from lora_np.ops import dropout_mask
 from lora_np.ops.fast import lora_linear_backward, lora_linear_forward
@@ -47,7 +48,8 @@ class LoRALinear(Adapter):
     [0.5, 0.5, 0.5, 0.5]
     """
 
-    file_names: ClassVar[Mapping[str, str]] = {"A": "lora_A.weight", "B": "lora_B.weight"}
+    file_names: ClassVar[Mapping[str, str]] = FACTOR_NAMES[Linear]
+    starts: ClassVar = STARTS
 
     def __init__(
         self, linear: Linear, A: Parameter, B: Parameter, scale: float, dropout: float = 0.0

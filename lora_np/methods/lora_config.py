@@ -1,10 +1,9 @@
 """The options of LoRA, and of the variants that train the same A and B.
 
 rsLoRA scales by alpha / sqrt(r), LoRA+ has a learning rate of its own for B, LoRA-FA freezes A, and
-PiSSA and OLoRA start from factors of W0 (start.py). Names follow PEFT.
-
-Sources: Hu et al. (2021), arXiv:2106.09685, section 4; rsLoRA: Kalajdzievski (2023),
-arXiv:2312.03732; the others are named beside their options.
+PiSSA and OLoRA start from factors of W0 (start.py). Names follow PEFT. Sources: Hu et al. (2021),
+arXiv:2106.09685, section 4; rsLoRA: Kalajdzievski (2023), arXiv:2312.03732; the others are named
+beside their options.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lora_np.backend import like, to_host
-from lora_np.layers import Layer, Linear
+from lora_np.layers import Embedding, Layer, Linear
 from lora_np.methods.contract import Fields, FileForm, MethodConfig, Places, Tensors
 from lora_np.methods.lora import LoRALinear, StartedLoRA
+from lora_np.methods.lora_embedding import LoRAEmbedding
 from lora_np.methods.lora_fa import LoRAFALinear
 from lora_np.methods.peft_lora import lora_of_peft, lora_options, lora_to_peft
 from lora_np.methods.start import OF_W0, STARTS
@@ -41,8 +41,8 @@ class LoraConfig(MethodConfig):
     lora_dropout : float
         Probability of dropping an entry of the adapter's input.
     target_modules : sequence of str, or str
-        A list of names ("q_proj") or longer ends of a path ("0.attn.q_proj"); or a string, either
-        "all-linear" or a regular expression that must match the whole path of a module.
+        Names of linear layers and embeddings ("q_proj"), or longer ends of paths ("0.attn.q_proj");
+        or a string: "all-linear", or a regular expression for the whole path of a module.
     layers_to_transform : int or sequence of int, optional
         Adapt only these blocks; a block is the first number in a module's path. By default all.
     use_rslora : bool
@@ -81,6 +81,7 @@ class LoraConfig(MethodConfig):
     train_A: bool = True
 
     name = "lora"
+    kinds = (Linear, Embedding)
     trained_by: ClassVar[tuple[str, ...]] = ("loraplus_lr_ratio", "train_A")  # not in PEFT's fields
 
     def __post_init__(self) -> None:
@@ -142,20 +143,23 @@ class LoraConfig(MethodConfig):
         """Return the factor on the learning rate: LoRA+'s for B, else 1."""
         return self.loraplus_lr_ratio if name.rpartition(".")[2] == "B" else 1.0
 
-    def wrap(self, path: str, layer: Linear, rng: np.random.Generator) -> LoRALinear:
+    def wrap(self, path: str, layer: Any, rng: np.random.Generator) -> Layer:
         """Return `layer` with an adapter at its start."""
         W0, r, scale = layer.W.value, self.rank_of(path), self.scale_of(path)
-        check_rank(r, path, W0.shape)
-        draw = STARTS[self.init_lora_weights]
+        check_rank(r, path, (layer.d_out, layer.d_in))
+        draw = self.form(layer).starts[self.init_lora_weights]
         A, B = (like(x.astype(W0.dtype), W0) for x in draw(rng, to_host(W0), r, scale))
         return self.over(layer, Parameter(A, self.train_A), Parameter(B), scale)
 
-    def over(self, layer: Linear, A: Parameter, B: Parameter, scale: float) -> LoRALinear:
+    def over(self, layer: Any, A: Parameter, B: Parameter, scale: float) -> Layer:
         """Return the layer of these options with the factors A (r, in) and B (out, r)."""
-        kind = LoRALinear if self.train_A else LoRAFALinear
-        if self.init_lora_weights in OF_W0:
-            kind = StartedLoRA
-        return kind(layer, A, B, scale, self.lora_dropout)
+        return self.form(layer)(layer, A, B, scale, self.lora_dropout)
+
+    def form(self, layer: Layer) -> Any:
+        """Return the class of the adapter for this kind of layer."""
+        started = StartedLoRA if self.init_lora_weights in OF_W0 else LoRALinear
+        of_linear = started if self.train_A else LoRAFALinear
+        return LoRAEmbedding if isinstance(layer, Embedding) else of_linear
 
     # ------------------------------------------------------------------------- PEFT's files
 
@@ -173,6 +177,4 @@ class LoraConfig(MethodConfig):
     @classmethod
     def of_peft(cls, saved: Fields, tensors: Tensors, base: Layer, places: Places) -> Any:
         """Return `base` with the adapters of a PEFT file; those of stacked layers are split."""
-        config = cls.of_fields(saved)
-        assert config is not None, "the class was chosen by these fields"
-        return lora_of_peft(config, tensors, base, places)
+        return lora_of_peft(cls.of_fields(saved), tensors, base, places)

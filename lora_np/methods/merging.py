@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_np.backend import Array
+import numpy as np
+
+from lora_np.backend import Array, to_host
 from lora_np.layers import Layer, copy_model, rebuild
-from lora_np.methods.contract import Adapter, adapters, check_adapted
+from lora_np.methods.contract import Adapter, adapters, check_adapted, head_of
 from lora_np.parameters import Parameter
 from lora_np.tables import first_of
 
@@ -49,7 +51,20 @@ def merge(adapted: Any) -> Any:
     vars(merged).pop("method", None)
     for parameter in merged.parameters().values():
         parameter.trainable = True
+    _check_head(adapted, merged)
     return merged
+
+
+def _check_head(adapted: Any, merged: Any) -> None:
+    """Raise ValueError if merging changed the matrix of a language model's head."""
+    old, new = head_of(adapted), head_of(merged)
+    if old is None or new is None:
+        return
+    if not np.array_equal(to_host(old.value), to_host(new.value), equal_nan=True):
+        raise ValueError(
+            "the model does not merge: its head is tied to an embedding that the method changes "
+            "for the input alone"
+        )
 
 
 def unmerge(merged: Any, adapted: Any) -> Any:
@@ -101,9 +116,7 @@ def unmerge(merged: Any, adapted: Any) -> Any:
     for path, change in changes.items():
         W = getattr(modules.get(path), "W", None)
         if not isinstance(W, Parameter) or W.shape != change.shape:
-            raise ValueError(
-                f"the merged model has no linear layer of shape {change.shape} at {path!r}"
-            )
+            raise ValueError(f"the merged model has no layer of shape {change.shape} at {path!r}")
     plain = copy_model(merged)
     for path, change in changes.items():
         layer, shift = {"": plain, **plain.modules()}[path], shifts[path]
@@ -115,7 +128,7 @@ def unmerge(merged: Any, adapted: Any) -> Any:
 
 def _shift(adapter: Adapter) -> Array | None:
     """Return what merging adds to the base's bias (out,); None where that stays as it is."""
-    b, old = adapter.merged().b, adapter.base.b
+    b, old = (getattr(layer, "b", None) for layer in (adapter.merged(), adapter.base))
     if b is None or b is old:
         return None
     return b.value if old is None else b.value - old.value

@@ -129,7 +129,7 @@ class PeftMethod(MethodConfig):
             If a tensor is left over or missing, has another shape, or belongs to a module that the
             model does not have.
         """
-        homes = homes_of(base, places)
+        homes = homes_of(base, places, cls.kinds)
         parts: dict[str, dict[str, np.ndarray]] = {}
         for name, own in by_module(tensors, homes).items():
             parts |= cls.split(name, own, homes[name])

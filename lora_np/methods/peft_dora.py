@@ -18,7 +18,7 @@ from lora_np.layers import Layer, Linear
 from lora_np.methods.contract import FileForm, FilePlace, Places, Tensors, adapters
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.peft import by_module
-from lora_np.methods.peft_lora import adapted_with, lora_to_peft
+from lora_np.methods.peft_lora import adapted_with, check_ranks, lora_to_peft
 from lora_np.methods.stacked import homes_of, model_factors
 from lora_np.ops.linear import row_lengths
 
@@ -40,6 +40,7 @@ def dora_to_peft(config: Any, adapted: Layer, places: Places) -> FileForm:
 
 def dora_of_peft(config: Any, tensors: Tensors, base: Layer, places: Places) -> Any:
     """Return `base` with the adapters of a DoRA file of PEFT's."""
+    check_ranks(config, tensors)
     homes = homes_of(base, places)
     modules = by_module(tensors, homes)
     for name, own in modules.items():

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import like
-from lora_np.layers import Layer, Linear, rebuild
+from lora_np.layers import Layer, rebuild
 from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters, with_adapters
 from lora_np.methods.stacked import PathFactors, file_factors, model_factors
 from lora_np.parameters import Parameter
@@ -44,24 +44,41 @@ def lora_to_peft(config: Any, adapted: Layer, places: Places) -> FileForm:
     ranks = {name: len(A) for name, (_, A, _) in factors.items()}
     scales = {name: scale for name, (_, _, scale) in factors.items()}
     tensors: dict[str, np.ndarray] = {}
+    names = {_file_name(path, places): a.file_names for path, a in adapters(adapted).items()}
     for name, (B, A, _) in factors.items():
-        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+        tensors |= {f"{name}.{names[name]['A']}": A, f"{name}.{names[name]['B']}": B}
     fields = {**as_fields(ranks, scales, config.use_rslora), "lora_dropout": dropouts.pop()}
     ours = {key: getattr(config, key) for key in config.trained_by}
     plain = {key: getattr(type(config), key) for key in config.trained_by}
     return fields if ours == plain else {**fields, OURS: ours}, tensors
 
 
+def _file_name(path: str, places: Places) -> str:
+    return places[path].name if path in places else path
+
+
 def lora_of_peft(config: Any, tensors: Tensors, base: Layer, places: Places) -> Any:
     """Return `base` with the factors of a PEFT file; those of stacked layers are split."""
+    check_ranks(config, tensors)
     return adapted_with(config, model_factors(base, tensors, places), base)
+
+
+def check_ranks(config: Any, tensors: Tensors) -> None:
+    """Raise ValueError if a factor A of a file has another rank than the file's fields say."""
+    for name, value in tensors.items():
+        module, _, half = name.rpartition(".lora_")
+        if half in ("A.weight", "embedding_A") and len(value) != config.rank_of(module):
+            raise ValueError(
+                f"the file adapts {module!r} with rank {len(value)}, but its r and rank_pattern "
+                f"say {config.rank_of(module)}"
+            )
 
 
 def adapted_with(config: Any, found: Mapping[str, PathFactors], base: Layer) -> Any:
     """Return `base` with LoRA of these factors, by path; names are those of the config's file."""
 
-    def adapt(path: str, layer: Layer) -> Layer | None:
-        if path not in found or not isinstance(layer, Linear):
+    def adapt(path: str, layer: Any) -> Layer | None:
+        if path not in found or not isinstance(layer, config.kinds):
             return None
         W0, (name, *factors) = layer.W.value, found[path]
         B, A = (Parameter(like(x.astype(W0.dtype), W0)) for x in factors)

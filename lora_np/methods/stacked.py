@@ -12,15 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 
-from lora_np.layers import Layer, Linear
+from lora_np.files.names import meaning_of
+from lora_np.layers import Embedding, Layer, Linear
 from lora_np.methods.contract import FilePlace, Places, Tensors, adapters
 from lora_np.methods.file_form import tensors_of
 from lora_np.tables import first_of
 
 Factors = tuple[np.ndarray, np.ndarray, float]  # B (out, r), A (r, in), scale
+FACTOR_NAMES: dict[type[Layer], dict[str, str]] = {  # PEFT's, by the kind of the adapted layer
+    Linear: {"A": "lora_A.weight", "B": "lora_B.weight"},
+    Embedding: {"A": "lora_embedding_A", "B": "lora_embedding_B"},
+}
 PathFactors = tuple[str, np.ndarray, np.ndarray]  # the file's name, B, A
 
 
@@ -61,7 +67,8 @@ def model_factors(base: Layer, tensors: Tensors, places: Places) -> dict[str, Pa
     ----------
     base : Layer
     tensors : mapping of str to ndarray
-        NAME.lora_A.weight (r, in) and NAME.lora_B.weight (total, r).
+        NAME.lora_A.weight (r, in) and NAME.lora_B.weight (total, r), of an embedding
+        NAME.lora_embedding_A (r, V) and NAME.lora_embedding_B (d, r).
     places : mapping of str to FilePlace
 
     Raises
@@ -69,8 +76,10 @@ def model_factors(base: Layer, tensors: Tensors, places: Places) -> dict[str, Pa
     ValueError
         If the model does not have a layer that the file adapts, or has it in another shape.
     """
-    homes = homes_of(base, places)
+    homes = homes_of(base, places, tuple(FACTOR_NAMES))
     found: dict[str, PathFactors] = {}
+    for odd in (tensor for tensor in tensors if ".lora_" not in tensor):
+        raise ValueError(f"the file holds {odd!r}, {meaning_of(odd)}")
     for name in dict.fromkeys(tensor.rpartition(".lora_")[0] for tensor in tensors):
         if name not in homes:
             near = get_close_matches(name, homes, n=1, cutoff=0.0)
@@ -78,9 +87,9 @@ def model_factors(base: Layer, tensors: Tensors, places: Places) -> dict[str, Pa
                 f"the file adapts {name!r}, which the model does not have: nearest is "
                 f"{', '.join(map(repr, near)) or 'none'}"
             )
-        B, A = tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"]
         _, place, layer = homes[name][0]
-        shape, expected = (len(B), A.shape[1]), (place.total, layer.W.shape[1])
+        A, B = _halves(name, layer, tensors)
+        shape, expected = (len(B), A.shape[1]), (place.total, layer.d_in)
         if shape != expected:
             raise ValueError(f"the file adapts {name!r} with shape {shape}, expected {expected}")
         parts = split(B, A, [p for _, p, _ in homes[name]], [m.d_out for *_, m in homes[name]])
@@ -90,13 +99,27 @@ def model_factors(base: Layer, tensors: Tensors, places: Places) -> dict[str, Pa
     return found
 
 
-def homes_of(base: Layer, places: Places) -> dict[str, list[tuple[str, FilePlace, Linear]]]:
-    """Return the linear layers under each name of a file, as (path, place, layer)."""
-    homes: dict[str, list[tuple[str, FilePlace, Linear]]] = {}
-    for path, layer in {"": base, **base.modules()}.items():
-        if isinstance(layer, Linear):
-            place = places.get(path, FilePlace(path, 0, layer.d_out))
-            homes.setdefault(place.name, []).append((path, place, layer))
+def _halves(name: str, layer: Any, tensors: Tensors) -> list[np.ndarray]:
+    """Return A and B of a module of a file; their names depend on the kind of the layer."""
+    names = next(names for kind, names in FACTOR_NAMES.items() if isinstance(layer, kind))
+    expected = {f"{name}.{half}" for half in names.values()}
+    for odd in sorted(expected ^ {n for n in tensors if n.startswith(f"{name}.lora_")}):
+        which = "lacks" if odd in expected else "holds"
+        own = " and ".join(names.values())
+        raise ValueError(f"the file {which} {odd!r}: LoRA of this layer has {own}")
+    return [tensors[f"{name}.{names[half]}"] for half in "AB"]
+
+
+def homes_of(
+    base: Layer, places: Places, kinds: tuple[type[Layer], ...] = (Linear,)
+) -> dict[str, list[tuple[str, FilePlace, Any]]]:
+    """Return the layers of these kinds under each name of a file, as (path, place, layer)."""
+    homes: dict[str, list[tuple[str, FilePlace, Any]]] = {}
+    modules = {"": base, **base.modules()}
+    chosen: dict[str, Any] = {path: m for path, m in modules.items() if isinstance(m, kinds)}
+    for path, layer in chosen.items():
+        place = places.get(path, FilePlace(path, 0, layer.d_out))
+        homes.setdefault(place.name, []).append((path, place, layer))
     return homes
 
 

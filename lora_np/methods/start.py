@@ -68,4 +68,26 @@ STARTS: dict[bool | str, Draw] = {
     "olora": _olora,
     "zero": _zero,
 }
+
+
+def _embedding(rng: np.random.Generator, W: np.ndarray, r: int, scale: float) -> Factors:
+    V, d = W.shape  # a table's W0 is W^T: A (r, V), B (d, r)
+    return np.zeros((r, V)), rng.standard_normal((d, r))
+
+
+def _embedding_random(rng: np.random.Generator, W: np.ndarray, r: int, scale: float) -> Factors:
+    V, d = W.shape
+    return rng.standard_normal((r, V)), rng.standard_normal((d, r))
+
+
+def _embedding_zero(rng: np.random.Generator, W: np.ndarray, r: int, scale: float) -> Factors:
+    V, d = W.shape
+    return np.zeros((r, V)), np.zeros((d, r))
+
+
+EMBEDDING_STARTS: dict[bool | str, Draw] = {  # as PEFT does it, which has one start for the others
+    **dict.fromkeys(STARTS, _embedding),
+    False: _embedding_random,
+    "zero": _embedding_zero,
+}
 OF_W0 = ("pissa", "olora")  # their product is part of W0

@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.layers import Layer, Linear
+from lora_np.layers import Embedding, Layer, Linear
 from lora_np.patterns import Pattern, at_the_end
+
+KINDS: dict[type[Layer], str] = {Linear: "linear layer", Embedding: "embedding"}
 
 
 def linear_paths(
     model: Layer,
     targets: Sequence[str] | str,
     blocks: int | Sequence[int] | None = None,
+    kinds: tuple[type[Layer], ...] = (Linear,),
 ) -> list[str]:
-    """Return the paths of the linear layers that `targets` names, in the model's order.
+    """Return the paths of the layers that `targets` names, in the model's order.
 
     Parameters
     ----------
@@ -31,11 +34,13 @@ def linear_paths(
         Names or ends of paths, or "all-linear", or a regular expression for a whole path.
     blocks : int or sequence of int, optional
         Only layers in these blocks; a block is the first number in a path.
+    kinds : tuple of types
+        The kinds of layers that may be named; "all-linear" names linear layers alone.
 
     Raises
     ------
     ValueError
-        If a target matches no linear layer; the message suggests the nearest names.
+        If a target matches no such layer; the message suggests the nearest names.
 
     Examples
     --------
@@ -46,10 +51,13 @@ def linear_paths(
     ['up_proj']
     """
     modules = {"": model, **model.modules()}
-    linear = [path for path, layer in modules.items() if isinstance(layer, Linear)]
-    if not linear:
-        raise ValueError("the model has no linear layer to adapt")
-    return _in_blocks(_named(linear, targets), blocks)
+    if targets == "all-linear":
+        kinds = (Linear,)
+    paths = [path for path, layer in modules.items() if isinstance(layer, kinds)]
+    what = " or ".join(KINDS.get(kind, kind.__name__) for kind in kinds)
+    if not paths:
+        raise ValueError(f"the model has no {what} to adapt")
+    return _in_blocks(_named(paths, targets, what), blocks)
 
 
 def _in_blocks(chosen: list[str], blocks: int | Sequence[int] | None) -> list[str]:
@@ -67,25 +75,25 @@ def _in_blocks(chosen: list[str], blocks: int | Sequence[int] | None) -> list[st
     return kept
 
 
-def _named(linear: list[str], targets: Sequence[str] | str) -> list[str]:
-    """Return the paths in `linear` that match."""
+def _named(paths: list[str], targets: Sequence[str] | str, what: str) -> list[str]:
+    """Return the paths that match; `what` they lead to is for the error."""
     if targets == "all-linear":
-        return linear
+        return paths
     if isinstance(targets, str):
         pattern = Pattern(targets)
-        chosen = [path for path in linear if pattern.fullmatch(path)]
-        if not chosen and any(ends_with(path, targets) for path in linear):
+        chosen = [path for path in paths if pattern.fullmatch(path)]
+        if not chosen and any(ends_with(path, targets) for path in paths):
             raise ValueError(
                 f"target_modules {targets!r} is a string, read as a regular expression for a whole "
                 f"path: to name modules, pass [{targets!r}]"
             )
         if not chosen:
-            raise no_match(targets, linear)
+            raise no_match(targets, paths, what)
         return chosen
     for name in targets:
-        if not any(ends_with(path, name) for path in linear):
-            raise no_match(name, linear)
-    return [path for path in linear if any(ends_with(path, name) for name in targets)]
+        if not any(ends_with(path, name) for path in paths):
+            raise no_match(name, paths, what)
+    return [path for path in paths if any(ends_with(path, name) for name in targets)]
 
 
 def ends_with(path: str, name: str) -> bool:
@@ -93,12 +101,12 @@ def ends_with(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def no_match(target: str, linear: list[str], what: str = "target module") -> ValueError:
+def no_match(target: str, paths: list[str], what: str, of: str = "target module") -> ValueError:
     """Return an error that suggests the names nearest to `target`."""
-    names = list(dict.fromkeys(path.rpartition(".")[2] for path in linear))
-    near = get_close_matches(target, [*names, *linear], n=3, cutoff=0.4)
+    names = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+    near = get_close_matches(target, [*names, *paths], n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else f"the model has {', '.join(names)}"
-    return ValueError(f"{what} {target!r} matches no linear layer: {hint}")
+    return ValueError(f"{of} {target!r} matches no {what}: {hint}")
 
 
 def _block_of(path: str) -> int | None:
@@ -137,4 +145,4 @@ def check_used(patterns: Iterable[str], paths: list[str]) -> None:
     """Raise ValueError if a key matches none of the paths."""
     for key in patterns:
         if all(lookup({key: True}, path, None) is None for path in paths):
-            raise no_match(key, paths, "pattern")
+            raise no_match(key, paths, "adapted layer", "pattern")

@@ -141,8 +141,8 @@ class GPT(LanguageModel):
         return self.config.block_size
 
     def embeddings(self) -> list[Parameter]:
-        """Return the tables of the token and position embeddings."""
-        return [self.wte.W, self.wpe.W]
+        """Return the Parameters of the token and position embeddings."""
+        return [*self.wte.parameters().values(), *self.wpe.parameters().values()]
 
     def table(self) -> Embedding:
         """Return the token embedding."""

@@ -19,7 +19,7 @@ class FileLayout(NamedTuple):
     Attributes
     ----------
     places : dict of str to FilePlace
-        Places of linear layers by path; a layer without a place keeps its path.
+        Places of linear layers and embeddings by path; a layer without a place keeps its path.
     fan_in_fan_out : bool
         Whether the files keep weights as (in, out). Ours are (out, in).
     """
@@ -30,7 +30,8 @@ class FileLayout(NamedTuple):
 
 def _gpt2(model: GPT) -> FileLayout:
     """Return the layout of Hugging Face's GPT-2: weights (in, out); c_attn stacks q, k and v."""
-    d, places = model.config.d_model, {}
+    d = model.config.d_model
+    places = {name: FilePlace(f"transformer.{name}", 0, d) for name in ("wte", "wpe")}
     for i in range(model.config.n_layer):
         ours, theirs = f"h.{i}", f"transformer.h.{i}"
         for part, name in enumerate(("q_proj", "k_proj", "v_proj")):

@@ -100,13 +100,15 @@ class BatchGradient:
         members = min(self.members, len(pieces))
         how = (whole, drawn, scale)
         shares = [(pieces[member :: self.members], *how) for member in range(members)]
-        losses, states = zip(*self.crew.map(shares))
+        try:
+            losses, states = zip(*self.crew.map(shares))
+        finally:
+            self.method.use(self.model, None)
         if rng is not None:  # the state after the draws of the whole batch
             rng.bit_generator.state = states[0]
         gradient = self.rows[0]
         for other in self.rows[1:members]:
             gradient += other
-        self.method.use(self.model, None)
         return sum(losses) + self._penalty(gradient, scale), gradient
 
     def _penalty(self, gradient: Array, scale: float) -> float:

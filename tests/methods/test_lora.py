@@ -176,14 +176,20 @@ def test_layers_to_transform_picks_blocks(rng, blocks, expected):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"target_modules": ["q_prj"]}, "'q_prj' matches no linear layer: did you mean q_proj"),
-        ({"target_modules": ["q_proj", "up"]}, "'up' matches no linear layer: .*up_proj"),
+        (
+            {"target_modules": ["q_prj"]},
+            "'q_prj' matches no linear layer or embedding: did you mean q_proj",
+        ),
+        (
+            {"target_modules": ["q_proj", "up"]},
+            "'up' matches no linear layer or embedding: .*up_proj",
+        ),
         (
             {"target_modules": ["zzzz"]},
-            "the model has q_proj, k_proj, v_proj, o_proj, up_proj, down",
+            "the model has wte, wpe, q_proj, k_proj, v_proj, o_proj, up_proj",
         ),
         ({"target_modules": ["attn"]}, "'attn' matches no linear layer"),
-        ({"target_modules": ["wte"]}, "'wte' matches no linear layer"),
+        ({"target_modules": ["ln_f"]}, "'ln_f' matches no linear layer or embedding"),
         (
             {"target_modules": "q_proj"},
             r"is a string, read as a regular .*: to name modules, pass \['q_proj'\]",
@@ -343,7 +349,7 @@ def test_injecting_twice_is_an_error(rng):
 
 def test_a_pattern_that_matches_no_adapted_module_is_an_error(rng):
     for pattern in ({"rank_pattern": {"up_proj": 4}}, {"alpha_pattern": {"q_prj": 4}}):
-        with pytest.raises(ValueError, match=r"pattern '(up_proj|q_prj)' matches no linear layer"):
+        with pytest.raises(ValueError, match=r"pattern '(up_proj|q_prj)' matches no adapted layer"):
             inject(make_gpt(rng), LoraConfig(**pattern), rng)
 
 
@@ -429,13 +435,9 @@ def test_merge_and_unmerge_refuse_what_does_not_belong_together(rng):
         merge(model)
     with pytest.raises(ValueError, match="no adapters"):
         unmerge(model, model)
-    with pytest.raises(
-        ValueError, match=r"no linear layer of shape \(16, 16\) at 'h.0.attn.q_proj'"
-    ):
+    with pytest.raises(ValueError, match=r"no layer of shape \(16, 16\) at 'h.0.attn.q_proj'"):
         unmerge(adapted, adapted)
-    with pytest.raises(
-        ValueError, match=r"no linear layer of shape \(16, 16\) at 'h.0.attn.q_proj'"
-    ):
+    with pytest.raises(ValueError, match=r"no layer of shape \(16, 16\) at 'h.0.attn.q_proj'"):
         unmerge(GPT(GPTConfig(13, 8, 3, 2, 32), rng), adapted)
 
 

@@ -35,9 +35,12 @@ from lora_np.layers import MLP, Layer
 from lora_np.methods import (
     METHODS,
     DoraConfig,
+    DyLoraConfig,
     IntrinsicConfig,
     PrefixConfig,
     PromptConfig,
+    TokensConfig,
+    WRGConfig,
     adapters,
     method_of,
 )
@@ -74,7 +77,7 @@ def trained(config, seed=1):
     """A model with the method's Parameters away from their start, after some steps."""
     base, rng = make_gpt(), np.random.default_rng(seed)
     adapted = inject(base, config, rng)
-    fit(adapted, lambda: (TOKENS, (TOKENS + 1) % 13), steps=5, lr=0.05)
+    fit(adapted, lambda: (TOKENS, (TOKENS + 1) % 13), steps=5, lr=0.05, rng=rng)
     return base, adapted
 
 
@@ -88,6 +91,11 @@ METHODS_TRIED = [
     LoraConfig(r=2, train_A=False, loraplus_lr_ratio=4.0),
     DoraConfig(r=2),
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
+    DyLoraConfig(r=4),
+    DyLoraConfig(4, 16, 0.1, "all-linear", update="frozen", scale="constant"),
+    WRGConfig(r=4),
+    WRGConfig(r=4, factor="gaussian"),
+    TokensConfig((1, 4)),
     PromptConfig(2),
     PrefixConfig(2),
     IntrinsicConfig(40, seed=3),
@@ -106,8 +114,8 @@ def test_a_method_keeps_the_whole_contract(config):
 def needed_by(config):
     """A language model for a method that needs one, else None: any model will do."""
     tiny = GPTConfig(vocab_size=5, block_size=6, n_layer=1, n_head=2, d_model=4)
-    is_virtual = isinstance(config, VirtualTokens)
-    return GPT(tiny, np.random.default_rng(0)) if is_virtual else None
+    of_tokens = isinstance(config, VirtualTokens) or config.target_modules == ("wte",)
+    return GPT(tiny, np.random.default_rng(0)) if of_tokens else None
 
 
 @every_method
@@ -227,6 +235,28 @@ def test_a_method_that_names_nothing_is_refused():
     config.trains = lambda self, name: False
     with pytest.raises(ValueError, match="names no layer and no Parameter of the model"):
         inject(make_gpt(), config(), np.random.default_rng(1))
+
+
+class Headed(Layer):
+    """Its head is a layer, not the method of a language model that returns a Parameter."""
+
+    def __init__(self, rng):
+        self.body, self.head = Linear(3, 3, rng), Linear(3, 2, rng)
+
+    def forward(self, x, rng=None):
+        y, c_body = self.body.forward(x)
+        y, c_head = self.head.forward(y)
+        return y, (c_body, c_head)
+
+
+def test_a_model_merges_whatever_it_calls_head_and_whatever_that_holds():
+    rng, x = np.random.default_rng(0), np.ones((1, 3), np.float32)
+    adapted = inject(Headed(rng), LoraConfig(r=1, target_modules=["head"]), rng)
+    adapted.head.B.value[...] = 1.0
+    np.testing.assert_allclose(merge(adapted).forward(x)[0], adapted.forward(x)[0], atol=1e-6)
+    base = make_gpt()
+    base.wte.W.value[0] = np.nan
+    merge(inject(base, LoraConfig(r=1), rng))
 
 
 # ----------------------------------------------------------------------------- files of methods

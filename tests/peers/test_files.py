@@ -9,6 +9,7 @@ from lora_np import load_adapter, load_gpt2, save_adapter
 from lora_np.adapters.peft_config import PeftConfig
 from lora_np.files import CheckpointError
 from lora_np.methods import DoraConfig, LoraConfig, adapters, inject
+from lora_np.parameters import Grads
 
 pytestmark = [
     pytest.mark.peers,
@@ -272,3 +273,65 @@ def test_a_config_names_the_modules_that_it_names_in_peft(tmp_path, fields):
     expected = [n for n in PLACES if bool(check_target_module_exists(theirs, n)) is True]
     assert named == expected
     assert 0 < len(named) < len(PLACES)
+
+
+# ------------------------------------------------------------------------------ LoRA on embeddings
+
+
+@pytest.mark.parametrize("targets", [["wte"], ["wte", "wpe", "c_attn"]], ids=str)
+def test_lora_on_embeddings_is_pefts_both_ways(tmp_path, rng, torch, theirs, tokens, targets):
+    """The head is tied to wte and keeps it, there and here."""
+    import peft
+
+    theirs.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, fan_in_fan_out=True)
+    adapted = peft.get_peft_model(theirs, config).double().eval()
+    with torch.no_grad():
+        for p in adapted.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p))
+    adapted.save_pretrained(tmp_path / "theirs")
+    base = load_gpt2(tmp_path / "base", np.float64)
+    ours = load_adapter(base, tmp_path / "theirs")
+    assert_same(ours, tokens, logits(adapted, tokens), 1e-12)
+    assert ours.wte.A.shape == (3, VOCAB) and ours.wte.B.shape == (D, 3)
+    ours.wte.A.value = ours.wte.A.value + rng.standard_normal(ours.wte.A.shape)
+    save_adapter(ours, tmp_path / "ours", peft_only=True)
+    adapted.load_adapter(tmp_path / "ours", "ours", autocast_adapter_dtype=False)
+    adapted.set_adapter("ours")
+    assert_same(ours, tokens, logits(adapted, tokens), 1e-12)
+
+
+# -------------------------------------------------------------------------------- trainable tokens
+
+
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments .'fan_in_fan_out':UserWarning")
+def test_trainable_tokens_are_pefts_both_ways(tmp_path, rng, torch, theirs, tokens):
+    """The rows appear in the tied head too; their gradient is the sum of both uses."""
+    import peft
+
+    theirs.save_pretrained(tmp_path / "base")
+    indices = [7, int(tokens[0, 0]) if tokens[0, 0] != 7 else 8, 30]
+    config = peft.TrainableTokensConfig(token_indices=indices, target_modules=["wte"])
+    adapted = peft.get_peft_model(theirs, config).double().eval()
+    (rows,) = (p for p in adapted.parameters() if p.requires_grad)
+    with torch.no_grad():
+        rows.add_(torch.randn_like(rows))
+    adapted.save_pretrained(tmp_path / "theirs")
+    base = load_gpt2(tmp_path / "base", np.float64)
+    ours = load_adapter(base, tmp_path / "theirs")
+    assert_same(ours, tokens, logits(adapted, tokens), 1e-12)
+    torch.nn.functional.cross_entropy(
+        adapted(torch.from_numpy(tokens)).logits.flatten(0, -2),
+        torch.from_numpy(tokens[:, ::-1].copy()).flatten(),
+    ).backward()
+    grads = Grads()
+    ours.backward(1.0, ours.loss(tokens, tokens[:, ::-1])[1], grads)
+    error = np.abs(grads[ours.wte.rows] - rows.grad.numpy()).max()
+    assert error < 1e-12 * max(1.0, float(rows.grad.abs().max()))
+    ours.wte.rows.value = ours.wte.rows.value + rng.standard_normal(rows.shape)
+    save_adapter(ours, tmp_path / "ours", peft_only=True)
+    again = peft.PeftModel.from_pretrained(
+        adapted.unload(), tmp_path / "ours", autocast_adapter_dtype=False
+    ).eval()
+    assert_same(ours, tokens, logits(again, tokens), 1e-12)

@@ -9,7 +9,15 @@ from lora_np import load_adapter, merge, save_adapter
 from lora_np.adapters import Keep, convert_adapter
 from lora_np.files import save_tensors
 from lora_np.layers import MLP, Linear, copy_model
-from lora_np.methods import DoraConfig, LoraConfig, adapters, inject, tensors_of
+from lora_np.methods import (
+    DoraConfig,
+    DyLoraConfig,
+    LoraConfig,
+    adapters,
+    at_rank,
+    inject,
+    tensors_of,
+)
 from lora_np.parameters import Grads
 
 pytestmark = [
@@ -170,3 +178,12 @@ def test_peft_refuses_a_method_that_it_does_not_have(tmp_path, rng, base):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_np_method"]
     with pytest.raises((TypeError, ValueError, KeyError)):
         peft.PeftModel.from_pretrained(torch_twin(base), tmp_path)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_peft_computes_what_a_cut_of_dylora_does(tmp_path, rng, doubles, base, rank):
+    config = DyLoraConfig(r=4, lora_alpha=5, target_modules="all-linear")
+    ours = at_rank(at_random(inject(base, config, rng), rng), rank)
+    save_adapter(ours, tmp_path, peft_only=True)
+    x = rng.standard_normal((3, D))
+    assert error(ours.forward(x)[0], in_peft(base, tmp_path)(doubles.from_numpy(x))) < TOLERANCE

@@ -137,3 +137,41 @@ def test_A_starts_in_the_same_interval_and_B_at_zero(rng, tg):
             assert float(A.var()) == pytest.approx(bound**2 / 3, rel=0.1)
         assert layer.A.shape == their_A.shape
         assert not layer.B.value.any() and not theirs[path].lora_B["default"].weight.any()
+
+
+@pytest.mark.parametrize("targets", [["wte"], ["wpe", "q_proj"], "wte|wpe"], ids=str)
+def test_lora_on_embeddings_has_pefts_logits_and_gradients(tg, rng, targets):
+    """A head that is tied to the table keeps it."""
+    import peft
+
+    base = GPT(CONFIG, rng, np.float64)
+    at_random(base, rng, 0.3)
+    options = {"r": 3, "lora_alpha": 5, "target_modules": targets}
+    pattern = rf"transformer\.({targets})" if isinstance(targets, str) else targets
+    theirs = peft.get_peft_model(
+        tg.twin_of(base), peft.LoraConfig(**{**options, "target_modules": pattern})
+    ).double()
+    ours = inject(base, LoraConfig(**options), rng)
+    modules = {}
+    for path, layer in adapters(ours).items():
+        module = modules[path] = theirs.get_submodule(f"base_model.model.transformer.{path}")
+        for name in "AB":
+            p = getattr(layer, name)
+            p.value = rng.standard_normal(p.shape)
+            with tg.torch.no_grad():
+                held(module, name).copy_(tg.tensor(p.value))
+    tokens, targets = rng.integers(0, CONFIG.vocab_size, (2, 4, 7))
+    assert tg.relative_error(ours.forward(tokens)[0], theirs(tg.tensor(tokens))) < 1e-12
+    theirs.base_model.model.loss(tg.tensor(tokens), tg.tensor(targets)).backward()
+    grads = Grads()
+    ours.backward(1.0, ours.loss(tokens, targets)[1], grads)
+    for path, layer in adapters(ours).items():
+        for name in "AB":
+            error = tg.relative_error(grads[getattr(layer, name)], held(modules[path], name).grad)
+            assert error < 1e-12, (path, name)
+
+
+def held(module, name):
+    """PEFT's factor `name` of a linear layer or of an embedding."""
+    found = getattr(module, f"lora_embedding_{name}")
+    return found["default"] if found else getattr(module, f"lora_{name}")["default"].weight
