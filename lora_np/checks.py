@@ -228,7 +228,8 @@ def _method_claims(config: MethodConfig, base: Layer, x: np.ndarray) -> list[Cla
     trained = inject(base, config, np.random.default_rng(1))
     rng = np.random.default_rng(2)
     for p in tensors_of(trained).values():
-        p.value = p.value + 0.1 * rng.standard_normal(p.shape).astype(p.dtype)
+        if p.dtype.kind == "f":  # places in a weight stay
+            p.value = p.value + 0.1 * rng.standard_normal(p.shape).astype(p.dtype)
     starts = "computes what the base computes" if config.starts_at_base else "differs from the base"
     merges = "a merged model computes the same" if config.merges else "merge() is refused"
     return [

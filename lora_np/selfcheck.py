@@ -33,16 +33,13 @@ from lora_np.layers import (
     as_pair,
 )
 from lora_np.methods import (
-    DyLoraConfig,
     IntrinsicConfig,
     LoraConfig,
     LoRALinear,
-    MethodConfig,
     PrefixConfig,
     PromptConfig,
-    TokensConfig,
-    WRGConfig,
     inject,
+    make_method,
 )
 from lora_np.methods.encoder import encoder_backward, encoder_forward
 from lora_np.methods.subspace import subspace_backward, subspace_forward
@@ -224,17 +221,34 @@ def at_random(layer: Layer, rng: np.random.Generator, std: float = 1.0) -> None:
 
 def _adapted(rng: np.random.Generator) -> list[Case]:
     """Return layers that a method has adapted."""
-    x = rng.standard_normal((2, 3, 4))
-    f64, tokens = np.float64, rng.integers(0, 7, (2, 3))
-    linear, table = Linear(4, 6, rng, dtype=f64), Embedding(7, 4, rng, dtype=f64)
-    layers: list[tuple[str, MethodConfig, Layer, np.ndarray]] = [
-        ("DyLoRALinear", DyLoraConfig(r=3, target_modules="all-linear"), linear, x),
-        ("WRGLinear", WRGConfig(3, "gaussian", "all-linear"), linear, x),
-        ("LoRAEmbedding", LoraConfig(r=3, target_modules=[""]), table, tokens),
-        ("TokensEmbedding", TokensConfig((4, 0), [""]), table, tokens),
+    every: dict[str, Any] = {"target_modules": "all-linear"}
+    exact: dict[str, Any] = {**every, "oft_block_size": 2, "use_cayley_neumann": False}
+    on_linear = [
+        ("DyLoRA", make_method("dylora", r=3, **every)),
+        ("W = R G", make_method("wrg", r=3, factor="gaussian", **every)),
+        ("LoHa", make_method("loha", r=2, **every)),
+        ("LoKr", make_method("lokr", **every)),
+        ("LoKr, factors", make_method("lokr", r=1, decompose_both=True, **every)),
+        ("OFT", make_method("oft", **exact)),
+        ("OFT, series", make_method("oft", oft_block_size=4, **every)),
+        ("OFT, one rotation", make_method("oft", block_share=True, **exact)),
+        ("HiRA", make_method("hira", r=2, **every)),
+        ("MiSS", make_method("miss", r=3, **every)),
+        ("MiSS, mini", make_method("miss", r=2, init_weights="mini", mini_r=2, **every)),
+        ("SHiRA", make_method("shira", r=1, **every)),
     ]
+    on_embedding = [
+        ("LoRA, embedding", make_method("lora", r=3, target_modules=[""])),
+        ("tokens", make_method("tokens", token_indices=(4, 0), target_modules=[""])),
+    ]
+    f64, x = np.float64, rng.standard_normal((2, 3, 4))
+    linear, table = Linear(4, 6, rng, dtype=f64), Embedding(7, 4, rng, dtype=f64)
+    tokens = rng.integers(0, 7, (2, 3))
+    cases = [(name, linear, config, x) for name, config in on_linear]
+    cases += [(name, table, config, tokens) for name, config in on_embedding]
     return [
-        _layer_case(name, inject(base, config, rng), x, rng) for name, config, base, x in layers
+        _layer_case(name, inject(base, config, rng), inputs, rng)
+        for name, base, config, inputs in cases
     ]
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "diff",
     "empty_like",
     "exp",
+    "eye",
     "flatnonzero",
     "float64",
     "isfinite",
@@ -43,6 +44,7 @@ __all__ = [
     "ones",
     "sqrt",
     "tanh",
+    "tile",
     "zeros",
     "zeros_like",
 ]
@@ -244,13 +246,28 @@ def ones(shape: Any, dtype: Any) -> ndarray:
     return ndarray(np.ones(shape, dtype))
 
 
+def eye(n: int, dtype: Any) -> ndarray:
+    """Return the unit matrix."""
+    return ndarray(np.eye(n, dtype=dtype))
+
+
+def tile(x: ndarray, repetitions: int) -> ndarray:
+    """Repeat `x` along its last axis."""
+    return ndarray(np.tile(_held(x), repetitions))
+
+
 def concatenate(arrays: list[ndarray], axis: int = 0) -> ndarray:
     """Join arrays end to end."""
     return ndarray(np.concatenate([_held(x) for x in arrays], axis))
 
 
 class linalg:
-    """The decompositions that the analyser uses."""
+    """The decompositions that the analyser uses, and the inverse."""
+
+    @staticmethod
+    def inv(x: ndarray) -> ndarray:
+        """Return the inverse of every matrix."""
+        return ndarray(np.linalg.inv(_held(x)))
 
     @staticmethod
     def qr(x: ndarray, mode: str) -> ndarray:

@@ -77,13 +77,15 @@ def save_adapter(
     """
     check_adapted(adapted)
     layout = file_layout(adapted)
-    fields, tensors = to_file(adapted, layout.places, peft_only)
+    fields, tensors = to_file(adapted, layout.places, peft_only, layout.fan_in_fan_out)
     fields["base_model_name_or_path"] = base_model
-    if "target_modules" in fields:
-        fields["fan_in_fan_out"] = layout.fan_in_fan_out
+    if layout.fan_in_fan_out and "target_modules" in fields:  # PEFT has it for linear layers alone
+        fields["fan_in_fan_out"] = True
     of_model = method_of_fields(fields).of_model
     named = {n if n in of_model else f"{PREFIX}{n}": x for n, x in tensors.items()}
-    write_folder(folder, fields, named, dtype)
+    write_folder(
+        folder, fields, named, dtype, [n for n, x in named.items() if x.dtype.kind in "iu"]
+    )
 
 
 def load_adapter(base: Any, folder: str | Path) -> Any:
@@ -161,7 +163,7 @@ def read_adapter(
         if fields.get("peft_type") == "LORA":
             PeftConfig(config, ("use_dora",))
         with TensorFile(folder / TENSORS) as file:
-            return fields, {n.removeprefix(PREFIX): file.read(n, None) for n in file.names}
+            return fields, {n.removeprefix(PREFIX): file.read_any(n) for n in file.names}
     tensors: dict[str, np.ndarray] = {}
     with open_adapter(folder) as adapter:
         adapter.require_scale()

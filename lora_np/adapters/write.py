@@ -8,7 +8,7 @@ Source: the formats of PEFT 0.21 and of kohya-ss/sd-scripts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,11 @@ def write_adapter(
 
 
 def write_folder(
-    folder: str | Path, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], dtype: Any
+    folder: str | Path,
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    dtype: Any,
+    as_they_are: Collection[str] = (),
 ) -> None:
     """Write the configuration and the tensors of an adapter as a folder, or nothing.
 
@@ -101,9 +105,14 @@ def write_folder(
         The tensors by their names in the file.
     dtype : dtype or str, optional
         Type of the numbers in the file; None keeps the type of each tensor.
+    as_they_are : collection of str
+        The tensors that are not converted: integers, such as places in a weight.
     """
     folder = _new_folder(folder)
-    written = {n: _as_written(n.removeprefix(PREFIX), x, dtype) for n, x in tensors.items()}
+    written = {
+        n: x if n in as_they_are else _as_written(n.removeprefix(PREFIX), x, dtype)
+        for n, x in tensors.items()
+    }
     with replacing_folder(folder) as temporary:
         save_tensors(temporary / TENSORS, written, {"format": "pt"})
         save_json(temporary / CONFIG, dict(fields))

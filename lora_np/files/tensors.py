@@ -22,7 +22,7 @@ from lora_np.files.atomic import replacing
 from lora_np.reading import brief, is_name, open_file, shown
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-INTEGERS = ("I64", "I32", "I16", "I8", "U8")
+INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -168,6 +168,10 @@ class TensorFile:
             )
         return x
 
+    def read_any(self, name: str) -> np.ndarray:
+        """Read one tensor of floats or of integers, in the file's dtype."""
+        return self._whole(name) if self.dtype(name) in INTEGERS else self.read(name, None)
+
     def read_number(self, name: str) -> float:
         """Read a tensor with a single entry other than 0, a float or an integer.
 
@@ -295,8 +299,8 @@ def save_tensors(
     ----------
     path : str or Path
     arrays : mapping of str to numpy.ndarray
-        Arrays of float64, float32, float16 or bfloat16. safetensors sorts them by width of the
-        dtype, then by name.
+        Arrays of float64, float32, float16 or bfloat16, or of integers. safetensors sorts them by
+        width of the dtype, then by name.
     metadata : mapping of str to str, optional
         Notes for the header.
 
@@ -319,12 +323,10 @@ def save_tensors(
     import safetensors
     from safetensors.numpy import save_file
 
-    whole = {}
+    whole, known = {}, (*FLOATS.values(), *INTEGERS.values())
     for name, array in arrays.items():
-        if array.dtype.name not in FLOATS.values():
-            raise ValueError(
-                f"{name!r} is {array.dtype}, expected one of {', '.join(FLOATS.values())}"
-            )
+        if array.dtype.name not in known:
+            raise ValueError(f"{name!r} is {array.dtype}, expected one of {', '.join(known)}")
         whole[name] = np.asarray(array, order="C")  # save_file ignores strides
     with replacing(path) as temporary:
         temporary.touch()

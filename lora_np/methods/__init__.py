@@ -15,14 +15,20 @@ from lora_np.methods.contract import (
 from lora_np.methods.dora import DoraConfig, DoraLinear
 from lora_np.methods.dylora import DyLoraConfig, DyLoRALinear, at_rank
 from lora_np.methods.file_form import tensors_of
+from lora_np.methods.hira import HiraConfig
 from lora_np.methods.intrinsic import IntrinsicConfig, IntrinsicModel
+from lora_np.methods.loha import LoHaConfig
+from lora_np.methods.lokr import LoKrConfig
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.lora_embedding import LoRAEmbedding
 from lora_np.methods.merging import merge, unmerge
+from lora_np.methods.miss import MissConfig
 from lora_np.methods.nf4 import Nf4Config, quantise
+from lora_np.methods.oft import OFTConfig
 from lora_np.methods.prefix import PrefixConfig
 from lora_np.methods.prompt import PromptConfig
+from lora_np.methods.shira import ShiraConfig
 from lora_np.methods.table import make_method
 from lora_np.methods.tokens import TokensConfig, TokensEmbedding
 from lora_np.methods.wrg import WRGConfig, WRGLinear
@@ -35,15 +41,21 @@ __all__ = [
     "DyLoRALinear",
     "DyLoraConfig",
     "FilePlace",
+    "HiraConfig",
     "IntrinsicConfig",
     "IntrinsicModel",
+    "LoHaConfig",
+    "LoKrConfig",
     "LoRAEmbedding",
     "LoRALinear",
     "LoraConfig",
     "MethodConfig",
+    "MissConfig",
     "Nf4Config",
+    "OFTConfig",
     "PrefixConfig",
     "PromptConfig",
+    "ShiraConfig",
     "TokensConfig",
     "TokensEmbedding",
     "WRGConfig",

@@ -213,6 +213,7 @@ class MethodConfig:
         names = {field.name for field in fields(cls)}  # pyright: ignore[reportArgumentType]
         return cls(**{name: value for name, value in saved.items() if name in names})
 
+    peft_transposes: ClassVar[bool] = True  # whether PEFT adapts weights stored (in, out), Conv1D
     of_model: ClassVar[Sequence[str]] = ()  # tensors of a PEFT file that belong to no layer
 
     def to_peft(self, adapted: Layer, places: Places) -> FileForm:

@@ -31,7 +31,9 @@ from lora_np.methods.table import hint
 from lora_np.parameters import Parameter
 
 
-def to_file(adapted: Layer, places: Places, peft_only: bool = False) -> FileForm:
+def to_file(
+    adapted: Layer, places: Places, peft_only: bool = False, transposed: bool = False
+) -> FileForm:
     """Return the fields and the tensors of a file for an adapted model.
 
     Parameters
@@ -41,11 +43,17 @@ def to_file(adapted: Layer, places: Places, peft_only: bool = False) -> FileForm
         Places of the model's layers in other people's files.
     peft_only : bool
         Whether to raise NoPeftForm rather than to return our own form.
+    transposed : bool
+        Whether other people hold the weights as (in, out), as GPT-2's Conv1D does.
     """
     method = method_of(adapted)
     if method is None:
         raise ValueError("the adapters were made by hand: set model.method to their configuration")
     try:
+        if transposed and not method.peft_transposes:
+            raise NoPeftForm(
+                f"PEFT does not have {method.name!r} on Conv1D, with weights (in, out)"
+            )
         return method.to_peft(adapted, places)
     except NoPeftForm:
         if peft_only:
@@ -128,5 +136,7 @@ def fill_tensors(expected: Mapping[str, Parameter], tensors: Tensors) -> None:
             raise ValueError(
                 f"{name!r} has shape {tensors[name].shape} in the file, expected {p.shape}"
             )
+        if tensors[name].dtype.kind in "iu" and p.dtype.kind == "f":
+            raise ValueError(f"{name!r} holds {tensors[name].dtype} in the file, expected floats")
     for name, p in expected.items():
         p.value = like(tensors[name].astype(p.dtype), p.value)

@@ -98,7 +98,8 @@ class PeftMethod(MethodConfig):
         if "" in groups:
             raise NoPeftForm("PEFT adapts the parts of a model, not the whole")
         own = {p for adapter in adapters(adapted).values() for p in adapter.own().values()}
-        others = [name for name, p in tensors_of(adapted).items() if p not in own]
+        trained = {name: p for name, p in adapted.parameters().items() if p.trainable}
+        others = [name for name, p in trained.items() if p not in own]
         if others:
             raise NoPeftForm(f"the model also trains {first_of(others)}, which PEFT does not save")
         tensors = {
@@ -136,9 +137,14 @@ class PeftMethod(MethodConfig):
         config = replace(cls.of_fields(saved), target_modules=tuple(parts))
         twin = rebuild(base, Parameter.share)
         adapted = wrapped(twin, config, parts, np.random.default_rng(0))
+        for path, adapter in adapters(adapted).items():
+            config.hold(adapter, parts[path])
         named = {f"{path}.{tensor}": x for path, own in parts.items() for tensor, x in own.items()}
         fill_tensors(tensors_of(adapted), named)
         return adapted
+
+    def hold(self, adapter: Any, tensors: Tensors) -> None:
+        """Let an adapter have the Parameters of a file, where the names there decide which."""
 
     @classmethod
     def split(

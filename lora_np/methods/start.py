@@ -20,6 +20,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lora_np.backend import like
+from lora_np.parameters import Parameter
+
 Factors = tuple[np.ndarray, np.ndarray]  # A (r, in), B (out, r)
 Draw = Callable[[np.random.Generator, np.ndarray, int, float], Factors]  # rng, W0, r, scale
 
@@ -31,6 +34,11 @@ def kaiming(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     """
     bound = 1.0 / math.sqrt(shape[1])
     return rng.uniform(-bound, bound, shape)
+
+
+def parameter_like(other: Parameter, value: np.ndarray) -> Parameter:
+    """Return a Parameter of the host array `value`, in the dtype and on the device of another."""
+    return Parameter(like(value.astype(other.dtype), other.value))
 
 
 def _kaiming(rng: np.random.Generator, W0: np.ndarray, r: int, scale: float) -> Factors:

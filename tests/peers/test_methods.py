@@ -1,18 +1,25 @@
 """Every method that PEFT has, against PEFT: y, dx, every gradient, the merge, files both ways."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lora_np import load_adapter, merge, save_adapter
+from lora_np import load_adapter, load_gpt2, merge, save_adapter
 from lora_np.adapters import Keep, convert_adapter
 from lora_np.files import save_tensors
 from lora_np.layers import MLP, Linear, copy_model
 from lora_np.methods import (
     DoraConfig,
     DyLoraConfig,
+    HiraConfig,
+    LoHaConfig,
+    LoKrConfig,
     LoraConfig,
+    MissConfig,
+    OFTConfig,
+    ShiraConfig,
     adapters,
     at_rank,
     inject,
@@ -25,10 +32,12 @@ pytestmark = [
     pytest.mark.filterwarnings(
         "ignore:Unexpected keyword arguments .'lora_np_options':UserWarning"
     ),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks are:UserWarning"),  # PyTorch's own
 ]
 
 D = 6  # the base is an MLP 6 -> 24 -> 6, whose layers PEFT calls up_proj and down_proj too
 TOLERANCE = 1e-12  # float64, relative
+EVERYWHERE = {"target_modules": "all-linear"}
 METHODS = {
     "lora": LoraConfig(r=3, lora_alpha=5, target_modules="all-linear"),
     "lora, rslora": LoraConfig(r=3, lora_alpha=5, target_modules=("up_proj",), use_rslora=True),
@@ -37,6 +46,20 @@ METHODS = {
     "lora, fa": LoraConfig(r=2, target_modules="all-linear", train_A=False),
     "dora": DoraConfig(r=3, lora_alpha=5, target_modules="all-linear"),
     "dora, one layer": DoraConfig(r=2, target_modules=("down_proj",), use_rslora=True),
+    "loha": LoHaConfig(r=3, alpha=5, target_modules="all-linear"),
+    "lokr": LoKrConfig(r=3, alpha=5, target_modules="all-linear"),
+    "lokr, factors": LoKrConfig(r=1, alpha=2, decompose_both=True, target_modules="all-linear"),
+    "lokr, sides": LoKrConfig(r=2, decompose_factor=3, target_modules="all-linear"),
+    "oft": OFTConfig(oft_block_size=3, target_modules="all-linear"),
+    "oft, 3 terms": OFTConfig(r=2, oft_block_size=0, num_cayley_neumann_terms=3, **EVERYWHERE),
+    "oft, 7 terms": OFTConfig(r=2, oft_block_size=0, num_cayley_neumann_terms=7, **EVERYWHERE),
+    "oft, exact": OFTConfig(r=2, oft_block_size=0, use_cayley_neumann=False, **EVERYWHERE),
+    "oft, one rotation": OFTConfig(oft_block_size=2, block_share=True, target_modules="all-linear"),
+    "hira": HiraConfig(r=3, target_modules="all-linear"),
+    "miss": MissConfig(r=3, target_modules="all-linear"),
+    "miss, cut": MissConfig(r=5, target_modules="all-linear"),
+    "miss, mini": MissConfig(r=4, init_weights="mini", mini_r=2, target_modules="all-linear"),
+    "shira": ShiraConfig(r=2, target_modules="all-linear"),
 }
 MERGE = {name: config for name, config in METHODS.items() if config.merges}
 every_method = pytest.mark.parametrize("config", METHODS.values(), ids=list(METHODS))
@@ -73,7 +96,8 @@ def torch_twin(base):
 def at_random(adapted, rng):
     """Move every Parameter of the method away from its start."""
     for p in tensors_of(adapted).values():
-        p.value = p.value + 0.3 * rng.standard_normal(p.shape)
+        if p.dtype.kind == "f":  # and not places
+            p.value = p.value + 0.3 * rng.standard_normal(p.shape)
     return adapted
 
 
@@ -187,3 +211,36 @@ def test_peft_computes_what_a_cut_of_dylora_does(tmp_path, rng, doubles, base, r
     save_adapter(ours, tmp_path, peft_only=True)
     x = rng.standard_normal((3, D))
     assert error(ours.forward(x)[0], in_peft(base, tmp_path)(doubles.from_numpy(x))) < TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")  # PEFT's
+@every_method
+def test_on_gpt2s_transposed_layers_a_file_is_pefts_only_where_peft_adapts_them(
+    tmp_path, rng, doubles, config
+):
+    """HF's GPT-2 holds its weights (in, out); several methods of PEFT know only (out, in)."""
+    import peft
+    import transformers
+
+    options = {"n_positions": 6, "n_embd": D, "n_layer": 1, "n_head": 2}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=9, **options, **tokens)
+    ).eval()
+    theirs.save_pretrained(tmp_path / "base")
+    base = load_gpt2(tmp_path / "base", np.float64)
+    ours = inject(base, replace(config, target_modules=("o_proj", "down_proj")), rng)
+    save_adapter(at_random(ours, rng), tmp_path / "adapter")
+    text, fields = rng.integers(0, 9, (2, 5)), tmp_path / "adapter" / "adapter_config.json"
+    expected = ours.forward(text)[0]
+    assert error(load_adapter(base, tmp_path / "adapter").forward(text)[0], expected) < TOLERANCE
+    if config.peft_transposes:
+        adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter")
+        assert error(expected, adapted(doubles.from_numpy(text)).logits) < 2e-6
+        return
+    assert "peft_type" not in json.loads(fields.read_text())
+    theirs_alike = peft.get_peft_config(
+        {"peft_type": config.peft_type, "target_modules": ["c_proj"]}
+    )
+    with pytest.raises(TypeError, match="Conv1D"):
+        peft.get_peft_model(theirs, theirs_alike)
