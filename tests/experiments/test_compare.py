@@ -47,6 +47,11 @@ def test_labels_are_unique_and_every_family_has_a_style():
     assert not any("," in label for label in labels)  # --methods is a list with commas
 
 
+def test_every_method_of_the_library_has_a_row():
+    ours = {name for name, config in METHODS.items() if config.__module__.startswith("lora_np.")}
+    assert ours - {row.method for row in ROWS} <= {"tokens"}  # for a vocabulary with new words
+
+
 @pytest.mark.parametrize("row", AVAILABLE, ids=lambda row: row.label)
 def test_every_row_can_be_trained_on_the_text_task(row):
     text = PRESETS["hour"].text

@@ -40,7 +40,7 @@ class Row:
     family : str
         One of ``FAMILIES``.
     method : str or None
-        A key of :data:`lora_np.methods.METHODS`; None for full fine-tuning.
+        A name in the table ``METHODS``; None for full fine-tuning.
     options : mapping
         The method's options.
     start : float
