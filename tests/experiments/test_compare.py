@@ -202,7 +202,7 @@ def test_planted_times_decide_the_claims(said, label, confirmed, refuted, open_)
     "said, label, confirmed",
     [
         ("0.5 %", "prefix", {"trainable": 603}),
-        ("350 GB", "lora", {"file_bytes": 49}),
+        ("10,000 times smaller", "lora", {"file_bytes": 49}),
         ("two thirds", "lora", {"peak_bytes": 1_000_000}),
         ("smaller at inference", "lora", {"inference_numbers": 120_000}),
     ],

@@ -26,6 +26,10 @@ COLUMNS = (
     *("latency_1_over_full", "latency_32_over_full", "merges", "file_bytes", "lr", "train_loss"),
     *("validation_loss", "test_loss", "test_sd", "forgetting", "order"),
 )
+HERE = (
+    "What articles claim is tested here, on a small model and one text. A verdict says whether it "
+    "holds here; no table of one model shows that it holds of all."
+)
 LOSSES = ("train_loss", "validation_loss", "test_loss", "pretrain_loss")
 
 
@@ -37,6 +41,7 @@ def report(results: Results) -> str:
         fill(pairs_note(results), WIDTH),
         costs_table(results),
         fill(costs_note(results), WIDTH),
+        fill(HERE, WIDTH),
         verdicts(results),
         elsewhere(),
     ]
