@@ -38,6 +38,8 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "experiments/grid/study.py": "the grid is LoRA's",
     "experiments/intrinsic/__init__.py": "the experiment is about the method",
     "experiments/intrinsic/dimension.py": "the experiment is about the method",
+    "experiments/grid/first_step.py": "the grid is LoRA's",
+    "experiments/grid/study.py": "the grid is LoRA's",
     "experiments/intrinsic/text.py": "a default task",
     "experiments/paper/settings.py": "the paper is LoRA's",
     "experiments/precision/study.py": "QLoRA's weights, under LoRA, in a GPT",

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser, quick: str | None, out: str) ->
     if quick is not None:
         add("--quick", action="store_true", help=quick)
     add("--out", type=Path, metavar="DIR", help=f"default: {out}")
-    base = "folder of a text sweep whose base is copied; default: pretrain a base"
+    base = "folder of a text sweep or a study whose base is copied; default: pretrain a base"
     add("--base", type=Path, metavar="DIR", help=base)
     add("--jobs", type=int, help="processes; default: one per core")
     take_over = "take DIR from a process on another host, if that process has ended"

@@ -114,14 +114,19 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
 
 def add_grid(commands: Any) -> None:
     """Add the parser of ``grid``."""
+    from lora_np.experiments.grid import GridSettings
+
+    ranks, alphas = (
+        ",".join(map(str, values)) for values in (GridSettings().text.ranks, GridSettings().alphas)
+    )
     grid = commands.add_parser(
         "grid",
         help="loss over rank x lora_alpha, with one learning rate and with the best of each cell",
         description="Heat maps of the loss, the best rate against alpha / r, and the first step. "
         "docs/studies.md shows a run.",
     )
-    grid.add_argument("--ranks", type=whole_numbers, metavar="R,R,...", help="default: 1,4,16")
-    grid.add_argument("--alphas", type=numbers, metavar="A,A,...", help="default: 2,4,8,16,32")
+    grid.add_argument("--ranks", type=whole_numbers, metavar="R,R,...", help=f"default: {ranks}")
+    grid.add_argument("--alphas", type=numbers, metavar="A,A,...", help=f"default: {alphas}")
     _add_study(grid, run_grid)
 
 
@@ -134,7 +139,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
         settings = replace(settings, text=replace(settings.text, ranks=arguments.ranks))
     if arguments.alphas is not None:
         settings = replace(settings, alphas=arguments.alphas)
-    return carry_out_study(arguments, settings, grid_study, arguments.quick)
+    return _run_study(arguments, settings, grid_study)
 
 
 def add_small_data(commands: Any) -> None:
@@ -153,7 +158,7 @@ def run_small_data(arguments: argparse.Namespace) -> int:
     from lora_np.experiments.small_data import QUICK, SmallDataSettings, small_data_study
 
     settings = QUICK if arguments.quick else SmallDataSettings()
-    return carry_out_study(arguments, settings, small_data_study, arguments.quick)
+    return _run_study(arguments, settings, small_data_study)
 
 
 def add_regret(commands: Any) -> None:
@@ -171,8 +176,7 @@ def run_regret(arguments: argparse.Namespace) -> int:
     """Run or resume the claims of "LoRA Without Regret"."""
     from lora_np.experiments.regret import QUICK, RegretSettings, regret_study
 
-    settings = QUICK if arguments.quick else RegretSettings()
-    return carry_out_study(arguments, settings, regret_study, arguments.quick)
+    return _run_study(arguments, QUICK if arguments.quick else RegretSettings(), regret_study)
 
 
 def _add_study(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
@@ -182,13 +186,10 @@ def _add_study(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespac
     parser.set_defaults(run=run)
 
 
-def carry_out_study(
-    arguments: argparse.Namespace, settings: Any, study_of: Callable[[Any], Study], quick: bool
+def _run_study(
+    arguments: argparse.Namespace, settings: Any, study_of: Callable[[Any], Study]
 ) -> int:
-    """Run or resume a study of contenders; write its report and pictures.
-
-    Of a quick run the report says that it decides nothing.
-    """
+    """Run or resume a study of contenders; write its report and pictures."""
     from lora_np.experiments.rank_sweep.estimate import estimate
     from lora_np.experiments.study.run import as_sweep, check_study, run_study
     from lora_np.experiments.terminal import Terminal
@@ -197,13 +198,13 @@ def carry_out_study(
     if arguments.seeds is not None:
         settings = replace(settings, text=replace(settings.text, seeds=arguments.seeds))
     study = study_of(settings)
-    named = folder_name(settings, quick)
+    named = folder_name(settings, arguments.quick)
     out = arguments.out or Path("runs") / named
-    note = "\na quick run: there is nothing to conclude from it\n" if quick else ""
+    note = "\na quick run: there is nothing to conclude from it\n" if arguments.quick else ""
 
     def files(results: dict[str, Any]) -> Writers:
         text = partial(save_text, text=f"{study.report(results)}\n")
-        drawn = {name: partial(draw, results) for name, draw in (study.pictures or {}).items()}
+        drawn = {name: partial(draw, results) for name, draw in study.pictures.items()}
         return {f"{study.name}.txt": text, **drawn}
 
     return carry_out(

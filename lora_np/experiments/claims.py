@@ -142,7 +142,8 @@ def claims_text(
     """
     lines = []
     for claim in found:
-        lines.append(f"{verdicts[claim['agrees']]}: {claim['of']}, {claim['says']}")
+        said = f"{verdicts[claim['agrees']]}: {claim['of']}, {claim['says']}"
+        lines.append(fill(said, WIDTH, subsequent_indent="    "))
         for name in ("rule", "measured"):
             said = f"    {name}: {claim[name]}"
             lines.append(fill(said, WIDTH, subsequent_indent=" " * 8))

@@ -2,7 +2,9 @@
 
 import json
 import math
+import pickle
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +86,15 @@ def valley(lr, at, width=0.02):
 
 
 # ------------------------------------------------------------------------------------- the grid
+
+
+def before():
+    """The base's losses on the texts to train on: no gap before training."""
+    every = (*small_data.QUICK.tokens, *small_data.SmallDataSettings().tokens)
+    return {"base_train_losses": {str(n): BASE for n in every}}
+
+
+MORE = {"grid": steps, "small-data": before, "regret": dict}
 
 
 def grid_loss(alpha=-0.5, r=0.5, tuned=0.0, width=0.02):
@@ -200,8 +211,17 @@ def small_loss(little=0.1, much=0.1, full_gap=0.5, lora_gap=0.2):
     ],
 )
 def test_planted_losses_decide_the_claims_of_shrinking_text(loss, seeds, expected):
-    results = planted(small_data.small_data_study(small_data.QUICK), loss, seeds)
+    results = planted(small_data.small_data_study(small_data.QUICK), loss, seeds, more=before)
     assert verdicts(small_claims.claims(results)) == expected
+
+
+def test_the_gap_that_the_base_has_is_not_overfitting():
+    """The short text is harder than the validation slice: to start with, and to the end."""
+    hard = {str(small_data.QUICK.tokens[0]): BASE + 0.3, str(small_data.QUICK.tokens[1]): BASE}
+    loss = small_loss(full_gap=-0.3, lora_gap=-0.3)
+    study = small_data.small_data_study(small_data.QUICK)
+    results = planted(study, loss, noise=0.0, more=lambda: {"base_train_losses": hard})
+    assert small_claims.overfit(results, "LoRA", 256) == pytest.approx(dict.fromkeys(range(5), 0.0))
 
 
 # ----------------------------------------------------------------------- LoRA without regret
@@ -283,14 +303,15 @@ def test_a_report_says_every_claim_and_its_verdict(name):
     settings, study_of = STUDIES[name]
     study = study_of(settings)
     losses = {"grid": grid_loss(), "small-data": small_loss(), "regret": regret_loss()}
-    results = planted(study, losses[name], more=steps if name == "grid" else dict)
+    results = planted(study, losses[name], more=MORE[name])
     rules = {"grid": grid_claims, "small-data": small_claims, "regret": regret_claims}
     results["claims"] = [vars(claim) for claim in rules[name].claims(results)]
-    text = study.report(results)
+    text = " ".join(study.report(results).split())
     for claim in results["claims"]:
         assert f"{VERDICTS[claim['agrees']]}: {claim['of']}, {claim['says']}" in text
     assert all(contender.label in text for contender in study.contenders)
     assert "nan" not in text and "None" not in text
+    assert max(map(len, study.report(results).splitlines())) <= 100
 
 
 @every_study
@@ -299,7 +320,7 @@ def test_a_study_of_runs_that_all_diverged_reports_and_draws_nothing_decided(
 ):
     settings, study_of = STUDIES[name]
     study = study_of(settings)
-    results = planted(study, lambda *_: math.inf, more=steps if name == "grid" else dict)
+    results = planted(study, lambda *_: math.inf, more=MORE[name])
     rules = {"grid": grid_claims, "small-data": small_claims, "regret": regret_claims}
     found = rules[name].claims(results)
     results["claims"] = [vars(claim) for claim in found]
@@ -307,6 +328,14 @@ def test_a_study_of_runs_that_all_diverged_reports_and_draws_nothing_decided(
     assert True not in verdicts(found[:3])
     for file, draw in study.pictures.items():
         draw(results, tmp_path / file)
+
+
+@every_study
+def test_a_study_travels_to_another_process(name):
+    settings, study_of = STUDIES[name]
+    study = study_of(settings)
+    assert pickle.loads(pickle.dumps(study)).contenders == study.contenders
+    assert len(pickle.dumps(study)) < 20_000  # it travels with every run
 
 
 @every_study
@@ -320,39 +349,59 @@ def test_the_estimate_counts_the_work_of_all_runs(name):
     for contender in study.contenders:
         own = {"steps": s.steps, "batch_size": s.batch_size, **contender.changes}
         runs = (3 if contender.around < 2 else 5) + (s.seeds - 1) * (1 + 2 * contender.around)
+        if name == "small-data" and contender.tokens < small_data.study.SHORT:
+            runs += s.seeds  # at the common rate
         work += runs * own["steps"] * own["batch_size"]
     assert 0.8 < sweep / work < 1.25
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tiny):
+    """The folder of a base that all tiny presets can copy."""
+    folder = tmp_path_factory.mktemp("base")
+    TextTask(tiny).prepare(folder, False)
+    return str(folder)
+
+
+@pytest.fixture
+def tiny_presets(tiny, monkeypatch):
+    """Let --quick take a second, on short texts."""
+    for module in (grid, small_data, regret):
+        full_lr = module.QUICK.text.full_lr
+        text = replace(tiny, ranks=module.QUICK.text.ranks, full_lr=full_lr)
+        own = {"tokens": (64, 512)} if module is small_data else {}
+        monkeypatch.setattr(module, "QUICK", replace(module.QUICK, text=text, **own))
+
+
 @every_study
-def test_a_quick_command_runs_writes_and_shows_again(name, tmp_path, capsys, finished_base):
-    arguments = [name, "--quick", "--jobs", "1", "--base", finished_base, "--out", str(tmp_path)]
-    assert main(arguments) == 0
-    first = capsys.readouterr().out
-    study = STUDIES[name][1](STUDIES[name][0])
+@pytest.mark.usefixtures("tiny_presets")
+def test_a_quick_command_runs_writes_and_shows_again(name, tmp_path, command, base):
+    line = [name, "--quick", "--jobs", "1", "--base", base, "--out", str(tmp_path)]
+    status, first, _ = command(*line)
+    assert status == 0
+    pictures = STUDIES[name][1](STUDIES[name][0]).pictures
     assert "a quick run: there is nothing to conclude from it" in first
     assert "not decided" in first and not re.search("^(confirmed|refuted)", first, re.M)
-    for file in ("results.json", f"{name}.txt", *study.pictures):
+    for file in ("results.json", f"{name}.txt", *pictures):
         assert (tmp_path / file).stat().st_size > 0
-    assert main(arguments) == 0
-    again = capsys.readouterr().out
-    assert again.splitlines()[:-1] == first.splitlines()[:-1]
+    status, again, _ = command(*line)
+    assert status == 0 and again.splitlines()[:-1] == first.splitlines()[:-1]
     results = json.loads((tmp_path / "results.json").read_text())
     labels = [contender["label"] for contender in results["settings"]["contenders"]]
     assert labels == list(results["best"])
 
 
-@pytest.fixture(scope="module")
-def finished_base(tmp_path_factory):
-    """The folder of a base that all quick presets can copy."""
-    folder = tmp_path_factory.mktemp("base")
-    TextTask(grid.QUICK.text).prepare(folder, False)
-    return str(folder)
+@pytest.mark.slow
+@every_study
+def test_the_quick_preset_itself_runs(name, tmp_path, command):
+    status, said, _ = command(name, "--quick", "--out", str(tmp_path))
+    assert status == 0 and "not decided" in said
 
 
-def test_the_grid_takes_ranks_alphas_and_seeds_from_the_command_line(tmp_path, finished_base):
+@pytest.mark.usefixtures("tiny_presets", "unpainted")
+def test_the_grid_takes_ranks_alphas_and_seeds_from_the_command_line(tmp_path, base):
     options = ["--ranks", "4,2", "--alphas", "0.5,8", "--seeds", "1", "--jobs", "1"]
-    where = ["--base", finished_base, "--out", str(tmp_path)]
+    where = ["--base", base, "--out", str(tmp_path)]
     assert main(["grid", "--quick", *options, *where]) == 0
     settings = json.loads((tmp_path / "results.json").read_text())["settings"]
     assert settings["ranks"] == [2, 4] and settings["alphas"] == [0.5, 8.0]

@@ -101,8 +101,9 @@ ELSEWHERE = Owner("another-host", "", 4321, "x")
         ("intrinsic", "kill", 0, 13),
         ("intrinsic", "interrupt", 0, 41),
         ("intrinsic", "full", 0, 37),
-        ("compare", "kill", 0, 19),
-        ("compare", "interrupt", 0, 43),
+        ("study", "kill", 0, 23),
+        ("study", "interrupt", 0, 41),
+        ("study", "full", 0, 37),
     ],
 )
 def test_a_run_that_is_stopped_at_any_operation_continues(tmp_path, what, how, first, step):

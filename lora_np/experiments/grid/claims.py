@@ -10,7 +10,7 @@ import numpy as np
 from lora_np.experiments.claims import Claim, differences, lies_within, measured
 from lora_np.experiments.study.losses import Results, curve, losses, mean_loss, minima
 
-OURS = "a first trial of this grid"
+OURS = "an earlier trial of ours"
 TUNED, FIXED = 0.012, 0.1  # nats a byte: by how much lora_alpha is said to move the loss
 EXPONENT, NEAR = -0.5, 0.15  # of the best rate in s, and how near ours must be
 STEP_NEAR = 0.05  # how near the exponent of the first step must be

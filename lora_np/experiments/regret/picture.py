@@ -107,7 +107,10 @@ def plot_capacity(results: Results, path: str | Path) -> None:
         data.values(),
         lambda name: [list(at_steps(results, name, n).values()) for n in data],
     )
-    axis.set(xscale="log", xlabel="bytes of text, each read once", ylabel=TEST)
+    axis.set_xscale("log")
+    axis.set_xticks(list(data.values()), [f"{size:,}" for size in data.values()])
+    axis.set_xticks([], minor=True)
+    axis.set(xlabel="bytes of text, each read once", ylabel=TEST)
     axis.set_title("Capacity: loss as the data grow")
     _save(figure, axis, path)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,25 +26,36 @@ def plot_small_data(results: Results, path: str | Path) -> None:
         The PNG to write.
     """
     s = results["settings"]
-    figure = plots.figure(7.2, 4.8)
-    axis = figure.subplots()
+    figure = plots.figure(11, 4.8)
+    left, right = figure.subplots(1, 2)
+    _lines(left, results, None)
+    _lines(right, results, s["common_lr"])
+    left.set_title("at the best rate of each point")
+    rates = ", ".join(f"{name} {lr:g}" for name, lr in s["common_lr"].items())
+    right.set_title(f"at one rate for all lengths: {rates}")
+    right.legend(frameon=False)
+    work = f"{counted(s['steps'], 'step')}, mean and s.d. over {counted(s['seeds'], 'seed')}"
+    figure.suptitle(f"LoRA and full fine-tuning on little text: {work}")
+    plots.save(figure, path)
+
+
+def _lines(axis: Any, results: Results, common: Mapping[str, float] | None) -> None:
+    """Draw the lines of both, at their best rates or at a common one."""
+    s = results["settings"]
     styles = {"LoRA": (f"LoRA, r = {s['r']}", BLUE, "o"), "full": ("full", ORANGE, "s")}
     for name, (shown, colour, marker) in styles.items():
-        for key, dash, what in (("validation", "-", colour), ("train", "--", "none")):
-            found = [losses(results, label(name, n), key=f"{key}_loss") for n in s["tokens"]]
+        lr = None if common is None else common[name]
+        for key, dash, inside in (("validation", "-", colour), ("train", "--", "none")):
+            found = [losses(results, label(name, n), lr, f"{key}_loss") for n in s["tokens"]]
             rows = np.array([list(by_seed.values()) for by_seed in found])  # (lengths, seeds)
             rows = np.where(np.isfinite(rows), rows, np.nan)
             bars = rows.std(axis=1, ddof=1) if rows.shape[1] > 1 else None
             style = {"color": colour, "marker": marker, "linestyle": dash, "capsize": 3}
             text = f"{shown}: {key}"
             axis.errorbar(
-                s["tokens"], rows.mean(axis=1), bars, markerfacecolor=what, label=text, **style
+                s["tokens"], rows.mean(axis=1), bars, markerfacecolor=inside, label=text, **style
             )
     base = results["base_validation_loss"]
-    axis.axhline(base, color=GREY, linestyle=":", label=f"base, not adapted: {base:.3f}")
-    seeds = counted(s["seeds"], "seed")
-    axis.set_title(f"{counted(s['steps'], 'step')} at the best rate of each point, {seeds}")
+    axis.axhline(base, color=GREY, linestyle=":", label=f"base, validation: {base:.3f}")
     axis.set(xscale="log", xlabel="text to train on [bytes]", ylabel="loss [nats a byte]")
-    axis.legend(frameon=False)
     axis.grid(alpha=0.25)
-    plots.save(figure, path)

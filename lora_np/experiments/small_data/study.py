@@ -2,22 +2,29 @@
 
 The number of steps stays the same, so that a shorter text is read more often. Each of the two has
 its own search for a learning rate at every length, which looks at the validation loss: a method
-that overfits can lower its rate.
+that overfits can lower its rate. A short text needs a rate far below that of a long one, so the
+search starts lower in proportion to the length, below SHORT bytes. Both are also trained at one
+rate for all lengths, one that suits a long text, where nothing stops them from overfitting.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
-from lora_np.experiments.rank_sweep.text import TextSettings
+from lora_np.crew import one_blas_thread
+from lora_np.data import split
+from lora_np.experiments.rank_sweep.text import TextSettings, losses_on, rebuild_base
 from lora_np.experiments.runner import Arrays
 from lora_np.experiments.small_data.claims import claims, label
 from lora_np.experiments.small_data.picture import plot_small_data
+from lora_np.experiments.small_data.report import report
 from lora_np.experiments.study import Contender, Study
 from lora_np.experiments.study.losses import Results
-from lora_np.experiments.study.report import report
 from lora_np.methods import LoraConfig
+
+SHORT = 65536  # bytes
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,8 @@ class SmallDataSettings:
     ['LoRA, 1,000 bytes', 'LoRA, 2,000 bytes', 'full, 1,000 bytes', 'full, 2,000 bytes']
     """
 
-    text: TextSettings = field(default_factory=lambda: TextSettings(seeds=5, steps=300))
-    tokens: tuple[int, ...] = (1024, 4096, 16384, 65536, 262144, 2097152)
+    text: TextSettings = field(default_factory=lambda: TextSettings(seeds=5))
+    tokens: tuple[int, ...] = (2048, 8192, 32768, 131072, 524288, 2097152)
     r: int = 8
 
     task = "small-data"
@@ -68,15 +75,28 @@ def small_data_study(settings: SmallDataSettings) -> Study:
     lora = LoraConfig(r=r, lora_alpha=r, target_modules=s.target_modules)
     methods = {"LoRA": (lora, s.lora_lr), "full": (None, s.full_lr)}
     contenders = [
-        Contender(label(name, n), method, start, tokens=n)
+        Contender(label(name, n), method, start * min(1.0, n / SHORT), rates=(start,), tokens=n)
         for name, (method, start) in methods.items()
         for n in settings.tokens
     ]
-    own = {"tokens": settings.tokens, "r": r}
-    pictures = {"small_data.png": plot_small_data}
-    return Study(settings.task, s, contenders, own, conclude, report, pictures)
+    common = {name: start for name, (_, start) in methods.items()}
+    return Study(
+        settings.task,
+        s,
+        contenders,
+        {"tokens": settings.tokens, "r": r, "common_lr": common},
+        partial(conclude, settings),
+        report,
+        {"small_data.png": plot_small_data},
+    )
 
 
-def conclude(results: Results, arrays: Arrays) -> dict[str, Any]:
-    """Return the claims."""
-    return {"claims": [asdict(claim) for claim in claims(results)]}
+def conclude(settings: SmallDataSettings, results: Results, arrays: Arrays) -> dict[str, Any]:
+    """Return the claims, and the base's loss on every text to train on."""
+    train = split(arrays["adapt"]).train
+    with one_blas_thread():
+        base = rebuild_base(settings.text, arrays)
+        texts = {str(n): train[:n] for n in settings.tokens}
+        losses = losses_on(base, settings.text, texts)
+    found = {"base_train_losses": {name.removesuffix("_loss"): x for name, x in losses.items()}}
+    return {**found, "claims": [asdict(claim) for claim in claims({**results, **found})]}

@@ -32,13 +32,14 @@ class Contender:
     start : float
         Where its search for a learning rate starts.
     rates : tuple of float
-        Learning rates to run on all seeds, beside the best one.
+        Learning rates to run on all seeds, beside the best one. Its search does not see them,
+        unless it reaches them.
     around : int
         How many neighbours of the best rate on either side to run on all seeds.
     tokens : int, optional
         Use so many tokens from the beginning of the text to train on; by default all.
     changes : mapping
-        Settings of the text task that differ, for example ``{"batch_size": 4}``.
+        Settings of the text task that differ: ``steps``, ``batch_size``, ``block_size``.
 
     Examples
     --------
@@ -111,7 +112,8 @@ def next_runs(contenders: Sequence[Contender], seeds: int, done: Losses, base: f
 
 def best_rate(contender: Contender, done: Losses, base: float) -> float | None:
     """Return a contender's best learning rate on the first seed; None where every one diverged."""
-    return search.best_rate(contender.start, tried_rates(contender, done), base)
+    found = searched_rates(contender, tried_rates(contender, done))
+    return search.best_rate(contender.start, found, base)
 
 
 def rates_on_all_seeds(contender: Contender, done: Losses, base: float) -> list[float]:
@@ -122,7 +124,8 @@ def rates_on_all_seeds(contender: Contender, done: Losses, base: float) -> list[
     best = best_rate(contender, done, base)
     found = set(contender.rates)
     if best is not None:
-        found |= {best, *_neighbours(contender, best)} & {*tried_rates(contender, done)}
+        tried = tried_rates(contender, done)
+        found |= {best, *_neighbours(contender, best, tried)} & {*tried}
     return sorted(found)
 
 
@@ -131,13 +134,27 @@ def tried_rates(contender: Contender, done: Losses) -> dict[float, float]:
     return {run.lr: x for run, x in done.items() if run[:2] == (contender.label, 0)}
 
 
+def searched_rates(contender: Contender, tried: Mapping[float, float]) -> dict[float, float]:
+    """Return the losses at the rates that the search has reached, without gaps from its start on.
+
+    A common rate further away does not take part: between the two, nothing is known.
+    """
+    found = {lr: tried[lr] for lr in _grid(contender) if lr in tried}
+    for sign in (-1, 1):
+        lr = search.neighbour(contender.start, sign)
+        while lr in tried:
+            found[lr] = tried[lr]
+            lr = _known(tried, search.neighbour(lr, sign))
+    return found
+
+
 def expected_number(contenders: Sequence[Contender], seeds: int) -> int:
     """Return about how many runs a study takes: searches that go further make more."""
     return sum(_expected(contender, seeds) for contender in contenders)
 
 
 def _expected(contender: Contender, seeds: int) -> int:
-    first = {search.neighbour(contender.start, k) for k in (-1, 0, 1)}
+    first = {*_grid(contender)}
     every = 1 + 2 * contender.around
     own = len({*contender.rates} - first)
     return max(3, every) + own + (seeds - 1) * (every + own)
@@ -145,19 +162,34 @@ def _expected(contender: Contender, seeds: int) -> int:
 
 def _first_seed(contender: Contender, tried: Mapping[float, float], base: float) -> list[float]:
     """Return the learning rates that are still to run on the first seed."""
-    grid = [search.neighbour(contender.start, k) for k in (-1, 0, 1)]
-    missing = [lr for lr in dict.fromkeys((*grid, *contender.rates)) if lr not in tried]
-    missing = missing or search.rates_to_try(contender.start, tried, base)
-    best = search.best_rate(contender.start, tried, base)
-    most = search.MOST_RATES + len(contender.rates) + 2 * contender.around
-    if missing or best is None or len(tried) >= most:
+    first = dict.fromkeys((*_grid(contender), *contender.rates))
+    if missing := [lr for lr in first if lr not in tried]:
         return missing
-    return [lr for lr in _neighbours(contender, best) if lr not in tried]
+    found = searched_rates(contender, tried)
+    missing = search.rates_to_try(contender.start, found, base)
+    best = search.best_rate(contender.start, found, base)
+    if missing or best is None or len(found) >= search.MOST_RATES + 2 * contender.around:
+        return missing
+    return [lr for lr in _neighbours(contender, best, tried) if lr not in tried]
 
 
-def _neighbours(contender: Contender, best: float) -> list[float]:
+def _grid(contender: Contender) -> list[float]:
+    """Return the rates with which the search begins."""
+    return [search.neighbour(contender.start, k) for k in (-1, 0, 1)]
+
+
+def _neighbours(contender: Contender, best: float, tried: Mapping[float, float]) -> list[float]:
     steps = range(1, contender.around + 1)
-    return [search.neighbour(best, sign * k) for k in steps for sign in (-1, 1)]
+    return [_known(tried, search.neighbour(best, sign * k)) for k in steps for sign in (-1, 1)]
+
+
+def _known(tried: Mapping[float, float], lr: float) -> float:
+    """Return the tried rate that differs from `lr` by rounding to 4 digits, else `lr` itself."""
+    return min(
+        (known for known in tried if abs(known / lr - 1) < 1e-2),
+        key=lambda x: abs(x - lr),
+        default=lr,
+    )
 
 
 def as_losses(trials: Sequence[Mapping[str, Any]]) -> dict[Run, float]:

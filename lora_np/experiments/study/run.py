@@ -16,18 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.crew import one_blas_thread
 from lora_np.data import split, windows
 from lora_np.experiments.folder import (
     PRETRAINING,
     Kind,
     Results,
-    SweepError,
     begin,
     opened,
     save_results,
 )
-from lora_np.experiments.rank_sweep.text import TextSettings, TextTask, losses_on, rebuild_base
+from lora_np.experiments.rank_sweep.text import TextSettings, TextTask
 from lora_np.experiments.runner import Arrays, Progress, run_all, with_mapped
 from lora_np.experiments.study.plan import (
     Contender,
@@ -77,9 +75,6 @@ class Study:
     measure : callable, optional
         ``measure(trained)`` returns further numbers of a run, by name, from a
         :class:`~lora_np.experiments.study.trial.Trained`.
-    changes : mapping, optional
-        Settings of the task in which every contender differs from pretraining, for example
-        ``{"block_size": 48}``: windows that are shorter than the model's context.
 
     Examples
     --------
@@ -96,12 +91,11 @@ class Study:
     name: str
     text: TextSettings
     contenders: Sequence[Contender]
-    settings: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     conclude: Callable[[Results, Arrays], dict[str, Any]] | None = None
     report: Callable[[Results], str] = str
-    pictures: Mapping[str, Callable[[Results, Path], None]] | None = None
+    pictures: Mapping[str, Callable[[Results, Path], None]] = field(default_factory=dict)
     measure: Callable[[Trained], Mapping[str, float]] | None = None
-    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         labels = [contender.label for contender in self.contenders]
@@ -160,7 +154,7 @@ def run_study(
     with _opened(study, task, folder, take_over) as results:
         if not results["complete"]:
             arrays = {**task.prepare(folder, progress), "pretrain": split(task.pretraining).test}
-            baseline = partial(_baseline, study, arrays)
+            baseline = partial(_baseline, task, arrays)
             begin(folder, results, task.facts(folder, arrays), task.given_sha256, baseline)
             _run_all(study, arrays, results, folder, executor, listen)
             results |= _finished(study, results, arrays)
@@ -180,7 +174,7 @@ def as_sweep(study: Study) -> TextSettings:
     """Return one sweep that takes about as long as the study, to estimate the time."""
     s, tokens = study.text, 0
     for contender in study.contenders:
-        own = settings_of(study, contender)
+        own = settings_of(s, contender)
         runs = expected_number([contender], s.seeds)
         tokens += runs * own.steps * own.batch_size * own.block_size
     trials = tokens / (s.steps * s.batch_size * s.block_size)
@@ -195,7 +189,7 @@ def _task(study: Study, base: str | Path | None) -> TextTask:
     arrays = {"adapt": task.adaptation, "pretrain": task.pretraining}
     for contender in study.contenders:
         try:
-            own = settings_of(study, contender)
+            own = settings_of(study.text, contender)
             model_of(blank, contender, 0)
             train = texts_of(arrays, contender)["train"]
             windows(train, own.block_size, 1)
@@ -215,19 +209,15 @@ def _opened(
     """Give the results that the folder holds, or new ones; nothing is overwritten."""
     text = {name: value for name, value in asdict(study.text).items() if name not in UNUSED}
     contenders = [contender.as_dict() for contender in study.contenders]
-    own = dict(study.settings or {})
-    own |= {"changes": dict(study.changes), **task.identity(), "contenders": contenders}
-    made_with = {"task": study.name, **text, **own}
+    own = {**study.settings, "contenders": contenders}
+    made_with = {"task": study.name, **text, **own, **task.identity()}
     return opened(study.kind(), folder, made_with, task.given_sha256, take_over)
 
 
-def _baseline(study: Study, arrays: Arrays) -> dict[str, float]:
+def _baseline(task: TextTask, arrays: Arrays) -> dict[str, float]:
     """Return the losses of the base, also on the text that it was pretrained on."""
-    slices = split(arrays["adapt"])
-    texts = {"validation": slices.validation, "test": slices.test, "pretrain": arrays["pretrain"]}
-    with one_blas_thread():
-        losses = losses_on(rebuild_base(study.text, arrays), settings_of(study), texts)
-    return {f"base_{name}": loss for name, loss in losses.items()}
+    forgotten = task.baseline({**arrays, "adapt": task.pretraining})["base_test_loss"]
+    return {**task.baseline(arrays), "base_pretrain_loss": forgotten}
 
 
 def _run_all(
@@ -279,13 +269,10 @@ def _check_results(study: Study, results: Results) -> None:
         for name in LOSSES:
             if trial[name] is not None:  # it diverged
                 _number(trial[name])
-    if results["complete"] and results["settings"].keys() >= dict(study.settings or {}).keys():
+    if results["complete"]:
         study.report(results)
 
 
 def _number(value: Any) -> None:
     if type(value) not in (int, float) or not math.isfinite(float(value)):
         raise TypeError(value)
-
-
-__all__ = ["Study", "SweepError", "as_sweep", "check_study", "run_study"]

@@ -20,6 +20,7 @@ from lora_np.methods import inject
 from lora_np.models import GPT
 
 LOSSES = ("train_loss", "validation_loss", "test_loss", "pretrain_loss")
+OWN = ("steps", "batch_size", "block_size")  # settings that contenders may change
 MEASURED = ("trainable_parameters", *LOSSES, "seconds")
 
 
@@ -70,10 +71,25 @@ def run_study_trial(study: Any, arrays: Arrays, run: Run) -> dict[str, Any]:
     return result
 
 
-def settings_of(study: Any, contender: Contender | None = None) -> TextSettings:
-    """Return the settings with which a contender is trained, or those that all have in common."""
-    own = {} if contender is None else contender.changes
-    return replace(study.text, **{**study.changes, **own})
+def settings_of(text: TextSettings, contender: Contender) -> TextSettings:
+    """Return the settings of the text task with which a contender is trained.
+
+    Raises
+    ------
+    ValueError
+        If it changes a setting that all contenders must share, such as a size of the base, or if
+        it needs longer windows than the base has positions.
+    """
+    for name, value in contender.changes.items():
+        if name not in OWN:
+            raise ValueError(f"changes of {name}: a contender can change only {', '.join(OWN)}")
+        if value < 1:
+            raise ValueError(f"{name} = {value}, expected at least 1")
+    settings = replace(text, **contender.changes)
+    if settings.block_size > text.block_size:
+        above = f"above the {text.block_size} positions of the base"
+        raise ValueError(f"block_size = {settings.block_size} is {above}")
+    return settings
 
 
 def model_of(base: GPT, contender: Contender, seed: int) -> Any:
@@ -94,7 +110,7 @@ def texts_of(arrays: Arrays, contender: Contender) -> dict[str, np.ndarray]:
 def _train(
     study: Any, arrays: Arrays, contender: Contender, run: Run
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    start, settings = time.perf_counter(), settings_of(study, contender)
+    start, settings = time.perf_counter(), settings_of(study.text, contender)
     texts = texts_of(arrays, contender)
     with one_blas_thread():
         base = rebuild_base(study.text, arrays)
