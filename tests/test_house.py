@@ -34,8 +34,6 @@ SHARED = {  # files of methods/ that are not one method's
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",
     "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",
-    "experiments/grid/first_step.py": "the grid is LoRA's",
-    "experiments/grid/study.py": "the grid is LoRA's",
     "experiments/intrinsic/__init__.py": "the experiment is about the method",
     "experiments/intrinsic/dimension.py": "the experiment is about the method",
     "experiments/grid/first_step.py": "the grid is LoRA's",

@@ -146,7 +146,7 @@ def file_bytes(model: Any) -> int | None:
 
 def _peak_bytes(study: Study, contender: Contender, arrays: Arrays) -> int:
     """Return the most bytes that Python and NumPy hold in a step: weights, state, activations."""
-    texts, settings = texts_of(arrays, contender), settings_of(study, contender)
+    texts, settings = texts_of(arrays, contender), settings_of(study.text, contender)
     tracemalloc.start()
     own = {name: array.copy() for name, array in arrays.items() if name not in TEXTS}
     model = model_of(rebuild_base(study.text, own), contender, 0)
@@ -162,7 +162,7 @@ def _peak_bytes(study: Study, contender: Contender, arrays: Arrays) -> int:
 
 def _actions(study: Study, contender: Contender, arrays: Arrays) -> Actions:
     """Return what is timed: a training step, and a forward at each batch size."""
-    settings, texts = settings_of(study, contender), texts_of(arrays, contender)
+    settings, texts = settings_of(study.text, contender), texts_of(arrays, contender)
     model = model_of(rebuild_base(study.text, arrays), contender, 0)
     plain, _ = at_inference(model)
     actions = {"step_seconds": _step(model, settings, texts["train"])}

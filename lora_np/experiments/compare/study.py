@@ -79,12 +79,13 @@ def compare_study(settings: CompareSettings) -> Study:
         row.label: {"family": row.family, "method": row.method, "enters": row.enters}
         for row in rows
     }
-    window = settings.text.block_size - TOKENS
+    window = {"block_size": settings.text.block_size - TOKENS}
+    contenders = [row.contender(settings.text.steps) for row in rows]
     return Study(
         settings.task,
         settings.text,
-        [row.contender(settings.text.steps) for row in rows],
-        {"rounds": settings.rounds, "turn": settings.turn, "rows": about},
+        [replace(contender, changes=window) for contender in contenders],
+        {"rounds": settings.rounds, "turn": settings.turn, "rows": about, "changes": window},
         partial(conclude, settings),
         report,
         {
@@ -92,7 +93,6 @@ def compare_study(settings: CompareSettings) -> Study:
             "compare_losses.png": plot_losses,
             "compare_latency.png": plot_latency,
         },
-        changes={"block_size": window},
     )
 
 
