@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -378,11 +379,11 @@ def test_turns_are_taken_in_every_round_backwards_in_every_other():
 
 
 def test_what_is_reached_is_what_theory_says():
-    chosen = {name: CHANGES[name] for name in ("rank 4", "row gain", "full rank", "bias")}
+    chosen = {name: CHANGES[name] for name in ("rank 4", "rows", "dense", "bias")}
     rows = rows_called(["full", "lora", "lora both zero", "dora exact"])
-    found = reach(rows, changes=chosen, rates=(0.03, 0.1))
+    found = reach(rows, changes=chosen, rates=(0.03, 0.1), steps=400)
     numbers = {"full": 1584, "lora": 640, "lora both zero": 640, "dora exact": 688}
-    assert found["trainable"] == numbers and found["changes"] == list(chosen)
+    assert found["trainable"] == numbers and list(found["changes"]) == list(chosen)
     assert found["residual"]["lora both zero"] == [1.0] * 4
     assert found["residual"]["lora"][3] == 1.0  # no bias
     reached = {
@@ -394,9 +395,10 @@ def test_what_is_reached_is_what_theory_says():
 
 
 def test_the_rest_of_a_change_of_full_rank_is_that_of_eckart_and_young():
-    found = reach(rows_called(["lora"]), changes={"full": CHANGES["full rank"]}, steps=2000)
+    found = reach(rows_called(["lora"]), changes={"dense": CHANGES["dense"]}, steps=2000)
     base = _base()
-    W, _ = CHANGES["full rank"](np.random.default_rng([1, 0]), base.W.value, _bias_of(base))
+    plant, _ = CHANGES["dense"]
+    W, _ = plant(np.random.default_rng([1, 0]), base.W.value, _bias_of(base))
     sigma = np.linalg.svd(W - base.W.value, compute_uv=False)
     least = math.sqrt((sigma[8:] ** 2).sum() / (sigma**2).sum())
     assert found["residual"]["lora"][0] == pytest.approx(least, rel=1e-3)
@@ -417,7 +419,8 @@ def test_a_method_that_does_not_stand_on_a_linear_layer_has_a_dash():
 
 
 def test_the_linear_task_prints_the_matrix_and_keeps_it_if_asked(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(reach.__globals__, "RATES", (0.03,))
+    quick = partial(reach, steps=3)
+    monkeypatch.setattr("lora_np.experiments.compare.reach.reach", quick)
     options = ["--task", "linear", "--methods", "lora", "--jobs", "1"]
     assert main(["compare", *options, "--out", str(tmp_path / "a" / "b")]) == 0
     found = json.loads((tmp_path / "a" / "b" / "reach.json").read_text())

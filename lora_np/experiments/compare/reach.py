@@ -36,7 +36,7 @@ from lora_np.train import Diverged, fit
 D_OUT, D_IN, LOW = 48, 32, 4
 BLOCK = 16  # of a rotation
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
-STEPS = 400
+STEPS = 1000
 REACHED = 0.01
 
 Affine = tuple[np.ndarray, np.ndarray]  # W (out, in), b (out,)
@@ -102,25 +102,25 @@ def _product(rng: np.random.Generator, shape: tuple[int, ...], r: int) -> np.nda
     return 0.5 * B @ A / math.sqrt(r)
 
 
-CHANGES: dict[str, Plant] = {
-    f"rank {LOW}": _low_rank,
-    "full rank": _full_rank,
-    "row gain": _row_gain,
-    "col gain": _column_gain,
-    "rotation": _rotation,
-    "sparse": _sparse,
-    "bias": _bias,
-    "W0 * low": _times_low_rank,
-    "low * low": _two_products,
-    "Kronecker": _kronecker,
-    "repeated": _repeated,
+CHANGES: dict[str, tuple[Plant, str]] = {
+    "rank 4": (_low_rank, "W0 plus a matrix of rank 4"),
+    "dense": (_full_rank, "W0 plus a random matrix"),
+    "rows": (_row_gain, "every row of W0 and entry of b0 times a factor"),
+    "columns": (_column_gain, "every column of W0 times a factor"),
+    "rotate": (_rotation, f"the inputs of W0 are rotated, in blocks of {BLOCK}"),
+    "sparse": (_sparse, "W0 plus random numbers at one entry in 20"),
+    "bias": (_bias, "another bias"),
+    "W0*low": (_times_low_rank, "every entry of W0 times 1 plus an entry of a matrix of rank 4"),
+    "low*low": (_two_products, "W0 plus the entrywise product of two matrices of rank 4"),
+    "kron": (_kronecker, "W0 plus a Kronecker product of a 6 x 4 and an 8 x 8 matrix"),
+    "repeat": (_repeated, f"W0 plus a matrix whose columns repeat every {RANK}"),
 }
 
 
 def reach(
     rows: Sequence[Row],
     executor: Executor | None = None,
-    changes: Mapping[str, Plant] = CHANGES,
+    changes: Mapping[str, tuple[Plant, str]] = CHANGES,
     rates: Sequence[float] = RATES,
     steps: int = STEPS,
 ) -> dict[str, Any]:
@@ -131,16 +131,16 @@ def reach(
     rows : sequence of Row
     executor : concurrent.futures.Executor, optional
         By default this process.
-    changes : mapping of str to callable
-        ``plant(rng, W0, b0)`` returns the W and b to reach.
+    changes : mapping of str to (callable, str)
+        ``plant(rng, W0, b0)`` returns the W and b to reach; and what they are, in words.
     rates, steps : sequence of float, int
         Learning rates, of which the best counts, and steps of each fit.
 
     Returns
     -------
     dict
-        ``changes``, the names; ``trainable``, by label; ``residual``, by label a number for each
-        change, or None for a method that does not stand on a linear layer.
+        ``changes``, the words by name; ``trainable``, by label; ``residual``, by label a number for
+        each change, or None for a method that does not stand on a linear layer.
 
     Raises
     ------
@@ -149,10 +149,10 @@ def reach(
     """
     for row in rows:
         row.contender()
-    names, work = list(changes), partial(_row, changes, rates, steps)
+    work = partial(_row, [plant for plant, _ in changes.values()], rates, steps)
     found = list((executor or InProcess()).map(work, rows))
     return {
-        "changes": names,
+        "changes": {name: words for name, (_, words) in changes.items()},
         "trainable": {row.label: number for row, (number, _) in zip(rows, found)},
         "residual": {row.label: residuals for row, (_, residuals) in zip(rows, found)},
     }
@@ -160,13 +160,14 @@ def reach(
 
 def reach_table(found: Mapping[str, Any]) -> str:
     """Return the residuals as a matrix; a dash where a method cannot stand on a linear layer."""
-    columns: dict[str, list[str]] = {"": list(found["residual"]), "trainable": []}
-    columns["trainable"] = [f"{n or 0:,}" if n else "-" for n in found["trainable"].values()]
+    columns: dict[str, list[str]] = {"": list(found["residual"])}
+    columns["numbers"] = ["-" if n is None else f"{n:,}" for n in found["trainable"].values()]
     for i, name in enumerate(found["changes"]):
         column = [None if x is None else x[i] for x in found["residual"].values()]
         columns[name] = [_shown(value) for value in column]
     reached = f"* reached: below {REACHED}; a dash: the method does not stand on a linear layer"
-    return f"{text_table(columns)}\n{reached}"
+    words = "\n".join(f"{name}: {said}" for name, said in found["changes"].items())
+    return f"{text_table(columns)}\n{reached}\n\n{words}"
 
 
 def _shown(residual: float | None) -> str:
@@ -176,12 +177,12 @@ def _shown(residual: float | None) -> str:
 
 
 def _row(
-    changes: Mapping[str, Plant], rates: Sequence[float], steps: int, row: Row
+    plants: Sequence[Plant], rates: Sequence[float], steps: int, row: Row
 ) -> tuple[int | None, list[float] | None]:
     """Return the number of trainable numbers, and the residual of every change."""
     base, residuals = _base(), []
     with one_blas_thread():
-        for i, plant in enumerate(changes.values()):
+        for i, plant in enumerate(plants):
             target = plant(np.random.default_rng([1, i]), base.W.value, _bias_of(base))
             tried = [_fit(row, target, lr, steps) for lr in rates]
             if None in tried:
