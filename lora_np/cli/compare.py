@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from lora_np.cli.experiment import add_options
@@ -33,11 +34,12 @@ def add_compare(commands: Any) -> None:
 def run_compare(arguments: argparse.Namespace) -> int:
     """Run or resume the comparison; write its tables and pictures."""
     from lora_np.experiments.compare import PRESETS, compare_study
-    from lora_np.experiments.compare.study import with_options
 
     if arguments.task == "linear":
         return run_reach(arguments)
-    settings = with_options(PRESETS[arguments.preset], arguments.methods, arguments.seeds)
+    settings = PRESETS[arguments.preset]
+    if arguments.methods is not None:
+        settings = replace(settings, methods=arguments.methods)
     return carry_out_study(arguments, settings, compare_study, arguments.preset == "minutes")
 
 

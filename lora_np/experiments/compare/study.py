@@ -101,12 +101,3 @@ def conclude(settings: CompareSettings, results: Results, arrays: Arrays) -> dic
     costs = measure(compare_study(settings), arrays, settings.rounds, settings.turn)
     found = claims({**results, "measured": costs})
     return {"measured": costs, "claims": [asdict(claim) for claim in found]}
-
-
-def with_options(
-    settings: CompareSettings, methods: tuple[str, ...] | None, seeds: int | None
-) -> CompareSettings:
-    """Return settings with the options of the command line that were given."""
-    if seeds is not None:
-        settings = replace(settings, text=replace(settings.text, seeds=seeds))
-    return settings if methods is None else replace(settings, methods=methods)
