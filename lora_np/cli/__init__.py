@@ -18,6 +18,7 @@ from lora_np import __version__
 from lora_np.backend import DeviceError
 from lora_np.cli.adapters import add_adapter_commands
 from lora_np.cli.checks import add_account, add_gradcheck, add_grade
+from lora_np.cli.compare import add_compare
 from lora_np.cli.precision import add_precision
 from lora_np.cli.studies import (
     add_dylora,
@@ -43,6 +44,7 @@ ADD = (
     add_small_data,
     add_regret,
     add_dylora,
+    add_compare,
     add_account,
     add_adapter_commands,
     add_grade,
