@@ -21,7 +21,16 @@ import numpy as np
 from lora_np.adapters import load_adapter, save_adapter
 from lora_np.costs import account
 from lora_np.gradcheck import check_gradients
-from lora_np.layers import MLP, CausalSelfAttention, Chain, Layer, Residual, as_pair, copy_model
+from lora_np.layers import (
+    MLP,
+    CausalSelfAttention,
+    Chain,
+    Layer,
+    LayerNorm,
+    Residual,
+    as_pair,
+    copy_model,
+)
 from lora_np.methods import MethodConfig, adapters, inject, merge, method_of, tensors_of
 from lora_np.parameters import Grads
 from lora_np.selfcheck import at_random
@@ -75,8 +84,8 @@ def check_method(config: MethodConfig, model: Layer | None = None) -> list[str]:
     config : MethodConfig
     model : Layer, optional
         The model to adapt, copied to float64: a language model, which is given tokens, or a model
-        that is given vectors as long as a row of its first Parameter. By default an attention layer
-        and an MLP, which have the projections of a transformer block.
+        that is given vectors as long as a row of its first Parameter. By default the parts of a
+        transformer block: an attention layer, an MLP and a LayerNorm.
 
     Raises
     ------
@@ -91,7 +100,7 @@ def check_method(config: MethodConfig, model: Layer | None = None) -> list[str]:
     """
     rng = np.random.default_rng(0)
     if model is None:
-        model = Chain(Residual(CausalSelfAttention(8, 2, rng)), MLP(8, 16, rng))
+        model = Chain(Residual(CausalSelfAttention(8, 2, rng)), MLP(8, 16, rng), LayerNorm(8))
         x = rng.standard_normal((2, 3, 8))
     else:
         x = _input_of(model, rng)

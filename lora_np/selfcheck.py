@@ -41,8 +41,12 @@ from lora_np.methods import (
     inject,
     make_method,
 )
+from lora_np.methods.adalora import triplet_backward, triplet_forward
+from lora_np.methods.bottleneck import bottleneck_backward, bottleneck_forward
 from lora_np.methods.encoder import encoder_backward, encoder_forward
+from lora_np.methods.ia3 import gain_backward, gain_forward
 from lora_np.methods.subspace import subspace_backward, subspace_forward
+from lora_np.methods.vera import vera_backward, vera_forward
 from lora_np.methods.virtual import prepend_backward, prepend_forward
 from lora_np.models import GPT, GPTConfig
 from lora_np.ops import fast
@@ -153,7 +157,16 @@ def _methods(rng: np.random.Generator) -> list[Case]:
     n = rng.standard_normal
     moves = {"P": Fastfood(7, 3, rng, np.float64), "layer": np.array([0, 0, 1, 1, 1, 0, 0])}
     encoder = n((2, 3)), n((5, 3)), n(5), n((4, 5)), n(4)
+    bottleneck = n((2, 3, 5)), n((2, 5)), n(2), n((5, 2)), n(5)
+    vera = n((4, 5)), n((3, 5)), n((4, 3)), n(3), n(4)
     return [
+        Case("bottleneck", bottleneck_forward, bottleneck_backward, bottleneck, {"scale": 0.7}),
+        Case(
+            "bottleneck, gelu", bottleneck_forward, bottleneck_backward, bottleneck, {"gelu": True}
+        ),
+        Case("gain", gain_forward, gain_backward, (n((2, 3, 5)), n((1, 5))), {}),
+        Case("triplet", triplet_forward, triplet_backward, (n((3, 5)), n((3, 1))), {}),
+        Case("vera", vera_forward, vera_backward, (n((2, 3, 5)), *vera, n(4)), {}),
         Case("prepend", prepend_forward, prepend_backward, (n((2, 3, 4)), n((2, 4))), {}),
         Case("encoder", encoder_forward, encoder_backward, encoder, {}),
         Case("subspace", subspace_forward, subspace_backward, (n(7), n(3), n(2)), moves),

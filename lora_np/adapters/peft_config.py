@@ -21,7 +21,7 @@ from lora_np.methods import LoraConfig
 from lora_np.methods.contract import METHOD_FIELD
 from lora_np.methods.file_form import method_of_fields
 from lora_np.methods.peft_lora import OURS
-from lora_np.methods.targets import ends_with
+from lora_np.methods.targets import matches
 from lora_np.patterns import PLAIN, Pattern, PatternError
 from lora_np.reading import brief, shown
 from lora_np.tables import listed
@@ -208,9 +208,9 @@ class PeftConfig:
         fields = self._fields
         targets, excluded = fields.get("target_modules"), fields.get("exclude_modules")
         try:
-            if targets is not None and targets != "all-linear" and not _matches(targets, name):
+            if targets is not None and targets != "all-linear" and not matches(targets, name):
                 raise self._wrong("target_modules", f"which excludes {name!r} of the file")
-            if excluded and _matches(excluded, name):
+            if excluded and matches(excluded, name):
                 raise self._wrong("exclude_modules", f"which excludes {name!r} of the file")
             if fields.get("layers_to_transform") not in (None, []) and not self._in_layers(name):
                 raise self._wrong("layers_to_transform", f"which excludes {name!r} of the file")
@@ -269,10 +269,3 @@ def _numbers_after(pattern: Pattern, name: str) -> list[int]:
         if found:
             return [int(number[1]) for number in found]
     return []
-
-
-def _matches(spec: str | list[str], name: str) -> bool:
-    """Whether a list holds the name or its last parts, or an expression matches the whole name."""
-    if isinstance(spec, str):
-        return Pattern(spec).fullmatch(name)
-    return any(ends_with(name, target) for target in spec)

@@ -20,7 +20,14 @@ from lora_np.cli.adapters import add_adapter_commands
 from lora_np.cli.checks import add_account, add_gradcheck, add_grade
 from lora_np.cli.compare import add_compare
 from lora_np.cli.precision import add_precision
-from lora_np.cli.studies import add_grid, add_intrinsic, add_paper, add_regret, add_small_data
+from lora_np.cli.studies import (
+    add_dylora,
+    add_grid,
+    add_intrinsic,
+    add_paper,
+    add_regret,
+    add_small_data,
+)
 from lora_np.cli.sweep import add_generate, add_sweep
 from lora_np.crew import keep_memory
 from lora_np.reading import printable
@@ -37,6 +44,7 @@ ADD = (
     add_small_data,
     add_regret,
     add_compare,
+    add_dylora,
     add_account,
     add_adapter_commands,
     add_grade,

@@ -1,7 +1,7 @@
 """The studies that are built on the sweep.
 
-``paper`` and ``intrinsic`` have plans of their own. ``grid``, ``small-data`` and ``regret`` compare
-contenders with one engine (lora_np/experiments/study/).
+``paper`` and ``intrinsic`` have plans of their own. ``grid``, ``small-data``, ``regret`` and
+``dylora`` compare contenders with one engine (lora_np/experiments/study/).
 """
 
 from __future__ import annotations
@@ -178,6 +178,31 @@ def run_regret(arguments: argparse.Namespace) -> int:
 
     settings = QUICK if arguments.quick else RegretSettings()
     return carry_out_study(arguments, settings, regret_study, arguments.quick)
+
+
+def add_dylora(commands: Any) -> None:
+    """Add the parser of ``dylora``."""
+    from lora_np.experiments.dylora import DyLoraSettings
+
+    dylora = commands.add_parser(
+        "dylora",
+        help="loss at every rank: of DyLoRA, of LoRA trained at the rank, and of one LoRA, cut",
+        description="DyLoRA with both update rules and both scales; LoRA cut by SVD and naively; "
+        "how long each training takes. docs/dylora.md shows a run.",
+    )
+    default = DyLoraSettings().r_max
+    dylora.add_argument("--r-max", type=int, help=f"the largest rank; default: {default}")
+    _add_study(dylora, run_dylora)
+
+
+def run_dylora(arguments: argparse.Namespace) -> int:
+    """Run or resume the comparison of ways to have every rank."""
+    from lora_np.experiments.dylora import QUICK, DyLoraSettings, dylora_study
+
+    settings = QUICK if arguments.quick else DyLoraSettings()
+    if arguments.r_max is not None:
+        settings = replace(settings, r_max=arguments.r_max)
+    return carry_out_study(arguments, settings, dylora_study, arguments.quick)
 
 
 def _add_study(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:

@@ -113,6 +113,15 @@ class Layer:
                     found[f"{prefix}.{name}" if prefix else name] = part
         return found
 
+    def moving(self) -> list[Parameter]:
+        """Return the Parameters that change between steps but are not trained, such as averages.
+
+        They are saved with a training run, and have no gradient. A layer that has some returns
+        them; by default these are its parts'.
+        """
+        layers = (part for _, part in self.parts() if isinstance(part, Layer))
+        return list(dict.fromkeys(p for layer in layers for p in layer.moving()))
+
     @property
     def trainable(self) -> bool:
         """Whether the layer has a trainable Parameter."""

@@ -114,19 +114,19 @@ def as_pair(
     True
     """
     held = _with_constants(rebuild(layer, lambda p: p))
-    own = list(held.parameters().values())
+    own = list(_differentiated(held).values())
     names = ("x", "c") if layer.conditioned else ("x",)
 
     def forward(*arguments: Array) -> tuple[Array, Any]:
         inputs, values = arguments[: len(names)], arguments[len(names) :]
         of = dict(zip(own, values))
-        twin = rebuild(held, lambda p: Parameter(of[p]))
+        twin = rebuild(held, lambda p: Parameter(of[p]) if p in of else p)
         y, cache = (run or _forward_of(seed))(twin, *inputs)
         return y, (twin, cache, [x.dtype.kind in "fc" for x in inputs])
 
     def backward(dy: Array, cache: Any, need: Sequence[bool] | None = None) -> tuple:
         twin, inner, real = cache
-        parameters, grads = twin.parameters(), Grads()
+        parameters, grads = _differentiated(twin), Grads()
         flags = iter([True] * (sum(real) + len(parameters)) if need is None else need)
         wanted = [next(flags) if is_real else False for is_real in real]
         for parameter in parameters.values():
@@ -139,10 +139,16 @@ def as_pair(
         return (*kept, *(grads.get(p) for p in parameters.values()))
 
     def inputs(*of_layer: Array) -> dict[str, Array]:
-        values = {name: p.value for name, p in layer.parameters().items()}
+        values = {name: p.value for name, p in _differentiated(layer).items()}
         return {**dict(zip(names, of_layer)), **values}
 
     return forward, backward, inputs
+
+
+def _differentiated(layer: Layer) -> dict[str, Parameter]:
+    """Return the Parameters on which the output depends: all but those of ``moving()``."""
+    moving = set(layer.moving())
+    return {name: p for name, p in layer.parameters().items() if p not in moving}
 
 
 def _forward_of(seed: int | None) -> Callable[..., tuple[Array, Any]]:

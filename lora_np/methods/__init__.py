@@ -1,5 +1,8 @@
 """Methods of fine-tuning: the contract of a method, and one file per method."""
 
+from lora_np.methods.adalora import AdaLoraConfig, AdaLoraLinear
+from lora_np.methods.bitfit import BitFitConfig
+from lora_np.methods.bottleneck import Bottleneck, BottleneckConfig
 from lora_np.methods.contract import (
     METHODS,
     Adapter,
@@ -16,7 +19,9 @@ from lora_np.methods.dora import DoraConfig, DoraLinear
 from lora_np.methods.dylora import DyLoraConfig, DyLoRALinear, at_rank
 from lora_np.methods.file_form import tensors_of
 from lora_np.methods.hira import HiraConfig
+from lora_np.methods.ia3 import IA3Config, IA3Linear
 from lora_np.methods.intrinsic import IntrinsicConfig, IntrinsicModel
+from lora_np.methods.ln_tuning import LNTuningConfig
 from lora_np.methods.loha import LoHaConfig
 from lora_np.methods.lokr import LoKrConfig
 from lora_np.methods.lora import LoRALinear
@@ -31,19 +36,28 @@ from lora_np.methods.prompt import PromptConfig
 from lora_np.methods.shira import ShiraConfig
 from lora_np.methods.table import make_method
 from lora_np.methods.tokens import TokensConfig, TokensEmbedding
+from lora_np.methods.vera import VeraConfig, VeraLinear
 from lora_np.methods.wrg import WRGConfig, WRGLinear
 
 __all__ = [
     "METHODS",
+    "AdaLoraConfig",
+    "AdaLoraLinear",
     "Adapter",
+    "BitFitConfig",
+    "Bottleneck",
+    "BottleneckConfig",
     "DoraConfig",
     "DoraLinear",
     "DyLoRALinear",
     "DyLoraConfig",
     "FilePlace",
     "HiraConfig",
+    "IA3Config",
+    "IA3Linear",
     "IntrinsicConfig",
     "IntrinsicModel",
+    "LNTuningConfig",
     "LoHaConfig",
     "LoKrConfig",
     "LoRAEmbedding",
@@ -58,6 +72,8 @@ __all__ = [
     "ShiraConfig",
     "TokensConfig",
     "TokensEmbedding",
+    "VeraConfig",
+    "VeraLinear",
     "WRGConfig",
     "WRGLinear",
     "adapters",

@@ -36,7 +36,7 @@ class NoPeftForm(ValueError):
 
 
 class FilePlace(NamedTuple):
-    """The place of a linear layer in other people's files: matrix `name`, rows from `start` on.
+    """The place of a layer in other people's files: module `name`, rows from `start` on.
 
     A file may stack several of our layers in one matrix of `total` rows.
     """

@@ -67,6 +67,8 @@ class PeftMethod(MethodConfig):
     def peft_fields(self) -> dict[str, Any]:
         """Return the fields of PEFT's adapter_config.json, without the modules."""
         ours = asdict(self)  # pyright: ignore[reportArgumentType]
+        for name in ("target_modules", "layers_to_transform"):
+            ours.pop(name, None)
         named = {self.peft_names.get(name, name): value for name, value in ours.items()}
         return {"peft_type": self.peft_type, **self.peft_defaults, **named}
 
@@ -103,11 +105,17 @@ class PeftMethod(MethodConfig):
         if others:
             raise NoPeftForm(f"the model also trains {first_of(others)}, which PEFT does not save")
         tensors = {
-            f"{name}.{tensor}": value
+            self.in_file(f"{name}.{tensor}"): value
             for name, group in groups.items()
             for tensor, value in self.stack(name, group).items()
         }
         return {**self.peft_fields(), "target_modules": list(groups)}, tensors
+
+    @classmethod
+    def in_file(cls, name: str) -> str:
+        """Return the file's name of a tensor; the path of one that all layers share is dropped."""
+        last = name.rpartition(".")[2]
+        return next((n for n in cls.of_model if n.rpartition(".")[2] == last), name)
 
     def stack(self, name: str, group: Group) -> dict[str, np.ndarray]:
         """Return the tensors of the module `name` of a file, for our layers in it."""
@@ -132,7 +140,9 @@ class PeftMethod(MethodConfig):
         """
         homes = homes_of(base, places, cls.kinds)
         parts: dict[str, dict[str, np.ndarray]] = {}
-        for name, own in by_module(tensors, homes).items():
+        shared = {name: x for name, x in tensors.items() if name in cls.of_model}
+        of_layers = {name: x for name, x in tensors.items() if name not in shared}
+        for name, own in by_module(of_layers, homes).items():
             parts |= cls.split(name, own, homes[name])
         config = replace(cls.of_fields(saved), target_modules=tuple(parts))
         twin = rebuild(base, Parameter.share)
@@ -140,7 +150,8 @@ class PeftMethod(MethodConfig):
         for path, adapter in adapters(adapted).items():
             config.hold(adapter, parts[path])
         named = {f"{path}.{tensor}": x for path, own in parts.items() for tensor, x in own.items()}
-        fill_tensors(tensors_of(adapted), named)
+        expected = {cls.in_file(name): p for name, p in tensors_of(adapted).items()}
+        fill_tensors(expected, {**shared, **named})
         return adapted
 
     def hold(self, adapter: Any, tensors: Tensors) -> None:

@@ -8,7 +8,7 @@ rank_pattern and alpha_pattern are regular expressions for the end of a path.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -52,11 +52,25 @@ def linear_paths(
     >>> linear_paths(MLP(4, 16, np.random.default_rng(0)), ["up_proj"])
     ['up_proj']
     """
-    modules = {"": model, **model.modules()}
     if targets == "all-linear":
         kinds = (Linear,)
-    paths = [path for path, layer in modules.items() if isinstance(layer, kinds)]
     what = " or ".join(KINDS.get(kind, kind.__name__) for kind in kinds)
+    return module_paths(model, targets, blocks, lambda layer: isinstance(layer, kinds), what)
+
+
+def module_paths(
+    model: Layer,
+    targets: Sequence[str] | str,
+    blocks: int | Sequence[int] | None,
+    fits: Callable[[Layer], bool],
+    what: str,
+) -> list[str]:
+    """Return the paths of the layers that `fits` admits and `targets` names; `what` they are.
+
+    The other arguments and the errors are those of :func:`linear_paths`.
+    """
+    modules = {"": model, **model.modules()}
+    paths = [path for path, layer in modules.items() if fits(layer)]
     if not paths:
         raise ValueError(f"the model has no {what} to adapt")
     return _in_blocks(_named(paths, targets, what), blocks)
@@ -82,8 +96,7 @@ def _named(paths: list[str], targets: Sequence[str] | str, what: str) -> list[st
     if targets == "all-linear":
         return paths
     if isinstance(targets, str):
-        pattern = Pattern(targets)
-        chosen = [path for path in paths if pattern.fullmatch(path)]
+        chosen = [path for path in paths if matches(targets, path)]
         if not chosen and any(ends_with(path, targets) for path in paths):
             raise ValueError(
                 f"target_modules {targets!r} is a string, read as a regular expression for a whole "
@@ -95,7 +108,14 @@ def _named(paths: list[str], targets: Sequence[str] | str, what: str) -> list[st
     for name in targets:
         if not any(ends_with(path, name) for path in paths):
             raise no_match(name, paths, what)
-    return [path for path in paths if any(ends_with(path, name) for name in targets)]
+    return [path for path in paths if matches(targets, path)]
+
+
+def matches(targets: Sequence[str] | str, path: str) -> bool:
+    """Whether a list holds the path or its end, or an expression matches the whole path."""
+    if isinstance(targets, str):
+        return Pattern(targets).fullmatch(path)
+    return any(ends_with(path, name) for name in targets)
 
 
 def ends_with(path: str, name: str) -> bool:

@@ -19,7 +19,8 @@ class FileLayout(NamedTuple):
     Attributes
     ----------
     places : dict of str to FilePlace
-        Places of linear layers and embeddings by path; a layer without a place keeps its path.
+        Places of linear layers, embeddings and normalisations by path; a layer without a place
+        keeps its path.
     fan_in_fan_out : bool
         Whether the files keep weights as (in, out). Ours are (out, in).
     """
@@ -39,6 +40,9 @@ def _gpt2(model: GPT) -> FileLayout:
         places[f"{ours}.attn.o_proj"] = FilePlace(f"{theirs}.attn.c_proj", 0, d)
         places[f"{ours}.mlp.up_proj"] = FilePlace(f"{theirs}.mlp.c_fc", 0, 4 * d)
         places[f"{ours}.mlp.down_proj"] = FilePlace(f"{theirs}.mlp.c_proj", 0, d)
+        for norm in ("ln_1", "ln_2"):
+            places[f"{ours}.{norm}"] = FilePlace(f"{theirs}.{norm}", 0, d)
+    places["ln_f"] = FilePlace("transformer.ln_f", 0, d)
     return FileLayout(places, fan_in_fan_out=True)
 
 

@@ -34,10 +34,15 @@ from lora_np.files import CheckpointError, load_json
 from lora_np.layers import MLP, Layer
 from lora_np.methods import (
     METHODS,
+    AdaLoraConfig,
+    BitFitConfig,
+    BottleneckConfig,
     DoraConfig,
     DyLoraConfig,
     HiraConfig,
+    IA3Config,
     IntrinsicConfig,
+    LNTuningConfig,
     LoHaConfig,
     LoKrConfig,
     MissConfig,
@@ -46,6 +51,7 @@ from lora_np.methods import (
     PromptConfig,
     ShiraConfig,
     TokensConfig,
+    VeraConfig,
     WRGConfig,
     adapters,
     method_of,
@@ -79,11 +85,14 @@ def make_gpt(dtype=np.float32):
     return copy_model(model, dtype=dtype)
 
 
+SLOW = ("adalora", "bitfit", "ia3", "ln_tuning", "vera")  # few numbers, or a start near zero
+
+
 def trained(config, seed=1):
     """A model with the method's Parameters away from their start, after some steps."""
     base, rng = make_gpt(), np.random.default_rng(seed)
-    adapted = inject(base, config, rng)
-    fit(adapted, lambda: (TOKENS, (TOKENS + 1) % 13), steps=5, lr=0.05, rng=rng)
+    adapted, lr = inject(base, config, rng), 0.5 if config.name in SLOW else 0.05
+    fit(adapted, lambda: (TOKENS, (TOKENS + 1) % 13), steps=5, lr=lr, rng=rng)
     return base, adapted
 
 
@@ -97,6 +106,18 @@ METHODS_TRIED = [
     LoraConfig(r=2, train_A=False, loraplus_lr_ratio=4.0),
     DoraConfig(r=2),
     DoraConfig(r=2, exact=True, lora_dropout=0.1),
+    IA3Config(),
+    IA3Config(target_modules="all-linear", feedforward_modules=()),
+    BottleneckConfig(r=2),
+    BottleneckConfig("pfeiffer", r=3, nonlinearity="gelu"),
+    BottleneckConfig("parallel", r=3, nonlinearity="gelu", scale=4.0),
+    BitFitConfig(),
+    BitFitConfig(target_modules=("q_proj", "up_proj")),
+    LNTuningConfig(),
+    AdaLoraConfig(init_r=3, target_r=2, total_step=5, tinit=2, lora_alpha=32),
+    AdaLoraConfig(init_r=2, target_r=2, total_step=5, orth_reg="norm", lora_dropout=0.1),
+    VeraConfig(r=3),
+    VeraConfig(r=40, d_initial=1.0, target_modules="all-linear"),
     DyLoraConfig(r=4),
     DyLoraConfig(4, 16, 0.1, "all-linear", update="frozen", scale="constant"),
     WRGConfig(r=4),
@@ -146,14 +167,14 @@ def test_a_method_is_trained_and_its_base_stays_as_it_was(config):
 def test_a_method_is_merged_and_unmerged(config):
     base, adapted = trained(config)
     if not config.merges:
-        with pytest.raises(ValueError, match="do not merge: no weight of the base"):
+        with pytest.raises(ValueError, match=r"(do|does) not merge: "):
             merge(adapted)
         return
     plain = merge(adapted)
     assert adapters(plain) == {} and method_of(plain) is None
     np.testing.assert_allclose(plain.forward(TOKENS)[0], adapted.forward(TOKENS)[0], atol=1e-5)
     if not adapters(adapted):
-        with pytest.raises(ValueError, match=r"trained h\.0\.ln_1\.beta and .* of the base itself"):
+        with pytest.raises(ValueError, match=r"trained h\.0\.\S+ and .* of the base itself"):
             unmerge(plain, adapted)
         return
     if isinstance(config, IntrinsicConfig):

@@ -75,7 +75,8 @@ class Study:
         By a file's name, ``draw(results, path)``.
     measure : callable, optional
         ``measure(trained)`` returns further numbers of a run, by name, from a
-        :class:`~lora_np.experiments.study.trial.Trained`.
+        :class:`~lora_np.experiments.study.trial.Trained`. It is not called where training diverged.
+        A number with the name of a loss takes its place: searches look at ``validation_loss``.
 
     Examples
     --------
