@@ -120,7 +120,7 @@ CHANGES: dict[str, tuple[Plant, str]] = {
 def reach(
     rows: Sequence[Row],
     executor: Executor | None = None,
-    changes: Mapping[str, tuple[Plant, str]] = CHANGES,
+    changes: Mapping[str, tuple[Plant, str]] | None = None,
     rates: Sequence[float] = RATES,
     steps: int = STEPS,
 ) -> dict[str, Any]:
@@ -131,8 +131,9 @@ def reach(
     rows : sequence of Row
     executor : concurrent.futures.Executor, optional
         By default this process.
-    changes : mapping of str to (callable, str)
-        ``plant(rng, W0, b0)`` returns the W and b to reach; and what they are, in words.
+    changes : mapping of str to (callable, str), optional
+        ``plant(rng, W0, b0)`` returns the W and b to reach; and what they are, in words. By default
+        ``CHANGES``.
     rates, steps : sequence of float, int
         Learning rates, of which the best counts, and steps of each fit.
 
@@ -149,6 +150,7 @@ def reach(
     """
     for row in rows:
         row.contender()
+    changes = changes or CHANGES
     work = partial(_row, [plant for plant, _ in changes.values()], rates, steps)
     found = list((executor or InProcess()).map(work, rows))
     return {
