@@ -35,6 +35,8 @@ SHARED = {  # files of methods/ that are not one method's
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",
     "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",
+    "experiments/dylora/measure.py": "the experiment is about the method",
+    "experiments/dylora/study.py": "the experiment is about the method",
     "experiments/intrinsic/__init__.py": "the experiment is about the method",
     "experiments/intrinsic/dimension.py": "the experiment is about the method",
     "experiments/grid/first_step.py": "the grid is LoRA's",

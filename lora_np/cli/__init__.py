@@ -18,8 +18,16 @@ from lora_np import __version__
 from lora_np.backend import DeviceError
 from lora_np.cli.adapters import add_adapter_commands
 from lora_np.cli.checks import add_account, add_gradcheck, add_grade
+from lora_np.cli.compare import add_compare
 from lora_np.cli.precision import add_precision
-from lora_np.cli.studies import add_grid, add_intrinsic, add_paper, add_regret, add_small_data
+from lora_np.cli.studies import (
+    add_dylora,
+    add_grid,
+    add_intrinsic,
+    add_paper,
+    add_regret,
+    add_small_data,
+)
 from lora_np.cli.sweep import add_generate, add_sweep
 from lora_np.crew import keep_memory
 from lora_np.reading import printable
@@ -35,6 +43,8 @@ ADD = (
     add_grid,
     add_small_data,
     add_regret,
+    add_dylora,
+    add_compare,
     add_account,
     add_adapter_commands,
     add_grade,

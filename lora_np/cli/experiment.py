@@ -14,10 +14,14 @@ from lora_np.cli.workers import pool_of
 Writers = Mapping[str, Callable[[Path], None]]  # by a file's name, what writes it
 
 
-def add_options(parser: argparse.ArgumentParser, quick: str, out: str) -> None:
-    """Add the options that every experiment has; `quick` and `out` are their help."""
+def add_options(parser: argparse.ArgumentParser, quick: str | None, out: str) -> None:
+    """Add the options that every experiment has; `quick` and `out` are their help.
+
+    Without a help there is no ``--quick``: the command has other presets.
+    """
     add = parser.add_argument
-    add("--quick", action="store_true", help=quick)
+    if quick is not None:
+        add("--quick", action="store_true", help=quick)
     add("--out", type=Path, metavar="DIR", help=f"default: {out}")
     base = "folder of a text sweep or a study whose base is copied; default: pretrain a base"
     add("--base", type=Path, metavar="DIR", help=base)

@@ -1,7 +1,7 @@
 """The studies that are built on the sweep.
 
-``paper`` and ``intrinsic`` have plans of their own. ``grid``, ``small-data`` and ``regret`` compare
-contenders with one engine (lora_np/experiments/study/).
+``paper`` and ``intrinsic`` have plans of their own. ``grid``, ``small-data``, ``regret`` and
+``dylora`` compare contenders with one engine (lora_np/experiments/study/).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
         settings = replace(settings, text=replace(settings.text, ranks=arguments.ranks))
     if arguments.alphas is not None:
         settings = replace(settings, alphas=arguments.alphas)
-    return _run_study(arguments, settings, grid_study)
+    return carry_out_study(arguments, settings, grid_study, arguments.quick)
 
 
 def add_small_data(commands: Any) -> None:
@@ -158,7 +158,7 @@ def run_small_data(arguments: argparse.Namespace) -> int:
     from lora_np.experiments.small_data import QUICK, SmallDataSettings, small_data_study
 
     settings = QUICK if arguments.quick else SmallDataSettings()
-    return _run_study(arguments, settings, small_data_study)
+    return carry_out_study(arguments, settings, small_data_study, arguments.quick)
 
 
 def add_regret(commands: Any) -> None:
@@ -176,7 +176,33 @@ def run_regret(arguments: argparse.Namespace) -> int:
     """Run or resume the claims of "LoRA Without Regret"."""
     from lora_np.experiments.regret import QUICK, RegretSettings, regret_study
 
-    return _run_study(arguments, QUICK if arguments.quick else RegretSettings(), regret_study)
+    settings = QUICK if arguments.quick else RegretSettings()
+    return carry_out_study(arguments, settings, regret_study, arguments.quick)
+
+
+def add_dylora(commands: Any) -> None:
+    """Add the parser of ``dylora``."""
+    from lora_np.experiments.dylora import DyLoraSettings
+
+    dylora = commands.add_parser(
+        "dylora",
+        help="loss at every rank: of DyLoRA, of LoRA trained at the rank, and of one LoRA, cut",
+        description="DyLoRA with both update rules and both scales; LoRA cut by SVD and naively; "
+        "how long each training takes. docs/dylora.md shows a run.",
+    )
+    default = DyLoraSettings().r_max
+    dylora.add_argument("--r-max", type=int, help=f"the largest rank; default: {default}")
+    _add_study(dylora, run_dylora)
+
+
+def run_dylora(arguments: argparse.Namespace) -> int:
+    """Run or resume the comparison of ways to have every rank."""
+    from lora_np.experiments.dylora import QUICK, DyLoraSettings, dylora_study
+
+    settings = QUICK if arguments.quick else DyLoraSettings()
+    if arguments.r_max is not None:
+        settings = replace(settings, r_max=arguments.r_max)
+    return carry_out_study(arguments, settings, dylora_study, arguments.quick)
 
 
 def _add_study(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
@@ -186,10 +212,13 @@ def _add_study(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespac
     parser.set_defaults(run=run)
 
 
-def _run_study(
-    arguments: argparse.Namespace, settings: Any, study_of: Callable[[Any], Study]
+def carry_out_study(
+    arguments: argparse.Namespace, settings: Any, study_of: Callable[[Any], Study], quick: bool
 ) -> int:
-    """Run or resume a study of contenders; write its report and pictures."""
+    """Run or resume a study of contenders; write its report and pictures.
+
+    Of a quick run the report says that it decides nothing.
+    """
     from lora_np.experiments.rank_sweep.estimate import estimate
     from lora_np.experiments.study.run import as_sweep, check_study, run_study
     from lora_np.experiments.terminal import Terminal
@@ -198,9 +227,9 @@ def _run_study(
     if arguments.seeds is not None:
         settings = replace(settings, text=replace(settings.text, seeds=arguments.seeds))
     study = study_of(settings)
-    named = folder_name(settings, arguments.quick)
+    named = folder_name(settings, quick)
     out = arguments.out or Path("runs") / named
-    note = "\na quick run: there is nothing to conclude from it\n" if arguments.quick else ""
+    note = "\na quick run: there is nothing to conclude from it\n" if quick else ""
 
     def files(results: dict[str, Any]) -> Writers:
         text = partial(save_text, text=f"{study.report(results)}\n")

@@ -2,8 +2,8 @@
 
 Usage: python -m tests.experiments.stopping WHAT HOW FOLDER FIRST STEP
 
-WHAT is "sweep" (of the linear task), or "intrinsic" or "study" (of the text task, with its
-pretraining). HOW is
+WHAT is "sweep" (of the linear task), or "intrinsic", "study" or "compare" (of the text task, with
+its pretraining). HOW is
 "kill" (by the system, at once), "interrupt" (Ctrl-C) or "full" (the disk is full from there on).
 The run is stopped at each of the FIRST operations, and after them at every STEP-th. Each time the
 same call must continue and reach what a call that was never stopped reaches.
@@ -17,10 +17,12 @@ import shutil
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 from lora_np import LoraConfig
+from lora_np.experiments.compare import CompareSettings, compare_study
 from lora_np.experiments.intrinsic import IntrinsicSettings, intrinsic_run
 from lora_np.experiments.rank_sweep import (
     LinearSettings,
@@ -71,6 +73,10 @@ def experiment(what, folder):
     english, code = write_texts(folder.parent)
     settings = TextSettings(seeds=1, pretrain_text=english, adapt_text=code, **TINY)
     text.KEEP_EVERY = 0.0  # the state of pretraining is kept after every step
+    if what == "compare":
+        compared = replace(settings, block_size=20, full_lr=None)
+        compared = CompareSettings(compared, ("full", "lora"), rounds=1, turn=0.0)
+        return lambda: run_study(compare_study(compared), folder)
     if what == "study":
         lora = LoraConfig(r=2, target_modules="all-linear")
         contenders = [Contender("full", None, 1e-2), Contender("LoRA", lora, 1e-2, around=1)]
@@ -83,6 +89,9 @@ def outcome(run, folder):
     results = json.loads(json.dumps(run()))
     for trial in (*results["trials"], *results.get("runs", ())):
         trial.pop("seconds", None)
+    if "measured" in results:  # times, and the claims about them
+        results["measured"] = list(results["measured"])
+        results["claims"] = [claim["says"] for claim in results["claims"]]
     return results, sorted(str(path) for path in folder.rglob("*"))
 
 

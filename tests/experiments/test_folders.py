@@ -104,6 +104,8 @@ ELSEWHERE = Owner("another-host", "", 4321, "x")
         ("study", "kill", 0, 23),
         ("study", "interrupt", 0, 41),
         ("study", "full", 0, 37),
+        ("compare", "kill", 0, 29),
+        ("compare", "interrupt", 0, 53),
     ],
 )
 def test_a_run_that_is_stopped_at_any_operation_continues(tmp_path, what, how, first, step):

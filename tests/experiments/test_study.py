@@ -10,11 +10,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lora_np import LoraConfig
+from lora_np import LoraConfig, evaluate
+from lora_np.data import split, windows
 from lora_np.experiments.claims import differences, interval, lies_within
 from lora_np.experiments.folder import SweepError
 from lora_np.experiments.rank_sweep.plan import Trial
-from lora_np.experiments.rank_sweep.text import TextTask, run_text_trial
+from lora_np.experiments.rank_sweep.text import TextTask, rebuild_base, run_text_trial
 from lora_np.experiments.runner import run_all
 from lora_np.experiments.study import Contender, Run, Study, check_study, run_study
 from lora_np.experiments.study.losses import losses, lowest_point, minima
@@ -267,6 +268,20 @@ def test_a_finished_study_is_only_read(finished, tiny, monkeypatch):
     monkeypatch.setattr(TextTask, "prepare", None)
     again = run_study(small(tiny, measure=trace), folder)
     assert again == json.loads(json.dumps(results))
+
+
+def test_the_base_is_measured_as_the_contenders_are_where_all_differ_from_it(
+    finished, tiny, tmp_path
+):
+    folder, results = finished
+    study = small(tiny)
+    shorter = [replace(one, changes={**one.changes, "block_size": 12}) for one in study.contenders]
+    found = run_study(replace(study, contenders=shorter), tmp_path, base=folder)
+    base = rebuild_base(study.text, TextTask(tiny).prepare(folder, False))
+    test = split(TextTask(tiny).adaptation).test
+    loss = evaluate(base, *windows(test, 12, tiny.windows))
+    assert found["base_test_loss"] == loss != results["base_test_loss"]
+    assert found["base_sha256"] == results["base_sha256"]  # its context is as it was
 
 
 def test_other_contenders_are_other_settings(finished, tiny):

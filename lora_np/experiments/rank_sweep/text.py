@@ -275,12 +275,16 @@ def run_text_trial(
 
 
 def adapt(model: Any, settings: TextSettings, tokens: Any, seed: int, lr: float) -> None:
-    """Train the model in place on the batches that this seed draws from a text."""
+    """Train the model in place on the batches that this seed draws from a text.
+
+    The seed also draws what a method draws at every step, and its dropout.
+    """
     fit(
         model,
         DeviceBatches(settings, tokens, np.random.default_rng([seed, 0])),
         steps=settings.steps,
         lr=lr,
+        rng=np.random.default_rng([seed, 2]),
         warmup=settings.steps // 10,
         options={"weight_decay": 0.0},
     )

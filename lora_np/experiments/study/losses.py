@@ -36,7 +36,7 @@ def losses(
     runs = [t for t in results["trials"] if t["label"] == label]
     if lr is None:
         return {t["seed"]: math.inf for t in runs}
-    return {t["seed"]: _loss(t[key]) for t in runs if t["lr"] == lr}
+    return {t["seed"]: _loss(t, key) for t in runs if t["lr"] == lr}
 
 
 def mean_loss(
@@ -106,5 +106,7 @@ def lowest_point(tried: Mapping[float, float]) -> float:
     return best if not x0 < middle < x2 else math.exp(middle)
 
 
-def _loss(value: float | None) -> float:
-    return math.inf if value is None else value
+def _loss(trial: Mapping[str, Any], key: str) -> float:
+    if "diverged" in trial:  # it may lack what the study measures further
+        return math.inf
+    return math.inf if trial[key] is None else trial[key]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_np.crew import one_blas_thread
 from lora_np.data import split, windows
 from lora_np.experiments.folder import (
     PRETRAINING,
@@ -25,7 +26,7 @@ from lora_np.experiments.folder import (
     opened,
     save_results,
 )
-from lora_np.experiments.rank_sweep.text import TextSettings, TextTask
+from lora_np.experiments.rank_sweep.text import TextSettings, TextTask, losses_on, rebuild_base
 from lora_np.experiments.runner import Arrays, Progress, run_all, with_mapped
 from lora_np.experiments.study.plan import (
     Contender,
@@ -74,7 +75,8 @@ class Study:
         By a file's name, ``draw(results, path)``.
     measure : callable, optional
         ``measure(trained)`` returns further numbers of a run, by name, from a
-        :class:`~lora_np.experiments.study.trial.Trained`.
+        :class:`~lora_np.experiments.study.trial.Trained`. It is not called where training diverged.
+        A number with the name of a loss takes its place: searches look at ``validation_loss``.
 
     Examples
     --------
@@ -154,7 +156,7 @@ def run_study(
     with _opened(study, task, folder, take_over) as results:
         if not results["complete"]:
             arrays = {**task.prepare(folder, progress), "pretrain": split(task.pretraining).test}
-            baseline = partial(_baseline, task, arrays)
+            baseline = partial(_baseline, study, arrays)
             begin(folder, results, task.facts(folder, arrays), task.given_sha256, baseline)
             _run_all(study, arrays, results, folder, executor, listen)
             results |= _finished(study, results, arrays)
@@ -214,10 +216,18 @@ def _opened(
     return opened(study.kind(), folder, made_with, task.given_sha256, take_over)
 
 
-def _baseline(task: TextTask, arrays: Arrays) -> dict[str, float]:
-    """Return the losses of the base, also on the text that it was pretrained on."""
-    forgotten = task.baseline({**arrays, "adapt": task.pretraining})["base_test_loss"]
-    return {**task.baseline(arrays), "base_pretrain_loss": forgotten}
+def _baseline(study: Study, arrays: Arrays) -> dict[str, float]:
+    """Return the losses of the base, also on the text that it was pretrained on.
+
+    They are measured as those of the contenders are, where all of these change the same settings.
+    """
+    first, *others = (contender.changes.items() for contender in study.contenders)
+    settings = replace(study.text, **dict(x for x in first if all(x in other for other in others)))
+    texts = {**split(arrays["adapt"])._asdict(), "pretrain": arrays["pretrain"]}
+    del texts["train"]
+    with one_blas_thread():
+        losses = losses_on(rebuild_base(study.text, arrays), settings, texts)
+    return {f"base_{name}": loss for name, loss in losses.items()}
 
 
 def _run_all(

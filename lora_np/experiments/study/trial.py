@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -120,7 +121,7 @@ def _train(
         count = sum(p.value.size for p in set(model.parameters().values()) if p.trainable)
         seconds = round(time.perf_counter() - start, 3)
         more = {}
-        if study.measure is not None:
+        if study.measure is not None and all(map(math.isfinite, losses.values())):
             trained = Trained(contender, run, model, base, settings, texts)
             more = dict(study.measure(trained))
     return {"trainable_parameters": count, **losses, "seconds": seconds, **more}, {}
