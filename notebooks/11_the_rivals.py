@@ -639,7 +639,7 @@ for name, options in table.items():
 
 # %% [markdown]
 # Which method is the best on a text? `lora-np compare` tunes each one's learning rate, runs several
-# seeds, and names no winner that the seeds do not separate.
+# seeds, and names no winner that the seeds do not separate. Its table is in `docs/rivals.md`.
 #
 # ## Exercises
 #

@@ -487,8 +487,8 @@ plt.show()
 # does not help, because the eight losses contradict each other.
 #
 # Here the inputs are uncorrelated, so the nearest weights give the lowest loss. On a GPT, chapter 8
-# found that rank 16 cut to 4 is worse than an adapter trained at rank 4. `lora-np dylora` compares
-# the four with LoRA trained at every rank, on text.
+# found that rank 16 cut to 4 is worse than an adapter trained at rank 4. `lora-np dylora`
+# (`docs/dylora.md`) compares the four with LoRA trained at every rank, on text.
 #
 # ## What to do
 #
