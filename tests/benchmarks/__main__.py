@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tests.benchmarks import adapters, commands, generation, inside, ledger, report, steps
+from tests.benchmarks import adapters, commands, generation, inside, ledger, report, rivals, steps
 from tests.benchmarks.measure import Result
 from tests.benchmarks.plan import DEFAULT, QUICK, Plan
 from tests.benchmarks.workers import WorkerError
@@ -20,6 +20,11 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Plan], Result]]] = {
     "steps": ("Training step (AdamW, float32); below 1 is faster", steps.measure),
     "twins": ("Training step, a textbook pair in the place of its fast twin", inside.measure_twins),
     "allocator": ("Training step, freed memory given back / kept", inside.measure_allocator),
+    "rivals": ("Training step of each method / LoRA's step", rivals.measure_rivals),
+    "rivals-memory": (
+        "Peak memory of a step of each method / LoRA's",
+        rivals.measure_rivals_memory,
+    ),
     "memory": ("Peak memory of a step, activations included", inside.measure_memory),
     "inference": ("Forward only", inside.measure_inference),
     "generation": ("Greedy generation with the KV cache, batch 1", generation.measure),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from lora_np.costs import account
-from lora_np.methods import LoraConfig, adapters, inject
+from lora_np.methods import LoraConfig, MethodConfig, adapters, inject
 from lora_np.models import GPT
 from tests.benchmarks.plan import Size
 
+Method = MethodConfig | int | None  # an int is LoRA of this rank, None full fine-tuning
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 BATCHES = 4  # gone through in turn
 LEARNING_RATE = 1e-4
@@ -33,9 +34,11 @@ def adapted_model(size: Size, rank: int) -> GPT:
     return model
 
 
-def model_for(size: Size, rank: int | None) -> GPT:
-    """Return the adapted model, or the base for full fine-tuning where `rank` is None."""
-    return base_model(size) if rank is None else adapted_model(size, rank)
+def model_for(size: Size, method: Method) -> GPT:
+    """Return the model that a method trains: the base for None, LoRA for a rank."""
+    if isinstance(method, MethodConfig):
+        return inject(base_model(size), method, np.random.default_rng(1))
+    return base_model(size) if method is None else adapted_model(size, method)
 
 
 def batches(size: Size) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -16,13 +16,14 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from lora_np import layers, methods, ops
 from lora_np.backend import Array
 from lora_np.crew import keep_memory
-from lora_np.methods import merge
+from lora_np.methods import MethodConfig, merge, method_of
 from lora_np.optim import AdamW
 from lora_np.parameters import pack
 from lora_np.rank import spectrum
 from lora_np.train import BatchGradient
 from tests.benchmarks.models import (
     LEARNING_RATE,
+    Method,
     adapted_model,
     base_model,
     batches,
@@ -49,7 +50,7 @@ class Training:
 
     Parameters
     ----------
-    size, rank
+    size, method
     textbook : str, optional
         The pair, e.g. "gelu", that the layers call in the place of its fast twin.
     **crew
@@ -57,13 +58,14 @@ class Training:
     """
 
     def __init__(
-        self, size: Size, rank: int | None, textbook: str | None = None, **crew: int
+        self, size: Size, method: Method, textbook: str | None = None, **crew: int
     ) -> None:
         names = [f"{textbook}_forward", f"{textbook}_backward"] if textbook else []
         self.swapped = {name: getattr(ops, name) for name in names}
-        model = model_for(size, rank)
-        packed = pack(model.parameters())
-        self.gradient = BatchGradient(model, packed, **crew)
+        self.model, self.number = model_for(size, method), itertools.count()
+        packed = pack(self.model.parameters())
+        self.method, self.rng = method_of(self.model) or MethodConfig(), np.random.default_rng(3)
+        self.gradient = BatchGradient(self.model, packed, **crew)
         self.optimizer, self.turn = AdamW(packed), itertools.cycle(batches(size))
 
     def __enter__(self) -> Training:
@@ -80,8 +82,9 @@ class Training:
 
     def step(self) -> float:
         """Take the training step that is measured; return the loss."""
-        loss, gradient = self.gradient(next(self.turn))
+        loss, gradient = self.gradient(next(self.turn), self.rng)
         self.optimizer.step(gradient, LEARNING_RATE)
+        self.method.after_step(self.model, next(self.number), gradient)
         return loss
 
 
@@ -116,11 +119,9 @@ class NumpySide(Side):
         if keep:
             keep_memory()
 
-    def add_step(
-        self, name: str, size: Size, rank: int | None, textbook: str | None = None
-    ) -> None:
+    def add_step(self, name: str, size: Size, method: Method, textbook: str | None = None) -> None:
         """Prepare a training step."""
-        training = Training(size, rank, textbook, **{self.workers: self.threads})
+        training = Training(size, method, textbook, **{self.workers: self.threads})
         self.trainings[name], self.actions[name] = training, training.step
 
     def run(self, action: str, count: int) -> list[float]:
@@ -157,10 +158,10 @@ class NumpySide(Side):
         model, tokens = base_model(size), prompt(size)
         self.actions[name] = lambda: model.generate(tokens, size.T - len(tokens), temperature=0)
 
-    def peak_memory(self, size: Size, rank: int | None) -> int:
+    def peak_memory(self, size: Size, method: Method) -> int:
         """Return the most bytes that Python and NumPy held during a step: state and activations."""
         tracemalloc.start()
-        training = Training(size, rank)
+        training = Training(size, method)
         with training:
             training.step()
             tracemalloc.reset_peak()

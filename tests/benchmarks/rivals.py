@@ -10,7 +10,7 @@ from tests.benchmarks.models import TARGETS, lora_config
 from tests.benchmarks.plan import RANK, Plan
 from tests.benchmarks.workers import Worker
 
-ON = {"target_modules": TARGETS}
+ON = {"target_modules": TARGETS}  # as LoRA; prompt and prefix need a longer context than a batch
 ADALORA = {"init_r": RANK, "target_r": RANK, "total_step": 10**6}
 RIVALS: dict[str, tuple[str, dict[str, Any], float | None]] = {  # method, options, goal
     "LoRA-FA": ("lora", {"r": RANK, "train_A": False, **ON}, 1.15),
@@ -25,14 +25,12 @@ RIVALS: dict[str, tuple[str, dict[str, Any], float | None]] = {  # method, optio
     "HiRA": ("hira", {"r": RANK, **ON}, 1.15),
     "MiSS": ("miss", {"r": RANK, **ON}, 1.15),
     "SHiRA": ("shira", {"r": RANK, **ON}, 1.15),
-    "IA3": ("ia3", {}, 1.15),
+    "IA3": ("ia3", {**ON, "feedforward_modules": ()}, 1.15),
     "DyLoRA": ("dylora", {"r": RANK, **ON}, 1.15),
     "BitFit": ("bitfit", {}, None),
-    "LayerNorm": ("layernorm", {}, None),
+    "LayerNorm tuning": ("ln_tuning", {}, None),
     "bottleneck": ("bottleneck", {}, None),
-    "prefix": ("prefix", {}, None),
-    "prompt": ("prompt", {}, None),
-    "QLoRA": ("nf4", {}, None),
+    "QLoRA": ("nf4", {"of": lora_config(RANK)}, None),
 }
 
 

@@ -47,7 +47,7 @@ class CompareSettings:
 
     text: TextSettings = field(
         default_factory=lambda: TextSettings(
-            seeds=5, pretrain_steps=2000, steps=1500, windows=256, full_lr=None
+            seeds=5, pretrain_steps=2000, steps=800, windows=256, full_lr=None
         )
     )
     methods: tuple[str, ...] | None = None
