@@ -394,6 +394,24 @@ def test_what_is_reached_is_what_theory_says():
     assert reach_table(found).splitlines()[1].count("0.00*") == 4
 
 
+@pytest.mark.parametrize(
+    "label, change",
+    [
+        ("ia3", "rows"),
+        ("oft", "rotate"),
+        ("bitfit", "bias"),
+        ("hira", "W0*low"),
+        ("lokr", "kron"),
+        ("miss", "repeat"),
+    ],
+)
+def test_a_method_reaches_the_change_that_it_is_made_for(label, change):
+    chosen = {name: CHANGES[name] for name in (change, "dense")}
+    found = reach(rows_called([label]), changes=chosen, rates=(0.01, 0.1), steps=400)
+    own, other = found["residual"][label]
+    assert own < REACHED < 0.5 < other
+
+
 def test_the_rest_of_a_change_of_full_rank_is_that_of_eckart_and_young():
     found = reach(rows_called(["lora"]), changes={"dense": CHANGES["dense"]}, steps=2000)
     base = _base()
@@ -454,6 +472,17 @@ def test_a_smoke_run_writes_the_table_the_pictures_and_shows_them_again(tmp_path
     assert int(rows[1]["trainable"]) == results["measured"]["lora"]["trainable"]
     assert main(arguments) == 0
     assert capsys.readouterr().out.splitlines()[:-1] == first.splitlines()[:-1]
+
+
+@pytest.mark.slow
+def test_every_row_runs_through_the_command(tmp_path, capsys, presets):
+    arguments = ["compare", "--preset", "minutes", "--seeds", "1", "--jobs", "1"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert all(len(re.findall(f"^{re.escape(row.label)}  ", said, re.M)) == 2 for row in ROWS)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert all(costs["file_bytes"] for costs in results["measured"].values())
+    assert len(results["claims"]) == 15
 
 
 def test_a_comparison_that_is_stopped_goes_on_and_keeps_what_it_measured(tmp_path, tiny):
