@@ -102,7 +102,7 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
         A plain model, for example from ``load_gpt2``.
     folder : str or Path
         From :func:`save_adapter`; an adapter of PEFT's, of a method in
-        :data:`lora_np.methods.METHODS`; or a LoRA adapter that
+        ``lora_np.methods.METHODS``; or a LoRA adapter that
         :func:`~lora_np.adapters.file.open_adapter` reads. The configuration class of a method of
         your own must be defined (or imported) first.
 

@@ -51,7 +51,7 @@ class LoraConfig(MethodConfig):
         Another r or lora_alpha for modules whose path ends with a match of the key, a name or a
         regular expression. The first matching key counts.
     init_lora_weights : bool or str
-        The start of A and B, a key of :data:`lora_np.methods.start.STARTS`: True, False,
+        The start of A and B, a key of ``lora_np.methods.start.STARTS``: True, False,
         "gaussian", "pissa", "olora" or "zero".
     loraplus_lr_ratio : float
         LoRA+: the learning rate of B over that of A (Hayou et al. 2024, arXiv:2402.12354).

@@ -1,14 +1,16 @@
 """The starts of the factors A (r, in) and B (out, r), by PEFT's names (``init_lora_weights``).
 
-==========  ============================================  ==========================================
-True        A kaiming-uniform, B = 0                      Hu et al. (2021), as PEFT does it
-"gaussian"  A from N(0, 1 / r^2), B = 0                   as PEFT does it
-"pissa"     s B A is the best rank-r approximation of W0  Meng et al. (2024), arXiv:2404.02948
-"olora"     B and A from W0 = Q R: Q[:, :r], R[:r]        Buyukakyuz (2024), arXiv:2406.01775
-"zero"      A = 0, B = 0: it never trains, since          a control
-            dA = s B^T g x^T = 0 and dB = s g (A x)^T = 0
-False       A and B both random: not the base's output    a control
-==========  ============================================  ==========================================
+::
+
+    True        A kaiming-uniform, B = 0            Hu et al. (2021), as PEFT does it
+    "gaussian"  A from N(0, 1 / r^2), B = 0         as PEFT does it
+    "pissa"     s B A is the best approximation     Meng et al. (2024), arXiv:2404.02948
+                of W0 of rank r
+    "olora"     W0 = Q R: B = Q[:, :r], A = R[:r]   Buyukakyuz (2024), arXiv:2406.01775
+    "zero"      A = 0, B = 0, which never trains:   a control
+                dA = s B^T g x^T, dB = s g (A x)^T
+    False       A and B random: the start is not    a control
+                the base
 
 The product of "pissa" and "olora" is subtracted again (:class:`lora_np.methods.lora.StartedLoRA`).
 """
