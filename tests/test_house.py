@@ -25,6 +25,7 @@ NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
 HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes")
 LONGEST = 60  # lines of a function, decorators and docstring included
 LONG = 400  # lines of a file
+TWO_SCREENS = 180  # lines of the file of a method
 CHAIN = 10  # rooms: every chain of imports is shorter
 SHARED = {  # files of methods/ that are not one method's
     *("contract", "table", "file_form", "merging", "targets", "start", "branch", "reweighted"),
@@ -209,6 +210,12 @@ def test_the_check_of_particulars_finds_modules_and_names(source, found):
 
 
 # --- the text ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "methods").glob("*.py")), ids=lambda p: p.stem)
+def test_a_method_fits_on_two_screens(path):
+    if path.stem not in {"__init__", *SHARED}:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= TWO_SCREENS
 
 
 def functions(tree):

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks.page``: put the figures of docs/benchmarks.json into the pages.
+"""``python -m tests.benchmarks.page``: put the figures of a run, kept in docs/, into the pages.
 
 A page marks their places, and what stands between the marks is written anew::
 
@@ -22,7 +22,13 @@ from tests.benchmarks.report import figure, machine_text, table
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "docs" / "benchmarks.json"
-PAGES = (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "docs" / "performance.md")
+RIVALS = ROOT / "docs" / "rivals_benchmarks.json"
+PAGES = {  # and the run whose figures they show
+    ROOT / "README.md": SOURCE,
+    ROOT / "README.zh-CN.md": SOURCE,
+    ROOT / "docs" / "performance.md": SOURCE,
+    ROOT / "docs" / "rivals.md": RIVALS,
+}
 PLACE = re.compile(r"(<!-- benchmarks: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # In the READMEs: a row of the results, and what it is called there, in English and in Chinese.
@@ -52,7 +58,7 @@ SHORT_LANGUAGES = {"short": 0, "short-zh": 1}  # which of the two
 
 
 def filled(text: str, content: Mapping[str, Any]) -> str:
-    """Return a page's text with the figures of `content`, which ``benchmarks.json`` held."""
+    """Return a page's text with the figures of `content`, which a run's JSON held."""
     return PLACE.sub(lambda m: f"{m[1]}{block(m[2], content)}\n{m[3]}", text)
 
 
@@ -84,8 +90,8 @@ def short(content: Mapping[str, Any], language: int) -> str:
 
 def main() -> None:
     """Write the figures into the pages."""
-    content = json.loads(SOURCE.read_text(encoding="utf-8"))
-    for page in PAGES:
+    for page, source in PAGES.items():
+        content = json.loads(source.read_text(encoding="utf-8"))
         page.write_text(filled(page.read_text(encoding="utf-8"), content), encoding="utf-8")
 
 

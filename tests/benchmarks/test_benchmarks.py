@@ -226,7 +226,7 @@ def test_the_verdict_on_a_goal(rounds, kind, verdict):
 
 @pytest.mark.parametrize("path", page.PAGES, ids=lambda path: path.name)
 def test_the_pages_hold_the_figures_of_the_run_that_they_name(path):
-    content = json.loads(page.SOURCE.read_text(encoding="utf-8"))
+    content = json.loads(page.PAGES[path].read_text(encoding="utf-8"))
     text = path.read_text(encoding="utf-8")
     assert len(page.PLACE.findall(text)) == text.count("<!-- benchmarks: ") >= 1
     assert text == page.filled(text, content)  # else: python -m tests.benchmarks.page
