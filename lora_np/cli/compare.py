@@ -49,6 +49,7 @@ def run_reach(arguments: argparse.Namespace) -> int:
     from lora_np.experiments.compare.reach import reach, reach_table
     from lora_np.experiments.compare.rows import rows_called
     from lora_np.files import save_json
+    from lora_np.files.atomic import make_folder
 
     given = {"--seeds": arguments.seeds, "--base": arguments.base}
     for option, value in given.items():
@@ -59,7 +60,7 @@ def run_reach(arguments: argparse.Namespace) -> int:
         found = reach(rows, executor)
     print(f"What remains of a planted change after fitting, relative\n\n{reach_table(found)}")
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        make_folder(arguments.out)
         save_json(arguments.out / "reach.json", found)
     return 0
 
