@@ -13,7 +13,7 @@ and with C = A A^T - I, d||C||^2/dA = 4 C A. PEFT adds the norms themselves, ave
 B: ``orth_reg="norm"``, with d||C||/dA = 2 C A / ||C||. E starts at 0, A and B from N(0, 0.02^2).
 adalora_ranks.py says which triplets (a row of A, an entry of E, a column of B) are cut, and when.
 
-Source: Zhang et al. (2023), arXiv:2303.10512, equations 3, 4 and 7.
+Source: Zhang et al. (2023), arXiv:2303.10512, equations 3 and 4.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class AdaLoraLinear(LoRALinear):
 
 @dataclass(frozen=True)
 class AdaLoraConfig(PeftMethod):
-    """AdaLoRA's options by PEFT's names, and the penalty: "squared" (the paper's) or "norm"."""
+    """AdaLoRA's options by PEFT's names, and `orth_reg`: "squared" (the paper's) or "norm"."""
 
     target_r: int = 8
     init_r: int = 12
@@ -133,7 +133,7 @@ class AdaLoraConfig(PeftMethod):
         probability(self.lora_dropout)
 
     def of_rank(self, r: int) -> AdaLoraConfig:
-        """Return the configuration with the final budget `r` and about the same ratio to init_r."""
+        """Return the configuration with target_r = `r`, and init_r in about the same ratio to it."""
         start = -(-r * self.init_r // self.target_r)
         return replace(self, target_r=r, init_r=start, lora_alpha=start)  # scale 1 at every rank
 

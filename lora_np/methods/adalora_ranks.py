@@ -1,18 +1,20 @@
 """Which triplets AdaLoRA keeps: their scores, the budget, and the cut.
 
-A triplet k is row k of A, entry k of E and column k of B. After step t, for every entry p of them::
+Triplet k is row k of A, entry k of E and column k of B. After each step, for every entry p of
+these, with its gradient dp::
 
     now = |p dp|                                                   sensitivity
     I   = beta1 I + (1 - beta1) now                                its average, and
     U   = beta2 U + (1 - beta2) |now - I|                          its uncertainty
     score of a triplet = I U of E_k + mean of I U over A_k + mean over B_k
 
-The budget is init_r a layer for `tinit` steps, falls with the cube of the time that is left, and is
-target_r a layer in the last `tfinal` steps. Every `deltaT` steps the triplets with the highest
-scores over all layers are kept. A triplet that is cut has E_k = 0, after EVERY step: the momentum
-of Adam would revive it.
+The budget is init_r a layer for `tinit` steps and target_r a layer in the last `tfinal` steps. In
+between, what exceeds target_r falls with the cube of the time that is left. Every `deltaT` steps,
+the triplets with the highest scores over all layers are kept, and the others are cut. A triplet
+that is cut has E_k = 0, set after EVERY step, because the momentum of Adam would revive it. Its A_k
+and B_k stay, so that it can be kept again.
 
-Source: Zhang et al. (2023), arXiv:2303.10512, equations 8 to 12.
+Source: Zhang et al. (2023), arXiv:2303.10512, equations 7 to 12.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
     W = W0 + s kron(W1, W2)         W1 (a, c), W2 (k, j)      out = a k, in = c j,  s = alpha / r
 
-Block (a, c) of the product is W1_ac W2 (k, j). Read x as c parts of j entries, and y and dy as a
-parts of k entries. Entry k of part a of the change of y is then, for sample n::
+Block (a, c) of the product is W1_ac W2. With x as c parts of j entries, and y and dy as a parts of
+k entries, entry (n, a, k) of the change of y is::
 
     s sum_c W1_ac z_nck             z_nck = sum_j W2_kj x_ncj
 
@@ -14,9 +14,8 @@ Backwards, a sum runs over each index that the result does not have::
     dW1_ac = s sum_nk dy_nak z_nck                                  dx = dy W
     dW2_kj = s sum_nc h_nck x_ncj,   h_nck = sum_a W1_ac dy_nak     dW0 = dy^T x
 
-z, h, dW1 and dW2 cost 2 c k (a + j) products a sample, often fewer than the in * out of dy^T x.
-Either side may be a product of rank r: W1 = L1 R1, dL1 = dW1 R1^T, dR1 = L1^T dW1. L1, or W1 if it
-is whole, starts at zero, so W starts at W0.
+z, h, dW1 and dW2 cost 2 c k (a + j) products a sample, without the in * out of dy^T x. Either side
+may be a product of rank r: W1 = L1 R1, dL1 = dW1 R1^T, dR1 = L1^T dW1. L1 (or W1) starts at zero.
 
 Sources: LyCORIS: Yeh et al. (2023), arXiv:2309.14859; sides, names and start of PEFT 0.21.
 """
@@ -137,8 +136,7 @@ class LoKrConfig(PeftMethod):
     """The options of LoKr, as in PEFT.
 
     W2 has two factors if r is below half of its longer side, and so has W1 with `decompose_both`.
-    `decompose_factor` is a and c, the sides of W1, where it divides out and in; -1 takes the
-    largest divisors up to sqrt(out) and sqrt(in).
+    `decompose_factor` is a and c, the sides of W1; -1 takes the divisors next to the roots.
     """
 
     r: int = 8

@@ -10,9 +10,9 @@ and since M becomes M - M E M to first order when Q becomes Q + E::
 
     dx = du R^T      dR = x^T du      dQ = -2 M^T dR M^T      dq_ij = dQ_ij - dQ_ji,  i < j
 
-By default, PEFT cuts the series of the inverse (I + Q)(I - Q)^-1 to I + 2Q + ... + 2Q^(p-1) + Q^p,
-a rotation up to terms of order p. By Horner's rule H_p = I, H_i = c_i I + Q H_(i+1), R = H_0, with
-c_0 = 1 and else c_i = 2. Backwards: dH_0 = dR, dQ += dH_i H_(i+1)^T, dH_(i+1) = Q^T dH_i.
+By default, PEFT cuts the series of C = (I + Q)(I - Q)^-1 to I + 2Q + ... + 2Q^(p-1) + Q^p, which is
+C (I - Q^p): nearly a rotation if Q is small. Horner's rule: H_p = I, H_i = c_i I + Q H_(i+1), where
+c_0 = 1, else 2, and R = H_0. Backwards: dH_0 = dR, dQ += dH_i H_(i+1)^T, dH_(i+1) = Q^T dH_i.
 
 Sources: Qiu et al. (2023), arXiv:2306.07280; options, names and start of PEFT 0.21.
 """
