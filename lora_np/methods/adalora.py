@@ -133,7 +133,7 @@ class AdaLoraConfig(PeftMethod):
         probability(self.lora_dropout)
 
     def of_rank(self, r: int) -> AdaLoraConfig:
-        """Return the configuration with target_r = `r`, and init_r in about the same ratio to it."""
+        """Return the configuration with target_r = `r` and init_r in about the same ratio."""
         start = -(-r * self.init_r // self.target_r)
         return replace(self, target_r=r, init_r=start, lora_alpha=start)  # scale 1 at every rank
 
