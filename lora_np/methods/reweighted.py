@@ -6,7 +6,8 @@ A method gives f as a pair::
     dW0, *gradients = weight_backward(dW, cache, need)
 
 and this layer does the rest: forward forms W, which is the merged weight too, and backward forms
-dW = dy^T x as full fine-tuning does. Such a method saves memory and files, but little time.
+dW = dy^T x as full fine-tuning does. So such a method makes the optimizer's memory and the files
+small, but a step costs no less than full fine-tuning's. Where dW can be avoided, see paired.py.
 """
 
 from __future__ import annotations
