@@ -1,7 +1,7 @@
-"""A linear layer that a method computes with a pair of its own, from x on.
+"""A linear layer that a method computes with a pair of its own, from x to y.
 
-The pair takes x, W0, the method's Parameters and b, and knows a cheaper way to its gradients than
-dW = dy^T x::
+The pair takes x, W0, the method's Parameters and b, and computes their gradients more cheaply than
+by dW = dy^T x (reweighted.py)::
 
     y, cache = pair_forward(x, W0, *parameters, b, **options)
     dx, dW0, *gradients, db = pair_backward(dy, cache, need)
