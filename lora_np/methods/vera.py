@@ -18,8 +18,7 @@ r is large here (256 by default), so that a product with A can cost as much as o
 formed once a step and kept for dx, unless samples are few, as in generation. G is formed in the
 cheaper order: dy^T (x A^T), or (dy^T x) A^T if r is large.
 
-Source: Kopiczko, Blankevoort and Asano (2023), arXiv:2310.11454, equation 2 and section 3.3; its b
-is c here, where b is the bias.
+Source: Kopiczko, Blankevoort and Asano (2023), arXiv:2310.11454, sections 3.1 and 3.3 (c is its b).
 """
 
 from __future__ import annotations
