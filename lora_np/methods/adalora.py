@@ -27,8 +27,8 @@ import numpy as np
 
 from lora_np.backend import Array, get_xp, like
 from lora_np.layers import Layer, Linear, probability
-from lora_np.methods.adalora_ranks import allocate, check_options, gradients_of
-from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters
+from lora_np.methods.adalora_ranks import allocate, check_options
+from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters, gradients_of
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.peft import PeftMethod
 from lora_np.methods.peft_adalora import DEFAULTS, TENSORS, our_fields, with_cut, without_cut

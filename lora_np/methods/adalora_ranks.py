@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import Array, get_xp, like, to_host
-from lora_np.layers import Layer
 from lora_np.parameters import Parameter
 
 NEAR = 1e-6  # scores that differ by less, relatively, are equal: the lowest index is kept
@@ -95,7 +94,7 @@ def allocate(
 ) -> None:
     """Update the scores after step `t`, keep other triplets if it is time, and cut the rest.
 
-    `gradients` are those of the step, each flat; `config` is an AdaLoraConfig.
+    `gradients` are those of the step; `config` is an AdaLoraConfig.
     """
     last = config.total_step - config.tfinal
     if t < last:
@@ -110,9 +109,9 @@ def allocate(
 
 def follow(layer: Any, gradients: Mapping[Parameter, Array], beta1: float, beta2: float) -> None:
     """Update I and U of a layer; a frozen Parameter has no gradient, and its entries score zero."""
-    flat = [(p.value.reshape(-1), gradients.get(p)) for p in layer.triplets()]
-    products = [0.0 * x if g is None else x * g for x, g in flat]
-    now, (I, U) = abs(get_xp(flat[0][0]).concatenate(products)), layer.ema.value
+    found = [(p.value, gradients.get(p)) for p in layer.triplets()]
+    products = [(0.0 * x if g is None else x * g).reshape(-1) for x, g in found]
+    now, (I, U) = abs(get_xp(products[0]).concatenate(products)), layer.ema.value
     I[...] = beta1 * I + (1.0 - beta1) * now
     U[...] = beta2 * U + (1.0 - beta2) * abs(now - I)
 
@@ -131,13 +130,3 @@ def keep(layers: Sequence[Any], budget: int) -> None:
     for layer, own in zip(layers, np.split(kept, ends)):
         flags = own.astype(layer.kept.dtype).reshape(-1, 1)
         layer.kept.value[...] = like(flags, layer.kept.value)
-
-
-def gradients_of(model: Layer, gradient: Array) -> dict[Parameter, Array]:
-    """Return the gradients, each flat, of a model's trainable Parameters, which lie end to end."""
-    found, start = {}, 0
-    for p in model.parameters().values():
-        if p.trainable:
-            found[p] = gradient[start : start + p.size]
-            start += p.size
-    return found

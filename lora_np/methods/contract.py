@@ -330,6 +330,19 @@ def adapters(model: Layer) -> dict[str, Any]:
     return {path: layer for path, layer in modules.items() if isinstance(layer, Adapter)}
 
 
+def gradients_of(model: Layer, gradient: Array) -> dict[Parameter, Array]:
+    """Return the gradients of a model's trainable Parameters, in their shapes, from the flat one.
+
+    `gradient` (n,) holds them end to end, as :meth:`MethodConfig.after_step` receives it.
+    """
+    found, start = {}, 0
+    for p in model.parameters().values():
+        if p.trainable:
+            found[p] = gradient[start : start + p.size].reshape(p.shape)
+            start += p.size
+    return found
+
+
 def method_of(model: Layer) -> MethodConfig | None:
     """Return the configuration with which a model was adapted, or None."""
     method = getattr(model, "method", None)

@@ -26,10 +26,10 @@ from lora_np.methods.adalora import orthogonality, triplet_backward, triplet_for
 from lora_np.methods.adalora_ranks import (
     allocate,
     budget_at,
-    gradients_of,
     kept_triplets,
     scores_of,
 )
+from lora_np.methods.contract import gradients_of
 from lora_np.parameters import Grads, pack
 from lora_np.train import Trainer, load_state, save_state
 
@@ -145,7 +145,7 @@ def test_scores_are_those_of_the_definition(rng):
         allocate(adapted.method, list(adapters(adapted).values()), t, found)
         for name in "AEB":
             p = getattr(layer, name)
-            now = np.abs(p.value * found[p].reshape(p.shape))
+            now = np.abs(p.value * found[p])
             I[name] = 0.8 * I.get(name, 0.0) + 0.2 * now
             U[name] = 0.6 * U.get(name, 0.0) + 0.4 * np.abs(now - I[name])
     s = {name: I[name] * U[name] for name in "AEB"}
