@@ -13,13 +13,12 @@ outside in::
     dz = dy * k                         (N, out)    from which LoRA's backward goes on
 
 n depends on A and B too. The paper holds it constant (section 4.3), and so does PEFT: the gradients
-above are then the whole backward, and not those of the loss. ``exact=True`` adds the path through
-n. With dn = -dk m / n^2, and V_o / n_o the gradient of n_o = ||V_o||, it is::
+above are then all, and not quite those of the loss. ``exact=True`` adds the path through n. The
+derivative of n_o = ||V_o|| is V_o / n_o, so with dn = -dk m / n^2::
 
     dV = c V,  c = -dk m / n^3          (out,)      dA += s B^T dV, dB += s dV A^T, dW0 += dV
 
-Source: Liu et al. (2024), arXiv:2402.09353, equations 5, 6, 7 and 11. The paper takes the
-lengths of columns; PEFT, and so we, those of the rows of W (out, in).
+Source: Liu et al. (2024), arXiv:2402.09353, equations 5 and 11; rows of W (out, in), as in PEFT.
 """
 
 from __future__ import annotations
@@ -97,6 +96,7 @@ def dora_backward(dy: Array, cache: DoraCache, need: Need = None) -> tuple[Array
 
 class DoraLinear(LoRALinear):
     """y = (m / n) * (x V^T) + b over a linear layer; V is LoRA's weight, n its rows' lengths."""
+
     file_names: ClassVar = {**LoRALinear.file_names, "m": "lora_magnitude_vector"}
 
     def __init__(
