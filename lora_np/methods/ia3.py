@@ -1,4 +1,4 @@
-"""IA3: trained gains on keys, values and the inside of the MLP, and nothing else.
+"""IA3: trained gains on keys, on values and inside the MLP, and nothing else.
 
 ::
 
@@ -11,8 +11,9 @@ Entry by entry z_ni = g_i x_ni, so::
     dx = g * dz                        (N, d)
     dg = sum over samples of dz * x    (d,)
 
-A gain merges: into the rows of W0 and b behind a layer, into the columns of W0 in front of it. In a
-file that stacks layers in one matrix, their gains are stacked too; rows without an adapter have 1.
+A gain merges: one behind a layer into the rows of W0 and into b, one in front into the columns of
+W0. In a file that stacks layers in one matrix, their gains are stacked too, with 1 for the rows of
+a layer without an adapter.
 
 Source: Liu et al. (2022), arXiv:2205.05638, section 3.3.
 """
