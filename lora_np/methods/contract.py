@@ -47,6 +47,18 @@ class FilePlace(NamedTuple):
 
 
 Places = Mapping[str, FilePlace]  # by our layers' paths
+
+
+def file_name(path: str, places: Places) -> str:
+    """Return the module of other people's files in which our layer at `path` stands."""
+    return places[path].name if path in places else path
+
+
+def place_of(path: str, layer: Any, places: Places) -> FilePlace:
+    """Return the place of our layer at `path`; by default a module of the same path, all of it."""
+    return places.get(path) or FilePlace(path, 0, layer.d_out)
+
+
 FileForm = tuple[dict[str, Any], dict[str, np.ndarray]]  # fields and tensors
 
 

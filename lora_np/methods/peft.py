@@ -29,6 +29,7 @@ from lora_np.methods.contract import (
     Places,
     Tensors,
     adapters,
+    place_of,
     wrapped,
 )
 from lora_np.methods.file_form import fill_tensors, tensors_of
@@ -95,7 +96,7 @@ class PeftMethod(MethodConfig):
         """Return PEFT's fields and tensors, or raise NoPeftForm with the reason."""
         groups: dict[str, list[tuple[FilePlace, Adapter]]] = {}
         for path, adapter in adapters(adapted).items():
-            place = places.get(path) or FilePlace(path, 0, adapter.d_out)
+            place = place_of(path, adapter, places)
             groups.setdefault(place.name, []).append((place, adapter))
         if "" in groups:
             raise NoPeftForm("PEFT adapts the parts of a model, not the whole")

@@ -15,7 +15,7 @@ import numpy as np
 
 from lora_np.backend import Array, like, to_host
 from lora_np.layers import Layer, Linear
-from lora_np.methods.contract import FileForm, FilePlace, Places, Tensors, adapters
+from lora_np.methods.contract import FileForm, Places, Tensors, adapters, place_of
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.peft import by_module
 from lora_np.methods.peft_lora import adapted_with, check_ranks, lora_to_peft
@@ -31,7 +31,7 @@ def dora_to_peft(config: Any, adapted: Layer, places: Places) -> FileForm:
     rows: dict[str, dict[int, np.ndarray]] = {}
     for path, layer in {"": adapted, **adapted.modules()}.items():
         if isinstance(layer, Linear | LoRALinear):
-            place = places.get(path, FilePlace(path, 0, layer.d_out))
+            place = place_of(path, layer, places)
             rows.setdefault(place.name, {})[place.start] = to_host(lengths_of(layer))
     for name in [name.removesuffix(f".{A}") for name in tensors if name.endswith(A)]:
         tensors[f"{name}.{M}"] = np.concatenate([m for _, m in sorted(rows[name].items())])

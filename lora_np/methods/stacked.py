@@ -18,7 +18,7 @@ import numpy as np
 
 from lora_np.files.names import meaning_of
 from lora_np.layers import Embedding, Layer, Linear
-from lora_np.methods.contract import FilePlace, Places, Tensors, adapters
+from lora_np.methods.contract import FilePlace, Places, Tensors, adapters, place_of
 from lora_np.methods.file_form import tensors_of
 from lora_np.tables import first_of
 
@@ -41,7 +41,7 @@ def file_factors(adapted: Layer, places: Places) -> dict[str, Factors]:
     groups: dict[str, list[tuple[FilePlace, Factors]]] = {}
     written = set()
     for path, layer in adapters(adapted).items():
-        place = places.get(path, FilePlace(path, 0, layer.d_out))
+        place = place_of(path, layer, places)
         if not place.name:
             raise ValueError(
                 "a module has no name: PEFT adapts the parts of a model, not the whole"
@@ -118,7 +118,7 @@ def homes_of(
     modules = {"": base, **base.modules()}
     chosen: dict[str, Any] = {path: m for path, m in modules.items() if isinstance(m, kinds)}
     for path, layer in chosen.items():
-        place = places.get(path, FilePlace(path, 0, layer.d_out))
+        place = place_of(path, layer, places)
         homes.setdefault(place.name, []).append((path, place, layer))
     return homes
 
