@@ -9,6 +9,20 @@ The same functions then inject, merge, count, save, load, train and sweep every 
 first method and has no special case. A method without layers of its own, such as training only the
 biases, has a configuration without places whose `trains` names the biases.
 
+Most methods define ``wrap`` alone, and inherit the rest. In the order of their calls::
+
+    places                  once a model: which layers are wrapped
+    prepare                 once a model: a base in another form (NF4)
+    trains                  once a model: which Parameters of the base are trained too (biases)
+    wrapper, wrap           once a model: what the places share (VeRA's A and B); each place
+    lr_factor               once a training: the factor on a Parameter's learning rate (LoRA+)
+    draw, use               every step, before the gradients: DyLoRA's rank
+    penalty                 every step, after the gradients of the loss: AdaLoRA's
+    after_step              every step, after the optimizer: AdaLoRA's cuts
+    of_rank                 for a sweep over ranks
+    fields, of_fields       the options in adapter_config.json
+    to_peft, of_peft        a file in PEFT's form (peft.py)
+
 Defining a configuration class with a ``name`` adds it to the table ``METHODS``.
 """
 
@@ -118,7 +132,7 @@ class MethodConfig:
         Two promises, which :func:`lora_np.check_method` checks: an adapted model at the start
         computes exactly what its base does; merging gives a plain model that computes the same.
     kinds : tuple of types
-        The kinds of layers that target_modules may name.
+        The kinds of layers that target_modules may name; by default linear layers.
 
     Examples
     --------
@@ -189,20 +203,31 @@ class MethodConfig:
         return 1.0
 
     def draw(self, rng: np.random.Generator | None) -> Any:
-        """Return what is drawn once a step, for all parts of its batch; by default None."""
+        """Return what a step draws, once for all parts of its batch; by default None.
+
+        `rng` is the one that trains the model, or None if there is none.
+        """
         return None
 
     def use(self, model: Layer, drawn: Any) -> None:
-        """Let the model compute with what a step has drawn; None is the state between steps."""
+        """Let the model compute with `drawn` while a step forms its gradients.
+
+        It is called again with None before the optimizer moves; None is the state of a model that
+        is not in training.
+        """
 
     def penalty(self, model: Layer, grads: Grads) -> float:
-        """Return what is added once to the loss of a step, and add its gradients; by default 0."""
+        """Return what a step adds to its loss, and add its gradients to `grads`; by default 0.
+
+        It is called once a step, however many parts the batch has.
+        """
         return 0.0
 
     def after_step(self, model: Layer, step: int, gradient: Array) -> None:
         """Do what the method needs after every training step; by default nothing.
 
-        `gradient` (n,) holds the gradients of the trainable Parameters, end to end.
+        `step` counts from 0. `gradient` (n,) holds the gradients of the trainable Parameters after
+        clipping, end to end; ``gradients_of(model, gradient)`` takes them apart.
         """
 
     def of_rank(self, r: int) -> MethodConfig:
@@ -226,7 +251,7 @@ class MethodConfig:
         return cls(**{name: value for name, value in saved.items() if name in names})
 
     peft_transposes: ClassVar[bool] = True  # whether PEFT adapts weights stored (in, out), Conv1D
-    of_model: ClassVar[Sequence[str]] = ()  # tensors of a PEFT file that belong to no layer
+    of_model: ClassVar[Sequence[str]] = ()  # tensors of a PEFT file that all layers share
 
     def to_peft(self, adapted: Layer, places: Places) -> FileForm:
         """Return PEFT's fields and tensors, or raise NoPeftForm with the reason."""
@@ -257,9 +282,10 @@ def inject(model: Any, config: MethodConfig, rng: np.random.Generator) -> Any:
     Returns
     -------
     Layer
-        A model of the same type. Its frozen Parameters are read-only views of the model's arrays.
-        Trainable are the Parameters that the method adds and those that ``config.trains`` names.
-        The attribute ``method`` holds `config`.
+        A model of the same type, or an adapter around the whole model that is used like one. Its
+        frozen Parameters are read-only views of the model's arrays. Trainable are the Parameters
+        that the method adds and those that ``config.trains`` names. The attribute ``method`` holds
+        `config`, with what the method has drawn of it.
 
     Raises
     ------
