@@ -199,6 +199,19 @@ class Grads:
         return len(self._sums)
 
 
+def gradients_of(parameters: Mapping[str, Parameter], gradient: Array) -> dict[Parameter, Array]:
+    """Return the gradients of the trainable Parameters, in their shapes, from one vector (n,).
+
+    The vector holds them end to end, as that of :func:`pack` does.
+    """
+    found, start = {}, 0
+    for p in parameters.values():
+        if p.trainable:
+            found[p] = gradient[start : start + p.size].reshape(p.shape)
+            start += p.size
+    return found
+
+
 class Packed:
     """The trainable Parameters of a model as one vector; made by :func:`pack`.
 

@@ -28,14 +28,14 @@ import numpy as np
 from lora_np.backend import Array, get_xp, like
 from lora_np.layers import Layer, Linear, probability
 from lora_np.methods.adalora_ranks import allocate, check_options
-from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters, gradients_of
+from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.peft import PeftMethod
 from lora_np.methods.peft_adalora import DEFAULTS, TENSORS, our_fields, with_cut, without_cut
 from lora_np.methods.targets import check_rank
 from lora_np.ops.contract import Need, wanted
 from lora_np.ops.fast import lora_linear_backward
-from lora_np.parameters import Grads, Parameter
+from lora_np.parameters import Grads, Parameter, gradients_of
 
 
 def triplet_forward(A: Array, E: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -159,7 +159,8 @@ class AdaLoraConfig(PeftMethod):
 
     def after_step(self, model: Layer, step: int, gradient: Array) -> None:
         """Update the scores, change the kept triplets if it is time, and cut the others."""
-        allocate(self, list(adapters(model).values()), step + 1, gradients_of(model, gradient))
+        gradients = gradients_of(model.parameters(), gradient)
+        allocate(self, list(adapters(model).values()), step + 1, gradients)
 
     def to_peft(self, adapted: Layer, places: Places) -> FileForm:
         """Return PEFT's fields and tensors: those of the kept triplets."""

@@ -62,17 +62,6 @@ class FilePlace(NamedTuple):
 
 Places = Mapping[str, FilePlace]  # by our layers' paths
 
-
-def file_name(path: str, places: Places) -> str:
-    """Return the module of other people's files in which our layer at `path` stands."""
-    return places[path].name if path in places else path
-
-
-def place_of(path: str, layer: Any, places: Places) -> FilePlace:
-    """Return the place of our layer at `path`; by default a module of the same path, all of it."""
-    return places.get(path) or FilePlace(path, 0, layer.d_out)
-
-
 FileForm = tuple[dict[str, Any], dict[str, np.ndarray]]  # fields and tensors
 
 
@@ -227,7 +216,7 @@ class MethodConfig:
         """Do what the method needs after every training step; by default nothing.
 
         `step` counts from 0. `gradient` (n,) holds the gradients of the trainable Parameters after
-        clipping, end to end; ``gradients_of(model, gradient)`` takes them apart.
+        clipping, end to end; ``gradients_of`` in parameters.py takes them apart.
         """
 
     def of_rank(self, r: int) -> MethodConfig:
@@ -366,19 +355,6 @@ def adapters(model: Layer) -> dict[str, Any]:
     """Return a model's adapters by path, in order."""
     modules = {"": model, **model.modules()}
     return {path: layer for path, layer in modules.items() if isinstance(layer, Adapter)}
-
-
-def gradients_of(model: Layer, gradient: Array) -> dict[Parameter, Array]:
-    """Return the gradients of a model's trainable Parameters, in their shapes, from the flat one.
-
-    `gradient` (n,) holds them end to end, as :meth:`MethodConfig.after_step` receives it.
-    """
-    found, start = {}, 0
-    for p in model.parameters().values():
-        if p.trainable:
-            found[p] = gradient[start : start + p.size].reshape(p.shape)
-            start += p.size
-    return found
 
 
 def method_of(model: Layer) -> MethodConfig | None:

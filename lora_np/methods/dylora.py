@@ -27,13 +27,13 @@ import numpy as np
 
 from lora_np.backend import Array, get_xp, like
 from lora_np.layers import Layer, Linear, Rng, rebuild
-from lora_np.methods.contract import MethodConfig, adapters, gradients_of, method_of, with_adapters
+from lora_np.methods.contract import MethodConfig, adapters, method_of, with_adapters
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.start import STARTS
 from lora_np.methods.targets import check_rank
 from lora_np.ops.fast import lora_linear_backward
-from lora_np.parameters import Grads, Parameter
+from lora_np.parameters import Grads, Parameter, gradients_of
 
 
 class DyLoRALinear(LoRALinear):
@@ -148,7 +148,7 @@ class DyLoraConfig(MethodConfig):
 
     def after_step(self, model: Layer, step: int, gradient: Array) -> None:
         """Restore the ranks of A and B that received no gradient."""
-        of = gradients_of(model, gradient)
+        of = gradients_of(model.parameters(), gradient)
         for layer in adapters(model).values():
             for p, before, axis in zip((layer.A, layer.B), layer.before, (1, 0)):
                 if p in of:

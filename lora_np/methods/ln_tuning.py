@@ -23,17 +23,10 @@ import numpy as np
 
 from lora_np.backend import to_host
 from lora_np.layers import Layer
-from lora_np.methods.contract import (
-    Fields,
-    FileForm,
-    NoPeftForm,
-    Places,
-    Tensors,
-    file_name,
-    inject,
-)
+from lora_np.methods.contract import Fields, FileForm, NoPeftForm, Places, Tensors, inject
 from lora_np.methods.file_form import fill_tensors, tensors_of
 from lora_np.methods.peft import PeftMethod, by_module
+from lora_np.methods.stacked import file_name
 from lora_np.methods.targets import matches, module_paths
 from lora_np.parameters import Parameter
 from lora_np.tables import first_of

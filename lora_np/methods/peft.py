@@ -29,11 +29,10 @@ from lora_np.methods.contract import (
     Places,
     Tensors,
     adapters,
-    place_of,
     wrapped,
 )
 from lora_np.methods.file_form import fill_tensors, tensors_of
-from lora_np.methods.stacked import homes_of
+from lora_np.methods.stacked import homes_of, place_of
 from lora_np.parameters import Parameter
 from lora_np.reading import shown
 from lora_np.tables import first_of

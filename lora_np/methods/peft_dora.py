@@ -15,11 +15,11 @@ import numpy as np
 
 from lora_np.backend import Array, like, to_host
 from lora_np.layers import Layer, Linear
-from lora_np.methods.contract import FileForm, Places, Tensors, adapters, place_of
+from lora_np.methods.contract import FileForm, Places, Tensors, adapters
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.peft import by_module
 from lora_np.methods.peft_lora import adapted_with, check_ranks, lora_to_peft
-from lora_np.methods.stacked import homes_of, model_factors
+from lora_np.methods.stacked import homes_of, model_factors, place_of
 from lora_np.ops.linear import row_lengths
 
 A, B, M = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"

@@ -16,16 +16,8 @@ import numpy as np
 
 from lora_np.backend import like
 from lora_np.layers import Layer, rebuild
-from lora_np.methods.contract import (
-    Fields,
-    FileForm,
-    Places,
-    Tensors,
-    adapters,
-    file_name,
-    with_adapters,
-)
-from lora_np.methods.stacked import PathFactors, file_factors, model_factors
+from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters, with_adapters
+from lora_np.methods.stacked import PathFactors, file_factors, file_name, model_factors
 from lora_np.parameters import Parameter
 from lora_np.reading import shown
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from lora_np.files.names import meaning_of
 from lora_np.layers import Embedding, Layer, Linear
-from lora_np.methods.contract import FilePlace, Places, Tensors, adapters, place_of
+from lora_np.methods.contract import FilePlace, Places, Tensors, adapters
 from lora_np.methods.file_form import tensors_of
 from lora_np.tables import first_of
 
@@ -28,6 +28,16 @@ FACTOR_NAMES: dict[type[Layer], dict[str, str]] = {  # PEFT's, by the kind of th
     Embedding: {"A": "lora_embedding_A", "B": "lora_embedding_B"},
 }
 PathFactors = tuple[str, np.ndarray, np.ndarray]  # the file's name, B, A
+
+
+def file_name(path: str, places: Places) -> str:
+    """Return the module of a file that holds our layer at `path`."""
+    return places[path].name if path in places else path
+
+
+def place_of(path: str, layer: Any, places: Places) -> FilePlace:
+    """Return the place of our layer at `path`; by default a module of the same path, all of it."""
+    return places.get(path) or FilePlace(path, 0, layer.d_out)
 
 
 def file_factors(adapted: Layer, places: Places) -> dict[str, Factors]:

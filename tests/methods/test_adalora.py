@@ -29,8 +29,7 @@ from lora_np.methods.adalora_ranks import (
     kept_triplets,
     scores_of,
 )
-from lora_np.methods.contract import gradients_of
-from lora_np.parameters import Grads, pack
+from lora_np.parameters import Grads, gradients_of, pack
 from lora_np.train import Trainer, load_state, save_state
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, d_model=16)
@@ -141,7 +140,7 @@ def test_scores_are_those_of_the_definition(rng):
     layer, packed, I, U = adapted.down_proj, pack(adapted.parameters()), {}, {}
     for t in range(1, 4):
         gradient = rng.standard_normal(packed.vector.shape)
-        found = gradients_of(adapted, gradient)
+        found = gradients_of(adapted.parameters(), gradient)
         allocate(adapted.method, list(adapters(adapted).values()), t, found)
         for name in "AEB":
             p = getattr(layer, name)
