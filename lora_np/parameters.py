@@ -185,6 +185,14 @@ class Grads:
             held = self._sums.get(owner)
             self._sums[owner] = part if held is None else held + part
 
+    def add_all(
+        self, parameters: Iterable[Parameter | None], gradients: Iterable[Array | None]
+    ) -> None:
+        """Add to each Parameter its gradient; None is a Parameter that a layer does not have."""
+        for parameter, gradient in zip(parameters, gradients):
+            if parameter is not None:
+                self.add(parameter, gradient)
+
     def get(self, parameter: Parameter) -> Array | None:
         """Return the Parameter's gradient, or None if none was added."""
         return self._sums.get(parameter)

@@ -90,9 +90,7 @@ class AdaLoraLinear(LoRALinear):
         dA = dE = None
         if dEA is not None:
             dA, dE = triplet_backward(dEA, (A.value, E.value), (A.trainable, E.trainable))
-        for p, gradient in zip((A, E, *held), (dA, dE, dW0, dB, db)):
-            if p is not None:
-                grads.add(p, gradient)
+        grads.add_all((A, E, *held), (dA, dE, dW0, dB, db))
         return dx
 
     def _refuse_more_than_A_and_B(self, method: str) -> None:

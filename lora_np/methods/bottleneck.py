@@ -103,8 +103,7 @@ class Bottleneck(Adapter):
         held, through = (self.D, self.c, self.U, self.e), need_dx or self.base.trainable
         reached = need_dx if self.parallel else through
         dx, *gradients = bottleneck_backward(dy, c_branch, (reached, *(p.trainable for p in held)))
-        for p, gradient in zip(held, gradients):
-            grads.add(p, gradient)
+        grads.add_all(held, gradients)
         if not through:
             return None
         if not self.parallel:

@@ -126,9 +126,7 @@ class DoraLinear(LoRALinear):
         held = [self.W0, self.A, self.B, self.m, self.b]
         need = [need_dx, *(p is not None and p.trainable for p in held)]
         dx, *gradients = dora_backward(dy, cache, need)
-        for parameter, gradient in zip(held, gradients):
-            if parameter is not None:
-                grads.add(parameter, gradient)
+        grads.add_all(held, gradients)
         return dx
 
     def delta(self) -> Array:

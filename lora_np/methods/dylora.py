@@ -70,9 +70,7 @@ class DyLoRALinear(LoRALinear):
             dB = xp.zeros(B.shape, dB_k.dtype)  # (out, r)
             dB[:, first:k] = dB_k[:, first:]
             grads.add(B, dB)
-        grads.add(W0, dW0)
-        if b is not None:
-            grads.add(b, db)
+        grads.add_all((W0, b), (dW0, db))
         return dx
 
 

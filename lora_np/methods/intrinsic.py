@@ -110,9 +110,7 @@ class IntrinsicModel(WholeModel):
         dtheta = Packed(c_theta.direction, self._chosen(twin)).gather(found)  # (D,)
         held = self.z, self.scales
         need = [False, *(p is not None and p.trainable for p in held)]
-        for p, gradient in zip(held, subspace_backward(dtheta, c_theta, need)[1:]):
-            if p is not None:
-                grads.add(p, gradient)
+        grads.add_all(held, subspace_backward(dtheta, c_theta, need)[1:])
         return dx
 
     def _chosen(self, model: Layer) -> dict[str, Parameter]:

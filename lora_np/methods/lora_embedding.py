@@ -129,9 +129,7 @@ class LoRAEmbedding(Adapter):
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = False) -> None:
         """Add dA and dB, and dW if the table is trained; tokens have no gradient."""
         held = (self.base.W, self.A, self.B)
-        found = lora_embedding_backward(dy, cache, [p.trainable for p in held])
-        for parameter, gradient in zip(held, found):
-            grads.add(parameter, gradient)
+        grads.add_all(held, lora_embedding_backward(dy, cache, [p.trainable for p in held]))
 
     def delta(self) -> Array:
         """Return scale (B A)^T (V, d)."""

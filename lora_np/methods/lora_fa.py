@@ -49,9 +49,7 @@ class LoRAFALinear(LoRALinear):
         linear, u, mask = cache
         need_b = self.b is not None and self.b.trainable
         dx, dW0, db = linear_backward(dy, linear, (need_dx, self.W0.trainable, need_b))
-        grads.add(self.W0, dW0)
-        if self.b is not None:
-            grads.add(self.b, db)
+        grads.add_all((self.W0, self.b), (dW0, db))
         g = rows(dy)  # (N, out)
         if self.B.trainable:
             grads.add(self.B, self.scale * (g.T @ u))  # (out, r)

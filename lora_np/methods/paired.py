@@ -61,9 +61,7 @@ class PairedLinear(Adapter):
         held = self.held()
         need = (need_dx, *(p is not None and p.trainable for p in held))
         dx, *gradients = self.pair_backward(dy, cache, need)
-        for parameter, gradient in zip(held, gradients):
-            if parameter is not None:
-                grads.add(parameter, gradient)
+        grads.add_all(held, gradients)
         return dx
 
     def merged(self) -> Linear:

@@ -78,8 +78,7 @@ class PrefixAttention(CausalSelfAttention, VirtualAdapter):
         dv, dP_v = prepend_backward(dv, c_v, (True, any(need)))
         if dP_k is not None and dP_v is not None:
             dP = get_xp(dP_k).concatenate((dP_k, dP_v), axis=1)  # (n, 2 d)
-            for p, dp in zip(held, (dP,) if c_P is None else encoder_backward(dP, c_P, need)):
-                grads.add(p, dp)
+            grads.add_all(held, (dP,) if c_P is None else encoder_backward(dP, c_P, need))
         return dk, dv
 
     def _inward_needs(self, need_dx: bool) -> list[bool]:

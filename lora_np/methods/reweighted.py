@@ -76,8 +76,7 @@ class Reweighted(Adapter):
         need_b = b is not None and b.trainable
         dx, dW, db = linear_backward(dy, cache.linear, (need_dx, any(need), need_b))
         if dW is not None:
-            for parameter, gradient in zip(held, self.weight_backward(dW, cache.weight, need)):
-                grads.add(parameter, gradient)
+            grads.add_all(held, self.weight_backward(dW, cache.weight, need))
         if b is not None:
             grads.add(b, db)
         return dx

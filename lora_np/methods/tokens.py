@@ -126,8 +126,7 @@ class TokensEmbedding(Adapter):
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = False) -> None:
         """Add dR, and dW if the table is trained; tokens have no gradient."""
         held = (self.base.W, self.rows)
-        for p, gradient in zip(held, tokens_backward(dy, cache, [p.trainable for p in held])):
-            grads.add(p, gradient)
+        grads.add_all(held, tokens_backward(dy, cache, [p.trainable for p in held]))
 
     def merged(self) -> Embedding:
         """Return the plain embedding with the table W'."""

@@ -91,9 +91,7 @@ class WRGLinear(Adapter):
         held = (self.R, self.G, self.base.b)
         need = (need_dx, *(p is not None and p.trainable for p in held))
         dx, *gradients = wrg_backward(dy, cache, need)
-        for p, gradient in zip(held, gradients):
-            if p is not None:
-                grads.add(p, gradient)
+        grads.add_all(held, gradients)
         if self.base.W.trainable:
             grads.add(self.base.W, get_xp(dy).zeros(self.base.W.shape, dy.dtype))
         return dx
