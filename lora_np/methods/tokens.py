@@ -3,9 +3,9 @@
 Shapes: tokens t (...) integers, W (V, d) frozen, k trained rows R (k, d) for the tokens of
 `indices`, y (..., d). E (V, k) is the one-hot matrix that puts row j of R at its token::
 
-    W' = W with the rows of `indices` replaced by R     y = W'[t]
+    W' = (I - E E^T) W + E R           W with R in the rows of `indices`;  y = W'[t]
     dR = E^T dW'                       row j: the sum of dy over the positions of its token
-    dW = dW' without these rows        not formed if W is frozen
+    dW = (I - E E^T) dW'               zero in these rows; not formed if W is frozen
 
 A head that is tied to the table computes with W' too, so dR is a sum of two: that of the lookup,
 and the rows of the head's dW' (:class:`ReplacedRows`). So new tokens, such as the marks of a
