@@ -2,12 +2,13 @@
 
 ::
 
-    u = x A^T                          (N, r)    the only thing that is kept
+    u = x A^T                          (N, r)    kept for backward, in place of x
     y = x W0^T + b + s u B^T
     dB = s dy^T u                      (out, r)
     dx = dy W0 + s (dy B) A            (N, in)
 
-LoRA keeps x (N, in) for dA = s (dy B)^T x. Without dA, u is enough: r numbers a sample.
+LoRA keeps x (N, in) for dA = s (dy B)^T x. Without dA, u is enough: r numbers a sample. (Dropout
+also keeps its mask.)
 
 Source: Zhang et al. (2023), arXiv:2308.03303, section 3.
 """
