@@ -2,11 +2,13 @@
 
 ::
 
-    y = gamma * (x - mean) / sd + beta         gamma, beta (d,)
+    y = gamma * (x - mean) / sd + beta         gamma, beta (d,);  an RMSNorm has gamma alone
 
-The gradients are those of ops/norm.py: dgamma sums dy * (x - mean) / sd over samples, dbeta sums
-dy. Gamma and beta are Parameters of the base itself. So the method has no layer: the adapted model
-holds its own copies of them, and merging has nothing to do.
+    dgamma = sum of dy * (x - mean) / sd over samples          dbeta = sum of dy over samples
+
+Gamma and beta are Parameters of the base itself, and ops/norm.py computes their gradients already.
+So the method has no layer: the adapted model holds its own copies of them, and merging has nothing
+to do.
 
 PEFT keeps a copy of each normalisation under the name ``ln_tuning_layers``, which replaces it.
 
