@@ -1,8 +1,8 @@
 """DoRA in PEFT's files: LoRA's tensors, and the lengths m of all rows of a matrix.
 
-A file that stacks layers in one matrix holds m for rows that no adapter of ours changes, too. Their
-lengths are those of W0. In the other direction, a layer whose rows have another length is adapted,
-even if its rows of B are zero.
+A file that stacks layers in one matrix holds m for all its rows, also those of a layer without an
+adapter: there m is the length of the row of W0. In the other direction, a layer whose m differ from
+these lengths gets an adapter, even if its rows of B are zero.
 
 Source: PEFT 0.21.
 """
