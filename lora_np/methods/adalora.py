@@ -25,13 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.backend import Array, get_xp, like
+from lora_np.backend import Array, get_xp
 from lora_np.layers import Layer, Linear, probability
 from lora_np.methods.adalora_ranks import allocate, check_options
 from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.peft import PeftMethod
 from lora_np.methods.peft_adalora import DEFAULTS, TENSORS, our_fields, with_cut, without_cut
+from lora_np.methods.start import parameter_like
 from lora_np.methods.targets import check_rank
 from lora_np.ops.contract import Need, wanted
 from lora_np.ops.fast import lora_linear_backward
@@ -137,10 +138,10 @@ class AdaLoraConfig(PeftMethod):
 
     def wrap(self, path: str, layer: Linear, rng: np.random.Generator) -> AdaLoraLinear:
         """Return `layer` with init_r triplets whose E is zero."""
-        W0, r = layer.W.value, self.init_r
-        check_rank(r, path, W0.shape)
-        drawn = (0.02 * rng.standard_normal(shape) for shape in ((r, W0.shape[1]), (len(W0), r)))
-        A, B, E = (Parameter(like(x.astype(W0.dtype), W0)) for x in (*drawn, np.zeros((r, 1))))
+        (d_out, d_in), r = layer.W.shape, self.init_r
+        check_rank(r, path, (d_out, d_in))
+        drawn = (0.02 * rng.standard_normal(shape) for shape in ((r, d_in), (d_out, r)))
+        A, B, E = (parameter_like(layer.W, x) for x in (*drawn, np.zeros((r, 1))))
         return AdaLoraLinear(layer, A, E, B, self.lora_alpha / (r + 1e-5), self.lora_dropout)
 
     def penalty(self, model: Layer, grads: Grads) -> float:

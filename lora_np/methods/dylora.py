@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.backend import Array, get_xp, like
+from lora_np.backend import Array, get_xp
 from lora_np.layers import Layer, Linear, Rng, rebuild
 from lora_np.methods.contract import MethodConfig, adapters, method_of, with_adapters
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
-from lora_np.methods.start import STARTS
+from lora_np.methods.start import STARTS, parameter_like
 from lora_np.methods.targets import check_rank
 from lora_np.ops.fast import lora_linear_backward
 from lora_np.parameters import Grads, Parameter, gradients_of
@@ -126,7 +126,7 @@ class DyLoraConfig(MethodConfig):
         """Return `layer` with LoRA of the largest rank at its start."""
         W0 = layer.W.value
         check_rank(self.r, path, W0.shape)
-        A, B = (Parameter(like(x.astype(W0.dtype), W0)) for x in STARTS[True](rng, W0, self.r, 1.0))
+        A, B = (parameter_like(layer.W, x) for x in STARTS[True](rng, W0, self.r, 1.0))
         return DyLoRALinear(layer, A, B, self)
 
     def draw(self, rng: np.random.Generator | None) -> int:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.backend import like
 from lora_np.layers import Layer, rebuild
 from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters, with_adapters
 from lora_np.methods.stacked import PathFactors, file_factors, file_name, model_factors
+from lora_np.methods.start import parameter_like
 from lora_np.parameters import Parameter
 from lora_np.reading import shown
 
@@ -76,8 +76,8 @@ def adapted_with(config: Any, found: Mapping[str, PathFactors], base: Layer) -> 
     def adapt(path: str, layer: Any) -> Layer | None:
         if path not in found or not isinstance(layer, config.kinds):
             return None
-        W0, (name, *factors) = layer.W.value, found[path]
-        B, A = (Parameter(like(x.astype(W0.dtype), W0)) for x in factors)
+        name, *factors = found[path]
+        B, A = (parameter_like(layer.W, x) for x in factors)
         A.trainable = config.train_A
         return config.over(layer, A, B, config.scale_of(name))
 
