@@ -9,19 +9,8 @@ The same functions then inject, merge, count, save, load, train and sweep every 
 first method and has no special case. A method without layers of its own, such as training only the
 biases, has a configuration without places whose `trains` names the biases.
 
-Most methods define ``wrap`` alone, and inherit the rest. In the order of their calls::
-
-    places                  once a model: which layers are wrapped
-    prepare                 once a model: a base in another form (NF4)
-    trains                  once a model: which Parameters of the base are trained too (biases)
-    wrapper, wrap           once a model: what the places share (VeRA's A and B); each place
-    lr_factor               once a training: the factor on a Parameter's learning rate (LoRA+)
-    draw, use               every step, before the gradients: DyLoRA's rank
-    penalty                 every step, after the gradients of the loss: AdaLoRA's
-    after_step              every step, after the optimizer: AdaLoRA's cuts
-    of_rank                 for a sweep over ranks
-    fields, of_fields       the options in adapter_config.json
-    to_peft, of_peft        a file in PEFT's form (peft.py)
+Most methods define ``wrap`` alone and inherit the rest of MethodConfig. inject() calls places,
+prepare, trains, wrapper; a step of training calls draw, use, penalty, after_step, in this order.
 
 Defining a configuration class with a ``name`` adds it to the table ``METHODS``.
 """
@@ -63,6 +52,11 @@ class FilePlace(NamedTuple):
 Places = Mapping[str, FilePlace]  # by our layers' paths
 
 FileForm = tuple[dict[str, Any], dict[str, np.ndarray]]  # fields and tensors
+
+
+def name_in(path: str, places: Places) -> str:
+    """Return the name of the layer at `path` in other people's files."""
+    return places[path].name if path in places else path
 
 
 class Adapter(Layer):

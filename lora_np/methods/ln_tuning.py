@@ -25,10 +25,9 @@ import numpy as np
 
 from lora_np.backend import to_host
 from lora_np.layers import Layer
-from lora_np.methods.contract import Fields, FileForm, NoPeftForm, Places, Tensors, inject
+from lora_np.methods.contract import Fields, FileForm, NoPeftForm, Places, Tensors, inject, name_in
 from lora_np.methods.file_form import fill_tensors, tensors_of
 from lora_np.methods.peft import PeftMethod, by_module
-from lora_np.methods.stacked import file_name
 from lora_np.methods.targets import matches, module_paths
 from lora_np.parameters import Parameter
 from lora_np.tables import first_of
@@ -79,19 +78,19 @@ class LNTuningConfig(PeftMethod):
         if "" in paths:
             raise NoPeftForm("PEFT adapts the parts of a model, not the whole")
         tensors = {
-            f"{file_name(path, places)}.{peft_name}": to_host(held[f"{path}.{kind}"].value)
+            f"{name_in(path, places)}.{peft_name}": to_host(held[f"{path}.{kind}"].value)
             for path in paths
             for kind, peft_name in PEFT_NAMES.items()
             if f"{path}.{kind}" in held
         }
-        modules = [file_name(path, places) for path in paths]
+        modules = [name_in(path, places) for path in paths]
         return {**self.peft_fields(), "target_modules": modules}, tensors
 
     @classmethod
     def of_peft(cls, saved: Fields, tensors: Tensors, base: Layer, places: Places) -> Any:
         """Return `base` with the normalisations of a PEFT file in place of its own."""
         layers = {path: layer for path, layer in base.modules().items() if _normalises(layer)}
-        paths = {file_name(path, places): path for path in layers}
+        paths = {name_in(path, places): path for path in layers}
         ours = {name: kind for kind, name in PEFT_NAMES.items()}
         named = {
             f"{paths[module]}.{ours.get(name, name)}": value

@@ -15,8 +15,16 @@ from typing import Any
 import numpy as np
 
 from lora_np.layers import Layer, rebuild
-from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters, with_adapters
-from lora_np.methods.stacked import PathFactors, file_factors, file_name, model_factors
+from lora_np.methods.contract import (
+    Fields,
+    FileForm,
+    Places,
+    Tensors,
+    adapters,
+    name_in,
+    with_adapters,
+)
+from lora_np.methods.stacked import PathFactors, file_factors, model_factors
 from lora_np.methods.start import parameter_like
 from lora_np.parameters import Parameter
 from lora_np.reading import shown
@@ -44,7 +52,7 @@ def lora_to_peft(config: Any, adapted: Layer, places: Places) -> FileForm:
     ranks = {name: len(A) for name, (_, A, _) in factors.items()}
     scales = {name: scale for name, (_, _, scale) in factors.items()}
     tensors: dict[str, np.ndarray] = {}
-    names = {file_name(path, places): a.file_names for path, a in adapters(adapted).items()}
+    names = {name_in(path, places): a.file_names for path, a in adapters(adapted).items()}
     for name, (B, A, _) in factors.items():
         tensors |= {f"{name}.{names[name]['A']}": A, f"{name}.{names[name]['B']}": B}
     fields = {**as_fields(ranks, scales, config.use_rslora), "lora_dropout": dropouts.pop()}

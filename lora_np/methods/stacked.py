@@ -30,11 +30,6 @@ FACTOR_NAMES: dict[type[Layer], dict[str, str]] = {  # PEFT's, by the kind of th
 PathFactors = tuple[str, np.ndarray, np.ndarray]  # the file's name, B, A
 
 
-def file_name(path: str, places: Places) -> str:
-    """Return the module of a file that holds our layer at `path`."""
-    return places[path].name if path in places else path
-
-
 def place_of(path: str, layer: Any, places: Places) -> FilePlace:
     """Return the place of our layer at `path`; by default a module of the same path, all of it."""
     return places.get(path) or FilePlace(path, 0, layer.d_out)
