@@ -31,10 +31,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_np.backend import Array
+from lora_np.backend import Array, like
 from lora_np.layers import Flops, Layer, Linear, Rng
 from lora_np.methods.contract import Adapter, MethodConfig
-from lora_np.methods.start import kaiming, parameter_like
+from lora_np.methods.start import kaiming
 from lora_np.methods.targets import module_paths
 from lora_np.ops import linear_backward, linear_forward, relu_backward, relu_forward
 from lora_np.ops.contract import Need, wanted
@@ -170,10 +170,10 @@ class BottleneckConfig(MethodConfig):
     def wrap(self, path: str, layer: Layer, rng: np.random.Generator) -> Bottleneck:
         """Return `layer` with a bottleneck whose output is zero."""
         last: Any = next(getattr(layer, n) for n in ENDS if hasattr(layer, n))
-        d = last.d_out
+        d, W = last.d_out, last.W.value
         if self.r > d:
             raise ValueError(f"r = {self.r} for {path or 'the model'} is above its width {d}")
         drawn = (kaiming(rng, (self.r, d)), np.zeros(self.r), np.zeros((d, self.r)), np.zeros(d))
-        held = [parameter_like(last.W, x) for x in drawn]
+        held = [Parameter(like(x.astype(W.dtype), W)) for x in drawn]
         parallel, scale = self.placement == "parallel", float(self.scale)
         return Bottleneck(layer, held, self.nonlinearity == "gelu", scale, parallel)

@@ -186,24 +186,17 @@ class MethodConfig:
         return 1.0
 
     def draw(self, rng: np.random.Generator | None) -> Any:
-        """Return what a step draws, once for all parts of its batch; by default None.
-
-        `rng` is the one that trains the model, or None if there is none.
-        """
+        """Return what a step draws, once for all parts of its batch; by default None."""
         return None
 
     def use(self, model: Layer, drawn: Any) -> None:
         """Let the model compute with `drawn` while a step forms its gradients.
 
-        It is called again with None before the optimizer moves; None is the state of a model that
-        is not in training.
+        None, before the optimizer moves, is the state of a model that is not in training.
         """
 
     def penalty(self, model: Layer, grads: Grads) -> float:
-        """Return what a step adds to its loss, and add its gradients to `grads`; by default 0.
-
-        It is called once a step, however many parts the batch has.
-        """
+        """Return what a step adds once to its loss, and add its gradients; by default 0."""
         return 0.0
 
     def after_step(self, model: Layer, step: int, gradient: Array) -> None:
