@@ -185,6 +185,14 @@ class Grads:
             held = self._sums.get(owner)
             self._sums[owner] = part if held is None else held + part
 
+    def add_all(
+        self, parameters: Iterable[Parameter | None], gradients: Iterable[Array | None]
+    ) -> None:
+        """Add to each Parameter its gradient; None is a Parameter that a layer does not have."""
+        for parameter, gradient in zip(parameters, gradients):
+            if parameter is not None:
+                self.add(parameter, gradient)
+
     def get(self, parameter: Parameter) -> Array | None:
         """Return the Parameter's gradient, or None if none was added."""
         return self._sums.get(parameter)
@@ -197,6 +205,19 @@ class Grads:
 
     def __len__(self) -> int:
         return len(self._sums)
+
+
+def gradients_of(parameters: Mapping[str, Parameter], gradient: Array) -> dict[Parameter, Array]:
+    """Return the gradients of the trainable Parameters, in their shapes, from one vector (n,).
+
+    The vector holds them end to end, as that of :func:`pack` does.
+    """
+    found, start = {}, 0
+    for p in parameters.values():
+        if p.trainable:
+            found[p] = gradient[start : start + p.size].reshape(p.shape)
+            start += p.size
+    return found
 
 
 class Packed:

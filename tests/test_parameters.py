@@ -11,7 +11,7 @@ from lora_np.backend import ShapeError
 from lora_np.layers import Chain, Linear, copy_model
 from lora_np.methods import LoraConfig, inject
 from lora_np.models import GPT, GPTConfig
-from lora_np.parameters import Grads, Parameter, freeze, pack
+from lora_np.parameters import Grads, Parameter, freeze, gradients_of, pack
 from lora_np.train import fit
 
 
@@ -50,6 +50,25 @@ def test_equal_parameters_are_two_parameters():
     grads.add(p, np.ones(2))
     grads.add(q, np.full(2, 5.0))
     assert grads[p].tolist() == [1, 1] and grads[q].tolist() == [5, 5]
+
+
+def test_gradients_of_several_parameters_are_added_in_their_order():
+    p, q = Parameter(np.zeros(2)), Parameter(np.zeros(1))
+    grads = Grads()
+    grads.add_all((p, None, q), (np.ones(2), None, np.full(1, 5.0)))
+    assert grads[p].tolist() == [1, 1] and grads[q].tolist() == [5] and len(grads) == 2
+
+
+def test_a_vector_of_gradients_is_taken_apart_as_pack_lays_them():
+    held = three()
+    held["b"].trainable = False
+    packed, grads = pack(held), Grads()
+    grads.add(held["W"], 10.0 * held["W"].value)
+    grads.add(held["g"], 10.0 * held["g"].value)
+    found = gradients_of(held, packed.gather(grads))
+    assert found.keys() == {held["W"], held["g"]}
+    for p, gradient in found.items():
+        np.testing.assert_array_equal(gradient, 10.0 * p.value)
 
 
 def test_none_adds_nothing():

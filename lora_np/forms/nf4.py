@@ -1,13 +1,15 @@
-"""NF4: 4 bits a number, with the nearest of 16 values of a normal distribution.
+"""NF4: 4 bits a number, the code of the nearest of 16 quantiles of a normal distribution.
 
 An array is read row by row and cut into blocks of 64 numbers. Each block keeps its largest absolute
 value, and each number keeps the index c of the nearest of 16 values q, from -1 to 1::
 
     c = argmin_i |w / absmax - q_i|            w is about q_c absmax         4 + 32/64 bits a number
 
-The q_i are quantiles of a normal distribution, scaled to [-1, 1], so that normal numbers use all
-codes about equally often; one of them is 0, so that zeros are exact. Double quantisation subtracts
-from the absmax of all blocks their mean m and stores the rest in 8 bits, in blocks of 256::
+The q_i are quantiles of a normal distribution, scaled to [-1, 1], so that they lie closest where
+most numbers do. (Normal numbers do not use all codes equally often: the largest of 64 is further
+out than the last quantile, so 9 % of them get the code of -0.09 but 2 % that of 1.) One q_i is 0,
+so that zeros are exact. Double quantisation subtracts from the absmax of all blocks their mean m
+and stores the rest in 8 bits, in blocks of 256::
 
     absmax is about m + s d_e,   s = max |absmax - m| of 256        4 + 8/64 + 32/(64 256) bits
 
@@ -16,7 +18,7 @@ gets the more bits the larger the number is.
 
 Sources: Dettmers, Pagnoni, Holtzman and Zettlemoyer (2023), arXiv:2305.14314, section 3; the d_e:
 Dettmers, Lewis, Shleifer and Zettlemoyer (2021), arXiv:2110.02861. The codes are those of
-bitsandbytes, ties included. The mean m is rounded once, from float64.
+bitsandbytes, ties included. The mean m is computed in float64 and rounded once, to float32.
 """
 
 from __future__ import annotations

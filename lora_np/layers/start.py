@@ -12,12 +12,13 @@ from lora_np.parameters import Grads
 class TextStart(Layer):
     """The start of a text: y = x, as no row stands before it.
 
-    A layer in its place may put rows before the embedded text: forward then returns them above x.
+    A layer in its place may put rows before the embedded text: forward then returns [rows; x].
 
     Parameters
     ----------
     first : int
-        The position of the first row of y. It is above zero if keys stand before those of the text.
+        The position of the first row of y: the number of keys that attention puts before the
+        text's (prefix tuning), by default 0.
 
     Attributes
     ----------

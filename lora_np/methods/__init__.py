@@ -1,4 +1,21 @@
-"""Methods of fine-tuning: the contract of a method, and one file per method."""
+"""Methods of fine-tuning: the contract of a method, and one file per method.
+
+Read contract.py, lora.py and dora.py first. Methods of one form stand on one class::
+
+    LoRA's A and B, or more of them  lora, lora_fa, dora, adalora, dylora   LoRALinear
+    a weight W made of W0            hira, loha, shira                      Reweighted
+    a pair from x to y               lokr, miss, oft                        PairedLinear
+    a layer of its own               vera, wrg, ia3, bottleneck, tokens,
+                                     lora_embedding                         Adapter
+    rows before a text               prompt, prefix                         VirtualAdapter
+    all Parameters of a model        intrinsic                              WholeModel
+    some Parameters of the base      bitfit, ln_tuning                      no layer: ``trains``
+    a base in few bits               nf4, under any of the others           no layer: ``prepare``
+
+Some methods have a second file: lora_config and start (LoRA), adalora_ranks, encoder (prefix),
+subspace (intrinsic). The files peft*.py, stacked.py and file_form.py hold the form of an adapter in
+files.
+"""
 
 from lora_np.methods.adalora import AdaLoraConfig, AdaLoraLinear
 from lora_np.methods.bitfit import BitFitConfig

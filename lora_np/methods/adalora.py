@@ -13,7 +13,7 @@ and with C = A A^T - I, d||C||^2/dA = 4 C A. PEFT adds the norms themselves, ave
 B: ``orth_reg="norm"``, with d||C||/dA = 2 C A / ||C||. E starts at 0, A and B from N(0, 0.02^2).
 adalora_ranks.py says which triplets (a row of A, an entry of E, a column of B) are cut, and when.
 
-Source: Zhang et al. (2023), arXiv:2303.10512, equations 3, 4 and 7.
+Source: Zhang et al. (2023), arXiv:2303.10512, equations 3 and 4.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.backend import Array, get_xp, like
+from lora_np.backend import Array, get_xp
 from lora_np.layers import Layer, Linear, probability
-from lora_np.methods.adalora_ranks import allocate, check_options, gradients_of
+from lora_np.methods.adalora_ranks import allocate, check_options
 from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.peft import PeftMethod
 from lora_np.methods.peft_adalora import DEFAULTS, TENSORS, our_fields, with_cut, without_cut
+from lora_np.methods.start import parameter_like
 from lora_np.methods.targets import check_rank
 from lora_np.ops.contract import Need, wanted
 from lora_np.ops.fast import lora_linear_backward
-from lora_np.parameters import Grads, Parameter
+from lora_np.parameters import Grads, Parameter, gradients_of
 
 
 def triplet_forward(A: Array, E: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -90,9 +91,7 @@ class AdaLoraLinear(LoRALinear):
         dA = dE = None
         if dEA is not None:
             dA, dE = triplet_backward(dEA, (A.value, E.value), (A.trainable, E.trainable))
-        for p, gradient in zip((A, E, *held), (dA, dE, dW0, dB, db)):
-            if p is not None:
-                grads.add(p, gradient)
+        grads.add_all((A, E, *held), (dA, dE, dW0, dB, db))
         return dx
 
     def _refuse_more_than_A_and_B(self, method: str) -> None:
@@ -105,7 +104,7 @@ class AdaLoraLinear(LoRALinear):
 
 @dataclass(frozen=True)
 class AdaLoraConfig(PeftMethod):
-    """AdaLoRA's options by PEFT's names, and the penalty: "squared" (the paper's) or "norm"."""
+    """AdaLoRA's options by PEFT's names, and `orth_reg`: "squared" (the paper's) or "norm"."""
 
     target_r: int = 8
     init_r: int = 12
@@ -133,16 +132,16 @@ class AdaLoraConfig(PeftMethod):
         probability(self.lora_dropout)
 
     def of_rank(self, r: int) -> AdaLoraConfig:
-        """Return the configuration with the final budget `r` and about the same ratio to init_r."""
+        """Return the configuration with target_r = `r` and init_r in about the same ratio."""
         start = -(-r * self.init_r // self.target_r)
         return replace(self, target_r=r, init_r=start, lora_alpha=start)  # scale 1 at every rank
 
     def wrap(self, path: str, layer: Linear, rng: np.random.Generator) -> AdaLoraLinear:
         """Return `layer` with init_r triplets whose E is zero."""
-        W0, r = layer.W.value, self.init_r
-        check_rank(r, path, W0.shape)
-        drawn = (0.02 * rng.standard_normal(shape) for shape in ((r, W0.shape[1]), (len(W0), r)))
-        A, B, E = (Parameter(like(x.astype(W0.dtype), W0)) for x in (*drawn, np.zeros((r, 1))))
+        (d_out, d_in), r = layer.W.shape, self.init_r
+        check_rank(r, path, (d_out, d_in))
+        drawn = (0.02 * rng.standard_normal(shape) for shape in ((r, d_in), (d_out, r)))
+        A, B, E = (parameter_like(layer.W, x) for x in (*drawn, np.zeros((r, 1))))
         return AdaLoraLinear(layer, A, E, B, self.lora_alpha / (r + 1e-5), self.lora_dropout)
 
     def penalty(self, model: Layer, grads: Grads) -> float:
@@ -159,7 +158,8 @@ class AdaLoraConfig(PeftMethod):
 
     def after_step(self, model: Layer, step: int, gradient: Array) -> None:
         """Update the scores, change the kept triplets if it is time, and cut the others."""
-        allocate(self, list(adapters(model).values()), step + 1, gradients_of(model, gradient))
+        gradients = gradients_of(model.parameters(), gradient)
+        allocate(self, list(adapters(model).values()), step + 1, gradients)
 
     def to_peft(self, adapted: Layer, places: Places) -> FileForm:
         """Return PEFT's fields and tensors: those of the kept triplets."""

@@ -1,18 +1,20 @@
 """Which triplets AdaLoRA keeps: their scores, the budget, and the cut.
 
-A triplet k is row k of A, entry k of E and column k of B. After step t, for every entry p of them::
+Triplet k is row k of A, entry k of E and column k of B. After each step, for every entry p of
+these, with its gradient dp::
 
     now = |p dp|                                                   sensitivity
     I   = beta1 I + (1 - beta1) now                                its average, and
     U   = beta2 U + (1 - beta2) |now - I|                          its uncertainty
     score of a triplet = I U of E_k + mean of I U over A_k + mean over B_k
 
-The budget is init_r a layer for `tinit` steps, falls with the cube of the time that is left, and is
-target_r a layer in the last `tfinal` steps. Every `deltaT` steps the triplets with the highest
-scores over all layers are kept. A triplet that is cut has E_k = 0, after EVERY step: the momentum
-of Adam would revive it.
+The budget is init_r a layer for `tinit` steps and target_r a layer in the last `tfinal` steps. In
+between, what exceeds target_r falls with the cube of the time that is left. Every `deltaT` steps,
+the triplets with the highest scores over all layers are kept, and the others are cut. A triplet
+that is cut has E_k = 0, set after EVERY step, because the momentum of Adam would revive it. Its A_k
+and B_k stay, so that it can be kept again.
 
-Source: Zhang et al. (2023), arXiv:2303.10512, equations 8 to 12.
+Source: Zhang et al. (2023), arXiv:2303.10512, equations 7 to 12.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import Array, get_xp, like, to_host
-from lora_np.layers import Layer
 from lora_np.parameters import Parameter
 
 NEAR = 1e-6  # scores that differ by less, relatively, are equal: the lowest index is kept
@@ -93,7 +94,7 @@ def allocate(
 ) -> None:
     """Update the scores after step `t`, keep other triplets if it is time, and cut the rest.
 
-    `gradients` are those of the step, each flat; `config` is an AdaLoraConfig.
+    `gradients` are those of the step; `config` is an AdaLoraConfig.
     """
     last = config.total_step - config.tfinal
     if t < last:
@@ -108,9 +109,9 @@ def allocate(
 
 def follow(layer: Any, gradients: Mapping[Parameter, Array], beta1: float, beta2: float) -> None:
     """Update I and U of a layer; a frozen Parameter has no gradient, and its entries score zero."""
-    flat = [(p.value.reshape(-1), gradients.get(p)) for p in layer.triplets()]
-    products = [0.0 * x if g is None else x * g for x, g in flat]
-    now, (I, U) = abs(get_xp(flat[0][0]).concatenate(products)), layer.ema.value
+    found = [(p.value, gradients.get(p)) for p in layer.triplets()]
+    products = [(0.0 * x if g is None else x * g).reshape(-1) for x, g in found]
+    now, (I, U) = abs(get_xp(products[0]).concatenate(products)), layer.ema.value
     I[...] = beta1 * I + (1.0 - beta1) * now
     U[...] = beta2 * U + (1.0 - beta2) * abs(now - I)
 
@@ -129,13 +130,3 @@ def keep(layers: Sequence[Any], budget: int) -> None:
     for layer, own in zip(layers, np.split(kept, ends)):
         flags = own.astype(layer.kept.dtype).reshape(-1, 1)
         layer.kept.value[...] = like(flags, layer.kept.value)
-
-
-def gradients_of(model: Layer, gradient: Array) -> dict[Parameter, Array]:
-    """Return the gradients, each flat, of a model's trainable Parameters, which lie end to end."""
-    found, start = {}, 0
-    for p in model.parameters().values():
-        if p.trainable:
-            found[p] = gradient[start : start + p.size]
-            start += p.size
-    return found

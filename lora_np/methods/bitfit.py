@@ -2,14 +2,14 @@
 
 ::
 
-    y = x W0^T + (b + db)              db (out,)   about 1 number in 1,000 of a transformer
+    y = x W0^T + b                     b (out,) is trained: about 1 number in 1,000 of a transformer
+    db = sum of dy over samples
 
-The biases are Parameters of the base itself, with the gradients that its layers compute already
-(db = the sum of dy over samples). So the method has no layer: the adapted model holds its own
-copies of the biases, and merging has nothing to do.
+The biases are Parameters of the base itself, and its layers compute db already. So the method has
+no layer: the adapted model holds its own copies of the biases, and merging has nothing to do.
 
-The paper trains all biases: those of linear layers (b) and of LayerNorms (beta). Its section 3
-finds half of them enough, those of the queries and of the MLP's first layer:
+The paper trains all biases: those of linear layers (b) and of LayerNorms (beta). It also finds half
+of them enough, those of the queries (its b_q) and of the MLP's first layer (its b_m2):
 ``target_modules=("q_proj", "up_proj")``.
 
 Source: Ben Zaken, Ravfogel and Goldberg (2021), arXiv:2106.10199, sections 3 and 4.

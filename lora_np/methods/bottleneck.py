@@ -2,13 +2,13 @@
 
 ::
 
-    h(x) = s (f(x D^T + c) U^T + e)     D (r, d), c (r,), U (d, r), e (d,),  f ReLU or GELU
+    h(x) = s (f(x D^T + c) U^T + e)     D (r, d), c (r,), U (d, r), e (d,),  f: ReLU or GELU
 
     y = a + h(a),  a = base(x)          "houlsby": behind attention and MLP; "pfeiffer": behind MLP
     y = base(x) + h(x)                  "parallel": beside the MLP
 
-U and e start at zero, so that y = base(x); the block's residual connection comes after. From the
-outside in, with z = x D^T + c and u = f(z)::
+U and e start at zero, so that y = base(x). The block's residual connection adds its input to y, as
+it does to base(x) without the adapter. From the outside in, with z = x D^T + c and u = f(z)::
 
     dU = s dh^T u                      (d, r)       de = s sum of dh
     dz = s (dh U) * f'(z)              (N, r)
@@ -16,7 +16,7 @@ outside in, with z = x D^T + c and u = f(z)::
     dx = dz D                          (N, d)
     serial: da = dy + dx, on which the base goes on;  parallel: dx adds to the base's
 
-f stands between D and U: no plain layer computes the same, so these adapters do not merge.
+f stands between D and U, so no plain layer computes the same, and these adapters do not merge.
 
 Sources: Houlsby et al. (2019), arXiv:1902.00751, section 2.1; Pfeiffer et al. (2020),
 arXiv:2005.00247, section 3; He et al. (2021), arXiv:2110.04366, section 3.3 (scaled, parallel).
@@ -103,8 +103,7 @@ class Bottleneck(Adapter):
         held, through = (self.D, self.c, self.U, self.e), need_dx or self.base.trainable
         reached = need_dx if self.parallel else through
         dx, *gradients = bottleneck_backward(dy, c_branch, (reached, *(p.trainable for p in held)))
-        for p, gradient in zip(held, gradients):
-            grads.add(p, gradient)
+        grads.add_all(held, gradients)
         if not through:
             return None
         if not self.parallel:

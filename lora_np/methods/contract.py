@@ -9,6 +9,9 @@ The same functions then inject, merge, count, save, load, train and sweep every 
 first method and has no special case. A method without layers of its own, such as training only the
 biases, has a configuration without places whose `trains` names the biases.
 
+Most methods define ``wrap`` alone and inherit the rest of MethodConfig. inject() calls places,
+prepare, trains, wrapper; a step of training calls draw, use, penalty, after_step, in this order.
+
 Defining a configuration class with a ``name`` adds it to the table ``METHODS``.
 """
 
@@ -47,7 +50,13 @@ class FilePlace(NamedTuple):
 
 
 Places = Mapping[str, FilePlace]  # by our layers' paths
+
 FileForm = tuple[dict[str, Any], dict[str, np.ndarray]]  # fields and tensors
+
+
+def name_in(path: str, places: Places) -> str:
+    """Return the name of the layer at `path` in other people's files."""
+    return places[path].name if path in places else path
 
 
 class Adapter(Layer):
@@ -106,7 +115,7 @@ class MethodConfig:
         Two promises, which :func:`lora_np.check_method` checks: an adapted model at the start
         computes exactly what its base does; merging gives a plain model that computes the same.
     kinds : tuple of types
-        The kinds of layers that target_modules may name.
+        The kinds of layers that target_modules may name; by default linear layers.
 
     Examples
     --------
@@ -177,20 +186,24 @@ class MethodConfig:
         return 1.0
 
     def draw(self, rng: np.random.Generator | None) -> Any:
-        """Return what is drawn once a step, for all parts of its batch; by default None."""
+        """Return what a step draws, once for all parts of its batch; by default None."""
         return None
 
     def use(self, model: Layer, drawn: Any) -> None:
-        """Let the model compute with what a step has drawn; None is the state between steps."""
+        """Let the model compute with `drawn` while a step forms its gradients.
+
+        None, before the optimizer moves, is the state of a model that is not in training.
+        """
 
     def penalty(self, model: Layer, grads: Grads) -> float:
-        """Return what is added once to the loss of a step, and add its gradients; by default 0."""
+        """Return what a step adds once to its loss, and add its gradients; by default 0."""
         return 0.0
 
     def after_step(self, model: Layer, step: int, gradient: Array) -> None:
         """Do what the method needs after every training step; by default nothing.
 
-        `gradient` (n,) holds the gradients of the trainable Parameters, end to end.
+        `step` counts from 0. `gradient` (n,) holds the gradients of the trainable Parameters after
+        clipping, end to end; ``gradients_of`` in parameters.py takes them apart.
         """
 
     def of_rank(self, r: int) -> MethodConfig:
@@ -214,7 +227,7 @@ class MethodConfig:
         return cls(**{name: value for name, value in saved.items() if name in names})
 
     peft_transposes: ClassVar[bool] = True  # whether PEFT adapts weights stored (in, out), Conv1D
-    of_model: ClassVar[Sequence[str]] = ()  # tensors of a PEFT file that belong to no layer
+    of_model: ClassVar[Sequence[str]] = ()  # tensors of a PEFT file that all layers share
 
     def to_peft(self, adapted: Layer, places: Places) -> FileForm:
         """Return PEFT's fields and tensors, or raise NoPeftForm with the reason."""
@@ -245,9 +258,10 @@ def inject(model: Any, config: MethodConfig, rng: np.random.Generator) -> Any:
     Returns
     -------
     Layer
-        A model of the same type. Its frozen Parameters are read-only views of the model's arrays.
-        Trainable are the Parameters that the method adds and those that ``config.trains`` names.
-        The attribute ``method`` holds `config`.
+        A model of the same type, or an adapter around the whole model that is used like one. Its
+        frozen Parameters are read-only views of the model's arrays. Trainable are the Parameters
+        that the method adds and those that ``config.trains`` names. The attribute ``method`` holds
+        `config`, with what the method has drawn of it.
 
     Raises
     ------

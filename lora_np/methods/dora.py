@@ -12,13 +12,13 @@ outside in::
     dk = sum over samples of dy * z     (out,)      dm = dk / n
     dz = dy * k                         (N, out)    from which LoRA's backward goes on
 
-n depends on A and B too. The paper treats it as a constant (section 4.3), and so does PEFT: the
-gradients above are then all, and they are not those of the loss. ``exact=True`` adds the rest. With
-dn = -dk m / n^2 and dn/dV_o = V_o / n_o::
+n depends on A and B too. The paper holds it constant (section 4.3), and so does PEFT: the gradients
+above are then all, and not quite those of the loss. ``exact=True`` adds the path through n. The
+derivative of n_o = ||V_o|| is V_o / n_o, so with dn = -dk m / n^2::
 
-    dV += c V,  c = -dk m / n^3         (out,)      dA += s B^T dV, dB += s dV A^T, dW0 += dV
+    dV = c V,  c = -dk m / n^3          (out,)      dA += s B^T dV, dB += s dV A^T, dW0 += dV
 
-Source: Liu et al. (2024), arXiv:2402.09353, equations 5 and 11.
+Source: Liu et al. (2024), arXiv:2402.09353, equations 5 and 11; rows of W (out, in), as in PEFT.
 """
 
 from __future__ import annotations
@@ -126,9 +126,7 @@ class DoraLinear(LoRALinear):
         held = [self.W0, self.A, self.B, self.m, self.b]
         need = [need_dx, *(p is not None and p.trainable for p in held)]
         dx, *gradients = dora_backward(dy, cache, need)
-        for parameter, gradient in zip(held, gradients):
-            if parameter is not None:
-                grads.add(parameter, gradient)
+        grads.add_all(held, gradients)
         return dx
 
     def delta(self) -> Array:

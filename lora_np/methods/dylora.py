@@ -1,18 +1,18 @@
 """DyLoRA: one LoRA of rank r from which every smaller rank can be taken.
 
-Every step draws a rank k from 1 .. r, the same for all layers and all parts of its batch, and uses
-the first k rows of A (r, in) and columns of B (out, r)::
+Every step draws a rank k from 1 to r, the same for all layers and all parts of its batch, and uses
+the first k rows A[:k] of A (r, in) and columns B[:, :k] of B (out, r)::
 
     y  = x W0^T + b + s_k (x A[:k]^T) B[:, :k]^T        s_k = alpha / k, or alpha / r ("constant")
     dA = [dA_k; 0],  dB = [dB_k, 0]                     LoRA's gradients of the parts in use
 
-The first ranks are thus trained most often, and each cut of the result is a LoRA of its own. The
-rule ``update="frozen"`` keeps what lower ranks have learned: of dA_k and dB_k only row and column k
-are kept. These are then the gradients of the loss in row and column k, with the others constant.
+So the first ranks are trained most often, and each cut of the result is a LoRA of its own. The rule
+``update="frozen"`` leaves what lower ranks have learned: of dA_k only the last row is kept, of dB_k
+only the last column. They are the gradients of the loss in row and column k, the others constant.
 
 Adam also moves an entry whose gradient is zero, by its momentum, and AdamW's decay shrinks it. In
-the paper, a step changes only what it trains. So whatever received no gradient is restored after
-each step, with any optimizer. (Adam's moments of these rows still decay.)
+the paper, a step changes only what it trains. So the ranks that received no gradient are restored
+after each step, with any optimizer. (Adam's moments of these ranks still decay.)
 
 Source: Valipour et al. (2022), arXiv:2210.07558, section 4 and algorithm 1; the paper calls k b.
 """
@@ -25,15 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.backend import Array, get_xp, like
+from lora_np.backend import Array, get_xp
 from lora_np.layers import Layer, Linear, Rng, rebuild
 from lora_np.methods.contract import MethodConfig, adapters, method_of, with_adapters
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
-from lora_np.methods.start import STARTS
+from lora_np.methods.start import STARTS, parameter_like
 from lora_np.methods.targets import check_rank
 from lora_np.ops.fast import lora_linear_backward
-from lora_np.parameters import Grads, Parameter
+from lora_np.parameters import Grads, Parameter, gradients_of
 
 
 class DyLoRALinear(LoRALinear):
@@ -44,7 +44,7 @@ class DyLoRALinear(LoRALinear):
         super().__init__(linear, A, B, self.scales[-1], config.lora_dropout)
         self.frozen = config.update == "frozen"
         self.drawn: int | None = None
-        self.before: tuple[Array, Array] | None = None  # A and B before a step
+        self.before: tuple[Array, Array] | None = None  # A and B as the optimizer finds them
 
     def pair(self) -> tuple[Array, Array]:
         """Return A (k, in) and B (out, k)."""
@@ -70,9 +70,7 @@ class DyLoRALinear(LoRALinear):
             dB = xp.zeros(B.shape, dB_k.dtype)  # (out, r)
             dB[:, first:k] = dB_k[:, first:]
             grads.add(B, dB)
-        grads.add(W0, dW0)
-        if b is not None:
-            grads.add(b, db)
+        grads.add_all((W0, b), (dW0, db))
         return dx
 
 
@@ -128,7 +126,7 @@ class DyLoraConfig(MethodConfig):
         """Return `layer` with LoRA of the largest rank at its start."""
         W0 = layer.W.value
         check_rank(self.r, path, W0.shape)
-        A, B = (Parameter(like(x.astype(W0.dtype), W0)) for x in STARTS[True](rng, W0, self.r, 1.0))
+        A, B = (parameter_like(layer.W, x) for x in STARTS[True](rng, W0, self.r, 1.0))
         return DyLoRALinear(layer, A, B, self)
 
     def draw(self, rng: np.random.Generator | None) -> int:
@@ -138,18 +136,17 @@ class DyLoraConfig(MethodConfig):
         return int(rng.integers(1, self.r + 1))
 
     def use(self, model: Layer, drawn: int | None) -> None:
-        """Let all layers compute at the drawn rank; None, between steps, is the largest."""
+        """Let all layers compute at the drawn rank; None is the largest.
+
+        None comes after the gradients and before the optimizer, so the copies are made then.
+        """
         for layer in adapters(model).values():
             layer.drawn, layer.scale = drawn, layer.scales[(drawn or self.r) - 1]
             layer.before = (layer.A.value.copy(), layer.B.value.copy()) if drawn is None else None
 
     def after_step(self, model: Layer, step: int, gradient: Array) -> None:
         """Restore the ranks of A and B that received no gradient."""
-        of, start = {}, 0
-        for p in model.parameters().values():
-            if p.trainable:
-                of[p] = gradient[start : start + p.size].reshape(p.shape)
-                start += p.size
+        of = gradients_of(model.parameters(), gradient)
         for layer in adapters(model).values():
             for p, before, axis in zip((layer.A, layer.B), layer.before, (1, 0)):
                 if p in of:

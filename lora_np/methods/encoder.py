@@ -1,10 +1,10 @@
-"""The MLP that returns the rows of a prefix while they are trained; afterwards only P is kept.
+"""The MLP that computes the rows P of a prefix while it is trained; afterwards only P is kept.
 
 ::
 
     H = tanh(E W1^T + b1)     P = H W2^T + b2           E (n, d), W1 (h, d), H (n, h), W2 (2 d, h)
 
-Derivation: P is linear in H, and tanh' = 1 - tanh^2::
+Derivation. P is linear in H, and tanh' = 1 - tanh^2. With a = E W1^T + b1 (n, h)::
 
     dW2 = dP^T H    db2 = sum dP    da = (dP W2) * (1 - H * H)
     dW1 = da^T E    db1 = sum da    dE = da W1

@@ -4,15 +4,15 @@
 
     W = W0 * (1 + P),  P = B A          (out, in)      B (out, r), A (r, in)
 
-The change W0 * P usually has full rank. Entry by entry, dP = dW * W0, from which B A goes on as in
-LoRA::
+The change W0 * P usually has full rank: its rank is bounded by r times that of W0. Entry by entry,
+dP = dW * W0, and from P the gradients of B and A are LoRA's::
 
     dB = dP A^T      dA = B^T dP      dW0 = dW * (1 + P)
 
 B starts at zero, so W starts at W0. An entry of W0 that is zero stays zero.
 
-A step forms dW = dy^T x, as full fine-tuning does: W0 has full rank, so no thin product takes its
-place.
+A step forms dW = dy^T x, as full fine-tuning does: dP needs every entry of dW, because W0 is not a
+product of thin matrices.
 
 Sources: Huang et al. (2025), HiRA, ICLR 2025, https://openreview.net/forum?id=TwJrTz9cRS; names and
 start of PEFT 0.21.

@@ -1,4 +1,4 @@
-"""IA3: trained gains on keys, values and the inside of the MLP, and nothing else.
+"""IA3: trained gains on keys, on values and inside the MLP, and nothing else.
 
 ::
 
@@ -11,8 +11,9 @@ Entry by entry z_ni = g_i x_ni, so::
     dx = g * dz                        (N, d)
     dg = sum over samples of dz * x    (d,)
 
-A gain merges: into the rows of W0 and b behind a layer, into the columns of W0 in front of it. In a
-file that stacks layers in one matrix, their gains are stacked too; rows without an adapter have 1.
+A gain merges: one behind a layer into the rows of W0 and into b, one in front into the columns of
+W0. In a file that stacks layers in one matrix, their gains are stacked too, with 1 for the rows of
+a layer without an adapter.
 
 Source: Liu et al. (2022), arXiv:2205.05638, section 3.3.
 """
@@ -27,7 +28,7 @@ import numpy as np
 
 from lora_np.backend import Array, get_xp, to_host
 from lora_np.layers import Layer, Linear, Rng
-from lora_np.methods.contract import Adapter, Fields, NoPeftForm, Places, Tensors, adapters
+from lora_np.methods.contract import Adapter, Fields, NoPeftForm, Places, Tensors, adapters, name_in
 from lora_np.methods.peft import Group, PeftMethod, by_module
 from lora_np.methods.stacked import homes_of
 from lora_np.methods.targets import matches, no_match
@@ -135,7 +136,7 @@ class IA3Config(PeftMethod):
         """Return PEFT's fields and tensors; it names the feedforward modules as in the file."""
         fields, tensors = super().to_peft(adapted, places)
         inward = [path for path, layer in adapters(adapted).items() if layer.feedforward]
-        names = [places[path].name if path in places else path for path in inward]
+        names = [name_in(path, places) for path in inward]
         return {**fields, "feedforward_modules": names}, tensors
 
     def stack(self, name: str, group: Group) -> dict[str, np.ndarray]:

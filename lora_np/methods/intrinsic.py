@@ -1,10 +1,11 @@
 """Intrinsic dimension: all D parameters theta of a model move in a random subspace of dimension d.
 
-Only z is trained, and in the structure-aware variant a scale lambda for each of the m layers. The
-scales count in d, so that z has d - m entries; they start at one, z at zero::
+Only z is trained, and in the structure-aware variant a scale lambda for each of the m layers::
 
     theta = theta0 + P z                        theta (D,), z (d,), P (D, d) random and fixed
-    theta_i = theta0_i + lambda_i (P z)_i       structure-aware, layer i
+    theta_i = theta0_i + lambda_i (P z)_i       structure-aware, layer i; z (d - m,), lambda (m,)
+
+z starts at zero and lambda at one, so theta starts at theta0. The scales count in d.
 
 subspace.py derives the gradients; ops/fastfood.py is P. The model at theta is a plain model, so the
 method merges. PEFT does not have it: our file holds z, the scales, and the seed that draws P again.
@@ -110,9 +111,7 @@ class IntrinsicModel(WholeModel):
         dtheta = Packed(c_theta.direction, self._chosen(twin)).gather(found)  # (D,)
         held = self.z, self.scales
         need = [False, *(p is not None and p.trainable for p in held)]
-        for p, gradient in zip(held, subspace_backward(dtheta, c_theta, need)[1:]):
-            if p is not None:
-                grads.add(p, gradient)
+        grads.add_all(held, subspace_backward(dtheta, c_theta, need)[1:])
         return dx
 
     def _chosen(self, model: Layer) -> dict[str, Parameter]:

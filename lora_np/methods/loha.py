@@ -5,18 +5,18 @@
     W = W0 + s P1 * P2           (out, in)      s = alpha / r
     P1 = B1 A1,  P2 = B2 A2                     B (out, r), A (r, in)
 
-Row o of P1 is sum_i B1_oi A1_i, with the rows A1_i of A1. Hence (P1 * P2)_o = sum_ij B1_oi B2_oj
-(A1_i * A2_j): the rank of the change is up to r^2, for twice LoRA's numbers. Backwards, by the
-product rule for each entry::
+Row o of P1 is sum_i B1_oi A1_i, with the rows A1_i of A1. So row o of P1 * P2 is a sum over the r^2
+rows A1_i * A2_j, with the factors B1_oi B2_oj: the rank of the change is up to r^2, for twice the
+numbers of LoRA. Backwards, by the product rule for each entry::
 
     dP1 = s dW * P2     dB1 = dP1 A1^T    dA1 = B1^T dP1
     dP2 = s dW * P1     dB2 = dP2 A2^T    dA2 = B2^T dP2       dW0 = dW
 
 A2 starts at zero, so W starts at W0, and only A2 learns in the first step.
 
-A step forms dW = dy^T x, as full fine-tuning does. LoRA avoids this product. Here, four thin
-products over the r^2 rows A1_i * A2_j could take its place. They cost less only if
-2 r^2 (in + out) < in out: for r = 8, only above a width of 256.
+A step forms dW = dy^T x, as full fine-tuning does, and LoRA does not. Four thin products over the
+r^2 rows A1_i * A2_j could take its place, but they cost less only if 2 r^2 (in + out) < in out: for
+r = 8, only above a width of 256.
 
 Sources: Hyeon-Woo et al. (2021), arXiv:2108.06098, proposition 1; as an adapter, LyCORIS: Yeh et
 al. (2023), arXiv:2309.14859; names and start of PEFT 0.21.

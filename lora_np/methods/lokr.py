@@ -2,10 +2,10 @@
 
 ::
 
-    W = W0 + s W1 (x) W2            W1 (a, c), W2 (k, j)      out = a k, in = c j,  s = alpha / r
+    W = W0 + s kron(W1, W2)         W1 (a, c), W2 (k, j)      out = a k, in = c j,  s = alpha / r
 
-Block (a, c) of the product is W1_ac W2. With x as c parts of j entries and dy as a parts of k
-entries, the change of an output is::
+Block (a, c) of the product is W1_ac W2. With x as c parts of j entries, and y and dy as a parts of
+k entries, entry (n, a, k) of the change of y is::
 
     s sum_c W1_ac z_nck             z_nck = sum_j W2_kj x_ncj
 
@@ -14,8 +14,8 @@ Backwards, a sum runs over each index that the result does not have::
     dW1_ac = s sum_nk dy_nak z_nck                                  dx = dy W
     dW2_kj = s sum_nc h_nck x_ncj,   h_nck = sum_a W1_ac dy_nak     dW0 = dy^T x
 
-All four cost 2 c k (a + j) products a sample; the in * out of dW = dy^T x are not needed. Either
-side may be a product of rank r: W1 = L1 R1, dL1 = dW1 R1^T, dR1 = L1^T dW1. L1 (or W1) starts at 0.
+z, h, dW1 and dW2 cost 2 c k (a + j) products a sample, without the in * out of dy^T x. Either side
+may be a product of rank r: W1 = L1 R1, dL1 = dW1 R1^T, dR1 = L1^T dW1. L1 (or W1) starts at zero.
 
 Sources: LyCORIS: Yeh et al. (2023), arXiv:2309.14859; sides, names and start of PEFT 0.21.
 """
@@ -53,7 +53,7 @@ class LoKrCache(NamedTuple):
 def lokr_forward(
     x: Array, W0: Array, L1: Array, R1: Any, L2: Array, R2: Any, b: Any = None, *, scale: float
 ) -> tuple[Array, LoKrCache]:
-    """Compute y = x W^T + b with W = W0 + scale (L1 R1) (x) (L2 R2).
+    """Compute y = x W^T + b with W = W0 + scale kron(L1 R1, L2 R2).
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def _of(dW: Any, L: Any, R: Any, need: Sequence[bool]) -> tuple[Array | None, ..
 
 
 class LoKrLinear(PairedLinear):
-    """y = x W^T + b with W = W0 + scale (L1 R1) (x) (L2 R2)."""
+    """y = x W^T + b with W = W0 + scale kron(L1 R1, L2 R2)."""
 
     pair_forward, pair_backward = staticmethod(lokr_forward), staticmethod(lokr_backward)
     L1: Parameter
@@ -123,7 +123,7 @@ class LoKrLinear(PairedLinear):
 
 
 def near(n: int, factor: int = -1) -> tuple[int, int]:
-    """Return n as a product: of `factor`, or of the next divisor below it and below the root."""
+    """Return n as a product of two: of `factor`, or of the largest divisor up to it and sqrt(n)."""
     if factor > 0 and n % factor == 0:
         return factor, n // factor
     most = math.isqrt(n) if factor < 0 else min(factor, math.isqrt(n))

@@ -80,9 +80,7 @@ class LoRALinear(Adapter):
         held = [self.W0, self.A, self.B, self.b]
         need = [need_dx, *(p is not None and p.trainable for p in held)]
         dx, *gradients = lora_linear_backward(dy, cache, need)
-        for parameter, gradient in zip(held, gradients):
-            if parameter is not None:
-                grads.add(parameter, gradient)
+        grads.add_all(held, gradients)
         return dx
 
     def pair(self) -> tuple[Array, Array]:
@@ -161,11 +159,9 @@ class StartedLoRA(LoRALinear):
         need_A, need_B = A.trainable or A0.trainable, B.trainable or B0.trainable
         need = (need_dx, W0.trainable, need_A, need_B, b is not None and b.trainable)
         dx, dW0, dA, dB, db = lora_linear_backward(dy, cache, need)  # dA (2r, in), dB (out, 2r)
-        grads.add(W0, dW0)
+        grads.add_all((W0, b), (dW0, db))
         grads.add(A, dA[:r] if dA is not None and A.trainable else None)
         grads.add(A0, dA[r:] if dA is not None and A0.trainable else None)
         grads.add(B, dB[:, :r] if dB is not None and B.trainable else None)
         grads.add(B0, -dB[:, r:] if dB is not None and B0.trainable else None)
-        if b is not None:
-            grads.add(b, db)
         return dx

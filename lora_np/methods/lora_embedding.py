@@ -1,7 +1,7 @@
 """LoRA on an embedding: y = W[t] + s (A^T)[t] B^T, with the table W frozen.
 
-Shapes: tokens t (...) integers, W (V, d), A (r, V), B (d, r), u and y (..., r) and (..., d). With
-the one-hot rows H (N, V) of the tokens this is LoRA's equation: H is x, and W^T is W0. H is never
+Shapes: tokens t (...) integers, W (V, d), A (r, V), B (d, r), u (..., r), y (..., d). With the
+one-hot rows H (N, V) of the tokens this is LoRA's equation: H is x, and W^T is W0. H is never
 formed: u = H A^T is a lookup in A^T, and du^T H adds up the rows of du that belong to one token::
 
     u  = (A^T)[t]                      (..., r)
@@ -11,8 +11,9 @@ formed: u = H A^T is a lookup in A^T, and du^T H adds up the rows of du that bel
     dA = du^T H                        (r, V)    column v: the sum of du over the positions of v
     dW = H^T dy                        (V, d)    not formed if W is frozen
 
-A starts at zero and B at random, so that the rows of A^T are learned token by token. A head that is
-tied to the table keeps W, as in PEFT: such a model has no plain layers that compute the same.
+A starts at zero and B at random, not the other way round as on a linear layer: so a token that
+training never sees keeps its row of W. A head that is tied to the table keeps W, as in PEFT: such a
+model does not merge, because one table cannot serve both.
 
 Source: microsoft/LoRA (loralib's Embedding), and PEFT 0.21.
 """
@@ -129,9 +130,7 @@ class LoRAEmbedding(Adapter):
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = False) -> None:
         """Add dA and dB, and dW if the table is trained; tokens have no gradient."""
         held = (self.base.W, self.A, self.B)
-        found = lora_embedding_backward(dy, cache, [p.trainable for p in held])
-        for parameter, gradient in zip(held, found):
-            grads.add(parameter, gradient)
+        grads.add_all(held, lora_embedding_backward(dy, cache, [p.trainable for p in held]))
 
     def delta(self) -> Array:
         """Return scale (B A)^T (V, d)."""

@@ -2,12 +2,13 @@
 
 ::
 
-    u = x A^T                          (N, r)    the only thing that is kept
+    u = x A^T                          (N, r)    kept for backward, in place of x
     y = x W0^T + b + s u B^T
     dB = s dy^T u                      (out, r)
     dx = dy W0 + s (dy B) A            (N, in)
 
-LoRA keeps x (N, in) for dA = s (dy B)^T x. Without dA, u is enough: r numbers a sample.
+LoRA keeps x (N, in) for dA = s (dy B)^T x. Without dA, u is enough: r numbers a sample. (Dropout
+also keeps its mask.)
 
 Source: Zhang et al. (2023), arXiv:2308.03303, section 3.
 """
@@ -49,9 +50,7 @@ class LoRAFALinear(LoRALinear):
         linear, u, mask = cache
         need_b = self.b is not None and self.b.trainable
         dx, dW0, db = linear_backward(dy, linear, (need_dx, self.W0.trainable, need_b))
-        grads.add(self.W0, dW0)
-        if self.b is not None:
-            grads.add(self.b, db)
+        grads.add_all((self.W0, self.b), (dW0, db))
         g = rows(dy)  # (N, out)
         if self.B.trainable:
             grads.add(self.B, self.scale * (g.T @ u))  # (out, r)

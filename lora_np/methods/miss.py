@@ -1,17 +1,17 @@
-"""MiSS: LoRA whose A is fixed: it adds up the parts of x.
+"""MiSS: LoRA with a fixed A, which adds up the parts of x.
 
 ::
 
     y = x W0^T + b + (x S^T) M          M (r, out), trained;  S (r, in) = [I I ... I], fixed
 
-S x is the sum of the parts of x, of r entries each; the last part is cut where r does not divide
-in. So the weight is W = W0 + M^T S: the same (out, r) is added to every part of W0. This is LoRA
-with A = S, B = M^T and s = 1, and so are the gradients, of which dA is not needed::
+x S^T (N, r) is the sum of the parts of x, of r entries each; the last part is shorter where r does
+not divide in. So W = W0 + M^T S: the same M^T (out, r) is added to every part of W0. This is LoRA
+with A = S, B = M^T and s = 1, and its gradients are LoRA's, without dA::
 
     dx = dy W0 + (dy M^T) S      dM = (x S^T)^T dy      dW0 = dy^T x
 
 M starts at zero, so y starts at the base's. PEFT's form "mini" repeats a narrower M (r, m) over the
-outputs; its gradient is the sum over the repetitions.
+outputs, out / m times; dM is then the sum over the repetitions.
 
 Sources: Kang and Yin (2024), arXiv:2409.15371; names and start of PEFT 0.21.
 """

@@ -4,13 +4,13 @@ With c the codes of a weight W0 and ``decode`` the rule of forms/nf4.py, LoRA's 
 
     y = x decode(c)^T + b + s (x A^T) B^T            c: 4.127 bits a number; A (r, in), B (out, r)
 
-The codes have no gradient. A and B have those of LoRA, with decode(c) in the place of W0, because
-the layer reads ``W0.value`` and a stored Parameter decodes at that moment: no pair and no layer
-knows about NF4, and any method can stand in LoRA's place.
+The codes have no gradient. A and B have LoRA's gradients, with decode(c) in the place of W0. No
+pair and no layer knows about NF4: a layer reads ``W0.value``, and a stored Parameter decodes at
+that moment. So any method can stand in LoRA's place.
 
 An adapted model starts at the quantised base and not at the base: the outputs differ by the
-rounding to 4 bits. Merging adds the change to the decoded weight, and so needs the memory of the
-plain weights. The paper adapts all linear layers: with fewer it did not match full fine-tuning.
+rounding to 4 bits. A merged model holds decode(c) plus the change, so it needs the memory of plain
+weights. The paper adapts all linear layers: with fewer, it did not match full fine-tuning.
 
 Source: Dettmers, Pagnoni, Holtzman and Zettlemoyer (2023), arXiv:2305.14314, equation 5.
 """

@@ -5,13 +5,14 @@
     y = u W0^T + b,   u = x R             x in parts of k entries, each with a rotation R (k, k)
     R = (I - Q)(I + Q)^-1 = 2 M - I       M = (I + Q)^-1,  Q = -Q^T: Cayley's map
 
-So W = W0 R^T part by part; q holds Q above its diagonal. With du = dy W0 and dM = -M dQ M::
+So W = W0 R^T part by part; q holds Q above its diagonal, and q = 0 gives R = I. With du = dy W0,
+and since M becomes M - M E M to first order when Q becomes Q + E::
 
     dx = du R^T      dR = x^T du      dQ = -2 M^T dR M^T      dq_ij = dQ_ij - dQ_ji,  i < j
 
-By default, PEFT cuts the series of (I + Q)(I - Q)^-1, which turns the other way, to
-I + 2Q + ... + 2Q^(p-1) + Q^p. By Horner's rule H_p = I, H_i = c_i I + Q H_(i+1), R = H_0.
-Backwards: dH_0 = dR, dQ += dH_i H_(i+1)^T, dH_(i+1) = Q^T dH_i. At the start q = 0 and R = I.
+By default, PEFT cuts the series of C = (I + Q)(I - Q)^-1 to I + 2Q + ... + 2Q^(p-1) + Q^p, which is
+C (I - Q^p): nearly a rotation if Q is small. Horner's rule: H_p = I, H_i = c_i I + Q H_(i+1), where
+c_0 = 1, else 2, and R = H_0. Backwards: dH_0 = dR, dQ += dH_i H_(i+1)^T, dH_(i+1) = Q^T dH_i.
 
 Sources: Qiu et al. (2023), arXiv:2306.07280; options, names and start of PEFT 0.21.
 """

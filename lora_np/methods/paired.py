@@ -1,7 +1,7 @@
-"""A linear layer that a method computes with a pair of its own, from x on.
+"""A linear layer that a method computes with a pair of its own, from x to y.
 
-The pair takes x, W0, the method's Parameters and b, and knows a cheaper way to its gradients than
-dW = dy^T x::
+The pair takes x, W0, the method's Parameters and b, and computes their gradients more cheaply than
+by dW = dy^T x (reweighted.py)::
 
     y, cache = pair_forward(x, W0, *parameters, b, **options)
     dx, dW0, *gradients, db = pair_backward(dy, cache, need)
@@ -61,9 +61,7 @@ class PairedLinear(Adapter):
         held = self.held()
         need = (need_dx, *(p is not None and p.trainable for p in held))
         dx, *gradients = self.pair_backward(dy, cache, need)
-        for parameter, gradient in zip(held, gradients):
-            if parameter is not None:
-                grads.add(parameter, gradient)
+        grads.add_all(held, gradients)
         return dx
 
     def merged(self) -> Linear:

@@ -32,7 +32,7 @@ from lora_np.methods.contract import (
     wrapped,
 )
 from lora_np.methods.file_form import fill_tensors, tensors_of
-from lora_np.methods.stacked import homes_of
+from lora_np.methods.stacked import homes_of, place_of
 from lora_np.parameters import Parameter
 from lora_np.reading import shown
 from lora_np.tables import first_of
@@ -95,7 +95,7 @@ class PeftMethod(MethodConfig):
         """Return PEFT's fields and tensors, or raise NoPeftForm with the reason."""
         groups: dict[str, list[tuple[FilePlace, Adapter]]] = {}
         for path, adapter in adapters(adapted).items():
-            place = places.get(path) or FilePlace(path, 0, adapter.d_out)
+            place = place_of(path, adapter, places)
             groups.setdefault(place.name, []).append((place, adapter))
         if "" in groups:
             raise NoPeftForm("PEFT adapts the parts of a model, not the whole")

@@ -1,8 +1,8 @@
 """DoRA in PEFT's files: LoRA's tensors, and the lengths m of all rows of a matrix.
 
-A file that stacks layers in one matrix holds m for rows that no adapter of ours changes, too. Their
-lengths are those of W0. In the other direction, a layer whose rows have another length is adapted,
-even if its rows of B are zero.
+A file that stacks layers in one matrix holds m for all its rows, also those of a layer without an
+adapter: there m is the length of the row of W0. In the other direction, a layer whose m differ from
+these lengths gets an adapter, even if its rows of B are zero.
 
 Source: PEFT 0.21.
 """
@@ -15,11 +15,11 @@ import numpy as np
 
 from lora_np.backend import Array, like, to_host
 from lora_np.layers import Layer, Linear
-from lora_np.methods.contract import FileForm, FilePlace, Places, Tensors, adapters
+from lora_np.methods.contract import FileForm, Places, Tensors, adapters
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.peft import by_module
 from lora_np.methods.peft_lora import adapted_with, check_ranks, lora_to_peft
-from lora_np.methods.stacked import homes_of, model_factors
+from lora_np.methods.stacked import homes_of, model_factors, place_of
 from lora_np.ops.linear import row_lengths
 
 A, B, M = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
@@ -31,7 +31,7 @@ def dora_to_peft(config: Any, adapted: Layer, places: Places) -> FileForm:
     rows: dict[str, dict[int, np.ndarray]] = {}
     for path, layer in {"": adapted, **adapted.modules()}.items():
         if isinstance(layer, Linear | LoRALinear):
-            place = places.get(path, FilePlace(path, 0, layer.d_out))
+            place = place_of(path, layer, places)
             rows.setdefault(place.name, {})[place.start] = to_host(lengths_of(layer))
     for name in [name.removesuffix(f".{A}") for name in tensors if name.endswith(A)]:
         tensors[f"{name}.{M}"] = np.concatenate([m for _, m in sorted(rows[name].items())])

@@ -14,10 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.backend import like
 from lora_np.layers import Layer, rebuild
-from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters, with_adapters
+from lora_np.methods.contract import (
+    Fields,
+    FileForm,
+    Places,
+    Tensors,
+    adapters,
+    name_in,
+    with_adapters,
+)
 from lora_np.methods.stacked import PathFactors, file_factors, model_factors
+from lora_np.methods.start import parameter_like
 from lora_np.parameters import Parameter
 from lora_np.reading import shown
 
@@ -44,17 +52,13 @@ def lora_to_peft(config: Any, adapted: Layer, places: Places) -> FileForm:
     ranks = {name: len(A) for name, (_, A, _) in factors.items()}
     scales = {name: scale for name, (_, _, scale) in factors.items()}
     tensors: dict[str, np.ndarray] = {}
-    names = {_file_name(path, places): a.file_names for path, a in adapters(adapted).items()}
+    names = {name_in(path, places): a.file_names for path, a in adapters(adapted).items()}
     for name, (B, A, _) in factors.items():
         tensors |= {f"{name}.{names[name]['A']}": A, f"{name}.{names[name]['B']}": B}
     fields = {**as_fields(ranks, scales, config.use_rslora), "lora_dropout": dropouts.pop()}
     ours = {key: getattr(config, key) for key in config.trained_by}
     plain = {key: getattr(type(config), key) for key in config.trained_by}
     return fields if ours == plain else {**fields, OURS: ours}, tensors
-
-
-def _file_name(path: str, places: Places) -> str:
-    return places[path].name if path in places else path
 
 
 def lora_of_peft(config: Any, tensors: Tensors, base: Layer, places: Places) -> Any:
@@ -80,8 +84,8 @@ def adapted_with(config: Any, found: Mapping[str, PathFactors], base: Layer) -> 
     def adapt(path: str, layer: Any) -> Layer | None:
         if path not in found or not isinstance(layer, config.kinds):
             return None
-        W0, (name, *factors) = layer.W.value, found[path]
-        B, A = (Parameter(like(x.astype(W0.dtype), W0)) for x in factors)
+        name, *factors = found[path]
+        B, A = (parameter_like(layer.W, x) for x in factors)
         A.trainable = config.train_A
         return config.over(layer, A, B, config.scale_of(name))
 

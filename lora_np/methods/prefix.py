@@ -8,11 +8,11 @@ In layer i, with the rows P_k, P_v (n, d) of its prefix P (n, 2 d)::
 The text's positions start at n, as if n tokens stood before it. The gradient of P_k is that of the
 first n rows of k, summed over the batch: the pair of virtual.py, for k and for v.
 
-Trained directly, P is sensitive to the learning rate. The paper takes it from an MLP with the same
-lower half in all layers (encoder.py), and after training keeps only P.
+Trained directly, P is sensitive to the learning rate. So the paper computes P by an MLP, whose E,
+W1 and b1 all layers share (encoder.py), and keeps only P after training.
 
 It does not merge: no weight of the base gives attention n more keys. It does not start at the base:
-P or E is drawn from N(0, 1); W1, b1, W2, b2 from U(-1/sqrt(in), 1/sqrt(in)), as PEFT does.
+P or E is drawn from N(0, 1), and W1, b1, W2, b2 from U(-1/sqrt(in), 1/sqrt(in)), as in PEFT.
 
 Source: Li and Liang (2021), arXiv:2101.00190, section 4.3. Names follow PEFT.
 """
@@ -78,8 +78,7 @@ class PrefixAttention(CausalSelfAttention, VirtualAdapter):
         dv, dP_v = prepend_backward(dv, c_v, (True, any(need)))
         if dP_k is not None and dP_v is not None:
             dP = get_xp(dP_k).concatenate((dP_k, dP_v), axis=1)  # (n, 2 d)
-            for p, dp in zip(held, (dP,) if c_P is None else encoder_backward(dP, c_P, need)):
-                grads.add(p, dp)
+            grads.add_all(held, (dP,) if c_P is None else encoder_backward(dP, c_P, need))
         return dk, dv
 
     def _inward_needs(self, need_dx: bool) -> list[bool]:
@@ -134,9 +133,9 @@ class PrefixConfig(VirtualTokens):
         def make(x: np.ndarray) -> Parameter:
             return Parameter(like(x.astype(W.dtype), W))
 
-        def half(i: int, out: int, width: int) -> dict[str, Parameter]:
-            W, b = (rng.uniform(-1.0, 1.0, s) / math.sqrt(width) for s in ((out, width), (out,)))
-            return {f"W{i}": make(W), f"b{i}": make(b)}
+        def half(i: int, out: int, d_in: int) -> dict[str, Parameter]:
+            shapes = {f"W{i}": (out, d_in), f"b{i}": (out,)}
+            return {k: make(rng.uniform(-1.0, 1.0, s) / math.sqrt(d_in)) for k, s in shapes.items()}
 
         mlp = self.prefix_projection
         lower = {"E": make(rng.standard_normal((n, d))), **half(1, h, d)} if mlp else {}

@@ -5,15 +5,15 @@ With E the rows of the text's tokens, from the embedding's table::
     x = [P; E]                (..., n + T, d)      P (n, d), E (..., T, d)
     y = f(x)[n:]              (..., T, V)          f: positions, body and head of the base
 
-The text's positions start at n, because the rows use the positions 0 .. n-1. The outputs at the
-rows are cut. Every text of a batch has the same P, so its gradients add up; nothing flows into the
-cut outputs, but the rows are looked at by the text above them::
+The text's positions start at n, because the rows use the positions 0 to n - 1. The outputs at the
+rows are cut off, so no gradient enters there: P gets its gradient through the text's positions,
+which attend to the rows. All texts of a batch have the same P, so its gradients add up::
 
     dP = sum over the batch of dx[:n]          dE = dx[n:]
 
-It does not merge: no weight of the base adds a row to its input. It does not start at the base.
-
-Start: N(0, 1), as PEFT's RANDOM; or the table's rows of given tokens, as PEFT's TEXT.
+It does not merge: no weight of the base adds a row to its input. It does not start at the base,
+because attention sees the rows from the first step on. P starts at N(0, 1), as PEFT's RANDOM, or at
+the table's rows of given tokens, as PEFT's TEXT.
 
 Source: Lester, Al-Rfou and Constant (2021), arXiv:2104.08691, section 2. Names follow PEFT.
 """

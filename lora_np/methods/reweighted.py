@@ -6,7 +6,8 @@ A method gives f as a pair::
     dW0, *gradients = weight_backward(dW, cache, need)
 
 and this layer does the rest: forward forms W, which is the merged weight too, and backward forms
-dW = dy^T x as full fine-tuning does. Such a method saves memory and files, but little time.
+dW = dy^T x as full fine-tuning does. So such a method makes the optimizer's memory and the files
+small, but a step costs no less than full fine-tuning's. Where dW can be avoided, see paired.py.
 """
 
 from __future__ import annotations
@@ -75,8 +76,7 @@ class Reweighted(Adapter):
         need_b = b is not None and b.trainable
         dx, dW, db = linear_backward(dy, cache.linear, (need_dx, any(need), need_b))
         if dW is not None:
-            for parameter, gradient in zip(held, self.weight_backward(dW, cache.weight, need)):
-                grads.add(parameter, gradient)
+            grads.add_all(held, self.weight_backward(dW, cache.weight, need))
         if b is not None:
             grads.add(b, db)
         return dx

@@ -30,6 +30,11 @@ FACTOR_NAMES: dict[type[Layer], dict[str, str]] = {  # PEFT's, by the kind of th
 PathFactors = tuple[str, np.ndarray, np.ndarray]  # the file's name, B, A
 
 
+def place_of(path: str, layer: Any, places: Places) -> FilePlace:
+    """Return the place of our layer at `path`; by default a module of the same path, all of it."""
+    return places.get(path) or FilePlace(path, 0, layer.d_out)
+
+
 def file_factors(adapted: Layer, places: Places) -> dict[str, Factors]:
     """Return the factors of an adapted model's adapters, by their names in the file.
 
@@ -41,7 +46,7 @@ def file_factors(adapted: Layer, places: Places) -> dict[str, Factors]:
     groups: dict[str, list[tuple[FilePlace, Factors]]] = {}
     written = set()
     for path, layer in adapters(adapted).items():
-        place = places.get(path, FilePlace(path, 0, layer.d_out))
+        place = place_of(path, layer, places)
         if not place.name:
             raise ValueError(
                 "a module has no name: PEFT adapts the parts of a model, not the whole"
@@ -118,7 +123,7 @@ def homes_of(
     modules = {"": base, **base.modules()}
     chosen: dict[str, Any] = {path: m for path, m in modules.items() if isinstance(m, kinds)}
     for path, layer in chosen.items():
-        place = places.get(path, FilePlace(path, 0, layer.d_out))
+        place = place_of(path, layer, places)
         homes.setdefault(place.name, []).append((path, place, layer))
     return homes
 

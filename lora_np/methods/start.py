@@ -8,7 +8,8 @@
                 of W0 of rank r
     "olora"     W0 = Q R: B = Q[:, :r], A = R[:r]   Buyukakyuz (2024), arXiv:2406.01775
     "zero"      A = 0, B = 0, which never trains:   a control
-                dA = s B^T g x^T, dB = s g (A x)^T
+                dA = s (dy B)^T x = 0 and
+                dB = s dy^T (x A^T) = 0
     False       A and B random: the start is not    a control
                 the base
 

@@ -56,7 +56,8 @@ def subspace_backward(
     if need_z:
         dz = P.adjoint(dtheta if scale is None else dtheta * scale)
     if need_scales and scale is not None:
-        dscales = np.bincount(layer, dtheta * direction).astype(dtheta.dtype)  # in float64
+        dscales = np.bincount(layer, dtheta * direction)  # (m,), a sum for each layer, in float64
+        dscales = dscales.astype(dtheta.dtype)
     return dtheta if need_theta0 else None, dz, dscales
 
 

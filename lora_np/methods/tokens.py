@@ -3,9 +3,9 @@
 Shapes: tokens t (...) integers, W (V, d) frozen, k trained rows R (k, d) for the tokens of
 `indices`, y (..., d). E (V, k) is the one-hot matrix that puts row j of R at its token::
 
-    W' = W with the rows of `indices` replaced by R     y = W'[t]
+    W' = (I - E E^T) W + E R           W with R in the rows of `indices`;  y = W'[t]
     dR = E^T dW'                       row j: the sum of dy over the positions of its token
-    dW = dW' without these rows        not formed if W is frozen
+    dW = (I - E E^T) dW'               zero in these rows; not formed if W is frozen
 
 A head that is tied to the table computes with W' too, so dR is a sum of two: that of the lookup,
 and the rows of the head's dW' (:class:`ReplacedRows`). So new tokens, such as the marks of a
@@ -126,8 +126,7 @@ class TokensEmbedding(Adapter):
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = False) -> None:
         """Add dR, and dW if the table is trained; tokens have no gradient."""
         held = (self.base.W, self.rows)
-        for p, gradient in zip(held, tokens_backward(dy, cache, [p.trainable for p in held])):
-            grads.add(p, gradient)
+        grads.add_all(held, tokens_backward(dy, cache, [p.trainable for p in held]))
 
     def merged(self) -> Embedding:
         """Return the plain embedding with the table W'."""

@@ -14,11 +14,11 @@ G = (dy^T x) A^T (out, r)::
     dc = (G * B) d                     dd = c (G * B)
     dB = diag(c) G diag(d)             dA = diag(d) B^T diag(c) dy^T x;  dx = dy W
 
-r is large here (256 by default), so that a product with A costs as much as one with W0. W is formed
-once a step and kept for dx, unless samples are few, as in generation. G is formed in the cheaper
-order: dy^T (x A^T), or (dy^T x) A^T if r is large.
+r is large here (256 by default), so that a product with A can cost as much as one with W0. W is
+formed once a step and kept for dx, unless samples are few, as in generation. G is formed in the
+cheaper order: dy^T (x A^T), or (dy^T x) A^T if r is large.
 
-Source: Kopiczko, Blankevoort and Asano (2023), arXiv:2310.11454, equation 2 and section 3.2.
+Source: Kopiczko, Blankevoort and Asano (2023), arXiv:2310.11454, sections 3.1 and 3.3 (c is its b).
 """
 
 from __future__ import annotations

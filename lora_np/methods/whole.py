@@ -1,7 +1,7 @@
 """An adapter over a whole model, which is still a model: it trains, generates, and merges.
 
-The adapter makes a plain model out of its base, the model at a point; a subclass says how, and how
-the gradients go back to what it trains.
+At every call, the adapter makes a plain model of its base: the model at the current point. A
+subclass defines how (`at_point`), and how the gradients go back to what it trains (`backward`).
 """
 
 from __future__ import annotations

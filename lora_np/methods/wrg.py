@@ -1,7 +1,7 @@
 """W = R G: the weight itself as a product of two thin factors, of which R is trained.
 
-Some articles describe LoRA so. It is another method: it compresses W0, whereas LoRA keeps W0 and
-factors its change. R is (out, r), G (r, in), and W0 is not read any more::
+Some articles describe LoRA in this way. It is another method: it compresses W0, whereas LoRA keeps
+W0 and factors the change. R is (out, r), G (r, in), and W0 is not read any more::
 
     u  = x G^T                         (N, r)
     y  = u R^T + b                     (N, out)
@@ -12,12 +12,12 @@ Two starts, G frozen in both. "svd" takes W0 = U S V^T: R = U_r S_r, G = V_r^T, 
 product of rank r. "gaussian" draws G and fits R by least squares, R = W0 G^T (G G^T)^-1, so that
 R G is the projection of W0's rows on r random directions. A Gaussian W0 (out, in) keeps a part
 r / in of its squared length there, hence the relative error sqrt(1 - r / in). Neither start is the
-base: a trained weight is of full rank, only its change is nearly of low rank.
+base, because a trained weight has full rank: low rank is a property of changes, not of weights.
 
-A file holds R and G. G is not drawn again from a seed: NumPy does not promise that a generator
-gives the same numbers in every version, and an SVD is rounded differently elsewhere.
+A file holds R and G, not a seed for G: NumPy does not promise that a generator gives the same
+numbers in every version, and an SVD is rounded differently on another machine.
 
-Source of the best product: Eckart, Young: Psychometrika 1 (1936), 211.
+Source of the best product: Eckart and Young (1936), Psychometrika 1, 211.
 """
 
 from __future__ import annotations
@@ -91,9 +91,7 @@ class WRGLinear(Adapter):
         held = (self.R, self.G, self.base.b)
         need = (need_dx, *(p is not None and p.trainable for p in held))
         dx, *gradients = wrg_backward(dy, cache, need)
-        for p, gradient in zip(held, gradients):
-            if p is not None:
-                grads.add(p, gradient)
+        grads.add_all(held, gradients)
         if self.base.W.trainable:
             grads.add(self.base.W, get_xp(dy).zeros(self.base.W.shape, dy.dtype))
         return dx

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from lora_np.forms import Nf4
-from lora_np.forms.nf4 import DYNAMIC, PAIRS, Q
+from lora_np.forms.nf4 import DYNAMIC, PAIRS, Q, block_codes
 
 
 def codes_of(form):
@@ -136,3 +136,11 @@ def test_sizes_beyond_float32_do_not_become_infinite_or_nan():
 def test_a_block_size_that_bitsandbytes_lacks_is_refused(block_size):
     with pytest.raises(ValueError, match="expected a power of 2 from 32 to 4096"):
         Nf4.encode(np.zeros(64), block_size)
+
+
+def test_normal_numbers_do_not_use_all_codes_equally_often(rng):
+    """The shares that the derivation names, of blocks of 64 numbers."""
+    codes, _ = block_codes(rng.standard_normal(64 * 4000).astype(np.float32), 64, Q)
+    share = np.bincount(codes, minlength=16) / codes.size
+    assert share.argmax() == 6 and round(float(Q[6]), 2) == -0.09  # not 1/16 = 6 % each
+    assert abs(share[6] - 0.09) < 0.005 and abs(share[15] - 0.02) < 0.005

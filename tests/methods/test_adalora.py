@@ -26,11 +26,10 @@ from lora_np.methods.adalora import orthogonality, triplet_backward, triplet_for
 from lora_np.methods.adalora_ranks import (
     allocate,
     budget_at,
-    gradients_of,
     kept_triplets,
     scores_of,
 )
-from lora_np.parameters import Grads, pack
+from lora_np.parameters import Grads, gradients_of, pack
 from lora_np.train import Trainer, load_state, save_state
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, d_model=16)
@@ -141,11 +140,11 @@ def test_scores_are_those_of_the_definition(rng):
     layer, packed, I, U = adapted.down_proj, pack(adapted.parameters()), {}, {}
     for t in range(1, 4):
         gradient = rng.standard_normal(packed.vector.shape)
-        found = gradients_of(adapted, gradient)
+        found = gradients_of(adapted.parameters(), gradient)
         allocate(adapted.method, list(adapters(adapted).values()), t, found)
         for name in "AEB":
             p = getattr(layer, name)
-            now = np.abs(p.value * found[p].reshape(p.shape))
+            now = np.abs(p.value * found[p])
             I[name] = 0.8 * I.get(name, 0.0) + 0.2 * now
             U[name] = 0.6 * U.get(name, 0.0) + 0.4 * np.abs(now - I[name])
     s = {name: I[name] * U[name] for name in "AEB"}

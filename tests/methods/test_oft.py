@@ -48,6 +48,14 @@ def test_the_exact_form_is_orthogonal_and_the_series_to_its_order(rng):
     assert 10 < off(0.02 * q, 5) / off(0.01 * q, 5) < 25  # about 2^4
 
 
+@pytest.mark.parametrize("terms, p", [(3, 3), (4, 3), (5, 4), (6, 5)])
+def test_the_cut_series_is_the_inverse_rotation_times_i_minus_q_to_the_p(rng, terms, p):
+    R, Q, _ = rotations(rng.standard_normal((2, 3)), 3, terms)
+    unit = np.eye(3)
+    expected = (unit + Q) @ np.linalg.inv(unit - Q) @ (unit - np.linalg.matrix_power(Q, p))
+    np.testing.assert_allclose(R, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_pefts_two_forms_turn_opposite_ways(rng):
     q = 1e-3 * rng.standard_normal((2, 3))
     exact, series = rotations(q, 3, None)[0], rotations(q, 3, 7)[0]
