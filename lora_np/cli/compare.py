@@ -49,18 +49,21 @@ def run_reach(arguments: argparse.Namespace) -> int:
     from lora_np.experiments.compare.reach import reach, reach_table
     from lora_np.experiments.compare.rows import rows_called
     from lora_np.files import save_json
+    from lora_np.files.atomic import make_folder
 
     given = {"--seeds": arguments.seeds, "--base": arguments.base}
     for option, value in given.items():
         if value is not None:
             raise ValueError(f"--task linear draws its own W0 and takes no {option}")
-    rows = rows_called(arguments.methods)
+    rows, out = rows_called(arguments.methods), arguments.out
+    if out is not None:
+        make_folder(out)  # before the work: DIR may not be writable
     with pool_of(jobs_of(arguments, PRESETS[arguments.preset].text)) as executor:
         found = reach(rows, executor)
     print(f"What remains of a planted change after fitting, relative\n\n{reach_table(found)}")
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        save_json(arguments.out / "reach.json", found)
+    if out is not None:
+        save_json(out / "reach.json", found)
+        print(f"\nwritten to {out}/: reach.json")
     return 0
 
 
