@@ -157,7 +157,7 @@ def test_the_two_readmes_say_the_same():
         ("| 0.75 |", "| 0.57 |", "numerals"),
         ("五份", "六份", "numbers in words"),
         ("lora-np resize my_adapter", "lora-np shrink my_adapter", "inline code"),
-        ("`lora_np.check_method` 会", "它会", "inline code"),
+        ("由 `check_method` 检验", "由它检验", "inline code"),
         ("LoraConfig(r=8", "LoraConfig(r=4", "code blocks"),
         ("steps=20, lr=1e-2", "steps=20, lr=1e-3", "code blocks"),
         ("```\npip install . && lora-np sweep\n```\n", "", "code blocks"),
