@@ -24,7 +24,10 @@ def add_compare(commands: Any) -> None:
     add("--methods", type=_names, metavar="NAME,NAME,...", help=names)
     preset = "minutes: a smoke run that decides nothing; hour (default): 5 seeds"
     add("--preset", choices=("minutes", "hour"), default="hour", help=preset)
-    tasks = "text (default); linear: which planted changes of a matrix each method reaches"
+    tasks = (
+        "text (default); linear: print which planted changes of a matrix each method reaches "
+        "(--out keeps that in DIR/reach.json)"
+    )
     add("--task", choices=("text", "linear"), default="text", help=tasks)
     add("--seeds", type=int, help="number of seeds; default: 5, with --preset minutes 2")
     add_options(compare, None, "runs/compare-<settings>/")
