@@ -22,7 +22,7 @@ def add_compare(commands: Any) -> None:
     add = compare.add_argument
     names = "labels of the table, or names of methods; default: all"
     add("--methods", type=_names, metavar="NAME,NAME,...", help=names)
-    preset = "minutes: a smoke run that decides nothing; hour (default): 5 seeds"
+    preset = "minutes: a smoke run, too few seeds to decide; hour (default): 5 seeds"
     add("--preset", choices=("minutes", "hour"), default="hour", help=preset)
     tasks = (
         "text (default); linear: print which planted changes of a matrix each method reaches "
