@@ -68,7 +68,7 @@ def test_all_parameters_of_a_lent_base_move_and_only_z_and_scales_are_trained(co
 
 
 @every_variant
-@pytest.mark.parametrize("method", ["central", "complex"])
+@pytest.mark.parametrize("method", ["complex", pytest.param("central", marks=pytest.mark.slow)])
 def test_gradients_are_right_with_dropout_those_of_the_base_too(config, method, rng):
     adapted = moved(config, rng, dropout=0.2)
     forward, backward, inputs = as_pair(adapted, loss_of)

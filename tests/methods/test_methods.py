@@ -141,6 +141,12 @@ METHODS_TRIED = [
 every_method = pytest.mark.parametrize("config", METHODS_TRIED, ids=lambda c: c.name)
 
 
+@pytest.mark.parametrize("config", [LoraConfig(r=2), GainConfig(r=2), Biases()])
+def test_the_contract_has_fifteen_claims(config):
+    assert len(check_method(config)) == 15
+
+
+@pytest.mark.slow  # half a second and more each: every entry of every Parameter is perturbed
 @every_method
 def test_a_method_keeps_the_whole_contract(config):
     assert len(check_method(config, needed_by(config))) == 15

@@ -40,6 +40,7 @@ def linear_weights(model):
     return {f"{path}.W" for path, layer in model.modules().items() if isinstance(layer, Linear)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [Nf4Config(), Nf4Config(LORA, 32, False), Nf4Config(GainConfig(r=2))]
 )

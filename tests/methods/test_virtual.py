@@ -138,7 +138,7 @@ def loss_of(model, tokens):
 
 
 @every_method
-@pytest.mark.parametrize("method", ["central", "complex"])
+@pytest.mark.parametrize("method", ["complex", pytest.param("central", marks=pytest.mark.slow)])
 def test_gradients_are_right_at_random_parameters_with_dropout(config, method, rng):
     adapted = adapted_at_random(config, rng, dropout=0.2)
     forward, backward, inputs = as_pair(adapted, loss_of)

@@ -51,6 +51,11 @@ UNUSED = ("ranks", "target_modules", "lora_lr", "full_lr", "method")  # of the s
 Listen = Callable[[Progress], None]
 
 
+def as_printed(results: Results) -> str:
+    """Return results as Python prints them, for a study without a report of its own."""
+    return str(results)
+
+
 @dataclass(frozen=True)
 class Study:
     """A question that is answered by comparing contenders on the text task.
@@ -95,7 +100,7 @@ class Study:
     contenders: Sequence[Contender]
     settings: Mapping[str, Any] = field(default_factory=dict)
     conclude: Callable[[Results, Arrays], dict[str, Any]] | None = None
-    report: Callable[[Results], str] = str
+    report: Callable[[Results], str] = as_printed
     pictures: Mapping[str, Callable[[Results, Path], None]] = field(default_factory=dict)
     measure: Callable[[Trained], Mapping[str, float]] | None = None
 
