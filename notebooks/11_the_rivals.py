@@ -173,8 +173,8 @@ formed = W0 + c[:, None] * (B * d) @ A
 assert trainable(layer) == 64 + 12 and np.allclose(merge(layer).W.value, formed)
 
 # %% [markdown]
-# 4,352 against 65,536. But the base does not become cheaper: the two products with $A$ and $B$ cost
-# as much as those of LoRA at $r = 256$.
+# 4,352 against 65,536. But a step does not become cheaper in the same way: the two products with
+# $A$ and $B$ cost as much as those of LoRA at $r = 256$.
 #
 # ## A penalty and a budget: AdaLoRA
 #

@@ -350,6 +350,7 @@ for name in ("attention", "MLP"):
 # low rank everywhere is better here than a higher rank in some places. Schulman et al. also find
 # the attention alone to be worse. They find the MLP alone as good as all layers, which is not so
 # here. Three seeds of a small model are a hint; `lora-np regret` takes five and decides by a rule.
+# On its text, the attention alone is worse too, and whether the MLP alone is as good is not decided.
 #
 # ## Which rank, for how much data?
 #
@@ -414,9 +415,13 @@ plt.show()
 # %% [markdown]
 # Rank 1 is best at 64 samples, rank 4 at 256, and full fine-tuning at 4096. Each rank is better
 # than full as long as full's loss is more than three times the rank's floor. Later it *falls off*:
-# at 4096 samples, ranks 1 and 4 are within 15 % of their floors. A low rank is not a compromise
-# when data are few. When data are many, its capacity is used up. `lora-np small-data` and `lora-np
-# regret` look for both ends of this picture on the text task.
+# at 4096 samples, ranks 1 and 4 are within 15 % of their floors. Here, a low rank is not a
+# compromise when data are few. When data are many, its capacity is used up.
+#
+# On the text task, `lora-np regret` finds the second end of this picture, and `lora-np small-data`
+# does not find the first: on the shortest text, full fine-tuning at its best rate is still better
+# than LoRA (`docs/studies.md`). Its search for a rate lets it take small steps there. At one rate
+# for all lengths it overfits more than LoRA.
 #
 # Does training arrive at these minima? We train LoRA of rank 4 on 512 samples.
 
@@ -497,7 +502,8 @@ plt.show()
 # * Search around a rate some times larger than that of full fine-tuning, and go on if the best one
 #   is at the edge of your search.
 # * Adapt all layers, and pay with a lower rank.
-# * Choose the rank for the amount of data: few data need few numbers.
+# * Choose the rank for the amount of data: many data need many numbers. Do not expect LoRA to beat
+#   full fine-tuning because data are few: that was so on the linear task, and not on text.
 # * To compare ranks, train the largest one and cut it by its SVD, then train the rank that you
 #   chose.
 #

@@ -50,8 +50,21 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if alt:
             cell.metadata = {"mystnb": {"image": {"alt": alt}}}
         if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
+            shown = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
+            cell.outputs = joined(shown)
     return notebook
+
+
+def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Join neighbouring parts of a stream: where a kernel cuts its text differs from run to run."""
+    found: list[nbformat.NotebookNode] = []
+    for out in outputs:
+        before = found[-1] if found else {}
+        if out.output_type == "stream" and before.get("name") == out.name:
+            found[-1].text += out.text
+        else:
+            found.append(out)
+    return found
 
 
 def main() -> None:

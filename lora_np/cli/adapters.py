@@ -141,7 +141,7 @@ def _add_convert(commands: Any) -> None:
         description="ADAPTER is of any method that merges, such as DoRA. BASE holds the weights "
         "that it adapts.",
     )
-    convert.add_argument("adapter", type=Path, metavar="ADAPTER")
+    convert.add_argument("adapter", type=Path, metavar="ADAPTER", help="its folder")
     convert.add_argument("--base", type=Path, required=True, metavar="FILE_OR_FOLDER")
     _add_keep(convert)
     _add_folder(convert)

@@ -22,9 +22,12 @@ def add_compare(commands: Any) -> None:
     add = compare.add_argument
     names = "labels of the table, or names of methods; default: all"
     add("--methods", type=_names, metavar="NAME,NAME,...", help=names)
-    preset = "minutes: a smoke run that decides nothing; hour (default): 5 seeds"
+    preset = "minutes: a smoke run, too few seeds to decide; hour (default): 5 seeds"
     add("--preset", choices=("minutes", "hour"), default="hour", help=preset)
-    tasks = "text (default); linear: which planted changes of a matrix each method reaches"
+    tasks = (
+        "text (default); linear: print which planted changes of a matrix each method reaches "
+        "(--out keeps that in DIR/reach.json)"
+    )
     add("--task", choices=("text", "linear"), default="text", help=tasks)
     add("--seeds", type=int, help="number of seeds; default: 5, with --preset minutes 2")
     add_options(compare, None, "runs/compare-<settings>/")
@@ -55,13 +58,15 @@ def run_reach(arguments: argparse.Namespace) -> int:
     for option, value in given.items():
         if value is not None:
             raise ValueError(f"--task linear draws its own W0 and takes no {option}")
-    rows = rows_called(arguments.methods)
+    rows, out = rows_called(arguments.methods), arguments.out
+    if out is not None:
+        make_folder(out)  # before the work: DIR may not be writable
     with pool_of(jobs_of(arguments, PRESETS[arguments.preset].text)) as executor:
         found = reach(rows, executor)
     print(f"What remains of a planted change after fitting, relative\n\n{reach_table(found)}")
-    if arguments.out is not None:
-        make_folder(arguments.out)
-        save_json(arguments.out / "reach.json", found)
+    if out is not None:
+        save_json(out / "reach.json", found)
+        print(f"\nwritten to {out}/: reach.json")
     return 0
 
 

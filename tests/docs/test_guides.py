@@ -10,6 +10,7 @@ import pytest
 
 import lora_np.experiments.rank_sweep
 from lora_np.adapters import open_adapter
+from lora_np.cli import parser
 from lora_np.data import standard_library
 from lora_np.methods import adapters
 from tests.docs.pages import (
@@ -171,3 +172,12 @@ def test_the_index_leads_to_every_guide():
     toctree = next(body for language, body in blocks(read("index.md")))
     assert set(re.findall(r"^\w+$", toctree, re.M)) == pages
     assert set(re.findall(r"\((\w+)\.md\)", read("index.md"))) == pages
+
+
+def test_the_page_on_devices_lists_every_command_that_has_none():
+    (choices,) = (a.choices for a in parser()._actions if isinstance(a.choices, dict))
+    without = {name for name, sub in choices.items() if "--device" not in sub.format_help()}
+    page = (GUIDES / "gpu.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"- `lora-np (.*?) which do not have `--device`", page, re.S)
+    listed = set(re.findall(r"([a-z-]+)`", line))
+    assert listed == without - {"account", "grade"}  # these two compute nothing on arrays

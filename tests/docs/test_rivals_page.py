@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from lora_np.experiments.compare.report import COLUMNS
 from lora_np.experiments.compare.rows import ROWS
 from lora_np.methods import METHODS
 from tests.benchmarks import page as benchmarks
@@ -75,3 +76,19 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
     take(run)
     assert json.loads((tmp_path / "docs.json").read_text())["reach"] == REACH
     assert (tmp_path / "compare_losses.png").read_bytes() == b"picture"
+
+
+def test_what_dora_leaves_of_scaled_rows_is_the_bias_as_the_page_says():
+    reach = kept()["reach"]
+    i = list(reach["changes"]).index("rows")
+    (of_bias,) = re.findall(r"; (0\.\d\d) remains if W alone", reach["changes"]["rows"])
+    for label in ("dora", "dora exact", "lora r=32"):
+        assert f"{reach['residual'][label][i]:.2f}" == of_bias
+    assert f"{reach['residual']['lora'][i]:.2f}" > of_bias
+
+
+def test_the_page_names_every_column_and_every_key_that_the_command_writes():
+    text = PAGE.read_text(encoding="utf-8")
+    written = text[text.index("## What the command writes") :]
+    said = set(re.findall(r"`([a-z_0-9]+)`", written))
+    assert said >= {*COLUMNS, *kept()["results"]["measured"]["lora"], *kept()["reach"]}

@@ -17,13 +17,14 @@ from lora_np.experiments.claims import VERDICTS
 from lora_np.experiments.compare import PRESETS, CompareSettings, compare_study
 from lora_np.experiments.compare import claims as compare_claims
 from lora_np.experiments.compare.measure import TIMES, at_inference, file_bytes, measure, take_turns
-from lora_np.experiments.compare.order import UNDECIDED, letters, orders
+from lora_np.experiments.compare.order import UNDECIDED, letters, orders, pairs_note
 from lora_np.experiments.compare.picture import spread_out
 from lora_np.experiments.compare.reach import (
     CHANGES,
     REACHED,
     _base,
     _bias_of,
+    described,
     reach,
     reach_table,
 )
@@ -239,6 +240,14 @@ def test_nothing_is_ranked_within_noise():
     assert report(planted(seeds=2)).count(UNDECIDED) >= len(ENTERS)
 
 
+def test_no_pair_is_said_to_be_tested_where_the_seeds_are_too_few():
+    few, three = planted(seeds=2, labels=("full", "lora", "zero")), planted(seeds=3)
+    assert pairs_note(few) == "Order, by test loss: it takes 3 seeds to separate two contenders."
+    n = len(ENTERS)
+    assert f"{n * (n - 1) // 2} pairs are tested" in pairs_note(three)
+    assert "about 0.15 of them" in pairs_note(planted(labels=("full", "lora", "zero")))
+
+
 def test_letters_follow_the_losses_that_the_seeds_separate():
     found = orders(planted(noise=1e-3))
     assert found["full"][0] == "a" and found["full"] != found["lora"]
@@ -280,7 +289,7 @@ def test_the_report_says_every_claim_and_every_label():
         assert f"{VERDICTS[claim['agrees']]}: {claim['of']}, {claim['says']}" in text
     tables = [re.findall(f"^{label}  ", text, re.M) for label in ENTERS]
     assert [len(lines) for lines in tables] == [2] * len(ENTERS)  # losses and costs
-    assert "36 pairs are tested" in text and "about 2 of them" in text
+    assert "36 pairs are tested" in text and "about 1.8 of them" in text
     assert max(map(len, text.splitlines())) <= 100
     assert "nan" not in text and "None" not in text
 
@@ -289,8 +298,10 @@ def test_costs_are_ratios_to_the_rows_of_lora_and_full():
     table = costs_table(planted(costs={"prefix": times(step_seconds=2.0, latency_1=1.5)}))
     (row,) = (line for line in table.splitlines() if line.startswith("prefix"))
     assert row.split()[-5:] == ["0.67", "2.00", "2.00", "1.50", "1.00"]
-    alone = costs_table(planted(labels=("prefix",)))
-    assert alone.splitlines()[1].split()[-5:] == ["-"] * 5
+    alone = planted(labels=("prefix",))
+    assert costs_table(alone).splitlines()[1].split()[-5:] == ["-"] * 5
+    assert "there is no row of full and lora here" in " ".join(report(alone).split())
+    assert "there is no row of" not in " ".join(report(planted()).split())
 
 
 def test_a_search_that_stopped_at_its_limit_is_marked():
@@ -442,7 +453,29 @@ def test_the_linear_task_prints_the_matrix_and_keeps_it_if_asked(tmp_path, capsy
     options = ["--task", "linear", "--methods", "lora", "--jobs", "1"]
     assert main(["compare", *options, "--out", str(tmp_path / "a" / "b")]) == 0
     found = json.loads((tmp_path / "a" / "b" / "reach.json").read_text())
-    assert reach_table(found) in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert reach_table(found) in out and f"written to {tmp_path / 'a' / 'b'}/: reach.json" in out
+
+
+def test_the_linear_task_finds_that_it_cannot_write_before_it_fits(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lora_np.experiments.compare.reach.reach", None)  # never called
+    (tmp_path / "file").write_text("")
+    options = ["--task", "linear", "--methods", "lora", "--jobs", "1"]
+    assert main(["compare", *options, "--out", str(tmp_path / "file" / "b")]) == 2
+    assert capsys.readouterr().err.startswith(f"lora-np: {tmp_path / 'file' / 'b'} cannot be writ")
+
+
+def test_words_of_a_change_say_what_its_bias_leaves():
+    def both(rng, W0, b):
+        return W0 + 4.0 / W0.size**0.5, b + 3.0 / b.size**0.5  # norms 4 and 3
+
+    chosen = {"both": (both, "both move"), **{name: CHANGES[name] for name in ("rank 4", "bias")}}
+    said = described(chosen)
+    assert said["both"] == "both move; 0.60 remains if W alone is reached"
+    assert all(said[name] == CHANGES[name][1] for name in ("rank 4", "bias"))
+    dora = reach(rows_called(["dora exact"]), changes={"both": chosen["both"]}, steps=400)
+    assert dora["changes"] == {"both": said["both"]}
+    assert abs(dora["residual"]["dora exact"][0] - 0.6) < 0.005
 
 
 # ------------------------------------------------------------------------------------ the command

@@ -268,6 +268,23 @@ def test_planted_losses_decide_the_claims_of_lora_without_regret(loss, seeds, ex
             assert claim.agrees is agrees, claim
 
 
+@pytest.mark.parametrize(
+    "above, said",
+    [
+        ([0, 1, 1], "from 2,048 bytes on"),
+        ([1, 0, 1], "from 4,096 bytes on"),
+        ([1, 1, 0], "nowhere"),
+    ],
+)
+def test_a_rank_falls_off_from_where_it_stays_above_full(above, said, monkeypatch):
+    gaps = dict(zip((1, 2, 4), above))
+    monkeypatch.setattr(
+        regret_claims, "excess", lambda results, r, steps: dict.fromkeys(range(5), gaps[steps])
+    )
+    s = {"capacity_steps": [1, 2, 4], "batch_size": 16, "block_size": 64}
+    assert regret_claims.falls_off({"settings": s}, 1) == said
+
+
 def test_the_ratio_of_the_best_rates_is_the_planted_one():
     results = planted(regret.regret_study(regret.QUICK), regret_loss(ratio=6.0), noise=0.0)
     for ratios in regret_claims.rate_ratios(results).values():

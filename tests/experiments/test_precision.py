@@ -7,9 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lora_np import cli
+from lora_np import cli, plots
 from lora_np.costs import account
-from lora_np.experiments.precision import PrecisionSettings, precision_study, report
+from lora_np.experiments.precision import PrecisionSettings, picture, precision_study, report
 from lora_np.experiments.precision.merging import FORMS, merge_row, unchanged_by_size
 from lora_np.experiments.precision.planted import HalfGradients, Planted
 from lora_np.experiments.precision.study import adapted_at_start, stored_bases
@@ -169,6 +169,22 @@ def test_the_command_writes_its_tables_and_the_picture(tmp_path, capsys, monkeyp
     assert said.startswith(text) and "a quick run: there is nothing to conclude" in said
     assert text == f"{report(load_json(out / 'precision.json'))}\n" and "diverged" in text
     assert (out / "precision.png").read_bytes().startswith(PNG)
+
+
+def test_the_picture_names_the_loss_scale_with_which_training_diverges():
+    rows = [
+        {"power": power, "scale": scale, "loss": None if (power, scale) == (12, 65536.0) else 2.0}
+        for scale in (None, 65536.0, "dynamic")
+        for power in (12, 0)
+    ]
+    axis = plots.figure(4, 4).subplots()
+    picture._draw_scaling(axis, {"scaling": rows})
+    labels = [line.get_label() for line in axis.get_lines()]
+    assert labels == [
+        "no loss scale",
+        "loss scale 2^16 (diverges at 2^12)",
+        "loss scale dynamic",
+    ]
 
 
 def test_a_folder_that_is_a_file_is_one_line(tmp_path, capsys):

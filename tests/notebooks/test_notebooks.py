@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,9 @@ def test_the_committed_notebook_was_run_from_top_to_bottom_without_an_error(sour
     assert counts == list(range(1, len(counts) + 1))
     assert {out["output_type"] for out in outputs(notebook)} <= {"stream", "display_data"}
     assert all(out.get("name", "stdout") == "stdout" for out in outputs(notebook))  # no warning
+    for cell in notebook["cells"]:
+        kinds = [out["output_type"] for out in cell.get("outputs", [])]
+        assert ("stream", "stream") not in pairwise(kinds)  # build.py joins them
 
 
 @every_chapter

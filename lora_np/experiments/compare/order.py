@@ -17,7 +17,7 @@ from itertools import combinations
 from statistics import mean
 from string import ascii_letters
 
-from lora_np.experiments.claims import differences, lies_within
+from lora_np.experiments.claims import FEWEST, differences, lies_within
 from lora_np.experiments.search import SAME
 from lora_np.experiments.study.losses import Results, losses
 
@@ -91,8 +91,10 @@ def pairs_note(results: Results) -> str:
     """Say how the letters were made, and how many pairs chance alone would separate."""
     n = len(results["best"])
     pairs = n * (n - 1) // 2
+    if results["settings"]["seeds"] < FEWEST:
+        return f"Order, by test loss: it takes {FEWEST} seeds to separate two contenders."
     return (
         "Order, by test loss: contenders that share a letter are not separated by a 95 % interval "
         f"of their paired differences over seeds. {pairs} pairs are tested; if all contenders were "
-        f"equal, about {0.05 * pairs:.0f} of them would be separated by chance."
+        f"equal, about {0.05 * pairs:.2g} of them would be separated by chance."
     )

@@ -154,10 +154,26 @@ def reach(
     work = partial(_row, [plant for plant, _ in changes.values()], rates, steps)
     found = list((executor or InProcess()).map(work, rows))
     return {
-        "changes": {name: words for name, (_, words) in changes.items()},
+        "changes": described(changes),
         "trainable": {row.label: number for row, (number, _) in zip(rows, found)},
         "residual": {row.label: residuals for row, (_, residuals) in zip(rows, found)},
     }
+
+
+def described(changes: Mapping[str, tuple[Plant, str]]) -> dict[str, str]:
+    """Return each change in words.
+
+    Of a change of W and b, the words end in the residual that b leaves if W alone is right.
+    """
+    base, found = _base(), {}
+    W0, b0 = base.W.value, _bias_of(base)
+    for i, (name, (plant, words)) in enumerate(changes.items()):
+        W, b = plant(np.random.default_rng([1, i]), W0, b0)
+        of_W, of_b = float(((W - W0) ** 2).sum()), float(((b - b0) ** 2).sum())
+        part = math.sqrt(of_b / (of_W + of_b))
+        both = f"; {part:.2f} remains if W alone is reached" if 0 < part < 1 else ""
+        found[name] = f"{words}{both}"
+    return found
 
 
 def reach_table(found: Mapping[str, Any]) -> str:

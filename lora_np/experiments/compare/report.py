@@ -27,8 +27,9 @@ COLUMNS = (
     *("validation_loss", "test_loss", "test_sd", "forgetting", "order"),
 )
 HERE = (
-    "What articles claim is tested here, on a small model and one text. A verdict says whether it "
-    "holds here; no table of one model shows that it holds of all."
+    "What articles claim is tested here, on a small model and one text: losses seed by seed, times "
+    "round by round. Numbers and bytes are counted, and need no interval. A verdict says whether a "
+    "claim holds here; no table of one model shows that it holds of all."
 )
 LOSSES = ("train_loss", "validation_loss", "test_loss", "pretrain_loss")
 
@@ -128,6 +129,8 @@ def over(results: Results, label: str, role: str, key: str) -> float | None:
 def costs_note(results: Results) -> str:
     """Say how costs were measured, and how far times spread over the rounds."""
     s, spreads = results["settings"], []
+    without = [role for role in ("full", "lora") if not entering(results, role)]
+    dashes = f" A dash: there is no row of {' and '.join(without)} here." if without else ""
     for label in results["best"]:
         for key in TIMES:
             for other in entering(results, "full"):
@@ -147,7 +150,9 @@ def costs_note(results: Results) -> str:
         f"Times are medians over {counted(s['rounds'], 'round')} in which all take turns, in one "
         f"process with one thread{spread}. Latencies are of a "
         f"forward of {s['changes']['block_size']} bytes at batch 1 and 32, of the merged model "
-        f"where there is one ({len(merged)} of {len(results['best'])})."
+        f"where there is one ({len(merged)} of {len(results['best'])}).{dashes} Files are in "
+        "PEFT's form where there is one: it stacks q, k and v of a GPT-2, and the B of a LoRA then "
+        "holds zeros beside the blocks of the three."
     )
 
 

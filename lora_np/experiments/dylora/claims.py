@@ -104,7 +104,7 @@ def dylora_claims(results: Results) -> list[Claim]:
     return [
         Claim(
             PAPER,
-            "it does not compromise the performance of LoRA significantly",
+            "DyLoRA does not compromise the performance of LoRA significantly",
             f"the test loss of {which}, less that of LoRA trained at the rank is below {EQUAL} at "
             "every rank at which LoRA was trained",
             said(trained, EQUAL),
@@ -112,9 +112,9 @@ def dylora_claims(results: Results) -> list[Claim]:
         ),
         Claim(
             PAPER,
-            "it performs well at more ranks than LoRA, which was trained for one",
-            f"its test loss less that of the naive cut of LoRA of r = {s['r_max']}, on average "
-            "over all lower ranks, is below 0",
+            "DyLoRA performs well at more ranks than LoRA, which was trained for one",
+            f"the test loss of {which}, less that of the naive cut of LoRA of r = {s['r_max']}, on "
+            "average over all lower ranks, is below 0",
             f"{measured(on_average)}; rank by rank {tally(cut, -equal)}",
             lies_within(on_average, high=-equal),
         ),

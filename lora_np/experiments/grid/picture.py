@@ -98,7 +98,7 @@ def _best_rates(axis: Any, results: Results) -> None:
         axis.plot(scales, line, color=GREY, linestyle="--", label=r"$\propto (\alpha / r)^{-1/2}$")
         axis.legend(frameon=False)
     axis.set(xscale="log", yscale="log", xlabel=r"scale $s = \alpha / r$")
-    axis.set(ylabel="best learning rate", title="The best rate, mean over seeds")
+    axis.set(ylabel="best learning rate", title="The best rate, geometric mean over seeds")
     axis.grid(alpha=0.25, which="both")
 
 

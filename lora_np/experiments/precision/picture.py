@@ -80,6 +80,10 @@ def _draw_scaling(axis: Any, results: dict[str, Any]) -> None:
         hollow = "none" if scale == "dynamic" else colour  # it lies on the line below it
         look = {"color": colour, "markerfacecolor": hollow, "label": label}
         losses = [math.nan if row["loss"] is None else row["loss"] for row in chosen]
+        diverged = [f"2^{row['power']}" for row in chosen if row["loss"] is None]
+        look["label"] += f" (diverges at {', '.join(diverged)})" if diverged else ""
         axis.plot([row["power"] for row in chosen], losses, line, **look)
-    axis.set(xlabel="gradients times 2 to the power of", ylabel="held-out loss [nats a byte]")
+    axis.set(
+        xlabel="k, where gradients are multiplied by 2^k", ylabel="held-out loss [nats a byte]"
+    )
     axis.set_title("gradients in float16")

@@ -83,7 +83,7 @@ def rate_claims(results: Results) -> list[Claim]:
         ),
         Claim(
             "rates",
-            "the best rate is nearly the same at every rank (lora_alpha is)",
+            "at one lora_alpha, the best rate is nearly the same at every rank",
             f"the rank with the highest mean rate over that with the lowest, of {ranks[0]} to "
             f"{ranks[-1]}, is below {NEARLY:g} in the mean over seeds",
             f"r = {high} over r = {low}: {measured(spread, '.2f')}",
@@ -113,14 +113,14 @@ def layer_claims(results: Results) -> list[Claim]:
         Claim(
             "layers",
             "attention alone is worse than all layers at equal trainable parameters",
-            f"its test loss less theirs is above 0 ({at})",
+            f"the test loss of attention less that of all layers is above 0 ({at})",
             measured(worse),
             lies_within(worse, low=equal),
         ),
         Claim(
             "layers",
             "the MLP alone is as good as all layers",
-            f"its test loss less theirs is below {EQUAL}",
+            f"the test loss of the MLP less that of all layers is below {EQUAL}",
             measured(same),
             lies_within(same, high=EQUAL),
         ),
@@ -145,7 +145,7 @@ def capacity_claims(results: Results) -> list[Claim]:
         ),
         Claim(
             "capacity",
-            "a higher rank stays closer to it",
+            "a higher rank stays closer to the curve of full fine-tuning",
             f"after {last} steps r = {high} lies above full by less than r = {low}",
             measured(later),
             lies_within(later, low=equal),
@@ -161,12 +161,15 @@ def excess(results: Results, r: int, steps: int) -> dict[int, float]:
 
 def falls_off(results: Results, r: int) -> str:
     """Say from how much data on a rank is above full fine-tuning, over all seeds."""
-    s = results["settings"]
-    for steps in s["capacity_steps"]:
+    s, first = results["settings"], None
+    for steps in reversed(s["capacity_steps"]):
         found = interval(list(excess(results, r, steps).values()))
-        if found is not None and found[0] > EQUAL:
-            return f"from {steps * s['batch_size'] * s['block_size']:,} bytes on"
-    return "nowhere"
+        if found is None or found[0] <= EQUAL:
+            break
+        first = steps
+    if first is None:
+        return "nowhere"
+    return f"from {first * s['batch_size'] * s['block_size']:,} bytes on"
 
 
 def batch_claims(results: Results) -> list[Claim]:
@@ -188,8 +191,9 @@ def batch_claims(results: Results) -> list[Claim]:
         ),
         Claim(
             "batch",
-            "and that does not depend on the rank",
-            f"r = {low}'s growth less r = {high}'s lies within {EQUAL} of 0",
+            "LoRA's tolerance of large batches does not depend on the rank",
+            f"r = {low}'s test loss less full's grows from {small} to {large} as much as that of "
+            f"r = {high}, within {EQUAL}",
             measured(apart),
             lies_within(apart, -EQUAL, EQUAL),
         ),
