@@ -22,6 +22,7 @@ import numpy as np
 
 from lora_np.backend import Array
 from lora_np.layers import Flops, Layer, Linear, rebuild
+from lora_np.methods.options import check_types
 from lora_np.methods.targets import linear_paths
 from lora_np.parameters import Grads, Parameter
 
@@ -29,6 +30,16 @@ METHODS: dict[str, type[MethodConfig]] = {}
 Fields = Mapping[str, Any]  # of an adapter_config.json
 Tensors = Mapping[str, np.ndarray]  # of a file, by name
 METHOD_FIELD = "lora_np_method"  # in adapter_config.json, for methods that PEFT does not have
+
+
+def _after_types(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a check of options that is made after the one of their types."""
+
+    def checked(config: Any) -> None:
+        check_types(config)
+        check(config)
+
+    return checked
 
 
 class NoPeftForm(ValueError):
@@ -132,8 +143,12 @@ class MethodConfig:
     target_modules: Sequence[str] | str = "all-linear"
     layers_to_transform: int | Sequence[int] | None = None
 
+    def __post_init__(self) -> None:
+        """Check what the types of the options cannot say; they are checked before."""
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        cls.__post_init__ = _after_types(cls.__post_init__)  # pyright: ignore[reportAttributeAccessIssue]
         if not vars(cls).get("name"):
             return  # a subclass without its own name is the same method
         if not cls.name.isidentifier():  # the name is part of file names too

@@ -24,6 +24,7 @@ import numpy as np
 from lora_np.backend import Array, get_xp
 from lora_np.layers import Layer, rebuild
 from lora_np.methods.contract import MethodConfig
+from lora_np.methods.options import check_whole
 from lora_np.methods.subspace import layer_numbers, subspace_backward, subspace_forward
 from lora_np.methods.whole import WholeModel
 from lora_np.ops.fastfood import Fastfood
@@ -74,14 +75,14 @@ class IntrinsicModel(WholeModel):
         structured: bool = False,
         names: Iterable[str] | None = None,
     ) -> None:
+        check_whole("seed", rng if isinstance(rng, int) else None, 0)
         held = model.parameters()
         self.names = [n for n, p in held.items() if p.trainable] if names is None else list(names)
         chosen = {name: held[name] for name in self.names}
         if not chosen:
             raise ValueError("nothing is trainable: every Parameter is frozen")
-        if len({p.dtype for p in chosen.values()}) > 1 or any(
-            get_xp(p.value) is not np for p in chosen.values()
-        ):
+        ours = {get_xp(p.value) for p in chosen.values()} == {np}
+        if not ours or len({p.dtype for p in chosen.values()}) > 1:
             raise ValueError("expected trainable arrays of one dtype, on the host")
         self.base = rebuild(model, _frozen)
         self.method: IntrinsicConfig | None = None
@@ -91,9 +92,8 @@ class IntrinsicModel(WholeModel):
             if d <= m:
                 raise ValueError(f"d = {d}, expected more than the {m} scales, one for each layer")
             self.scales = Parameter(np.ones(m, dtype))
+        self.projection = Fastfood(self.theta0.size, d - m, np.random.default_rng(rng), dtype)
         self.z = Parameter(np.zeros(d - m, dtype))
-        draws = np.random.default_rng(rng)
-        self.projection = Fastfood(self.theta0.size, d - m, draws, dtype)
 
     @property
     def theta0(self) -> np.ndarray:

@@ -7,7 +7,6 @@ rank_pattern and alpha_pattern are regular expressions for the end of a path.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 
 from lora_np.layers import Embedding, Layer, Linear
 from lora_np.patterns import Pattern, at_the_end
-from lora_np.reading import shown
 
 KINDS: dict[type[Layer], str] = {Linear: "linear layer", Embedding: "embedding"}
 
@@ -134,18 +132,6 @@ def no_match(target: str, paths: list[str], what: str, of: str = "target module"
 def _block_of(path: str) -> int | None:
     number = next((part for part in path.split(".") if part.isdigit()), None)
     return None if number is None else int(number)
-
-
-def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Raise ValueError unless an option is a whole number from `least` on."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} = {shown(value)}, expected a whole number from {least} on")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise ValueError unless an option is a finite number above 0."""
-    if not isinstance(value, int | float | np.number) or not 0.0 < value < math.inf:
-        raise ValueError(f"{name} = {shown(value)}, expected a number above 0")
 
 
 def check_rank(r: int, path: str, shape: tuple[int, ...]) -> None:
