@@ -61,6 +61,11 @@ Places = Mapping[str, FilePlace]  # by our layers' paths
 FileForm = tuple[dict[str, Any], dict[str, np.ndarray]]  # fields and tensors
 
 
+def name_in(path: str, places: Places) -> str:
+    """Return the name of the layer at `path` in other people's files."""
+    return places[path].name if path in places else path
+
+
 class Adapter(Layer):
     """A layer that replaces another layer, its `base`, and holds the Parameters of `base`.
 
@@ -183,6 +188,10 @@ class MethodConfig:
         """
         return lambda path, layer: self.wrap(path, layer, rng)
 
+    def with_drawn(self, drawn: MethodConfig) -> MethodConfig:
+        """Return this configuration with the options that wrapping the model has drawn."""
+        return drawn
+
     def trains(self, name: str) -> bool:
         """Whether the base's Parameter of this name is trained too."""
         return False
@@ -225,8 +234,11 @@ class MethodConfig:
         """Return the configuration in the fields of a file; None if they are another method's."""
         if not cls.name or saved.get(METHOD_FIELD) != cls.name:
             return None
-        names = {field.name for field in fields(cls)}  # pyright: ignore[reportArgumentType]
-        return cls(**{name: value for name, value in saved.items() if name in names})
+        names = [field.name for field in fields(cls)]  # pyright: ignore[reportArgumentType]
+        for name in names:
+            if name not in saved:
+                raise ValueError(f"the fields of {cls.name!r} lack {name!r}")
+        return cls(**{name: saved[name] for name in names})
 
     peft_transposes: ClassVar[bool] = True  # whether PEFT adapts weights stored (in, out), Conv1D
     of_model: ClassVar[Sequence[str]] = ()  # tensors of a PEFT file that belong to no layer
@@ -333,7 +345,8 @@ def with_adapters(
     """
     adapted = rebuild(twin, lambda p: p, lambda path, part: adapt(path, part) if path else None)
     whole = adapt("", adapted)
-    method = getattr(whole, "method", None) or config  # it may have drawn some of its options
+    drawn = getattr(whole, "method", None)
+    method = config if drawn is None else config.with_drawn(drawn)
     adapted = whole or adapted
     vars(adapted)["method"] = method
     return adapted

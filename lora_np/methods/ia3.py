@@ -27,7 +27,7 @@ import numpy as np
 
 from lora_np.backend import Array, get_xp, to_host
 from lora_np.layers import Layer, Linear, Rng
-from lora_np.methods.contract import Adapter, Fields, NoPeftForm, Places, Tensors, adapters
+from lora_np.methods.contract import Adapter, Fields, NoPeftForm, Places, Tensors, adapters, name_in
 from lora_np.methods.peft import Group, PeftMethod, by_module
 from lora_np.methods.stacked import homes_of
 from lora_np.methods.targets import matches, no_match
@@ -135,7 +135,7 @@ class IA3Config(PeftMethod):
         """Return PEFT's fields and tensors; it names the feedforward modules as in the file."""
         fields, tensors = super().to_peft(adapted, places)
         inward = [path for path, layer in adapters(adapted).items() if layer.feedforward]
-        names = [places[path].name if path in places else path for path in inward]
+        names = [name_in(path, places) for path in inward]
         return {**fields, "feedforward_modules": names}, tensors
 
     def stack(self, name: str, group: Group) -> dict[str, np.ndarray]:

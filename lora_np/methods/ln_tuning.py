@@ -23,7 +23,7 @@ import numpy as np
 
 from lora_np.backend import to_host
 from lora_np.layers import Layer
-from lora_np.methods.contract import Fields, FileForm, NoPeftForm, Places, Tensors, inject
+from lora_np.methods.contract import Fields, FileForm, NoPeftForm, Places, Tensors, inject, name_in
 from lora_np.methods.file_form import fill_tensors, tensors_of
 from lora_np.methods.peft import PeftMethod, by_module
 from lora_np.methods.targets import matches, module_paths
@@ -76,19 +76,19 @@ class LNTuningConfig(PeftMethod):
         if "" in paths:
             raise NoPeftForm("PEFT adapts the parts of a model, not the whole")
         tensors = {
-            f"{_file_name(path, places)}.{peft_name}": to_host(held[f"{path}.{kind}"].value)
+            f"{name_in(path, places)}.{peft_name}": to_host(held[f"{path}.{kind}"].value)
             for path in paths
             for kind, peft_name in PEFT_NAMES.items()
             if f"{path}.{kind}" in held
         }
-        modules = [_file_name(path, places) for path in paths]
+        modules = [name_in(path, places) for path in paths]
         return {**self.peft_fields(), "target_modules": modules}, tensors
 
     @classmethod
     def of_peft(cls, saved: Fields, tensors: Tensors, base: Layer, places: Places) -> Any:
         """Return `base` with the normalisations of a PEFT file in place of its own."""
         layers = {path: layer for path, layer in base.modules().items() if _normalises(layer)}
-        paths = {_file_name(path, places): path for path in layers}
+        paths = {name_in(path, places): path for path in layers}
         ours = {name: kind for kind, name in PEFT_NAMES.items()}
         named = {
             f"{paths[module]}.{ours.get(name, name)}": value
@@ -104,7 +104,3 @@ class LNTuningConfig(PeftMethod):
 
 def _normalises(layer: Layer) -> bool:
     return isinstance(getattr(layer, "gamma", None), Parameter)
-
-
-def _file_name(path: str, places: Places) -> str:
-    return places[path].name if path in places else path

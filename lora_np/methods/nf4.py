@@ -115,6 +115,10 @@ class Nf4Config(MethodConfig):
         """Return the function that wraps a layer by the other method."""
         return self.of.wrapper(layers, rng)
 
+    def with_drawn(self, drawn: MethodConfig) -> Nf4Config:
+        """Return the configuration with the options that the other method has drawn."""
+        return replace(self, of=drawn)
+
     def trains(self, name: str) -> bool:
         """Whether the other method trains this Parameter of the base."""
         return self.of.trains(name)

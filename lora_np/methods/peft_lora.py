@@ -16,7 +16,15 @@ import numpy as np
 
 from lora_np.backend import like
 from lora_np.layers import Layer, rebuild
-from lora_np.methods.contract import Fields, FileForm, Places, Tensors, adapters, with_adapters
+from lora_np.methods.contract import (
+    Fields,
+    FileForm,
+    Places,
+    Tensors,
+    adapters,
+    name_in,
+    with_adapters,
+)
 from lora_np.methods.stacked import PathFactors, file_factors, model_factors
 from lora_np.parameters import Parameter
 from lora_np.reading import shown
@@ -44,17 +52,13 @@ def lora_to_peft(config: Any, adapted: Layer, places: Places) -> FileForm:
     ranks = {name: len(A) for name, (_, A, _) in factors.items()}
     scales = {name: scale for name, (_, _, scale) in factors.items()}
     tensors: dict[str, np.ndarray] = {}
-    names = {_file_name(path, places): a.file_names for path, a in adapters(adapted).items()}
+    names = {name_in(path, places): a.file_names for path, a in adapters(adapted).items()}
     for name, (B, A, _) in factors.items():
         tensors |= {f"{name}.{names[name]['A']}": A, f"{name}.{names[name]['B']}": B}
     fields = {**as_fields(ranks, scales, config.use_rslora), "lora_dropout": dropouts.pop()}
     ours = {key: getattr(config, key) for key in config.trained_by}
     plain = {key: getattr(type(config), key) for key in config.trained_by}
     return fields if ours == plain else {**fields, OURS: ours}, tensors
-
-
-def _file_name(path: str, places: Places) -> str:
-    return places[path].name if path in places else path
 
 
 def lora_of_peft(config: Any, tensors: Tensors, base: Layer, places: Places) -> Any:
@@ -64,8 +68,13 @@ def lora_of_peft(config: Any, tensors: Tensors, base: Layer, places: Places) -> 
 
 
 def check_ranks(config: Any, tensors: Tensors) -> None:
-    """Raise ValueError if a factor A of a file has another rank than the file's fields say."""
+    """Raise ValueError if a factor A of a file has another rank than the file's fields say.
+
+    All tensors must hold floats.
+    """
     for name, value in tensors.items():
+        if value.dtype.kind in "iu":
+            raise ValueError(f"{name!r} holds {value.dtype} in the file, expected floats")
         module, _, half = name.rpartition(".lora_")
         if half in ("A.weight", "embedding_A") and len(value) != config.rank_of(module):
             raise ValueError(

@@ -51,9 +51,18 @@ def linear_paths(
     ['up_proj']
     """
     if targets == "all-linear":
+        if Linear not in kinds:
+            raise ValueError(
+                f"target_modules = 'all-linear', but the method adapts {_what(kinds)}s"
+            )
         kinds = (Linear,)
-    what = " or ".join(KINDS.get(kind, kind.__name__) for kind in kinds)
-    return module_paths(model, targets, blocks, lambda layer: isinstance(layer, kinds), what)
+    return module_paths(
+        model, targets, blocks, lambda layer: isinstance(layer, kinds), _what(kinds)
+    )
+
+
+def _what(kinds: tuple[type[Layer], ...]) -> str:
+    return " or ".join(KINDS.get(kind, kind.__name__) for kind in kinds)
 
 
 def module_paths(
