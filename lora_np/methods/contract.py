@@ -25,6 +25,7 @@ from lora_np.layers import Flops, Layer, Linear, rebuild
 from lora_np.methods.options import check_types
 from lora_np.methods.targets import linear_paths
 from lora_np.parameters import Grads, Parameter
+from lora_np.reading import shown
 
 METHODS: dict[str, type[MethodConfig]] = {}
 Fields = Mapping[str, Any]  # of an adapter_config.json
@@ -322,6 +323,8 @@ def target_paths(model: Layer, config: MethodConfig) -> list[str]:
     >>> target_paths(MLP(4, 16, np.random.default_rng(0)), LoraConfig(target_modules=["up_proj"]))
     ['up_proj']
     """
+    if not isinstance(config, MethodConfig):
+        raise ValueError(f"config = {shown(config)}, expected a configuration like LoraConfig()")
     if is_adapted(model):
         raise ValueError("the model is adapted already: inject into its base, or merge() it first")
     return config.places(model)

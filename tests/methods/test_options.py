@@ -93,3 +93,15 @@ def test_a_field_of_a_file_of_any_json_value_is_taken_or_refused(config, tmp_pat
                 load_adapter(base, folder)
             except CheckpointError as error:
                 assert str(folder) in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("config", [None, "lora", make_method, METHODS["lora"]])
+def test_what_is_no_configuration_is_not_injected(config):
+    with pytest.raises(ValueError, match="expected a configuration like LoraConfig"):
+        inject(make_gpt(), config, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", [None, 3, ["lora"]])
+def test_a_name_that_is_none_is_not_looked_up(name):
+    with pytest.raises(ValueError, match="there is no method"):
+        make_method(name)
