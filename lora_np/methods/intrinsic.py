@@ -84,7 +84,7 @@ class IntrinsicModel(WholeModel):
         ours = {get_xp(p.value) for p in chosen.values()} == {np}
         if not ours or len({p.dtype for p in chosen.values()}) > 1:
             raise ValueError("expected trainable arrays of one dtype, on the host")
-        self.base = rebuild(model, _frozen)
+        self.base = rebuild(model, lambda p: Parameter(p.value.copy(), False) if p.trainable else p)
         self.method: IntrinsicConfig | None = None
         dtype, m, self.layer, self.scales = self.theta0.dtype, 0, None, None
         if structured:
@@ -132,10 +132,6 @@ class IntrinsicModel(WholeModel):
         return rebuild(self.base, make), cache
 
 
-def _frozen(p: Parameter) -> Parameter:
-    return Parameter(p.value.copy(), trainable=False) if p.trainable else p
-
-
 @dataclass(frozen=True)
 class IntrinsicConfig(MethodConfig):
     """The options of training in a random subspace: all Parameters of the model move.
@@ -146,9 +142,9 @@ class IntrinsicConfig(MethodConfig):
         Number of trained numbers, including the scales of the structured variant.
     structured : bool
         One scale for each layer that holds Parameters directly (SAID).
-    seed : int, optional
-        Draws P: a file holds it. By default it is drawn when the model is made, and kept in the
-        configuration ``model.method``.
+    seed, D : int, optional
+        The seed that draws P, by default a new one, and how many numbers the model has: a file
+        holds both, as does ``model.method``.
 
     Examples
     --------
@@ -165,6 +161,7 @@ class IntrinsicConfig(MethodConfig):
     d: int = 200
     structured: bool = False
     seed: int | None = None
+    D: int | None = None
 
     name = "intrinsic"
 
@@ -176,5 +173,7 @@ class IntrinsicConfig(MethodConfig):
         """Return the model with z = 0, and with the seed of P in its configuration."""
         seed = int(rng.integers(2**53)) if self.seed is None else self.seed  # exact in any JSON
         made = IntrinsicModel(layer, self.d, seed, self.structured, layer.parameters())
-        made.method = replace(self, seed=seed)
+        if (D := made.projection.D) != (self.D or D):
+            raise ValueError(f"D = {self.D}, but the model has {D} numbers: it is another model")
+        made.method = replace(self, seed=seed, D=D)
         return made

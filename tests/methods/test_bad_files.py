@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lora_np import Linear, LoraConfig, inject, load_adapter, save_adapter
+from lora_np import GPT, Linear, LoraConfig, inject, load_adapter, save_adapter
 from lora_np.files import CheckpointError
 from lora_np.files.tensors import TensorFile, save_tensors
 from lora_np.methods import (
@@ -17,7 +17,7 @@ from lora_np.methods import (
     Nf4Config,
     TokensConfig,
 )
-from tests.methods.test_methods import METHODS_TRIED, TOKENS, make_gpt
+from tests.methods.test_methods import CONFIG, METHODS_TRIED, TOKENS, make_gpt
 
 EMBEDDING = LoraConfig(r=2, target_modules=("wte", "q_proj"))
 OF_OURS = [*METHODS_TRIED[:-2], EMBEDDING]
@@ -140,3 +140,12 @@ def test_a_layer_alone_has_our_own_form(config, tmp_path):
 def test_a_method_of_embeddings_does_not_stand_on_linear_layers():
     with pytest.raises(ValueError, match="'all-linear', but the method adapts embeddings"):
         inject(make_gpt(), TokensConfig((1,), "all-linear"), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_a_subspace_belongs_to_one_size_of_model(structured, tmp_path):
+    config = IntrinsicConfig(40, structured=structured)
+    save_adapter(inject(make_gpt(), config, np.random.default_rng(0)), tmp_path / "adapter")
+    other = GPT(replace(CONFIG, d_model=32), np.random.default_rng(0))
+    with pytest.raises(CheckpointError, match="numbers: it is another model"):
+        load_adapter(other, tmp_path / "adapter")
