@@ -145,7 +145,7 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
         _expect_fit(tensors, base)
         _expect_complete(Path(folder), tensors, {name_in(path, places) for path in base.modules()})
         return of_file(fields, tensors, base, places)
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:  # a field may ask for any number of numbers
         raise CheckpointError(f"{folder}: {error}") from None
 
 

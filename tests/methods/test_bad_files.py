@@ -16,6 +16,7 @@ from lora_np.methods import (
     IntrinsicConfig,
     Nf4Config,
     TokensConfig,
+    VeraConfig,
 )
 from tests.methods.test_methods import CONFIG, METHODS_TRIED, TOKENS, make_gpt
 
@@ -149,3 +150,16 @@ def test_a_subspace_belongs_to_one_size_of_model(structured, tmp_path):
     other = GPT(replace(CONFIG, d_model=32), np.random.default_rng(0))
     with pytest.raises(CheckpointError, match="numbers: it is another model"):
         load_adapter(other, tmp_path / "adapter")
+
+
+@every_method
+def test_a_tensor_left_over_is_refused(config, tmp_path):
+    _, tensors = saved(config, tmp_path)
+    for name, x in tensors.items():
+        message = refusal(tmp_path, None, {**tensors, f"{name}.other": x})
+        assert "holds" in message and ".other" in message
+
+
+def test_a_field_that_asks_for_more_than_any_memory_is_refused(tmp_path):
+    fields, _ = saved(VeraConfig(r=2), tmp_path)
+    assert "llocate" in refusal(tmp_path, {**fields, "r": 10**13})
