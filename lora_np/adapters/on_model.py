@@ -20,11 +20,13 @@ from lora_np.files.names import PREFIX, matched
 from lora_np.files.tensors import TensorFile
 from lora_np.layers import Layer
 from lora_np.methods import check_adapted, is_adapted
-from lora_np.methods.contract import METHOD_FIELD
+from lora_np.methods.contract import METHOD_FIELD, name_in
 from lora_np.methods.file_form import method_of_fields, of_file, to_file
 from lora_np.methods.peft_lora import OURS, as_fields
 from lora_np.methods.stacked import homes_of
 from lora_np.pretrained.places import file_layout
+
+LEAVING_OUT = (METHOD_FIELD, "exclude_modules", "layers_to_transform", "layers_pattern")
 
 
 def save_adapter(
@@ -140,9 +142,30 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     places = file_layout(base).places
     fields, tensors = read_adapter(folder, homes_of(base, places))
     try:
+        _expect_fit(tensors, base)
+        _expect_complete(Path(folder), tensors, {name_in(path, places) for path in base.modules()})
         return of_file(fields, tensors, base, places)
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:  # a field may ask for any number of numbers
         raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _expect_fit(tensors: Mapping[str, np.ndarray], base: Layer) -> None:
+    """Raise ValueError unless every number of a file is one of the base's dtype too."""
+    dtype = min((p.dtype for p in base.parameters().values()), key=lambda dtype: dtype.itemsize)
+    for name, x in tensors.items():
+        if x.dtype.kind == "f" and x.size and np.abs(x).max() > np.finfo(dtype).max:
+            raise ValueError(f"{name!r} has entries too large for {dtype}")
+
+
+def _expect_complete(folder: Path, tensors: Collection[str], modules: Collection[str]) -> None:
+    """Raise ValueError if a module of the model that the fields name in full has no tensor."""
+    fields = load_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    named = fields.get("target_modules")
+    if not isinstance(named, list) or any(fields.get(name) for name in LEAVING_OUT):
+        return  # the names may be of modules that are not adapted
+    for name in (name for name in named if isinstance(name, str)):
+        if name in modules and not any(tensor.startswith(f"{name}.") for tensor in tensors):
+            raise ValueError(f"the file lacks the tensors of {name!r}, which its fields name")
 
 
 def read_adapter(

@@ -160,10 +160,10 @@ class Dropout(Layer):
         return dropout_backward(dy, cache, (need_dx,))[0]
 
 
-def probability(p: float) -> float:
+def probability(p: float, name: str = "dropout") -> float:
     """Return p, or raise unless it is at least 0 and below 1."""
     if not 0.0 <= p < 1.0:
-        raise ValueError(f"dropout = {p}, expected 0 <= p < 1")
+        raise ValueError(f"{name} = {p}, expected 0 <= p < 1")
     return p
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -119,7 +119,7 @@ class AdaLoraConfig(PeftMethod):
     lora_dropout: float = 0.0
     target_modules: Sequence[str] | str = ("q_proj", "v_proj")
     layers_to_transform: int | Sequence[int] | None = None
-    orth_reg: str = "squared"
+    orth_reg: Literal["squared", "norm"] = "squared"
 
     name = "adalora"
     peft_type = "ADALORA"
@@ -127,9 +127,7 @@ class AdaLoraConfig(PeftMethod):
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.orth_reg not in ("squared", "norm"):
-            raise ValueError(f"orth_reg = {self.orth_reg!r}, expected 'squared' or 'norm'")
-        probability(self.lora_dropout)
+        probability(self.lora_dropout, "lora_dropout")
 
     def of_rank(self, r: int) -> AdaLoraConfig:
         """Return the configuration with target_r = `r` and init_r in about the same ratio."""

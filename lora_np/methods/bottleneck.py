@@ -24,16 +24,16 @@ arXiv:2005.00247, section 3; He et al. (2021), arXiv:2110.04366, section 3.3 (sc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from lora_np.backend import Array, like
 from lora_np.layers import Flops, Layer, Linear, Rng
 from lora_np.methods.contract import Adapter, MethodConfig
+from lora_np.methods.options import check_positive, check_whole
 from lora_np.methods.start import kaiming
 from lora_np.methods.targets import module_paths
 from lora_np.ops import linear_backward, linear_forward, relu_backward, relu_forward
@@ -137,9 +137,9 @@ class BottleneckConfig(MethodConfig):
     `target_modules` names some of the placement's layers, such as ("h.0.attn", "mlp").
     """
 
-    placement: str = "houlsby"
+    placement: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
     r: int = 8
-    nonlinearity: str = "relu"
+    nonlinearity: Literal["relu", "gelu"] = "relu"
     scale: float = 1.0
     target_modules: Sequence[str] | str = ".*"
     layers_to_transform: int | Sequence[int] | None = None
@@ -148,14 +148,8 @@ class BottleneckConfig(MethodConfig):
     merges = False
 
     def __post_init__(self) -> None:
-        for option, known in (("placement", PLACED), ("nonlinearity", NONLINEAR)):
-            if getattr(self, option) not in known:
-                expected = " or ".join(map(repr, known))
-                raise ValueError(f"{option} = {getattr(self, option)!r}, expected {expected}")
-        if not isinstance(self.r, int | np.integer) or self.r < 1:
-            raise ValueError(f"r = {self.r!r}, expected a whole number of at least 1")
-        if not 0.0 < self.scale < math.inf:
-            raise ValueError(f"scale = {self.scale!r}, expected a number above 0")
+        check_whole("r", self.r)
+        check_positive("scale", self.scale)
 
     def places(self, model: Layer) -> list[str]:
         """Return the paths of the sublayers, each of which has its last projection as a part."""

@@ -25,13 +25,25 @@ import numpy as np
 
 from lora_np.backend import Array
 from lora_np.layers import Flops, Layer, Linear, rebuild
+from lora_np.methods.options import check_types
 from lora_np.methods.targets import linear_paths
 from lora_np.parameters import Grads, Parameter
+from lora_np.reading import shown
 
 METHODS: dict[str, type[MethodConfig]] = {}
 Fields = Mapping[str, Any]  # of an adapter_config.json
 Tensors = Mapping[str, np.ndarray]  # of a file, by name
 METHOD_FIELD = "lora_np_method"  # in adapter_config.json, for methods that PEFT does not have
+
+
+def _after_types(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a check of options that is made after the one of their types."""
+
+    def checked(config: Any) -> None:
+        check_types(config)
+        check(config)
+
+    return checked
 
 
 class NoPeftForm(ValueError):
@@ -141,8 +153,12 @@ class MethodConfig:
     target_modules: Sequence[str] | str = "all-linear"
     layers_to_transform: int | Sequence[int] | None = None
 
+    def __post_init__(self) -> None:
+        """Check what the types of the options cannot say; they are checked before."""
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        cls.__post_init__ = _after_types(cls.__post_init__)  # pyright: ignore[reportAttributeAccessIssue]
         if not vars(cls).get("name"):
             return  # a subclass without its own name is the same method
         if not cls.name.isidentifier():  # the name is part of file names too
@@ -176,6 +192,10 @@ class MethodConfig:
         `layers` holds the layers that will be wrapped, by path.
         """
         return lambda path, layer: self.wrap(path, layer, rng)
+
+    def with_drawn(self, drawn: MethodConfig) -> MethodConfig:
+        """Return this configuration with the options that wrapping the model has drawn."""
+        return drawn
 
     def trains(self, name: str) -> bool:
         """Whether the base's Parameter of this name is trained too."""
@@ -223,8 +243,11 @@ class MethodConfig:
         """Return the configuration in the fields of a file; None if they are another method's."""
         if not cls.name or saved.get(METHOD_FIELD) != cls.name:
             return None
-        names = {field.name for field in fields(cls)}  # pyright: ignore[reportArgumentType]
-        return cls(**{name: value for name, value in saved.items() if name in names})
+        names = [field.name for field in fields(cls)]  # pyright: ignore[reportArgumentType]
+        for name in names:
+            if name not in saved:
+                raise ValueError(f"the fields of {cls.name!r} lack {name!r}")
+        return cls(**{name: saved[name] for name in names})
 
     peft_transposes: ClassVar[bool] = True  # whether PEFT adapts weights stored (in, out), Conv1D
     of_model: ClassVar[Sequence[str]] = ()  # tensors of a PEFT file that all layers share
@@ -309,6 +332,8 @@ def target_paths(model: Layer, config: MethodConfig) -> list[str]:
     >>> target_paths(MLP(4, 16, np.random.default_rng(0)), LoraConfig(target_modules=["up_proj"]))
     ['up_proj']
     """
+    if not isinstance(config, MethodConfig):
+        raise ValueError(f"config = {shown(config)}, expected a configuration like LoraConfig()")
     if is_adapted(model):
         raise ValueError("the model is adapted already: inject into its base, or merge() it first")
     return config.places(model)
@@ -332,7 +357,8 @@ def with_adapters(
     """
     adapted = rebuild(twin, lambda p: p, lambda path, part: adapt(path, part) if path else None)
     whole = adapt("", adapted)
-    method = getattr(whole, "method", None) or config  # it may have drawn some of its options
+    drawn = getattr(whole, "method", None)
+    method = config if drawn is None else config.with_drawn(drawn)
     adapted = whole or adapted
     vars(adapted)["method"] = method
     return adapted

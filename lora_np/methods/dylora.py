@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -105,15 +105,12 @@ class DyLoraConfig(MethodConfig):
     lora_dropout: float = 0.0
     target_modules: Sequence[str] | str = ("q_proj", "v_proj")
     layers_to_transform: int | Sequence[int] | None = None
-    update: str = "all"
-    scale: str = "drawn"
+    update: Literal["all", "frozen"] = "all"
+    scale: Literal["drawn", "constant"] = "drawn"
 
     name = "dylora"
 
     def __post_init__(self) -> None:
-        for option, known in (("update", ("all", "frozen")), ("scale", ("drawn", "constant"))):
-            if (given := getattr(self, option)) not in known:
-                raise ValueError(f"{option} = {given!r}, expected {known[0]!r} or {known[1]!r}")
         LoraConfig(self.r, self.lora_alpha, self.lora_dropout, self.target_modules)  # checks them
 
     def at(self, rank: int) -> LoraConfig:

@@ -29,6 +29,7 @@ from lora_np.methods.contract import (
 )
 from lora_np.methods.table import hint
 from lora_np.parameters import Parameter
+from lora_np.reading import shown
 
 
 def to_file(
@@ -80,6 +81,10 @@ def of_file(
     config = method.of_fields(saved)
     assert config is not None, "the class was chosen by these fields"
     adapted = inject(base, config, np.random.default_rng(0))
+    if method_of(adapted) != config:  # inject() has drawn some of its options
+        raise ValueError(
+            f"the fields of {config.name!r} leave options to be drawn: {shown(config)}"
+        )
     fill_tensors(tensors_of(adapted), tensors)
     return adapted
 

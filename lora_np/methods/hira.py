@@ -28,10 +28,11 @@ import numpy as np
 
 from lora_np.backend import Array
 from lora_np.layers import Linear
+from lora_np.methods.options import check_whole
 from lora_np.methods.peft import PeftMethod
 from lora_np.methods.reweighted import Reweighted
 from lora_np.methods.start import kaiming, parameter_like
-from lora_np.methods.targets import check_rank, check_whole
+from lora_np.methods.targets import check_rank
 from lora_np.ops.contract import Need, expect_shape, wanted
 
 

@@ -172,4 +172,4 @@ class IA3Config(PeftMethod):
             return {path: tensors for path, *_ in homes}  # one gain in front serves all parts
         parts = {path: g[at.start : at.start + layer.d_out] for path, at, layer in homes}
         moved = {path: own for path, own in parts.items() if (own != 1.0).any()} or parts
-        return {path: {"ia3_l": own} for path, own in moved.items()}
+        return {path: {**tensors, "ia3_l": own} for path, own in moved.items()}  # others: refused

@@ -25,6 +25,7 @@ import numpy as np
 from lora_np.backend import Array, get_xp
 from lora_np.layers import Layer, rebuild
 from lora_np.methods.contract import MethodConfig
+from lora_np.methods.options import check_whole
 from lora_np.methods.subspace import layer_numbers, subspace_backward, subspace_forward
 from lora_np.methods.whole import WholeModel
 from lora_np.ops.fastfood import Fastfood
@@ -75,16 +76,16 @@ class IntrinsicModel(WholeModel):
         structured: bool = False,
         names: Iterable[str] | None = None,
     ) -> None:
+        check_whole("seed", rng if isinstance(rng, int) else None, 0)
         held = model.parameters()
         self.names = [n for n, p in held.items() if p.trainable] if names is None else list(names)
         chosen = {name: held[name] for name in self.names}
         if not chosen:
             raise ValueError("nothing is trainable: every Parameter is frozen")
-        if len({p.dtype for p in chosen.values()}) > 1 or any(
-            get_xp(p.value) is not np for p in chosen.values()
-        ):
+        ours = {get_xp(p.value) for p in chosen.values()} == {np}
+        if not ours or len({p.dtype for p in chosen.values()}) > 1:
             raise ValueError("expected trainable arrays of one dtype, on the host")
-        self.base = rebuild(model, _frozen)
+        self.base = rebuild(model, lambda p: Parameter(p.value.copy(), False) if p.trainable else p)
         self.method: IntrinsicConfig | None = None
         dtype, m, self.layer, self.scales = self.theta0.dtype, 0, None, None
         if structured:
@@ -92,9 +93,8 @@ class IntrinsicModel(WholeModel):
             if d <= m:
                 raise ValueError(f"d = {d}, expected more than the {m} scales, one for each layer")
             self.scales = Parameter(np.ones(m, dtype))
+        self.projection = Fastfood(self.theta0.size, d - m, np.random.default_rng(rng), dtype)
         self.z = Parameter(np.zeros(d - m, dtype))
-        draws = np.random.default_rng(rng)
-        self.projection = Fastfood(self.theta0.size, d - m, draws, dtype)
 
     @property
     def theta0(self) -> np.ndarray:
@@ -131,10 +131,6 @@ class IntrinsicModel(WholeModel):
         return rebuild(self.base, make), cache
 
 
-def _frozen(p: Parameter) -> Parameter:
-    return Parameter(p.value.copy(), trainable=False) if p.trainable else p
-
-
 @dataclass(frozen=True)
 class IntrinsicConfig(MethodConfig):
     """The options of training in a random subspace: all Parameters of the model move.
@@ -145,9 +141,9 @@ class IntrinsicConfig(MethodConfig):
         Number of trained numbers, including the scales of the structured variant.
     structured : bool
         One scale for each layer that holds Parameters directly (SAID).
-    seed : int, optional
-        Draws P: a file holds it. By default it is drawn when the model is made, and kept in the
-        configuration ``model.method``.
+    seed, D : int, optional
+        The seed that draws P, by default a new one, and how many numbers the model has: a file
+        holds both, as does ``model.method``.
 
     Examples
     --------
@@ -164,6 +160,7 @@ class IntrinsicConfig(MethodConfig):
     d: int = 200
     structured: bool = False
     seed: int | None = None
+    D: int | None = None
 
     name = "intrinsic"
 
@@ -175,5 +172,7 @@ class IntrinsicConfig(MethodConfig):
         """Return the model with z = 0, and with the seed of P in its configuration."""
         seed = int(rng.integers(2**53)) if self.seed is None else self.seed  # exact in any JSON
         made = IntrinsicModel(layer, self.d, seed, self.structured, layer.parameters())
-        made.method = replace(self, seed=seed)
+        if (D := made.projection.D) != (self.D or D):
+            raise ValueError(f"D = {self.D}, but the model has {D} numbers: it is another model")
+        made.method = replace(self, seed=seed, D=D)
         return made

@@ -92,12 +92,13 @@ class LNTuningConfig(PeftMethod):
         layers = {path: layer for path, layer in base.modules().items() if _normalises(layer)}
         paths = {name_in(path, places): path for path in layers}
         ours = {name: kind for kind, name in PEFT_NAMES.items()}
+        modules = by_module(tensors, paths)
         named = {
             f"{paths[module]}.{ours.get(name, name)}": value
-            for module, own in by_module(tensors, paths).items()
+            for module, own in modules.items()
             for name, value in own.items()
         }
-        chosen = tuple(dict.fromkeys(name.rpartition(".")[0] for name in named))
+        chosen = tuple(paths[module] for module in modules)
         config = replace(cls.of_fields(saved), target_modules=chosen)
         adapted = inject(base, config, np.random.default_rng(0))
         fill_tensors(tensors_of(adapted), named)

@@ -31,10 +31,10 @@ import numpy as np
 
 from lora_np.backend import Array
 from lora_np.layers import Flops, Linear, product_flops
+from lora_np.methods.options import check_positive, check_whole
 from lora_np.methods.paired import PairedLinear
 from lora_np.methods.peft import PeftMethod
 from lora_np.methods.start import kaiming, parameter_like
-from lora_np.methods.targets import check_positive, check_whole
 from lora_np.ops import linear_backward, linear_forward
 from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.ops.linear import rows

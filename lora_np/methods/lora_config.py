@@ -17,10 +17,12 @@ import numpy as np
 
 from lora_np.backend import like, to_host
 from lora_np.layers import Embedding, Layer, Linear
+from lora_np.layers.basic import probability
 from lora_np.methods.contract import Fields, FileForm, MethodConfig, Places, Tensors
 from lora_np.methods.lora import LoRALinear, StartedLoRA
 from lora_np.methods.lora_embedding import LoRAEmbedding
 from lora_np.methods.lora_fa import LoRAFALinear
+from lora_np.methods.options import check_positive
 from lora_np.methods.peft_lora import lora_of_peft, lora_options, lora_to_peft
 from lora_np.methods.start import OF_W0, STARTS
 from lora_np.methods.targets import check_patterns, check_rank, check_used, lookup
@@ -91,17 +93,15 @@ class LoraConfig(MethodConfig):
         if not self.train_A and self.init_lora_weights in OF_W0:
             raise ValueError(f"{self.init_lora_weights!r} trains A: set train_A=True")
         for name, rank in {"r": self.r, **(self.rank_pattern or {})}.items():
-            if not isinstance(rank, int | np.integer) or isinstance(rank, bool) or rank < 1:
+            if rank < 1:
                 raise ValueError(
                     f"rank {brief(name)} = {shown(rank)}, expected a whole number from 1 to "
                     "min(in, out) of the matrices it adapts"
                 )
         for alpha in (self.lora_alpha, *(self.alpha_pattern or {}).values()):
-            if not isinstance(alpha, int | float | np.number) or not 0.0 < alpha < math.inf:
-                raise ValueError(f"lora_alpha = {shown(alpha)}, expected a number above 0")
-        p = self.lora_dropout
-        if not isinstance(p, int | float | np.number) or not 0.0 <= p < 1.0:
-            raise ValueError(f"lora_dropout = {shown(p)}, expected 0 <= p < 1")
+            check_positive("lora_alpha", alpha)
+        check_positive("loraplus_lr_ratio", self.loraplus_lr_ratio)
+        probability(self.lora_dropout, "lora_dropout")
         if not self.target_modules:
             raise ValueError("target_modules is empty: name at least one, or 'all-linear'")
         check_patterns(self._patterns())

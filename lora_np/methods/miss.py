@@ -20,17 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from lora_np.backend import Array, ShapeError, get_xp
 from lora_np.layers import Flops, Linear
 from lora_np.methods.contract import Fields
+from lora_np.methods.options import check_whole
 from lora_np.methods.paired import PairedLinear
 from lora_np.methods.peft import PeftMethod
 from lora_np.methods.start import parameter_like
-from lora_np.methods.targets import check_whole
 from lora_np.ops.contract import Need, wanted
 from lora_np.ops.fast import lora_linear_backward, lora_linear_forward
 from lora_np.parameters import Parameter
@@ -106,7 +106,7 @@ class MissConfig(PeftMethod):
     """
 
     r: int = 64
-    init_weights: bool | str = True
+    init_weights: Literal[True, "mini"] = True
     mini_r: int = 1
     target_modules: Sequence[str] | str = ("q_proj", "v_proj")
     layers_to_transform: int | Sequence[int] | None = None
@@ -117,10 +117,6 @@ class MissConfig(PeftMethod):
     def __post_init__(self) -> None:
         check_whole("r", self.r)
         check_whole("mini_r", self.mini_r)
-        if self.init_weights not in (True, "mini"):
-            raise ValueError(
-                f"init_weights = {self.init_weights!r} is not implemented: use True or 'mini'"
-            )
 
     def wrap(self, path: str, layer: Linear, rng: np.random.Generator) -> MissLinear:
         """Return `layer` with M = 0."""

@@ -32,7 +32,6 @@ from lora_np.methods.file_form import method_of_fields
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.targets import linear_paths
 from lora_np.parameters import Grads, Parameter
-from lora_np.reading import shown
 
 ALL_LINEAR = LoraConfig(target_modules="all-linear")
 
@@ -95,8 +94,6 @@ class Nf4Config(MethodConfig):
 
     def __post_init__(self) -> None:
         check_block(self.block_size)
-        if not isinstance(self.of, MethodConfig):
-            raise ValueError(f"of = {shown(self.of)}, expected a configuration like LoraConfig()")
 
     @property
     def merges(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -117,6 +114,10 @@ class Nf4Config(MethodConfig):
     def wrapper(self, layers: Mapping[str, Any], rng: np.random.Generator) -> Any:
         """Return the function that wraps a layer by the other method."""
         return self.of.wrapper(layers, rng)
+
+    def with_drawn(self, drawn: MethodConfig) -> Nf4Config:
+        """Return the configuration with the options that the other method has drawn."""
+        return replace(self, of=drawn)
 
     def trains(self, name: str) -> bool:
         """Whether the other method trains this Parameter of the base."""

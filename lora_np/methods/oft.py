@@ -28,10 +28,10 @@ import numpy as np
 from lora_np.backend import Array, get_xp, like
 from lora_np.layers import Flops, Linear
 from lora_np.methods.contract import METHOD_FIELD, Fields
+from lora_np.methods.options import check_whole
 from lora_np.methods.paired import PairedLinear
 from lora_np.methods.peft import PeftMethod
 from lora_np.methods.start import parameter_like
-from lora_np.methods.targets import check_whole
 from lora_np.ops import linear_backward, linear_forward
 from lora_np.ops.contract import Need, expect_last, wanted
 from lora_np.parameters import Parameter
@@ -152,7 +152,7 @@ class OFTConfig(PeftMethod):
     peft_defaults: ClassVar = {"coft": False, "eps": 6e-5, "peft_version": "0.21.0"}
 
     def __post_init__(self) -> None:
-        check_whole("num_cayley_neumann_terms", self.num_cayley_neumann_terms, 3)
+        check_whole("num_cayley_neumann_terms", self.num_cayley_neumann_terms, 3, 99)
         for name in ("r", "oft_block_size"):
             check_whole(name, getattr(self, name), 0)
         if (self.r == 0) == (self.oft_block_size == 0):

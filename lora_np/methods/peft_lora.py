@@ -68,8 +68,13 @@ def lora_of_peft(config: Any, tensors: Tensors, base: Layer, places: Places) -> 
 
 
 def check_ranks(config: Any, tensors: Tensors) -> None:
-    """Raise ValueError if a factor A of a file has another rank than the file's fields say."""
+    """Raise ValueError if a factor A of a file has another rank than the file's fields say.
+
+    All tensors must hold floats.
+    """
     for name, value in tensors.items():
+        if value.dtype.kind in "iu":
+            raise ValueError(f"{name!r} holds {value.dtype} in the file, expected floats")
         module, _, half = name.rpartition(".lora_")
         if half in ("A.weight", "embedding_A") and len(value) != config.rank_of(module):
             raise ValueError(

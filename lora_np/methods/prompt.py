@@ -97,16 +97,18 @@ class PromptConfig(VirtualTokens):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init_tokens is not None:
-            tokens = tuple(map(int, self.init_tokens))
-            if not tokens:
+            if not self.init_tokens:
                 raise ValueError("init_tokens is empty: name at least one token, or None to draw")
-            object.__setattr__(self, "init_tokens", tokens)  # arrays do not compare
+            object.__setattr__(self, "init_tokens", tuple(self.init_tokens))  # a list from a file
 
     def wrap(self, path: str, layer: Any, rng: np.random.Generator) -> Layer:
         """Return the model with rows before its texts."""
         table, n = layer.table().W.value, self.num_virtual_tokens  # (V, d)
         if self.init_tokens is None:
             P = like(rng.standard_normal((n, table.shape[1])).astype(table.dtype), table)
+        elif not 0 <= min(self.init_tokens) <= max(self.init_tokens) < len(table):
+            found, last = f"{min(self.init_tokens)} .. {max(self.init_tokens)}", len(table) - 1
+            raise ValueError(f"init_tokens {found}, expected 0 .. {last}: the vocabulary")
         else:
             P = layer.table().forward(like(np.resize(self.init_tokens, n), table))[0].copy()
         start = self.start_of(layer)

@@ -26,10 +26,10 @@ import numpy as np
 
 from lora_np.backend import Array, get_xp
 from lora_np.layers import Linear
+from lora_np.methods.options import check_whole
 from lora_np.methods.peft import PeftMethod
 from lora_np.methods.reweighted import Reweighted
 from lora_np.methods.start import parameter_like
-from lora_np.methods.targets import check_whole
 from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.parameters import Parameter
 
@@ -130,6 +130,7 @@ class ShiraConfig(PeftMethod):
 
     def __post_init__(self) -> None:
         check_whole("r", self.r)
+        check_whole("random_seed", self.random_seed, 0)
 
     def wrap(self, path: str, layer: Linear, rng: np.random.Generator) -> ShiraLinear:
         """Return `layer` with w = 0 at random places."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from lora_np.files.names import meaning_of
 from lora_np.layers import Embedding, Layer, Linear
-from lora_np.methods.contract import FilePlace, Places, Tensors, adapters
+from lora_np.methods.contract import FilePlace, NoPeftForm, Places, Tensors, adapters
 from lora_np.methods.file_form import tensors_of
 from lora_np.tables import first_of
 
@@ -48,9 +48,7 @@ def file_factors(adapted: Layer, places: Places) -> dict[str, Factors]:
     for path, layer in adapters(adapted).items():
         place = place_of(path, layer, places)
         if not place.name:
-            raise ValueError(
-                "a module has no name: PEFT adapts the parts of a model, not the whole"
-            )
+            raise NoPeftForm("a module has no name: PEFT adapts parts of a model, not the whole")
         try:
             groups.setdefault(place.name, []).append((place, layer.factors()))
         except ValueError as error:
@@ -81,6 +79,8 @@ def model_factors(base: Layer, tensors: Tensors, places: Places) -> dict[str, Pa
     ValueError
         If the model does not have a layer that the file adapts, or has it in another shape.
     """
+    if not tensors:
+        raise ValueError("the file holds no tensor")
     homes = homes_of(base, places, tuple(FACTOR_NAMES))
     found: dict[str, PathFactors] = {}
     for odd in (tensor for tensor in tensors if ".lora_" not in tensor):
@@ -112,7 +112,13 @@ def _halves(name: str, layer: Any, tensors: Tensors) -> list[np.ndarray]:
         which = "lacks" if odd in expected else "holds"
         own = " and ".join(names.values())
         raise ValueError(f"the file {which} {odd!r}: LoRA of this layer has {own}")
-    return [tensors[f"{name}.{names[half]}"] for half in "AB"]
+    A, B = (tensors[f"{name}.{names[half]}"] for half in "AB")
+    if A.ndim != 2 or B.ndim != 2 or B.shape[1] != len(A) or not A.size:
+        raise ValueError(
+            f"the file adapts {name!r} with A {A.shape} and B {B.shape}, expected (r, in) and "
+            "(out, r)"
+        )
+    return [A, B]
 
 
 def homes_of(

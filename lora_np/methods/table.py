@@ -24,8 +24,8 @@ def make_method(name: str, **options: Any) -> MethodConfig:
     >>> make_method("lora", r=2).r
     2
     """
-    if name not in METHODS:
-        raise ValueError(f"there is no method {name!r}: {hint(name, METHODS)}")
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(f"there is no method {name!r}: {hint(str(name), METHODS)}")
     method: Any = METHODS[name]
     known = [field.name for field in fields(method)]
     for option in options:

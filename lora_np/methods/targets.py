@@ -7,7 +7,6 @@ rank_pattern and alpha_pattern are regular expressions for the end of a path.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 
 from lora_np.layers import Embedding, Layer, Linear
 from lora_np.patterns import Pattern, at_the_end
-from lora_np.reading import shown
 
 KINDS: dict[type[Layer], str] = {Linear: "linear layer", Embedding: "embedding"}
 
@@ -53,9 +51,18 @@ def linear_paths(
     ['up_proj']
     """
     if targets == "all-linear":
+        if Linear not in kinds:
+            raise ValueError(
+                f"target_modules = 'all-linear', but the method adapts {_what(kinds)}s"
+            )
         kinds = (Linear,)
-    what = " or ".join(KINDS.get(kind, kind.__name__) for kind in kinds)
-    return module_paths(model, targets, blocks, lambda layer: isinstance(layer, kinds), what)
+    return module_paths(
+        model, targets, blocks, lambda layer: isinstance(layer, kinds), _what(kinds)
+    )
+
+
+def _what(kinds: tuple[type[Layer], ...]) -> str:
+    return " or ".join(KINDS.get(kind, kind.__name__) for kind in kinds)
 
 
 def module_paths(
@@ -134,18 +141,6 @@ def no_match(target: str, paths: list[str], what: str, of: str = "target module"
 def _block_of(path: str) -> int | None:
     number = next((part for part in path.split(".") if part.isdigit()), None)
     return None if number is None else int(number)
-
-
-def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Raise ValueError unless an option is a whole number from `least` on."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} = {shown(value)}, expected a whole number from {least} on")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise ValueError unless an option is a finite number above 0."""
-    if not isinstance(value, int | float | np.number) or not 0.0 < value < math.inf:
-        raise ValueError(f"{name} = {shown(value)}, expected a number above 0")
 
 
 def check_rank(r: int, path: str, shape: tuple[int, ...]) -> None:

@@ -33,6 +33,7 @@ import numpy as np
 from lora_np.backend import Array, get_xp, like
 from lora_np.layers import Flops, Linear, Rng
 from lora_np.methods.contract import Adapter, Fields
+from lora_np.methods.options import check_whole
 from lora_np.methods.peft import PeftMethod
 from lora_np.methods.start import kaiming
 from lora_np.ops.contract import Need, wanted
@@ -150,8 +151,7 @@ class VeraConfig(PeftMethod):
     of_model = ("base_model.vera_A", "base_model.vera_B")
 
     def __post_init__(self) -> None:
-        if not isinstance(self.r, int | np.integer) or self.r < 1:
-            raise ValueError(f"rank r = {self.r!r}, expected a whole number of at least 1")
+        check_whole("r", self.r)
 
     def wrapper(self, layers: Mapping[str, Any], rng: np.random.Generator) -> Any:
         """Draw A and B for the widest input and output; every layer holds them."""

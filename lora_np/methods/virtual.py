@@ -32,6 +32,7 @@ from lora_np.methods.contract import (
     inject,
 )
 from lora_np.methods.file_form import fill_tensors, tensors_of
+from lora_np.methods.options import check_whole
 from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.parameters import Parameter
 from lora_np.reading import shown
@@ -103,8 +104,8 @@ class VirtualTokens(MethodConfig):
 
     def __post_init__(self) -> None:
         for name, number in vars(self).items():
-            if isinstance(number, int) and not isinstance(number, bool) and number < 1:
-                raise ValueError(f"{name} = {number}, expected at least 1")
+            if isinstance(number, int) and not isinstance(number, bool):
+                check_whole(name, number)
 
     def places(self, model: Any) -> list[str]:
         """Return the root, after a check that the rows fit in the context."""

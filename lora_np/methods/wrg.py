@@ -24,13 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from lora_np.backend import Array, get_xp, like, to_host
 from lora_np.layers import Flops, Linear, Rng, product_flops
 from lora_np.methods.contract import Adapter, MethodConfig
+from lora_np.methods.options import check_whole
 from lora_np.methods.targets import check_rank
 from lora_np.ops import linear_backward, linear_forward
 from lora_np.ops.contract import Need, wanted
@@ -149,7 +150,7 @@ class WRGConfig(MethodConfig):
     """
 
     r: int = 8
-    factor: str = "svd"
+    factor: Literal["svd", "gaussian"] = "svd"
     target_modules: Sequence[str] | str = ("q_proj", "v_proj")
     layers_to_transform: int | Sequence[int] | None = None
 
@@ -157,12 +158,7 @@ class WRGConfig(MethodConfig):
     starts_at_base = False
 
     def __post_init__(self) -> None:
-        if self.factor not in FACTORS:
-            raise ValueError(
-                f"factor = {self.factor!r}, expected {' or '.join(map(repr, FACTORS))}"
-            )
-        if not isinstance(self.r, int | np.integer) or self.r < 1:
-            raise ValueError(f"rank r = {self.r!r}, expected a whole number of at least 1")
+        check_whole("r", self.r)
 
     def wrap(self, path: str, layer: Linear, rng: np.random.Generator) -> WRGLinear:
         """Return the product in place of `layer`, with G frozen."""

@@ -257,7 +257,7 @@ def test_a_lone_layer_has_no_name_that_peft_could_adapt(tmp_path, rng):
     freeze(linear.parameters())
     A, B = Parameter(np.ones((1, 5))), Parameter(np.ones((7, 1)))
     with pytest.raises(ValueError, match="a module has no name"):
-        save_adapter(LoRALinear(linear, A, B, 1.0), tmp_path / "a")
+        save_adapter(LoRALinear(linear, A, B, 1.0), tmp_path / "a", peft_only=True)
 
 
 # --------------------------------------------------------------------------------- GPT-2's weights

@@ -182,7 +182,7 @@ def test_merging_says_what_stands_in_the_way(base, rng):
     [
         ({"placement": "beside"}, "'beside', expected 'houlsby' or 'pfeiffer' or 'parallel'"),
         ({"nonlinearity": "tanh"}, "nonlinearity = 'tanh', expected 'relu' or 'gelu'"),
-        ({"r": 0}, "r = 0, expected a whole number of at least 1"),
+        ({"r": 0}, "r = 0, expected a whole number from 1 on"),
         ({"scale": 0.0}, r"scale = 0\.0, expected a number above 0"),
     ],
 )

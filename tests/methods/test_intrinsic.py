@@ -156,7 +156,7 @@ def test_the_seed_is_drawn_when_a_model_is_made_unless_it_is_given(rng):
     first, second = (inject(make_gpt(), VARIANTS["plain"], rng).method.seed for _ in range(2))
     assert first != second
     given = inject(make_gpt(), IntrinsicConfig(40, seed=5), rng)
-    assert given.method == IntrinsicConfig(40, seed=5)
+    assert given.method == IntrinsicConfig(40, seed=5, D=given.projection.D)
     same = IntrinsicModel(make_gpt(), 40, 5)
     z = rng.standard_normal(40)
     np.testing.assert_array_equal(same.projection.forward(z), given.projection.forward(z))

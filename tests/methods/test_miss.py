@@ -56,7 +56,7 @@ def test_it_starts_at_the_base(rng):
     [
         ({}, "r = 64 is above the 6 inputs of up_proj"),
         ({"r": 0}, "r = 0, expected a whole number from 1 on"),
-        ({"r": 2, "init_weights": "bat"}, "'bat' is not implemented: use True or 'mini'"),
+        ({"r": 2, "init_weights": "bat"}, "'bat', expected True or 'mini'"),
         (
             {"r": 2, "init_weights": "mini", "mini_r": 5},
             "mini_r = 5 does not divide the 24 outputs",

@@ -169,7 +169,7 @@ def test_a_file_for_a_wider_model_is_refused_by_the_name_of_A(tmp_path, adapted,
 
 @pytest.mark.parametrize("r", [0, -1, 2.5])
 def test_a_rank_that_means_nothing_is_refused(r):
-    with pytest.raises(ValueError, match=f"rank r = {r}, expected a whole number"):
+    with pytest.raises(ValueError, match=f"r = {r}, expected a whole number"):
         VeraConfig(r=r)
 
 

@@ -102,7 +102,7 @@ def test_tokens_to_start_at_are_repeated_or_cut(rng):
     before = base.wte.W.value.copy()
     P.value[...] = 9.0
     np.testing.assert_array_equal(base.wte.W.value, before)
-    with pytest.raises(IndexError, match=r"tokens lie in 0 \.\. 7, expected 0 \.\. 6"):
+    with pytest.raises(ValueError, match=r"init_tokens 0 \.\. 7, expected 0 \.\. 6"):
         inject(base, PromptConfig(N, init_tokens=[0, V]), rng)
 
 
@@ -305,9 +305,9 @@ def test_merging_says_why_it_is_refused(config, rng):
 @pytest.mark.parametrize(
     "kind, options, message",
     [
-        (PromptConfig, {"num_virtual_tokens": 0}, "num_virtual_tokens = 0, expected at least 1"),
-        (PrefixConfig, {"num_virtual_tokens": -1}, "num_virtual_tokens = -1, expected at least 1"),
-        (PrefixConfig, {"encoder_hidden_size": 0}, "encoder_hidden_size = 0, expected at least 1"),
+        (PromptConfig, {"num_virtual_tokens": 0}, "num_virtual_tokens = 0, expected a whole"),
+        (PrefixConfig, {"num_virtual_tokens": -1}, "num_virtual_tokens = -1, expected a whole"),
+        (PrefixConfig, {"encoder_hidden_size": 0}, "encoder_hidden_size = 0, expected a whole"),
         (PromptConfig, {"init_tokens": []}, "init_tokens is empty: name at least one token"),
     ],
 )

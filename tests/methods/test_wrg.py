@@ -135,8 +135,8 @@ def test_a_file_holds_both_factors_in_our_own_form(rng, tmp_path):
     "options, message",
     [
         ({"factor": "qr"}, "factor = 'qr', expected 'svd' or 'gaussian'"),
-        ({"r": 0}, "rank r = 0, expected a whole number of at least 1"),
-        ({"r": 2.5}, "rank r = 2.5"),
+        ({"r": 0}, "r = 0, expected a whole number from 1 on"),
+        ({"r": 2.5}, "r = 2.5, expected a whole number"),
         ({"r": 65}, "rank 65 for the layer is above the limit 64 of its 64 x 64 weight"),
     ],
 )
