@@ -5,8 +5,8 @@ import pytest
 
 from lora_np import inject, load_adapter, save_adapter
 from lora_np.methods import AdaLoraConfig, adapters
-from lora_np.methods.adalora_ranks import allocate, gradients_of, scores_of
-from lora_np.parameters import Grads, pack
+from lora_np.methods.adalora_ranks import allocate, scores_of
+from lora_np.parameters import Grads, gradients_of, pack
 from tests.peers.test_methods import (  # noqa: F401
     base,
     doubles,
@@ -51,7 +51,7 @@ def test_the_same_triplets_are_kept_after_every_step(rng, doubles, pair):  # noq
     layers, packed = list(adapters(ours).values()), pack(ours.parameters())
     allocator, counts = theirs.base_model.rankallocator, []
     for t in range(1, 13):
-        found = gradients_of(ours, rng.standard_normal(packed.vector.shape))
+        found = gradients_of(ours.parameters(), rng.standard_normal(packed.vector.shape))
         for p, their_p in both(ours, theirs):
             p.value[...] += 0.1 * rng.standard_normal(p.shape)  # a step, which revives what was cut
             their_p.data.copy_(doubles.from_numpy(p.value.copy()))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from lora_np.experiments.dylora.claims import claims, dylora, lora
 from lora_np.experiments.dylora.measure import losses_by_rank, seconds_of_training
@@ -29,7 +29,8 @@ from lora_np.experiments.study import Contender, Study
 from lora_np.experiments.study.losses import Results
 from lora_np.methods import DyLoraConfig, LoraConfig
 
-UPDATES, SCALES = ("all", "frozen"), ("drawn", "constant")
+UPDATES: tuple[Literal["all", "frozen"], ...] = ("all", "frozen")
+SCALES: tuple[Literal["drawn", "constant"], ...] = ("drawn", "constant")
 
 
 @dataclass(frozen=True)
