@@ -389,6 +389,7 @@ def test_turns_are_taken_in_every_round_backwards_in_every_other():
 # ----------------------------------------------------------------------------------- the reach
 
 
+@pytest.mark.slow
 def test_what_is_reached_is_what_theory_says():
     chosen = {name: CHANGES[name] for name in ("rank 4", "rows", "dense", "bias")}
     rows = rows_called(["full", "lora", "lora both zero", "dora exact"])
@@ -405,6 +406,7 @@ def test_what_is_reached_is_what_theory_says():
     assert reach_table(found).splitlines()[1].count("0.00*") == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "label, change",
     [
@@ -423,6 +425,7 @@ def test_a_method_reaches_the_change_that_it_is_made_for(label, change):
     assert own < REACHED < 0.5 < other
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_change_of_full_rank_is_that_of_eckart_and_young():
     found = reach(rows_called(["lora"]), changes={"dense": CHANGES["dense"]}, steps=2000)
     base = _base()

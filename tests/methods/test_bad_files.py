@@ -46,6 +46,7 @@ def refusal(folder, fields=None, tensors=None):
     return message
 
 
+@pytest.mark.slow
 @every_method
 def test_a_number_too_large_for_the_base_is_refused(config, tmp_path):
     _, tensors = saved(config, tmp_path)
@@ -61,6 +62,7 @@ def test_a_file_without_tensors_is_refused(config, tmp_path):
     assert "the file" in refusal(tmp_path, None, {}) or "holds no tensor" in refusal(tmp_path)
 
 
+@pytest.mark.slow
 @every_method
 def test_a_tensor_of_another_type_is_refused(config, tmp_path):
     _, tensors = saved(config, tmp_path)
@@ -152,6 +154,7 @@ def test_a_subspace_belongs_to_one_size_of_model(structured, tmp_path):
         load_adapter(other, tmp_path / "adapter")
 
 
+@pytest.mark.slow
 @every_method
 def test_a_tensor_left_over_is_refused(config, tmp_path):
     _, tensors = saved(config, tmp_path)

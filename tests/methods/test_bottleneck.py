@@ -123,6 +123,7 @@ def test_the_start_is_exactly_the_base_and_the_last_product_learns(base, rng, pl
         assert not grads[layer.D].any() and grads[layer.U].any()
 
 
+@pytest.mark.slow
 @every_placement
 @pytest.mark.parametrize("path", ["h.0.mlp", "h.0.attn"])
 def test_a_sublayer_with_a_bottleneck_keeps_the_contract_of_layers(base, rng, placement, path):

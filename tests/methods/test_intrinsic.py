@@ -67,6 +67,7 @@ def test_all_parameters_of_a_lent_base_move_and_only_z_and_scales_are_trained(co
         assert np.abs(change[name].value - p.value).max() > 1e-3, name
 
 
+@pytest.mark.slow
 @every_variant
 @pytest.mark.parametrize("method", ["complex", pytest.param("central", marks=pytest.mark.slow)])
 def test_gradients_are_right_with_dropout_those_of_the_base_too(config, method, rng):

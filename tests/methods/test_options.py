@@ -80,6 +80,7 @@ def test_a_method_of_ones_own_has_its_options_checked_too():
         Own(scale="2")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", METHODS_TRIED[:-2], ids=lambda c: c.name)
 def test_a_field_of_a_file_of_any_json_value_is_taken_or_refused(config, tmp_path):
     base, folder = make_gpt(), tmp_path / "adapter"
