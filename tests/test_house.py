@@ -28,7 +28,7 @@ LONG = 400  # lines of a file
 TWO_SCREENS = 180  # lines of the file of a method
 CHAIN = 10  # rooms: every chain of imports is shorter
 SHARED = {  # files of methods/ that are not one method's
-    *("contract", "table", "file_form", "merging", "targets", "start", "branch", "reweighted"),
+    *("contract", "table", "file_form", "merging", "targets", "start", "reweighted"),
     *("peft", "peft_lora", "peft_dora", "stacked", "virtual", "encoder", "whole", "subspace"),
     "paired",
     "peft_adalora",
