@@ -280,7 +280,7 @@ def _models(rng: np.random.Generator) -> list[Case]:
     tokens, targets = rng.integers(0, 7, (2, 3, 4))
 
     def loss(model: Any, x: np.ndarray) -> tuple[Any, Any]:
-        return model.loss(x, like(targets, x), np.random.default_rng(1))
+        return model.loss(x, like(targets, x), rng=np.random.default_rng(1))
 
     found = []
     for name, model in table.items():

@@ -96,7 +96,7 @@ def models(rng, dtype=np.float32):
 
 def gradients_of(model, tokens, targets):
     """Return loss, its cache, and all gradients, with the same dropout masks at every call."""
-    loss, cache = model.loss(tokens, targets, np.random.default_rng(7))
+    loss, cache = model.loss(tokens, targets, rng=np.random.default_rng(7))
     grads = Grads()
     model.backward(1.0, cache, grads)
     return loss, cache, [grads[p] for p in model.parameters().values() if p.trainable]

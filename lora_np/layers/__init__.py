@@ -2,11 +2,13 @@
 
 from lora_np.layers.attention import CausalSelfAttention
 from lora_np.layers.base import Flops, Layer, Rng
-from lora_np.layers.basic import Dropout, Embedding, Gelu, LayerNorm, probability
-from lora_np.layers.compose import MLP, Chain, Composed, Residual
+from lora_np.layers.basic import Dropout, Embedding, Gelu, LayerNorm, RMSNorm, probability
+from lora_np.layers.compose import MLP, Chain, Composed, GatedMLP, Residual
 from lora_np.layers.conv import Conv1d, Conv2d
 from lora_np.layers.linear import Linear, lean, normal, product_flops
+from lora_np.layers.recompute import Recompute
 from lora_np.layers.recurrent import GRU, RNN
+from lora_np.layers.rotary import RotaryAttention
 from lora_np.layers.start import TextStart
 from lora_np.layers.tree import as_pair, copy_model, rebuild
 
@@ -22,12 +24,16 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flops",
+    "GatedMLP",
     "Gelu",
     "Layer",
     "LayerNorm",
     "Linear",
+    "RMSNorm",
+    "Recompute",
     "Residual",
     "Rng",
+    "RotaryAttention",
     "TextStart",
     "as_pair",
     "copy_model",

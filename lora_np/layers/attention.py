@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,17 +10,20 @@ import numpy as np
 from lora_np.backend import Array, ShapeError
 from lora_np.layers.base import Flops, Layer, Rng
 from lora_np.layers.linear import Linear
-from lora_np.layers.memory import KeyMemory
+from lora_np.layers.memory import KeyMemory, Lengths
+from lora_np.layers.packing import Packing
+from lora_np.layers.tree import rebuild
 from lora_np.ops.fast import attention_backward, attention_forward
 from lora_np.parameters import Grads
 
 
 class AttentionLayerCache(NamedTuple):
-    """Caches of the four projections, of the keys before the text, and of the attention."""
+    """Caches of the four projections, of the positions, of the keys before, and of the attention."""
 
     q: Any
     k: Any
     v: Any
+    place: Any
     before: Any
     attention: Any
     o: Any
@@ -78,10 +82,11 @@ class CausalSelfAttention(Layer):
         q, q_cache = self.q_proj.forward(x, rng)  # (..., T, d)
         k, k_cache = self.k_proj.forward(x, rng)
         v, v_cache = self.v_proj.forward(x, rng)
+        q, k, place = self.placed(q, k, self._positions(x))
         k, v, before = self.with_keys_before(k, v)  # (..., n + T, d), here n = 0
-        heads, attention = attention_forward(self._split(q), self._split(k), self._split(v))
+        heads, attention = self._attend(self._queries(q), self._keys(k), self._keys(v))
         y, o_cache = self.o_proj.forward(self._join(heads), rng)  # (..., T, d)
-        return y, AttentionLayerCache(q_cache, k_cache, v_cache, before, attention, o_cache)
+        return y, AttentionLayerCache(q_cache, k_cache, v_cache, place, before, attention, o_cache)
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
         """Go back through o_proj, the attention and q_proj, k_proj, v_proj, whose dx add up."""
@@ -90,9 +95,10 @@ class CausalSelfAttention(Layer):
         dheads = self.o_proj.backward(dy, cache.o, grads, any(needs))  # (..., T, d)
         if dheads is None:
             return None
-        split = attention_backward(self._split(dheads), cache.attention, needs)
+        split = self._attend_backward(self._queries(dheads), cache.attention, needs)
         dq, dk, dv = (None if d is None else self._join(d) for d in split)  # (..., n + T, d)
         dk, dv = self.keys_before_backward(dk, dv, cache.before, grads)  # (..., T, d)
+        dq, dk = self.placed_backward(dq, dk, cache.place)
         dx = None
         for proj, inner, d in zip(inward, (cache.q, cache.k, cache.v), (dq, dk, dv)):
             if d is not None:
@@ -100,9 +106,39 @@ class CausalSelfAttention(Layer):
                 dx = part if dx is None else dx + part
         return dx
 
-    # ------------------------------------------------- keys before the text: here there are none
+    def extend(self, x: Array, memory: KeyMemory | None = None) -> tuple[Array, KeyMemory]:
+        """Return y for the newest positions `x` (..., T, d), and all keys and values so far."""
+        flat = x.reshape(-1, *x.shape[-2:])  # (rows, T, d)
+        q, k, v = (
+            proj.forward(flat)[0] for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (rows, T, d)
+        q, k, _ = self.placed(q, k, self._positions(flat, memory))
+        if memory is None:
+            k, v, _ = self.with_keys_before(k, v)  # (rows, n + T, d)
+            memory = KeyMemory(self._keys(k), self._keys(v))
+        else:
+            memory = memory.extended(self._keys(k), self._keys(v))
+        y = memory.attend(self._queries(q), lambda q, k, v: self.pair[0](q, k, v)[0])
+        return self.o_proj.forward(self._join(y))[0].reshape(x.shape), memory
 
-    n_before: int = 0  # how many
+    # ---------------------------------- what a subclass may change: positions, heads, keys before
+
+    pair: tuple[Callable, Callable] = (attention_forward, attention_backward)
+
+    def placed(self, q: Array, k: Array, positions: Array) -> tuple[Array, Array, Any]:
+        """Return queries and keys (..., T, d) that know their positions, (T,) or (B, T), and a cache.
+
+        Here the rows x know their positions already.
+        """
+        return q, k, None
+
+    def placed_backward(
+        self, dq: Array | None, dk: Array | None, cache: Any
+    ) -> tuple[Array | None, Array | None]:
+        """Return dq and dk (..., T, d) before they were placed."""
+        return dq, dk
+
+    n_before: int = 0  # the number of keys before the text's
 
     def with_keys_before(self, k: Array, v: Array) -> tuple[Array, Array, Any]:
         """Return all keys and values (..., n_before + T, d) for those of the text, and a cache."""
@@ -114,19 +150,47 @@ class CausalSelfAttention(Layer):
         """Add the gradients of what stands before the text; return dk and dv (..., T, d)."""
         return dk, dv
 
-    def extend(self, x: Array, memory: KeyMemory | None = None) -> tuple[Array, KeyMemory]:
-        """Return y for the newest positions `x` (..., T, d), and all keys and values so far."""
-        flat = x.reshape(-1, *x.shape[-2:])  # (rows, T, d)
-        q, k, v = (
-            proj.forward(flat)[0] for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (rows, T, d)
+    def _queries(self, q: Array) -> Array:
+        """Return q (..., T, d) in heads, (..., n_head, T, d_head)."""
+        return split_heads(q, self.n_head)
+
+    def _keys(self, k: Array) -> Array:
+        """Return k or v (..., T, d) in heads, (..., n_head, T, d_head)."""
+        return split_heads(k, self.n_head)
+
+    def _join(self, heads: Array) -> Array:
+        return join_heads(heads)
+
+    # ------------------------------------------------------------------------------ packed rows
+
+    packing: Packing | None = None
+
+    def packed(self, packing: Packing) -> CausalSelfAttention:
+        """Return this layer, over the same parts, for rows with these samples."""
+        if self.n_before:
+            raise ValueError("packed rows have no place for a prefix before each sample: pad them")
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self), packing=packing)
+        return twin
+
+    def _attend(self, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
+        if self.packing is None:
+            return self.pair[0](q, k, v)
+        return self.packing.forward(self.pair[0], q, k, v)
+
+    def _attend_backward(self, dy: Array, cache: Any, needs: list[bool]) -> tuple:
+        if self.packing is None:
+            return self.pair[1](dy, cache, needs)
+        return self.packing.backward(self.pair[1], dy, cache, needs)
+
+    def _positions(self, x: Array, memory: KeyMemory | None = None) -> Array:
+        """Return the positions of the newest rows x (..., T, d): (T,), or (rows, T)."""
+        if self.packing is not None:
+            return self.packing.positions
+        T = x.shape[-2]
         if memory is None:
-            k, v, _ = self.with_keys_before(k, v)  # (rows, n + T, d)
-            memory = KeyMemory(self._split(k), self._split(v))
-        else:
-            memory = memory.extended(self._split(k), self._split(v))
-        y = memory.attend(self._split(q), lambda q, k, v: attention_forward(q, k, v)[0])
-        return self.o_proj.forward(self._join(y))[0].reshape(x.shape), memory
+            return np.arange(self.n_before, self.n_before + T)
+        return positions_after(memory.lengths, T)
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
         """Return the cost of the projections and of the products with the keys, 2 d for each."""
@@ -142,11 +206,31 @@ class CausalSelfAttention(Layer):
     def _inward_needs(self, need_dx: bool) -> list[bool]:
         return [need_dx or p.trainable for p in (self.q_proj, self.k_proj, self.v_proj)]
 
-    def _split(self, x: Array) -> Array:
-        d_head = x.shape[-1] // self.n_head
-        heads = x.reshape(*x.shape[:-1], self.n_head, d_head)  # (..., T, n_head, d_head)
-        return heads.swapaxes(-2, -3)  # (..., n_head, T, d_head)
 
-    def _join(self, heads: Array) -> Array:
-        x = heads.swapaxes(-2, -3)  # (..., T, n_head, d_head)
-        return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])  # (..., T, d)
+def split_heads(x: Array, n_head: int) -> Array:
+    """Return x (..., T, d) in heads, (..., n_head, T, d / n_head): a view."""
+    heads = x.reshape(*x.shape[:-1], n_head, x.shape[-1] // n_head)  # (..., T, n_head, d_head)
+    return heads.swapaxes(-2, -3)
+
+
+def join_heads(heads: Array) -> Array:
+    """Return heads (..., n_head, T, d_head) side by side, (..., T, n_head d_head)."""
+    x = heads.swapaxes(-2, -3)  # (..., T, n_head, d_head)
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def positions_after(lengths: Lengths, T: int) -> np.ndarray:
+    """Return the positions of T more tokens in each row: (T,) if all rows agree, else (rows, T)."""
+    first = lengths[0]
+    if all(n == first for n in lengths):
+        return np.arange(first, first + T)
+    return np.array(lengths)[:, None] + np.arange(T)
+
+
+def packed(layer: Layer, packing: Packing) -> Any:
+    """Return a tree of layers over the same Parameters whose attention is that of packed rows."""
+
+    def place(_: str, part: Layer) -> Layer | None:
+        return part.packed(packing) if isinstance(part, CausalSelfAttention) else None
+
+    return rebuild(layer, lambda p: p, place)

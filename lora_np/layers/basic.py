@@ -15,7 +15,10 @@ from lora_np.ops import (
     dropout_mask,
     layernorm_backward,
     layernorm_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
 )
+from lora_np.ops.embedding import check_tokens
 from lora_np.ops.fast import (
     embedding_backward,
     embedding_forward,
@@ -78,6 +81,9 @@ class Embedding(Layer):
 
     def forward(self, tokens: Array, rng: Rng = None) -> tuple[Array, Any]:
         """Return the rows (..., d) of `tokens` (...)."""
+        if self.W.stored_as:  # frozen: decode these rows alone
+            check_tokens(tokens, self.d_in)
+            return self.W.take(tokens), None
         return embedding_forward(tokens, self.W.value)
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = False) -> None:
@@ -120,6 +126,48 @@ class LayerNorm(Layer):
         dx, dgamma, dbeta = layernorm_backward(dy, cache, need)
         grads.add(self.gamma, dgamma)
         grads.add(self.beta, dbeta)
+        return dx
+
+
+class RMSNorm(Layer):
+    """Division by the root of the mean square, with gain gamma (d,).
+
+    Parameters
+    ----------
+    d : int
+        Length of a sample.
+    eps : float
+        Added to the mean square.
+    dtype : numpy dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import RMSNorm
+    >>> y, cache = RMSNorm(2).forward(np.array([[3.0, 4.0], [30.0, 40.0]]))
+    >>> y.round(2).tolist()  # the root of the mean square of (3, 4) is 3.54
+    [[0.85, 1.13], [0.85, 1.13]]
+    """
+
+    def __init__(self, d: int, *, eps: float = 1e-6, dtype: Any = np.float32) -> None:
+        self.gamma = Parameter(np.ones(d, dtype))
+        self.eps = eps
+
+    @classmethod
+    def over(cls, gamma: Parameter, eps: float) -> RMSNorm:
+        """Return an RMSNorm that holds this gain (d,)."""
+        norm = cls.__new__(cls)
+        norm.gamma, norm.eps = gamma, eps
+        return norm
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return y (..., d) and the cache."""
+        return rmsnorm_forward(x, self.gamma.value, self.eps)
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
+        """Add dgamma; return dx."""
+        dx, dgamma = rmsnorm_backward(dy, cache, (need_dx, self.gamma.trainable))
+        grads.add(self.gamma, dgamma)
         return dx
 
 

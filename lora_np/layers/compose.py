@@ -10,6 +10,7 @@ from lora_np.backend import Array
 from lora_np.layers.base import Flops, Layer, Rng
 from lora_np.layers.basic import Gelu
 from lora_np.layers.linear import Linear
+from lora_np.ops.fast import swiglu_backward, swiglu_forward
 from lora_np.parameters import Grads
 
 
@@ -183,3 +184,56 @@ class MLP(Composed):
     def path(self) -> Chain:
         """Return up_proj, GELU, down_proj."""
         return Chain(self.up_proj, self.act, self.down_proj)
+
+
+class GatedMLP(Layer):
+    """down_proj(silu(gate_proj(x)) * up_proj(x)), d -> d_hidden -> d.
+
+    Parameters
+    ----------
+    gate_proj, up_proj, down_proj : Linear
+        Twice d -> d_hidden, and back.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import GatedMLP, Linear
+    >>> rng = np.random.default_rng(0)
+    >>> mlp = GatedMLP(*(Linear(*shape, rng, bias=False) for shape in [(4, 8), (4, 8), (8, 4)]))
+    >>> {name: p.shape for name, p in mlp.parameters().items()}
+    {'gate_proj.W': (8, 4), 'up_proj.W': (8, 4), 'down_proj.W': (4, 8)}
+    """
+
+    def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear) -> None:
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return y (..., d) and the four caches."""
+        gate, c_gate = self.gate_proj.forward(x, rng)  # (..., d_hidden)
+        up, c_up = self.up_proj.forward(x, rng)  # (..., d_hidden)
+        hidden, c_product = swiglu_forward(gate, up)  # (..., d_hidden)
+        y, c_down = self.down_proj.forward(hidden, rng)  # (..., d)
+        return y, (c_gate, c_up, c_product, c_down)
+
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
+        """Go back through down_proj and the product; the two parts of dx add up."""
+        c_gate, c_up, c_product, c_down = cache
+        need = [need_dx or proj.trainable for proj in (self.gate_proj, self.up_proj)]
+        dhidden = self.down_proj.backward(dy, c_down, grads, any(need))  # (..., d_hidden)
+        if dhidden is None:
+            return None
+        dgate, dup = swiglu_backward(dhidden, c_product, need)  # (..., d_hidden)
+        dx = None
+        for proj, d, inner in ((self.gate_proj, dgate, c_gate), (self.up_proj, dup, c_up)):
+            if d is not None:
+                part = proj.backward(d, inner, grads, need_dx)  # (..., d)
+                dx = part if dx is None else dx + part
+        return dx
+
+    def flops(self, T: int, need_dx: bool = True) -> Flops:
+        """Return the sum of the three products' costs."""
+        inner = need_dx or self.gate_proj.trainable or self.up_proj.trainable
+        total = self.down_proj.flops(T, inner)
+        for proj in (self.gate_proj, self.up_proj):
+            total = total.plus(proj.flops(T, need_dx))
+        return total

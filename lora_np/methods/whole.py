@@ -30,12 +30,10 @@ class WholeModel(Adapter):
         y, inner = point.forward(x, rng)
         return y, (point, inner, cache)
 
-    def loss(
-        self, inputs: Array, targets: Array, rng: Any = None, **options: Any
-    ) -> tuple[Array, Any]:
+    def loss(self, *batch: Array, rng: Any = None, **options: Any) -> tuple[Array, Any]:
         """Return the loss at the point, and the cache; the arguments are the model's."""
         point, cache = self.at_point()
-        loss, inner = point.loss(inputs, targets, rng, **options)
+        loss, inner = point.loss(*batch, rng=rng, **options)
         return loss, (point, inner, cache)
 
     def merged(self) -> Any:

@@ -20,15 +20,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_np.backend import Array, ShapeError, get_xp, like, to_host
-from lora_np.layers import Chain, Embedding, Flops, Layer, Rng, TextStart, lean, product_flops
-from lora_np.layers.memory import Lengths, shortened
-from lora_np.models.sampling import Text, check_sampling, prompts_of, sample_token
-from lora_np.ops import (
-    cross_entropy_backward,
-    cross_entropy_forward,
-    linear_backward,
-    linear_forward,
+from lora_np.layers import (
+    Chain,
+    Embedding,
+    Flops,
+    Layer,
+    Recompute,
+    Rng,
+    TextStart,
+    lean,
+    product_flops,
 )
+from lora_np.layers.attention import packed, positions_after
+from lora_np.layers.memory import shortened
+from lora_np.layers.packing import Packing
+from lora_np.models.sampling import Text, check_sampling, prompts_of, sample_token
+from lora_np.ops import head_loss_backward, head_loss_forward, linear_backward, linear_forward
+from lora_np.ops.contract import expect_same
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.parameters import Grads, Parameter
 
@@ -50,9 +58,10 @@ class LogitsCache(NamedTuple):
 
 
 class LossCache(NamedTuple):
-    """The logits' caches and the loss's."""
+    """Caches from the embeddings up to the loss."""
 
-    logits: LogitsCache
+    embedding: Any
+    body: Any
     loss: Any
 
 
@@ -62,7 +71,7 @@ class TextMemory(NamedTuple):
     What stands before the text uses positions too.
     """
 
-    lengths: Lengths
+    lengths: tuple[int, ...]
     body: Any
 
 
@@ -73,7 +82,12 @@ class LanguageModel(Layer):
     ----------
     start : TextStart
         What stands before the text; a method may replace it.
+    recompute : bool
+        Whether training keeps only the inputs of the body's layers and computes their caches again
+        in backward (:class:`lora_np.Recompute`), by default False.
     """
+
+    recompute: bool = False
 
     def __init__(self) -> None:
         self.start = TextStart()
@@ -134,19 +148,37 @@ class LanguageModel(Layer):
         logits : array, shape (..., T, V)
         cache : LogitsCache
         """
-        self._check_length(tokens)
-        x, c_embedding = self.embed(tokens, rng)  # (..., m + T, d)
-        y, c_body = self.body().forward(x, rng, need_dx=self._embeddings_trained())
-        y = y[..., self.start.rows :, :]  # (..., T, d)
+        y, c_embedding, c_body = self.outputs(tokens, rng=rng)  # (..., T, d)
         logits, c_head = linear_forward(y, self.head().value)  # (..., T, V)
         return logits, LogitsCache(c_embedding, c_body, lean(c_head, self.head()))
 
-    def embed(self, tokens: Array, rng: Rng = None) -> tuple[Array, EmbeddingCache]:
+    def outputs(
+        self, tokens: Array, positions: Array | None = None, rng: Rng = None
+    ) -> tuple[Array, Any, Any]:
+        """Return the body's outputs (..., T, d) at the tokens, and the caches below and of it."""
+        self._check_length(tokens, positions)
+        x, c_embedding = self.embed(tokens, rng, positions)  # (..., m + T, d)
+        layers = self.layers_for(positions)
+        y, c_body = layers.forward(x, rng, need_dx=self._embeddings_trained())
+        return y[..., self.start.rows :, :], c_embedding, c_body
+
+    def layers_for(self, positions: Array | None) -> Chain:
+        """Return the body as training runs it; positions (B, T) are those of packed rows."""
+        body = self.body()
+        if positions is not None:
+            body = packed(body, Packing(positions))
+        return Chain(*map(Recompute, body.layers)) if self.recompute else body
+
+    def embed(
+        self, tokens: Array, rng: Rng = None, positions: Array | None = None
+    ) -> tuple[Array, EmbeddingCache]:
         """Return the rows (..., m + T, d) of a text and of what stands before it, and the cache."""
         rows, c_table = self.table().forward(tokens)  # (..., T, d)
         x, c_start = self.start.forward(rows, rng)  # (..., m + T, d)
-        positions = np.arange(self.start.first, self.start.first + x.shape[-2])
-        x, c_place = self.place(x, like(positions, x), rng)
+        if positions is None:
+            first = self.start.first
+            positions = like(np.arange(first, first + x.shape[-2]), x)
+        x, c_place = self.place(x, positions, rng)
         return x, EmbeddingCache(c_table, c_start, c_place)
 
     def embed_backward(self, dx: Array, cache: EmbeddingCache, grads: Grads) -> None:
@@ -161,6 +193,7 @@ class LanguageModel(Layer):
         self,
         tokens: Array,
         targets: Array,
+        positions: Array | None = None,
         rng: Rng = None,
         *,
         ignore_index: int = IGNORE_INDEX,
@@ -172,6 +205,9 @@ class LanguageModel(Layer):
         ----------
         tokens, targets : integer arrays, shape (..., T)
             ``targets[..., t]`` is the token that should follow ``tokens[..., : t + 1]``.
+        positions : integer array, shape (B, T), optional
+            For packed rows, in which several samples stand end to end: 0, 1, 2, ... from the start
+            of each sample. No sample attends to another.
         rng : numpy.random.Generator, optional
             Turns dropout on.
         ignore_index, count : int
@@ -182,14 +218,13 @@ class LanguageModel(Layer):
         loss : scalar array
         cache : LossCache
         """
-        logits, c_logits = self.forward(tokens, rng)
-        loss, c_loss = cross_entropy_forward(logits, targets, ignore_index, count)
-        return loss, LossCache(c_logits, c_loss)
+        y, c_embedding, c_body = self.outputs(tokens, positions, rng)  # (..., T, d)
+        loss, c_loss = head_loss_forward(y, self.head().value, targets, ignore_index, count)
+        return loss, LossCache(c_embedding, (c_body, positions), c_loss)
 
     def number(self, batch: Sequence[Array]) -> int:
-        """Return the number of targets of a batch (tokens, targets) that the loss averages over."""
-        _, targets = batch
-        return int((targets != IGNORE_INDEX).sum())
+        """Return the number of targets in a batch, the arguments of loss."""
+        return int((batch[1] != IGNORE_INDEX).sum())
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = False) -> None:
         """Add all trainable Parameters' gradients to `grads`.
@@ -203,17 +238,18 @@ class LanguageModel(Layer):
         need_dx : bool
             Not used: tokens have no gradient, so backward returns None.
         """
+        body, head, below = self.layers_for(None), self.head(), self._embeddings_trained()
+        need = (below or body.trainable, head.trainable)
         if isinstance(cache, LossCache):
-            (dlogits,) = cross_entropy_backward(dy, cache.loss)
-            assert dlogits is not None  # by default all gradients are formed
-            dy = dlogits
-            cache = cache.logits
-        body, head, below = self.body(), self.head(), self._embeddings_trained()
-        need = (below or body.trainable, head.trainable, False)
-        dx, dW, _ = linear_backward(dy, cache.head, need)
+            c_body, positions = cache.body
+            dx, dW = head_loss_backward(dy, cache.loss, need)
+            body = self.layers_for(positions)
+        else:
+            c_body = cache.body
+            dx, dW, _ = linear_backward(dy, cache.head, (*need, False))
         grads.add(head, dW)  # if the head is tied, the embedding's share is added below
         if dx is not None:
-            dx = body.backward(self._above(dx), cache.body, grads, below)  # (..., m + T, d)
+            dx = body.backward(self._above(dx), c_body, grads, below)  # (..., m + T, d)
         if dx is not None:
             self.embed_backward(dx, cache.embedding, grads)
 
@@ -238,8 +274,13 @@ class LanguageModel(Layer):
     def _embeddings_trained(self) -> bool:
         return self.start.trainable or any(p.trainable for p in self.embeddings())
 
-    def _check_length(self, tokens: Array) -> None:
+    def _check_length(self, tokens: Array, positions: Array | None = None) -> None:
         T, before = tokens.shape[-1] if tokens.ndim else 0, self.start.length
+        if positions is not None:
+            if before:
+                raise ValueError("packed rows have no place before each sample: pad them instead")
+            expect_same("positions", positions, "tokens", tokens)
+            T = int(positions.max(initial=0)) + 1  # of the longest sample
         if not 1 <= T <= self.block_size - before:
             taken = f" less {before} before the text" if before else ""
             raise ShapeError(
@@ -263,11 +304,8 @@ class LanguageModel(Layer):
             used = self.start.first + x.shape[1]
             return y[:, self.start.rows :], TextMemory((used,) * len(tokens), known)
         rows, _ = self.table().forward(tokens)  # (B, T, d)
-        T, first = tokens.shape[1], memory.lengths[0]
-        if all(n == first for n in memory.lengths):
-            positions = np.arange(first, first + T)  # (T,)
-        else:
-            positions = np.array(memory.lengths)[:, None] + np.arange(T)  # (B, T)
+        T = tokens.shape[1]
+        positions = positions_after(memory.lengths, T)  # (T,) or (B, T)
         x, _ = self.place(rows, like(positions, rows))
         y, known = self.body().extend(x, memory.body)
         return y, TextMemory(tuple(n + T for n in memory.lengths), known)

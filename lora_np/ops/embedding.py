@@ -53,12 +53,7 @@ def embedding_forward(tokens: Array, W: Array) -> tuple[Array, EmbeddingCache]:
     [[1.0, 1.0], [0.0, 0.0], [2.0, 2.0]]
     """
     expect_shape("W", W, None, None)
-    vocab_size = W.shape[0]
-    if tokens.size and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocab_size):
-        raise IndexError(
-            f"tokens lie in {int(tokens.min())} .. {int(tokens.max())}, "
-            f"expected 0 .. {vocab_size - 1}: the table W has {vocab_size} rows"
-        )
+    check_tokens(tokens, W.shape[0])
     return W[tokens], EmbeddingCache(tokens, W.shape)
 
 
@@ -71,3 +66,12 @@ def embedding_backward(dy: Array, cache: EmbeddingCache, need: Need = None) -> t
     dW = xp.zeros(cache.table, dtype=dy.dtype)  # (V, d)
     xp.add.at(dW, cache.tokens, dy)  # dW[tokens] += dy would count a repeated token once
     return (dW,)
+
+
+def check_tokens(tokens: Array, vocab_size: int) -> None:
+    """Raise IndexError unless all tokens lie in 0 .. vocab_size - 1."""
+    if tokens.size and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocab_size):
+        raise IndexError(
+            f"tokens lie in {int(tokens.min())} .. {int(tokens.max())}, "
+            f"expected 0 .. {vocab_size - 1}: the table W has {vocab_size} rows"
+        )

@@ -50,7 +50,7 @@ def moved(config, rng, **options):
 
 
 def loss_of(model, tokens):
-    return model.loss(tokens, (tokens + 1) % V, np.random.default_rng(4))
+    return model.loss(tokens, (tokens + 1) % V, rng=np.random.default_rng(4))
 
 
 @every_variant

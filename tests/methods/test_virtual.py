@@ -134,7 +134,7 @@ def test_the_lower_half_of_the_mlp_is_the_same_in_all_layers(rng):
 
 
 def loss_of(model, tokens):
-    return model.loss(tokens, (tokens + 1) % V, np.random.default_rng(4))
+    return model.loss(tokens, (tokens + 1) % V, rng=np.random.default_rng(4))
 
 
 @every_method

@@ -60,7 +60,7 @@ def test_gradients_of_the_whole_gpt_match_numeric_ones(rng, method, lora, sizes)
     tokens, targets = rng.integers(0, model.config.vocab_size, (2, 2, 5))
 
     def loss(twin, x):
-        return twin.loss(x, targets, np.random.default_rng(1))
+        return twin.loss(x, targets, rng=np.random.default_rng(1))
 
     forward, backward, inputs = as_pair(model, loss)
     report = check_gradients(forward, backward, inputs(tokens), method=method)

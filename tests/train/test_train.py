@@ -267,7 +267,7 @@ def test_draws_that_cannot_be_split_are_refused(split, draw, error, message):
     class Noisy(Poisoned):
         def loss(self, inputs, targets, rng, **whole):
             draw(rng, inputs)
-            return self.model.loss(inputs, targets, None, **whole)
+            return self.model.loss(inputs, targets, rng=None, **whole)
 
     options = {"steps": 1, "lr": 0.1, "rng": np.random.default_rng(0)}
     with pytest.raises(error, match=message):
