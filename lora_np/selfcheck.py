@@ -136,6 +136,8 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
         _pair("lora_linear", x[0, :1], W0, A, B, label=", one sample", scale=0.7),
         *(_pair(name, n((3, 4))) for name in ("gelu", "relu", "silu", "softmax")),
         _pair("layernorm", x, n(5), n(5)),
+        _pair("rmsnorm", x, n(5)),
+        *_llama(rng),
         _pair("embedding", tokens, n((6, 3))),
         _pair("dropout", x, mask=mask),
         _pair("attention", n((2, 2, 4, 3)), n((2, 2, 4, 3)), n((2, 2, 4, 3))),
@@ -150,6 +152,26 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
         _pair("gru_cell", n((2, 9)), n((2, 9)), n((2, 3))),
     ]
     return [case for forms in table for case in forms]
+
+
+def _llama(rng: np.random.Generator) -> list[list[Case]]:
+    """Return the pairs of a Llama that no other model uses."""
+    n = rng.standard_normal
+    tokens = rng.integers(0, 6, (2, 4))
+    some = np.where(tokens == tokens[0, 0], -100, tokens)  # some targets are ignored
+    cos, sin = ops.rope_angles(5, 6, dtype=np.float64)
+    places = np.array([[0, 1, 2, 0], [1, 2, 3, 4]])  # of two texts, the first row has two
+    angles = {"cos": cos[places][:, None], "sin": sin[places][:, None]}  # (B, 1, T, d/2)
+    return [
+        _pair("rope", n((2, 5, 6)), cos=cos, sin=sin),
+        _pair("rope", n((2, 3, 4, 6)), label=", positions by row", **angles),
+        _pair("swiglu", n((3, 4)), n((3, 4))),
+        _pair("gqa", n((2, 2, 3, 4, 3)), n((2, 2, 4, 3)), n((2, 2, 4, 3))),
+        _pair("gqa", n((2, 1, 2, 2, 3)), n((2, 1, 5, 3)), n((2, 1, 5, 4)), label=", 2 of 5"),
+        _pair("gqa", n((1, 1, 1, 1)), n((1, 1, 1)), n((1, 1, 1)), label=", one of each"),
+        _pair("head_loss", n((2, 4, 5)), n((6, 5)), tokens),
+        _pair("head_loss", n((2, 4, 5)), n((6, 5)), some, label=", some ignored"),
+    ]
 
 
 def _methods(rng: np.random.Generator) -> list[Case]:

@@ -126,6 +126,14 @@ def silu_backward(dy, x):
     return (dy * entrywise(dsilu, x),)
 
 
+def swiglu_forward(gate, up):
+    return silu_forward(gate) * up
+
+
+def swiglu_backward(dy, gate, up):
+    return dy * up * entrywise(dsilu, gate), dy * silu_forward(gate)
+
+
 def softmax_forward(x):
     y = []
     for sample in rows(x):
@@ -168,6 +176,46 @@ def layernorm_backward(dy, x, gamma, beta, eps=1e-5):
     return np.array(dx).reshape(x.shape), dgamma, dbeta
 
 
+def _rms(sample, eps):
+    return math.sqrt(sum(float(a) ** 2 for a in sample) / len(sample) + eps)
+
+
+def rmsnorm_forward(x, gamma, eps=1e-6):
+    y = [[c * a / _rms(sample, eps) for a, c in zip(sample, gamma)] for sample in rows(x)]
+    return np.array(y, x.dtype).reshape(x.shape)
+
+
+def rmsnorm_backward(dy, x, gamma, eps=1e-6):
+    """Multiply by the Jacobian d (x_i / rms) / d x_j = 1[i=j] / rms - x_i x_j / (d rms^3)."""
+    dx, dgamma = [], np.zeros_like(gamma)
+    for g, sample in zip(rows(dy), rows(x)):
+        rms = _rms(sample, eps)
+        dgamma += g * sample / rms
+        jacobian = np.eye(len(sample)) / rms - np.outer(sample, sample) / (len(sample) * rms**3)
+        dx.append(jacobian.T @ (g * gamma))
+    return np.array(dx).reshape(x.shape), dgamma
+
+
+def rope_forward(x, cos, sin):
+    """Multiply the complex number x1 + i x2 by cos + i sin."""
+    half = x.shape[-1] // 2
+    turned = (x[..., :half] + 1j * x[..., half:]) * (cos + 1j * sin)
+    return np.concatenate([turned.real, turned.imag], axis=-1).astype(x.dtype)
+
+
+def rope_backward(dy, x, cos, sin):
+    """Multiply by the transpose of each position's whole matrix (d, d)."""
+    d, dx = x.shape[-1], np.zeros_like(x)
+    cos, sin = (np.broadcast_to(a, (*x.shape[:-1], d // 2)) for a in (cos, sin))
+    for place in np.ndindex(x.shape[:-1]):
+        matrix = np.zeros((d, d))
+        for i, j in zip(range(d // 2), range(d // 2, d)):
+            matrix[i, i] = matrix[j, j] = cos[(*place, i)]
+            matrix[i, j], matrix[j, i] = -sin[(*place, i)], sin[(*place, i)]
+        dx[place] = matrix.T @ dy[place]
+    return (dx,)
+
+
 def _attention_row(q, k, v, i):
     """Weights of query i over the keys 0 .. i + Tk - Tq."""
     allowed = i + len(k) - len(q) + 1
@@ -201,6 +249,18 @@ def attention_backward(dy, q, k, v):
                 dkh[j] += ds * qh[i] / root
                 dvh[j] += weight * g[i]
     return dq, dk, dv
+
+
+def gqa_forward(q, k, v):
+    """Copy the keys and values for every head."""
+    every = [np.stack([a] * q.shape[-3], axis=-3) for a in (k, v)]
+    return attention_forward(q, *every)
+
+
+def gqa_backward(dy, q, k, v):
+    every = [np.stack([a] * q.shape[-3], axis=-3) for a in (k, v)]
+    dq, dk, dv = attention_backward(dy, q, *every)
+    return dq, dk.sum(axis=-3), dv.sum(axis=-3)
 
 
 # --- convolution and recurrence --------------------------------------------------------------
@@ -302,6 +362,16 @@ def cross_entropy_backward(dy, logits, targets, ignore_index=-100, count=None):
             dz[n] = softmax_forward(z[None])[0]
             dz[n, target] -= 1.0
     return (dy * dz.reshape(logits.shape) / (count or kept),)
+
+
+def head_loss_forward(x, W, targets, ignore_index=-100, count=None):
+    return cross_entropy_forward(linear_forward(x, W), targets, ignore_index, count)
+
+
+def head_loss_backward(dy, x, W, targets, ignore_index=-100, count=None):
+    logits = linear_forward(x, W)
+    (dz,) = cross_entropy_backward(dy, logits, targets, ignore_index, count)
+    return linear_backward(dz, x, W)[:2]
 
 
 def mse_forward(y, target):

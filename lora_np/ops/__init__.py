@@ -27,6 +27,8 @@ from lora_np.ops.attention import attention_backward, attention_forward
 from lora_np.ops.conv import im2col_backward, im2col_forward
 from lora_np.ops.dropout import dropout_backward, dropout_forward, dropout_mask
 from lora_np.ops.embedding import embedding_backward, embedding_forward
+from lora_np.ops.grouped import gqa_backward, gqa_forward
+from lora_np.ops.head_loss import head_loss_backward, head_loss_forward
 from lora_np.ops.linear import linear_backward, linear_forward
 from lora_np.ops.lora import lora_linear_backward, lora_linear_forward
 from lora_np.ops.loss import (
@@ -35,15 +37,23 @@ from lora_np.ops.loss import (
     mse_backward,
     mse_forward,
 )
-from lora_np.ops.norm import layernorm_backward, layernorm_forward
+from lora_np.ops.norm import (
+    layernorm_backward,
+    layernorm_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+)
 from lora_np.ops.recurrent import (
     gru_cell_backward,
     gru_cell_forward,
     rnn_cell_backward,
     rnn_cell_forward,
 )
+from lora_np.ops.rope import Llama3Scaling, rope_angles, rope_backward, rope_forward
+from lora_np.ops.swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
+    "Llama3Scaling",
     "attention_backward",
     "attention_forward",
     "cross_entropy_backward",
@@ -55,8 +65,12 @@ __all__ = [
     "embedding_forward",
     "gelu_backward",
     "gelu_forward",
+    "gqa_backward",
+    "gqa_forward",
     "gru_cell_backward",
     "gru_cell_forward",
+    "head_loss_backward",
+    "head_loss_forward",
     "im2col_backward",
     "im2col_forward",
     "layernorm_backward",
@@ -69,10 +83,17 @@ __all__ = [
     "mse_forward",
     "relu_backward",
     "relu_forward",
+    "rmsnorm_backward",
+    "rmsnorm_forward",
     "rnn_cell_backward",
     "rnn_cell_forward",
+    "rope_angles",
+    "rope_backward",
+    "rope_forward",
     "silu_backward",
     "silu_forward",
     "softmax_backward",
     "softmax_forward",
+    "swiglu_backward",
+    "swiglu_forward",
 ]

@@ -81,11 +81,8 @@ def cross_entropy_forward(
     expect_some("logits", logits)
     xp = get_xp(logits)
     z = rows(logits)  # (N, V)
-    kept, target = _kept_targets(targets.reshape(-1), ignore_index, z.shape[1])  # (N,), (N,)
-    if count is None:
-        count = int(kept.sum())
-    if count < 1:
-        raise ValueError(f"no token is kept: every target is ignore_index = {ignore_index}")
+    kept, target = kept_targets(targets.reshape(-1), ignore_index, z.shape[1])  # (N,), (N,)
+    count = divisor_of(kept, ignore_index, count)
     z = _shifted(z)  # (N, V)
     e = xp.exp(z)  # (N, V)
     t = sum_last(e)  # (N, 1)
@@ -116,7 +113,7 @@ def _shifted(z: Array) -> Array:
         return z - largest
 
 
-def _kept_targets(targets: Array, ignore_index: int, vocab_size: int) -> tuple[Array, Array]:
+def kept_targets(targets: Array, ignore_index: int, vocab_size: int) -> tuple[Array, Array]:
     """Return which tokens are kept, and the targets with 0 for ignored tokens."""
     kept = targets != ignore_index  # (N,)
     target = targets * kept  # (N,)
@@ -126,6 +123,15 @@ def _kept_targets(targets: Array, ignore_index: int, vocab_size: int) -> tuple[A
             f"expected 0 .. {vocab_size - 1} or ignore_index = {ignore_index}"
         )
     return kept, target
+
+
+def divisor_of(kept: Array, ignore_index: int, count: int | None) -> int:
+    """Return the count that is given, or the number of kept tokens; raise if there is none."""
+    if count is None:
+        count = int(kept.sum())
+    if count < 1:
+        raise ValueError(f"no token is kept: every target is ignore_index = {ignore_index}")
+    return count
 
 
 class MseCache(NamedTuple):

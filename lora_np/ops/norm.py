@@ -1,5 +1,6 @@
-"""Layer normalisation: centre every sample, scale it to variance one, apply a gain and a bias.
+"""Layer normalisation and its short form, root-mean-square normalisation (RMSNorm).
 
+Layer normalisation centres every sample, scales it to variance one, and applies a gain and a bias.
 Shapes: x (..., d), gamma and beta (d,), y (..., d). Means are over the last axis::
 
     mu = mean(x)    v = mean((x - mu)^2)    rstd = 1 / sqrt(v + eps)    xhat = (x - mu) rstd
@@ -11,7 +12,15 @@ dL/dxhat. A change of x_j changes xhat_i directly (if i = j), through mu, and th
     dxhat_i / dx_j = rstd (1[i = j] - 1 / d - xhat_i xhat_j / d)
     dx_j = sum_i g_i dxhat_i / dx_j,  that is  dx = rstd (g - mean(g) - xhat mean(g xhat))
 
-Source: Ba, Kiros and Hinton (2016), arXiv:1607.06450, equation 4.
+RMSNorm neither centres nor has a bias: it divides by the root of the mean square alone::
+
+    r = 1 / sqrt(mean(x^2) + eps)    xhat = x r    y = gamma xhat
+    dgamma = sum dy xhat             dx = r (g - xhat mean(g xhat)),  g = dy gamma
+
+This is the derivation above without mu: dxhat_i / dx_j = r (1[i = j] - xhat_i xhat_j / d).
+
+Sources: Ba, Kiros and Hinton (2016), arXiv:1607.06450, equation 4; Zhang and Sennrich (2019),
+arXiv:1910.07467, equation 4.
 """
 
 from __future__ import annotations
@@ -85,3 +94,59 @@ def layernorm_backward(
     dgamma = sum_rows(dy * xhat) if need_gamma else None  # (d,)
     dbeta = sum_rows(dy) if need_beta else None  # (d,)
     return dx, dgamma, dbeta
+
+
+class RmsnormCache(NamedTuple):
+    """What :func:`rmsnorm_backward` reads."""
+
+    xhat: Array  # (..., d)
+    r: Array  # (..., 1)
+    gamma: Array  # (d,)
+
+
+def rmsnorm_forward(x: Array, gamma: Array, eps: float = 1e-6) -> tuple[Array, RmsnormCache]:
+    """Divide the last axis of `x` by the root of its mean square, then scale by gamma.
+
+    Parameters
+    ----------
+    x : array, shape (..., d)
+    gamma : array, shape (d,)
+    eps : float
+        Added to the mean square.
+
+    Returns
+    -------
+    y : array, shape (..., d)
+    cache : RmsnormCache
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import rmsnorm_backward, rmsnorm_forward
+    >>> y, cache = rmsnorm_forward(np.array([[1.0, 7.0]]), np.ones(2))
+    >>> y.round(2).tolist()  # the mean square is 25
+    [[0.2, 1.4]]
+    >>> dx, dgamma = rmsnorm_backward(np.array([[1.0, 7.0]]), cache)
+    >>> bool(abs(dx).max() < 1e-6)  # stretching x does not change y
+    True
+    """
+    expect_some("x", x)
+    expect_shape("gamma", gamma, *x.shape[-1:])
+    r = (mean_last(x * x) + float(eps)) ** -0.5  # (..., 1)
+    xhat = x * r
+    return gamma * xhat, RmsnormCache(xhat, r, gamma)
+
+
+def rmsnorm_backward(
+    dy: Array, cache: RmsnormCache, need: Need = None
+) -> tuple[Array | None, Array | None]:
+    """Return (dx, dgamma) of :func:`rmsnorm_forward`."""
+    xhat, r, gamma = cache
+    need_x, need_gamma = wanted(need, 2)
+    expect_shape("dy", dy, *xhat.shape)
+    dx = None
+    if need_x:
+        g = dy * gamma  # (..., d)
+        dx = r * (g - xhat * mean_last(g * xhat))
+    dgamma = sum_rows(dy * xhat) if need_gamma else None  # (d,)
+    return dx, dgamma

@@ -59,14 +59,30 @@ def lora_inputs(s, *more):
     return s.x(), s.normal(s.n_out, s.n_in), s.normal(s.r, s.n_in), s.normal(s.n_out, s.r), *more
 
 
-def some_ignored(s):
-    targets = s.integers(s.n_in)
+def some_ignored(s, high):
+    targets = s.integers(high)
     targets.reshape(-1)[1::2] = -100  # the first is always kept
     return targets
 
 
 def attention_inputs(s, n_q, n_k):
     return s.normal(*s.lead, n_q, s.n_in), *(s.normal(*s.lead, n_k, n) for n in (s.n_in, s.n_out))
+
+
+def gqa_inputs(s, n_q, n_k):
+    lead, g = (*s.lead[:1], s.r), 1 + s.seed % 3  # few heads: the naive twin is slow
+    q = s.normal(*lead, g, n_q, s.n_in)
+    return q, *(s.normal(*lead, n_k, n) for n in (s.n_in, s.n_out))
+
+
+def angles(s, *lead):
+    """Cosines and sines of random angles."""
+    a = s.normal(*lead, s.T, s.n_in)
+    return {"cos": np.cos(a), "sin": np.sin(a)}
+
+
+def head_inputs(s, targets):
+    return s.x(), s.normal(s.r, s.n_in), targets
 
 
 def gru_inputs(s):
@@ -100,6 +116,21 @@ PAIRS = {
         lambda s: (s.x(), s.normal(s.n_in), s.normal(s.n_in)),
         lambda s: {"eps": 0.1},
     ),
+    "rmsnorm": ("rmsnorm", 2, lambda s: (s.x(), s.normal(s.n_in)), None),
+    "rmsnorm, eps": (
+        "rmsnorm",
+        2,
+        lambda s: (s.x(), s.normal(s.n_in)),
+        lambda s: {"eps": 0.1},
+    ),
+    "rope": ("rope", 1, lambda s: (s.normal(*s.lead, s.T, 2 * s.n_in),), angles),
+    "rope, positions by row": (
+        "rope",
+        1,
+        lambda s: (s.normal(*s.lead, s.r, s.T, 2 * s.n_in),),
+        lambda s: angles(s, *s.lead, 1),
+    ),
+    "swiglu": ("swiglu", 2, lambda s: (s.x(), s.x()), None),
     "embedding": ("embedding", 1, lambda s: (s.integers(s.T), s.normal(s.T, s.n_in)), None),
     "dropout": ("dropout", 1, lambda s: (s.x(), s.mask()), None),
     "attention": ("attention", 3, lambda s: attention_inputs(s, s.T, s.T), None),
@@ -109,11 +140,21 @@ PAIRS = {
         lambda s: attention_inputs(s, s.T, s.T + s.r),
         None,
     ),
+    "gqa": ("gqa", 3, lambda s: gqa_inputs(s, s.T, s.T), None),
+    "gqa, fewer queries": ("gqa", 3, lambda s: gqa_inputs(s, s.T, s.T + s.r), None),
+    "gqa, one query": ("gqa", 3, lambda s: gqa_inputs(s, 1, s.T), None),
     "cross-entropy": ("cross_entropy", 1, lambda s: (s.x(), s.integers(s.n_in)), None),
     "cross-entropy, some ignored": (
         "cross_entropy",
         1,
-        lambda s: (s.x(), some_ignored(s)),
+        lambda s: (s.x(), some_ignored(s, s.n_in)),
+        lambda s: {"count": 7},
+    ),
+    "head loss": ("head_loss", 2, lambda s: head_inputs(s, s.integers(s.r)), None),
+    "head loss, some ignored": (
+        "head_loss",
+        2,
+        lambda s: head_inputs(s, some_ignored(s, s.r)),
         lambda s: {"count": 7},
     ),
     "mse": ("mse", 2, lambda s: (s.x(), s.x()), None),
@@ -132,7 +173,8 @@ PAIRS = {
     "rnn cell": ("rnn_cell", 2, lambda s: (s.x(), s.x()), None),
     "gru cell": ("gru_cell", 3, gru_inputs, None),
 }
-LOSSES = ("cross_entropy", "mse")
+LABEL_OF_LOSS = {"cross_entropy": "cross-entropy", "head_loss": "head loss", "mse": "mse"}
+LOSSES = tuple(LABEL_OF_LOSS)
 TWINS = [label for label, (name, *_) in PAIRS.items() if f"{name}_forward" in fast.__all__]
 PAIRS |= {f"{label}, fast": PAIRS[label] for label in TWINS}
 axis = st.integers(1, 4)
@@ -279,7 +321,7 @@ def test_float32_stays_float32(label, s):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dy", [1.0, 1, np.float32(1.0)])
 def test_a_loss_of_float32_has_float32_gradients_at_dy_one(name, dy):
-    d = Drawn({"cross_entropy": "cross-entropy", "mse": "mse"}[name], small(), np.float32)
+    d = Drawn(LABEL_OF_LOSS[name], small(), np.float32)
     for gradient in d.backward(dy, d.cache):
         assert gradient.dtype == np.float32
 
@@ -636,6 +678,20 @@ MISFITS = [
     ("lora_linear", (o(2), W0, A, B, o(2)), r"b has shape \(2,\), expected \(3,\)"),
     ("layernorm", (o((2, 3)), o(2), o(3)), r"gamma has shape \(2,\), expected \(3,\)"),
     ("layernorm", (o((2, 3)), o(3), o((2, 3))), r"beta has shape \(2, 3\), expected \(3,\)"),
+    ("rmsnorm", (o((2, 3)), o(2)), r"gamma has shape \(2,\), expected \(3,\)"),
+    ("rope", (o((2, 3)), o((2, 1)), o((2, 1))), r"x has shape \(2, 3\), expected an even last"),
+    ("rope", (o((3, 4)), o((2, 2)), o((2, 2))), r"cos has shape \(2, 2\), .* against \(3, 2\)"),
+    ("rope", (o((3, 4)), o((3, 1)), o((3, 1))), r"cos has shape \(3, 1\), .* against \(3, 2\)"),
+    ("rope", (o((3, 4)), o((9, 3, 2)), o((9, 3, 2))), r"cos has shape \(9, 3, 2\), expected"),
+    ("rope", (o((3, 4)), o((3, 2)), o((1, 2))), r"sin has shape \(1, 2\), .* the shape of cos"),
+    ("swiglu", (o((2, 3)), o((2, 1))), r"up has shape \(2, 1\), expected \(2, 3\), .* of gate"),
+    ("gqa", (o((2, 3, 4)), o((3, 4)), o((3, 4))), r"q has shape \(2, 3, 4\), expected \(\.\.\., G"),
+    ("gqa", (o((2, 3, 4, 5)), o((3, 4, 5)), o((3, 4, 5))), r"k has shape .*, expected \(2, any, 5"),
+    ("gqa", (o((2, 3, 4, 5)), o((2, 4, 5)), o((2, 3, 5))), r"v has shape .*, expected \(2, 4, any"),
+    ("gqa", (o((2, 3, 4, 5)), o((2, 3, 5)), o((2, 3, 5))), r"q has shape .* at most 3 queries"),
+    ("head_loss", (o((2, 3)), o((4, 2)), o(2, int)), r"x has shape \(2, 3\), expected \(\.\.\., 2"),
+    ("head_loss", (o((2, 3)), o((0, 3)), o(2, int)), r"W has shape \(0, 3\), expected at least"),
+    ("head_loss", (o((2, 3)), o((4, 3)), o(3, int)), r"targets has shape \(3,\), expected \(2,\)"),
     ("embedding", (np.array([0]), o(4)), r"W has shape \(4,\), expected \(any, any\)"),
     ("dropout", (o((2, 3)), o((2, 1))), r"mask has shape \(2, 1\), expected \(2, 3\), .* of x"),
     ("attention", (o((2, 3)), o((2, 4)), o((2, 4))), r"k has shape \(2, 4\), expected .*, 3\)"),
@@ -693,17 +749,18 @@ def test_backward_refuses_a_dy_of_another_shape(label):  # that of a loss is one
 
 WITHOUT_ROWS = ("GPT", "subspace", "triplet")  # models are below; the others have no samples
 CASES_OF_0 = [c for c in cases(np.random.default_rng(0)) if not c.name.startswith(WITHOUT_ROWS)]
-LOSSES = ("cross_entropy", "mse")
 
 
 def of_no_rows(case):
     """A case's inputs with their batch axis emptied, where they have one."""
     named = case.inputs if isinstance(case.inputs, dict) else dict(enumerate(case.inputs))
     pair = case.name.partition(",")[0]
-    all_batched = ("attention", "rnn_cell", "gru_cell", *LOSSES)
-    batched = len(named) if pair in all_batched else 1  # the first so many have one
-    inputs = [x[:0] if i < batched else x for i, x in enumerate(named.values())]
-    kwargs = {k: v[:0] if k == "mask" else v for k, v in case.kwargs.items()}
+    all_batched = ("attention", "gqa", "swiglu", "rnn_cell", "gru_cell", *LOSSES)
+    batched = range(len(named)) if pair in all_batched else [0]
+    batched = [0, 2] if pair == "head_loss" else batched  # its second input is a weight
+    inputs = [x[:0] if i in batched else x for i, x in enumerate(named.values())]
+    alike = {k for k, v in case.kwargs.items() if np.ndim(v) == np.ndim(inputs[0])}  # masks, angles
+    kwargs = {k: v[:0] if k in alike else v for k, v in case.kwargs.items()}
     return inputs, kwargs
 
 
@@ -731,10 +788,13 @@ def test_a_part_without_tokens_adds_nothing_to_the_whole():
     [
         lambda: ops.softmax_forward(np.zeros((2, 0))),
         lambda: ops.layernorm_forward(np.zeros((2, 0)), np.zeros(0), np.zeros(0)),
+        lambda: ops.rmsnorm_forward(np.zeros((2, 0)), np.zeros(0)),
+        lambda: ops.rope_forward(*np.zeros((3, 2, 0))),
         lambda: ops.attention_forward(*np.zeros((3, 2, 2, 0))),
+        lambda: ops.head_loss_forward(*np.zeros((2, 2, 0)), np.zeros(2, int)),
         lambda: ops.cross_entropy_forward(np.zeros((2, 0)), np.zeros(2, int)),
     ],
-    ids=["softmax", "layernorm", "attention", "cross_entropy"],
+    ids=["softmax", "layernorm", "rmsnorm", "rope", "attention", "head_loss", "cross_entropy"],
 )
 def test_a_last_axis_of_no_length_is_named(call):
     with pytest.raises(ShapeError, match=r"shape \(.*0\), expected at least 1 in the last axis"):
