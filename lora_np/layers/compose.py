@@ -10,7 +10,7 @@ from lora_np.backend import Array
 from lora_np.layers.base import Flops, Layer, Rng
 from lora_np.layers.basic import Gelu
 from lora_np.layers.linear import Linear
-from lora_np.ops.fast import swiglu_backward, swiglu_forward
+from lora_np.ops import swiglu_backward, swiglu_forward
 from lora_np.parameters import Grads
 
 
