@@ -295,6 +295,14 @@ class LanguageModel(Layer):
         y, memory = self._newest(x, memory)
         return linear_forward(y, self.head().value)[0], memory
 
+    def advance(self, tokens: Array, memory: TextMemory | None = None) -> tuple[Array, TextMemory]:
+        """Return the logits (B, V) of what follows the newest tokens (B, T), and the memory.
+
+        The logits of earlier positions, which :meth:`extend` returns too, are not formed.
+        """
+        y, memory = self._newest(tokens, memory)  # (B, T, d)
+        return linear_forward(y[:, -1], self.head().value)[0], memory
+
     def _newest(self, tokens: Array, memory: TextMemory | None) -> tuple[Array, TextMemory]:
         """Return the body's output (B, T, d) at the newest tokens (B, T)."""
         tokens = like(tokens, self.head().value)
@@ -364,10 +372,8 @@ class LanguageModel(Layer):
 
     def _next(self, text: Text, memory: TextMemory | None) -> tuple[Array, TextMemory]:
         """Return the logits (B, V) of the token that follows each row."""
-        W = self.head().value
         if memory is not None and max(memory.lengths) < self.block_size:
-            y, memory = self._newest(text.newest(), memory)  # (B, 1, d)
-            return linear_forward(y[:, 0], W)[0], memory
+            return self.advance(text.newest(), memory)
         before = self.start.length
         window, lengths = text.last(self.block_size - before)
         y, memory = self._newest(window, None)  # (B, T, d)
@@ -375,4 +381,4 @@ class LanguageModel(Layer):
         if min(lengths) < max(lengths):
             used = tuple(before + n for n in lengths)
             memory = TextMemory(used, shortened(memory.body, used))
-        return linear_forward(y[rows, ends], W)[0], memory
+        return linear_forward(y[rows, ends], self.head().value)[0], memory
