@@ -63,6 +63,10 @@ class Parameter:
         """The array's dtype."""
         return self.value.dtype
 
+    def take(self, rows: Array | slice) -> Array:
+        """Return ``value[rows]``; `rows` is an integer array of any shape, or a slice."""
+        return self.value[rows]
+
     def arrays(self) -> dict[str, Array]:
         """Return the arrays in memory by the ends of their names in files; {"": value} if plain."""
         return {"": self.value}

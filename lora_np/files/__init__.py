@@ -1,4 +1,4 @@
-"""Files: written whole or not at all; JSON, arrays, safetensors. No file here knows a model."""
+"""Files, written whole or not at all: JSON, arrays, safetensors, GGUF. None knows a model."""
 
 from lora_np.files.arrays import (
     CheckpointError,
@@ -9,10 +9,13 @@ from lora_np.files.arrays import (
     save_text,
 )
 from lora_np.files.atomic import replacing
+from lora_np.files.gguf import GgufFile, GgufTensor, write_gguf
 from lora_np.files.tensors import TensorFile, float_dtype, open_weights, save_tensors
 
 __all__ = [
     "CheckpointError",
+    "GgufFile",
+    "GgufTensor",
     "TensorFile",
     "float_dtype",
     "load_arrays",
@@ -23,4 +26,5 @@ __all__ = [
     "save_json",
     "save_tensors",
     "save_text",
+    "write_gguf",
 ]

@@ -66,7 +66,7 @@ def read_npz(raw: BinaryIO) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(raw) as file:
             members = file.infolist()
-            _check_members(members, os.fstat(raw.fileno()).st_size)
+            check_members(members, os.fstat(raw.fileno()).st_size)
             return {_name(member): _read_member(file, member) for member in members}
     except NotAnArray:
         raise
@@ -81,7 +81,7 @@ def _name(member: zipfile.ZipInfo) -> str:
     return member.filename.removesuffix(".npy")
 
 
-def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
+def check_members(members: list[zipfile.ZipInfo], size: int) -> None:
     """Refuse members that cannot be read, or claim more memory than their bytes can stand for."""
     names = [_name(member) for member in members]
     for name, member in zip(names, members):
@@ -107,11 +107,12 @@ def _read_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             array = np.empty(shape, dtype, order)
         except ValueError:  # too many axes, or one too long beside one of length 0
             raise NotAnArray(f"{name} claims shape {shown(shape)}, which no array has") from None
-        _fill(array.reshape(-1, order="A").view(np.uint8), stream, name)
+        fill(array.reshape(-1, order="A").view(np.uint8), stream, name)
     return array
 
 
-def _fill(place: np.ndarray, stream: IO[bytes], name: str) -> None:
+def fill(place: np.ndarray, stream: IO[bytes], name: str) -> None:
+    """Read bytes into a one-dimensional array of them, or raise NotAnArray if there are fewer."""
     for begin in range(0, len(place), CHUNK):
         piece = place[begin : begin + CHUNK]
         content = stream.read(len(piece))  # zipfile checks the checksum at the member's end

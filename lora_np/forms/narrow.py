@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import Array, like, to_host
-from lora_np.forms.form import Form
+from lora_np.forms.form import RowForm
 
 
-class Float16(Form):
+class Float16(RowForm):
     """Numbers as float16.
 
     Examples
@@ -37,7 +37,7 @@ class Float16(Form):
         return self.parts["numbers"].astype(dtype)
 
 
-class Bfloat16(Form):
+class Bfloat16(RowForm):
     """Numbers as bfloat16, kept as whole numbers of 16 bits, which every array module has.
 
     Examples

@@ -68,6 +68,10 @@ class StoredParameter(Parameter):
         """Raise ValueError."""
         raise self._refusal()
 
+    def take(self, rows: Array | slice) -> Array:
+        """Return ``value[rows]``; a form that keeps rows one by one decodes only these."""
+        return read_only_view(self.form.take(rows, self._dtype))
+
     @property
     def trainable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """False."""
