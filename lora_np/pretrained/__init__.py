@@ -1,7 +1,22 @@
-"""Other people's weights in our models: their names and layouts."""
+"""Other people's weights in our models: their names and layouts; their tokenizers."""
 
 from lora_np.pretrained.gpt2 import load_gpt2
 from lora_np.pretrained.models import load_model
 from lora_np.pretrained.places import FileLayout, file_layout
+from lora_np.pretrained.template import ChatTemplate, TemplateError
+from lora_np.pretrained.tokenizer import TextStream, Tokenizer, TokenizerError
+from lora_np.pretrained.tokenizer_files import tokenizer_in, tokenizer_of_gguf
 
-__all__ = ["FileLayout", "file_layout", "load_gpt2", "load_model"]
+__all__ = [
+    "ChatTemplate",
+    "FileLayout",
+    "TemplateError",
+    "TextStream",
+    "Tokenizer",
+    "TokenizerError",
+    "file_layout",
+    "load_gpt2",
+    "load_model",
+    "tokenizer_in",
+    "tokenizer_of_gguf",
+]
