@@ -1,0 +1,249 @@
+"""Samples of unequal lengths, laid into batches without one of them seeing another.
+
+A sample is a sequence of tokens, of which the model learns to write some: the answer, not the
+question. The target at position t is the next token of the same sample where that token is
+labelled, and IGNORE_INDEX elsewhere. Padding every sample to the longest would waste most of a
+batch. Packing lays the samples end to end instead::
+
+    samples      a b c d    e f g    h i
+    tokens       a b c d    e f g h i 0     two rows; 0 is padding
+    targets      b c d -    f g - i - -     all tokens labelled; - is IGNORE_INDEX
+    positions    0 1 2 3    0 1 2 0 1 2     a position 0 starts a new sample
+
+Positions restart at 0 with each sample, and a model that takes them lets no sample attend to the
+one before it. Padding stands at the end of a row, where no sample comes after it, and its targets
+are ignored. It is never recognised by its token: many models use their end marker as padding, and
+the end marker is a token that the model must learn to write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_np.data.texts import DataError
+from lora_np.ops.loss import IGNORE_INDEX
+
+BATCHES_SORTED = 50  # batches whose samples are sorted by length together
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A sequence of tokens, and which of them the model should learn to write.
+
+    Parameters
+    ----------
+    tokens : integers, shape (T,)
+        Kept as int32. At least one.
+    labelled : bools, shape (T,)
+        Whether the model should learn to write the token. The first token follows nothing, so its
+        label has no effect.
+
+    Raises
+    ------
+    DataError
+        If the shapes differ, or there is no token.
+
+    Examples
+    --------
+    >>> from lora_np.data import Sample
+    >>> question_and_answer = Sample([5, 6, 7, 2], [False, False, True, True])
+    >>> len(question_and_answer), question_and_answer.targets.tolist()
+    (4, [-100, 7, 2, -100])
+    """
+
+    tokens: np.ndarray
+    labelled: np.ndarray
+
+    def __post_init__(self) -> None:
+        tokens = np.asarray(self.tokens, np.int32)
+        labelled = np.asarray(self.labelled, bool)
+        if tokens.ndim != 1 or not tokens.size or tokens.shape != labelled.shape:
+            raise DataError(
+                f"a sample has tokens of shape {tokens.shape} and labels of shape "
+                f"{labelled.shape}, expected one label for each of at least one token"
+            )
+        object.__setattr__(self, "tokens", tokens)
+        object.__setattr__(self, "labelled", labelled)
+
+    def __len__(self) -> int:
+        return self.tokens.size
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The next token where it is labelled, else IGNORE_INDEX: int64 of shape (T,)."""
+        targets = np.full(len(self), IGNORE_INDEX, np.int64)  # the last token has no next one
+        targets[:-1] = np.where(self.labelled[1:], self.tokens[1:], IGNORE_INDEX)
+        return targets
+
+
+def packed(samples: Sequence[Sample], rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    r"""Lay samples end to end into rows of about equal length.
+
+    The largest sample goes first, each into the row that is shortest so far. A row is then longer
+    than another by at most one sample, so padding is never longer than the longest sample.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        At least one. The result does not depend on anything else.
+    rows : int
+        Number of rows; fewer samples than `rows` make one row each.
+
+    Returns
+    -------
+    tokens, targets, positions : ndarray, shape (B, N), int64
+        Positions restart at 0 with each sample. Padding at the end of a row continues the positions
+        of the last sample, and its targets are IGNORE_INDEX.
+
+    Raises
+    ------
+    DataError
+        If there is no sample, or `rows` is less than 1.
+
+    Examples
+    --------
+    >>> from lora_np.data import Sample, packed
+    >>> samples = [Sample([1, 2], [1, 1]), Sample([3, 4, 5, 6], [1, 1, 1, 1]), Sample([7], [1])]
+    >>> tokens, targets, positions = packed(samples, rows=2)
+    >>> print(tokens, targets, positions, sep="\n")
+    [[3 4 5 6]
+     [1 2 7 0]]
+    [[   4    5    6 -100]
+     [   2 -100 -100 -100]]
+    [[0 1 2 3]
+     [0 1 0 1]]
+    """
+    _require_samples(samples)
+    if rows < 1:
+        raise DataError(f"rows={rows}, expected at least 1")
+    filled: list[list[Sample]] = [[] for _ in range(min(rows, len(samples)))]
+    lengths = [0] * len(filled)
+    for sample in sorted(samples, key=len, reverse=True):  # stable: equals keep their order
+        shortest = lengths.index(min(lengths))
+        filled[shortest].append(sample)
+        lengths[shortest] += len(sample)
+    return _laid_out(filled, max(lengths))
+
+
+def padded(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    r"""Lay each sample into a row of its own, for a model that takes no positions.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        At least one.
+
+    Returns
+    -------
+    tokens, targets : ndarray, shape (B, N), int64
+        In the order of the samples; N is the length of the longest.
+
+    Raises
+    ------
+    DataError
+        If there is no sample.
+
+    Examples
+    --------
+    >>> from lora_np.data import Sample, padded
+    >>> tokens, targets = padded([Sample([1, 2], [1, 1]), Sample([3, 4, 5], [0, 0, 1])])
+    >>> print(tokens, targets, sep="\n")
+    [[1 2 0]
+     [3 4 5]]
+    [[   2 -100 -100]
+     [-100    5 -100]]
+    """
+    _require_samples(samples)
+    tokens, targets, _ = _laid_out([[sample] for sample in samples], max(map(len, samples)))
+    return tokens, targets
+
+
+def _laid_out(
+    rows: Sequence[Sequence[Sample]], length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return tokens, targets and positions, each (B, N), of rows that hold at least one sample."""
+    tokens = np.zeros((len(rows), length), np.int64)
+    targets = np.full_like(tokens, IGNORE_INDEX)
+    positions = np.zeros_like(tokens)
+    for b, row in enumerate(rows):
+        start = 0
+        for sample in row:
+            stop = start + len(sample)
+            tokens[b, start:stop], targets[b, start:stop] = sample.tokens, sample.targets
+            positions[b, start:] = np.arange(length - start)  # the next sample starts again
+            start = stop
+    return tokens, targets, positions
+
+
+def _require_samples(samples: Sequence[Sample]) -> None:
+    if not samples:
+        raise DataError("a batch of no samples: pass at least one")
+
+
+class Epochs:
+    """The samples of every step of a training run, as a pure function of the step.
+
+    Each epoch goes through all samples in a fresh random order. An epoch's last batch is smaller if
+    the batch size does not divide the number of samples. No state is kept from step to step: a run
+    that was killed continues at its step, with the same batches.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+    batch_size : int
+        Samples in a batch.
+    seed : int
+        The order of epoch e is drawn by ``numpy.random.default_rng([seed, e])``.
+    by_length : bool
+        Whether a batch holds samples of similar lengths. Samples are then sorted by length among
+        the samples of 50 batches, and the batches come in random order, so the smaller batch may
+        come anywhere in the epoch. This saves padding where each sample has its own row.
+
+    Raises
+    ------
+    DataError
+        If there is no sample, or `batch_size` is less than 1.
+
+    Examples
+    --------
+    >>> from lora_np.data import Epochs, Sample
+    >>> samples = [Sample([i], [True]) for i in range(5)]
+    >>> batches = Epochs(samples, batch_size=2, seed=0)
+    >>> [[int(sample.tokens[0]) for sample in batches.samples(step)] for step in range(3)]
+    [[2, 4], [3, 0], [1]]
+    >>> batches.steps(epochs=2)
+    6
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], batch_size: int, seed: int, by_length: bool = False
+    ) -> None:
+        _require_samples(samples)
+        if batch_size < 1:
+            raise DataError(f"batch_size={batch_size}, expected at least 1")
+        self._samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.by_length = by_length
+
+    def steps(self, epochs: int) -> int:
+        """Return the number of batches in a number of epochs."""
+        return epochs * -(-len(self._samples) // self.batch_size)
+
+    def samples(self, step: int) -> list[Sample]:
+        """Return the samples of step 0, 1, 2, ...; the epochs go on without end."""
+        epoch, i = divmod(step, self.steps(1))
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self._samples))
+        if self.by_length:
+            order = self._sorted(order)
+            i = int(rng.permutation(self.steps(1))[i])
+        return [self._samples[k] for k in order[i * self.batch_size : (i + 1) * self.batch_size]]
+
+    def _sorted(self, order: np.ndarray) -> np.ndarray:
+        """Return an order whose parts of 50 batches are each sorted by length."""
+        lengths = np.array([len(sample) for sample in self._samples])
+        size = BATCHES_SORTED * self.batch_size
+        parts = (order[start : start + size] for start in range(0, order.size, size))
+        return np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
