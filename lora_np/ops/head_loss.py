@@ -100,19 +100,17 @@ def head_loss_forward(
     xp = get_xp(x)
     kept, target = kept_targets(targets.reshape(-1), ignore_index, len(W))  # (N,), (N,)
     divisor = divisor_of(kept, ignore_index, count)
-    X, places = rows(x), None  # (N, d)
-    if not kept.all():
-        places = xp.flatnonzero(kept)  # (n,)
+    X, places = rows(x), None if kept.all() else xp.flatnonzero(kept)  # (N, d), (n,)
+    if places is not None:
         X, target = X[places], target[places]  # (n, d), (n,)
     nll = xp.empty(len(X), dtype=np.result_type(x.dtype, W.dtype))  # (n,)
     softmax = None
     for part in _chunks(len(X), len(W)):
         softmax, nll[part] = _exponentials(X[part], W, target[part])
-    if softmax is not None and len(softmax.e) < len(X):
-        softmax = None  # there is more than one chunk
     loss = nll.sum() / divisor
     expect_finite("the targets' log-probabilities", loss.real)
-    return loss, HeadLossCache(X, W, target, places, divisor, x.shape, softmax)
+    whole = softmax if softmax is not None and len(softmax.e) == len(X) else None
+    return loss, HeadLossCache(X, W, target, places, divisor, x.shape, whole)
 
 
 def head_loss_backward(
