@@ -54,7 +54,7 @@ _HOME = {
     ),
     "costs": ("account",),
     "optim": ("SGD", "Adam", "AdamW", "schedule", "clip_by_global_norm"),
-    "pretrained": ("load_gpt2",),
+    "pretrained": ("load_gpt2", "load_llama", "load_llm"),
     "train": ("fit", "evaluate"),
     "rank": (
         "spectrum",

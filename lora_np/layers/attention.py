@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from lora_np.parameters import Grads
 
 
 class AttentionLayerCache(NamedTuple):
-    """Caches of the four projections, of the positions, of the keys before, and of the attention."""
+    """Caches of the projections, the positions, the keys before the text, and the attention."""
 
     q: Any
     k: Any
@@ -118,17 +118,25 @@ class CausalSelfAttention(Layer):
             memory = KeyMemory(self._keys(k), self._keys(v))
         else:
             memory = memory.extended(self._keys(k), self._keys(v))
-        y = memory.attend(self._queries(q), lambda q, k, v: self.pair[0](q, k, v)[0])
+        y = memory.attend(self._queries(q), lambda *qkv: self.attention(*qkv)[0])
         return self.o_proj.forward(self._join(y))[0].reshape(x.shape), memory
 
     # ---------------------------------- what a subclass may change: positions, heads, keys before
 
-    pair: tuple[Callable, Callable] = (attention_forward, attention_backward)
+    @staticmethod
+    def attention(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
+        """Return the attention (..., n_head, T, d_head) of all heads, and the cache."""
+        return attention_forward(q, k, v)
+
+    @staticmethod
+    def attention_backward(dy: Array, cache: Any, need: Sequence[bool]) -> tuple:
+        """Return (dq, dk, dv) of :meth:`attention`."""
+        return attention_backward(dy, cache, need)
 
     def placed(self, q: Array, k: Array, positions: Array) -> tuple[Array, Array, Any]:
-        """Return queries and keys (..., T, d) that know their positions, (T,) or (B, T), and a cache.
+        """Return queries and keys (..., T, d) that know their positions, and a cache.
 
-        Here the rows x know their positions already.
+        Positions are (T,), or (B, T) if each row has its own. Here x knows them already.
         """
         return q, k, None
 
@@ -175,13 +183,13 @@ class CausalSelfAttention(Layer):
 
     def _attend(self, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
         if self.packing is None:
-            return self.pair[0](q, k, v)
-        return self.packing.forward(self.pair[0], q, k, v)
+            return self.attention(q, k, v)
+        return self.packing.forward(self.attention, q, k, v)
 
     def _attend_backward(self, dy: Array, cache: Any, needs: list[bool]) -> tuple:
         if self.packing is None:
-            return self.pair[1](dy, cache, needs)
-        return self.packing.backward(self.pair[1], dy, cache, needs)
+            return self.attention_backward(dy, cache, needs)
+        return self.packing.backward(self.attention_backward, dy, cache, needs)
 
     def _positions(self, x: Array, memory: KeyMemory | None = None) -> Array:
         """Return the positions of the newest rows x (..., T, d): (T,), or (rows, T)."""

@@ -67,7 +67,7 @@ class Packing:
         self.segments = [part for row, own in enumerate(host) for part in _segments(row, own)]
 
     def forward(self, attention: Callable, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-        """Return ``attention(q, k, v)`` of each sample, from arrays (B, heads, T, d); and a cache."""
+        """Return ``attention(q, k, v)`` of each sample; the arrays are (B, heads, T, d)."""
         y = get_xp(q).empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
         caches = []
         for row, start, stop in self.segments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,23 +48,6 @@ class Angles:
         return table[0][positions], table[1][positions]
 
 
-def grouped_forward(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-    """Return gqa_forward with all heads of q (..., n_head, T, d) on one axis."""
-    G = k.shape[-3]
-    groups = (*q.shape[:-3], G, q.shape[-3] // G, *q.shape[-2:])  # (..., G, g, T, d)
-    y, cache = gqa_forward(q.reshape(groups), k, v)
-    return y.reshape(*q.shape[:-1], v.shape[-1]), cache
-
-
-def grouped_backward(dy: Array, cache: Any, need: Any = None) -> tuple:
-    """Return (dq, dk, dv) of :func:`grouped_forward`."""
-    G = cache.k.shape[-3]
-    groups = (*dy.shape[:-3], G, dy.shape[-3] // G, *dy.shape[-2:])
-    dq, dk, dv = gqa_backward(dy.reshape(groups), cache, need)
-    heads = dy.shape[-3:-1]
-    return (None if dq is None else dq.reshape(*dy.shape[:-3], *heads, dq.shape[-1])), dk, dv
-
-
 class RotaryAttention(CausalSelfAttention):
     """Causal attention with rotary positions; n_head / n_kv_head queries share a key.
 
@@ -91,8 +75,6 @@ class RotaryAttention(CausalSelfAttention):
     >>> layer.forward(np.ones((1, 5, 8), np.float32))[0].shape
     (1, 5, 8)
     """
-
-    pair = (grouped_forward, grouped_backward)
 
     def __init__(
         self,
@@ -126,7 +108,7 @@ class RotaryAttention(CausalSelfAttention):
         turned = []
         for d, inner in zip((dq, dk), cache):
             if d is not None:
-                (back,) = rope_backward(self._by_head(d), inner)
+                back: Any = rope_backward(self._by_head(d), inner)[0]
                 d = back.reshape(d.shape)
             turned.append(d)
         return turned[0], turned[1]
@@ -136,3 +118,21 @@ class RotaryAttention(CausalSelfAttention):
 
     def _keys(self, k: Array) -> Array:
         return split_heads(k, self.n_kv_head)  # (..., n_kv_head, T, d_head)
+
+    @staticmethod
+    def attention(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
+        """Return the attention (..., n_head, T, d_head) of all heads, and the cache."""
+        y, cache = gqa_forward(_in_groups(q, k.shape[-3]), k, v)  # (..., G, g, T, d_head)
+        return y.reshape(q.shape), cache
+
+    @staticmethod
+    def attention_backward(dy: Array, cache: Any, need: Sequence[bool]) -> tuple:
+        """Return (dq, dk, dv) of :meth:`attention`."""
+        dq, dk, dv = gqa_backward(_in_groups(dy, cache.k.shape[-3]), cache, need)
+        return (None if dq is None else dq.reshape(dy.shape)), dk, dv
+
+
+def _in_groups(q: Array, G: int) -> Array:
+    """Return q (..., G g, T, d_head) as (..., G, g, T, d_head)."""
+    *batch, heads, T, d = q.shape
+    return q.reshape(*batch, G, heads // G, T, d)

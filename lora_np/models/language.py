@@ -267,7 +267,8 @@ class LanguageModel(Layer):
 
         Rows before the text pass through the body too: their cost is shared by the T tokens.
         """
-        body, below, rows = self.body(), self._embeddings_trained(), T + self.start.rows
+        body, below = self.layers_for(None), self._embeddings_trained()
+        rows = T + self.start.rows
         head = product_flops(self.head(), below or body.trainable)
         return Flops(*(cost * rows // T for cost in body.flops(rows, below))).plus(head)
 

@@ -58,10 +58,14 @@ class TopLayers(Layer):
     """
 
     def __init__(self, model: LanguageModel) -> None:
-        if model.start.trainable or model.start.length or any(
-            p.trainable for p in model.embeddings()
+        if (
+            model.start.trainable
+            or model.start.length
+            or any(p.trainable for p in model.embeddings())
         ):
-            raise ValueError("the embeddings or the start of the text are trained: nothing is below")
+            raise ValueError(
+                "the embeddings or the start of the text are trained: nothing is below"
+            )
         layers = model.body().layers
         self.model = model
         self.first = next((i for i, part in enumerate(layers) if part.trainable), len(layers))
@@ -72,8 +76,8 @@ class TopLayers(Layer):
 
     @property
     def method(self) -> Any:
-        """The method with which the model was adapted."""
-        return self.model.method
+        """The method with which the model was adapted, or None."""
+        return getattr(self.model, "method", None)
 
     def hidden(self, tokens: Array, positions: Array | None = None) -> Array:
         """Return what enters the lowest trained layer, (B, T, d), at tokens (B, T)."""

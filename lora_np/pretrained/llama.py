@@ -16,7 +16,7 @@ import numpy as np
 
 from lora_np.files import CheckpointError, GgufFile, TensorFile, load_json, open_weights
 from lora_np.files.names import plain_names
-from lora_np.forms import Bfloat16, Float16, Form
+from lora_np.forms import Bfloat16, Float16, RowForm
 from lora_np.layers.stored import StoredParameter
 from lora_np.models import Llama, LlamaConfig
 from lora_np.parameters import Parameter
@@ -29,10 +29,12 @@ OURS = {"W": "weight", "b": "bias", "gamma": "weight"}  # our names of Parameter
 ROPE_FREQS = "rope_freqs.weight"  # divisors of the rotary frequencies, in GGUF
 BUFFERS = (".rotary_emb.inv_freq",)  # in old files of Hugging Face
 
-Read = Callable[[str, tuple[int, ...]], "np.ndarray | Form"]
+Read = Callable[[str, tuple[int, ...]], "np.ndarray | RowForm"]
 
 
-def load_llama(source: str | Path, dtype: Any = np.float32, *, keep_quantised: bool = False) -> Llama:
+def load_llama(
+    source: str | Path, dtype: Any = np.float32, *, keep_quantised: bool = False
+) -> Llama:
     """Load a model of the Llama family.
 
     Parameters
@@ -70,7 +72,7 @@ def load_llama(source: str | Path, dtype: Any = np.float32, *, keep_quantised: b
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
     if path.is_dir():
-        return _of_folder(path, dtype, keep_quantised)
+        return llama_of_folder(path, dtype, keep_quantised=keep_quantised)
     return llama_of_gguf(GgufFile.open(path), dtype, keep_quantised=keep_quantised)
 
 
@@ -79,7 +81,7 @@ def _made(config: LlamaConfig, read: Read, dtype: Any, keep: bool) -> Llama:
 
     def make(name: str, shape: tuple[int, ...]) -> Parameter:
         weights = read(name, shape)
-        if not isinstance(weights, Form):
+        if not isinstance(weights, RowForm):
             return Parameter(np.array(weights, dtype))  # memory of its own, which can be trained
         if keep:
             return StoredParameter(weights, dtype)
@@ -91,7 +93,10 @@ def _made(config: LlamaConfig, read: Read, dtype: Any, keep: bool) -> Llama:
 # --------------------------------------------------------------------------- Hugging Face
 
 
-def _of_folder(folder: Path, dtype: Any, keep: bool) -> Llama:
+def llama_of_folder(
+    folder: Path, dtype: Any = np.float32, *, keep_quantised: bool = False
+) -> Llama:
+    """Return the model of a folder of Hugging Face; see :func:`lora_np.load_llama`."""
     source = folder / "config.json"
     if not source.is_file():
         raise CheckpointError(f"{folder} has no config.json, which names its model")
@@ -100,13 +105,13 @@ def _of_folder(folder: Path, dtype: Any, keep: bool) -> Llama:
         held = {name: own for own, name in plain_names(file.names, file.path).items()}
         used = set()
 
-        def read(name: str, shape: tuple[int, ...]) -> np.ndarray | Form:
+        def read(name: str, shape: tuple[int, ...]) -> np.ndarray | RowForm:
             theirs = _theirs(name)
             used.add(theirs)
             _expect_shape(file.path, theirs, _shape_in(file, held, theirs), shape)
             return _tensor(file, held[theirs], dtype)
 
-        model = _made(config, read, dtype, keep)
+        model = _made(config, read, dtype, keep_quantised)
         _check_rest(file, held, used, config)
     return model
 
@@ -121,7 +126,7 @@ def _shape_in(file: TensorFile, held: dict[str, str], name: str) -> tuple[int, .
     return file.shape(held.get(name, name))  # an error that names the tensor if it is absent
 
 
-def _tensor(file: TensorFile, name: str, dtype: Any) -> np.ndarray | Form:
+def _tensor(file: TensorFile, name: str, dtype: Any) -> np.ndarray | RowForm:
     """Return a tensor: matrices of 16 bits as a form, over the bits of the file."""
     stored = file.dtype(name)
     if len(file.shape(name)) == 2 and stored in ("float16", "bfloat16"):
@@ -147,7 +152,9 @@ def _check_rest(
     """Refuse tensors that were not read, but for buffers, and a head equal to the tied table."""
     rest = [n for n in held.keys() - used if not n.endswith(BUFFERS)]
     if config.tied and "lm_head.weight" in rest:
-        head, table = (file.read(held[n], None) for n in ("lm_head.weight", "model.embed_tokens.weight"))
+        head, table = (
+            file.read(held[n], None) for n in ("lm_head.weight", "model.embed_tokens.weight")
+        )
         if not np.array_equal(head, table):
             raise CheckpointError(
                 f"{file.path}: 'lm_head.weight' is not 'model.embed_tokens.weight', but the config "
@@ -161,7 +168,9 @@ def _check_rest(
 # ----------------------------------------------------------------------------------- GGUF
 
 
-def llama_of_gguf(file: GgufFile, dtype: Any = np.float32, *, keep_quantised: bool = False) -> Llama:
+def llama_of_gguf(
+    file: GgufFile, dtype: Any = np.float32, *, keep_quantised: bool = False
+) -> Llama:
     """Return the model of an open GGUF file; see :func:`lora_np.load_llama`."""
     tensors, source = file.tensors, file.path
     divisors = tensors.get(ROPE_FREQS)
@@ -177,7 +186,7 @@ def llama_of_gguf(file: GgufFile, dtype: Any = np.float32, *, keep_quantised: bo
     heads = {"attn_q": config.n_head, "attn_k": config.n_kv_head}
     used = {ROPE_FREQS}
 
-    def read(name: str, shape: tuple[int, ...]) -> np.ndarray | Form:
+    def read(name: str, shape: tuple[int, ...]) -> np.ndarray | RowForm:
         path, _, kind = name.rpartition(".")
         module = gguf_name(path)
         theirs = f"{module}.{OURS[kind]}"
@@ -186,11 +195,11 @@ def llama_of_gguf(file: GgufFile, dtype: Any = np.float32, *, keep_quantised: bo
             raise CheckpointError(f"{source} lacks {shown(theirs)}")
         used.add(theirs)
         _expect_shape(source, theirs, tensor.shape, shape)
-        form = tensor.form()
-        x = tensor.array(dtype) if form is None or len(shape) == 1 else form
+        form = tensor.form() if len(shape) == 2 else None
+        x = form if isinstance(form, RowForm) else tensor.array(dtype)
         if permutes and is_permuted(module):
             index = unpermuted_rows(heads[module.rpartition(".")[2]], config.head_width)
-            return x.rows(index) if isinstance(x, Form) else x[index]
+            return x.rows(index) if isinstance(x, RowForm) else x[index]
         return x
 
     model = _made(config, read, dtype, keep_quantised)

@@ -199,17 +199,7 @@ def config_of_gguf(
     >>> config_of_gguf(fields, "a.gguf", tied=True).d_hidden
     12
     """
-    kind = fields.get("general.architecture")
-    if kind not in KINDS:
-        expected = " or ".join(map(repr, KINDS))
-        raise CheckpointError(f"{source}: general.architecture = {shown(kind)}, expected {expected}")
-    read = _Fields(fields, source, f"{kind}.")
-    scaling = read.get("rope.scaling.type", "none")
-    if scaling != "none":
-        raise read.wrong("rope.scaling.type", scaling, "'none'")
-    for name in ("attention.sliding_window", "expert_count"):
-        if read.get(name):
-            raise read.wrong(name, read.get(name), "0")
+    read = _gguf_fields(fields, source)
     n_head = read.whole("attention.head_count")
     d_head = read.whole("attention.key_length", read.whole("embedding_length") // n_head)
     if read.whole("rope.dimension_count", d_head) != d_head:
@@ -230,5 +220,23 @@ def config_of_gguf(
         rope_scaling=None if divisors is None else DividedFrequencies(tuple(divisors.tolist())),
         eps=read.number("attention.layer_norm_rms_epsilon", 1e-5),
         tied=tied,
-        qkv_bias=kind == "qwen2",
+        qkv_bias=read.prefix == "qwen2.",
     )
+
+
+def _gguf_fields(fields: Mapping[str, Any], source: Any) -> _Fields:
+    """Return the fields of the architecture, or raise if one asks for other mathematics."""
+    kind = fields.get("general.architecture")
+    if kind not in KINDS:
+        expected = " or ".join(map(repr, KINDS))
+        raise CheckpointError(
+            f"{source}: general.architecture = {shown(kind)}, expected {expected}"
+        )
+    read = _Fields(fields, source, f"{kind}.")
+    scaling = read.get("rope.scaling.type", "none")
+    if scaling != "none":
+        raise read.wrong("rope.scaling.type", scaling, "'none'")
+    for name in ("attention.sliding_window", "expert_count"):
+        if read.get(name):
+            raise read.wrong(name, read.get(name), "0")
+    return read

@@ -10,9 +10,14 @@ import numpy as np
 
 from lora_np.files import CheckpointError, load_json
 from lora_np.pretrained.gpt2 import load_gpt2
+from lora_np.pretrained.llama import load_llama
 from lora_np.reading import shown
 
-LOADERS: dict[str, Callable[..., Any]] = {"gpt2": load_gpt2}
+LOADERS: dict[str, Callable[..., Any]] = {
+    "gpt2": load_gpt2,
+    "llama": load_llama,
+    "qwen2": load_llama,
+}
 
 
 def load_model(folder: str | Path, dtype: Any = np.float32) -> Any:

