@@ -23,7 +23,7 @@ V = 31
 
 
 def config(**changes):
-    sizes = dict(n_layer=3, n_head=4, n_kv_head=2, d_model=8, d_hidden=12)
+    sizes = {"n_layer": 3, "n_head": 4, "n_kv_head": 2, "d_model": 8, "d_hidden": 12}
     return LlamaConfig(V, 16, **{**sizes, **changes})
 
 
@@ -88,7 +88,7 @@ def test_packed_rows_have_the_loss_and_gradient_of_samples_in_rows_of_their_own(
 
 def test_a_packed_sample_does_not_see_the_others():
     model = llama()
-    tokens, targets, positions = packed(samples([6, 5, 4]), 1)
+    tokens, _, positions = packed(samples([6, 5, 4]), 1)
     first = positions[0].tolist().index(0, 1)
     y = model.outputs(tokens, positions)[0]
     changed = tokens.copy()
