@@ -288,14 +288,14 @@ def write_gguf(
 
 def _content(name: Any, tensor: np.ndarray | Form) -> tuple[str, np.ndarray]:
     """Return the type of a tensor to be written, and its numbers or blocks in order."""
-    if not is_name(name) or len(name.encode()) > LONGEST:
+    if not (name and is_name(name) and len(name.encode()) <= LONGEST):
         raise ValueError(f"{shown(name)} is not a tensor's name of at most {LONGEST} bytes")
     if not 1 <= len(tensor.shape) <= MOST_AXES or 0 in tensor.shape:
         raise ValueError(f"{shown(name)} has shape {tensor.shape}, which GGUF does not have")
     if isinstance(tensor, BlockForm):
         return tensor.type, np.ascontiguousarray(to_host(tensor.parts["blocks"]))
-    kind = {"float32": "F32", "float16": "F16"}.get(str(getattr(tensor, "dtype", "")))
+    what = type(tensor).__name__ if isinstance(tensor, Form) else tensor.dtype.name
+    kind = {"float32": "F32", "float16": "F16"}.get(what)
     if isinstance(tensor, Form) or kind is None:
-        what = type(tensor).__name__ if isinstance(tensor, Form) else tensor.dtype
         raise ValueError(f"{shown(name)} is {what}, expected float32, float16 or blocks of GGUF")
     return kind, np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
