@@ -96,7 +96,8 @@ def packed(samples: Sequence[Sample], rows: int) -> tuple[np.ndarray, np.ndarray
     -------
     tokens, targets, positions : ndarray, shape (B, N), int64
         Positions restart at 0 with each sample. Padding at the end of a row continues the positions
-        of the last sample, and its targets are IGNORE_INDEX.
+        of the last sample, and its targets are IGNORE_INDEX. All positions are below twice the
+        length of the longest sample.
 
     Raises
     ------

@@ -1,17 +1,16 @@
 """A file of your own: JSON lines of conversations or texts, or one plain text.
 
-The fields of the first line say what a file holds:
+The fields of the first line say what a file holds; the first row that fits counts, and other
+fields are ignored::
 
-| fields | a line holds |
-|---|---|
-| messages | a conversation: a list of objects with role and content |
-| prompt and response, or prompt and completion | a question and its answer |
-| instruction and output, and perhaps input | the same, as in Alpaca's data |
-| text | a text |
+    messages                           a conversation: a list of objects with role and content
+    prompt, response (or completion)   a question and its answer
+    instruction, input, output         the same, in Alpaca's form; input may be missing or empty
+    text                               a text
 
-The first row that fits counts, and other fields are ignored. All but the last become a conversation
-between a user and the assistant. Alpaca's instruction and input are one message of the user: the
-instruction, a blank line, the input; the instruction alone if the input is missing or empty.
+All but the last become a conversation between a user and the assistant. Alpaca's instruction and
+input are one message of the user: the instruction, a blank line, the input; the instruction alone
+where there is no input.
 
 A file whose name ends in .txt is one plain text.
 """

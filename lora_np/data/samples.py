@@ -31,7 +31,12 @@ class SampleTokenizer(Protocol):
 
     @property
     def bos(self) -> int | None:
-        """The token that starts every text, or None if there is none."""
+        """The token that starts a text, or None if there is none."""
+        ...
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether the model expects `bos` before a plain text."""
         ...
 
     @property
@@ -44,11 +49,16 @@ class SampleTokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int], /) -> str:
-        """Return the text of tokens."""
+        """Return the text of tokens; markers have none."""
         ...
 
-    def spans(self, messages: Sequence[Message]) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
-        """Return the tokens of a conversation, and (start, stop) of every answer with its end."""
+    def spans(
+        self, messages: Sequence[Message], /, last: bool = False
+    ) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
+        """Return the tokens of a conversation, and (start, stop) of every answer with its end.
+
+        With `last`, only the last answer's: some templates write earlier answers otherwise.
+        """
         ...
 
 
@@ -116,37 +126,45 @@ def samples_of(
     --------
     >>> from types import SimpleNamespace
     >>> from lora_np.data import Record, samples_of
-    >>> letters = SimpleNamespace(bos=None, ends=(0,), encode=lambda text: [ord(c) for c in text])
+    >>> letters = SimpleNamespace(encode=lambda text: [*map(ord, text)], ends=[0], add_bos=False)
     >>> records = [Record("mine.jsonl", 1, text="abc"), Record("mine.jsonl", 2, text="abcdefg")]
     >>> (sample,), report = samples_of(records, letters, longest=5, long="drop")
     >>> sample.tokens.tolist(), report.lengths.tolist(), report.dropped
     ([97, 98, 99, 0], [4, 8], 1)
     """
+    _require_options(longest, long)
+    found = [pair for record in records for pair in _samples(record, tokenizer, longest)]
+    too_long = [(record, sample) for record, sample in found if len(sample) > longest]
+    if too_long and long == "refuse":
+        _refuse(too_long, longest)
+    cut = [_within(longest, sample, long) for _, sample in found]
+    kept = [sample for sample in cut if sample is not None]
+    dropped = len(found) - len(kept)
+    if not kept:
+        raise DataError(
+            f"no sample is left: {counted(dropped, 'sample')} of more than {longest} tokens, "
+            "and none truncated that keeps a labelled token: raise the limit"
+        )
+    lengths = np.array([len(sample) for _, sample in found])
+    labelled = sum(int(sample.labelled[1:].sum()) for sample in kept)  # nothing writes the first
+    truncated = len(too_long) - dropped
+    return kept, SampleReport(lengths, dropped, truncated, sum(map(len, kept)), labelled)
+
+
+def _require_options(longest: int, long: str) -> None:
     if longest < 2 or long not in ("refuse", "drop", "truncate"):
         raise DataError(
             f"longest={longest}, long={long!r}: expected at least 2 tokens, and 'refuse', 'drop' "
             "or 'truncate'"
         )
-    found = [pair for record in records for pair in _samples(record, tokenizer, longest)]
-    too_long = [(record, sample) for record, sample in found if len(sample) > longest]
-    if too_long and long == "refuse":
-        _refuse(too_long, longest)
-    kept, truncated = [], 0
-    for _, sample in found:
-        if len(sample) > longest:
-            sample = Sample(sample.tokens[:longest], sample.labelled[:longest])
-            if long == "drop" or not sample.labelled[1:].any():
-                continue
-            truncated += 1
-        kept.append(sample)
-    if not kept:
-        raise DataError(
-            f"no sample is left: {counted(len(found), 'sample')} of more than {longest} tokens, "
-            "and none truncated that keeps a labelled token: raise the limit"
-        )
-    lengths = np.array([len(sample) for _, sample in found])
-    tokens, labelled = (sum(map(len, kept)), sum(int(s.labelled[1:].sum()) for s in kept))
-    return kept, SampleReport(lengths, len(found) - len(kept), truncated, tokens, labelled)
+
+
+def _within(longest: int, sample: Sample, long: str) -> Sample | None:
+    """Return a sample of at most `longest` tokens, or None if it is dropped."""
+    if len(sample) <= longest:
+        return sample
+    cut = Sample(sample.tokens[:longest], sample.labelled[:longest])
+    return None if long == "drop" or not cut.labelled[1:].any() else cut
 
 
 def _samples(
@@ -156,8 +174,8 @@ def _samples(
     if record.messages:
         yield record, _of_conversation(record, tokenizer)
         return
-    start = [] if tokenizer.bos is None else [tokenizer.bos]
-    ids = np.array([*start, *tokenizer.encode(record.text), tokenizer.ends[0]], np.int32)
+    start = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
+    ids = np.array([*start, *tokenizer.encode(record.text), *tokenizer.ends[:1]], np.int32)
     if ids.size < 2:
         raise DataError(f"{record.place} is a text of no tokens")
     size = longest if record.whole_file else ids.size
@@ -167,9 +185,10 @@ def _samples(
 
 
 def _of_conversation(record: Record, tokenizer: SampleTokenizer) -> Sample:
-    ids, spans = tokenizer.spans(record.messages)
+    last = not any(record.labelled[:-1])
+    ids, spans = tokenizer.spans(record.messages, last=last)
     labelled = np.zeros(len(ids), bool)
-    for (start, stop), learned in zip(spans, record.labelled, strict=True):
+    for (start, stop), learned in zip(spans, record.labelled[-len(spans) :], strict=True):
         if learned and start >= stop:
             raise DataError(f"{record.place} has an answer of no tokens")
         labelled[start:stop] = learned
@@ -234,8 +253,9 @@ def sample_text(sample: Sample, tokenizer: SampleTokenizer) -> str:
     Returns
     -------
     str
-        Each stretch of labelled or unlabelled tokens starts on a line of its own. Unprintable
-        characters are escaped.
+        Each stretch of labelled or unlabelled tokens starts on a line of its own. Tokens without
+        text, such as the end marker, are shown by their numbers: <2>. Unprintable characters are
+        escaped.
 
     Examples
     --------
@@ -253,7 +273,16 @@ def sample_text(sample: Sample, tokenizer: SampleTokenizer) -> str:
     for learned, run in itertools.groupby(
         zip(sample.tokens.tolist(), sample.labelled.tolist(), strict=True), key=lambda pair: pair[1]
     ):
-        text = tokenizer.decode([token for token, _ in run])
+        text = _written([token for token, _ in run], tokenizer)
         margin = "> " if learned else "  "
         lines += [margin + printable(line) for line in text.removesuffix("\n").split("\n")]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _written(ids: Sequence[int], tokenizer: SampleTokenizer) -> str:
+    """Return the text of tokens, and the numbers of those that have none."""
+    parts = []
+    for marker, run in itertools.groupby(ids, key=lambda i: tokenizer.decode([i]) == ""):
+        tokens = list(run)
+        parts += [f"<{i}>" for i in tokens] if marker else [tokenizer.decode(tokens)]
+    return "".join(parts)

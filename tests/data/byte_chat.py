@@ -1,7 +1,6 @@
 """A tokenizer as small as one can be: a byte is a token, and a turn stands between two markers."""
 
 START, END, BOS = 256, 257, 258
-MARKERS = {START: "<start>", END: "<end>", BOS: "<bos>"}
 
 
 class ByteChat:
@@ -10,16 +9,15 @@ class ByteChat:
     ends = (END,)
 
     def __init__(self, bos=None):
-        self.bos = bos
+        self.bos, self.add_bos = BOS, bos is not None
 
     def encode(self, text):
         return list(text.encode())
 
     def decode(self, ids):
-        parts = (MARKERS[i].encode() if i in MARKERS else bytes([i]) for i in ids)
-        return b"".join(parts).decode()
+        return bytes(i for i in ids if i < START).decode(errors="replace")
 
-    def spans(self, messages):
+    def spans(self, messages, last=False):
         ids, spans = [], []
         for message in messages:
             ids += [START, *message["role"].encode(), 10]
@@ -28,4 +26,4 @@ class ByteChat:
             if message["role"] == "assistant":
                 spans.append((start, len(ids)))
             ids.append(10)
-        return ids, spans
+        return ids, spans[-1:] if last else spans

@@ -67,7 +67,8 @@ def test_packed_rows_hold_each_sample_once_and_padding_without_targets(lengths, 
 @given(LENGTHS, st.integers(1, 6))
 def test_padding_of_a_row_is_at_most_the_longest_sample(lengths, rows):
     samples = [made([7] * n, [True] * n) for n in lengths]
-    tokens, targets, _ = packed(samples, rows)
+    tokens, targets, positions = packed(samples, rows)
+    assert int(positions.max()) < 2 * max(lengths)
     assert int((tokens == 7).sum()) == sum(lengths)
     assert int((targets != IGNORE_INDEX).sum()) == sum(lengths) - len(lengths)
     assert int((tokens == 0).sum(1).max()) <= max(lengths)

@@ -80,6 +80,22 @@ def test_a_plain_text_is_cut_so_that_every_token_is_a_target_once(bos, text, lon
     assert report.labelled == len(tokens) - 1 and report.dropped == report.truncated == 0
 
 
+class OnlyLast(ByteChat):
+    """A template that writes earlier answers otherwise once more turns follow."""
+
+    def spans(self, messages, last=False):
+        assert last, "the earlier answers have no span"
+        return super().spans(messages, last)
+
+
+def test_only_the_last_answer_is_asked_for_where_only_it_is_learned():
+    record = talk(1, "a", "b", "c", "d", labelled=(False, True))
+    (sample,), _ = samples_of([record], OnlyLast(), longest=99)
+    assert learned(sample) == [ord("d"), END]
+    with pytest.raises(AssertionError, match="no span"):
+        samples_of([talk(1, "a", "b", "c", "d")], OnlyLast(), longest=99)
+
+
 def test_packed_conversations_have_each_end_as_a_target():
     records = [talk(i, "q" * i, "a" * (9 - i)) for i in range(1, 7)]
     samples, _ = samples_of(records, ByteChat(), longest=99)
@@ -152,7 +168,7 @@ class Silent(ByteChat):
     def encode(self, text):
         return []
 
-    def spans(self, messages):
+    def spans(self, messages, last=False):
         return [START, 10], [(2, 2)]
 
 
@@ -188,17 +204,22 @@ def test_a_sample_is_shown_with_what_is_learned_marked():
     (sample,), _ = samples_of([talk(1, "a\x1b?", "b\nc", "d", "e")], ByteChat(), longest=99)
     assert sample_text(sample, ByteChat()).split("\n") == [
         f"{len(sample)} tokens, 6 labelled (>)",
-        "  <start>user",
-        r"  a\x1b?<end>",
-        "  <start>assistant",
+        "  <256>user",
+        r"  a\x1b?<257>",
+        "  <256>assistant",
         "> b",
-        "> c<end>",
+        "> c<257>",
         "",
-        "  <start>user",
-        "  d<end>",
-        "  <start>assistant",
-        "> e<end>",
+        "  <256>user",
+        "  d<257>",
+        "  <256>assistant",
+        "> e<257>",
     ]
+
+
+def test_a_character_of_many_tokens_is_shown_whole():
+    (sample,), _ = samples_of([talk(1, "a", "秩")], ByteChat(), longest=99)
+    assert sample_text(sample, ByteChat()).endswith("> 秩<257>")
 
 
 def test_a_sample_of_one_mask_is_one_stretch():

@@ -1,6 +1,7 @@
 """docs/guides/: the blocks of each page run in order, and print what the page shows."""
 
 import hashlib
+import json
 import re
 import sys
 from types import ModuleType
@@ -11,7 +12,7 @@ import pytest
 import lora_np.experiments.rank_sweep
 from lora_np.adapters import open_adapter
 from lora_np.cli import parser
-from lora_np.data import standard_library
+from lora_np.data import read_records, standard_library
 from lora_np.methods import adapters
 from tests.docs.pages import (
     NUMBER,
@@ -93,6 +94,7 @@ def walk(name, folder):
 @pytest.mark.parametrize(
     "name",
     [
+        "own_data.md",
         pytest.param("own_adapter.md", marks=pytest.mark.slow),
         pytest.param("first_run.md", marks=pytest.mark.docs),
         pytest.param("own_text.md", marks=pytest.mark.docs),
@@ -101,6 +103,18 @@ def walk(name, folder):
 def test_the_commands_of_a_guide_run_in_order_and_print_what_it_shows(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     walk(name, tmp_path)
+
+
+def test_every_example_line_of_the_guide_to_your_own_data_is_read(tmp_path):
+    lines = [body for language, body in blocks(read("own_data.md")) if language == "json"]
+    said = []
+    for i, line in enumerate(lines):
+        path = tmp_path / f"{i}.jsonl"
+        path.write_text(line, encoding="utf-8")
+        (record,) = read_records(path)
+        said.append([m["role"] for m in record.messages] or record.text)
+    both = ["user", "assistant"]
+    assert said == [both, both, ["system", *both], json.loads(lines[-1])["text"]]
 
 
 def test_the_defaults_that_the_guide_to_your_own_text_names_are_the_sweeps():
