@@ -62,7 +62,7 @@ def gqa_forward(q: Array, k: Array, v: Array) -> tuple[Array, GqaCache]:
     for queries, keys in _blocks(q.shape[-3], Tq, Tk):
         rows = _scaled_rows(q[..., queries, :])  # (..., G, g n, d_head)
         s: Array = rows @ k[..., :keys, :].swapaxes(-1, -2)  # (..., G, g n, keys)
-        shift = not _is_safe(s)
+        shift = Tq == 1 or not _is_safe(s)  # for single rows the two cost the same
         if mask is not None:
             n = queries.stop - queries.start
             s.reshape(*q.shape[:-2], n, keys)[..., keys - n :] += mask[:n, :n]
