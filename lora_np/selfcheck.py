@@ -278,7 +278,7 @@ def _adapted(rng: np.random.Generator) -> list[Case]:
     ]
     f64, x = np.float64, rng.standard_normal((2, 3, 4))
     linear, table = Linear(4, 6, rng, dtype=f64), Embedding(7, 4, rng, dtype=f64)
-    tokens = rng.integers(0, 7, (2, 3))
+    tokens = np.array([[4, 1, 0], [6, 4, 3]])  # two are trained, one of them twice
     cases = [(name, linear, config, x) for name, config in on_linear]
     cases += [(name, table, config, tokens) for name, config in on_embedding]
     return [

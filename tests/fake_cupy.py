@@ -32,6 +32,7 @@ __all__ = [
     "concatenate",
     "cuda",
     "diff",
+    "empty",
     "empty_like",
     "exp",
     "eye",
@@ -40,6 +41,7 @@ __all__ = [
     "isfinite",
     "linalg",
     "log",
+    "multiply",
     "ndarray",
     "ones",
     "sqrt",
@@ -192,8 +194,8 @@ def _elementwise(function: Any) -> Any:
     return compute
 
 
-abs, exp, log, sqrt, tanh, isfinite = map(
-    _elementwise, (np.abs, np.exp, np.log, np.sqrt, np.tanh, np.isfinite)
+abs, exp, log, multiply, sqrt, tanh, isfinite = map(
+    _elementwise, (np.abs, np.exp, np.log, np.multiply, np.sqrt, np.tanh, np.isfinite)
 )
 
 
@@ -224,6 +226,11 @@ def diff(x: ndarray, prepend: int) -> ndarray:
 def zeros_like(x: ndarray) -> ndarray:
     """Return zeros of `x`'s shape and dtype."""
     return ndarray(np.zeros_like(_held(x)))
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> ndarray:
+    """Return memory that nobody has written to."""
+    return ndarray(np.empty(shape, dtype))
 
 
 def empty_like(x: ndarray, shape: tuple[int, ...] | None = None, dtype: Any = None) -> ndarray:

@@ -112,8 +112,8 @@ def fold(x: Array) -> Array:
 def check_groups(q: Array, k: Array, v: Array) -> None:
     """Raise unless the arguments of :func:`gqa_forward` fit."""
     expect_some("q", q)
-    if q.ndim < 4:
-        raise ShapeError(f"q has shape {tuple(q.shape)}, expected (..., G, g, Tq, d_head)")
+    if q.ndim < 3:
+        raise ShapeError(f"q has shape {tuple(q.shape)}, expected (..., g, Tq, d_head)")
     expect_shape("k", k, *q.shape[:-3], None, q.shape[-1])
     expect_shape("v", v, *k.shape[:-1], None)
     Tq, Tk = q.shape[-2], k.shape[-2]

@@ -12,6 +12,7 @@ of its twin.
 from lora_np.ops.fast.activation import gelu_backward, gelu_forward
 from lora_np.ops.fast.attention import attention_backward, attention_forward
 from lora_np.ops.fast.embedding import embedding_backward, embedding_forward
+from lora_np.ops.fast.grouped import gqa_backward, gqa_forward
 from lora_np.ops.fast.lora import lora_linear_backward, lora_linear_forward
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "embedding_forward",
     "gelu_backward",
     "gelu_forward",
+    "gqa_backward",
+    "gqa_forward",
     "lora_linear_backward",
     "lora_linear_forward",
 ]
