@@ -10,7 +10,8 @@ import numpy as np
 from lora_np.backend import Array, ShapeError, like
 from lora_np.layers.attention import CausalSelfAttention, split_heads
 from lora_np.layers.linear import Linear
-from lora_np.ops import gqa_backward, gqa_forward, rope_angles, rope_backward, rope_forward
+from lora_np.ops import rope_angles, rope_backward, rope_forward
+from lora_np.ops.fast import gqa_backward, gqa_forward
 
 
 class Angles:
