@@ -8,12 +8,12 @@ batch. Packing lays the samples end to end instead::
     samples      a b c d    e f g    h i
     tokens       a b c d    e f g h i 0     two rows; 0 is padding
     targets      b c d -    f g - i - -     all tokens labelled; - is IGNORE_INDEX
-    positions    0 1 2 3    0 1 2 0 1 2     a position 0 starts a new sample
+    positions    0 1 2 3    0 1 2 0 1 0     a position 0 starts a new sample
 
 Positions restart at 0 with each sample, and a model that takes them lets no sample attend to the
-one before it. Padding stands at the end of a row, where no sample comes after it, and its targets
-are ignored. It is never recognised by its token: many models use their end marker as padding, and
-the end marker is a token that the model must learn to write.
+one before it. Padding at the end of a row is like one more sample, without targets. It is never
+recognised by its token: many models use their end marker as padding, and the end marker is a token
+that the model must learn to write.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def packed(samples: Sequence[Sample], rows: int) -> tuple[np.ndarray, np.ndarray
     Returns
     -------
     tokens, targets, positions : ndarray, shape (B, N), int64
-        Positions restart at 0 with each sample. Padding at the end of a row continues the positions
-        of the last sample, and its targets are IGNORE_INDEX. All positions are below twice the
-        length of the longest sample.
+        Positions restart at 0 with each sample. Padding at the end of a row is like one more
+        sample, whose targets are IGNORE_INDEX. All positions are below the length of the longest
+        sample.
 
     Raises
     ------
@@ -174,8 +174,9 @@ def _laid_out(
         for sample in row:
             stop = start + len(sample)
             tokens[b, start:stop], targets[b, start:stop] = sample.tokens, sample.targets
-            positions[b, start:] = np.arange(length - start)  # the next sample starts again
+            positions[b, start:stop] = np.arange(len(sample))
             start = stop
+        positions[b, start:] = np.arange(length - start)
     return tokens, targets, positions
 
 

@@ -49,26 +49,18 @@ def test_packed_rows_hold_each_sample_once_and_padding_without_targets(lengths, 
     assert tokens.shape == targets.shape == positions.shape
     assert len(tokens) == min(rows, len(samples))
     found = unpacked(tokens, targets, positions)
-    assert len(found) == len(samples)
-    for sample in samples:  # each is the start of one stretch; the rest of that is padding
-        T = len(sample)
-        same = [
-            stretch
-            for stretch in found
-            if (stretch[0][:T], stretch[1][:T]) == (sample.tokens.tolist(), naive_targets(sample))
-            and set(stretch[0][T:]) <= {0}
-            and set(stretch[1][T:]) <= {IGNORE_INDEX}
-        ]
-        assert same
-        found.remove(min(same, key=lambda stretch: len(stretch[0])))
-    assert found == []
+    for sample in samples:  # in any order; list.remove raises if it is absent
+        found.remove((sample.tokens.tolist(), naive_targets(sample)))
+    assert len(found) <= len(tokens)  # what is left is the padding of a row
+    for padding, no_targets in found:
+        assert set(padding) == {0} and set(no_targets) == {IGNORE_INDEX}
 
 
 @given(LENGTHS, st.integers(1, 6))
 def test_padding_of_a_row_is_at_most_the_longest_sample(lengths, rows):
     samples = [made([7] * n, [True] * n) for n in lengths]
     tokens, targets, positions = packed(samples, rows)
-    assert int(positions.max()) < 2 * max(lengths)
+    assert int(positions.max()) < max(lengths)
     assert int((tokens == 7).sum()) == sum(lengths)
     assert int((targets != IGNORE_INDEX).sum()) == sum(lengths) - len(lengths)
     assert int((tokens == 0).sum(1).max()) <= max(lengths)
