@@ -152,7 +152,7 @@ def _reason(error: Exception) -> str:
     name, text = getattr(error, "sqlite_errorname", ""), str(error)
     if name == "SQLITE_INTERRUPT":
         return STOPPED
-    denied = "prohibited" in text or "not authorized" in text
+    denied = any(said in text for said in ("prohibited", "not authorized", "too large"))
     if denied or name in ("SQLITE_AUTH", "SQLITE_READONLY", "SQLITE_TOOBIG"):
         return REFUSED
     if "one statement" in text:

@@ -180,7 +180,7 @@ TRAINED = (
     _schema(
         "cinema",
         directors=f"director: name people; country {_COUNTRIES}; age 25..90",
-        films="film: director_id -> directors; title titles; genre comedy/horror/drama/western/"
+        films="film: director_id -> directors; title titles; genre comedy/horror/romance/western/"
         "action/war; runtime 70..210; released day",
     ),
     _schema(
@@ -346,7 +346,7 @@ def _groups(groups: int, rows: int, rng: np.random.Generator) -> np.ndarray:
     weight = np.sqrt(np.arange(1.0, groups + 1.0))  # the larger, the later
     drawn = rng.choice(groups, rows - groups, p=weight / weight.sum())
     count = 1 + np.bincount(drawn, minlength=groups)
-    largest, giver = int(np.argmax(count)), int(np.argsort(count)[-2])
+    giver, largest = np.argsort(count)[-2:]
     if count[giver] == count[largest]:  # a tie: nobody could say which is the largest
         count[giver] -= 1
         count[largest] += 1

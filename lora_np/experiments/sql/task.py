@@ -191,17 +191,35 @@ def write_jsonl(path: str | Path, asked: Sequence[Question]) -> None:
 
 
 def scored(
-    answer: Answer, asked: Sequence[Question], examples: Sequence[Question] = ()
+    answer: Answer,
+    asked: Sequence[Question],
+    contender: str,
+    split: str,
+    seed: int = 0,
+    examples: Sequence[Question] = (),
 ) -> list[dict[str, Any]]:
-    """Return a model's answers with their verdicts, one record a question.
+    """Return a model's answers with their verdicts: one record a question, ready for JSON.
 
     Parameters
     ----------
     answer : callable
         Takes chats and returns what the model answers to each.
     asked : sequence of Question
+        Not of the training split, whose questions have no databases.
+    contender, split : str
+        Names for the records.
+    seed : int
+        Of the training run, for the records.
     examples : sequence of Question
         Worked examples before each question.
+
+    Examples
+    --------
+    >>> from lora_np.experiments.sql.task import Sizes, questions, scored
+    >>> asked = questions(0, Sizes(train=18, validation=18, test=18))["unseen schema"]
+    >>> records = scored(lambda chats: ["SELECT"] * len(chats), asked, "parrot", "unseen schema")
+    >>> records[0]["right"], records[0]["reason"]
+    (False, 'syntax')
     """
     answers = answer([messages(question, examples) for question in asked])
     records = []
@@ -210,6 +228,7 @@ def scored(
             schema = SCHEMAS[question.schema]
             opened = [stack.enter_context(guarded(schema, s)) for s in question.databases]
             verdict = judge(said, question.sql, opened)
+        run = {"contender": contender, "split": split, "seed": seed}
         asked_for = {"template": question.template, "prompt": question.prompt, "gold": question.sql}
-        records.append({**asked_for, "answer": said, **verdict._asdict()})
+        records.append({**run, **asked_for, "answer": said, **verdict._asdict()})
     return records
