@@ -22,8 +22,8 @@ INSTRUCTIONS, STRIDE = 1_000_000, 1_000  # before a query is stopped; between tw
 MOST_ROWS = 1_000
 TOLERANCE = 1e-6  # of numbers, relative
 LIMITS = {
-    sqlite3.SQLITE_LIMIT_LENGTH: 4_000,  # bytes of a string, a blob or a row
-    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 2_000,
+    sqlite3.SQLITE_LIMIT_LENGTH: 1_000,  # bytes of a string, a blob or a row
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 1_000,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 50,
     sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 20,
     sqlite3.SQLITE_LIMIT_VDBE_OP: 25_000,
@@ -48,9 +48,10 @@ FUNCTIONS = frozenset(  # none makes a long text from a short one: printf could 
     for name in line.split()
 )
 
-EMPTY, REFUSED, STOPPED, SEVERAL = "empty", "refused", "stopped", "several statements"
+EMPTY, REFUSED, STOPPED, TOO_LONG = "empty", "refused", "stopped", "too long"
+SEVERAL = "several statements"
 NO_TABLE, NO_COLUMN, SYNTAX, ROWS = "no such table", "no such column", "syntax", "wrong rows"
-REASONS = (EMPTY, SYNTAX, NO_TABLE, NO_COLUMN, ROWS, STOPPED, REFUSED, SEVERAL)
+REASONS = (EMPTY, SYNTAX, NO_TABLE, NO_COLUMN, ROWS, STOPPED, TOO_LONG, REFUSED, SEVERAL)
 
 _TOKEN = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`|\w+(?:\.\d+)?|<=|>=|<>|!=|\|\||\S")
 _FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
@@ -152,8 +153,10 @@ def _reason(error: Exception) -> str:
     name, text = getattr(error, "sqlite_errorname", ""), str(error)
     if name == "SQLITE_INTERRUPT":
         return STOPPED
-    denied = any(said in text for said in ("prohibited", "not authorized", "too large"))
-    if denied or name in ("SQLITE_AUTH", "SQLITE_READONLY", "SQLITE_TOOBIG"):
+    if name == "SQLITE_TOOBIG" or "too large" in text:
+        return TOO_LONG
+    denied = "prohibited" in text or "not authorized" in text
+    if denied or name in ("SQLITE_AUTH", "SQLITE_READONLY"):
         return REFUSED
     if "one statement" in text:
         return SEVERAL
