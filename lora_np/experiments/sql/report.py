@@ -1,0 +1,143 @@
+"""The tables of the text-to-SQL study, as text, from the records of every answer."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lora_np.experiments.sql.judge import REASONS
+from lora_np.experiments.sql.templates import TEMPLATES
+from lora_np.tables import counted, plus_minus, text_table
+
+Records = Sequence[dict[str, Any]]
+
+
+def report(records: Records) -> str:
+    """Return all tables as text.
+
+    Parameters
+    ----------
+    records : sequence of dict
+        What :func:`lora_np.experiments.sql.task.scored` returns, of all contenders and splits.
+    """
+    seeds = counted(len({record["seed"] for record in records}), "seed")
+    return "\n\n".join(
+        (
+            f"execution accuracy, %, with its standard error over questions; {seeds}",
+            accuracy_table(records, "right"),
+            "exact match, %",
+            accuracy_table(records, "exact"),
+            "execution accuracy by template, %, over all splits",
+            template_table(records),
+            "why answers are wrong, % of all answers",
+            reason_table(records),
+        )
+    )
+
+
+def accuracy(records: Records, key: str = "right") -> tuple[float, float | None, int]:
+    """Return the share of right answers, its standard error, and the number of questions.
+
+    Several seeds answer the same question, and are right or wrong together more often than by
+    chance. So the error is that of a mean over questions, each with its mean over seeds.
+
+    Parameters
+    ----------
+    records : sequence of dict
+    key : str
+        "right" or "exact".
+
+    Returns
+    -------
+    share : float
+    error : float or None
+        None for a single question.
+    number : int
+
+    Examples
+    --------
+    >>> from lora_np.experiments.sql.report import accuracy
+    >>> records = [{"prompt": str(i // 2), "right": i < 6} for i in range(8)]
+    >>> share, error, number = accuracy(records)
+    >>> print(share, error, number)
+    0.75 0.25 4
+    """
+    by_question: dict[str, list[bool]] = {}
+    for record in records:
+        by_question.setdefault(record["prompt"], []).append(record[key])
+    means = [float(np.mean(found)) for found in by_question.values()]
+    n = len(means)
+    error = float(np.std(means, ddof=1)) / math.sqrt(n) if n > 1 else None
+    return float(np.mean(means)), error, n
+
+
+def accuracy_table(records: Records, key: str) -> str:
+    """Return accuracies with their errors: a row for each contender, a column for each split.
+
+    Parameters
+    ----------
+    records : sequence of dict
+    key : str
+        "right" or "exact".
+    """
+    contenders, columns = _names(records, "contender"), {}
+    columns[""] = contenders
+    for split in _names(records, "split"):
+        chosen = [_of(records, contender=c, split=split) for c in contenders]
+        n = max(len({record["prompt"] for record in found}) for found in chosen)
+        columns[f"{split} (n = {n})"] = [_percent(found, key) for found in chosen]
+    return text_table(columns)
+
+
+def template_table(records: Records) -> str:
+    """Return execution accuracies: a row for each template, a column for each contender.
+
+    Parameters
+    ----------
+    records : sequence of dict
+    """
+    found = {record["template"] for record in records}
+    templates = [name for name in TEMPLATES if name in found]
+    columns = {"": templates}
+    for contender in _names(records, "contender"):
+        chosen = [_of(records, contender=contender, template=name) for name in templates]
+        columns[contender] = [_percent(found, "right") for found in chosen]
+    return text_table(columns)
+
+
+def reason_table(records: Records) -> str:
+    """Return how often answers fail: a row for each reason, a column for each contender.
+
+    Parameters
+    ----------
+    records : sequence of dict
+    """
+    met = {record["reason"] for record in records}
+    reasons = [reason for reason in REASONS if reason in met]
+    columns = {"": [*reasons, "right"]}
+    for contender in _names(records, "contender"):
+        found = Counter(record["reason"] for record in _of(records, contender=contender))
+        shares = (100 * found[reason] / found.total() for reason in (*reasons, None))
+        columns[contender] = [f"{share:.1f}" for share in shares]
+    return text_table(columns)
+
+
+def _names(records: Records, key: str) -> list[str]:
+    """Return the names under a key, in the order in which they come."""
+    return list(dict.fromkeys(record[key] for record in records))
+
+
+def _of(records: Records, **named: str) -> list[dict[str, Any]]:
+    return [r for r in records if all(r[key] == name for key, name in named.items())]
+
+
+def _percent(records: Iterable[dict[str, Any]], key: str) -> str:
+    """Return an accuracy in percent with its error; "-" where nothing was asked."""
+    if not (found := list(records)):
+        return "-"
+    share, error, _ = accuracy(found, key)
+    return f"{100 * share:.1f}{plus_minus(None if error is None else 100 * error, '.1f')}"
