@@ -141,8 +141,6 @@ def rows_of(sql: str, connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
         rows = cursor.fetchmany(MOST_ROWS + 1)
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
         raise QueryError(_reason(error)) from None
-    finally:
-        connection.set_progress_handler(None, STRIDE)
     if cursor.description is None:  # a comment
         raise QueryError(EMPTY)
     return rows
@@ -202,7 +200,7 @@ def _same_row(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, int | float) and isinstance(other, int | float):
         return math.isclose(one, other, rel_tol=TOLERANCE)
-    return type(one) is type(other) and one == other
+    return one == other
 
 
 def judge(answer: str, gold: str, databases: Sequence[sqlite3.Connection]) -> Verdict:

@@ -92,6 +92,12 @@ def test_a_wrong_answer_has_its_reason_and_leaves_the_database_alone(sql, reason
     assert found == (60, 5310, 30)
 
 
+def test_a_database_refuses_to_write_even_without_the_authorizer(database):
+    database.set_authorizer(None)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        database.execute("DELETE FROM t")
+
+
 def test_a_query_is_stopped_after_the_same_work_wherever_it_runs(database, monkeypatch):
     counting = ENDLESS.replace("FROM c)", "FROM c LIMIT 20000)")
     assert rows_of(counting, database) == [(20000,)]
@@ -120,6 +126,7 @@ def test_any_text_gets_a_verdict(text):
         ("SELECT name, age FROM t WHERE age > 30", GOLD, False),
         ("SELECT name FROM t WHERE age > 30 LIMIT 40", GOLD, False),
         ("SELECT name FROM t WHERE age > 30 UNION ALL SELECT 'n59'", GOLD, False),
+        ("SELECT name FROM t UNION ALL SELECT 'Ada'", "SELECT name FROM t", False),
         ("SELECT age, name FROM t", "SELECT name, age FROM t", False),
         ("SELECT name FROM t ORDER BY id", "SELECT name FROM t ORDER BY age", True),
         ("SELECT name FROM t ORDER BY id DESC", "SELECT name FROM t ORDER BY age", False),
