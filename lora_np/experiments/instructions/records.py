@@ -26,7 +26,7 @@ from lora_np.reading import shown
 
 TESTS = ("values", "phrasing", "formats")
 SPLITS = ("train", "validation", *TESTS)
-TRIES = 100  # draws for each record before a family is known to have too few
+TRIES = 100  # draws in a row that give no new prompt, before a family is said to have too few
 
 
 @dataclass(frozen=True)
@@ -111,20 +111,20 @@ def _draw(
 ) -> Iterator[Record]:
     """Yield records whose prompts are not taken yet, and take them."""
     wordings = family.unseen if unseen else family.wordings
-    tries, found = TRIES * count, 0
+    tries, found = TRIES, 0
     while found < count:
         if tries == 0:
             raise ValueError(
-                f"the family {family.name!r} has only {found} of {count} different prompts for "
-                f"{words.part}: ask for fewer records"
+                f"the family {family.name!r} gave {found} different prompts for {words.part}, not "
+                f"{count}: ask for fewer records"
             )
-        tries -= 1
         drawn = family.draw(words)
         instruction = words.one(wordings).format(**drawn.fields)
         record = Record(family.name, instruction, drawn.input, drawn.output)
+        tries -= 1
         if record.prompt not in taken:
             taken.add(record.prompt)
-            found += 1
+            tries, found = TRIES, found + 1
             yield record
 
 
