@@ -117,7 +117,7 @@ def judge_splits(splits: Mapping[str, Sequence[Record]], answer: Answer) -> list
     Returns
     -------
     list of dict
-        "split", "family", "answer", and what :func:`judge` found.
+        "split", "family", "answer", and what ``judge`` found.
 
     Raises
     ------

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from textwrap import fill
 
 from lora_np.experiments.claims import WIDTH
+from lora_np.experiments.instructions.families import ALL
 from lora_np.experiments.instructions.judge import Rate, Row, guessed, rate, refused_wrongly
 from lora_np.experiments.instructions.study import Results
 from lora_np.tables import counted, text_table
@@ -46,9 +47,10 @@ def split_table(before: Sequence[Row], after: Sequence[Row]) -> str:
     names = list(dict.fromkeys(row["family"] for row in before))
     lines = [_line(name, before, after, lambda row, of=name: row["family"] == of) for name in names]
     lines.append(_line("all", before, after, lambda row: True))
-    by_value = [_share([row["value"] for row in side]) for side in (before, after)]
-    values = {"": "all, JSON by value", "n": str(len(before))}
-    lines.append({**values, "before": by_value[0], "after": by_value[1], "change": ""})
+    if any(ALL[name].is_json for name in names):
+        by_value = [_share([row["value"] for row in side]) for side in (before, after)]
+        values = {"": "all, JSON by value", "n": str(len(before))}
+        lines.append({**values, "before": by_value[0], "after": by_value[1], "change": ""})
     return text_table({heading: [line[heading] for line in lines] for heading in lines[0]})
 
 

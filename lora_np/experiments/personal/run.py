@@ -1,7 +1,7 @@
 """Train an adapter for every pair over one base, and score every adapter on every pair.
 
 The base is shared and never changed: its Parameters are hashed before the first training and after
-each one. :func:`one_shared_model` does the opposite, as a control.
+each one. ``one_shared_model`` does the opposite, as a control.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def run_personal(
     Returns
     -------
     dict
-        The content of ``results.json``; :func:`matrix_of` makes the matrix of it.
+        The content of ``results.json``; ``matrix_of`` makes the matrix of it.
 
     Raises
     ------
@@ -116,7 +116,9 @@ def score(model: Any, held_out: Mapping[str, list[Sample]], tools: Tools) -> dic
         for what, found in (("losses", losses[name]), ("answers", answers)):
             if len(found) != len(samples):
                 raise ValueError(f"{len(found)} {what} of {len(samples)} samples of {name}")
-        exact[name] = [text.strip() == sample.answer for text, sample in zip(answers, samples)]
+        exact[name] = [
+            text.strip() == sample.answer.strip() for text, sample in zip(answers, samples)
+        ]
     return {"losses": losses, "exact": exact}
 
 
@@ -201,7 +203,7 @@ def one_shared_model(
     train : callable
         ``train(model, samples)`` trains a model in place.
     losses : callable
-        As in :class:`Tools`.
+        As in ``Tools``.
 
     Returns
     -------

@@ -24,7 +24,7 @@ from lora_np.experiments.personal import (
 )
 from lora_np.experiments.personal.matrix import paired, verdict
 from lora_np.experiments.personal.picture import plot_matrix
-from lora_np.experiments.personal.run import fingerprint
+from lora_np.experiments.personal.run import fingerprint, score
 from lora_np.experiments.personal.samples import Splits, read_samples
 from lora_np.experiments.personal.tasks import GENERATORS, STYLES, Sample, note
 from lora_np.forms import Bfloat16
@@ -279,7 +279,7 @@ def plan(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     tasks = [
         Task(name, file=own_file(folder, [line(f"q{i}?", said) for i in range(24)], name))
-        for name, said in (("yes", "yes"), ("no", "no"))
+        for name, said in (("yes", "yes"), ("nay", "nay"))
     ]
     users = (User("ben", "upper"), User("cleo", "lower"))
     return Plan(tuple(tasks), users, validation=2, held_out=6)
@@ -298,20 +298,33 @@ def test_each_adapter_beats_every_other_on_its_own_and_the_base_is_bit_equal(pla
     found = matrix_of(results)
     assert found.adapters == ("base", *plan.pairs) and found.losses.shape == (5, 4, 6)
     assert all(margin.beats for margin in found.margins())
-    own = found.exact[1:].mean(axis=2)
-    assert np.array_equal(own, np.eye(4)) and not found.exact[0].any()
+    assert np.array_equal(found.exact[1:].mean(axis=2), np.eye(4))
+    assert found.exact[0].mean(axis=1).sum() <= 1  # a base that guesses is right for one at most
     assert {name: p.value.tobytes() for name, p in base.parameters().items()} == before
+
+
+@pytest.mark.parametrize("text, right", [("yes", True), (" yes\n", True), ("Yes", False)])
+def test_an_answer_is_exact_up_to_white_space_around_it(text, right):
+    tools = byte_model.TOOLS._replace(answer=lambda model, prompts: [text])
+    held_out = {"ben/yes": [Sample("q1?", "yes\n")]}
+    assert score(byte_model.base(), held_out, tools)["exact"] == {"ben/yes": [right]}
+
+
+def test_a_model_that_swallows_a_prompt_is_refused():
+    tools = byte_model.TOOLS._replace(answer=lambda model, prompts: [])
+    with pytest.raises(ValueError, match="0 answers of 1 samples of ben/yes"):
+        score(byte_model.base(), {"ben/yes": [Sample("q1?", "yes")]}, tools)
 
 
 def test_every_adapter_is_in_the_folder_and_loads_over_the_base(plan, run):
     base, _, out, results = run
-    held_out = samples_of(plan)["cleo/no"].held_out
+    held_out = samples_of(plan)["cleo/nay"].held_out
     assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results
     for name in plan.pairs:
         model = load_adapter(base, out / "adapters" / name)
         found = byte_model.losses(model, held_out)
         trial = next(trial for trial in results["trials"] if trial["name"] == name)
-        np.testing.assert_allclose(found, trial["losses"]["cleo/no"], rtol=1e-5)
+        np.testing.assert_allclose(found, trial["losses"]["cleo/nay"], rtol=1e-5)
 
 
 def test_a_stopped_run_continues_to_the_same_results(plan, run, tmp_path):
@@ -329,7 +342,7 @@ def test_a_stopped_run_continues_to_the_same_results(plan, run, tmp_path):
     (tmp_path / "adapters" / "cleo" / "yes").mkdir(parents=True)  # saved, but not scored
     heard = []
     assert run_personal(plan, base, tmp_path, tools, heard.append) == whole
-    assert heard == ["cleo/yes", "cleo/no"]
+    assert heard == ["cleo/yes", "cleo/nay"]
     assert run_personal(plan, base, tmp_path, tools, heard.append) == whole and len(heard) == 2
 
 
@@ -376,11 +389,11 @@ def test_a_fingerprint_is_of_the_bytes_as_stored():
 
 def test_the_control_shows_the_first_task_lost_where_one_model_is_shared(plan):
     samples = samples_of(plan)
-    first, second = (Splits(*samples[name]) for name in ("ben/yes", "ben/no"))
+    first, second = (Splits(*samples[name]) for name in ("ben/yes", "ben/nay"))
     shared = byte_model.adapted(byte_model.base())
     control = one_shared_model(shared, first, second, byte_model.train_in_place, byte_model.losses)
     worse, error = paired(control.after, control.before)
-    assert control.before.max() < 0.1 and worse > 1.0 > 2 * error
+    assert control.after.min() > 5 * control.before.max() and worse > 5 * error
     base = byte_model.base()  # with a model for each task, the first one keeps its scores
     one = byte_model.train(base, first.train, [])
     before = byte_model.losses(one, first.held_out)
