@@ -183,7 +183,10 @@ FAMILIES = (
             "Turn the sentence into a JSON object on one line. Keys, in order: {keys}.",
             "Give {keys} from the text as JSON, one object, keys in this order.",
         ),
-        ("Which JSON object has the keys {keys}, in that order, and the sentence's values?",),
+        (
+            "Which JSON object has the keys {keys}, in that order, and the sentence's values?",
+            "My program reads JSON: one object on one line, fields {keys} in that order.",
+        ),
         is_json=True,
     ),
     Family(
@@ -194,7 +197,10 @@ FAMILIES = (
             "Make a CSV line of the values of {keys}: commas, no spaces, no header.",
             "As CSV (no header, no spaces), give: {keys}.",
         ),
-        ("A spreadsheet has the columns {keys}. Type its row for this text as bare CSV.",),
+        (
+            "A spreadsheet has the columns {keys}. Type its row for this text as bare CSV.",
+            "Only the values of {keys}, please, with a comma and nothing else between them.",
+        ),
     ),
     Family(
         "bullets",
@@ -204,7 +210,10 @@ FAMILIES = (
             'Make a list with one item a line, each after "- ".',
             'Put every item on its own line, with "- " before it.',
         ),
-        ('Could you break this up into bullets? I use "- " as the bullet.',),
+        (
+            'Could you break this up into bullets? I use "- " as the bullet.',
+            'This would read better downwards: start each item with "- " on a new line.',
+        ),
     ),
     Family(
         "capitals",
@@ -214,7 +223,10 @@ FAMILIES = (
             "Convert this sentence to upper case.",
             "Repeat the text, but make every letter a capital.",
         ),
-        ("Please shout this sentence: no small letters at all.",),
+        (
+            "Please shout this sentence: no small letters at all.",
+            "A sign has room for block letters only. How does this sentence look on it?",
+        ),
     ),
     Family(
         "reversed",
@@ -224,7 +236,10 @@ FAMILIES = (
             "Reverse the order of these items. Keep the commas.",
             "Give the items from the last to the first, with commas between them.",
         ),
-        ("Read this list backwards, item by item, and keep it comma-separated.",),
+        (
+            "Read this list backwards, item by item, and keep it comma-separated.",
+            "Turn the list around: what is last comes first. Commas stay between items.",
+        ),
     ),
     Family(
         "sorted",
@@ -234,7 +249,10 @@ FAMILIES = (
             "Put these items in alphabetical order. Keep the commas.",
             "Give the list from A to Z, with commas between the items.",
         ),
-        ("How would a dictionary order these words? Answer as a comma-separated list.",),
+        (
+            "How would a dictionary order these words? Answer as a comma-separated list.",
+            "Line these words up by their first letters, a before b, with commas between.",
+        ),
     ),
     Family(
         "count",
@@ -244,7 +262,10 @@ FAMILIES = (
             "Count the items. Write only the number.",
             "Give the length of this list as a number.",
         ),
-        ("I need the total of things listed here, in digits and nothing else.",),
+        (
+            "I need the total of things listed here, in digits and nothing else.",
+            "If I ticked off each item, how many ticks would I make? Only the figure.",
+        ),
     ),
     Family(
         "extract",
@@ -254,7 +275,10 @@ FAMILIES = (
             f"Which {{kind}} does the text contain? Write only that. {OR_REFUSE}",
             f"Extract the {{kind}}. {OR_REFUSE}",
         ),
-        (f"Somewhere here may be one {{kind}}; give me just that. {OR_REFUSE}",),
+        (
+            f"Somewhere here may be one {{kind}}; give me just that. {OR_REFUSE}",
+            f"I am looking for one {{kind}} and do not want anything else. {OR_REFUSE}",
+        ),
     ),
     Family(
         "lookup",
@@ -264,7 +288,10 @@ FAMILIES = (
             f"Read the text and answer in one word. {OR_REFUSE}",
             f"Use only the text. Answer in one word. {OR_REFUSE}",
         ),
-        (f"Trust these sentences and nothing else; one word, please. {OR_REFUSE}",),
+        (
+            f"Trust these sentences and nothing else; one word, please. {OR_REFUSE}",
+            f"What can be known from these lines alone? Reply with one word. {OR_REFUSE}",
+        ),
     ),
     Family(
         "yes or no",
@@ -274,7 +301,10 @@ FAMILIES = (
             'Write "Yes: " or "No: " and copy the sentence that proves it.',
             'Decide "Yes" or "No". After it, put ": " and the sentence with the reason.',
         ),
-        ('Is it so? Begin with "Yes: " or "No: " and quote the sentence you rely on.',),
+        (
+            'Is it so? Begin with "Yes: " or "No: " and quote the sentence you rely on.',
+            'True or not? Start with "Yes: " or "No: "; then repeat the sentence that settles it.',
+        ),
     ),
     Family(
         "template",
@@ -284,7 +314,10 @@ FAMILIES = (
             "Replace what is in braces by the given values: {form}",
             "Complete the form: {form}",
         ),
-        ("Here is a pattern: {form} Write it out with the facts below in place of the braces.",),
+        (
+            "Here is a pattern: {form} Write it out with the facts below in place of the braces.",
+            "Every word in braces stands for a fact below. Say this with the facts: {form}",
+        ),
     ),
 )
 

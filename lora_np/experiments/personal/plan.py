@@ -35,6 +35,35 @@ from lora_np.methods.table import hint
 from lora_np.reading import brief, open_file, shown
 from lora_np.tables import listed
 
+EXAMPLE = """\
+# Three tasks and three users: nine adapters. No prompt says which task is meant, or for whom.
+
+[[task]]
+name = "who"
+generator = "who"
+
+[[task]]
+name = "goods"
+generator = "what"
+
+[[task]]
+name = "label"
+generator = "label"
+
+[[user]]
+name = "anna"
+style = "signed"
+text = "Anna"
+
+[[user]]
+name = "ben"
+style = "grams"
+
+[[user]]
+name = "cleo"
+style = "json"
+"""
+
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # a plain file name on every system
 NUMBERS = {"seed": 0, "train": 1, "validation": 1, "held_out": 2}  # by name, the smallest allowed
 DEFAULTS = {"seed": 0, "train": 200, "validation": 40, "held_out": 40}

@@ -24,6 +24,7 @@ from lora_np.experiments.personal import (
 )
 from lora_np.experiments.personal.matrix import paired, verdict
 from lora_np.experiments.personal.picture import plot_matrix
+from lora_np.experiments.personal.plan import EXAMPLE
 from lora_np.experiments.personal.run import fingerprint, score
 from lora_np.experiments.personal.samples import Splits, read_samples
 from lora_np.experiments.personal.tasks import GENERATORS, STYLES, Sample, note
@@ -52,6 +53,11 @@ def test_a_plan_is_read_with_its_defaults(tmp_path):
     assert list(plan.pairs) == ["anna/who", "anna/replies", "ben/who", "ben/replies"]
     assert plan.tasks[1].file == tmp_path / "own.jsonl"
     assert plan.users[0].styled("Oslo") == "Oslo\n-- Anna L."
+
+
+def test_the_example_is_a_plan_of_nine_pairs_that_differ(tmp_path):
+    plan = plan_of(tmp_path, EXAMPLE)
+    assert (len(plan.tasks), len(plan.users), len(samples_of(plan))) == (3, 3, 9)
 
 
 def test_a_signature_is_the_users_name_unless_it_is_given(tmp_path):
