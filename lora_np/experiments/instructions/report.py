@@ -1,0 +1,104 @@
+"""Exact match by split and family, before and after training, as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import mean, stdev
+from textwrap import fill
+
+from lora_np.experiments.claims import WIDTH
+from lora_np.experiments.instructions.families import ALL
+from lora_np.experiments.instructions.judge import Rate, Row, guessed, rate, refused_wrongly
+from lora_np.experiments.instructions.study import Results
+from lora_np.tables import counted, text_table
+
+TITLES = {
+    "values": "New values: wordings as trained, names, cities and goods never trained",
+    "phrasing": "Unseen phrasing: wordings never trained, and new values",
+    "formats": "Unseen formats: families never trained, and new values",
+}
+NOTE = (
+    "Each share is followed by its standard error over n samples. An error of 0 at 0 % or 100 % "
+    "says only that all n agree: the true share may still differ by 3 / n. The change is that of "
+    "the same samples, with the standard error of their differences."
+)
+
+
+def report(results: Results) -> str:
+    """Return the results of a study as text.
+
+    Parameters
+    ----------
+    results : dict
+        From :func:`lora_np.experiments.instructions.instruction_study`.
+    """
+    before, after = results["before"], results["after"]
+    trained = counted(results["train"], "record")
+    parts = [f"Synthetic instructions, trained on {trained}\n{fill(NOTE, WIDTH)}"]
+    for split in dict.fromkeys(row["split"] for row in before):
+        rows = [[row for row in side if row["split"] == split] for side in (before, after)]
+        parts.append(f"{TITLES.get(split, split)}\n{split_table(*rows)}\n{refusals(*rows)}")
+    return "\n\n".join(parts)
+
+
+def split_table(before: Sequence[Row], after: Sequence[Row]) -> str:
+    """Return exact match by family as a table; the rows of both sides are the same samples."""
+    names = list(dict.fromkeys(row["family"] for row in before))
+    lines = [_line(name, before, after, lambda row, of=name: row["family"] == of) for name in names]
+    lines.append(_line("all", before, after, lambda row: True))
+    if any(ALL[name].is_json for name in names):
+        by_value = [_share([row["value"] for row in side]) for side in (before, after)]
+        values = {"": "all, JSON by value", "n": str(len(before))}
+        lines.append({**values, "before": by_value[0], "after": by_value[1], "change": ""})
+    return text_table({heading: [line[heading] for line in lines] for heading in lines[0]})
+
+
+def refusals(before: Sequence[Row], after: Sequence[Row]) -> str:
+    """Return how often each side guessed, and refused, where it should not have."""
+    lines = []
+    for name, of in (
+        ("guessed where the text does not say", guessed),
+        ("refused where the text says", refused_wrongly),
+    ):
+        rates = [of(side) for side in (before, after)]
+        if rates[0].n:
+            said = f"{_percent(rates[0])} before, {_percent(rates[1])} after (n = {rates[0].n})"
+            lines.append(f"{name}: {said}")
+    return "\n".join(lines)
+
+
+def change(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float]:
+    """Return the mean difference of paired samples, and its standard error.
+
+    Examples
+    --------
+    >>> from lora_np.experiments.instructions.report import change
+    >>> change([False, False, True, True], [True, True, True, True])
+    (0.5, 0.28867513459481287)
+    """
+    gains = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
+    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+    return mean(gains), error
+
+
+def _line(
+    name: str, before: Sequence[Row], after: Sequence[Row], belongs: Callable[[Row], bool]
+) -> dict[str, str]:
+    sides = [[row["exact"] for row in side if belongs(row)] for side in (before, after)]
+    gain, error = change(*sides)
+    return {
+        "": name,
+        "n": str(len(sides[0])),
+        "before": _share(sides[0]),
+        "after": _share(sides[1]),
+        "change": f"{100 * gain:+.1f} +- {100 * error:.1f}",
+    }
+
+
+def _share(right: Sequence[bool]) -> str:
+    return _percent(rate(right))
+
+
+def _percent(found: Rate) -> str:
+    return f"{100 * found.share:.1f} +- {100 * found.error:.1f} %"

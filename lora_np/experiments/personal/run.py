@@ -1,0 +1,246 @@
+"""Train an adapter for every pair over one base, and score every adapter on every pair.
+
+The base is shared and never changed: its Parameters are hashed before the first training and after
+each one. ``one_shared_model`` does the opposite, as a control.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_np.adapters import save_adapter
+from lora_np.backend import to_host
+from lora_np.experiments.folder import Kind, Results, SweepError, begin, opened, save_results
+from lora_np.experiments.personal.matrix import BASE, Matrix
+from lora_np.experiments.personal.plan import Plan
+from lora_np.experiments.personal.samples import Splits, samples_of
+from lora_np.experiments.personal.tasks import Sample
+from lora_np.layers import Layer
+from lora_np.tables import first_of
+
+ADAPTERS = "adapters"  # the folder of the adapters: adapters/USER/TASK
+
+
+class Tools(NamedTuple):
+    """What the experiment needs of a model and its trainer.
+
+    Attributes
+    ----------
+    train : callable
+        ``train(base, samples, validation)`` returns an adapted model that leaves `base` as it was.
+    losses : callable
+        ``losses(model, samples)`` returns the mean loss of each sample's answer, in nats a token.
+    answer : callable
+        ``answer(model, prompts)`` returns one text for each prompt.
+    save : callable
+        ``save(adapted, folder)`` writes the adapter to a new folder.
+    """
+
+    train: Callable[[Any, Sequence[Sample], Sequence[Sample]], Any]
+    losses: Callable[[Any, Sequence[Sample]], np.ndarray]
+    answer: Callable[[Any, list[str]], list[str]]
+    save: Callable[[Any, Path], None] = save_adapter
+
+
+def run_personal(
+    plan: Plan,
+    base: Layer,
+    out: str | Path,
+    tools: Tools,
+    listen: Callable[[str], None] = lambda what: None,
+    take_over: bool = False,
+) -> Results:
+    """Train and score an adapter for every pair of a plan; a stopped run continues.
+
+    Parameters
+    ----------
+    plan : Plan
+    base : Layer
+    out : str or Path
+        Gets ``results.json`` and a folder ``adapters/USER/TASK`` for every pair.
+    tools : Tools
+    listen : callable, optional
+        ``listen(what)`` is called before each step with what comes next.
+    take_over : bool
+        As for :func:`lora_np.files.lock.hold`.
+
+    Returns
+    -------
+    dict
+        The content of ``results.json``; ``matrix_of`` makes the matrix of it.
+
+    Raises
+    ------
+    SweepError
+        If a training changes the base, or the folder holds results of another plan or base.
+    """
+    out, samples = Path(out), samples_of(plan)
+    held_out = {name: splits.held_out for name, splits in samples.items()}
+    with opened(KIND, out, _made_with(plan, samples), take_over=take_over) as results:
+        if results["complete"]:
+            return results
+        before = fingerprint(base)
+        sha = hashlib.sha256("".join(before.values()).encode()).hexdigest()
+
+        def baseline() -> dict[str, Any]:
+            listen("the base, before any training")
+            return {"base_scores": score(base, held_out, tools)}
+
+        begin(out, results, {"base_sha256": sha}, None, baseline)
+        done = {trial["name"] for trial in results["trials"]}
+        for name in (name for name in plan.pairs if name not in done):
+            listen(name)
+            adapted = tools.train(base, samples[name].train, samples[name].validation)
+            check_unchanged(before, fingerprint(base), name)
+            _save(adapted, out / ADAPTERS / name, tools)
+            results["trials"].append({"name": name, **score(adapted, held_out, tools)})
+            save_results(out, results)
+        results["complete"] = True
+        save_results(out, results)
+    return results
+
+
+def score(model: Any, held_out: Mapping[str, list[Sample]], tools: Tools) -> dict[str, Any]:
+    """Return each held-out sample's loss, and whether its answer is exactly right, by pair."""
+    losses, exact = {}, {}
+    for name, samples in held_out.items():
+        losses[name] = [float(x) for x in tools.losses(model, samples)]
+        answers = tools.answer(model, [sample.prompt for sample in samples])
+        for what, found in (("losses", losses[name]), ("answers", answers)):
+            if len(found) != len(samples):
+                raise ValueError(f"{len(found)} {what} of {len(samples)} samples of {name}")
+        exact[name] = [
+            text.strip() == sample.answer.strip() for text, sample in zip(answers, samples)
+        ]
+    return {"losses": losses, "exact": exact}
+
+
+def matrix_of(results: Results) -> Matrix:
+    """Return the matrix of complete results."""
+    rows = {BASE: results["base_scores"], **{t["name"]: t for t in results["trials"]}}
+    pairs = list(results["base_scores"]["losses"])
+    adapters = (BASE, *(name for name in pairs if name in rows))
+    losses, exact = (
+        np.array([[rows[name][what][pair] for pair in pairs] for name in adapters])
+        for what in ("losses", "exact")
+    )
+    return Matrix(adapters, pairs, losses, exact)
+
+
+def fingerprint(model: Layer) -> dict[str, str]:
+    """Return a SHA-256 of the bytes of every Parameter by name, as stored, with dtype and shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Linear
+    >>> from lora_np.experiments.personal.run import fingerprint
+    >>> layer = Linear(3, 2, np.random.default_rng(0))
+    >>> before = fingerprint(layer)
+    >>> layer.W.value[0, 0] = np.nextafter(layer.W.value[0, 0], np.float32(1))
+    >>> [name for name, sha in fingerprint(layer).items() if sha != before[name]]
+    ['W']
+    """
+    found = {}
+    for name, p in model.parameters().items():
+        sha = hashlib.sha256()
+        for end, array in p.arrays().items():
+            host = np.ascontiguousarray(to_host(array))
+            sha.update(f"{end} {host.dtype} {host.shape}\n".encode())
+            sha.update(host.tobytes())
+        found[name] = sha.hexdigest()
+    return found
+
+
+def check_unchanged(before: Mapping[str, str], after: Mapping[str, str], name: str) -> None:
+    """Raise SweepError if a training has changed the base; the message names its Parameters."""
+    changed = [p for p in {**before, **after} if before.get(p) != after.get(p)]
+    if changed:
+        raise SweepError(
+            f"training {name} changed {first_of(changed)} of the base, which all adapters share: "
+            "train an adapter over it (lora_np.inject)"
+        )
+
+
+class Control(NamedTuple):
+    """The first task's held-out losses (n,) with one shared model.
+
+    Attributes
+    ----------
+    before, after : array, shape (n,)
+        After training the first task, and after training the second one too.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+
+
+def one_shared_model(
+    model: Any,
+    first: Splits,
+    second: Splits,
+    train: Callable[[Any, Sequence[Sample]], None],
+    losses: Callable[[Any, Sequence[Sample]], np.ndarray],
+) -> Control:
+    """Do what must not be done: keep "a model for each task" that are one and the same model.
+
+    A tutorial adapts a model once, trains it on each task in turn, and stores it under each task's
+    name. Both names then refer to one set of weights, and the second training overwrites what the
+    first one learned.
+
+    Parameters
+    ----------
+    model : model
+        Adapted; it is trained in place.
+    first, second : Splits
+    train : callable
+        ``train(model, samples)`` trains a model in place.
+    losses : callable
+        As in ``Tools``.
+
+    Returns
+    -------
+    Control
+        How well "the first task's model" does on its own task, before and after the second.
+    """
+    models = {}
+    train(model, first.train)
+    models["first"] = model
+    before = losses(models["first"], first.held_out)
+    train(model, second.train)
+    models["second"] = model  # the same object: nothing was kept apart
+    return Control(before, losses(models["first"], first.held_out))
+
+
+def _save(adapted: Any, folder: Path, tools: Tools) -> None:
+    """Write an adapter, over one that a stopped run wrote and did not score."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    tools.save(adapted, folder)
+
+
+def _made_with(plan: Plan, samples: Mapping[str, Splits]) -> dict[str, Any]:
+    """Return what decides the results: the plan, and a hash of all samples."""
+    fields = asdict(plan)
+    for task in fields["tasks"]:
+        task["file"] = None if task["file"] is None else task["file"].name
+    texts = repr([(name, *splits) for name, splits in samples.items()])
+    return {**fields, "samples_sha256": hashlib.sha256(texts.encode()).hexdigest()}
+
+
+def _check(results: Results) -> None:
+    """Raise what a look-up raises if results are not those of this experiment."""
+    fields = [results["settings"][name] for name in ("users", "tasks", "samples_sha256")]
+    rows = [(trial["name"], trial["losses"], trial["exact"]) for trial in results["trials"]]
+    if not all(fields) or (results["complete"] and len(matrix_of(results).pairs) != len(rows)):
+        raise ValueError
+
+
+KIND = Kind("personal adapters", (ADAPTERS,), _check)
