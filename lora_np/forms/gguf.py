@@ -272,8 +272,8 @@ def _float16(blocks: Array, start: int) -> Array:
 def _nibbles(packed: Array, apart: int) -> Array:
     """Return the lower, then the upper four bits of each `apart` bytes (n, b), as (n, 2 b)."""
     packed = packed.copy()  # contiguous, so that the two lines below are fast
-    xp, groups = get_xp(packed), math.prod(packed.shape) // apart
-    q = xp.empty((groups, 2, apart), np.uint8)
+    groups = math.prod(packed.shape) // apart
+    q = get_xp(packed).empty((groups, 2, apart), np.uint8)
     q[:, 0] = (packed & 15).reshape(groups, apart)
     q[:, 1] = (packed >> 4).reshape(groups, apart)
     return q.reshape(len(packed), -1)
