@@ -5,8 +5,10 @@ import importlib
 import numpy as np
 import pytest
 
+from lora_np.adapters import write_gguf_adapter
 from lora_np.files import GgufFile, write_gguf
 from lora_np.forms import BLOCKS, Q8_0, Bfloat16
+from lora_np.pretrained.gguf_names import INSIDE, OUTSIDE, gguf_name
 from tests.naive_gguf import random_blocks
 
 pytestmark = pytest.mark.peers
@@ -131,3 +133,26 @@ def test_we_read_what_their_writer_writes(gguf, tmp_path):
         theirs = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
         assert file.tensors[name].type == name
         assert_equal_bits(file.tensors[name].array(), theirs)
+
+
+def test_names_of_modules_are_theirs(gguf):
+    paths = [*OUTSIDE, *(f"model.layers.{i}.{name}" for i in (0, 11) for name in INSIDE)]
+    for kind in ("LLAMA", "QWEN2"):
+        theirs = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind], 12)
+        assert [gguf_name(path) for path in paths] == [theirs.get_name(path) for path in paths]
+
+
+def test_their_reader_reads_our_adapters(gguf, tmp_path):
+    B, A = (RNG.standard_normal(shape).astype(np.float32) for shape in ((8, 2), (2, 6)))
+    name = "model.layers.0.self_attn.v_proj"
+    write_gguf_adapter(tmp_path / "x.gguf", [(name, B, A, 2.0)], n_head=1, n_kv_head=1)
+    reader = gguf.GGUFReader(tmp_path / "x.gguf")
+    keys = gguf.Keys
+    expected = {keys.General.ARCHITECTURE: "llama", keys.General.TYPE: gguf.GGUFType.ADAPTER}
+    expected |= {keys.Adapter.TYPE: "lora", keys.Adapter.LORA_ALPHA: 4.0}
+    assert {key: reader.get_field(key).contents() for key in expected} == expected
+    assert reader.get_field(keys.Adapter.LORA_ALPHA).types[-1].name == "FLOAT32"
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    assert list(tensors) == ["blk.0.attn_v.weight.lora_a", "blk.0.attn_v.weight.lora_b"]
+    for found, ours in zip(tensors.values(), (A, B)):
+        np.testing.assert_array_equal(found, ours)
