@@ -103,7 +103,10 @@ def _alpha_and_tensors(
     """
     held, ranks, scales = named_tensors(modules)
     first = next(iter(ranks))
-    alpha = float(np.float32(scales[first] * ranks[first]))
+    alpha = scales[first] * ranks[first]
+    if not 1e-30 < alpha < 1e30:
+        raise ValueError(f"module {first!r} has alpha {alpha:g}, beyond the range of float32")
+    alpha = float(np.float32(alpha))
     tensors: dict[str, np.ndarray] = {}
     for name, r in ranks.items():
         A, B = held[f"{name}.lora_A.weight"], held[f"{name}.lora_B.weight"]

@@ -107,6 +107,7 @@ ONE = np.ones((12, 1), np.float32)
         ([(V, ONE, np.ones((2, 3)), 1.0)], {}, r"has B \(12, 1\) and A \(2, 3\), expected"),
         ([(V, ONE * np.nan, ONE.T, 1.0)], {}, "has entries that are not finite in float32"),
         ([(V, ONE * 1e5, ONE.T, 1.0)], {"dtype": np.float16}, "not finite in float16"),
+        ([(V, ONE, ONE.T, 1e99)], {}, r"v_proj' has alpha 1e\+99, beyond the range of float32"),
         ([(Q, ONE, ONE.T, 1.0)], {}, "has 12 rows, not 4 heads of an even width"),
         ([(V, ONE, ONE.T, 1.0)], {"architecture": "gemma"}, "'gemma': expected one of llama"),
     ],
