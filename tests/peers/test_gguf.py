@@ -135,6 +135,31 @@ def test_we_read_what_their_writer_writes(gguf, tmp_path):
         assert_equal_bits(file.tensors[name].array(), theirs)
 
 
+def test_a_file_of_theirs_is_written_again_byte_by_byte(gguf, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_block_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_add_bos_token(False)
+    writer.add_token_list(["a", "猫"])
+    writer.add_token_types([1, 3])
+    writer.add_token_scores([0.25, -1e-3])
+    W = RNG.standard_normal((4, 64)).astype(np.float32)
+    writer.add_tensor("output_norm.weight", W[0, :5])
+    for name in THEY_ENCODE:
+        kind = gguf.GGMLQuantizationType[name]
+        writer.add_tensor(name, gguf.quants.quantize(W, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GgufFile.open(tmp_path / "x.gguf")
+    tensors = {
+        name: t.array() if t.form() is None else t.form() for name, t in file.tensors.items()
+    }
+    write_gguf(tmp_path / "y.gguf", file.fields, tensors)
+    assert (tmp_path / "y.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
+
+
 def test_names_of_modules_are_theirs(gguf):
     paths = [*OUTSIDE, *(f"model.layers.{i}.{name}" for i in (0, 11) for name in INSIDE)]
     for kind in ("LLAMA", "QWEN2"):
