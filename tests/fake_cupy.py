@@ -47,6 +47,7 @@ __all__ = [
     "sqrt",
     "tanh",
     "tile",
+    "unpackbits",
     "zeros",
     "zeros_like",
 ]
@@ -145,9 +146,11 @@ def _unary(name: str) -> Any:
 
 for _name in ("add", "sub", "mul", "truediv", "pow", "radd", "rsub", "rmul", "rtruediv", "rpow"):
     setattr(ndarray, f"__{_name}__", _binary(f"__{_name}__"))
+for _name in ("and", "or", "lshift", "rshift"):
+    setattr(ndarray, f"__{_name}__", _binary(f"__{_name}__"))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(ndarray, f"__{_name}__", _binary(f"__{_name}__"))
-for _name in ("iadd", "isub", "imul", "itruediv"):
+for _name in ("iadd", "isub", "imul", "itruediv", "ior"):
     setattr(ndarray, f"__{_name}__", _in_place(getattr(operator, _name)))
 for _name in ("neg", "abs"):
     setattr(ndarray, f"__{_name}__", _unary(f"__{_name}__"))
@@ -236,6 +239,16 @@ def empty(shape: tuple[int, ...], dtype: Any) -> ndarray:
 def empty_like(x: ndarray, shape: tuple[int, ...] | None = None, dtype: Any = None) -> ndarray:
     """Return memory whose axes lie as `x`'s do."""
     return ndarray(np.empty_like(_held(x), shape=shape, dtype=dtype))
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> ndarray:
+    """Return memory."""
+    return ndarray(np.empty(shape, dtype))
+
+
+def unpackbits(x: ndarray, bitorder: str) -> ndarray:
+    """As NumPy's, over a whole array."""
+    return ndarray(np.unpackbits(_held(x), bitorder=bitorder))
 
 
 def arange(*bounds: int) -> ndarray:

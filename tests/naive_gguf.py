@@ -6,16 +6,11 @@ import numpy as np
 
 from lora_np.forms import BLOCKS
 
-HALVES = {  # where the float16 scales of each type lie
-    **{"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0]},
-    **{"Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]},
-}
-
 
 def random_blocks(name, n, rng):
     """Return n blocks (n, bytes) of random bytes; the scales are ordinary numbers."""
     blocks = rng.integers(0, 256, (n, BLOCKS[name].block_bytes), dtype=np.uint8)
-    for start in HALVES[name]:
+    for start in BLOCKS[name].scales_at:
         scales = (0.05 * rng.standard_normal((n, 1))).astype(np.float16)
         blocks[:, start : start + 2] = scales.view(np.uint8)
     return blocks

@@ -16,7 +16,7 @@ from lora_np import account, backend, checkpoint, inject, selfcheck, train
 from lora_np.crew import can_fork
 from lora_np.experiments.rank_sweep import LinearSettings, TextSettings, rank_sweep
 from lora_np.experiments.rank_sweep.models import load_model
-from lora_np.forms import Bfloat16, Float16, Nf4
+from lora_np.forms import BLOCKS, Q8_0, Bfloat16, Float16, Nf4
 from lora_np.layers import Layer, Linear, copy_model
 from lora_np.layers.stored import store_model
 from lora_np.models import GPT, GPTConfig
@@ -24,6 +24,7 @@ from lora_np.parameters import Grads, Parameter
 from lora_np.rank import spectrum
 from tests import fake_cupy
 from tests.counting import unmerged
+from tests.naive_gguf import random_blocks
 
 CONFIG = GPTConfig(vocab_size=13, block_size=6, n_layer=2, n_head=2, d_model=8, dropout=0.1)
 ALL = lora_np.LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear")
@@ -454,6 +455,17 @@ def test_a_stored_base_on_the_device_trains_as_on_the_host(rng, form, first):
         [p.value for p in device.parameters().values()],
         [p.value for p in host.parameters().values()],
     )
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_of_gguf_are_decoded_on_the_device_as_on_the_host(rng, name):
+    blocks = random_blocks(name, 4 * 512 // BLOCKS[name].block_size, rng)
+    host = BLOCKS[name].over((4, 512), blocks)
+    device, rows = host.converted(on_device), np.array([2, 0, 2])
+    assert_same([device.decode(np.float32)], [host.decode(np.float32)])
+    assert_same([device.take(on_device(rows), np.float64)], [host.take(rows, np.float64)])
+    x = rng.standard_normal((4, 64))
+    assert_same([Q8_0.encode(on_device(x)).parts["blocks"]], [Q8_0.encode(x).parts["blocks"]])
 
 
 def test_parameter_on_the_device_copies_its_memory(rng):

@@ -5,6 +5,7 @@ from lora_np.adapters.convert import convert_adapter, nearest_lora
 from lora_np.adapters.cut import Keep, Truncation, fit_table, total_errors
 from lora_np.adapters.extract import Extracted, beyond_table, extract_adapter
 from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
+from lora_np.adapters.gguf import read_gguf_adapter, write_gguf_adapter
 from lora_np.adapters.merge import Merged, merge_adapter, merge_table
 from lora_np.adapters.on_model import load_adapter, save_adapter
 from lora_np.adapters.resize import resize_adapter
@@ -27,9 +28,11 @@ __all__ = [
     "merge_table",
     "nearest_lora",
     "open_adapter",
+    "read_gguf_adapter",
     "resize_adapter",
     "save_adapter",
     "total_errors",
     "write_adapter",
+    "write_gguf_adapter",
     "write_like",
 ]

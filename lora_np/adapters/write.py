@@ -110,7 +110,7 @@ def write_folder(
     """
     folder = _new_folder(folder)
     written = {
-        n: x if n in as_they_are else _as_written(n.removeprefix(PREFIX), x, dtype)
+        n: x if n in as_they_are else as_written(n.removeprefix(PREFIX), x, dtype)
         for n, x in tensors.items()
     }
     with replacing_folder(folder) as temporary:
@@ -195,7 +195,7 @@ def write_like(
         A = A.reshape(r, *module.kernel("A"))  # (r, in) or (r, in, kh, kw)
         B = B.reshape(-1, r, *module.kernel("B")[1:])  # (out, r) or (out, r, 1, 1)
         down, up = f"{name}.lora_down.weight", f"{name}.lora_up.weight"
-        tensors |= {down: _as_written(down, A, None), up: _as_written(up, B, None)}
+        tensors |= {down: as_written(down, A, None), up: as_written(up, B, None)}
         tensors[f"{name}.alpha"] = _narrowest(scale * r, (A.dtype, np.dtype(np.float32)))
     with replacing_folder(folder) as temporary:
         save_tensors(temporary / file.path.name, tensors, file.metadata)
@@ -236,7 +236,8 @@ def _check_written(name: str, B: np.ndarray, A: np.ndarray, scale: float) -> Non
         raise ValueError(f"module {name!r} has scale {scale}, expected a number above 0")
 
 
-def _as_written(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
+def as_written(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return a copy of a tensor in the type of the file, or raise ValueError if it overflows."""
     with np.errstate(over="ignore"):  # a number too large becomes inf, refused below
         y = np.array(x, float_dtype(x.dtype if dtype is None else dtype))  # a copy
     if not np.isfinite(y).all():

@@ -74,15 +74,18 @@ class GgufTensor:
     data: np.ndarray
     source: str
 
-    def form(self) -> Form | None:
-        """Return the packed form over the file's bytes; None for F32, which is not packed."""
-        if self.type == "F32":
-            return None
-        if self.type in BLOCKS:
-            return BLOCKS[self.type].over(self.shape, self.data)
-        if self.type == "F16":
-            return Float16(self.shape, {"numbers": self.data.view("<f2").reshape(self.shape)})
-        return Bfloat16(self.shape, {"bits": self.data.view("<u2").reshape(self.shape)})
+    def form(self) -> Float16 | Bfloat16 | BlockForm | None:
+        """Return the packed form over the file's bytes; None for F32, which is not packed.
+
+        Raises
+        ------
+        CheckpointError
+            If a number is not finite.
+        """
+        form = self._form()
+        if form is not None and not form.finite():
+            raise self._not_finite()
+        return form
 
     def array(self, dtype: Any = np.float32) -> np.ndarray:
         """Return the numbers; those of F32 are a read-only view of the file if `dtype` is float32.
@@ -92,16 +95,28 @@ class GgufTensor:
         CheckpointError
             If a number is not finite.
         """
-        form = self.form()
+        form = self._form()
         if form is None:
             x = self.data.view("<f4").reshape(self.shape).astype(dtype, copy=False)
         else:
             x = form.decode(dtype)
         if not np.isfinite(x).all():
-            raise CheckpointError(
-                f"{self.source} holds {shown(self.name)} with entries that are not finite"
-            )
+            raise self._not_finite()
         return x
+
+    def _form(self) -> Float16 | Bfloat16 | BlockForm | None:
+        if self.type == "F32":
+            return None
+        if self.type in BLOCKS:
+            return BLOCKS[self.type].over(self.shape, self.data)
+        if self.type == "F16":
+            return Float16(self.shape, {"numbers": self.data.view("<f2").reshape(self.shape)})
+        return Bfloat16(self.shape, {"bits": self.data.view("<u2").reshape(self.shape)})
+
+    def _not_finite(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.source} holds {shown(self.name)} with entries that are not finite"
+        )
 
 
 @dataclass(frozen=True, eq=False)

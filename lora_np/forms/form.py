@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from lora_np.backend import Array
+from lora_np.backend import Array, get_xp
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,11 @@ class Form:
     def take(self, rows: Array | slice, dtype: Any) -> Array:
         """Return ``decode(dtype)[rows]``; `rows` is an integer array of any shape, or a slice."""
         return self.decode(dtype)[rows]
+
+    def finite(self) -> bool:
+        """Whether all numbers are finite."""
+        numbers = self.decode("float32")
+        return bool(get_xp(numbers).isfinite(numbers).all())
 
     def converted(self, convert: Callable[[Array], Array]) -> Self:
         """Return the same form over what `convert` returns for each part."""

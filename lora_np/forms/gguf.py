@@ -45,11 +45,14 @@ class BlockForm(RowForm):
         Numbers in a block.
     block_bytes : int
         Bytes of a block.
+    scales_at : tuple of int
+        Where the float16 scales lie in a block.
     """
 
     type: ClassVar[str] = ""
     block_size: ClassVar[int] = 32
     block_bytes: ClassVar[int] = 0
+    scales_at: ClassVar[tuple[int, ...]] = (0,)
 
     @classmethod
     def over(cls, shape: tuple[int, ...], data: Array) -> BlockForm:
@@ -82,6 +85,12 @@ class BlockForm(RowForm):
                 self.fill(out[start : start + step], blocks[start : start + step])
         return out.reshape(self.shape).astype(dtype, copy=False)
 
+    def finite(self) -> bool:
+        """Whether all numbers are finite, which is so if all scales are."""
+        blocks = self.parts["blocks"].reshape(-1, self.block_bytes)
+        xp = get_xp(blocks)
+        return all(bool(xp.isfinite(_float16(blocks, at)).all()) for at in self.scales_at)
+
     @staticmethod
     def fill(out: Array, blocks: Array) -> None:
         """Write the numbers of blocks (n, bytes) to `out` (n, size)."""
@@ -109,6 +118,7 @@ class Q4_1(BlockForm):
     """4 bits and a minimum: d float16 | m float16 | 16 bytes of q as in Q4_0; w = d q + m."""
 
     name, type, block_bytes = "q4_1", "Q4_1", 20
+    scales_at = (0, 2)
 
     @staticmethod
     def fill(out: Array, blocks: Array) -> None:
@@ -139,6 +149,7 @@ class Q5_1(BlockForm):
     """5 bits and a minimum: d float16 | m float16 | h uint32 | 16 bytes as in Q5_0; w = d q + m."""
 
     name, type, block_bytes = "q5_1", "Q5_1", 24
+    scales_at = (0, 2)
 
     @staticmethod
     def fill(out: Array, blocks: Array) -> None:
@@ -210,6 +221,7 @@ class Q4_K(BlockForm):
     """
 
     name, type, block_size, block_bytes = "q4_k", "Q4_K", 256, 144
+    scales_at = (0, 2)
 
     @staticmethod
     def fill(out: Array, blocks: Array) -> None:
@@ -224,6 +236,7 @@ class Q5_K(BlockForm):
     """
 
     name, type, block_size, block_bytes = "q5_k", "Q5_K", 256, 176
+    scales_at = (0, 2)
 
     @staticmethod
     def fill(out: Array, blocks: Array) -> None:
@@ -244,6 +257,7 @@ class Q6_K(BlockForm):
     """
 
     name, type, block_size, block_bytes = "q6_k", "Q6_K", 256, 210
+    scales_at = (208,)
 
     @staticmethod
     def fill(out: Array, blocks: Array) -> None:
@@ -272,8 +286,8 @@ def _float16(blocks: Array, start: int) -> Array:
 def _nibbles(packed: Array, apart: int) -> Array:
     """Return the lower, then the upper four bits of each `apart` bytes (n, b), as (n, 2 b)."""
     packed = packed.copy()  # contiguous, so that the two lines below are fast
-    xp, groups = get_xp(packed), math.prod(packed.shape) // apart
-    q = xp.empty((groups, 2, apart), np.uint8)
+    groups = math.prod(packed.shape) // apart
+    q = get_xp(packed).empty((groups, 2, apart), np.uint8)
     q[:, 0] = (packed & 15).reshape(groups, apart)
     q[:, 1] = (packed >> 4).reshape(groups, apart)
     return q.reshape(len(packed), -1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.backend import Array, like, to_host
+from lora_np.backend import Array, get_xp, like, to_host
 from lora_np.forms.form import RowForm
 
 
@@ -36,6 +36,11 @@ class Float16(RowForm):
         """Return the numbers in `dtype`."""
         return self.parts["numbers"].astype(dtype)
 
+    def finite(self) -> bool:
+        """Whether all numbers are finite."""
+        numbers = self.parts["numbers"]
+        return bool(get_xp(numbers).isfinite(numbers).all())
+
 
 class Bfloat16(RowForm):
     """Numbers as bfloat16, kept as whole numbers of 16 bits, which every array module has.
@@ -59,6 +64,10 @@ class Bfloat16(RowForm):
         """Return the numbers in `dtype`: the bits are the upper half of a float32."""
         bits = self.parts["bits"].astype(np.uint32) * 2**16
         return bits.view(np.float32).astype(dtype)
+
+    def finite(self) -> bool:
+        """Whether all numbers are finite: the 8 bits of the exponent are not all 1."""
+        return bool((self.parts["bits"] & 0x7F80 != 0x7F80).all())
 
 
 def narrowed(x: Array, name: str) -> np.ndarray:

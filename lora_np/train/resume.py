@@ -139,6 +139,11 @@ def _expect_fit(
             f"{source} holds {name}, which two models share: load into the base before "
             "inject(), and save an adapter with trainable_only=True"
         )
+    if not getattr(getattr(own, "flags", None), "writeable", True):
+        raise CheckpointError(
+            f"{source} holds {name}, which the model maps from another file: load into "
+            "copy_model(model)"
+        )
 
 
 def _why_not(parameters: Mapping[str, Parameter], name: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from lora_np.forms import BLOCKS, Q8_0, Bfloat16, Float16, Nf4
 from lora_np.layers.stored import StoredParameter
 from lora_np.parameters import Parameter
-from tests.naive_gguf import HALVES, NAIVE, random_blocks
+from tests.naive_gguf import NAIVE, random_blocks
 
 every_type = pytest.mark.parametrize("name", BLOCKS)
 
@@ -50,12 +50,28 @@ def test_many_blocks_are_decoded_as_each_is_alone(name):
 
 
 @every_type
-def test_an_infinite_scale_raises_no_warning(name):
-    form = random_form(name, (1, 256))
-    blocks = form.parts["blocks"].copy().reshape(-1, BLOCKS[name].block_bytes)
-    for start in HALVES[name]:
-        blocks[:, start : start + 2] = np.array([np.inf], np.float16).view(np.uint8)
-    assert not np.isfinite(BLOCKS[name].over((1, 256), blocks).decode(np.float32)).all()
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_scale_that_is_not_finite_is_found_and_raises_no_warning(name, bad):
+    kind = BLOCKS[name]
+    form = random_form(name, (3, 512))
+    assert form.finite()
+    for start in kind.scales_at:
+        blocks = form.parts["blocks"].copy().reshape(-1, kind.block_bytes)
+        blocks[-1, start : start + 2] = np.array([bad], np.float16).view(np.uint8)
+        broken = kind.over((3, 512), blocks)
+        assert not broken.finite() and not np.isfinite(broken.decode(np.float32)).all()
+        assert np.isfinite(broken.decode(np.float32)[:2]).all()
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_narrow_number_that_is_not_finite_is_found(bad):
+    x = np.linspace(-3e38, 3e38, 8, dtype=np.float32).reshape(2, 4)
+    for form in (Float16.encode(x / 1e34), Bfloat16.encode(x), Nf4.encode(x)):
+        assert form.finite()
+    x[1, 2] = bad
+    assert not Float16((2, 4), {"numbers": (x / 1e34).astype(np.float16)}).finite()
+    bits = (x.view(np.uint32) >> 16).astype(np.uint16)
+    assert not Bfloat16((2, 4), {"bits": bits | np.isnan(x) * np.uint16(1)}).finite()
 
 
 @every_type

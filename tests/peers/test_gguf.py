@@ -5,8 +5,10 @@ import importlib
 import numpy as np
 import pytest
 
+from lora_np.adapters import write_gguf_adapter
 from lora_np.files import GgufFile, write_gguf
 from lora_np.forms import BLOCKS, Q8_0, Bfloat16
+from lora_np.pretrained.gguf_names import INSIDE, OUTSIDE, gguf_name
 from tests.naive_gguf import random_blocks
 
 pytestmark = pytest.mark.peers
@@ -131,3 +133,51 @@ def test_we_read_what_their_writer_writes(gguf, tmp_path):
         theirs = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
         assert file.tensors[name].type == name
         assert_equal_bits(file.tensors[name].array(), theirs)
+
+
+def test_a_file_of_theirs_is_written_again_byte_by_byte(gguf, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_block_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_add_bos_token(False)
+    writer.add_token_list(["a", "猫"])
+    writer.add_token_types([1, 3])
+    writer.add_token_scores([0.25, -1e-3])
+    W = RNG.standard_normal((4, 64)).astype(np.float32)
+    writer.add_tensor("output_norm.weight", W[0, :5])
+    for name in THEY_ENCODE:
+        kind = gguf.GGMLQuantizationType[name]
+        writer.add_tensor(name, gguf.quants.quantize(W, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GgufFile.open(tmp_path / "x.gguf")
+    tensors = {
+        name: t.array() if t.form() is None else t.form() for name, t in file.tensors.items()
+    }
+    write_gguf(tmp_path / "y.gguf", file.fields, tensors)
+    assert (tmp_path / "y.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
+
+
+def test_names_of_modules_are_theirs(gguf):
+    paths = [*OUTSIDE, *(f"model.layers.{i}.{name}" for i in (0, 11) for name in INSIDE)]
+    for kind in ("LLAMA", "QWEN2"):
+        theirs = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind], 12)
+        assert [gguf_name(path) for path in paths] == [theirs.get_name(path) for path in paths]
+
+
+def test_their_reader_reads_our_adapters(gguf, tmp_path):
+    B, A = (RNG.standard_normal(shape).astype(np.float32) for shape in ((8, 2), (2, 6)))
+    name = "model.layers.0.self_attn.v_proj"
+    write_gguf_adapter(tmp_path / "x.gguf", [(name, B, A, 2.0)], n_head=1, n_kv_head=1)
+    reader = gguf.GGUFReader(tmp_path / "x.gguf")
+    keys = gguf.Keys
+    expected = {keys.General.ARCHITECTURE: "llama", keys.General.TYPE: gguf.GGUFType.ADAPTER}
+    expected |= {keys.Adapter.TYPE: "lora", keys.Adapter.LORA_ALPHA: 4.0}
+    assert {key: reader.get_field(key).contents() for key in expected} == expected
+    assert reader.get_field(keys.Adapter.LORA_ALPHA).types[-1].name == "FLOAT32"
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    assert list(tensors) == ["blk.0.attn_v.weight.lora_a", "blk.0.attn_v.weight.lora_b"]
+    for found, ours in zip(tensors.values(), (A, B)):
+        np.testing.assert_array_equal(found, ours)
