@@ -19,12 +19,13 @@ import codecs
 import copy
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any
 
 from lora_np.pretrained.template import ChatTemplate
+from lora_np.pretrained.template_values import TemplateError
 
 CHAT_ENDS = ("<|im_end|>", "<|eot_id|>")  # they end a turn; a file may name another token as EOS
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -252,12 +253,9 @@ class Tokenizer:
             a content, and an answer that begins with white space. An answer's tokens are its own,
             as the model writes them; none joins the end of the prompt.
         """
-        quoted, marks = self._quoted(messages)
-        whole = self.chat_text(quoted, answer_follows)
-        answers = [i for i, message in enumerate(quoted) if message.get("role") == "assistant"]
-        starts = (self.chat_text(quoted[:i], True) for i in answers)
-        cuts = [len(start) for start in starts if whole.startswith(start)]
-        return [i for part in self._parts(whole, cuts) for i in self._encode_chat(part, marks)]
+        quoted, tokens_of = self._quoted(messages)
+        text = self.chat_text(quoted, answer_follows)
+        return tokens_of(text, self._starts(quoted).values())
 
     def spans(
         self, messages: Sequence[Message], last: bool = False
@@ -285,12 +283,13 @@ class Tokenizer:
             If the template writes a turn otherwise when later ones follow, so that what is learnt
             would not be what is asked in a chat.
         """
-        ids, spans = self.chat(messages, False), []
-        turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
-        for i in turns[-1:] if last else turns:
-            prompt, answered = self.chat(messages[:i], True), self.chat(messages[: i + 1], False)
-            start = len(prompt)
-            if ids[:start] != prompt or ids[: len(answered)] != answered:
+        quoted, tokens_of = self._quoted(messages)
+        starts, text = self._starts(quoted), self.chat_text(quoted, False)
+        ids, spans = tokens_of(text, starts.values()), []
+        for i, prompt in [*starts.items()][-1 if last else 0 :]:
+            answered = tokens_of(self.chat_text(quoted[: i + 1], False), starts.values())
+            start = len(asked := tokens_of(prompt, starts.values()))
+            if not asked or ids[:start] != asked or ids[: len(answered)] != answered:
                 raise TokenizerError(
                     f"the chat template of {self.source} writes message {i + 1} and what precedes "
                     "it in another way once more follows: train on the last answer only, or use "
@@ -305,24 +304,46 @@ class Tokenizer:
             spans.append((start, stop + 1))
         return ids, spans
 
-    def _quoted(self, messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Put a private character for every special token's marker in a content.
+    def _starts(self, messages: Sequence[Message]) -> dict[int, str]:
+        """Return the text that precedes each answer, by the answer's place; none if refused."""
+        found = {}
+        for i, message in enumerate(messages):
+            if message.get("role") == "assistant":
+                try:
+                    found[i] = self.chat_text(messages[:i], True)
+                except TemplateError:  # a conversation that begins with an answer
+                    found[i] = ""
+        return found
 
-        Returns the messages and the marker of each private character.
+    def _quoted(
+        self, messages: Sequence[Message]
+    ) -> tuple[list[dict[str, Any]], Callable[[str, Iterable[str]], list[int]]]:
+        """Put a private character for every special token's marker in a message.
+
+        Returns the messages, and what turns their rendered text into tokens: a function of the
+        text and of the prompts in it, at whose ends the text is cut.
         """
-        text = "".join(str(message.get("content", "")) for message in messages)
+        text = "".join(value for m in messages for value in m.values() if isinstance(value, str))
         found = sorted((m for m in self._markers.values() if m in text), key=len, reverse=True)
-        free = (chr(c) for c in PRIVATE if chr(c) not in text)
+        source = text + (self.template.source if self.template else "")
+        free = (chr(c) for c in PRIVATE if chr(c) not in source)
         marks = dict(zip(free, found))
-        return [
-            {k: _replaced(v, {m: c for c, m in marks.items()}) for k, v in message.items()}
-            for message in messages
-        ], marks
+        if len(marks) < len(found):
+            raise TokenizerError("the messages hold too many characters of Unicode's private use")
+        names = {marker: character for character, marker in marks.items()}
+        quoted = [{k: _replaced(v, names) for k, v in m.items()} for m in messages]
+        encode = cache(lambda part: self._encode_chat(part, marks))
 
-    def _parts(self, text: str, cuts: Sequence[int]) -> list[str]:
-        """Cut a text where answers begin; SentencePiece would put a space there."""
-        places = [0, *([] if self.leading_space is not None else cuts), len(text)]
-        return [text[a:b] for a, b in pairwise(places)]
+        def tokens_of(text: str, prompts: Iterable[str]) -> list[int]:
+            cuts = (
+                []
+                if self.leading_space is not None
+                else [len(p) for p in prompts if p and text.startswith(p)]
+            )
+            parts = (text[a:b] for a, b in pairwise([0, *cuts, len(text)]))
+            return [i for part in parts for i in encode(part)]
+
+        return quoted, tokens_of
 
     def _encode_chat(self, text: str, marks: dict[str, str]) -> list[int]:
         """Return the tokens of a rendered text, in which private characters stand for `marks`."""

@@ -84,11 +84,9 @@ def tokenizer_of_gguf(fields: Mapping[str, Any], source: str = "the GGUF file") 
         raise TokenizerError(f"{source}: {FIELD}token_type has not one entry for each token")
     backend = _byte_level(ids, _strings(fields, "merges", source), pre, source)
     added = tokenizers_package().AddedToken
-    for token, kind in zip(tokens, kinds):
-        if kind == CONTROL:
-            backend.add_special_tokens([added(token, normalized=False, special=True)])
-        elif kind == USER_DEFINED:
-            backend.add_tokens([added(token, normalized=False, special=False)])
+    for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
+        chosen = [token for token, found in zip(tokens, kinds) if found == kind]
+        backend.add_tokens([added(t, normalized=False, special=special) for t in chosen])
     bos, eos = (_token(fields, name, tokens, source) for name in ("bos", "eos"))
     template = fields.get("tokenizer.chat_template")
     return Tokenizer(
