@@ -36,7 +36,7 @@ class Missing:
 class Namespace:
     """What ``namespace(...)`` makes, and ``loop``: fields that are no entries of a mapping."""
 
-    def __init__(self, **fields: Any):
+    def __init__(self, fields: dict[str, Any]):
         self.fields = fields
 
 

@@ -77,7 +77,7 @@ GLOBALS = {
     "range": Function(_range),
     "raise_exception": Function(_raise),
     "strftime_now": Function(_today),
-    "namespace": Function(lambda budget, **kwargs: Namespace(**kwargs)),
+    "namespace": Function(lambda budget, **fields: Namespace(fields)),
     "dict": Function(lambda budget, **kwargs: dict(kwargs)),
 }
 
@@ -146,17 +146,19 @@ class Walk:
         items = items_of(self.budget, self.value(node.iter, scope))
         if node.test is not None:
             items = [i for i in items if self.value(node.test, self.bound(node.target, i, scope))]
+        ended = False  # Jinja2's `else` runs unless a round comes to its end
         for i, item in enumerate(items):
             self.budget.pay()
             inner = self.bound(node.target, item, scope)
             inner["loop"] = _loop_fields(items, i)
             try:
                 self.run(node.body, inner, out)
+                ended = True
             except Continue:
                 continue
             except Break:
                 break
-        if not items:
+        if not ended:
             self.run(node.else_, scope.new_child(), out)
 
     def bound(self, target: Any, item: Any, scope: Scope) -> Scope:
@@ -213,7 +215,8 @@ class Walk:
             inner.update({name: Missing(name) for name in names})
             for name, value in zip(names[len(names) - len(node.defaults) :], node.defaults):
                 inner[name] = self.value(value, inner)
-            inner.update(zip(names, args), **kwargs)
+            inner.update(zip(names, args))
+            inner.update(kwargs)
             self.calls += 1
             try:
                 return self.text(node.body, inner)
@@ -331,18 +334,11 @@ class Walk:
 def _loop_fields(items: list[Any], i: int) -> Namespace:
     """Return the variable ``loop`` of a round."""
     n = len(items)
-    return Namespace(
-        index0=i,
-        index=i + 1,
-        revindex0=n - i - 1,
-        revindex=n - i,
-        first=i == 0,
-        last=i == n - 1,
-        length=n,
-        previtem=items[i - 1] if i else Missing("loop.previtem"),
-        nextitem=items[i + 1] if i + 1 < n else Missing("loop.nextitem"),
-        cycle=Function(lambda budget, *args: args[i % len(args)]),
-    )
+    before = items[i - 1] if i else Missing("loop.previtem")
+    after = items[i + 1] if i + 1 < n else Missing("loop.nextitem")
+    fields = {"index0": i, "index": i + 1, "revindex0": n - i - 1, "revindex": n - i, "length": n}
+    fields |= {"first": i == 0, "last": i == n - 1, "previtem": before, "nextitem": after}
+    return Namespace({**fields, "cycle": Function(lambda budget, *args: args[i % len(args)])})
 
 
 def _handler(table: dict[str, Callable[..., Any]], node: Any) -> Callable[..., Any]:
