@@ -24,6 +24,7 @@ from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any
 
+from lora_np.files import CheckpointError
 from lora_np.pretrained.template import ChatTemplate
 from lora_np.pretrained.template_values import TemplateError
 
@@ -34,7 +35,7 @@ PRIVATE = range(0xE000, 0xF900)  # characters that Unicode leaves to private use
 Message = Mapping[str, Any]
 
 
-class TokenizerError(ValueError):
+class TokenizerError(CheckpointError):
     """A tokenizer that cannot be built or used: what is wrong, on one line."""
 
 
@@ -142,7 +143,8 @@ class Tokenizer:
         chat = [i for i in map(backend.token_to_id, CHAT_ENDS) if i is not None]
         eos_first = [] if self.eos is None else [self.eos]
         self.ends = tuple(dict.fromkeys([*eos_first, *ends, *chat]))
-        self.template = None if template is None else ChatTemplate(template, bos=bos, eos=eos)
+        self._edges = {"bos": bos, "eos": eos}
+        self.template = None if template is None else ChatTemplate(template, **self._edges)
         added = backend.get_added_tokens_decoder()
         self._markers = {i: token.content for i, token in added.items() if token.special}
         self._contents = {i: token.content for i, token in added.items()}
@@ -215,6 +217,18 @@ class Tokenizer:
     def stream(self) -> TextStream:
         """Return a decoder for ids that arrive one by one."""
         return TextStream(self)
+
+    def with_template(self, source: str) -> Tokenizer:
+        """Return this tokenizer with another chat template.
+
+        Parameters
+        ----------
+        source : str
+            A template in Jinja2's language, or "chatml".
+        """
+        other = copy.copy(self)
+        other.template = ChatTemplate(source, **self._edges)
+        return other
 
     # --- conversations ---------------------------------------------------------------------------
 

@@ -122,11 +122,14 @@ def _byte_level(ids: dict[str, int], merges: list[str], pre: str, source: str) -
     """Return a backend from a vocabulary, its merges and the name of its expressions."""
     package = tokenizers_package()
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    wrong = next((merge for merge, pair in zip(merges, pairs) if len(pair) < 2), None)
+    if wrong is not None:
+        raise TokenizerError(f"{source}: {FIELD}merges holds {shown(wrong)}, expected two parts")
     try:
         bpe = package.models.BPE(vocab=ids, merges=pairs, ignore_merges=pre in WHOLE_WORDS)
     except Exception as problem:  # the package raises no narrower class
         raise TokenizerError(
-            f"{source}: {FIELD}merges do not fit the tokens ({brief(str(problem))})"
+            f"{source}: {FIELD}merges do not fit the tokens ({brief(str(problem), 100)})"
         ) from None
     backend = package.Tokenizer(bpe)
     splits = [
