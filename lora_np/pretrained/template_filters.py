@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -166,16 +167,26 @@ def _end(place: int) -> Callable[..., Any]:
 
 
 def _sorted(budget: Budget, value: Any) -> list[Any]:
-    """Return the items of a list, or the pairs of a mapping by key, in order."""
+    """Return items in order; upper and lower case are equal."""
     items = items_of(budget, value)
-    budget.pay(20 * (len(items) + budget.whole(value) // 1000))
-    if isinstance(value, dict):
-        return sorted(value.items(), key=lambda pair: (pair[0].lower(), pair[0]))
-    return sorted(items)
+    budget.pay(20 * (len(items) + budget.whole(items) // 1000))
+    return sorted(items, key=lambda x: x.lower() if isinstance(x, str) else x)
 
 
-def _number_or(kind: Callable[[Any], Any]) -> Callable[..., Any]:
-    def call(budget: Budget, value: Any, default: Any = 0) -> Any:
+def _dictsort(budget: Budget, value: Any) -> list[Any]:
+    """Return the pairs of a mapping in the order of its keys."""
+    return [(key, value[key]) for key in _sorted(budget, [*value.keys()])]
+
+
+def _title(budget: Budget, value: Any) -> str:
+    """Return a text whose words begin with a capital; a word begins after a space or a bracket."""
+    text = text_of(budget, value)
+    budget.pay(1 + len(text), len(text))
+    return "".join(map(str.capitalize, re.split(r"([-\s({\[<]+)", text)))
+
+
+def _number_or(kind: type, zero: Any) -> Callable[..., Any]:
+    def call(budget: Budget, value: Any, default: Any = zero) -> Any:
         budget.whole(value)
         try:
             return number(kind(value))
@@ -224,7 +235,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "default": default,
     "d": default,
     "trim": _method("strip"),
-    **{name: _method(name) for name in ("upper", "lower", "capitalize", "title")},
+    **{name: _method(name) for name in ("upper", "lower", "capitalize")},
     "length": lambda budget, value: 0 if isinstance(value, Missing) else len(value),
     "count": lambda budget, value: 0 if isinstance(value, Missing) else len(value),
     "first": _end(0),
@@ -232,8 +243,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "list": items_of,
     "string": text_of,
     "safe": text_of,
-    "int": _number_or(int),
-    "float": _number_or(float),
+    "int": _number_or(int, 0),
+    "float": _number_or(float, 0.0),
     "map": _map,
     "select": _chosen(True, False),
     "reject": _chosen(False, False),
@@ -243,7 +254,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "items": lambda budget, value: items_of(budget, [] if not value else [*value.items()]),
     "reverse": lambda budget, v: v[::-1] if isinstance(v, str) else items_of(budget, v)[::-1],
     "sort": _sorted,
-    "dictsort": _sorted,
+    "dictsort": _dictsort,
+    "title": _title,
 }
 
 # --- tests ---------------------------------------------------------------------------------------

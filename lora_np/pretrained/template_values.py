@@ -27,7 +27,7 @@ class Missing:
     """The value of a name that is not defined: empty text, false, no items."""
 
     def __init__(self, name: Any):
-        self.name = name
+        self.name = name if isinstance(name, str | int) else "an entry"
 
     def __bool__(self) -> bool:
         return False

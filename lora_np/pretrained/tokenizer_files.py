@@ -79,14 +79,8 @@ def tokenizer_of_gguf(fields: Mapping[str, Any], source: str = "the GGUF file") 
     ids = {token: i for i, token in enumerate(tokens)}
     if len(ids) < len(tokens):
         raise TokenizerError(f"{source}: {FIELD}tokens holds a token twice")
-    kinds = fields.get(f"{FIELD}token_type", [1] * len(tokens))
-    if not isinstance(kinds, list) or len(kinds) != len(tokens):
-        raise TokenizerError(f"{source}: {FIELD}token_type has not one entry for each token")
     backend = _byte_level(ids, _strings(fields, "merges", source), pre, source)
-    added = tokenizers_package().AddedToken
-    for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
-        chosen = [token for token, found in zip(tokens, kinds) if found == kind]
-        backend.add_tokens([added(t, normalized=False, special=special) for t in chosen])
+    _mark_added(backend, tokens, fields.get(f"{FIELD}token_type", [1] * len(tokens)), source)
     bos, eos = (_token(fields, name, tokens, source) for name in ("bos", "eos"))
     template = fields.get("tokenizer.chat_template")
     return Tokenizer(
@@ -104,6 +98,16 @@ def _strings(fields: Mapping[str, Any], name: str, source: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
         raise TokenizerError(f"{source}: {FIELD}{name} is missing or not a list of strings")
     return values
+
+
+def _mark_added(backend: Any, tokens: list[str], kinds: Any, source: str) -> None:
+    """Make tokens that are whole words of the model, and never come from merges."""
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise TokenizerError(f"{source}: {FIELD}token_type does not have one entry for each token")
+    added = tokenizers_package().AddedToken
+    for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
+        chosen = [token for token, found in zip(tokens, kinds) if found == kind]
+        backend.add_tokens([added(t, normalized=False, special=special) for t in chosen])
 
 
 def _token(fields: Mapping[str, Any], name: str, tokens: list[str], source: str) -> str | None:

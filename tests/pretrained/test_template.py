@@ -162,8 +162,8 @@ PIECES = r"""
 {{ {'a': 1, 'b': [2, none]} }} {{ {'a': 'é'} | tojson }} {{ {'b': 1, 'a': 2} | tojson(indent=2) }}
 {{ ' a '.strip() }} {{ 'a,b'.split(',') }} {{ 'abc'.replace('b', 'xx') }} {{ 'Ab'.upper() }}
 {{ 'abc' | replace('b', '') | upper }} {{ [1, 2] | join('-') }} {{ '-'.join(['a', 'b']) }}
-{{ 'hello world' | title }} {{ 'hello' | capitalize }} {{ [3, 1, 2] | sort }} {{ 'ab' | list }}
-{{ [1, 2] | first }} {{ [1, 2] | last }} {{ '12' | int + 1 }} {{ 'x' | int(5) }} {{ '1.5' | float }}
+{{ "it's (an) e-mail" | title }} {{ 'hello' | capitalize }} {{ ['b', 'A', 'c'] | sort }} {{ {'b': 1, 'A': 2} | sort }} {{ [3, 1] | sort }} {{ 'ab' | list }}
+{{ [1, 2] | first }} {{ [1, 2] | last }} {{ '12' | int + 1 }} {{ 'x' | int(5) }} {{ 'x' | float }} {{ '1.5' | float }}
 {{ -3 | abs }} {{ 5 | string + '!' }} {{ {'a': 1}.items() | list }} {{ {'b': 1, 'A': 2} | dictsort }}
 {{ 'a\nb' | indent(2) }} {{ 'a\n\nb' | indent(2, first=true, blank=true) }} {{ [1, 2] | reverse | list }}
 {{ messages | map('length') | list }} {{ messages | rejectattr('role', 'equalto', 'user') | list }}

@@ -119,7 +119,7 @@ def test_llama3_takes_a_piece_that_is_a_token_whole():
         ({"tokens": None}, "tokens is missing"),
         ({"tokens": [1, 2]}, "not a list of strings"),
         ({"tokens": ["a", "a"], "token_type": [1, 1]}, "a token twice"),
-        ({"token_type": [1]}, "token_type has not one entry"),
+        ({"token_type": [1]}, "token_type does not have one entry"),
         ({"merges": None}, "merges is missing"),
         ({"merges": ["Ġ nowhere"]}, "merges do not fit the tokens"),
         ({"merges": ["alone"]}, "merges holds 'alone', expected two parts"),
