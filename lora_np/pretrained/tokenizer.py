@@ -6,8 +6,7 @@ character, so that every text has tokens and a token may be a part of a characte
     text -> pieces (regular expressions) -> bytes -> characters -> merges, the earliest first -> ids
 
 Pieces and merges are the work of the package ``tokenizers``. The way back needs only a table of
-bytes: :class:`Tokenizer` joins them and decodes UTF-8, and :class:`TextStream` does so as tokens
-arrive.
+bytes: a ``Tokenizer`` joins them and decodes UTF-8, and a ``TextStream`` does so as tokens arrive.
 
 Source: R. Sennrich, B. Haddow, A. Birch, "Neural Machine Translation of Rare Words with Subword
 Units", ACL 2016; the regular expressions are those of the models' own tokenizers.
@@ -69,7 +68,7 @@ def byte_characters() -> dict[str, int]:
 class TextStream:
     """Text from tokens that arrive one by one: a character is given when its bytes are whole.
 
-    Made by :meth:`Tokenizer.stream`. The texts of all calls, joined, are ``decode`` of the ids.
+    Made by ``Tokenizer.stream``. The texts of all calls, joined, are ``decode`` of the ids.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -279,7 +278,7 @@ class Tokenizer:
         Parameters
         ----------
         messages : sequence of dict
-            As for :meth:`chat`.
+            As for ``chat``.
         last : bool
             Only the last answer.
 

@@ -1,7 +1,7 @@
 r"""Build a tokenizer from the fields of a GGUF file, or from a folder of Hugging Face.
 
 A GGUF file holds the vocabulary and the merges, but only the NAME of the regular expressions that
-cut a text into pieces (``tokenizer.ggml.pre``); :data:`PIECES` holds them. With other expressions
+cut a text into pieces (``tokenizer.ggml.pre``); ``PIECES`` holds them. With other expressions
 the tokens differ and every text still decodes well, so that nothing would show the mistake: an
 unknown name is refused.
 """
