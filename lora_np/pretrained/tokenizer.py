@@ -6,8 +6,7 @@ character, so that every text has tokens and a token may be a part of a characte
     text -> pieces (regular expressions) -> bytes -> characters -> merges, the earliest first -> ids
 
 Pieces and merges are the work of the package ``tokenizers``. The way back needs only a table of
-bytes: :class:`Tokenizer` joins them and decodes UTF-8, and :class:`TextStream` does so as tokens
-arrive.
+bytes: a ``Tokenizer`` joins them and decodes UTF-8, and a ``TextStream`` does so as tokens arrive.
 
 Source: R. Sennrich, B. Haddow, A. Birch, "Neural Machine Translation of Rare Words with Subword
 Units", ACL 2016; the regular expressions are those of the models' own tokenizers.
@@ -19,12 +18,14 @@ import codecs
 import copy
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any
 
+from lora_np.files import CheckpointError
 from lora_np.pretrained.template import ChatTemplate
+from lora_np.pretrained.template_values import TemplateError
 
 CHAT_ENDS = ("<|im_end|>", "<|eot_id|>")  # they end a turn; a file may name another token as EOS
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -33,7 +34,7 @@ PRIVATE = range(0xE000, 0xF900)  # characters that Unicode leaves to private use
 Message = Mapping[str, Any]
 
 
-class TokenizerError(ValueError):
+class TokenizerError(CheckpointError):
     """A tokenizer that cannot be built or used: what is wrong, on one line."""
 
 
@@ -67,7 +68,7 @@ def byte_characters() -> dict[str, int]:
 class TextStream:
     """Text from tokens that arrive one by one: a character is given when its bytes are whole.
 
-    Made by :meth:`Tokenizer.stream`. The texts of all calls, joined, are ``decode`` of the ids.
+    Made by ``Tokenizer.stream``. The texts of all calls, joined, are ``decode`` of the ids.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -141,7 +142,8 @@ class Tokenizer:
         chat = [i for i in map(backend.token_to_id, CHAT_ENDS) if i is not None]
         eos_first = [] if self.eos is None else [self.eos]
         self.ends = tuple(dict.fromkeys([*eos_first, *ends, *chat]))
-        self.template = None if template is None else ChatTemplate(template, bos=bos, eos=eos)
+        self._edges = {"bos": bos, "eos": eos}
+        self.template = None if template is None else ChatTemplate(template, **self._edges)
         added = backend.get_added_tokens_decoder()
         self._markers = {i: token.content for i, token in added.items() if token.special}
         self._contents = {i: token.content for i, token in added.items()}
@@ -215,6 +217,18 @@ class Tokenizer:
         """Return a decoder for ids that arrive one by one."""
         return TextStream(self)
 
+    def with_template(self, source: str) -> Tokenizer:
+        """Return this tokenizer with another chat template.
+
+        Parameters
+        ----------
+        source : str
+            A template in Jinja2's language, or "chatml".
+        """
+        other = copy.copy(self)
+        other.template = ChatTemplate(source, **self._edges)
+        return other
+
     # --- conversations ---------------------------------------------------------------------------
 
     def chat_text(self, messages: Sequence[Message], answer_follows: bool) -> str:
@@ -252,12 +266,9 @@ class Tokenizer:
             a content, and an answer that begins with white space. An answer's tokens are its own,
             as the model writes them; none joins the end of the prompt.
         """
-        quoted, marks = self._quoted(messages)
-        whole = self.chat_text(quoted, answer_follows)
-        answers = [i for i, message in enumerate(quoted) if message.get("role") == "assistant"]
-        starts = (self.chat_text(quoted[:i], True) for i in answers)
-        cuts = [len(start) for start in starts if whole.startswith(start)]
-        return [i for part in self._parts(whole, cuts) for i in self._encode_chat(part, marks)]
+        quoted, tokens_of = self._quoted(messages)
+        text = self.chat_text(quoted, answer_follows)
+        return tokens_of(text, self._starts(quoted).values())
 
     def spans(
         self, messages: Sequence[Message], last: bool = False
@@ -267,7 +278,7 @@ class Tokenizer:
         Parameters
         ----------
         messages : sequence of dict
-            As for :meth:`chat`.
+            As for ``chat``.
         last : bool
             Only the last answer.
 
@@ -285,12 +296,13 @@ class Tokenizer:
             If the template writes a turn otherwise when later ones follow, so that what is learnt
             would not be what is asked in a chat.
         """
-        ids, spans = self.chat(messages, False), []
-        turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
-        for i in turns[-1:] if last else turns:
-            prompt, answered = self.chat(messages[:i], True), self.chat(messages[: i + 1], False)
-            start = len(prompt)
-            if ids[:start] != prompt or ids[: len(answered)] != answered:
+        quoted, tokens_of = self._quoted(messages)
+        starts, text = self._starts(quoted), self.chat_text(quoted, False)
+        ids, spans = tokens_of(text, starts.values()), []
+        for i, prompt in [*starts.items()][-1 if last else 0 :]:
+            answered = tokens_of(self.chat_text(quoted[: i + 1], False), starts.values())
+            start = len(asked := tokens_of(prompt, starts.values()))
+            if not asked or ids[:start] != asked or ids[: len(answered)] != answered:
                 raise TokenizerError(
                     f"the chat template of {self.source} writes message {i + 1} and what precedes "
                     "it in another way once more follows: train on the last answer only, or use "
@@ -305,24 +317,46 @@ class Tokenizer:
             spans.append((start, stop + 1))
         return ids, spans
 
-    def _quoted(self, messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Put a private character for every special token's marker in a content.
+    def _starts(self, messages: Sequence[Message]) -> dict[int, str]:
+        """Return the text that precedes each answer, by the answer's place; none if refused."""
+        found = {}
+        for i, message in enumerate(messages):
+            if message.get("role") == "assistant":
+                try:
+                    found[i] = self.chat_text(messages[:i], True)
+                except TemplateError:  # a conversation that begins with an answer
+                    found[i] = ""
+        return found
 
-        Returns the messages and the marker of each private character.
+    def _quoted(
+        self, messages: Sequence[Message]
+    ) -> tuple[list[dict[str, Any]], Callable[[str, Iterable[str]], list[int]]]:
+        """Put a private character for every special token's marker in a message.
+
+        Returns the messages, and what turns their rendered text into tokens: a function of the
+        text and of the prompts in it, at whose ends the text is cut.
         """
-        text = "".join(str(message.get("content", "")) for message in messages)
+        text = "".join(value for m in messages for value in m.values() if isinstance(value, str))
         found = sorted((m for m in self._markers.values() if m in text), key=len, reverse=True)
-        free = (chr(c) for c in PRIVATE if chr(c) not in text)
+        source = text + (self.template.source if self.template else "")
+        free = (chr(c) for c in PRIVATE if chr(c) not in source)
         marks = dict(zip(free, found))
-        return [
-            {k: _replaced(v, {m: c for c, m in marks.items()}) for k, v in message.items()}
-            for message in messages
-        ], marks
+        if len(marks) < len(found):
+            raise TokenizerError("the messages hold too many characters of Unicode's private use")
+        names = {marker: character for character, marker in marks.items()}
+        quoted = [{k: _replaced(v, names) for k, v in m.items()} for m in messages]
+        encode = cache(lambda part: self._encode_chat(part, marks))
 
-    def _parts(self, text: str, cuts: Sequence[int]) -> list[str]:
-        """Cut a text where answers begin; SentencePiece would put a space there."""
-        places = [0, *([] if self.leading_space is not None else cuts), len(text)]
-        return [text[a:b] for a, b in pairwise(places)]
+        def tokens_of(text: str, prompts: Iterable[str]) -> list[int]:
+            cuts = (
+                []
+                if self.leading_space is not None
+                else [len(p) for p in prompts if p and text.startswith(p)]
+            )
+            parts = (text[a:b] for a, b in pairwise([0, *cuts, len(text)]))
+            return [i for part in parts for i in encode(part)]
+
+        return quoted, tokens_of
 
     def _encode_chat(self, text: str, marks: dict[str, str]) -> list[int]:
         """Return the tokens of a rendered text, in which private characters stand for `marks`."""

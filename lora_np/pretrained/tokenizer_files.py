@@ -1,7 +1,7 @@
 r"""Build a tokenizer from the fields of a GGUF file, or from a folder of Hugging Face.
 
 A GGUF file holds the vocabulary and the merges, but only the NAME of the regular expressions that
-cut a text into pieces (``tokenizer.ggml.pre``); :data:`PIECES` holds them. With other expressions
+cut a text into pieces (``tokenizer.ggml.pre``); ``PIECES`` holds them. With other expressions
 the tokens differ and every text still decodes well, so that nothing would show the mistake: an
 unknown name is refused.
 """
@@ -79,16 +79,8 @@ def tokenizer_of_gguf(fields: Mapping[str, Any], source: str = "the GGUF file") 
     ids = {token: i for i, token in enumerate(tokens)}
     if len(ids) < len(tokens):
         raise TokenizerError(f"{source}: {FIELD}tokens holds a token twice")
-    kinds = fields.get(f"{FIELD}token_type", [1] * len(tokens))
-    if not isinstance(kinds, list) or len(kinds) != len(tokens):
-        raise TokenizerError(f"{source}: {FIELD}token_type has not one entry for each token")
     backend = _byte_level(ids, _strings(fields, "merges", source), pre, source)
-    added = tokenizers_package().AddedToken
-    for token, kind in zip(tokens, kinds):
-        if kind == CONTROL:
-            backend.add_special_tokens([added(token, normalized=False, special=True)])
-        elif kind == USER_DEFINED:
-            backend.add_tokens([added(token, normalized=False, special=False)])
+    _mark_added(backend, tokens, fields.get(f"{FIELD}token_type", [1] * len(tokens)), source)
     bos, eos = (_token(fields, name, tokens, source) for name in ("bos", "eos"))
     template = fields.get("tokenizer.chat_template")
     return Tokenizer(
@@ -108,6 +100,16 @@ def _strings(fields: Mapping[str, Any], name: str, source: str) -> list[str]:
     return values
 
 
+def _mark_added(backend: Any, tokens: list[str], kinds: Any, source: str) -> None:
+    """Make tokens that are whole words of the model, and never come from merges."""
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise TokenizerError(f"{source}: {FIELD}token_type does not have one entry for each token")
+    added = tokenizers_package().AddedToken
+    for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
+        chosen = [token for token, found in zip(tokens, kinds) if found == kind]
+        backend.add_tokens([added(t, normalized=False, special=special) for t in chosen])
+
+
 def _token(fields: Mapping[str, Any], name: str, tokens: list[str], source: str) -> str | None:
     """Return the text of the token whose id is a field."""
     i = fields.get(f"{FIELD}{name}_token_id")
@@ -124,11 +126,14 @@ def _byte_level(ids: dict[str, int], merges: list[str], pre: str, source: str) -
     """Return a backend from a vocabulary, its merges and the name of its expressions."""
     package = tokenizers_package()
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    wrong = next((merge for merge, pair in zip(merges, pairs) if len(pair) < 2), None)
+    if wrong is not None:
+        raise TokenizerError(f"{source}: {FIELD}merges holds {shown(wrong)}, expected two parts")
     try:
         bpe = package.models.BPE(vocab=ids, merges=pairs, ignore_merges=pre in WHOLE_WORDS)
     except Exception as problem:  # the package raises no narrower class
         raise TokenizerError(
-            f"{source}: {FIELD}merges do not fit the tokens ({brief(str(problem))})"
+            f"{source}: {FIELD}merges do not fit the tokens ({brief(str(problem), 100)})"
         ) from None
     backend = package.Tokenizer(bpe)
     splits = [
