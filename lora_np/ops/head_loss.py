@@ -124,7 +124,8 @@ def head_loss_backward(
     dW = xp.zeros(W.shape, dtype=W.dtype) if need_W else None  # (V, d)
     for part in _chunks(len(x), len(W)) if need_x or need_W else ():
         e, t = softmax or _exponentials(x[part], W, target[part])[0]
-        dz = e * (weight / t).astype(e.dtype)  # (n, V)
+        memory = None if softmax else e  # what was computed again may be written over
+        dz = xp.multiply(e, (weight / t).astype(e.dtype), out=memory)  # (n, V)
         dz[xp.arange(len(dz)), target[part]] -= weight
         if dx is not None:
             dx[part] = dz @ W
