@@ -91,10 +91,8 @@ def head_loss_forward(
     >>> f"{loss:.4f}"  # -log(2/4)
     '0.6931'
     >>> dx, dW = head_loss_backward(1.0, cache)
-    >>> dW.round(6).tolist()  # probabilities - one-hot target, times x = 1
-    [[0.25], [0.25], [-0.5]]
-    >>> dx.round(4).tolist()
-    [[-0.3466], [0.0]]
+    >>> dW[:, 0].round(6).tolist(), dx[:, 0].round(4).tolist()  # dz is dW, as x is 1
+    ([0.25, 0.25, -0.5], [-0.3466, 0.0])
     """
     _check_shapes(x, W, targets)
     xp = get_xp(x)
@@ -104,13 +102,14 @@ def head_loss_forward(
     if places is not None:
         X, target = X[places], target[places]  # (n, d), (n,)
     nll = xp.empty(len(X), dtype=np.result_type(x.dtype, W.dtype))  # (n,)
-    softmax = None
-    for part in _chunks(len(X), len(W)):
+    chunks, softmax = [*_chunks(len(X), len(W))], None
+    for part in chunks:
+        softmax = None  # frees the memory of the chunk before
         softmax, nll[part] = _exponentials(X[part], W, target[part])
     loss = nll.sum() / divisor
     expect_finite("the targets' log-probabilities", loss.real)
-    whole = softmax if softmax is not None and len(softmax.e) == len(X) else None
-    return loss, HeadLossCache(X, W, target, places, divisor, x.shape, whole)
+    kept_softmax = softmax if len(chunks) == 1 else None
+    return loss, HeadLossCache(X, W, target, places, divisor, x.shape, kept_softmax)
 
 
 def head_loss_backward(
@@ -119,20 +118,30 @@ def head_loss_backward(
     """Return (dx, dW) of :func:`head_loss_forward`; the targets have no gradient."""
     x, W, target, places, divisor, shape, softmax = cache
     need_x, need_W = wanted(need, 2)
-    xp, weight = get_xp(x), dy / divisor
+    xp = get_xp(x)
     dx = xp.empty(x.shape, dtype=x.dtype) if need_x else None  # (n, d)
     dW = xp.zeros(W.shape, dtype=W.dtype) if need_W else None  # (V, d)
     for part in _chunks(len(x), len(W)) if need_x or need_W else ():
-        e, t = softmax or _exponentials(x[part], W, target[part])[0]
-        dz = e * (weight / t).astype(e.dtype)  # (n, V)
-        dz[xp.arange(len(dz)), target[part]] -= weight
+        dz = _of_logits(dy / divisor, x[part], W, target[part], softmax)  # (n, V)
         if dx is not None:
             dx[part] = dz @ W
         if dW is not None:
             dW += dz.T @ x[part]
+        del dz  # the memory, before the next chunk is computed
     if dx is not None:
         dx = _at(places, dx, shape)
     return dx, dW
+
+
+def _of_logits(
+    weight: Array | float, x: Array, W: Array, target: Array, softmax: Softmax | None
+) -> Array:
+    """Return the gradient dz (n, V) of a chunk's logits; its softmax is computed again if None."""
+    e, t = softmax or _exponentials(x, W, target)[0]
+    memory = None if softmax else e  # what was computed again may be written over
+    dz = get_xp(x).multiply(e, (weight / t).astype(e.dtype), out=memory)  # (n, V)
+    dz[get_xp(x).arange(len(dz)), target] -= weight
+    return dz
 
 
 def _exponentials(x: Array, W: Array, target: Array) -> tuple[Softmax, Array]:

@@ -146,7 +146,8 @@ def rmsnorm_backward(
     expect_shape("dy", dy, *xhat.shape)
     dx = None
     if need_x:
-        g = dy * gamma  # (..., d)
-        dx = r * (g - xhat * mean_last(g * xhat))
+        dx = dy * gamma  # g
+        dx -= xhat * mean_last(dx * xhat)
+        dx *= r
     dgamma = sum_rows(dy * xhat) if need_gamma else None  # (d,)
     return dx, dgamma

@@ -167,9 +167,9 @@ def rope_backward(dy: Array, cache: RopeCache, need: Need = None) -> tuple[Array
 
 
 def _rotated(x: Array, cos: Array, sin: Array) -> Array:
-    """Return y of the module's docstring, contiguous in memory."""
+    """Return y of the module's docstring, with the memory layout of x."""
     xp, half = get_xp(x), x.shape[-1] // 2
-    y = xp.empty(x.shape, dtype=x.dtype)
+    y = xp.empty_like(x)
     x1, x2, y1, y2 = x[..., :half], x[..., half:], y[..., :half], y[..., half:]
     xp.multiply(x1, cos, out=y1)
     y1 -= x2 * sin

@@ -2,9 +2,9 @@
 
 Shapes: gate, up, y and their gradients are alike. With s the sigmoid of the gate, entry by entry::
 
-    y = gate s up
-    dup = dy gate s
-    dgate = dy up s (1 + gate (1 - s))        (the slope of silu, as in activation.py)
+    a = silu(gate) = gate s        y = a up
+    dup = dy a
+    dgate = dy up (s + a (1 - s))  (the slope of silu, s + gate s', with s' = s (1 - s))
 
 Source: Shazeer (2020), arXiv:2002.05202, equation 6; its two matrices are the layer's.
 """
@@ -21,9 +21,9 @@ from lora_np.ops.contract import Need, expect_same, expect_shape, wanted
 class SwigluCache(NamedTuple):
     """What :func:`swiglu_backward` reads."""
 
-    gate: Array
     up: Array
     s: Array  # the sigmoid of the gate
+    a: Array  # silu of the gate
 
 
 def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
@@ -51,16 +51,22 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
     """
     expect_same("up", up, "gate", gate)
     s = sigmoid(gate)
-    return gate * s * up, SwigluCache(gate, up, s)
+    a = gate * s
+    return a * up, SwigluCache(up, s, a)
 
 
 def swiglu_backward(
     dy: Array, cache: SwigluCache, need: Need = None
 ) -> tuple[Array | None, Array | None]:
     """Return (dgate, dup) of :func:`swiglu_forward`."""
-    gate, up, s = cache
+    up, s, a = cache
     need_gate, need_up = wanted(need, 2)
-    expect_shape("dy", dy, *gate.shape)
-    dgate = dy * up * (s * (1.0 + gate * (1.0 - s))) if need_gate else None
-    dup = dy * (gate * s) if need_up else None
-    return dgate, dup
+    expect_shape("dy", dy, *up.shape)
+    dgate = None
+    if need_gate:
+        dgate = 1.0 - s
+        dgate *= a
+        dgate += s  # the slope of silu
+        dgate *= up
+        dgate *= dy
+    return dgate, dy * a if need_up else None

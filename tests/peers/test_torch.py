@@ -65,6 +65,15 @@ def op_cases(tg):
         allowed = allowed.tril(k.shape[-2] - q.shape[-2])  # queries align to the last key
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
 
+    def rope(x):
+        """Multiply by complex numbers of length one."""
+        turned = torch.complex(*x.chunk(2, -1)) * torch.complex(*map(tg.tensor, angles.values()))
+        return torch.cat([turned.real, turned.imag], -1)
+
+    def grouped(q, k, v):
+        k, v = (a.unsqueeze(-3).expand(*q.shape[:-2], *a.shape[-2:]) for a in (k, v))
+        return attend(q, k, v)
+
     def entropy(z, t, **options):
         return F.cross_entropy(z.flatten(0, -2), t.flatten(), ignore_index=-100, **options)
 
@@ -85,6 +94,7 @@ def op_cases(tg):
 
     patches = {"kernel": (2, 3), "stride": (2, 1), "padding": (1, 2), "dilation": (2, 1)}
     torch_mask = tg.tensor(mask)
+    angles = dict(zip(("cos", "sin"), ops.rope_angles(4, 6, dtype=np.float64)))
     return [
         ("linear", (x, W, b), {}, F.linear),
         ("linear", (x, W), {}, F.linear),
@@ -98,6 +108,15 @@ def op_cases(tg):
         ("layernorm", (x, n(5), n(5)), {}, lambda x, g, b: F.layer_norm(x, (5,), g, b)),
         ("layernorm", (x, n(5), n(5)), {"eps": 0.1},
          lambda x, g, b: F.layer_norm(x, (5,), g, b, eps=0.1)),
+        ("rmsnorm", (x, n(5)), {"eps": 0.1}, lambda x, g: F.rms_norm(x, (5,), g, eps=0.1)),
+        ("rope", (n((2, 3, 4, 6)),), angles, rope),
+        ("swiglu", (3.0 * x, n(x.shape)), {}, lambda gate, up: F.silu(gate) * up),
+        ("gqa", (n((2, 2, 3, 4, 3)), n((2, 2, 4, 3)), n((2, 2, 4, 5))), {}, grouped),
+        ("gqa", (n((2, 2, 3, 2, 3)), n((2, 2, 4, 3)), n((2, 2, 4, 5))), {}, grouped),
+        ("head_loss", (n((2, 4, 5)), n((6, 5)), tokens), {},
+         lambda x, W, t: entropy(F.linear(x, W), t)),
+        ("head_loss", (n((2, 4, 5)), n((6, 5)), some), {"count": 20},
+         lambda x, W, t: entropy(F.linear(x, W), t, reduction="sum") / 20),
         ("embedding", (tokens, n((6, 3))), {}, F.embedding),
         ("dropout", (x,), {"mask": mask}, lambda x: x * torch_mask),
         ("attention", square, {},

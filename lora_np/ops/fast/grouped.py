@@ -60,7 +60,7 @@ def gqa_forward(q: Array, k: Array, v: Array) -> tuple[Array, GqaCache]:
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]), dtype=dtype)
     blocks = []
     for queries, keys in _blocks(q.shape[-3], Tq, Tk):
-        rows = _scaled_rows(q[..., queries, :])  # (..., G, g n, d_head)
+        rows = _scaled_rows(q[..., queries, :], 1.0 / math.sqrt(q.shape[-1]))  # (..., G, g n, d)
         s: Array = rows @ k[..., :keys, :].swapaxes(-1, -2)  # (..., G, g n, keys)
         shift = Tq == 1 or not _is_safe(s)  # for single rows the two cost the same
         if mask is not None:
@@ -90,12 +90,13 @@ def gqa_backward(
     put = _set  # the last block sees all keys and comes first; the other blocks add to its result
     places = _blocks(y.shape[-3], y.shape[-2], k.shape[-2])
     for (queries, keys), (q, e, t) in reversed([*zip(places, blocks)]):
-        h = fold(dy[..., queries, :]) / t  # (..., G, g n, d_v)
+        part = dy[..., queries, :]  # (..., G, g, n, d_v)
+        h = _scaled_rows(part, 1.0 / t.reshape(*part.shape[:-1], 1))  # (..., G, g n, d_v)
         if dv is not None:
             put(dv[..., :keys, :], e.swapaxes(-1, -2) @ h)
         if dq is not None or dk is not None:
             ds = h @ v[..., :keys, :].swapaxes(-1, -2)  # (..., G, g n, keys)
-            ds -= sum_last(h * fold(y[..., queries, :]))
+            ds -= fold(sum_last(h.reshape(part.shape) * y[..., queries, :]))
             ds *= e
             if dq is not None:
                 part = dq[..., queries, :]  # (..., G, g, n, d_head)
@@ -129,11 +130,10 @@ def _blocks(g: int, Tq: int, Tk: int) -> Iterator[tuple[slice, int]]:
         yield slice(start, stop), stop + Tk - Tq
 
 
-def _scaled_rows(q: Array) -> Array:
-    """Return `q` (..., g, n, d_head) / sqrt(d_head) as rows (..., g n, d_head)."""
-    xp = get_xp(q)
-    scaled = xp.multiply(q, 1.0 / math.sqrt(q.shape[-1]), out=xp.empty(q.shape, dtype=q.dtype))
-    return fold(scaled)
+def _scaled_rows(x: Array, scale: Array | float) -> Array:
+    """Return `x` (..., g, n, d) times `scale` as contiguous rows (..., g n, d)."""
+    xp = get_xp(x)
+    return fold(xp.multiply(x, scale, out=xp.empty(x.shape, dtype=x.dtype)))
 
 
 def _is_safe(s: Array) -> bool:
