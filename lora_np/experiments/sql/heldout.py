@@ -2,10 +2,10 @@
 
 PHRASINGS: dict[str, list[str]] = {
     "filter": [
-        "Could you tell me the {column} of every {thing} whose {where} is {value}?",
-        "I only care about {things} with {value} as {where}, so what is their {column}?",
-        "{where} = {value}: just the {column} of those {things} please",
-        "Kindly provide, for all {things} having the {where} {value}, the {column}.",
+        "What is the {column} of each {thing} whose {where} is {value}?",
+        "Only {things} with {value} as their {where} matter to me; list the {column} of every one.",
+        "For every {thing} that has the {where} {value}, I need the {column}.",
+        "Pick out the {things} with {where} equal to {value} and show the {column} of each.",
     ],
     "both": [
         "Which {column} have {things} whose {where} is {value} and whose {number} exceeds {low}?",
