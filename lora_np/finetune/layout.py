@@ -1,0 +1,124 @@
+"""Samples laid out as a model takes them: packed, padded, or as hidden states that were kept.
+
+Samples are packed into rows, one for each part of a step, so that little is computed for nothing.
+If trained rows stand before each text (prompt tuning), each sample has a row of its own instead.
+
+If only the top of the model is trained, what enters its lowest trained layer is the same in every
+epoch. It is computed when a sample is first needed, and kept: T d numbers for a sample of T tokens.
+Every sample is computed alone, so that its numbers do not depend on when that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lora_np.data import Sample, packed, padded
+from lora_np.models.top import TopLayers, has_frozen_bottom
+from lora_np.ops.loss import IGNORE_INDEX
+from lora_np.train import Batch
+
+MB = 2**20
+FILLING = Sample(np.zeros(1, int), np.zeros(1, bool))  # a row of no target adds nothing
+
+
+class Layout:
+    """Makes batches of samples for a model.
+
+    Parameters
+    ----------
+    adapted : LanguageModel
+    samples : sequence of Sample
+        All that will ever be laid out.
+    parts : int
+        Into how many rows a batch is packed at least, if it has as many samples.
+    hidden_mb : int
+        Most memory for hidden states; if all samples need more, none are kept.
+
+    Attributes
+    ----------
+    model : model
+        What is trained on the batches: `adapted`, or its top.
+    hidden : KeptHidden or None
+    """
+
+    def __init__(
+        self, adapted: Any, samples: Sequence[Sample], parts: int, hidden_mb: int = 0
+    ) -> None:
+        self.model, self.parts, self.hidden = adapted, parts, None
+        start = getattr(adapted, "start", None)
+        self.padded = start is not None and start.length > 0
+        if has_frozen_bottom(adapted) and hidden_bytes(adapted, samples) <= hidden_mb * MB:
+            self.model = TopLayers(adapted)
+            self.hidden = KeptHidden(self.model, samples)
+
+    def __call__(self, samples: Sequence[Sample], parts: int | None = None) -> Batch:
+        """Return the batch that holds these samples, for the loss of `model`."""
+        parts = self.parts if parts is None else parts
+        samples = [*samples, *[FILLING] * (parts - len(samples))]
+        if self.padded:
+            return padded(samples)
+        tokens, targets, positions = packed(samples, parts)
+        if self.hidden is None:
+            return tokens, targets, positions
+        return self.hidden(samples, parts), targets, positions
+
+
+def hidden_bytes(adapted: Any, samples: Sequence[Sample]) -> int:
+    """Return the bytes of the hidden states of samples."""
+    head = adapted.head()
+    return sum(map(len, samples)) * head.shape[1] * head.dtype.itemsize
+
+
+class KeptHidden:
+    """What enters the lowest trained layer, for every sample that was needed so far.
+
+    Parameters
+    ----------
+    top : TopLayers
+    samples : sequence of Sample
+    """
+
+    def __init__(self, top: TopLayers, samples: Sequence[Sample]) -> None:
+        ends = np.cumsum([1, *map(len, samples)])  # row 0 is that of padding
+        self.top, self.done = top, set[Sample]()
+        self.start = {sample: int(start) for sample, start in zip(samples, ends)}
+        head = top.model.head()
+        self.rows = np.empty((int(ends[-1]), head.shape[1]), head.dtype)  # pages come with use
+        self.rows[0] = 0.0
+
+    def __call__(self, samples: Sequence[Sample], parts: int) -> np.ndarray:
+        """Return the hidden states (B, N, d) of samples, laid out as their tokens are packed."""
+        places = []
+        for sample in samples:
+            start = self.start.get(sample)
+            if start is None:  # a row that only fills the batch
+                places.append(Sample(np.zeros(len(sample), int), sample.labelled))
+                continue
+            places.append(Sample(start + np.arange(len(sample)), sample.labelled))
+            if sample not in self.done:
+                hidden = self.top.hidden(sample.tokens[None])  # (1, T, d)
+                self.rows[start : start + len(sample)] = hidden[0]
+                self.done.add(sample)
+        return self.rows[packed(places, parts)[0]]
+
+
+def targets_in(samples: Sequence[Sample]) -> int:
+    """Return how many tokens of the samples a model learns to write."""
+    return sum(int((sample.targets != IGNORE_INDEX).sum()) for sample in samples)
+
+
+def mean_loss(layout: Layout, samples: Sequence[Sample], batch_size: int) -> float:
+    """Return the mean loss over all targets of the samples, without dropout; nan if not finite."""
+    model: Any = layout.model
+    count, total = targets_in(samples), 0.0
+    ordered = sorted(samples, key=len)  # little padding, where there is any
+    for first in range(0, len(ordered), batch_size):
+        batch = layout(ordered[first : first + batch_size], parts=1)
+        try:
+            total += float(model.loss(*batch, count=count)[0])
+        except FloatingPointError:
+            return float("nan")
+    return total
