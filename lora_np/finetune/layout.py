@@ -5,7 +5,6 @@ If trained rows stand before each text (prompt tuning), each sample has a row of
 
 If only the top of the model is trained, what enters its lowest trained layer is the same in every
 epoch. It is computed when a sample is first needed, and kept: T d numbers for a sample of T tokens.
-Every sample is computed alone, so that its numbers do not depend on when that is.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.train import Batch
 
 MB = 2**20
+TOGETHER = 512  # tokens of samples whose hidden states are computed together
 FILLING = Sample(np.zeros(1, int), np.zeros(1, bool))  # a row of no target adds nothing
 
 
@@ -75,6 +75,10 @@ def hidden_bytes(adapted: Any, samples: Sequence[Sample]) -> int:
 class KeptHidden:
     """What enters the lowest trained layer, for every sample that was needed so far.
 
+    Samples that follow one another are computed together, because short ones alone are slow: each
+    reads all weights from memory. Which ones does not depend on the order in which they are needed,
+    so that a run that continues finds the same bits.
+
     Parameters
     ----------
     top : TopLayers
@@ -82,27 +86,36 @@ class KeptHidden:
     """
 
     def __init__(self, top: TopLayers, samples: Sequence[Sample]) -> None:
-        ends = np.cumsum([1, *map(len, samples)])  # row 0 is that of padding
-        self.top, self.done = top, set[Sample]()
-        self.start = {sample: int(start) for sample, start in zip(samples, ends)}
+        self.top, self.start, self.waiting = top, dict[Sample, int](), dict[Sample, list[Sample]]()
+        end, group, size = 1, list[Sample](), 0  # row 0 is that of padding
+        for sample in dict.fromkeys(samples):
+            if size + len(sample) > TOGETHER:
+                group, size = [], 0
+            group.append(sample)
+            self.waiting[sample], self.start[sample] = group, end
+            size, end = size + len(sample), end + len(sample)
         head = top.model.head()
-        self.rows = np.empty((int(ends[-1]), head.shape[1]), head.dtype)  # pages come with use
+        self.rows = np.empty((end, head.shape[1]), head.dtype)  # pages come with use
         self.rows[0] = 0.0
 
     def __call__(self, samples: Sequence[Sample], parts: int) -> np.ndarray:
         """Return the hidden states (B, N, d) of samples, laid out as their tokens are packed."""
         places = []
         for sample in samples:
-            start = self.start.get(sample)
-            if start is None:  # a row that only fills the batch
-                places.append(Sample(np.zeros(len(sample), int), sample.labelled))
-                continue
-            places.append(Sample(start + np.arange(len(sample)), sample.labelled))
-            if sample not in self.done:
-                hidden = self.top.hidden(sample.tokens[None])  # (1, T, d)
-                self.rows[start : start + len(sample)] = hidden[0]
-                self.done.add(sample)
+            if sample in self.waiting:
+                self._compute(self.waiting[sample])
+            own = self.start[sample] + np.arange(len(sample)) if sample in self.start else [0]
+            places.append(Sample(np.asarray(own), sample.labelled))
         return self.rows[packed(places, parts)[0]]
+
+    def _compute(self, group: Sequence[Sample]) -> None:
+        """Keep the hidden states of samples that follow one another."""
+        tokens = np.concatenate([sample.tokens for sample in group])[None]  # (1, N)
+        positions = np.concatenate([np.arange(len(sample)) for sample in group])[None]
+        first = self.start[group[0]]
+        self.rows[first : first + tokens.size] = self.top.hidden(tokens, positions)[0]
+        for sample in group:
+            del self.waiting[sample]
 
 
 def targets_in(samples: Sequence[Sample]) -> int:
