@@ -50,7 +50,9 @@ class Layout:
         self.model, self.parts, self.hidden = adapted, parts, None
         start = getattr(adapted, "start", None)
         self.padded = start is not None and start.length > 0
-        if has_frozen_bottom(adapted) and hidden_bytes(adapted, samples) <= hidden_mb * MB:
+        dropout = getattr(getattr(adapted, "config", None), "dropout", 0.0)  # in every block
+        kept = has_frozen_bottom(adapted) and dropout == 0.0
+        if kept and hidden_bytes(adapted, samples) <= hidden_mb * MB:
             self.model = TopLayers(adapted)
             self.hidden = KeptHidden(self.model, samples)
 
