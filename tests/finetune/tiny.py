@@ -30,14 +30,14 @@ def samples(number, seed=1, longest=12, vocab=V):
     return [Sample(rng.integers(0, vocab, n), np.arange(n) >= max(1, n // 2)) for n in lengths]
 
 
-def write_llama(folder, seed=0):
+def write_llama(folder, seed=0, dtype=np.float32):
     """Write a model of these sizes, with the tiny tokenizer, as a folder of Hugging Face."""
     model = llama(seed)
     write_tiny_tokenizer(folder)
     arrays = {}
     for name, p in model.parameters().items():
         path, _, kind = name.rpartition(".")
-        arrays[f"{path}.{OURS[kind]}"] = p.value
+        arrays[f"{path}.{OURS[kind]}"] = p.value.astype(dtype)
     save_tensors(folder / "model.safetensors", arrays, {"format": "pt"})
     c = model.config
     fields = {
