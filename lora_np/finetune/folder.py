@@ -96,19 +96,30 @@ def finetune(
     prepared = prepare(settings)
     training = Training(prepared.model, prepared.train, prepared.validation, settings)
     with _held(out, take_over):
-        begun = _read(out, settings)  # another process may have written since
-        record = begun or _new_record(settings, prepared, command)
-        _expect_same(out, "base", record["base"]["fingerprint"], prepared.fingerprint)
-        _expect_same(out, "data", record["data"]["sha256"], prepared.sha256)
-        if begun is None:
-            save_json(out / RECORD, record)
-        elif (out / STATE).exists():
-            training.load(load_state(out / STATE))
+        record = _begin(out, settings, prepared, training, command)
         saving = _Saving(out, after)
         with ExitStack() as stack:
             bar = stack.enter_context(TrainingBar(training, saving)) if progress else saving
             result = training.run(bar)
         _finish(out, record, result)
+    return record
+
+
+def _begin(
+    out: Path, settings: Settings, prepared: Prepared, training: Training, command: str
+) -> dict[str, Any]:
+    """Write the record of a new run, or load the state of one that was stopped; return the record.
+
+    The folder is held: what it holds is read again, because another process may have written since.
+    """
+    begun = _read(out, settings)
+    record = begun or _new_record(settings, prepared, command)
+    _expect_same(out, "base", record["base"]["fingerprint"], prepared.fingerprint)
+    _expect_same(out, "data", record["data"]["sha256"], prepared.sha256)
+    if begun is None:
+        save_json(out / RECORD, record)
+    elif (out / STATE).exists():
+        training.load(load_state(out / STATE))
     return record
 
 

@@ -389,13 +389,10 @@ def test_a_method_of_the_command_line_has_its_options(settings, tmp_path):
 def test_quantised_weights_are_kept_under_adapters_and_not_trained_in_full(tmp_path, capsys):
     model = write_llama(tmp_path / "half", dtype=np.float16)
     data = write_data(tmp_path / "mine.jsonl")
-    words = command(Settings(model=str(model), data=str(data)), "--keep-quantised", "--out")
+    settings = Settings(model=str(model), data=str(data), keep_quantised=True)
+    assert prepare(settings).model.head().stored_as == "float16"
+    words = command(settings, "--keep-quantised", "--out")
     assert main([*words, str(tmp_path / "out")]) == 0
-    assert (
-        prepare(Settings(model=str(model), data=str(data), keep_quantised=True))
-        .model.head()
-        .stored_as
-    )
     capsys.readouterr()
     del words[words.index("--r") : words.index("--r") + 2]
     said = refused([*words, str(tmp_path / "full"), "--method", "full"], capsys)
