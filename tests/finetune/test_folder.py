@@ -118,6 +118,12 @@ def test_a_sample_is_what_chat_asks_and_the_end_of_its_answer_is_learned(setting
     assert (batch[1] != IGNORE_INDEX).sum() == learned  # no padding
 
 
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_a_dry_run_may_have_an_epoch_of_any_length(settings, capsys, batch_size):
+    assert main(command(settings, "--dry-run", "--batch-size", batch_size)) == 0
+    assert "largest step (measured)" in capsys.readouterr().out
+
+
 def test_the_dry_run_writes_nothing_and_shows_the_first_sample(settings, tmp_path, capsys):
     out = tmp_path / "out"
     more = ("--top-layers", 1, "--out", out, "--dry-run")
