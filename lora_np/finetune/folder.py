@@ -23,14 +23,13 @@ import numpy as np
 
 from lora_np import __version__
 from lora_np.adapters import save_adapter
-from lora_np.crew import cores
 from lora_np.data import data_hash
 from lora_np.files import load_json, save_json, save_text
 from lora_np.files.atomic import beside, strangers
 from lora_np.files.lock import HeldError, clear, hold
 from lora_np.finetune.card import card
 from lora_np.finetune.prepare import RECORD, Prepared, prepare
-from lora_np.finetune.run import After, Result, Training
+from lora_np.finetune.run import After, Result, Training, jobs_of
 from lora_np.finetune.settings import Settings
 from lora_np.finetune.terminal import TrainingBar
 from lora_np.pretrained.find import HUB
@@ -92,7 +91,7 @@ def finetune(
             clear(out)
             return begun
         settings = replace(settings, jobs=settings.jobs or begun["jobs"])
-    settings = replace(settings, jobs=settings.jobs or cores())
+    settings = replace(settings, jobs=jobs_of(settings))
     prepared = prepare(settings)
     training = Training(prepared.model, prepared.train, prepared.validation, settings)
     with _held(out, take_over):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import to_host
-from lora_np.crew import cores, one_blas_thread
+from lora_np.crew import can_fork, cores, one_blas_thread
 from lora_np.data import DataError, Epochs, Sample
 from lora_np.finetune.adapt import adapted_by
 from lora_np.finetune.layout import Layout, mean_loss, targets_in
@@ -137,10 +137,11 @@ class Training:
     ) -> None:
         for what, samples in (("train", train), ("validation", validation)):
             _expect_targets(what, samples)
-        s, self.settings, self.jobs = settings, settings, settings.jobs or cores()
+        s, self.settings, self.jobs = settings, settings, jobs_of(settings)
         self.train, self.validation = list(train), list(validation)
         steps = Epochs(self.train, s.batch_size, s.seed).steps(s.epochs)
         self.adapted = adapted_by(s, model, steps)
+        _expect_room(self.adapted, [*self.train, *self.validation])
         self.layout = Layout(
             self.adapted, [*self.train, *self.validation], self.jobs * s.accumulate, s.hidden_mb
         )
@@ -249,6 +250,22 @@ class Training:
         self.trainer.load({**state, "arrays": arrays})
         self.best_step = int(state["best step"])
         self._best = copy.deepcopy(best)
+
+
+def jobs_of(settings: Settings) -> int:
+    """Return the number of processes: that of the settings, or one per core where forks exist."""
+    return settings.jobs or (cores() if can_fork() else 1)
+
+
+def _expect_room(adapted: Any, samples: Sequence[Sample]) -> None:
+    before = getattr(getattr(adapted, "start", None), "length", 0)
+    longest, room = max(map(len, samples)), adapted.block_size - before
+    if longest > room:
+        rows = f", less {before} rows before the text" if before else ""
+        raise DataError(
+            f"a sample has {longest} tokens, but the model's context has {adapted.block_size}"
+            f"{rows}: set longest to {room}, and long to drop or truncate"
+        )
 
 
 def _expect_targets(what: str, samples: Sequence[Sample]) -> None:

@@ -331,9 +331,11 @@ def test_there_must_be_data(tmp_path, capsys):
 # --------------------------------------------------------------------- an adapter that is resumed
 
 
-def test_an_adapter_is_trained_on_if_it_is_of_this_base(settings, tmp_path):
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_an_adapter_is_trained_on_if_it_is_of_this_base(settings, tmp_path, method):
     first = tmp_path / "first"
-    before = finetune(settings, first)
+    r = {"lora": 2, "full": None}[method]
+    before = finetune(replace(settings, method=method, r=r), first)
     more = replace(settings, r=None, resume_adapter=str(first), epochs=1)
     after = finetune(more, tmp_path / "second")
     best = dict(map(tuple, before["validation"]))[before["best_step"]]

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from lora_np import LoraConfig, evaluate, inject, store_model
+from lora_np import GPT, GPTConfig, LoraConfig, evaluate, inject, store_model
 from lora_np.crew import can_fork
 from lora_np.data import DataError, Sample, padded
 from lora_np.finetune import Settings, Training, run, train_adapter
@@ -289,6 +289,25 @@ def test_samples_from_which_nothing_is_learned_are_refused():
         train_adapter(llama(), [TRAIN[0], silent], HELD, QUICK)
     with pytest.raises(DataError, match="validation sample 0 has no labelled token"):
         train_adapter(llama(), TRAIN, [silent], QUICK)
+
+
+def test_a_sample_longer_than_the_context_is_refused_before_the_first_step():
+    long = [Sample(np.zeros(n, int), np.ones(n, bool)) for n in (150, 161)]
+    with pytest.raises(DataError, match=r"161 tokens, but .* has 160: set longest to 160"):
+        train_adapter(llama(), long, [], QUICK)
+    prompt = Settings(method="prompt", options={"num_virtual_tokens": 11}, jobs=1, epochs=1)
+    with pytest.raises(DataError, match=r"160, less 11 rows before the text: set longest to 149"):
+        train_adapter(llama(), long[:1], [], prompt)
+
+
+def test_a_bottom_with_dropout_is_computed_at_every_step():
+    config = GPTConfig(13, 16, n_layer=2, n_head=2, d_model=8, dropout=0.5)
+    kept, drawn = (GPT(replace(config, dropout=p), np.random.default_rng(0)) for p in (0.0, 0.5))
+    train, held = samples(6, vocab=13), samples(2, vocab=13)
+    settings = Settings(r=2, top_layers=1, epochs=2, jobs=1)
+    assert Training(kept, train, held, settings).layout.hidden is not None
+    assert Training(drawn, train, held, settings).layout.hidden is None
+    assert len(train_adapter(drawn, train, held, settings).history.loss) == 2
 
 
 def test_stored_weights_are_trained_under_adapters_and_not_in_full():
