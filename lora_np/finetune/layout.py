@@ -32,8 +32,10 @@ class Layout:
     adapted : LanguageModel
     samples : sequence of Sample
         All that will ever be laid out.
-    parts : int
-        Into how many rows a batch is packed at least, if it has as many samples.
+    rows : int
+        Into how many rows a batch is packed, if it has as many samples.
+    least : int
+        How many rows it has at least: one for each part of a step.
     hidden_mb : int
         Most memory for hidden states; if all samples need more, none are kept.
 
@@ -45,9 +47,14 @@ class Layout:
     """
 
     def __init__(
-        self, adapted: Any, samples: Sequence[Sample], parts: int, hidden_mb: int = 0
+        self,
+        adapted: Any,
+        samples: Sequence[Sample],
+        rows: int,
+        least: int = 1,
+        hidden_mb: int = 0,
     ) -> None:
-        self.model, self.parts, self.hidden = adapted, parts, None
+        self.model, self.rows, self.least, self.hidden = adapted, rows, least, None
         start = getattr(adapted, "start", None)
         self.padded = start is not None and start.length > 0
         dropout = getattr(getattr(adapted, "config", None), "dropout", 0.0)  # in every block
@@ -56,16 +63,18 @@ class Layout:
             self.model = TopLayers(adapted)
             self.hidden = KeptHidden(self.model, samples)
 
-    def __call__(self, samples: Sequence[Sample], parts: int | None = None) -> Batch:
-        """Return the batch that holds these samples, for the loss of `model`."""
-        parts = self.parts if parts is None else parts
-        samples = [*samples, *[FILLING] * (parts - len(samples))]
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Return the batch of a step with these samples, for the loss of `model`."""
+        return self.of_rows([*samples, *[FILLING] * (self.least - len(samples))], self.rows)
+
+    def of_rows(self, samples: Sequence[Sample], rows: int) -> Batch:
+        """Return the batch that holds these samples, packed into at most so many rows."""
         if self.padded:
             return padded(samples)
-        tokens, targets, positions = packed(samples, parts)
+        tokens, targets, positions = packed(samples, rows)
         if self.hidden is None:
             return tokens, targets, positions
-        return self.hidden(samples, parts), targets, positions
+        return self.hidden(samples, rows), targets, positions
 
 
 def hidden_bytes(adapted: Any, samples: Sequence[Sample]) -> int:
@@ -100,7 +109,7 @@ class KeptHidden:
         self.rows = np.empty((end, head.shape[1]), head.dtype)  # pages come with use
         self.rows[0] = 0.0
 
-    def __call__(self, samples: Sequence[Sample], parts: int) -> np.ndarray:
+    def __call__(self, samples: Sequence[Sample], rows: int) -> np.ndarray:
         """Return the hidden states (B, N, d) of samples, laid out as their tokens are packed."""
         places = []
         for sample in samples:
@@ -108,7 +117,7 @@ class KeptHidden:
                 self._compute(self.waiting[sample])
             own = self.start[sample] + np.arange(len(sample)) if sample in self.start else [0]
             places.append(Sample(np.asarray(own), sample.labelled))
-        return self.rows[packed(places, parts)[0]]
+        return self.rows[packed(places, rows)[0]]
 
     def _compute(self, group: Sequence[Sample]) -> None:
         """Keep the hidden states of samples that follow one another."""
@@ -131,7 +140,7 @@ def mean_loss(layout: Layout, samples: Sequence[Sample], batch_size: int) -> flo
     count, total = targets_in(samples), 0.0
     ordered = sorted(samples, key=len)  # little padding, where there is any
     for first in range(0, len(ordered), batch_size):
-        batch = layout(ordered[first : first + batch_size], parts=1)
+        batch = layout.of_rows(ordered[first : first + batch_size], 1)
         try:
             total += float(model.loss(*batch, count=count)[0])
         except FloatingPointError:

@@ -142,10 +142,9 @@ class Training:
         steps = Epochs(self.train, s.batch_size, s.seed).steps(s.epochs)
         self.adapted = adapted_by(s, model, steps)
         _expect_room(self.adapted, [*self.train, *self.validation])
-        self.layout = Layout(
-            self.adapted, [*self.train, *self.validation], self.jobs * s.accumulate, s.hidden_mb
-        )
-        self.layout.parts = min(self.layout.parts, max(s.accumulate, s.batch_size))
+        rows = min(self.jobs * s.accumulate, s.batch_size)
+        every = [*self.train, *self.validation]
+        self.layout = Layout(self.adapted, every, rows, s.accumulate, s.hidden_mb)
         self.epochs = Epochs(self.train, s.batch_size, s.seed, by_length=self.layout.padded)
         self.trainer = Trainer(
             self.layout.model,

@@ -345,6 +345,10 @@ def test_an_adapter_is_trained_on_if_it_is_of_this_base(settings, tmp_path, meth
         finetune(replace(more, model=str(other)), tmp_path / "third")
     with pytest.raises(ValueError, match="r is that of the adapter that is trained on"):
         finetune(replace(more, r=2), tmp_path / "third")
+    (first / "training.json").unlink()  # without it the shapes tell
+    narrow = write_llama(tmp_path / "narrow", d_model=8)
+    with pytest.raises(ValueError, match="first: "):
+        finetune(replace(more, model=str(narrow)), tmp_path / "third")
     assert not (tmp_path / "third").exists()
 
 
@@ -406,6 +410,23 @@ def test_quantised_weights_are_kept_under_adapters_and_not_trained_in_full(tmp_p
     said = refused([*words, str(tmp_path / "full"), "--method", "full"], capsys)
     assert "stored as float16" in said and "no --keep-quantised" in said
     assert not (tmp_path / "full").exists()
+
+
+def test_the_chat_template_is_that_of_the_settings(settings, tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}={{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant={% endif %}"
+    )
+    for template, asked in (
+        ("chatml", "user\nhow many in shop 0?\nassistant\n0"),  # no system message of its own
+        (str(file), "user=how many in shop 0?assistant=0"),
+    ):
+        prepared = prepare(replace(settings, template=template, validation=0.0))
+        assert prepared.tokenizer.decode(prepared.train[0].tokens.tolist()) == asked
+    file.write_text("{% for m in")
+    with pytest.raises(ValueError, match="template"):
+        prepare(replace(settings, template=str(file)))
 
 
 def test_toml_names_may_have_hyphens(tmp_path):

@@ -102,11 +102,12 @@ def test_hidden_states_beyond_the_limit_are_not_kept():
 
 def test_a_batch_has_every_label_once_and_no_other_target():
     adapted = inject(llama(), LoraConfig(r=2), np.random.default_rng(0))
-    for parts in (1, 3, len(TRAIN) + 2):
-        _, targets, _ = Layout(adapted, TRAIN, parts)(TRAIN)
+    n = len(TRAIN)
+    for rows, least, expected in ((1, 1, 1), (3, 1, 3), (n + 2, 1, n), (n + 2, n + 2, n + 2)):
+        _, targets, _ = Layout(adapted, TRAIN, rows, least)(TRAIN)
         kept = np.sort(targets[targets != IGNORE_INDEX])
         learned = [s.tokens[1:][s.labelled[1:]] for s in TRAIN]
-        assert len(targets) == parts and np.array_equal(kept, np.sort(np.concatenate(learned)))
+        assert len(targets) == expected and np.array_equal(kept, np.sort(np.concatenate(learned)))
 
 
 def test_the_base_stays_as_it_is():

@@ -30,9 +30,9 @@ def samples(number, seed=1, longest=12, vocab=V):
     return [Sample(rng.integers(0, vocab, n), np.arange(n) >= max(1, n // 2)) for n in lengths]
 
 
-def write_llama(folder, seed=0, dtype=np.float32):
+def write_llama(folder, seed=0, dtype=np.float32, **sizes):
     """Write a model of these sizes, with the tiny tokenizer, as a folder of Hugging Face."""
-    model = llama(seed)
+    model = llama(seed, **sizes)
     write_tiny_tokenizer(folder)
     arrays = {}
     for name, p in model.parameters().items():
