@@ -83,6 +83,7 @@ _HOME = {
         "convert_adapter",
         "nearest_lora",
     ),
+    "finetune": ("train_adapter",),
     "adapters.analyse": ("analyse_adapter", "analyse_checkpoints"),
     "experiments.rank_sweep": ("rank_sweep",),
     "experiments.rank_sweep.analyse": ("analyse_sweep",),

@@ -13,8 +13,8 @@ from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
 HOUSE = (
     "backend reading patterns tables forms files crew gradcheck plots parameters optim ops data "
-    "rank layers methods models costs pretrained train adapters experiments selfcheck checks "
-    "course cli __main__"
+    "rank layers methods models costs pretrained train adapters finetune experiments "
+    "selfcheck checks course cli __main__"
 )
 OPS = (
     "contract fastfood linear lora activation swiglu norm rope embedding attention grouped dropout "
@@ -30,8 +30,7 @@ CHAIN = 10  # rooms: every chain of imports is shorter
 SHARED = {  # files of methods/ that are not one method's
     *("contract", "table", "file_form", "merging", "targets", "start", "reweighted"),
     *("peft", "peft_lora", "peft_dora", "stacked", "virtual", "encoder", "whole", "subspace"),
-    "paired",
-    "peft_adalora",
+    *("paired", "peft_adalora", "options"),
 }
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",
@@ -54,6 +53,7 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "experiments/small_data/study.py": "LoRA against full fine-tuning",
     "experiments/study/run.py": "a default task",
     "experiments/study/trial.py": "a default task",
+    "finetune/layout.py": "the trained top of a model",
     "selfcheck.py": "the table of every pair, layer and model",
 }
 

@@ -50,7 +50,7 @@ def add_sweep(commands: Any) -> None:
     add_options(sweep, "a small sweep in 20 seconds", "runs/<task>-<settings>/")
     add("--ranks", type=whole_numbers, metavar="R,R,...", help=_default("ranks"))
     modules = "NAME,NAME|all-linear|REGEX"
-    add("--target-modules", type=_targets, metavar=modules, help=_default("target-modules"))
+    add("--target-modules", type=targets, metavar=modules, help=_default("target-modules"))
     add("--pretrain-text", metavar="FILE", help="your own text for the base")
     add("--adapt-text", metavar="FILE", help="your own text to adapt it to")
     for name, meaning in WHOLE.items():
@@ -75,7 +75,8 @@ def _default(name: str) -> str:
     )
 
 
-def _targets(text: str) -> tuple[str, ...] | str:
+def targets(text: str) -> tuple[str, ...] | str:
+    """Return the names of modules in a list with commas, or an expression as it is."""
     names = [name.strip() for name in text.split(",")]
     plain = all(re.fullmatch(r"[\w.]+", name) for name in names) and text != "all-linear"
     return tuple(names) if plain else text

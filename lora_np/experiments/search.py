@@ -6,10 +6,8 @@ two apart on the first seed, and one more beyond the best rate while that lies a
 gains more than a thousandth on its neighbour. The rate with the lowest validation loss is then run
 on the other seeds.
 
-The last bits of a loss differ from processor to processor, and must decide nothing. So losses that
-differ by less than a millionth of the loss before training count as equal, and of equally good
-rates the search takes the one nearest to its start. (A share of the loss itself would not do: where
-training ends at zero, all that is left of the loss is rounding.)
+The last bits of a loss must decide nothing. Of rates whose losses count as equal
+(:func:`lora_np.train.equal.lowest`) the search takes the one nearest to its start.
 
 The search remembers nothing but the runs themselves: after an interruption it continues from them.
 """
@@ -18,14 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
+
+from lora_np.train.equal import SAME, lowest
 
 FACTOR = 2.0  # between neighbouring learning rates
 MOST_RATES = 7  # a search stops after so many
 WORTH = 1e-3  # relative gain at an end below which the search stops
-SAME = 1e-6  # of the loss before training: losses no further apart count as equal
 
-Key = TypeVar("Key")
 Contender = tuple[str, int | None]  # what is compared: a method at a rank, a variant at a d
 
 
@@ -88,7 +86,7 @@ def tried_rates(contender: Contender, done: Losses) -> dict[float, float]:
 def best_rate(start: float, tried: Mapping[float, float], base: float) -> float | None:
     """Return the learning rate with the lowest loss; None if no loss is finite.
 
-    Among equal losses (:func:`lowest`) the rate nearest to `start` on a log scale wins, and of two
+    Among equal losses the rate nearest to `start` on a log scale wins, and of two
     that are equally near the lower one. The arguments are those of :func:`rates_to_try`.
     """
     finite = {lr: loss for lr, loss in tried.items() if loss < math.inf}
@@ -142,27 +140,3 @@ def neighbour(lr: float, steps: int) -> float:
     0.0025
     """
     return float(f"{lr * FACTOR**steps:.4g}")
-
-
-def lowest(losses: Mapping[Key, float], base: float) -> list[Key]:
-    """Return the keys whose losses count as the lowest: rounding does not decide between them.
-
-    Parameters
-    ----------
-    losses : mapping to float
-    base : float
-        The loss before training, which sets the scale.
-
-    Examples
-    --------
-    >>> from lora_np.experiments.search import lowest
-    >>> lowest({0.1: 2e-16, 0.2: 1e-16, 0.4: 1e-3}, base=3.0)
-    [0.1, 0.2]
-    """
-    least = min(losses.values(), default=0.0)
-    return [key for key, loss in losses.items() if loss <= least + SAME * abs(base)]
-
-
-def is_gain(base: float, loss: float) -> bool:
-    """Return whether a loss lies below the loss before training by more than counts as equal."""
-    return base - loss > SAME * abs(base)

@@ -35,6 +35,7 @@ from lora_np.methods.contract import (
 from lora_np.methods.dora import DoraConfig, DoraLinear
 from lora_np.methods.dylora import DyLoraConfig, DyLoRALinear, at_rank
 from lora_np.methods.file_form import tensors_of
+from lora_np.methods.full import FullConfig
 from lora_np.methods.hira import HiraConfig
 from lora_np.methods.ia3 import IA3Config, IA3Linear
 from lora_np.methods.intrinsic import IntrinsicConfig, IntrinsicModel
@@ -69,6 +70,7 @@ __all__ = [
     "DyLoRALinear",
     "DyLoraConfig",
     "FilePlace",
+    "FullConfig",
     "HiraConfig",
     "IA3Config",
     "IA3Linear",

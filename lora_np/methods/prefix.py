@@ -121,8 +121,14 @@ class PrefixConfig(VirtualTokens):
     def places(self, model: Any) -> list[str]:
         """Return the root, after a check that the model has attention, and room for the rows."""
         root = super().places(model)
-        if not any(isinstance(layer, CausalSelfAttention) for layer in model.modules().values()):
+        kinds = {type(x) for x in model.modules().values() if isinstance(x, CausalSelfAttention)}
+        if not kinds:
             raise ValueError(f"{type(model).__name__} has no attention layer to give a prefix to")
+        for kind in kinds - {CausalSelfAttention}:  # its keys have another width or place
+            raise ValueError(
+                f"prefix tuning does not know the attention of {type(model).__name__} "
+                f"({kind.__name__}): prompt tuning trains rows before its text"
+            )
         return root
 
     def wrap(self, path: str, layer: Any, rng: np.random.Generator) -> Layer:

@@ -88,10 +88,10 @@ def _in_blocks(chosen: list[str], blocks: int | Sequence[int] | None) -> list[st
     if blocks is None:
         return chosen
     blocks = [int(b) for b in np.atleast_1d(blocks)]
-    kept = [path for path in chosen if _block_of(path) in blocks]
-    missing = sorted(set(blocks) - {_block_of(path) for path in kept})
+    kept = [path for path in chosen if block_of(path) in blocks]
+    missing = sorted(set(blocks) - {block_of(path) for path in kept})
     if missing or not kept:
-        have = sorted({b for b in map(_block_of, chosen) if b is not None})
+        have = sorted({b for b in map(block_of, chosen) if b is not None})
         raise ValueError(
             f"layers_to_transform names blocks {missing}, but the targets are in blocks {have}"
         )
@@ -138,7 +138,8 @@ def no_match(target: str, paths: list[str], what: str, of: str = "target module"
     return ValueError(f"{of} {target!r} matches no {what}: {hint}")
 
 
-def _block_of(path: str) -> int | None:
+def block_of(path: str) -> int | None:
+    """Return the first number in a path, None if it has none."""
     number = next((part for part in path.split(".") if part.isdigit()), None)
     return None if number is None else int(number)
 

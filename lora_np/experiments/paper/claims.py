@@ -16,7 +16,7 @@ import numpy as np
 from lora_np.experiments.claims import Claim
 from lora_np.experiments.paper.directions import below_the_top, excess, mean_excess
 from lora_np.experiments.rank_sweep.report import beats
-from lora_np.experiments.search import is_gain, lowest
+from lora_np.train.equal import is_gain, lowest
 
 Losses = Mapping[str, dict[int, float]]  # by matrices, then by seed
 ENOUGH = 0.9  # of the best rank's gain: what "suffices" means here

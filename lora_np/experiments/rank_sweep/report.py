@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from lora_np.experiments.rank_sweep.method import name_in
-from lora_np.experiments.search import SAME, Contender, is_gain
+from lora_np.experiments.search import Contender
 from lora_np.tables import plus_minus, text_row
+from lora_np.train.equal import SAME, is_gain
 
 FULL: Contender = ("full", None)
 WIDTHS = (8, 10, 10, 10, 12, 20, 16)  # of the table's columns
@@ -91,7 +92,7 @@ def beats(one: dict[int, float], other: dict[int, float], base: float) -> bool |
 
     Equal seeds see equal batches, so a gain is the mean of the differences seed by seed; it counts
     beyond two of its standard errors. That is a rule of thumb: with three seeds one in ten such
-    gains would be chance. Losses that count as equal (``search.SAME``) are not a
+    gains would be chance. Losses that count as equal (``train.equal.SAME``) are not a
     gain, however small their spread.
 
     Parameters

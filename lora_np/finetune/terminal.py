@@ -1,0 +1,77 @@
+"""What the person in front of the terminal sees of a run, on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class TrainingBar:
+    """A bar with the loss, tokens per second and the time left; off a screen, a line per epoch.
+
+    Parameters
+    ----------
+    training : lora_np.finetune.Training
+        The run, which may have begun in another process.
+    after : callable, optional
+        Called with the run after each step, too.
+    """
+
+    def __init__(self, training: Any, after: Callable[[Any], None] | None = None) -> None:
+        self.after, self.is_screen = after, sys.stderr.isatty()
+        done, steps = training.trainer.position, training.trainer.steps
+        self.lengths = [sum(map(len, training.epochs.samples(step))) for step in range(steps)]
+        self.began, self.first, self.bar = time.perf_counter(), done, None
+
+    def __enter__(self) -> TrainingBar:
+        if self.is_screen:
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=sum(self.lengths),
+                initial=sum(self.lengths[: self.first]),
+                unit="tok",
+                unit_scale=True,
+            )
+        return self
+
+    def __call__(self, training: Any) -> None:
+        """Show one more step."""
+        done, history = training.trainer.position, training.history
+        if self.bar is not None:
+            self.bar.set_postfix_str(_losses(history), refresh=False)
+            self.bar.update(self.lengths[done - 1])
+        elif done % training.steps_in_epoch == 0:
+            seconds = time.perf_counter() - self.began
+            rate = sum(self.lengths[self.first : done]) / seconds
+            left = sum(self.lengths[done:]) / rate
+            print(
+                f"epoch {done // training.steps_in_epoch} of {training.settings.epochs}: "
+                f"{_losses(history)}, {rate:.0f} tokens a second, {spell(left)} left",
+                file=sys.stderr,
+            )
+        if self.after is not None:
+            self.after(training)
+
+    def __exit__(self, *args: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _losses(history: Any) -> str:
+    validation = f", validation {history.validation[-1][1]:.3f}" if history.validation else ""
+    return f"loss {history.loss[-1]:.3f}{validation}"
+
+
+def spell(seconds: float) -> str:
+    """Return a length of time as people say it.
+
+    Examples
+    --------
+    >>> from lora_np.finetune.terminal import spell
+    >>> spell(3.2), spell(200)
+    ('3 seconds', '3.3 minutes')
+    """
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.1f} minutes"
