@@ -91,7 +91,9 @@ class PrefixAttention(CausalSelfAttention, VirtualAdapter):
         return [need_q, both, both]
 
 
-class PrefixRotaryAttention(PrefixAttention, RotaryAttention):
+class PrefixRotaryAttention(  # pyright: ignore[reportIncompatibleVariableOverride]
+    PrefixAttention, RotaryAttention
+):
     """Rotary attention with a prefix, whose keys are not turned."""
 
     kind = RotaryAttention
