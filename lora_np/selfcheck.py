@@ -7,7 +7,7 @@ B = 0, where training starts, most wrong gradients look right.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,18 @@ from lora_np.layers import (
     Conv2d,
     Dropout,
     Embedding,
+    GatedMLP,
     Gelu,
     Layer,
     LayerNorm,
     Linear,
+    Recompute,
     Residual,
+    RMSNorm,
+    RotaryAttention,
     as_pair,
 )
+from lora_np.layers.rotary import Angles
 from lora_np.methods import (
     IntrinsicConfig,
     LoraConfig,
@@ -48,7 +53,7 @@ from lora_np.methods.ia3 import gain_backward, gain_forward
 from lora_np.methods.subspace import subspace_backward, subspace_forward
 from lora_np.methods.vera import vera_backward, vera_forward
 from lora_np.methods.virtual import prepend_backward, prepend_forward
-from lora_np.models import GPT, GPTConfig
+from lora_np.models import GPT, GPTConfig, Llama, LlamaConfig
 from lora_np.ops import fast
 from lora_np.ops.fastfood import Fastfood
 from lora_np.parameters import Parameter
@@ -106,6 +111,7 @@ def cases(rng: np.random.Generator) -> list[Case]:
         *_pairs(rng),
         *_methods(rng),
         *_layers(rng),
+        *_llama_layers(rng),
         *_patches_and_time(rng),
         *_models(rng),
         *_adapted(rng),
@@ -221,6 +227,29 @@ def _layers(rng: np.random.Generator) -> list[Case]:
     return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in table]
 
 
+def _llama_layers(rng: np.random.Generator) -> list[Case]:
+    """Return the layers of a Llama that no other model uses, and a layer computed again."""
+    d, f64, x = 4, np.float64, rng.standard_normal((2, 3, 4))
+
+    def linear(d_in: int, d_out: int, bias: bool = False) -> Linear:
+        return Linear(d_in, d_out, rng, bias=bias, dtype=f64)
+
+    def attention(n_kv_head: int, bias: bool) -> RotaryAttention:
+        q, k, v = (linear(d, 2 * n, bias) for n in (4, n_kv_head, n_kv_head))  # heads of width 2
+        angles = Angles(2, 10000.0)
+        return RotaryAttention(q, k, v, linear(8, d), n_head=4, n_kv_head=n_kv_head, angles=angles)
+
+    mlp = GatedMLP(linear(d, 6), linear(d, 6), linear(6, d))
+    table: list[tuple[str, Layer, np.ndarray]] = [
+        ("RMSNorm", RMSNorm(d, dtype=f64), x),
+        ("GatedMLP", mlp, x),
+        ("RotaryAttention", attention(2, bias=False), x),
+        ("RotaryAttention, one key", attention(1, bias=True), x),
+        ("Recompute", Recompute(Chain(mlp, Dropout(0.3))), x),
+    ]
+    return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in table]
+
+
 def _patches_and_time(rng: np.random.Generator) -> list[Case]:
     """Return convolutions and recurrent layers, each plain and with LoRA on every linear layer."""
     f64, x, image = np.float64, rng.standard_normal((2, 4, 3)), rng.standard_normal((2, 4, 3, 2))
@@ -290,9 +319,10 @@ def _adapted(rng: np.random.Generator) -> list[Case]:
 def _models(rng: np.random.Generator) -> list[Case]:
     config = GPTConfig(vocab_size=7, block_size=5, n_layer=2, n_head=2, d_model=4, dropout=0.1)
     base = GPT(config, rng, np.float64)
+    lora = LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear")
     table = {"GPT": base}
     for name, method in {
-        "LoRA": LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear"),
+        "LoRA": lora,
         "a prompt": PromptConfig(1),
         "a prefix": PrefixConfig(1),
         "a prefix and its MLP": PrefixConfig(1, prefix_projection=True, encoder_hidden_size=3),
@@ -300,17 +330,48 @@ def _models(rng: np.random.Generator) -> list[Case]:
     }.items():
         table[f"GPT with {name}"] = inject(base, method, rng)
     tokens, targets = rng.integers(0, 7, (2, 3, 4))
+    found = [_model_case(name, model, tokens, (targets,), rng) for name, model in table.items()]
+    return [*found, *_llamas(tokens, targets, replace(lora, lora_alpha=1), rng)]
+
+
+def _llamas(
+    tokens: np.ndarray, targets: np.ndarray, lora: LoraConfig, rng: np.random.Generator
+) -> list[Case]:
+    sizes: dict[str, Any] = {"n_layer": 1, "n_head": 4, "n_kv_head": 2, "d_model": 4, "d_head": 2}
+    tied = LlamaConfig(7, 5, d_hidden=3, **sizes)
+    base = Llama(tied, rng, np.float64)
+    untied = Llama(replace(tied, tied=False, qkv_bias=True), rng, np.float64)
+    adapted, recomputed = inject(base, lora, rng), inject(base, lora, rng)
+    recomputed.recompute = True
+    whole = (targets,)
+    packed = (targets, np.array([[0, 1, 2, 3], [0, 0, 1, 2], [0, 1, 0, 1]]))
+    table = [
+        ("Llama", base, whole),
+        ("Llama, untied, biases", untied, whole),
+        ("Llama, packed rows", base, packed),
+        ("Llama with LoRA", adapted, whole),
+        ("Llama with LoRA, recomputed", recomputed, packed),
+        ("Llama with a prefix", inject(base, PrefixConfig(1), rng), whole),
+    ]
+    return [_model_case(name, model, tokens, batch, rng) for name, model, batch in table]
+
+
+def _model_case(
+    name: str,
+    model: Layer,
+    tokens: np.ndarray,
+    batch: tuple[np.ndarray, ...],
+    rng: np.random.Generator,
+) -> Case:
+    """Return the loss of tokens; `batch` holds the targets, and the positions of packed rows."""
 
     def loss(model: Any, x: np.ndarray) -> tuple[Any, Any]:
-        return model.loss(x, like(targets, x), rng=np.random.default_rng(1))
+        others = [like(part, x) for part in batch]
+        return model.loss(x, *others, rng=np.random.default_rng(1))
 
-    found = []
-    for name, model in table.items():
-        at_random(model, rng, 0.5)
-        forward, backward, inputs = as_pair(model, loss)
-        methods = ("directional", "complex")
-        found.append(Case(name, forward, backward, inputs(tokens), {}, methods))
-    return found
+    at_random(model, rng, 0.5)
+    forward, backward, inputs = as_pair(model, loss)
+    return Case(name, forward, backward, inputs(tokens), {}, ("directional", "complex"))
 
 
 def table(rng: np.random.Generator) -> tuple[str, bool]:

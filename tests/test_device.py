@@ -19,7 +19,9 @@ from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.forms import BLOCKS, Q8_0, Bfloat16, Float16, Nf4
 from lora_np.layers import Layer, Linear, copy_model
 from lora_np.layers.stored import store_model
-from lora_np.models import GPT, GPTConfig
+from lora_np.methods import DoraConfig, TokensConfig
+from lora_np.models import GPT, GPTConfig, Llama, LlamaConfig
+from lora_np.models.top import TopLayers
 from lora_np.parameters import Grads, Parameter
 from lora_np.rank import spectrum
 from tests import fake_cupy
@@ -30,7 +32,7 @@ CONFIG = GPTConfig(vocab_size=13, block_size=6, n_layer=2, n_head=2, d_model=8, 
 ALL = lora_np.LoraConfig(r=2, lora_dropout=0.2, target_modules="all-linear")
 # Whole models need targets on the same device: they have tests of their own below. A random
 # subspace is on the host.
-ELSEWHERE = ("GPT", "subspace")
+ELSEWHERE = ("GPT", "Llama", "subspace")
 CASES = [c for c in selfcheck.cases(np.random.default_rng(0)) if not c.name.startswith(ELSEWHERE)]
 
 
@@ -57,7 +59,7 @@ def arrays(tree):
         return arrays(list(tree.values()))
     if isinstance(tree, list | tuple):
         return [leaf for part in tree for leaf in arrays(part)]
-    if tree is None or type(tree) in (bool, int, float):
+    if tree is None or type(tree) in (bool, int, float, np.random.Generator):
         return []
     return [tree]
 
@@ -95,9 +97,9 @@ def models(rng, dtype=np.float32):
     return base, adapted
 
 
-def gradients_of(model, tokens, targets):
+def gradients_of(model, *batch):
     """Return loss, its cache, and all gradients, with the same dropout masks at every call."""
-    loss, cache = model.loss(tokens, targets, rng=np.random.default_rng(7))
+    loss, cache = model.loss(*batch, rng=np.random.default_rng(7))
     grads = Grads()
     model.backward(1.0, cache, grads)
     return loss, cache, [grads[p] for p in model.parameters().values() if p.trainable]
@@ -218,6 +220,71 @@ def test_loss_caches_and_gradients_on_the_device_equal_the_host(rng, which, dtyp
     assert_same(found[0], expected[0])
     assert_same(found, expected)
     assert {x.dtype for x in arrays(expected) if x.dtype.kind == "f"} == {np.dtype(dtype)}
+
+
+LLAMA = LlamaConfig(13, 8, n_layer=2, n_head=4, n_kv_head=2, d_model=8, d_hidden=12)
+ON_LLAMA = {
+    "Llama": None,
+    "with LoRA": ALL,
+    "with DoRA": DoraConfig(r=2, target_modules="all-linear"),
+    "with a prefix": lora_np.PrefixConfig(1),
+    "with a prompt": lora_np.PromptConfig(1),
+    "with trained tokens": TokensConfig((3, 5), target_modules=("embed_tokens",)),
+}
+BEFORE = ("with a prefix", "with a prompt")  # nothing may stand before a packed sample
+POSITIONS = np.array([[0, 1, 2, 0, 1]] * 3 + [[0, 0, 0, 1, 2]])
+
+
+def llama(rng, method, dtype=np.float32):
+    """A Llama on the host, every Parameter at random."""
+    model = Llama(LLAMA, rng, dtype)
+    model = model if method is None else inject(model, method, rng)
+    for p in model.parameters().values():
+        p.value = (0.3 * rng.standard_normal(p.shape)).astype(dtype)
+    return model
+
+
+@pytest.mark.parametrize("method", ON_LLAMA)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_llama_on_the_device_equals_the_host(rng, method, recompute):
+    model, given = llama(rng, ON_LLAMA[method]), batch(rng)
+    model.recompute = recompute
+    moved = copy_model(model, device="cuda")
+    assert_same(moved, model)
+    found, expected = gradients_of(moved, *on_device(given)), gradients_of(model, *given)
+    assert_same(found[0], expected[0])
+    assert_same(found[2], expected[2])
+
+
+@pytest.mark.parametrize("method", ["GPT", *(name for name in ON_LLAMA if name not in BEFORE)])
+def test_packed_rows_on_the_device_equal_the_host(rng, method):
+    """Batches are packed on the host: their positions may stay there."""
+    model = models(rng)[1] if method == "GPT" else llama(rng, ON_LLAMA[method])
+    given = batch(rng)
+    moved, expected = copy_model(model, device="cuda"), gradients_of(model, *given, POSITIONS)
+    for positions in (POSITIONS, on_device(POSITIONS)):
+        found = gradients_of(moved, *on_device(given), positions)
+        assert_same(found[0], expected[0])
+        assert_same(found[2], expected[2])
+
+
+@pytest.mark.parametrize("method", ON_LLAMA)
+def test_a_llama_on_the_device_writes_the_hosts_texts(rng, method):
+    model = llama(rng, ON_LLAMA[method], np.float64)
+    moved, prompts = copy_model(model, device="cuda"), [np.array([1, 2, 3]), np.array([4])]
+    pairs = (m.generate(prompts, 9, temperature=0) for m in (moved, model))  # beyond the context
+    for one, other in zip(*pairs):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_trained_top_of_a_llama_works_on_the_device(rng):
+    model, (tokens, targets) = llama(rng, replace(ALL, layers_to_transform=[1])), batch(rng)
+    found = []
+    for m, given in ((model, (tokens, targets)), (copy_model(model, device="cuda"), None)):
+        tokens, targets = given or on_device((tokens, targets))
+        top = TopLayers(m)
+        found.append((hidden := top.hidden(tokens), *gradients_of(top, hidden, targets)[::2]))
+    assert_same(found[1], found[0])
 
 
 @pytest.mark.parametrize(

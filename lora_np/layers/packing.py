@@ -44,6 +44,8 @@ class Packing:
 
     Attributes
     ----------
+    positions : numpy.ndarray, shape (B, T)
+        On the host.
     segments : list of Segment
 
     Raises
@@ -60,8 +62,7 @@ class Packing:
     """
 
     def __init__(self, positions: Array) -> None:
-        self.positions = positions
-        host = to_host(positions)
+        self.positions = host = to_host(positions)
         if host.ndim != 2:
             raise ShapeError(f"positions has shape {host.shape}, expected (B, T)")
         self.segments = [part for row, own in enumerate(host) for part in _segments(row, own)]

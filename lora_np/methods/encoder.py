@@ -2,7 +2,7 @@
 
 ::
 
-    H = tanh(E W1^T + b1)     P = H W2^T + b2           E (n, d), W1 (h, d), H (n, h), W2 (2 d, h)
+    H = tanh(E W1^T + b1)     P = H W2^T + b2           E (n, c), W1 (h, c), H (n, h), W2 (2 c, h)
 
 Derivation. P is linear in H, and tanh' = 1 - tanh^2. With a = E W1^T + b1 (n, h)::
 
@@ -30,7 +30,7 @@ class EncoderCache(NamedTuple):
 
 
 def encoder_forward(E: Array, W1: Array, b1: Array, W2: Array, b2: Array) -> tuple[Array, Any]:
-    """Return P = tanh(E W1^T + b1) W2^T + b2 (n, 2 d), and the cache."""
+    """Return P = tanh(E W1^T + b1) W2^T + b2 (n, 2 c), and the cache."""
     H = get_xp(E).tanh(E @ W1.T + b1)  # (n, h)
     return H @ W2.T + b2, EncoderCache(E, W1, H, W2)
 
@@ -43,9 +43,9 @@ def encoder_backward(dP: Array, cache: EncoderCache, need: Need = None) -> tuple
     dE = dW1 = db1 = None
     if need_E or need_W1 or need_b1:
         da = (dP @ W2) * (1.0 - H * H)  # (n, h)
-        dE = da @ W1 if need_E else None  # (n, d)
+        dE = da @ W1 if need_E else None  # (n, c)
         dW1 = da.T @ E if need_W1 else None  # (h, d)
         db1 = da.sum(axis=0) if need_b1 else None  # (h,)
-    dW2 = dP.T @ H if need_W2 else None  # (2 d, h)
-    db2 = dP.sum(axis=0) if need_b2 else None  # (2 d,)
+    dW2 = dP.T @ H if need_W2 else None  # (2 c, h)
+    db2 = dP.sum(axis=0) if need_b2 else None  # (2 c,)
     return dE, dW1, db1, dW2, db2

@@ -1,12 +1,14 @@
 """Prefix tuning: n trainable keys and values stand before the text's own, in every layer.
 
-In layer i, with the rows P_k, P_v (n, d) of its prefix P (n, 2 d)::
+In layer i, with keys of width c = n_kv_head d_head, and the rows P_k, P_v (n, c) of its prefix
+P (n, 2 c)::
 
-    k = [P_k; k_proj(x)]      v = [P_v; v_proj(x)]      (..., n + T, d)
+    k = [P_k; k_proj(x)]      v = [P_v; v_proj(x)]      (..., n + T, c)
     y = o_proj(attention(q_proj(x), k, v))              every query may look at all of the prefix
 
-The text's positions start at n, as if n tokens stood before it. The gradient of P_k is that of the
-first n rows of k, summed over the batch: the pair of virtual.py, for k and for v.
+The text's positions start at n, as if n tokens stood before it. Rotary attention turns the text's
+keys alone: a prefix is trained as attention reads it. The gradient of P_k is that of the first n
+rows of k, summed over the batch: the pair of virtual.py, for k and for v.
 
 Trained directly, P is sensitive to the learning rate. So the paper computes P by an MLP, whose E,
 W1 and b1 all layers share (encoder.py), and keeps only P after training.
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import Array, get_xp, like
-from lora_np.layers import CausalSelfAttention, Layer, TextStart, rebuild
+from lora_np.layers import CausalSelfAttention, Layer, RotaryAttention, TextStart, rebuild
 from lora_np.methods.encoder import encoder_backward, encoder_forward
 from lora_np.methods.virtual import VirtualAdapter, VirtualTokens, prepend_backward, prepend_forward
 from lora_np.parameters import Grads, Parameter
@@ -35,13 +37,15 @@ from lora_np.parameters import Grads, Parameter
 class PrefixAttention(CausalSelfAttention, VirtualAdapter):
     """Attention with a prefix: its own Parameters are P, or the MLP's E, W1, b1, W2 and b2."""
 
+    kind: type[CausalSelfAttention] = CausalSelfAttention
+
     def __init__(self, attention: CausalSelfAttention, **prefix: Parameter) -> None:
         vars(self).update(vars(attention), **prefix)
 
     @property
     def base(self) -> CausalSelfAttention:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The attention without the prefix, over the same projections."""
-        plain = object.__new__(CausalSelfAttention)
+        plain = object.__new__(self.kind)
         vars(plain).update({k: x for k, x in vars(self).items() if not isinstance(x, Parameter)})
         return plain
 
@@ -49,7 +53,7 @@ class PrefixAttention(CausalSelfAttention, VirtualAdapter):
         return [part for _, part in self.parts() if isinstance(part, Parameter)]
 
     def virtual_tokens(self) -> tuple[Array, Any]:
-        """Return P (n, 2 d), and the cache of the MLP."""
+        """Return P (n, 2 c), and the cache of the MLP."""
         values = [p.value for p in self._prefix()]
         return encoder_forward(*values) if len(values) > 1 else (values[0], None)
 
@@ -59,16 +63,16 @@ class PrefixAttention(CausalSelfAttention, VirtualAdapter):
         return len(self._prefix()[0].value)
 
     def with_keys_before(self, k: Array, v: Array) -> tuple[Array, Array, Any]:
-        """Return [P_k; k] and [P_v; v] (..., n + T, d), and the cache."""
-        (P, c_P), d = self.virtual_tokens(), k.shape[-1]
-        k, c_k = prepend_forward(k, P[:, :d])
-        v, c_v = prepend_forward(v, P[:, d:])
+        """Return [P_k; k] and [P_v; v] (..., n + T, c), and the cache."""
+        (P, c_P), c = self.virtual_tokens(), k.shape[-1]
+        k, c_k = prepend_forward(k, P[:, :c])
+        v, c_v = prepend_forward(v, P[:, c:])
         return k, v, (c_P, c_k, c_v)
 
     def keys_before_backward(
         self, dk: Array | None, dv: Array | None, cache: Any, grads: Grads
     ) -> tuple[Array | None, Array | None]:
-        """Add the prefix's gradients; return dk and dv (..., T, d)."""
+        """Add the prefix's gradients; return dk and dv (..., T, c)."""
         if dk is None or dv is None:
             return dk, dv
         c_P, c_k, c_v = cache
@@ -77,7 +81,7 @@ class PrefixAttention(CausalSelfAttention, VirtualAdapter):
         dk, dP_k = prepend_backward(dk, c_k, (True, any(need)))
         dv, dP_v = prepend_backward(dv, c_v, (True, any(need)))
         if dP_k is not None and dP_v is not None:
-            dP = get_xp(dP_k).concatenate((dP_k, dP_v), axis=1)  # (n, 2 d)
+            dP = get_xp(dP_k).concatenate((dP_k, dP_v), axis=1)  # (n, 2 c)
             grads.add_all(held, (dP,) if c_P is None else encoder_backward(dP, c_P, need))
         return dk, dv
 
@@ -85,6 +89,17 @@ class PrefixAttention(CausalSelfAttention, VirtualAdapter):
         need_q, need_k, need_v = super()._inward_needs(need_dx)
         both = need_k or need_v or any(p.trainable for p in self._prefix())
         return [need_q, both, both]
+
+
+class PrefixRotaryAttention(  # pyright: ignore[reportIncompatibleVariableOverride]
+    PrefixAttention, RotaryAttention
+):
+    """Rotary attention with a prefix, whose keys are not turned."""
+
+    kind = RotaryAttention
+
+
+WITH_PREFIX = {each.kind: each for each in (PrefixAttention, PrefixRotaryAttention)}
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,7 @@ class PrefixConfig(VirtualTokens):
     prefix_projection : bool
         Train an MLP that returns P. Files hold only P, which is trained directly once loaded.
     encoder_hidden_size : int, optional
-        h, the MLP's width inside; by default d.
+        h, the MLP's width inside; by default c, the width of the keys.
 
     Examples
     --------
@@ -119,7 +134,7 @@ class PrefixConfig(VirtualTokens):
     peft_type = "PREFIX_TUNING"
 
     def places(self, model: Any) -> list[str]:
-        """Return the root, after a check that the model has attention, and room for the rows."""
+        """Return the root, after a check that every attention of the model takes a prefix."""
         root = super().places(model)
         kinds = {type(x) for x in model.modules().values() if isinstance(x, CausalSelfAttention)}
         if not kinds:
@@ -129,12 +144,20 @@ class PrefixConfig(VirtualTokens):
                 f"prefix tuning does not know the attention of {type(model).__name__} "
                 f"({kind.__name__}): prompt tuning trains rows before its text"
             )
+        found = [x for x in model.modules().values() if isinstance(x, CausalSelfAttention)]
+        if not found:
+            raise ValueError(f"{type(model).__name__} has no attention layer to give a prefix to")
+        for layer in found:
+            if type(layer) not in WITH_PREFIX:
+                raise ValueError(f"{type(layer).__name__} has no form with a prefix")
         return root
 
     def wrap(self, path: str, layer: Any, rng: np.random.Generator) -> Layer:
         """Return the model with a prefix in every attention layer."""
         start, W, n = self.start_of(layer), layer.table().W.value, self.num_virtual_tokens
-        d, h = W.shape[1], self.encoder_hidden_size or W.shape[1]
+        parts = layer.modules().values()
+        c = next(part.k_proj.d_out for part in parts if isinstance(part, CausalSelfAttention))
+        h = self.encoder_hidden_size or c
 
         def make(x: np.ndarray) -> Parameter:
             return Parameter(like(x.astype(W.dtype), W))
@@ -144,14 +167,14 @@ class PrefixConfig(VirtualTokens):
             return {k: make(rng.uniform(-1.0, 1.0, s) / math.sqrt(d_in)) for k, s in shapes.items()}
 
         mlp = self.prefix_projection
-        lower = {"E": make(rng.standard_normal((n, d))), **half(1, h, d)} if mlp else {}
+        lower = {"E": make(rng.standard_normal((n, c))), **half(1, h, c)} if mlp else {}
 
         def adapt(_: str, part: Layer) -> Layer | None:
             if part is start:
                 return TextStart(start.first + n)
             if not isinstance(part, CausalSelfAttention):
                 return None
-            own = half(2, 2 * d, h) if mlp else {"P": make(rng.standard_normal((n, 2 * d)))}
-            return PrefixAttention(part, **lower, **own)
+            own = half(2, 2 * c, h) if mlp else {"P": make(rng.standard_normal((n, 2 * c)))}
+            return WITH_PREFIX[type(part)](part, **lower, **own)
 
         return rebuild(layer, lambda p: p, adapt)

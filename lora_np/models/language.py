@@ -177,8 +177,8 @@ class LanguageModel(Layer):
         x, c_start = self.start.forward(rows, rng)  # (..., m + T, d)
         if positions is None:
             first = self.start.first
-            positions = like(np.arange(first, first + x.shape[-2]), x)
-        x, c_place = self.place(x, positions, rng)
+            positions = np.arange(first, first + x.shape[-2])
+        x, c_place = self.place(x, like(positions, x), rng)
         return x, EmbeddingCache(c_table, c_start, c_place)
 
     def embed_backward(self, dx: Array, cache: EmbeddingCache, grads: Grads) -> None:

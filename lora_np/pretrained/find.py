@@ -7,6 +7,7 @@ file, a wheel that holds one, or a folder with a single GGUF file. Nothing is ev
 from __future__ import annotations
 
 import hashlib
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ def find_model(name: str | Path) -> Path:
     if isinstance(name, str) and name in PACKAGES:
         return _in_package(name)
     path = Path(name)
-    if not path.exists():
+    if not os.path.exists(path):  # False, not an error, where the name is too long for a path
         raise CheckpointError(
             f"model {shown(str(name))}: no such file or folder, and no model of a package; known "
             f"are {', '.join(PACKAGES)}"

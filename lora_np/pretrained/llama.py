@@ -8,6 +8,7 @@ the file, and are decoded whenever the weight is used.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,13 @@ def load_llama(
     >>> load_llama("no_such_folder")
     Traceback (most recent call last):
         ...
-    lora_np.files.arrays.CheckpointError: no_such_folder: no such file or folder
+    lora_np.files.arrays.CheckpointError: 'no_such_folder': no such file or folder
     """
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"dtype {np.dtype(dtype)}: expected float32 or float64")
     path = Path(source)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
+    if not os.path.exists(path):  # False, not an error, where the name is too long for a path
+        raise CheckpointError(f"{shown(str(path))}: no such file or folder")
     if path.is_dir():
         return llama_of_folder(path, dtype, keep_quantised=keep_quantised)
     return llama_of_gguf(GgufFile.open(path), dtype, keep_quantised=keep_quantised)
@@ -162,7 +163,9 @@ def _check_rest(
             )
         rest.remove("lm_head.weight")
     if rest:
-        raise CheckpointError(f"{file.path} holds {first_of(sorted(rest))}, which Llama lacks")
+        raise CheckpointError(
+            f"{file.path} holds {first_of([*map(shown, sorted(rest))])}, which Llama lacks"
+        )
 
 
 # ----------------------------------------------------------------------------------- GGUF
@@ -205,5 +208,5 @@ def llama_of_gguf(
     model = _made(config, read, dtype, keep_quantised)
     rest = sorted(tensors.keys() - used)
     if rest:
-        raise CheckpointError(f"{source} holds {first_of(rest)}, which Llama lacks")
+        raise CheckpointError(f"{source} holds {first_of([*map(shown, rest)])}, which Llama lacks")
     return model

@@ -17,6 +17,7 @@ from lora_np.files import CheckpointError
 from lora_np.models import LlamaConfig
 from lora_np.ops.rope import Llama3Scaling
 from lora_np.reading import shown
+from lora_np.tables import first_of
 
 KINDS = ("llama", "qwen2")  # model types of Hugging Face, and architectures of GGUF
 ALLOWED = {  # fields of config.json; an absent field means the first value
@@ -28,6 +29,8 @@ ALLOWED = {  # fields of config.json; an absent field means the first value
     "pretraining_tp": (1, None),
 }
 SCALINGS = ("default", "llama3")
+FACTORS = ("factor", "low_freq_factor", "high_freq_factor")
+ROPE = (*FACTORS, "rope_type", "type", "rope_theta", "original_max_position_embeddings")
 
 
 class _Fields:
@@ -46,7 +49,7 @@ class _Fields:
             raise self.wrong(name, value, "a whole number of at least 1")
         return value
 
-    def number(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float | None) -> float:
         """Return a number above 0."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -121,11 +124,10 @@ def config_of_json(content: Any, source: Any) -> LlamaConfig:
 
 def _refuse_window(read: _Fields) -> None:
     """Raise if attention has a window; a width beside ``use_sliding_window: false`` is not used."""
-    types = read.get("layer_types") or []
-    if read.get("use_sliding_window", False) or "sliding_attention" in types:
-        raise CheckpointError(
-            f"{read.source}: use_sliding_window is true: attention of a window is not supported"
-        )
+    for name, off in (("use_sliding_window", False), ("layer_types", "full_attention")):
+        found = read.get(name) or []
+        if any(kind != off for kind in (found if isinstance(found, list) else [found])):
+            raise read.wrong(name, found, f"{off!r}: attention of a window is not supported")
 
 
 def _rope(read: _Fields) -> tuple[float, Llama3Scaling | None]:
@@ -138,11 +140,15 @@ def _rope(read: _Fields) -> tuple[float, Llama3Scaling | None]:
         expected = " or ".join(map(repr, SCALINGS))
         raise CheckpointError(f"{read.source}: rope_type = {shown(kind)}, expected {expected}")
     inner = _Fields(rope, read.source)
+    if inner.get("partial_rotary_factor", 1.0) not in (1.0, None):
+        raise inner.wrong("partial_rotary_factor", rope["partial_rotary_factor"], "1.0")
+    others = [shown(name) for name in rope if name not in (*ROPE, "partial_rotary_factor")]
+    if others:  # such as rotations of their own for each kind of layer
+        raise CheckpointError(f"{read.source}: rope_parameters has {first_of(others)}, not read")
     base = inner.number("rope_theta", read.number("rope_theta", 10000.0))
     if kind == "default":
         return base, None
-    names = ("factor", "low_freq_factor", "high_freq_factor")
-    factors = {name: inner.number(name, math.nan) for name in names}
+    factors = {name: inner.number(name, None) for name in FACTORS}
     original = inner.whole("original_max_position_embeddings")
     try:
         return base, Llama3Scaling(**factors, original_max_position_embeddings=original)
@@ -151,6 +157,13 @@ def _rope(read: _Fields) -> tuple[float, Llama3Scaling | None]:
 
 
 # -------------------------------------------------------------------------------- GGUF
+
+REFUSED = {  # fields that change the mathematics, and the value at which they do not; so does 0
+    "attention.sliding_window": 0,
+    "expert_count": 0,
+    "rope.scaling.factor": 1,  # llama.cpp divides positions by it, whatever the type
+    "rope.scale_linear": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -200,6 +213,8 @@ def config_of_gguf(
     12
     """
     read = _gguf_fields(fields, source)
+    if divisors is not None and not ((divisors > 0.0) & np.isfinite(divisors)).all():
+        raise CheckpointError(f"{source} holds 'rope_freqs.weight', expected numbers above 0")
     n_head = read.whole("attention.head_count")
     d_head = read.whole("attention.key_length", read.whole("embedding_length") // n_head)
     if read.whole("rope.dimension_count", d_head) != d_head:
@@ -236,7 +251,7 @@ def _gguf_fields(fields: Mapping[str, Any], source: Any) -> _Fields:
     scaling = read.get("rope.scaling.type", "none")
     if scaling != "none":
         raise read.wrong("rope.scaling.type", scaling, "'none'")
-    for name in ("attention.sliding_window", "expert_count"):
-        if read.get(name):
-            raise read.wrong(name, read.get(name), "0")
+    for name, off in REFUSED.items():
+        if read.get(name, off) not in (0, off):
+            raise read.wrong(name, read.get(name), str(off))
     return read
