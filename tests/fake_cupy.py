@@ -241,11 +241,6 @@ def empty_like(x: ndarray, shape: tuple[int, ...] | None = None, dtype: Any = No
     return ndarray(np.empty_like(_held(x), shape=shape, dtype=dtype))
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> ndarray:
-    """Return memory."""
-    return ndarray(np.empty(shape, dtype))
-
-
 def unpackbits(x: ndarray, bitorder: str) -> ndarray:
     """As NumPy's, over a whole array."""
     return ndarray(np.unpackbits(_held(x), bitorder=bitorder))

@@ -136,14 +136,6 @@ class PrefixConfig(VirtualTokens):
     def places(self, model: Any) -> list[str]:
         """Return the root, after a check that every attention of the model takes a prefix."""
         root = super().places(model)
-        kinds = {type(x) for x in model.modules().values() if isinstance(x, CausalSelfAttention)}
-        if not kinds:
-            raise ValueError(f"{type(model).__name__} has no attention layer to give a prefix to")
-        for kind in kinds - {CausalSelfAttention}:  # its keys have another width or place
-            raise ValueError(
-                f"prefix tuning does not know the attention of {type(model).__name__} "
-                f"({kind.__name__}): prompt tuning trains rows before its text"
-            )
         found = [x for x in model.modules().values() if isinstance(x, CausalSelfAttention)]
         if not found:
             raise ValueError(f"{type(model).__name__} has no attention layer to give a prefix to")

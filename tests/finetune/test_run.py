@@ -13,7 +13,7 @@ from lora_np.data import DataError, Sample, padded
 from lora_np.finetune import Settings, Training, run, train_adapter
 from lora_np.finetune.layout import Layout, mean_loss, targets_in
 from lora_np.forms import Bfloat16
-from lora_np.methods import METHODS, PrefixConfig, method_of
+from lora_np.methods import METHODS, method_of
 from lora_np.models import top
 from lora_np.ops.loss import IGNORE_INDEX
 from tests.finetune.tiny import llama, samples
@@ -212,7 +212,6 @@ def test_an_error_in_after_ends_the_run_and_the_model_keeps_memory_of_its_own():
 
 OURS = [config for config in METHODS_TRIED if type(config).__module__.startswith("lora_np")]
 UNFIT = {  # methods that do not fit this model, and what is said
-    "prefix": "does not know the attention of Llama",
     "bitfit": "no layer with a bias",
 }
 
@@ -242,12 +241,6 @@ def test_a_method_trains_or_is_refused_on_one_line(config):
 def test_every_method_was_tried():
     ours = {name for name, c in METHODS.items() if c.__module__.startswith("lora_np.")}
     assert ours - {config.name for config in OURS} == {"nf4"}  # which is about the base
-
-
-@pytest.mark.parametrize("n_kv_head", [1, 2])
-def test_a_prefix_is_refused_for_rotary_attention_whose_keys_it_would_not_turn(n_kv_head):
-    with pytest.raises(ValueError, match=r"Llama \(RotaryAttention\): prompt tuning"):
-        inject(llama(n_kv_head=n_kv_head), PrefixConfig(2), np.random.default_rng(0))
 
 
 def test_an_adapted_model_is_trained_on():
