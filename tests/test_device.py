@@ -462,12 +462,12 @@ def test_a_sweep_on_the_device_gives_the_hosts_results(tmp_path, settings):
 # -------------------------------------------------- the account, against products that were counted
 
 
-def counted_flops(model, tokens, targets):
-    """Return the products' FLOPs a token of a loss and its backward, on the device."""
+def counted_flops(model, tokens):
+    """Return the products' FLOPs a token of a loss and its backward, if none is ignored."""
     counts = []
     fake_cupy.ndarray.flops = 0
     with unmerged():
-        _, cache = model.loss(tokens, targets)
+        _, cache = model.loss(tokens, tokens)
         counts.append(fake_cupy.ndarray.flops / tokens.size)
         model.backward(1.0, cache, Grads())
     counts.append(fake_cupy.ndarray.flops / tokens.size - counts[0])
@@ -488,7 +488,16 @@ ADAPTERS = {
 def test_account_of_adapters_states_the_products_that_were_counted(rng, name):
     config = lora_np.LoraConfig(r=2, **ADAPTERS[name])
     model = inject(GPT(CONFIG, rng), config, rng)
-    found = counted_flops(copy_model(model, device="cuda"), *on_device(batch(rng)))
+    found = counted_flops(copy_model(model, device="cuda"), on_device(batch(rng)[0]))
+    assert found == account(model, T=5).flops
+
+
+@pytest.mark.parametrize("method", ["Llama", "with LoRA", "with a prefix", "with trained tokens"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_account_of_a_llama_states_the_products_that_were_counted(rng, method, recompute):
+    model = llama(rng, ON_LLAMA[method])
+    model.recompute = recompute
+    found = counted_flops(copy_model(model, device="cuda"), on_device(batch(rng)[0]))
     assert found == account(model, T=5).flops
 
 
@@ -499,7 +508,7 @@ def test_account_states_the_products_counted_whatever_is_frozen(rng, adapted, sh
     for _ in range(5):
         for p in model.parameters().values():
             p.trainable = rng.random() < share
-        found = counted_flops(copy_model(model, device="cuda"), *on_device(batch(rng)))
+        found = counted_flops(copy_model(model, device="cuda"), on_device(batch(rng)[0]))
         assert found == account(model, T=5).flops
 
 

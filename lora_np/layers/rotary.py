@@ -30,7 +30,7 @@ class Angles:
     --------
     >>> import numpy as np
     >>> from lora_np.layers.rotary import Angles
-    >>> cos, sin = Angles(4, 10000.0).at(np.array([0, 2]), np.dtype(np.float32))
+    >>> cos, sin = Angles(4, 10000.0).at(np.array([0, 2]), np.dtype(np.float64))
     >>> cos.round(2).tolist()  # of positions 0 and 2, at wavelengths 2 pi and 200 pi
     [[1.0, 1.0], [-0.42, 1.0]]
     """
@@ -115,7 +115,8 @@ class RotaryAttention(CausalSelfAttention):
         return turned[0], turned[1]
 
     def _by_head(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], -1, self.angles.d_head)  # (..., T, heads, d_head)
+        heads = x.shape[-1] // self.angles.d_head
+        return x.reshape(*x.shape[:-1], heads, self.angles.d_head)  # (..., T, heads, d_head)
 
     def _keys(self, k: Array) -> Array:
         return split_heads(k, self.n_kv_head)  # (..., n_kv_head, T, d_head)

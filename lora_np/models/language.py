@@ -175,10 +175,9 @@ class LanguageModel(Layer):
         """Return the rows (..., m + T, d) of a text and of what stands before it, and the cache."""
         rows, c_table = self.table().forward(tokens)  # (..., T, d)
         x, c_start = self.start.forward(rows, rng)  # (..., m + T, d)
-        if positions is None:
-            first = self.start.first
-            positions = np.arange(first, first + x.shape[-2])
-        x, c_place = self.place(x, like(positions, x), rng)
+        first = self.start.first
+        at = np.arange(first, first + x.shape[-2]) if positions is None else positions
+        x, c_place = self.place(x, like(at, x), rng)
         return x, EmbeddingCache(c_table, c_start, c_place)
 
     def embed_backward(self, dx: Array, cache: EmbeddingCache, grads: Grads) -> None:

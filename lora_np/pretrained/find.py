@@ -119,6 +119,15 @@ def load_llm(name: str | Path, dtype: Any = np.float32, *, keep_quantised: bool 
     ------
     CheckpointError
         If there is no such model, a file is broken, or the vocabularies do not fit each other.
+
+    Examples
+    --------
+    >>> from lora_np.pretrained import load_llm
+    >>> load_llm("no_such_model")
+    Traceback (most recent call last):
+        ...
+    lora_np.files.arrays.CheckpointError: model 'no_such_model': no such file or folder, and no
+    model of a package; known are smollm2
     """
     path = find_model(name)
     if path.is_dir():
