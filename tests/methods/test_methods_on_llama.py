@@ -12,6 +12,7 @@ from lora_np import (
     PrefixConfig,
     PromptConfig,
     check_gradients,
+    check_method,
     inject,
     load_adapter,
     merge,
@@ -25,6 +26,7 @@ from lora_np.methods import (
     BitFitConfig,
     DoraConfig,
     IA3Config,
+    IntrinsicConfig,
     LNTuningConfig,
     LoraConfig,
     TokensConfig,
@@ -144,6 +146,14 @@ def test_generation_with_memory_equals_the_whole_forward(config):
         assert text[len(prompt) :].tolist() == written.tolist()
 
 
+@pytest.mark.slow  # every entry of every Parameter is perturbed
+@pytest.mark.parametrize("config", TRIED, ids=lambda c: c.name)
+def test_a_method_keeps_the_whole_contract_on_a_llama(config):
+    sizes = {**sizes_for(config), "n_layer": 1, "d_model": 8, "d_hidden": 8, "d_head": 4}
+    model = Llama(LlamaConfig(5, N + T, **sizes), np.random.default_rng(0))
+    assert len(check_method(config, model)) == 15
+
+
 # ---------------------------------------------------------------------------------- packed rows
 
 
@@ -167,10 +177,15 @@ def test_packed_rows_equal_padded_ones_or_are_refused(config):
         np.testing.assert_allclose(packed_grads[name], expected, rtol=0, atol=1e-11, err_msg=name)
 
 
-@every_method
+@pytest.mark.parametrize(
+    "config",
+    [each for each in [*TRIED, *EMBEDDED] if not isinstance(each, IntrinsicConfig)],
+    ids=lambda c: c.name,
+)
 def test_recomputation_changes_no_gradient(config):
     adapted = adapted_at_random(config, llama(sizes_for(config)))
     loss, grads = step(adapted, TOKENS, (TOKENS + 1) % V)
+    assert not adapted.recompute
     adapted.recompute = True
     again, recomputed = step(adapted, TOKENS, (TOKENS + 1) % V)
     assert again == loss
