@@ -134,13 +134,16 @@ def targets_in(samples: Sequence[Sample]) -> int:
     return sum(int((sample.targets != IGNORE_INDEX).sum()) for sample in samples)
 
 
-def mean_loss(layout: Layout, samples: Sequence[Sample], batch_size: int) -> float:
-    """Return the mean loss over all targets of the samples, without dropout; nan if not finite."""
+def mean_loss(layout: Layout, samples: Sequence[Sample], number: int) -> float:
+    """Return the mean loss over all targets of the samples, without dropout; nan if not finite.
+
+    `number` samples are computed at a time.
+    """
     model: Any = layout.model
     count, total = targets_in(samples), 0.0
     ordered = sorted(samples, key=len)  # little padding, where there is any
-    for first in range(0, len(ordered), batch_size):
-        batch = layout.of_rows(ordered[first : first + batch_size], 1)
+    for first in range(0, len(ordered), number):
+        batch = layout.of_rows(ordered[first : first + number], 1)
         try:
             total += float(model.loss(*batch, count=count)[0])
         except FloatingPointError:

@@ -209,7 +209,10 @@ class Training:
 
     def _measure(self) -> float:
         """Return the validation loss, infinite if it is not finite."""
-        loss = mean_loss(self.layout, self.validation, self.settings.batch_size)
+        number = max(
+            1, self.settings.batch_size // self.layout.rows
+        )  # as many as in a row of a step
+        loss = mean_loss(self.layout, self.validation, number)
         return loss if math.isfinite(loss) else math.inf
 
     # ------------------------------------------------------------------------- the state

@@ -37,7 +37,7 @@ def assert_equal_runs(one, other, tolerance):
 
 
 def assert_bit_equal(one, other):
-    assert one.history.loss == other.history.loss
+    assert one.history.loss == other.history.loss and one.best_step == other.best_step
     assert one.history.validation == other.history.validation
     ours, theirs = weights(one.model), weights(other.model)
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
@@ -130,13 +130,20 @@ def test_full_training_of_the_top_moves_its_blocks_alone():
 # --------------------------------------------------------------------------- the best weights
 
 
-def test_the_best_weights_are_kept_and_they_have_the_loss_that_is_recorded():
-    def saying(*answers):
-        return Sample(np.array([3, 4, *answers]), np.array([False, False, *[True] * len(answers)]))
+def saying(*answers):
+    return Sample(np.array([3, 4, *answers]), np.array([False, False, *[True] * len(answers)]))
 
-    train, held = [saying(7, 7), saying(7)] * 4, [saying(7, 7, 7), saying(8)]  # soon too sure of 7
-    settings = Settings(method="full", epochs=9, batch_size=4, lr=0.02, jobs=1, validate_every=1)
-    result = train_adapter(llama(dtype=np.float64), train, held, settings)
+
+SURE = (
+    [saying(7, 7), saying(7)] * 4,
+    [saying(7, 7, 7), saying(8)],
+)  # the model is soon too sure of 7
+OVERFIT = Settings(method="full", epochs=9, batch_size=4, lr=0.02, jobs=1, validate_every=1)
+
+
+def test_the_best_weights_are_kept_and_they_have_the_loss_that_is_recorded():
+    held = SURE[1]
+    result = train_adapter(llama(dtype=np.float64), *SURE, OVERFIT)
     losses = dict(result.history.validation)
     assert 0 < result.best_step < len(result.history.loss)
     assert losses[result.best_step] == min(losses.values())
@@ -186,6 +193,18 @@ def test_a_run_continues_bit_for_bit_from_any_step(change):
     assert len(states) == 9
     for state in states[:: 4 if change.get("method") else 1]:
         training = Training(llama(), TRAIN, HELD, settings)
+        training.load(state)
+        assert_bit_equal(training.run(), whole)
+
+
+def test_the_best_weights_from_before_a_stop_are_kept():
+    states = []
+    whole = train_adapter(
+        llama(), *SURE, OVERFIT, after=lambda t: states.append(copy.deepcopy(t.state()))
+    )
+    assert whole.best_step < 15
+    for state in (states[15], states[-1]):
+        training = Training(llama(), *SURE, OVERFIT)
         training.load(state)
         assert_bit_equal(training.run(), whole)
 
