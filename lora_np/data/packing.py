@@ -115,7 +115,7 @@ def packed(samples: Sequence[Sample], rows: int) -> tuple[np.ndarray, np.ndarray
     [[   4    5    6 -100]
      [   2 -100 -100 -100]]
     [[0 1 2 3]
-     [0 1 0 1]]
+     [0 1 0 0]]
     """
     _require_samples(samples)
     if rows < 1:
