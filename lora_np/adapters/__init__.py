@@ -3,6 +3,7 @@
 from lora_np.adapters.combine import combine_adapters
 from lora_np.adapters.convert import convert_adapter, nearest_lora
 from lora_np.adapters.cut import Keep, Truncation, fit_table, total_errors
+from lora_np.adapters.export import export_model
 from lora_np.adapters.extract import Extracted, beyond_table, extract_adapter
 from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
 from lora_np.adapters.gguf import read_gguf_adapter, write_gguf_adapter
@@ -21,6 +22,7 @@ __all__ = [
     "beyond_table",
     "combine_adapters",
     "convert_adapter",
+    "export_model",
     "extract_adapter",
     "fit_table",
     "load_adapter",
