@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lora_np import LoraConfig, cli, load_adapter, merge
+from lora_np import LoraConfig, cli, inject, load_adapter, merge, save_adapter
 from lora_np.adapters import export_model, write_adapter
 from lora_np.adapters.gguf import adapter_to_gguf
 from lora_np.files import GgufFile, TensorFile, write_gguf
@@ -340,3 +340,22 @@ def test_export_prints_the_rounding_of_what_was_merged(source, tmp_path, capsys)
     assert lines[0].split() == ["tensor", "dtype", "norm", "rounding", "/", "norm"]
     assert lines[1].split()[:2] == ["blk.0.attn_k.weight", "Q8_0"] and len(lines) == 17
     assert lines[-1] == f"written to {tmp_path / 'x.gguf'}"
+
+
+@pytest.mark.llm
+def test_smollm2_with_an_adapter_answers_alike_in_every_form(tmp_path):
+    llm = load_llm("smollm2")
+    tokens = np.array([llm.tokenizer.chat([{"role": "user", "content": "Count to 5."}], True)])
+    model = inject(llm.model, LoraConfig(r=4), rng := np.random.default_rng(0))
+    for name, p in model.parameters().items():
+        if name.endswith(".B"):
+            p.value[...] = 0.02 * rng.standard_normal(p.shape)
+    save_adapter(model, tmp_path / "lora")
+    expected = model.forward(tokens)[0][0, -1]
+    assert np.abs(expected - llm.model.forward(tokens)[0][0, -1]).max() > 0.5
+    for out, kind, most in (("x.gguf", "f32", 1e-3), ("y.gguf", "f16", 0.3), ("z", "f32", 1e-3)):
+        found = exported("smollm2", tmp_path, out, adapter=tmp_path / "lora", kind=kind)
+        assert found.tokenizer.chat(CHAT, True) == llm.tokenizer.chat(CHAT, True)
+        logits = found.model.forward(tokens)[0][0, -1]
+        assert np.abs(logits - expected).max() < most
+        assert logits.argmax() == expected.argmax()
