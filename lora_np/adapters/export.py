@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_np.adapters.cut import naming
 from lora_np.adapters.merge import Merged
 from lora_np.adapters.on_model import load_adapter
 from lora_np.adapters.write import as_written
@@ -186,7 +187,8 @@ def _gguf_tensors(model: Any, kind: str) -> Tensors:
         if x.ndim < 2 or kind == "f32":
             tensors[theirs] = as_written(theirs, x, "float32")
         elif kind == "q8_0" and x.shape[1] % Q8_0.block_size == 0:
-            tensors[theirs] = Q8_0.encode(x)
+            with naming(theirs):
+                tensors[theirs] = Q8_0.encode(x)
         else:
             tensors[theirs] = as_written(theirs, x, "float16")
     return tensors

@@ -93,11 +93,11 @@ def _name_of_pieces(content: Mapping[str, Any], path: Path) -> str:
     model, normalizer = content["model"], content.get("normalizer") or {"type": None}
     cuts = content.get("pre_tokenizer") or {}
     cuts = cuts["pretokenizers"] if cuts.get("type") == "Sequence" else [cuts]
+    if model.get("type") != "BPE" or cuts[-1].get("type") != "ByteLevel":
+        raise TokenizerError(f"{path} is not byte-level BPE, the only kind that is written as GGUF")
     pieces = tuple(piece for cut in cuts for piece in _pieces(cut, path))
     by_pieces = {known: name for name, known in reversed(PIECES.items())}  # the first of equals
     name = by_pieces.get(pieces)
-    if model.get("type") != "BPE" or cuts[-1].get("type") != "ByteLevel":
-        raise TokenizerError(f"{path} is not byte-level BPE, the only kind that is written as GGUF")
     if name is None:
         raise TokenizerError(f"{path} cuts texts by {shown(pieces)}: llama.cpp's name is not known")
     expected = {

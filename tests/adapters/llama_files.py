@@ -21,7 +21,8 @@ def llama(**changes):
     """A model with 4 heads of queries, 2 of keys and values, and weights that all matter."""
     sizes = {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "d_model": 64, "d_hidden": 96}
     rng = np.random.default_rng(0)
-    model = Llama(LlamaConfig(V, 32, **{**sizes, **changes}), rng)
+    sizes = {"vocab_size": V, "block_size": 32, **sizes, **changes}
+    model = Llama(LlamaConfig(**sizes), rng)
     for p in model.parameters().values():
         p.value += 0.1 * rng.standard_normal(p.shape, np.float32)
     return model
@@ -53,7 +54,7 @@ def write_folder(folder, model, **tokenizer):
     return folder
 
 
-def write_model_gguf(path, model):
+def write_model_gguf(path, model, **tokenizer):
     """Write a GGUF file with fields that a reader of the sizes does not know."""
     c, tensors = model.config, {}
     for name, x in arrays(model).items():
@@ -70,7 +71,7 @@ def write_model_gguf(path, model):
     }  # fmt: skip
     general = {"architecture": "llama", "type": "model", "license": "mine", "file_type": 3}
     fields = {f"general.{name}": x for name, x in general.items()}
-    fields |= {f"llama.{name}": x for name, x in sizes.items()} | tiny_fields()
+    fields |= {f"llama.{name}": x for name, x in sizes.items()} | tiny_fields(**tokenizer)
     write_gguf(path, {**fields, "quantize.imatrix.file": "x.dat"}, tensors)
     return path
 

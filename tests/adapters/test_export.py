@@ -8,12 +8,14 @@ import pytest
 from lora_np import LoraConfig, cli, inject, load_adapter, merge, save_adapter
 from lora_np.adapters import export_model, write_adapter
 from lora_np.adapters.gguf import adapter_to_gguf
-from lora_np.files import GgufFile, TensorFile, write_gguf
+from lora_np.files import GgufFile, TensorFile
 from lora_np.methods import DoraConfig, PromptConfig
 from lora_np.pretrained import load_llm
+from lora_np.pretrained.tokenizer_files import PIECES
 from tests.adapters.llama_files import (
     SCALING,
     TOKENS,
+    V,
     llama,
     write_folder,
     write_lora,
@@ -145,14 +147,27 @@ def test_scaled_frequencies_go_to_gguf_and_stay_there(tmp_path):
     assert not (tmp_path / "z").exists()
 
 
-def test_bos_in_front_of_a_text_survives_the_way_to_a_folder(tmp_path):
-    base = write_model_gguf(tmp_path / "base.gguf", llama())
-    file = GgufFile.open(base)
-    tensors = {name: tensor.array() for name, tensor in file.tensors.items()}
-    write_gguf(base, {**file.fields, "tokenizer.ggml.add_bos_token": True}, tensors)
-    found = exported(base, tmp_path, "x").tokenizer
-    assert found.add_bos and not load_llm(write_folder(tmp_path / "y", llama())).tokenizer.add_bos
-    assert exported(tmp_path / "x", tmp_path, "z.gguf").tokenizer.add_bos
+@pytest.mark.parametrize("pre", sorted({*PIECES} - {"starcoder"}))  # it cuts as smollm does
+def test_every_way_to_cut_a_text_keeps_its_name(pre, tmp_path):
+    base = write_model_gguf(tmp_path / "base.gguf", llama(n_layer=1), pre=pre, add_bos_token=None)
+    first = exported(base, tmp_path, "x").tokenizer
+    second = exported(tmp_path / "x", tmp_path, "y.gguf").tokenizer
+    fields = GgufFile.open(tmp_path / "y.gguf").fields
+    assert fields["tokenizer.ggml.pre"] == pre
+    text = "there ARE 1234 shops: I'll say\n\n  Gro\u0308ße"
+    expected = load_llm(base).tokenizer.encode(text)
+    assert first.encode(text) == second.encode(text) == expected
+    assert second.add_bos == (pre == "llama-bpe")
+
+
+def test_tokens_that_the_table_lacks_are_never_used(tmp_path):
+    folder = write_folder(tmp_path / "base", llama(vocab_size=V + 3))
+    found = exported(folder, tmp_path, "x.gguf", kind="f32")
+    fields = GgufFile.open(tmp_path / "x.gguf").fields
+    assert fields["tokenizer.ggml.tokens"][V:] == [f"[PAD{V + i}]" for i in range(3)]
+    assert fields["tokenizer.ggml.token_type"][V:] == [5, 5, 5]
+    assert found.model.vocab_size == V + 3
+    assert found.tokenizer.chat(CHAT, True) == tiny_tokenizer().chat(CHAT, True)
 
 
 def test_methods_that_merge_are_merged(tmp_path):
@@ -268,6 +283,18 @@ def plain(**options):
     return write
 
 
+def too_small(tmp_path):
+    write_folder(tmp_path / "base", llama(vocab_size=V - 1))
+    return {"out": "x.gguf"}
+
+
+def too_large(tmp_path):
+    model = llama()
+    model.model.embed_tokens.W.value[0, 0] = 1e30
+    write_folder(tmp_path / "base", model)
+    return {"out": "x.gguf", "kind": "q8_0"}
+
+
 def in_use(out):
     def write(tmp_path):
         write_folder(tmp_path / "base", llama())
@@ -294,6 +321,10 @@ SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"
         (cut_by(SPLIT, BYTES), r"cuts texts by \('mine',\): llama.cpp's name is not known"),
         (cut_by({**BYTES, "add_prefix_space": True}), "has the pre-tokenizer .*'ByteLevel'"),
         (cut_by(SPLIT), "is not byte-level BPE"),
+        (cut_by({**SPLIT, "behavior": "Removed"}, BYTES), "has the pre-tokenizer .*'Removed'"),
+        (with_tokenizer(lambda c: c.update(pre_tokenizer=None)), "is not byte-level BPE"),
+        (too_small, "has the id 339, the model 339 rows"),
+        (too_large, r"'?token_embd\.weight'?.*too large for Q8_0"),
         (with_tokenizer(lambda c: c["model"].update(ignore_merges=True)), "has ignore_merges = T"),
         (with_tokenizer(lambda c: c.update(normalizer={"type": "NFC"})), "has normalizer = 'NFC'"),
     ],

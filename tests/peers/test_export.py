@@ -73,6 +73,17 @@ def test_transformers_has_the_tokens_of_a_folder_from_gguf(torch, tmp_path):
     assert model.config.eos_token_id == 2
 
 
+@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "smollm"])
+def test_transformers_puts_bos_in_front_where_the_gguf_file_says_so(pre, tmp_path):
+    from transformers import AutoTokenizer
+
+    base = write_model_gguf(tmp_path / "base.gguf", llama(), pre=pre, add_bos_token=None)
+    export_model(base, tmp_path / "x")
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "x"), load_llm(base).tokenizer
+    text = "I'LL say 1234 Gro\u0308ße\n\n  猫"
+    assert theirs.encode(text) == [1] * (pre == "llama-bpe") + ours.encode(text)
+
+
 @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"qkv_bias": True}])
 def test_transformers_reads_the_gguf_file(changes, torch, tmp_path):
     from transformers import AutoModelForCausalLM
