@@ -122,6 +122,21 @@ def adapter_to_gguf(adapter: str | Path, base: str | Path, path: str | Path) -> 
         If the adapter is of another method or model, a file is broken, or `path` exists.
     ValueError
         If GGUF cannot hold the factors.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.adapters import adapter_to_gguf, write_adapter
+    >>> from lora_np.files import save_json
+    >>> sizes = {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1}
+    >>> sizes |= {"model_type": "llama", "num_attention_heads": 2, "vocab_size": 9}
+    >>> name = "model.layers.0.mlp.up_proj"
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     save_json(f"{d}/config.json", sizes)
+    ...     write_adapter(f"{d}/sql", [(name, np.ones((6, 1)), np.ones((1, 4)), 2.0)])
+    ...     adapter_to_gguf(f"{d}/sql", d, f"{d}/sql.gguf")
+    ['model.layers.0.mlp.up_proj']
     """
     config = config_at(find_model(base))
     shapes = linear_shapes(config)

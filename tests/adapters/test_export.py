@@ -198,6 +198,37 @@ def test_the_config_says_what_the_model_is_for(tmp_path):
     assert "model.layers.0.self_attn.q_proj" in fields["target_modules"]
 
 
+def run(tmp_path, monkeypatch, *lines):
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        assert cli.main(line.split()) == 0, line
+
+
+def test_the_commands_for_adapters_work_on_a_llama(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / "base", llama())
+    model = write_lora(tmp_path / "lora", llama())
+    run(
+        tmp_path, monkeypatch,
+        "export --model base --adapter lora --type f32 --out tuned",
+        "merge --base base --adapter lora --out merged.safetensors",
+        "extract --base base --tuned tuned --rank 2 --out found",
+        "resize lora --rank 1 --out small",
+        "combine lora small --weights 0.5 0.5 --out both",
+        "analyse lora", "analyse tuned --base base",
+        "convert both --to gguf --base base --out both.gguf",
+    )  # fmt: skip
+    assert "q_proj 2" in capsys.readouterr().out  # the rank that keeps 99 % of the energy
+    with TensorFile("merged.safetensors") as one, TensorFile("tuned/model.safetensors") as other:
+        assert sorted(one.names) == sorted(other.names)
+        for name in one.names:
+            np.testing.assert_allclose(one.read(name), other.read(name), atol=1e-6)
+    expected = logits(model)
+    np.testing.assert_allclose(logits(load_adapter(llama(), "found")), expected, atol=2e-3)
+    gguf, folder = (logits(load_adapter(llama(), name)) for name in ("both.gguf", "both"))
+    np.testing.assert_array_equal(gguf, folder)
+    assert np.abs(folder - expected).max() > 0.05  # half of the change has rank 1
+
+
 # ------------------------------------------------------------------------------------ refusals
 
 
