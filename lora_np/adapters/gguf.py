@@ -109,7 +109,7 @@ def adapter_to_gguf(adapter: str | Path, base: str | Path, path: str | Path) -> 
     base : str or Path
         The model, as for :func:`lora_np.pretrained.find_model`; only its sizes are read.
     path : str or Path
-        A new file.
+        A new file that ends in ".gguf".
 
     Returns
     -------
@@ -121,7 +121,7 @@ def adapter_to_gguf(adapter: str | Path, base: str | Path, path: str | Path) -> 
     CheckpointError
         If the adapter is of another method or model, a file is broken, or `path` exists.
     ValueError
-        If GGUF cannot hold the factors.
+        If GGUF cannot hold the factors, or `path` has another ending.
 
     Examples
     --------
@@ -138,6 +138,8 @@ def adapter_to_gguf(adapter: str | Path, base: str | Path, path: str | Path) -> 
     ...     adapter_to_gguf(f"{d}/sql", d, f"{d}/sql.gguf")
     ['model.layers.0.mlp.up_proj']
     """
+    if not is_gguf(path):
+        raise ValueError(f"{path}: expected a name that ends in .gguf")
     config = config_at(find_model(base))
     shapes = linear_shapes(config)
     with open_adapter(adapter) as file:

@@ -277,6 +277,13 @@ def test_what_a_gguf_adapter_cannot_hold_is_named(write, message, tmp_path, caps
     assert not (tmp_path / "x.gguf").exists()
 
 
+def test_a_gguf_adapter_has_a_name_by_which_it_is_known(tmp_path):
+    base = write_folder(tmp_path / "base", llama())
+    write_lora(tmp_path / "lora", llama())
+    with pytest.raises(ValueError, match=r"x\.bin: expected a name that ends in \.gguf"):
+        adapter_to_gguf(tmp_path / "lora", base, tmp_path / "x.bin")
+
+
 def with_tokenizer(change):
     """A function that writes a folder whose tokenizer.json is changed."""
 
