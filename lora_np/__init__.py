@@ -81,6 +81,7 @@ _HOME = {
         "merge_adapter",
         "combine_adapters",
         "convert_adapter",
+        "export_model",
         "nearest_lora",
     ),
     "finetune": ("train_adapter",),

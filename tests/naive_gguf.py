@@ -95,3 +95,10 @@ NAIVE = {
     **{"Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1, "Q8_0": q8_0},
     **{"Q4_K": q4_k, "Q5_K": q5_k, "Q6_K": q6_k},
 }
+
+
+def permuted_head_by_head(W, n_head):
+    """The rows of queries or keys in a GGUF file: rows i and i + d/2 of a head are neighbours."""
+    d = len(W) // n_head
+    order = [h * d + i + j * (d // 2) for h in range(n_head) for i in range(d // 2) for j in (0, 1)]
+    return np.array([W[row] for row in order])

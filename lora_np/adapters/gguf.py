@@ -22,9 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from lora_np.adapters.file import open_adapter
 from lora_np.adapters.write import Written, as_written, named_tensors
 from lora_np.files import CheckpointError, GgufFile, write_gguf
 from lora_np.files.gguf import GgufTensor
+from lora_np.files.names import matched
+from lora_np.pretrained.find import find_model
 from lora_np.pretrained.gguf_names import (
     gguf_name,
     is_permuted,
@@ -32,7 +35,9 @@ from lora_np.pretrained.gguf_names import (
     permuted_rows,
     unpermuted_rows,
 )
+from lora_np.pretrained.llama_out import architecture_of, config_at, linear_shapes
 from lora_np.reading import shown
+from lora_np.tables import listed
 
 ALPHA, ARCHITECTURE = "adapter.lora.alpha", "general.architecture"
 KINDS = {"general.type": "adapter", "adapter.type": "lora"}
@@ -92,6 +97,69 @@ def write_gguf_adapter(
     heads = (n_head, n_kv_head) if PERMUTES[architecture] else None
     alpha, tensors = _alpha_and_tensors(modules, heads, dtype)
     write_gguf(path, {ARCHITECTURE: architecture, **KINDS, ALPHA: alpha}, tensors)
+
+
+def adapter_to_gguf(adapter: str | Path, base: str | Path, path: str | Path) -> list[str]:
+    """Write an adapter of a Llama model, such as a folder of PEFT's, as a GGUF file.
+
+    Parameters
+    ----------
+    adapter : str or Path
+        A LoRA adapter that :func:`~lora_np.adapters.open_adapter` can open.
+    base : str or Path
+        The model, as for :func:`lora_np.pretrained.find_model`; only its sizes are read.
+    path : str or Path
+        A new file that ends in ".gguf".
+
+    Returns
+    -------
+    list of str
+        The modules, by Hugging Face's paths.
+
+    Raises
+    ------
+    CheckpointError
+        If the adapter is of another method or model, a file is broken, or `path` exists.
+    ValueError
+        If GGUF cannot hold the factors, or `path` has another ending.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.adapters import adapter_to_gguf, write_adapter
+    >>> from lora_np.files import save_json
+    >>> sizes = {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1}
+    >>> sizes |= {"model_type": "llama", "num_attention_heads": 2, "vocab_size": 9}
+    >>> name = "model.layers.0.mlp.up_proj"
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     save_json(f"{d}/config.json", sizes)
+    ...     write_adapter(f"{d}/sql", [(name, np.ones((6, 1)), np.ones((1, 4)), 2.0)])
+    ...     adapter_to_gguf(f"{d}/sql", d, f"{d}/sql.gguf")
+    ['model.layers.0.mlp.up_proj']
+    """
+    if not is_gguf(path):
+        raise ValueError(f"{path}: expected a name that ends in .gguf")
+    config = config_at(find_model(base))
+    shapes = linear_shapes(config)
+    with open_adapter(adapter) as file:
+        file.require_scale()
+        called = matched(file.modules, shapes, adapter)
+        others = [n for n, m in file.modules.items() if shapes.get(called[n]) != m.shape]
+        if others:
+            raise CheckpointError(
+                f"{adapter} adapts {listed(others)}: {base} has no linear layer of that name and "
+                "shape"
+            )
+        modules = [(called[name], *m.factors(), m.scale) for name, m in file.modules.items()]
+    heads = {"n_head": config.n_head, "n_kv_head": config.n_kv_head}
+    write_gguf_adapter(path, modules, **heads, architecture=architecture_of(config))
+    return [name for name, *_ in modules]
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a path is that of a GGUF file, by its name."""
+    return Path(path).suffix == ".gguf"
 
 
 def _alpha_and_tensors(

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from lora_np.adapters.file import CONFIG, TENSORS, open_adapter
+from lora_np.adapters.gguf import is_gguf, read_gguf_adapter
 from lora_np.adapters.peft_config import PeftConfig
-from lora_np.adapters.write import write_folder
+from lora_np.adapters.write import named_tensors, write_folder
 from lora_np.files.arrays import CheckpointError, load_json
 from lora_np.files.names import PREFIX, matched
 from lora_np.files.tensors import TensorFile
 from lora_np.layers import Layer
 from lora_np.methods import check_adapted, is_adapted
-from lora_np.methods.contract import METHOD_FIELD, name_in
+from lora_np.methods.contract import METHOD_FIELD, head_of, name_in
 from lora_np.methods.file_form import method_of_fields, of_file, to_file
 from lora_np.methods.peft_lora import OURS, as_fields
 from lora_np.methods.stacked import homes_of
@@ -80,14 +81,24 @@ def save_adapter(
     check_adapted(adapted)
     layout = file_layout(adapted)
     fields, tensors = to_file(adapted, layout.places, peft_only, layout.fan_in_fan_out)
-    fields["base_model_name_or_path"] = base_model
-    if layout.fan_in_fan_out and "target_modules" in fields:  # PEFT has it for linear layers alone
-        fields["fan_in_fan_out"] = True
+    fields |= _of_base(adapted, fields, layout.fan_in_fan_out, base_model)
     of_model = method_of_fields(fields).of_model
     named = {n if n in of_model else f"{PREFIX}{n}": x for n, x in tensors.items()}
     write_folder(
         folder, fields, named, dtype, [n for n, x in named.items() if x.dtype.kind in "iu"]
     )
+
+
+def _of_base(
+    adapted: Layer, fields: Mapping[str, Any], fan_in_fan_out: bool, base_model: str | None
+) -> dict[str, Any]:
+    """Return the fields of an adapter's config that describe its base."""
+    found: dict[str, Any] = {"base_model_name_or_path": base_model}
+    if "peft_type" in fields and head_of(adapted) is not None:  # a language model
+        found["task_type"] = "CAUSAL_LM"
+    if fan_in_fan_out and "target_modules" in fields:  # PEFT has it for linear layers alone
+        found["fan_in_fan_out"] = True
+    return found
 
 
 def load_adapter(base: Any, folder: str | Path) -> Any:
@@ -104,9 +115,10 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
         A plain model, for example from ``load_gpt2``.
     folder : str or Path
         From :func:`save_adapter`; an adapter of PEFT's, of a method in
-        ``lora_np.methods.METHODS``; or a LoRA adapter that
-        :func:`~lora_np.adapters.file.open_adapter` reads. The configuration class of a method of
-        your own must be defined (or imported) first.
+        ``lora_np.methods.METHODS``; a LoRA adapter that
+        :func:`~lora_np.adapters.file.open_adapter` reads; or, for a Llama, a GGUF file of
+        llama.cpp's. The configuration class of a method of your own must be defined (or imported)
+        first.
 
     Returns
     -------
@@ -140,13 +152,30 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     if is_adapted(base):
         raise ValueError("the model is adapted already: load onto its base, or merge() it first")
     places = file_layout(base).places
-    fields, tensors = read_adapter(folder, homes_of(base, places))
+    fields, tensors = _read(base, folder)
     try:
         _expect_fit(tensors, base)
         _expect_complete(Path(folder), tensors, {name_in(path, places) for path in base.modules()})
         return of_file(fields, tensors, base, places)
     except (ValueError, MemoryError) as error:  # a field may ask for any number of numbers
         raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _read(base: Any, path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the fields and tensors of an adapter of a model, in PEFT's names."""
+    if is_gguf(path):
+        return _of_gguf(base, path)
+    return read_adapter(path, homes_of(base, file_layout(base).places))
+
+
+def _of_gguf(base: Any, path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return PEFT's fields and tensors of a GGUF adapter, whose rows depend on the base's heads."""
+    config: Any = getattr(base, "config", None)
+    if not hasattr(config, "n_kv_head"):
+        raise CheckpointError(f"{path}: a GGUF adapter fits a Llama, not a {type(base).__name__}")
+    written = read_gguf_adapter(path, n_head=config.n_head, n_kv_head=config.n_kv_head)
+    tensors, ranks, scales = named_tensors(written)
+    return as_fields(ranks, scales), tensors
 
 
 def _expect_fit(tensors: Mapping[str, np.ndarray], base: Layer) -> None:

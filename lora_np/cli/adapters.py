@@ -19,6 +19,7 @@ def add_adapter_commands(commands: Any) -> None:
     _add_merge(commands)
     _add_combine(commands)
     _add_convert(commands)
+    _add_export(commands)
 
 
 def _add_analyse(commands: Any) -> None:
@@ -137,19 +138,51 @@ def _add_combine(commands: Any) -> None:
 def _add_convert(commands: Any) -> None:
     convert = commands.add_parser(
         "convert",
-        help="write the plain LoRA adapter nearest to an adapter of another method",
+        help="write the plain LoRA adapter nearest to one of another method, or one for llama.cpp",
         description="ADAPTER is of any method that merges, such as DoRA. BASE holds the weights "
-        "that it adapts.",
+        "that it adapts. With --to gguf, ADAPTER is plain LoRA of a Llama, and is written as it is "
+        "in the form of llama.cpp.",
     )
     convert.add_argument("adapter", type=Path, metavar="ADAPTER", help="its folder")
-    convert.add_argument("--base", type=Path, required=True, metavar="FILE_OR_FOLDER")
-    _add_keep(convert)
-    _add_folder(convert)
+    convert.add_argument(
+        "--base", required=True, metavar="BASE",
+        help="a checkpoint; with --to gguf a folder, a .gguf file, or the name of a model",
+    )  # fmt: skip
+    convert.add_argument(
+        "--to", choices=("lora", "gguf"), default="lora", help="default: lora, as a PEFT folder"
+    )
+    _add_keep(convert, required=False)
+    convert.add_argument(
+        "--out", type=Path, required=True, metavar="PATH", help="a new folder, or a new .gguf file"
+    )
     convert.set_defaults(run=run_convert)
 
 
-def _add_keep(command: Any) -> None:
-    rule = command.add_mutually_exclusive_group(required=True)
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a Llama, with an adapter merged into it, for llama.cpp or transformers",
+        description="OUT becomes a GGUF file if its name ends in .gguf, else a folder of Hugging "
+        "Face. The tokenizer and the chat template are written too.",
+    )
+    export.add_argument(
+        "--model", required=True, metavar="M", help="smollm2, a .gguf file, or a folder"
+    )
+    export.add_argument("--adapter", type=Path, metavar="ADAPTER", help="default: none")
+    export.add_argument(
+        "--type",
+        choices=("f32", "f16", "bf16", "q8_0"),
+        default="f16",
+        help="type of the matrices (default: f16); bf16: folders only; q8_0: .gguf files only",
+    )
+    export.add_argument(
+        "--out", type=Path, required=True, metavar="OUT", help="a new .gguf file or a new folder"
+    )
+    export.set_defaults(run=run_export)
+
+
+def _add_keep(command: Any, required: bool = True) -> None:
+    rule = command.add_mutually_exclusive_group(required=required)
     rule.add_argument("--rank", type=int, metavar="R", help="one rank for every module")
     rule.add_argument(
         "--energy", type=float, metavar="SHARE", help="share of the energy to keep, such as 0.99"
@@ -200,6 +233,13 @@ def run_convert(arguments: argparse.Namespace) -> int:
     from lora_np.adapters import beyond_table, convert_adapter, fit_table
     from lora_np.tables import listed
 
+    chosen = {arguments.rank, arguments.energy, arguments.error} != {None}
+    if arguments.to == "gguf":
+        if chosen:
+            raise ValueError("--to gguf keeps every rank: leave out --rank, --energy and --error")
+        return _run_to_gguf(arguments)
+    if not chosen:
+        raise ValueError("--to lora needs one of --rank, --energy and --error")
     found = convert_adapter(arguments.adapter, arguments.base, arguments.out, _keep(arguments))
     print(fit_table(found.fits))
     if found.beyond:
@@ -207,6 +247,28 @@ def run_convert(arguments: argparse.Namespace) -> int:
     if found.rounding:
         print(f"not in the adapter, because they change only by rounding: {listed(found.rounding)}")
     print(f"written to {arguments.out}/")
+    return 0
+
+
+def _run_to_gguf(arguments: argparse.Namespace) -> int:
+    from lora_np.adapters.gguf import adapter_to_gguf
+
+    modules = adapter_to_gguf(arguments.adapter, arguments.base, arguments.out)
+    print(f"{len(modules)} modules written to {arguments.out}")
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Write a model for other programs, and print the rounding errors of what was merged."""
+    from lora_np.adapters import export_model, merge_table
+
+    merged = export_model(
+        arguments.model, arguments.out, adapter=arguments.adapter, kind=arguments.type
+    )
+    if merged:
+        print(merge_table(merged))
+    folder = "" if arguments.out.suffix == ".gguf" else "/"
+    print(f"written to {arguments.out}{folder}")
     return 0
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from lora_np.files.arrays import CheckpointError, load_json
 from lora_np.files.atomic import replacing
+from lora_np.files.gguf_header import MAGIC
 from lora_np.reading import brief, is_name, open_file, shown
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -264,7 +265,12 @@ def _open_safetensors(path: Path) -> Any:
         raise CheckpointError(
             f"{path} may be a pickle, which can run code when it is read: convert it to safetensors"
         )
-    open_file(path, CheckpointError).close()
+    with open_file(path, CheckpointError) as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            raise CheckpointError(
+                f"{path} is a GGUF file: write the model as a folder with lora-np export, or name "
+                "the folder that the adapter was written from"
+            )
     try:
         return safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:

@@ -65,6 +65,33 @@ def tokenizer_of_gguf(fields: Mapping[str, Any], source: str = "the GGUF file") 
     >>> tokenizer.encode("abba"), tokenizer.decode([3, 2, 1, 0]), tokenizer.ends
     ([3, 2, 1], 'abba', (0,))
     """
+    backend, tokens = backend_of_gguf(fields, source), fields[f"{FIELD}tokens"]
+    bos, eos = (token_of(fields, name, tokens, source) for name in ("bos", "eos"))
+    template = fields.get("tokenizer.chat_template")
+    starts = fields.get(f"{FIELD}pre") in STARTED
+    return Tokenizer(
+        backend,
+        bos=bos,
+        eos=eos,
+        template=template if isinstance(template, str) else None,
+        add_bos=bool(fields.get(f"{FIELD}add_bos_token", starts)),
+        source=source,
+    )
+
+
+def backend_of_gguf(fields: Mapping[str, Any], source: str) -> Any:
+    """Return the ``tokenizers.Tokenizer`` that the fields of a GGUF file describe.
+
+    Parameters
+    ----------
+    fields, source
+        As for :func:`tokenizer_of_gguf`.
+
+    Raises
+    ------
+    TokenizerError
+        As :func:`tokenizer_of_gguf` raises it.
+    """
     model, pre = fields.get(f"{FIELD}model"), fields.get(f"{FIELD}pre", "default")
     if model != "gpt2":
         raise TokenizerError(
@@ -81,16 +108,7 @@ def tokenizer_of_gguf(fields: Mapping[str, Any], source: str = "the GGUF file") 
         raise TokenizerError(f"{source}: {FIELD}tokens holds a token twice")
     backend = _byte_level(ids, _strings(fields, "merges", source), pre, source)
     _mark_added(backend, tokens, fields.get(f"{FIELD}token_type", [1] * len(tokens)), source)
-    bos, eos = (_token(fields, name, tokens, source) for name in ("bos", "eos"))
-    template = fields.get("tokenizer.chat_template")
-    return Tokenizer(
-        backend,
-        bos=bos,
-        eos=eos,
-        template=template if isinstance(template, str) else None,
-        add_bos=bool(fields.get(f"{FIELD}add_bos_token", pre in STARTED)),
-        source=source,
-    )
+    return backend
 
 
 def _strings(fields: Mapping[str, Any], name: str, source: str) -> list[str]:
@@ -110,8 +128,8 @@ def _mark_added(backend: Any, tokens: list[str], kinds: Any, source: str) -> Non
         backend.add_tokens([added(t, normalized=False, special=special) for t in chosen])
 
 
-def _token(fields: Mapping[str, Any], name: str, tokens: list[str], source: str) -> str | None:
-    """Return the text of the token whose id is a field."""
+def token_of(fields: Mapping[str, Any], name: str, tokens: list[str], source: str) -> str | None:
+    """Return the text of a token, such as "bos", whose id is a field; None without the field."""
     i = fields.get(f"{FIELD}{name}_token_id")
     if i is None:
         return None
@@ -179,8 +197,8 @@ def tokenizer_in(folder: str | Path) -> Tokenizer:
         backend = package.Tokenizer.from_buffer(data)
     except Exception as problem:  # the package raises no narrower class
         raise TokenizerError(f"{path} cannot be read ({brief(str(problem))})") from None
-    config = _json(folder, "special_tokens_map.json") | _json(folder, "tokenizer_config.json")
-    bos, eos = (_content(config.get(f"{name}_token")) for name in ("bos", "eos"))
+    config = config_in(folder)
+    bos, eos = (content_of(config.get(f"{name}_token")) for name in ("bos", "eos"))
     ends = _json(folder, "generation_config.json").get("eos_token_id")
     ends = [i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int]
     first = backend.encode("").ids[:1]
@@ -193,6 +211,11 @@ def tokenizer_in(folder: str | Path) -> Tokenizer:
         add_bos=bool(config.get("add_bos_token", False)) or _is(backend, bos, first),
         source=str(folder),
     )
+
+
+def config_in(folder: Path) -> dict[str, Any]:
+    """Return the fields of a tokenizer's config; none without the file."""
+    return _json(folder, "special_tokens_map.json") | _json(folder, "tokenizer_config.json")
 
 
 def _has(folder: Path) -> bool:
@@ -213,7 +236,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     return fields
 
 
-def _content(token: Any) -> str | None:
+def content_of(token: Any) -> str | None:
     """Return a token's text, which a config writes as a string or as an object."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None

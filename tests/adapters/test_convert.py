@@ -318,8 +318,8 @@ def test_our_own_form_needs_a_model_that_we_have(tmp_path, rng, base):
     save_adapter(inject(base, GainConfig(r=2), rng), tmp_path / "a")
     file = checkpoint(base, tmp_path / "model.safetensors")
     refused(tmp_path, "has no config.json", tmp_path / "a", file, kind=CheckpointError)
-    save_json(tmp_path / "config.json", {"model_type": "llama"})
-    refused(tmp_path, "model_type = 'llama', lora_np has only gpt2", tmp_path / "a", tmp_path)
+    save_json(tmp_path / "config.json", {"model_type": "mamba"})
+    refused(tmp_path, "model_type = 'mamba', lora_np has only gpt2", tmp_path / "a", tmp_path)
 
 
 @pytest.mark.parametrize("prefixes", [("", "model."), ("model.", ""), ("vision_model.", "")])

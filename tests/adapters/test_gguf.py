@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lora_np import GPT, GPTConfig, load_adapter
 from lora_np.adapters import open_adapter, read_gguf_adapter, write_adapter, write_gguf_adapter
 from lora_np.files import CheckpointError, GgufFile, write_gguf
 
@@ -173,3 +174,10 @@ def test_a_file_that_is_no_adapter_is_refused(write, message, tmp_path):
     write(tmp_path / "x.gguf")
     with pytest.raises(CheckpointError, match=rf"x\.gguf.*{message}"):
         read_gguf_adapter(tmp_path / "x.gguf", **HEADS)
+
+
+def test_a_gguf_adapter_fits_no_other_model(tmp_path):
+    write_gguf_adapter(tmp_path / "x.gguf", modules(), **HEADS)
+    base = GPT(GPTConfig(9, 4, 1, 2, 8), np.random.default_rng(0))
+    with pytest.raises(CheckpointError, match=r"x\.gguf: a GGUF adapter fits a Llama, not a GPT"):
+        load_adapter(base, tmp_path / "x.gguf")

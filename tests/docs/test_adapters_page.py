@@ -11,7 +11,7 @@ SHOWN = [session(body) for language, body in PAGE if language == "console"]
 def test_the_page_shows_what_its_commands_print(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     output_of_block(MAKE, "adapters.md", {})
-    assert len(SHOWN) == 9
+    assert len(SHOWN) == 10
     for command, shown in SHOWN:
         assert cli.main(command.split()[1:]) == 0
         assert_prints(capsys.readouterr().out, shown)
