@@ -14,6 +14,14 @@ Positions restart at 0 with each sample, and a model that takes them lets no sam
 one before it. Padding at the end of a row is like one more sample, without targets. It is never
 recognised by its token: many models use their end marker as padding, and the end marker is a token
 that the model must learn to write.
+
+Samples that begin alike, with one system prompt for example, share the tokens of their common
+start. The positions of such a sample restart at the number of tokens that it shares with the last
+sample that began at 0::
+
+    samples      a b c d    a b c e f
+    tokens       a b c e f d
+    positions    0 1 2 3 4 3                d attends to a b c d, as it does alone
 """
 
 from __future__ import annotations
@@ -23,6 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lora_np.data.families import common_start, families
 from lora_np.data.texts import DataError
 from lora_np.ops.loss import IGNORE_INDEX
 
@@ -82,8 +91,9 @@ class Sample:
 def packed(samples: Sequence[Sample], rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     r"""Lay samples end to end into rows of about equal length.
 
-    The largest sample goes first, each into the row that is shortest so far. A row is then longer
-    than another by at most one sample, so padding is never longer than the longest sample.
+    Samples with a long common start share its tokens: the first has them, and the others follow it
+    from their first own token on. The largest samples go first, each with those that share its
+    start, into the row that is shortest so far.
 
     Parameters
     ----------
@@ -95,9 +105,8 @@ def packed(samples: Sequence[Sample], rows: int) -> tuple[np.ndarray, np.ndarray
     Returns
     -------
     tokens, targets, positions : ndarray, shape (B, N), int64
-        Positions restart at 0 with each sample. Padding at the end of a row is like one more
-        sample, whose targets are IGNORE_INDEX. All positions are below the length of the longest
-        sample.
+        Positions restart with each sample: at 0, or at the number of tokens that it shares. Padding
+        at the end of a row is like one more sample, whose targets are IGNORE_INDEX.
 
     Raises
     ------
@@ -117,16 +126,47 @@ def packed(samples: Sequence[Sample], rows: int) -> tuple[np.ndarray, np.ndarray
     [[0 1 2 3]
      [0 1 0 0]]
     """
+    plan = packing_plan(samples, rows)
+    return _laid_out([[(samples[i], start) for i, start in row] for row in plan])
+
+
+Plan = list[list[tuple[int, int]]]  # for each row the samples in order, and where each starts
+
+
+def packing_plan(samples: Sequence[Sample], rows: int) -> Plan:
+    """Return which samples :func:`packed` lays into each row, and from which token on.
+
+    A sample that starts at a token s > 0 shares the first s tokens of the last sample in its row
+    that starts at 0.
+
+    Examples
+    --------
+    >>> from lora_np.data import Sample
+    >>> from lora_np.data.packing import packing_plan
+    >>> alike = [Sample([1, 2, 3, n, 4], [0, 0, 0, 0, 1]) for n in (7, 8)]
+    >>> packing_plan([*alike, Sample([5, 6], [0, 1])], rows=1)
+    [[(0, 0), (1, 3), (2, 0)]]
+    """
     _require_samples(samples)
     if rows < 1:
         raise DataError(f"rows={rows}, expected at least 1")
-    filled: list[list[Sample]] = [[] for _ in range(min(rows, len(samples)))]
-    lengths = [0] * len(filled)
-    for sample in sorted(samples, key=len, reverse=True):  # stable: equals keep their order
-        shortest = lengths.index(min(lengths))
-        filled[shortest].append(sample)
-        lengths[shortest] += len(sample)
-    return _laid_out(filled, max(lengths))
+    branches = []
+    for family in families(samples):
+        family = sorted(
+            family, key=lambda i: -len(samples[i])
+        )  # so no branch starts where one ends
+        for part in range(min(rows, len(family))):  # no row waits for the one with a large family
+            own = family[part::rows]
+            branches.append([(i, common_start(samples[own[0]], samples[i])) for i in own[1:]])
+            branches[-1].insert(0, (own[0], 0))
+
+    def size(branch: list[tuple[int, int]]) -> int:
+        return sum(len(samples[i]) - start for i, start in branch)
+
+    filled: Plan = [[] for _ in range(min(rows, len(branches)))]
+    for branch in sorted(branches, key=size, reverse=True):  # stable: equals keep their order
+        min(filled, key=size).extend(branch)
+    return filled
 
 
 def padded(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
@@ -158,25 +198,26 @@ def padded(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
      [-100    5 -100]]
     """
     _require_samples(samples)
-    tokens, targets, _ = _laid_out([[sample] for sample in samples], max(map(len, samples)))
+    tokens, targets, _ = _laid_out([[(sample, 0)] for sample in samples])
     return tokens, targets
 
 
 def _laid_out(
-    rows: Sequence[Sequence[Sample]], length: int
+    rows: Sequence[Sequence[tuple[Sample, int]]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return tokens, targets and positions, each (B, N), of rows that hold at least one sample."""
+    """Return tokens, targets and positions (B, N) of rows of samples, each from a token on."""
+    length = max(sum(len(sample) - start for sample, start in row) for row in rows)
     tokens = np.zeros((len(rows), length), np.int64)
     targets = np.full_like(tokens, IGNORE_INDEX)
     positions = np.zeros_like(tokens)
     for b, row in enumerate(rows):
-        start = 0
-        for sample in row:
-            stop = start + len(sample)
-            tokens[b, start:stop], targets[b, start:stop] = sample.tokens, sample.targets
-            positions[b, start:stop] = np.arange(len(sample))
-            start = stop
-        positions[b, start:] = np.arange(length - start)
+        end = 0
+        for sample, start in row:
+            place = np.s_[b, end : end + len(sample) - start]
+            tokens[place], targets[place] = sample.tokens[start:], sample.targets[start:]
+            positions[place] = np.arange(start, len(sample))
+            end += len(sample) - start
+        positions[b, end:] = np.arange(length - end)
     return tokens, targets, positions
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.data import Sample, packed, padded
+from lora_np.data.packing import packing_plan
 from lora_np.models.top import TopLayers, has_frozen_bottom
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.train import Batch
@@ -111,13 +112,23 @@ class KeptHidden:
 
     def __call__(self, samples: Sequence[Sample], rows: int) -> np.ndarray:
         """Return the hidden states (B, N, d) of samples, laid out as their tokens are packed."""
-        places = []
         for sample in samples:
             if sample in self.waiting:
                 self._compute(self.waiting[sample])
-            own = self.start[sample] + np.arange(len(sample)) if sample in self.start else [0]
-            places.append(Sample(np.asarray(own), sample.labelled))
-        return self.rows[packed(places, rows)[0]]
+        plan = packing_plan(samples, rows)
+        held = [[self._rows_of(samples[i], start) for i, start in row] for row in plan]
+        length = max(sum(map(len, row)) for row in held)
+        places = np.zeros((len(held), length), int)
+        for row, parts in zip(places, held):
+            found = np.concatenate(parts)
+            row[: len(found)] = found
+        return self.rows[places]
+
+    def _rows_of(self, sample: Sample, start: int) -> np.ndarray:
+        """Return the places of a sample's hidden states from a token on; padding has row 0."""
+        if sample not in self.start:
+            return np.zeros(len(sample) - start, int)
+        return self.start[sample] + np.arange(start, len(sample))
 
     def _compute(self, group: Sequence[Sample]) -> None:
         """Keep the hidden states of samples that follow one another."""

@@ -7,6 +7,14 @@ The positions of a row restart at 0 with each sample::
 A row's attention is that of its samples, each alone: the products of a sample with another, whose
 weights a mask would make zero, are never formed. Every other layer works on each position alone and
 does not know of samples.
+
+A sample may share its first tokens with the one that last began at 0. Its positions then restart at
+their number s, and its queries look at the keys of these s tokens and at its own::
+
+    row        a a a a b b b c c          positions   0 1 2 3 2 3 4 3 4
+                                          b attends to a a b b b, c to a a a c c
+
+The gradients of shared keys and values are the sums over the samples that share them.
 """
 
 from __future__ import annotations
@@ -20,11 +28,13 @@ from lora_np.backend import Array, ShapeError, get_xp, to_host
 
 
 class Segment(NamedTuple):
-    """A sample of a packed batch: its row, and its positions start .. stop - 1 in the row."""
+    """A sample of a packed batch: its row, and where its tokens stand in the row."""
 
     row: int
-    start: int
+    start: int  # its own tokens are those from start to stop - 1
     stop: int
+    root: int  # the tokens that it shares with an earlier sample are those from root
+    shared: int  # how many they are
 
 
 class PackedCache(NamedTuple):
@@ -40,7 +50,7 @@ class Packing:
     Parameters
     ----------
     positions : integer array, shape (B, T)
-        0, 1, 2, ... from the start of each sample.
+        Counted from 0, or from the number of shared tokens, at the start of each sample.
 
     Attributes
     ----------
@@ -57,8 +67,8 @@ class Packing:
     --------
     >>> import numpy as np
     >>> from lora_np.layers.packing import Packing
-    >>> [tuple(part) for part in Packing(np.array([[0, 1, 2, 0, 1]])).segments]
-    [(0, 0, 3), (0, 3, 5)]
+    >>> [tuple(part) for part in Packing(np.array([[0, 1, 2, 0, 1, 1]])).segments]
+    [(0, 0, 3, 0, 0), (0, 3, 5, 3, 0), (0, 5, 6, 3, 1)]
     """
 
     def __init__(self, positions: Array) -> None:
@@ -71,37 +81,58 @@ class Packing:
         """Return ``attention(q, k, v)`` of each sample; the arrays are (B, heads, T, d)."""
         y = get_xp(q).empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
         caches = []
-        for row, start, stop in self.segments:
-            part = np.s_[row, :, start:stop]
-            y[part], cache = attention(q[part], k[part], v[part])
+        for segment in self.segments:
+            own = np.s_[segment.row, :, segment.start : segment.stop]
+            y[own], cache = attention(q[own], _seen(k, segment), _seen(v, segment))
             caches.append(cache)
         return y, PackedCache((q.shape, k.shape, v.shape), caches)
 
     def backward(
         self, attention: Callable, dy: Array, cache: PackedCache, need: Sequence[bool]
     ) -> tuple[Array | None, ...]:
-        """Return (dq, dk, dv): ``attention(dy, cache, need)`` of each sample."""
+        """Return (dq, dk, dv) from ``attention(dy, cache, need)`` of each sample."""
         xp = get_xp(dy)
-        found = tuple(
+        dq, dk, dv = (
             xp.empty(shape, dy.dtype) if needed else None
             for shape, needed in zip(cache.shapes, need)
         )
-        for (row, start, stop), inner in zip(self.segments, cache.caches):
-            part = np.s_[row, :, start:stop]
-            for whole, own in zip(found, attention(dy[part], inner, need)):
+        for segment, inner in zip(self.segments, cache.caches):
+            own = np.s_[segment.row, :, segment.start : segment.stop]
+            dq_own, *seen = attention(dy[own], inner, need)
+            if dq is not None:
+                dq[own] = dq_own
+            for whole, part in zip((dk, dv), seen):
                 if whole is not None:
-                    whole[part] = own
-        return found
+                    whole[own] = part[:, segment.shared :]
+                    whole[_shared(segment)] += part[:, : segment.shared]
+        return dq, dk, dv
+
+
+def _shared(segment: Segment) -> Any:
+    """Return the place of the tokens that a sample shares, in an array (B, heads, T, d)."""
+    return np.s_[segment.row, :, segment.root : segment.root + segment.shared]
+
+
+def _seen(k: Array, segment: Segment) -> Array:
+    """Return the keys or values (heads, shared + own, d) that a sample attends to."""
+    own = k[segment.row, :, segment.start : segment.stop]
+    if segment.shared == 0:
+        return own
+    return get_xp(k).concatenate((k[_shared(segment)], own), axis=1)
 
 
 def _segments(row: int, positions: np.ndarray) -> list[Segment]:
     """Return the samples of one row (T,)."""
-    T = positions.size
-    starts = np.flatnonzero(positions == 0)  # the first position of each sample
-    lengths = np.diff(starts, append=T)
-    expected = np.arange(T)
-    if starts.size:
-        expected = expected - np.repeat(starts, lengths) if starts[0] == 0 else expected
-    if not np.array_equal(positions, expected):
-        raise ShapeError(f"positions of row {row}: expected 0, 1, 2, ... from each sample's start")
-    return [Segment(row, int(a), int(a + n)) for a, n in zip(starts, lengths)]
+    starts = [0, *(np.flatnonzero(np.diff(positions) != 1) + 1).tolist()][: positions.size]
+    found, root, length = [], 0, 0  # the sample that last began at 0, and its number of tokens
+    for start, stop in zip(starts, [*starts[1:], positions.size]):
+        shared = int(positions[start])
+        if shared == 0:
+            root, length = start, stop - start
+        elif not 0 < shared <= length:
+            raise ShapeError(
+                f"positions of row {row}: {shared} at token {start}, expected the next number, 0, "
+                f"or at most {length}, the tokens of the sample that last began at 0"
+            )
+        found.append(Segment(row, start, stop, root, shared))
+    return found

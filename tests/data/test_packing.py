@@ -32,14 +32,19 @@ def naive_targets(sample):
 
 
 def unpacked(tokens, targets, positions):
-    """Return every stretch between two positions 0 as (tokens, targets), in any order."""
-    stretches = []
+    """Return every sample of the rows as (tokens, targets), in any order."""
+    samples = []
     for row in zip(tokens, targets, positions, strict=True):
-        starts = [*np.flatnonzero(row[2] == 0), row[2].size]
+        starts = [0, *(np.flatnonzero(np.diff(row[2]) != 1) + 1), row[2].size]
+        root = 0
         for start, stop in itertools.pairwise(starts):
-            assert row[2][start:stop].tolist() == list(range(stop - start))
-            stretches.append((row[0][start:stop].tolist(), row[1][start:stop].tolist()))
-    return stretches
+            shared = int(row[2][start])
+            root = root if shared else start
+            before = row[0][root : root + shared].tolist()
+            no_target = [IGNORE_INDEX] * shared
+            own = (row[0][start:stop].tolist(), row[1][start:stop].tolist())
+            samples.append((before + own[0], no_target + own[1]))
+    return samples
 
 
 @given(LENGTHS, st.integers(1, 6))

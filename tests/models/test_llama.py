@@ -86,6 +86,31 @@ def test_packed_rows_have_the_loss_and_gradient_of_samples_in_rows_of_their_own(
         assert_equal_gradients(packed_grads, grads)
 
 
+def alike(lengths, seed=6):
+    """Samples with one long start, and answers of these lengths."""
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, V, 6).tolist()
+    prompts = [[*start, *rng.integers(0, V, rng.integers(1, 4))] for _ in lengths]
+    return [
+        Sample([*prompt, *rng.integers(0, V, n)], [False] * len(prompt) + [True] * n)
+        for prompt, n in zip(prompts, lengths)
+    ]
+
+
+@pytest.mark.parametrize("trained", ["adapters", "everything"])
+def test_samples_that_share_their_start_have_the_gradient_of_whole_ones(trained):
+    model = adapted(llama()) if trained == "adapters" else llama()
+    batch = [*alike([1, 2, 3, 2]), *samples([5, 3]), *alike([2, 2], seed=7)]
+    loss, grads = gradients(model, *padded(batch))
+    for rows in (1, 2, 3):
+        tokens, targets, positions = packed(batch, rows)
+        assert (targets != IGNORE_INDEX).sum() == (padded(batch)[1] != IGNORE_INDEX).sum()
+        assert tokens.size < sum(map(len, batch)) or rows > 1
+        shared_loss, shared_grads = gradients(model, tokens, targets, positions)
+        assert abs(shared_loss - loss) < 1e-12
+        assert_equal_gradients(shared_grads, grads)
+
+
 def test_a_packed_sample_does_not_see_the_others():
     model = llama()
     tokens, _, positions = packed(samples([6, 5, 4]), 1)
