@@ -244,6 +244,10 @@ class Epochs:
         Whether a batch holds samples of similar lengths. Samples are then sorted by length among
         the samples of 50 batches, and the batches come in random order, so the smaller batch may
         come anywhere in the epoch. This saves padding where each sample has its own row.
+    together : int
+        How many samples that begin alike stay side by side in this order, as far as there are as
+        many. Packed rows then compute their common start once. Such a batch holds fewer kinds of
+        prompts.
 
     Raises
     ------
@@ -262,13 +266,22 @@ class Epochs:
     """
 
     def __init__(
-        self, samples: Sequence[Sample], batch_size: int, seed: int, by_length: bool = False
+        self,
+        samples: Sequence[Sample],
+        batch_size: int,
+        seed: int,
+        by_length: bool = False,
+        together: int = 1,
     ) -> None:
         _require_samples(samples)
         if batch_size < 1:
             raise DataError(f"batch_size={batch_size}, expected at least 1")
         self._samples, self.batch_size, self.seed = samples, batch_size, seed
         self.by_length = by_length
+        self._most = together
+        self._family = np.zeros(len(samples), int)
+        for number, family in enumerate(families(samples) if together > 1 else ()):
+            self._family[family] = number
 
     def steps(self, epochs: int) -> int:
         """Return the number of batches in a number of epochs."""
@@ -279,10 +292,21 @@ class Epochs:
         epoch, i = divmod(step, self.steps(1))
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self._samples))
+        if self._most > 1:
+            order = self._in_families(order, rng)
         if self.by_length:
             order = self._sorted(order)
             i = int(rng.permutation(self.steps(1))[i])
         return [self._samples[k] for k in order[i * self.batch_size : (i + 1) * self.batch_size]]
+
+    def _in_families(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return the order with samples of one family side by side, in groups of random order."""
+        by_family = order[np.argsort(self._family[order], kind="stable")]
+        sizes = np.unique(self._family, return_counts=True)[1]
+        groups = []
+        for family in np.split(by_family, np.cumsum(sizes)[:-1]):
+            groups += np.split(family, range(self._most, len(family), self._most))
+        return np.concatenate([groups[i] for i in rng.permutation(len(groups))])
 
     def _sorted(self, order: np.ndarray) -> np.ndarray:
         """Return an order whose parts of 50 batches are each sorted by length."""

@@ -145,7 +145,8 @@ class Training:
         rows = min(self.jobs * s.accumulate, s.batch_size)
         every = [*self.train, *self.validation]
         self.layout = Layout(self.adapted, every, rows, s.accumulate, s.hidden_mb)
-        self.epochs = Epochs(self.train, s.batch_size, s.seed, by_length=self.layout.padded)
+        by_length = self.layout.padded
+        self.epochs = Epochs(self.train, s.batch_size, s.seed, by_length, s.together)
         self.trainer = Trainer(
             self.layout.model,
             self._batch,

@@ -69,6 +69,9 @@ class Settings:
 
     epochs: int = _option(3, "times that every sample is seen")
     batch_size: int = _option(8, "samples in a step")
+    together: int = _option(
+        1, "samples that begin alike kept in one step, where their common start is computed once"
+    )
     accumulate: int = _option(1, "parts of a step, one after the other, to save memory")
     lr: float = _option(3e-4, "the largest learning rate")
     schedule: Literal["cosine", "linear", "constant"] = _option("cosine", "of the learning rate")
@@ -109,7 +112,15 @@ class Settings:
 
 LEAST = {
     **{"longest": 2, "validate_every": 0, "r": 1, "top_layers": 1, "epochs": 1, "batch_size": 1},
-    **{"accumulate": 1, "warmup": 0, "weight_decay": 0, "clip": 0, "hidden_mb": 0, "seed": 0},
+    **{
+        "together": 1,
+        "accumulate": 1,
+        "warmup": 0,
+        "weight_decay": 0,
+        "clip": 0,
+        "hidden_mb": 0,
+        "seed": 0,
+    },
     "jobs": 1,
 }
 OF_METHOD = ("method", "r", "alpha", "dropout", "target_modules", "top_layers", "options")

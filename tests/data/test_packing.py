@@ -163,3 +163,19 @@ def test_what_is_no_batch_is_refused(call, message):
     with pytest.raises(DataError) as caught:
         call()
     assert str(caught.value) == message
+
+
+def test_samples_that_begin_alike_stay_together():
+    prompts = [[1] * 9, [2] * 9, [3] * 9]
+    samples = [made([*p, i, 0], [False] * 10 + [True]) for i in range(8) for p in prompts]
+    batches = Epochs(samples, 4, seed=0, together=4)
+    seen = []
+    for step in range(batches.steps(1)):
+        batch = batches.samples(step)
+        assert len({sample.tokens[0] for sample in batch}) == 1
+        seen += batch
+    assert set(seen) == set(samples) and len(seen) == len(samples)
+    kinds = [int(sample.tokens[0]) for sample in seen[::4]]
+    assert kinds != sorted(kinds)
+    other = [batches.samples(step) for step in range(batches.steps(1), batches.steps(2))]
+    assert [s for batch in other for s in batch] != seen
