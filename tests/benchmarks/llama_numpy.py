@@ -34,7 +34,7 @@ class LlamaSide(NumpySide):
         """Prepare a LoRA step; a batch of a single text is not split, and BLAS gets the threads."""
         model: Llama = adapted(self.base(quantised))
         model.recompute = recompute
-        crew = {self.workers: self.threads} if case.B >= self.threads else {}
+        crew = {self.workers: self.threads} if self.threads <= case.B else {}
         self.add_training(name, Training(model, token_batches(model.vocab_size, case), **crew))
 
     def add_continuation(self, name: str, case: Case, new: int, quantised: bool = False) -> None:
