@@ -8,7 +8,7 @@ import numpy as np
 
 from lora_np.backend import Array
 from lora_np.layers.base import Flops, Layer, Rng
-from lora_np.ops import linear_backward, linear_forward
+from lora_np.ops.fast import linear_backward, linear_forward
 from lora_np.ops.linear import LinearCache
 from lora_np.parameters import Grads, Parameter
 

@@ -34,9 +34,10 @@ from lora_np.layers import (
 from lora_np.layers.attention import packed, positions_after
 from lora_np.layers.memory import shortened
 from lora_np.layers.packing import Packing
+from lora_np.models.head import head_loss, head_loss_backward
 from lora_np.models.sampling import Text, check_sampling, prompts_of, sample_token
-from lora_np.ops import head_loss_backward, head_loss_forward, linear_backward, linear_forward
 from lora_np.ops.contract import expect_same
+from lora_np.ops.fast import linear_backward, linear_forward
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.parameters import Grads, Parameter
 
@@ -218,7 +219,7 @@ class LanguageModel(Layer):
         cache : LossCache
         """
         y, c_embedding, c_body = self.outputs(tokens, positions, rng)  # (..., T, d)
-        loss, c_loss = head_loss_forward(y, self.head().value, targets, ignore_index, count)
+        loss, c_loss = head_loss(self.head(), y, targets, ignore_index, count)
         return loss, LossCache(c_embedding, (c_body, positions), c_loss)
 
     def number(self, batch: Sequence[Array]) -> int:
@@ -241,12 +242,12 @@ class LanguageModel(Layer):
         need = (below or body.trainable, head.trainable)
         if isinstance(cache, LossCache):
             c_body, positions = cache.body
-            dx, dW = head_loss_backward(dy, cache.loss, need)
+            dx = head_loss_backward(head, dy, cache.loss, grads, need[0])
             body = self.layers_for(positions)
         else:
             c_body = cache.body
             dx, dW, _ = linear_backward(dy, cache.head, (*need, False))
-        grads.add(head, dW)  # if the head is tied, the embedding's share is added below
+            grads.add(head, dW)  # if the head is tied, the embedding's share is added below
         if dx is not None:
             dx = body.backward(self._above(dx), c_body, grads, below)  # (..., m + T, d)
         if dx is not None:

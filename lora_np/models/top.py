@@ -16,8 +16,8 @@ from typing import Any
 
 from lora_np.backend import Array
 from lora_np.layers import Chain, Flops, Layer, Rng
+from lora_np.models.head import head_loss, head_loss_backward
 from lora_np.models.language import LanguageModel
-from lora_np.ops import head_loss_backward, head_loss_forward
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.parameters import Grads
 
@@ -97,8 +97,7 @@ class TopLayers(Layer):
     ) -> tuple[Array, Any]:
         """Return the loss and the cache; hidden (B, T, d), the rest as for the model's own loss."""
         y, c_body = self._above(positions).forward(hidden, rng, need_dx=False)
-        W = self.model.head().value
-        loss, c_loss = head_loss_forward(y, W, targets, ignore_index, count)
+        loss, c_loss = head_loss(self.model.head(), y, targets, ignore_index, count)
         return loss, (positions, c_body, c_loss)
 
     def number(self, batch: Sequence[Array]) -> int:
@@ -108,9 +107,8 @@ class TopLayers(Layer):
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = False) -> None:
         """Add the gradients of the trained layers."""
         positions, c_body, c_loss = cache
-        head, above = self.model.head(), self._above(positions)
-        dx, dW = head_loss_backward(dy, c_loss, (above.trainable, head.trainable))
-        grads.add(head, dW)
+        above = self._above(positions)
+        dx = head_loss_backward(self.model.head(), dy, c_loss, grads, above.trainable)
         if dx is not None:
             above.backward(dx, c_body, grads, need_dx=False)
 

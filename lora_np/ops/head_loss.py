@@ -94,22 +94,16 @@ def head_loss_forward(
     >>> dW[:, 0].round(6).tolist(), dx[:, 0].round(4).tolist()  # dz is dW, as x is 1
     ([0.25, 0.25, -0.5], [-0.3466, 0.0])
     """
-    _check_shapes(x, W, targets)
-    xp = get_xp(x)
-    kept, target = kept_targets(targets.reshape(-1), ignore_index, len(W))  # (N,), (N,)
-    divisor = divisor_of(kept, ignore_index, count)
-    X, places = rows(x), None if kept.all() else xp.flatnonzero(kept)  # (N, d), (n,)
-    if places is not None:
-        X, target = X[places], target[places]  # (n, d), (n,)
-    nll = xp.empty(len(X), dtype=np.result_type(x.dtype, W.dtype))  # (n,)
-    chunks, softmax = [*_chunks(len(X), len(W))], None
-    for part in chunks:
+    cache = kept_rows(x, W, targets, ignore_index, count)
+    X, target = cache.x, cache.target  # (n, d), (n,)
+    nll = get_xp(x).empty(len(X), dtype=np.result_type(x.dtype, W.dtype))  # (n,)
+    parts, softmax = [*chunks(len(X), len(W))], None
+    for part in parts:
         softmax = None  # frees the memory of the chunk before
-        softmax, nll[part] = _exponentials(X[part], W, target[part])
-    loss = nll.sum() / divisor
+        softmax, nll[part] = exponentials(X[part], W, target[part])
+    loss = nll.sum() / cache.divisor
     expect_finite("the targets' log-probabilities", loss.real)
-    kept_softmax = softmax if len(chunks) == 1 else None
-    return loss, HeadLossCache(X, W, target, places, divisor, x.shape, kept_softmax)
+    return loss, cache._replace(softmax=softmax if len(parts) == 1 else None)
 
 
 def head_loss_backward(
@@ -121,7 +115,7 @@ def head_loss_backward(
     xp = get_xp(x)
     dx = xp.empty(x.shape, dtype=x.dtype) if need_x else None  # (n, d)
     dW = xp.zeros(W.shape, dtype=W.dtype) if need_W else None  # (V, d)
-    for part in _chunks(len(x), len(W)) if need_x or need_W else ():
+    for part in chunks(len(x), len(W)) if need_x or need_W else ():
         dz = _of_logits(dy / divisor, x[part], W, target[part], softmax)  # (n, V)
         if dx is not None:
             dx[part] = dz @ W
@@ -129,22 +123,35 @@ def head_loss_backward(
             dW += dz.T @ x[part]
         del dz  # the memory, before the next chunk is computed
     if dx is not None:
-        dx = _at(places, dx, shape)
+        dx = at_places(places, dx, shape)
     return dx, dW
+
+
+def kept_rows(
+    x: Array, W: Array, targets: Array, ignore_index: int, count: int | None
+) -> HeadLossCache:
+    """Check the arguments of :func:`head_loss_forward`; return what is kept of x and targets."""
+    _check_shapes(x, W, targets)
+    kept, target = kept_targets(targets.reshape(-1), ignore_index, len(W))  # (N,), (N,)
+    divisor = divisor_of(kept, ignore_index, count)
+    X, places = rows(x), None if kept.all() else get_xp(x).flatnonzero(kept)  # (N, d), (n,)
+    if places is not None:
+        X, target = X[places], target[places]  # (n, d), (n,)
+    return HeadLossCache(X, W, target, places, divisor, x.shape, None)
 
 
 def _of_logits(
     weight: Array | float, x: Array, W: Array, target: Array, softmax: Softmax | None
 ) -> Array:
     """Return the gradient dz (n, V) of a chunk's logits; its softmax is computed again if None."""
-    e, t = softmax or _exponentials(x, W, target)[0]
+    e, t = softmax or exponentials(x, W, target)[0]
     memory = None if softmax else e  # what was computed again may be written over
     dz = get_xp(x).multiply(e, (weight / t).astype(e.dtype), out=memory)  # (n, V)
     dz[get_xp(x).arange(len(dz)), target] -= weight
     return dz
 
 
-def _exponentials(x: Array, W: Array, target: Array) -> tuple[Softmax, Array]:
+def exponentials(x: Array, W: Array, target: Array) -> tuple[Softmax, Array]:
     """Return the softmax of the logits z = x W^T, and the losses (n,) of the targets."""
     xp = get_xp(x)
     z: Array = x @ W.T  # (n, V)
@@ -158,14 +165,14 @@ def _exponentials(x: Array, W: Array, target: Array) -> tuple[Softmax, Array]:
     return Softmax(e, t), xp.log(t[:, 0]) - of_target
 
 
-def _chunks(n: int, V: int) -> Iterator[slice]:
+def chunks(n: int, V: int) -> Iterator[slice]:
     """Yield the rows of each chunk of at most KEPT logits."""
     step = max(1, KEPT // V)
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
 
 
-def _at(places: Array | None, dx: Array, shape: tuple[int, ...]) -> Array:
+def at_places(places: Array | None, dx: Array, shape: tuple[int, ...]) -> Array:
     """Return the gradient of all rows: dx (n, d) at its places, zero elsewhere."""
     if places is None:
         return dx.reshape(shape)

@@ -10,7 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tests.benchmarks import adapters, commands, generation, inside, ledger, report, rivals, steps
+from tests.benchmarks import (
+    adapters,
+    commands,
+    generation,
+    inside,
+    ledger,
+    llama,
+    report,
+    rivals,
+    steps,
+)
 from tests.benchmarks.measure import Result
 from tests.benchmarks.plan import DEFAULT, QUICK, Plan
 from tests.benchmarks.workers import WorkerError
@@ -33,7 +43,22 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Plan], Result]]] = {
     "rank": ("Singular values of a product, r = 16, float64", inside.measure_spectra),
     "adapters": ("LoRA adapters as files", adapters.measure),
     "sweep": ("lora-np sweep, BLAS at one thread", commands.measure_sweep),
+    "llama-steps": (
+        "LoRA step of a Llama (AdamW, float32); below 1 is faster",
+        llama.measure_steps,
+    ),
+    "llama-memory": (
+        "Peak memory of a LoRA step of a Llama, in a process of its own",
+        llama.measure_memory,
+    ),
+    "llama-quantised": ("LoRA step over quantised weights, one thread", llama.measure_quantised),
+    "llama-generation": (
+        "Greedy generation with a Llama, one thread; below 1 is faster",
+        llama.measure_generation,
+    ),
+    "llama-edge": ("What a chat with a Llama costs, one thread", llama.measure_edge),
 }
+GROUPS = {"llama": tuple(name for name in BENCHMARKS if name.startswith("llama-"))}
 
 
 def main(argv: Sequence[str] | None = None, plan: Plan | None = None) -> int:
@@ -73,7 +98,7 @@ def run(plan: Plan, names: Sequence[str], out: Path, left_out: list[str]) -> int
             failed = True
             left_out.append(f"{name}, which FAILED: {reason(error)}")
             continue
-        left_out += results[name].left_out
+        left_out += [reason for reason in results[name].left_out if reason not in left_out]
         print(f"\n{report.table(title, results[name])}", flush=True)
         say(f"{name}: {time.perf_counter() - start:.0f} s")
     facts |= {"load": None if load is None else round(load, 2), "date": time.strftime("%Y-%m-%d")}
@@ -112,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
         description="Measured comparisons, as ratios with their spread.",
-        epilog=f"The benchmarks: {', '.join(BENCHMARKS)}.",
+        epilog=f"The benchmarks: {', '.join(BENCHMARKS)}. Groups: {', '.join(GROUPS)}.",
     )
     add = found.add_argument
     add("--only", type=_names, default=tuple(BENCHMARKS), metavar="NAME,...")
@@ -123,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
+    names = tuple(n for name in text.split(",") for n in GROUPS.get(name, (name,)))
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
         known = ", ".join(BENCHMARKS)

@@ -50,7 +50,9 @@ class Training:
 
     Parameters
     ----------
-    size, method
+    model : model
+    data : list of tuple of array
+        Batches, gone through in turn.
     textbook : str, optional
         The pair, e.g. "gelu", that the layers call in the place of its fast twin.
     **crew
@@ -58,15 +60,15 @@ class Training:
     """
 
     def __init__(
-        self, size: Size, method: Method, textbook: str | None = None, **crew: int
+        self, model: Any, data: list[tuple], textbook: str | None = None, **crew: int
     ) -> None:
         names = [f"{textbook}_forward", f"{textbook}_backward"] if textbook else []
         self.swapped = {name: getattr(ops, name) for name in names}
-        self.model, self.number = model_for(size, method), itertools.count()
+        self.model, self.number = model, itertools.count()
         packed = pack(self.model.parameters())
         self.method, self.rng = method_of(self.model) or MethodConfig(), np.random.default_rng(3)
         self.gradient = BatchGradient(self.model, packed, **crew)
-        self.optimizer, self.turn = AdamW(packed), itertools.cycle(batches(size))
+        self.optimizer, self.turn = AdamW(packed), itertools.cycle(data)
 
     def __enter__(self) -> Training:
         with ExitStack() as stack:
@@ -121,7 +123,11 @@ class NumpySide(Side):
 
     def add_step(self, name: str, size: Size, method: Method, textbook: str | None = None) -> None:
         """Prepare a training step."""
-        training = Training(size, method, textbook, **{self.workers: self.threads})
+        crew = {self.workers: self.threads}
+        self.add_training(name, Training(model_for(size, method), batches(size), textbook, **crew))
+
+    def add_training(self, name: str, training: Training) -> None:
+        """Prepare the steps of a training."""
         self.trainings[name], self.actions[name] = training, training.step
 
     def run(self, action: str, count: int) -> list[float]:
@@ -161,7 +167,7 @@ class NumpySide(Side):
     def peak_memory(self, size: Size, method: Method) -> int:
         """Return the most bytes that Python and NumPy held during a step: state and activations."""
         tracemalloc.start()
-        training = Training(size, method)
+        training = Training(model_for(size, method), batches(size))
         with training:
             training.step()
             tracemalloc.reset_peak()

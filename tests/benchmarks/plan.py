@@ -75,6 +75,43 @@ class AdapterSize:
 
 
 @dataclass(frozen=True)
+class LlamaPlan:
+    """What is measured on a Llama.
+
+    Parameters
+    ----------
+    model : str
+        "smollm2", or a name of ``tests.benchmarks.llama_models.RANDOM``.
+    cases : tuple of (int, int)
+        Texts of a batch, and tokens of a text.
+    memory : (int, int)
+        The batch of the comparisons of memory.
+    prompt, new : int
+        Tokens of a prompt, and tokens to generate.
+    prompts : tuple of int
+        How many are continued at once.
+    """
+
+    model: str = "smollm2"
+    cases: tuple[tuple[int, int], ...] = ((1, 64), (4, 64), (4, 128))
+    memory: tuple[int, int] = (4, 64)
+    prompt: int = 64
+    new: int = 64
+    prompts: tuple[int, ...] = (1, 4)
+
+
+# by the number of threads, and texts x tokens
+LLAMA_STEP_GOALS = {
+    1: {"1 x 64": 0.88, "4 x 64": 0.85, "4 x 128": 0.85},
+    2: {"1 x 64": 0.70, "4 x 64": 0.75, "4 x 128": 0.80},
+}
+LLAMA_MEMORY_GOALS = {"plain": 0.55, "recompute": 0.42}
+LLAMA_QUANTISED_GOALS = {"seconds": 1.20, "MB": 450.0}
+LLAMA_EDGE_GOAL = 350.0  # MB
+LLAMA_GENERATION_GOALS = {1: 0.55, 4: 0.60}
+
+
+@dataclass(frozen=True)
 class Plan:
     """How much is measured.
 
@@ -96,6 +133,7 @@ class Plan:
     spectra : tuple of (int, int)
         Sides of square products of factors, and how often their dense SVD is taken.
     adapter : AdapterSize
+    llama : LlamaPlan
     threads : int
     peers : bool
         Whether to compare with PyTorch, PEFT and transformers at all.
@@ -117,6 +155,7 @@ class Plan:
     sweep: tuple[str, ...] = ("--ranks", "1,4,16,32", "--steps", "60", "--windows", "128")
     spectra: tuple[tuple[int, int], ...] = ((1024, 3), (4096, 1))
     adapter: AdapterSize = AdapterSize()
+    llama: LlamaPlan = LlamaPlan()
     threads: int = THREADS
     peers: bool = True
 
@@ -132,4 +171,5 @@ QUICK = Plan(
     sweep=("--ranks", "4", "--steps", "20", "--windows", "32"),
     spectra=((512, 1),),
     adapter=AdapterSize(layers=4, side=512),
+    llama=LlamaPlan("tiny"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -93,10 +94,13 @@ class TorchSide(Side):
     Parameters
     ----------
     threads : int
+    cpu_time : bool
+        Whether to count this process's CPU seconds.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, cpu_time: bool = False) -> None:
         super().__init__()
+        self.clock = time.process_time if cpu_time else time.perf_counter
         transformers.logging.set_verbosity_error()
         torch.set_num_threads(threads)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 # A side sets its threads itself: the same number on either, whatever the shell says.
@@ -55,6 +56,18 @@ class Side:
     def results(self, action: str, count: int) -> list[Any]:
         """Return what `count` calls return."""
         return [self.actions[action]() for _ in range(count)]
+
+    def peak_bytes(self, action: str, count: int) -> int:
+        """Return the most memory that this process held during `count` calls, its code included.
+
+        It is what Linux calls VmHWM, set back before the calls; elsewhere there is an error.
+        """
+        self.results(action, 1)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        self.results(action, count)
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM"))
+        return 1024 * int(peak)
 
     def forget(self) -> None:
         """Drop all actions, and the models that they hold."""

@@ -104,8 +104,8 @@ def test_frozen_embeddings_receive_no_gradient_and_change_no_other(rng):
     model.wte.W.trainable = model.wpe.W.trainable = False
     _, found = gradients(model, tokens, targets)
     assert found.pop("wte.W") is None and found.pop("wpe.W") is None
-    for name, gradient in found.items():
-        np.testing.assert_array_equal(gradient, expected[name])
+    for name, gradient in found.items():  # to rounding: the loss of a frozen head has a twin
+        np.testing.assert_allclose(gradient, expected[name], rtol=1e-10, atol=1e-16)
 
 
 def test_halves_with_the_whole_count_add_up_to_the_batch(rng):

@@ -360,3 +360,35 @@ def test_a_wrong_derivation_is_caught(rng, pair, backward, wrong, method):
     assert check_gradients(forward, right, inputs, method=method, **options).ok
     report = check_gradients(forward, backward, inputs, method=method, **options)
     assert {i for i, row in enumerate(report.rows) if row.error > report.tolerance} == wrong
+
+
+@pytest.mark.parametrize("rows", [2, 8])
+def test_a_linear_map_of_few_rows_in_blocks_is_the_textbooks(rng, monkeypatch, rows):
+    from lora_np.ops.fast import linear
+
+    monkeypatch.setattr(linear, "NARROWEST", 2)
+    monkeypatch.setattr(linear, "SMALL", rows * 5 * 3)  # blocks of 3 rows of W
+    x, W, b = rng.standard_normal((rows, 5)), rng.standard_normal((9, 5)), rng.standard_normal(9)
+    calls = []
+    monkeypatch.setattr(linear.textbook, "linear_forward", lambda *a: calls.append(a))
+    y, cache = fast.linear_forward(x.reshape(2, -1, 5), W, b)
+    assert not calls and y.shape == (2, rows // 2, 9)
+    np.testing.assert_allclose(y.reshape(rows, 9), x @ W.T + b, rtol=1e-13)
+    assert fast.linear_backward(y, cache)[1].shape == W.shape
+    fast.linear_forward(rng.standard_normal((9, 5)), W)  # one row more
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("ignored", [0, 3])
+def test_the_loss_that_forms_dx_in_forward_is_the_textbooks_in_chunks(rng, monkeypatch, ignored):
+    monkeypatch.setattr(head_loss, "KEPT", 2 * 7)
+    x, W = rng.standard_normal((9, 4)), rng.standard_normal((7, 4))
+    targets = rng.integers(0, 7, 9)
+    targets[:ignored] = -100
+    found, expected = (
+        (loss, *pair.head_loss_backward(0.5, cache))
+        for pair in (fast, ops)
+        for loss, cache in [pair.head_loss_forward(x, W, targets, count=20)]
+    )
+    for ours, textbook in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, textbook, rtol=1e-11, atol=1e-15)
