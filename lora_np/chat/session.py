@@ -87,18 +87,20 @@ class Session:
 
     def _answer(self, text: str) -> None:
         """Write the answer, a piece at a time, and a newline."""
-        pieces = self.conversation.ask(text)
-        begun = False
+        pieces, begun = self.conversation.ask(text), False
         try:
             for piece in pieces:
-                self.write(piece.translate(CONTROLS))
                 begun = True
-        except BaseException as error:
+                self.write(piece.translate(CONTROLS))
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            self.write("\n")
+            self.say("stopped")
+        except ValueError:
             if begun:
                 self.write("\n")
-            if not (self.interactive and isinstance(error, KeyboardInterrupt)):
-                raise
-            self.say("stopped")
+            raise
         else:
             self.write("\n")
         finally:
