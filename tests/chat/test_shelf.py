@@ -92,9 +92,8 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
     write_adapter(tmp_path / "right", base, made_on=fingerprint(base))
     write_adapter(tmp_path / "wrong", other, made_on=fingerprint(other))
     assert Shelf(base, [tmp_path / "right"]).chosen == "right"
-    with pytest.raises(
-        CheckpointError, match="wrong was trained on another base .'a model', finger"
-    ):
+    message = r"wrong was trained on another base \('a model', fingerprint"
+    with pytest.raises(CheckpointError, match=message):
         Shelf(base, [tmp_path / "wrong"])
 
 
