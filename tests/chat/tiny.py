@@ -18,10 +18,13 @@ SYSTEM = "s"  # a message that spares the template its own long one
 
 
 def llama(seed=0, dtype=np.float64, context=CONTEXT, d_model=16):
-    """Return a model with weights large enough that every part matters."""
+    """Return a model with weights so large that every part matters, and with a head of its own.
+
+    With a tied head it would repeat the last token.
+    """
     rng = np.random.default_rng(seed)
     sizes = {"n_layer": 2, "n_head": 2, "n_kv_head": 1, "d_model": d_model, "d_hidden": 24}
-    model = Llama(LlamaConfig(V, context, **sizes), rng, dtype)
+    model = Llama(LlamaConfig(V, context, **sizes, tied=False), rng, dtype)
     for p in model.parameters().values():
         p.value[...] = p.value + 0.2 * rng.standard_normal(p.shape)
     return model
@@ -50,7 +53,7 @@ def write_llama(folder, seed=0):
         "rms_norm_eps": c.eps,
         "rope_theta": c.rope_base,
         "hidden_act": "silu",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
     }
     (folder / "config.json").write_text(json.dumps(fields))
     return folder
