@@ -35,6 +35,12 @@ class Drawing:
         Draw only from the most likely tokens whose probabilities add up to p.
     tokens : int
         The longest answer.
+
+    Examples
+    --------
+    >>> from lora_np.chat import Drawing
+    >>> Drawing(temperature=0).tokens
+    512
     """
 
     temperature: float = 0.2
@@ -75,6 +81,21 @@ class Conversation:
     ------
     TokenizerError
         If there is no chat template, or it refuses the system message.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Llama, LlamaConfig
+    >>> from lora_np.chat import Conversation, Drawing
+    >>> from lora_np.pretrained import tokenizer_of_gguf
+    >>> fields = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
+    ...           "tokenizer.ggml.tokens": ["a", "b", "ab"], "tokenizer.ggml.merges": ["a b"]}
+    >>> model = Llama(LlamaConfig(3, 8, 1, 1, 1, d_model=4, d_hidden=6), np.random.default_rng(0))
+    >>> talk = Conversation(
+    ...     model, tokenizer_of_gguf(fields), plain=True, drawing=Drawing(temperature=0, tokens=3)
+    ... )
+    >>> [*talk.ask("ab")]
+    ['ab', 'ab', 'ab']
     """
 
     def __init__(

@@ -35,6 +35,19 @@ class Session:
         Takes each line of the session's own: lists, errors.
     interactive : bool
         Whether Ctrl-C stops only the answer; otherwise it ends the session.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Llama, LlamaConfig
+    >>> from lora_np.chat import Conversation, Session, Shelf
+    >>> from lora_np.pretrained import tokenizer_of_gguf
+    >>> fields = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
+    ...           "tokenizer.ggml.tokens": ["a", "b", "ab"], "tokenizer.ggml.merges": ["a b"]}
+    >>> model = Llama(LlamaConfig(3, 8, 1, 1, 1, d_model=4, d_hidden=6), np.random.default_rng(0))
+    >>> talk = Conversation(model, tokenizer_of_gguf(fields), plain=True)
+    >>> Session(talk, Shelf(model), print, print).run(["/adapter", "/quit", "ab"])
+    * base
     """
 
     def __init__(
