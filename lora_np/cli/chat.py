@@ -69,12 +69,13 @@ def run_chat(arguments: argparse.Namespace) -> int:
         seed=a.seed,
         listen=_say,
     )
+    _replace_what_has_no_code()
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         # Ctrl-C stops an answer, and the conversation goes on; SIGTERM ends the process as usual.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     session = Session(conversation, shelf, _write, _say, interactive)
-    session.run(_typed() if interactive else _piped())
+    session.run(_typed() if interactive else sys.stdin)
     return 0
 
 
@@ -92,13 +93,12 @@ def _typed() -> Iterator[str]:
         yield line
 
 
-def _piped() -> Iterator[str]:
-    """Yield the lines of standard input; bytes that are not UTF-8 become U+FFFD."""
+def _replace_what_has_no_code() -> None:
+    """Read and write every text: what is not in the encoding becomes U+FFFD, or a question mark."""
     for stream in (sys.stdin, sys.stdout):
         reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
+        if reconfigure is not None:  # a notebook's streams have no encoding
             reconfigure(errors="replace")
-    yield from sys.stdin
 
 
 def _write(text: str) -> None:

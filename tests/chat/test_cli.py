@@ -54,7 +54,16 @@ def test_bytes_that_are_not_utf8_are_replaced(piped):
     assert (status, err) == (0, "") and out == piped("caf\ufffd \ufffd\n".encode())[1]
 
 
-def test_the_options_reach_the_answer(piped, tmp_path):
+def test_what_the_output_cannot_encode_becomes_a_question_mark(piped, monkeypatch):
+    lines = b"which?\nand then?\nhow many\n"
+    expected = piped(lines)[1]
+    output = io.TextIOWrapper(raw := io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    assert piped(lines)[0] == 0 and not expected.isascii()
+    assert raw.getvalue() == expected.encode("ascii", "replace")
+
+
+def test_the_options_reach_the_answer(piped, folder, tmp_path):
     line = b"which?\n"
     greedy = piped(line)[1]
     assert piped(line, "--temperature", 3, "--top-k", 1)[1] == greedy
@@ -62,7 +71,8 @@ def test_the_options_reach_the_answer(piped, tmp_path):
     warm = [piped(line, "--temperature", 3, "--seed", seed)[1] for seed in (1, 1, 2)]
     assert warm[0] == warm[1] != warm[2]
     assert len(piped(line, "--tokens", 1)[1]) < len(greedy)
-    assert piped(line, "--keep-quantised")[1] == greedy
+    for options in [(), ("--adapter", folder / "shops")]:  # packed as float16
+        assert piped(line, "--keep-quantised", *options)[1] == piped(line, *options)[1]
     assert piped(line, "--template", "chatml")[1] == greedy  # with a system message they agree
     (tmp_path / "own.jinja").write_text("{{ messages[-1]['content'] }}")
     assert piped(line, "--template", tmp_path / "own.jinja")[1] != greedy

@@ -17,27 +17,27 @@ GREEDY = Drawing(temperature=0, tokens=8)
 SYSTEM = "s"  # a message that spares the template its own long one
 
 
-def llama(seed=0, dtype=np.float64, context=CONTEXT, d_model=16):
+def llama(seed=0, context=CONTEXT, d_model=16):
     """Return a model with weights so large that every part matters, and with a head of its own.
 
     With a tied head it would repeat the last token.
     """
     rng = np.random.default_rng(seed)
     sizes = {"n_layer": 2, "n_head": 2, "n_kv_head": 1, "d_model": d_model, "d_hidden": 24}
-    model = Llama(LlamaConfig(V, context, **sizes, tied=False), rng, dtype)
+    model = Llama(LlamaConfig(V, context, **sizes, tied=False), rng, np.float64)
     for p in model.parameters().values():
         p.value[...] = p.value + 0.2 * rng.standard_normal(p.shape)
     return model
 
 
 def write_llama(folder, seed=0):
-    """Write this model, in float32, as a folder of Hugging Face."""
-    model = llama(seed, np.float32)
+    """Write this model, in float16, as a folder of Hugging Face."""
+    model = llama(seed)
     write_tiny_tokenizer(folder)
     arrays = {}
     for name, p in model.parameters().items():
         path, _, kind = name.rpartition(".")
-        arrays[f"{path}.{OURS[kind]}"] = p.value
+        arrays[f"{path}.{OURS[kind]}"] = p.value.astype(np.float16)
     save_tensors(folder / "model.safetensors", arrays, {"format": "pt"})
     c = model.config
     fields = {
