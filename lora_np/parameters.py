@@ -67,9 +67,19 @@ class Parameter:
         """Return ``value[rows]``; `rows` is an integer array of any shape, or a slice."""
         return self.value[rows]
 
+    def product(self, x: Array) -> Array:
+        """Return x W^T (..., out) for x (..., in), where this is W (out, in); for no gradient."""
+        y = x.reshape(-1, x.shape[-1]) @ self.value.T  # (N, out)
+        return y.reshape(*x.shape[:-1], -1)
+
     def arrays(self) -> dict[str, Array]:
         """Return the arrays in memory by the ends of their names in files; {"": value} if plain."""
         return {"": self.value}
+
+    @property
+    def held(self) -> Array:
+        """An array in memory, which says on which device the Parameter is: nothing is decoded."""
+        return next(iter(self.arrays().values()))
 
     @property
     def nbytes(self) -> int:

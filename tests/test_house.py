@@ -13,7 +13,7 @@ from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
 HOUSE = (
     "backend reading patterns tables forms files crew gradcheck plots parameters optim ops data "
-    "rank layers methods models costs pretrained train adapters finetune experiments "
+    "rank layers methods models costs pretrained train adapters finetune chat experiments "
     "selfcheck checks course cli __main__"
 )
 OPS = (
@@ -34,6 +34,8 @@ SHARED = {  # files of methods/ that are not one method's
 }
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",
+    "chat/conversation.py": "tokens are drawn as in generate",
+    "chat/recall.py": "the memory is a language model's",
     "cli/checks.py": "account prints what LoRA costs on the sweep's GPT",
     "experiments/dylora/measure.py": "the experiment is about the method",
     "experiments/dylora/study.py": "the experiment is about the method",

@@ -1,7 +1,7 @@
 """The command line ``lora-np``, with one file for each family of commands.
 
-The families are sweep.py, finetune.py, studies.py, precision.py, checks.py and adapters.py. A
-mistake in the input ends with one line on standard error and exit status 2.
+The families are sweep.py, finetune.py, chat.py, studies.py, precision.py, checks.py and adapters.py.
+A mistake in the input ends with one line on standard error and exit status 2.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from lora_np import __version__
 from lora_np.backend import DeviceError
 from lora_np.cli.adapters import add_adapter_commands
+from lora_np.cli.chat import add_chat
 from lora_np.cli.checks import add_account, add_gradcheck, add_grade
 from lora_np.cli.compare import add_compare
 from lora_np.cli.finetune import add_finetune
@@ -40,6 +41,7 @@ ADD = (
     add_paper,
     add_gradcheck,
     add_generate,
+    add_chat,
     add_intrinsic,
     add_precision,
     add_grid,

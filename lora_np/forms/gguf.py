@@ -279,8 +279,9 @@ BLOCKS: dict[str, type[BlockForm]] = {
 
 
 def _float16(blocks: Array, start: int) -> Array:
-    """Return the float16 at byte `start` of each block, as float32 (n, 1)."""
-    return blocks[:, start : start + 2].copy().view(np.float16).astype(np.float32)
+    """Return the float16 at byte `start` of each block, as float32 (n, 1); both are even."""
+    at = start // 2
+    return blocks.view(np.float16)[:, at : at + 1].astype(np.float32)
 
 
 def _nibbles(packed: Array, apart: int) -> Array:

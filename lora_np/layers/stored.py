@@ -20,12 +20,14 @@ from weakref import WeakSet
 
 import numpy as np
 
-from lora_np.backend import Array, read_only_view, to_device
-from lora_np.forms import Form
+from lora_np.backend import Array, get_xp, read_only_view, to_device
+from lora_np.forms import Form, RowForm
 from lora_np.layers.base import Layer
 from lora_np.layers.tree import rebuild
 from lora_np.parameters import Parameter, writable
 from lora_np.tables import first_of
+
+AT_ONCE = 2**18  # numbers decoded at once in a product: 1 MB in float32
 
 
 class StoredParameter(Parameter):
@@ -71,6 +73,23 @@ class StoredParameter(Parameter):
     def take(self, rows: Array | slice) -> Array:
         """Return ``value[rows]``; a form that keeps rows one by one decodes only these."""
         return read_only_view(self.form.take(rows, self._dtype))
+
+    def product(self, x: Array) -> Array:
+        """Return x W^T (..., out) for x (..., in), where this is W (out, in); for no gradient.
+
+        A form that keeps rows one by one decodes some rows at a time, which stay in the cache: the
+        whole of W is never in memory.
+        """
+        if not isinstance(self.form, RowForm):
+            return super().product(x)
+        d_out, d_in = self.shape
+        x_rows = x.reshape(-1, d_in)  # (N, in)
+        y = get_xp(x).empty((len(x_rows), d_out), x.dtype)
+        step = max(1, AT_ONCE // d_in)
+        for first in range(0, d_out, step):
+            part = slice(first, first + step)
+            y[:, part] = x_rows @ self.take(part).T
+        return y.reshape(*x.shape[:-1], d_out)
 
     @property
     def trainable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -294,7 +294,7 @@ class LanguageModel(Layer):
     def extend(self, x: Array, memory: TextMemory | None = None) -> tuple[Array, TextMemory]:
         """Return the logits (B, T, V) at the newest tokens `x` (B, T), and the memory."""
         y, memory = self._newest(x, memory)
-        return linear_forward(y, self.head().value)[0], memory
+        return self.head().product(y), memory
 
     def advance(self, tokens: Array, memory: TextMemory | None = None) -> tuple[Array, TextMemory]:
         """Return the logits (B, V) of what follows the newest tokens (B, T), and the memory.
@@ -302,11 +302,11 @@ class LanguageModel(Layer):
         The logits of earlier positions, which :meth:`extend` returns too, are not formed.
         """
         y, memory = self._newest(tokens, memory)  # (B, T, d)
-        return linear_forward(y[:, -1], self.head().value)[0], memory
+        return self.head().product(y[:, -1]), memory
 
     def _newest(self, tokens: Array, memory: TextMemory | None) -> tuple[Array, TextMemory]:
         """Return the body's output (B, T, d) at the newest tokens (B, T)."""
-        tokens = like(tokens, self.head().value)
+        tokens = like(tokens, self.head().held)
         if memory is None:
             x, _ = self.embed(tokens)  # (B, m + T, d)
             y, known = self.body().extend(x, None)
@@ -326,6 +326,7 @@ class LanguageModel(Layer):
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
+        top_p: float | None = None,
         stop: int | Sequence[int] = (),
         rng: Rng = None,
     ) -> Any:
@@ -344,6 +345,8 @@ class LanguageModel(Layer):
             Divides the logits; 0 takes the most likely token.
         top_k : int, optional
             Draw only from the k most likely tokens.
+        top_p : float, optional
+            Draw only from the most likely tokens whose probabilities add up to p.
         stop : int or sequence of int
             Tokens that end a row; the stop token itself is returned.
         rng : numpy.random.Generator
@@ -355,7 +358,7 @@ class LanguageModel(Layer):
             A list if rows may differ in length: for a list of prompts, and for (B, T) with `stop`.
         """
         prompts, alone = prompts_of(tokens)
-        check_sampling(prompts, n, temperature, top_k, rng)
+        check_sampling(prompts, n, temperature, top_k, rng, top_p)
         stops = np.atleast_1d(stop)
         if stops.size and stops.dtype.kind not in "iu":
             raise TypeError(f"stop = {stop!r}, expected tokens: an integer, or a sequence of them")
@@ -363,7 +366,7 @@ class LanguageModel(Layer):
         memory: TextMemory | None = None
         for _ in range(n):
             logits, memory = self._next(text, memory)  # (B, V)
-            text.append(sample_token(to_host(logits), temperature, top_k, rng))
+            text.append(sample_token(to_host(logits), temperature, top_k, rng, top_p))
             if stops.size and text.has_ended(stops):
                 break
         ended = text.until(stops)
@@ -382,4 +385,4 @@ class LanguageModel(Layer):
         if min(lengths) < max(lengths):
             used = tuple(before + n for n in lengths)
             memory = TextMemory(used, shortened(memory.body, used))
-        return linear_forward(y[rows, ends], self.head().value)[0], memory
+        return self.head().product(y[rows, ends]), memory

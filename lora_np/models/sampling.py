@@ -66,7 +66,13 @@ def prompts_of(tokens: Any) -> tuple[list[np.ndarray], bool]:
     return list(np.atleast_2d(array)), array.ndim == 1
 
 
-def sample_token(logits: np.ndarray, temperature: float, top_k: int | None, rng: Rng) -> np.ndarray:
+def sample_token(
+    logits: np.ndarray,
+    temperature: float,
+    top_k: int | None,
+    rng: Rng,
+    top_p: float | None = None,
+) -> np.ndarray:
     """Draw a token from softmax(logits / temperature) for each row.
 
     Parameters
@@ -76,6 +82,9 @@ def sample_token(logits: np.ndarray, temperature: float, top_k: int | None, rng:
         0 takes the most likely token.
     top_k : int, optional
     rng : numpy.random.Generator
+    top_p : float, optional
+        Draw only from the most likely tokens whose probabilities add up to at least p, after
+        `top_k` (nucleus sampling, Holtzman et al., arXiv:1904.09751).
 
     Returns
     -------
@@ -89,13 +98,25 @@ def sample_token(logits: np.ndarray, temperature: float, top_k: int | None, rng:
     if top_k is not None and top_k < z.shape[1]:
         others = np.argpartition(-z, top_k, axis=1)[:, top_k:]  # all but the k largest
         np.put_along_axis(z, others, -np.inf, axis=1)
-    cumulative = np.cumsum(np.exp(z - z.max(axis=1, keepdims=True)), axis=1)  # (B, V)
+    p = np.exp(z - z.max(axis=1, keepdims=True))  # (B, V), up to a factor
+    if top_p is not None:
+        order = np.argsort(-p, axis=1, kind="stable")
+        ordered = np.take_along_axis(p, order, axis=1)
+        before = np.cumsum(ordered, axis=1) - ordered  # of the more likely tokens
+        ordered[before >= top_p * p.sum(axis=1, keepdims=True)] = 0.0
+        np.put_along_axis(p, order, ordered, axis=1)
+    cumulative = np.cumsum(p, axis=1)
     draw = rng.random((len(z), 1)) * cumulative[:, -1:]
     return (cumulative <= draw).sum(axis=1)
 
 
 def check_sampling(
-    prompts: list[np.ndarray], n: int, temperature: float, top_k: int | None, rng: Rng
+    prompts: list[np.ndarray],
+    n: int,
+    temperature: float,
+    top_k: int | None,
+    rng: Rng,
+    top_p: float | None = None,
 ) -> None:
     """Raise unless texts can be continued with these arguments of generate."""
     if n < 0:
@@ -107,9 +128,16 @@ def check_sampling(
             raise ShapeError(f"tokens has shape {text.shape}, expected (T,) or (B, T) with T >= 1")
         if text.dtype.kind not in "iu":
             raise TypeError(f"tokens are {text.dtype}, expected integers")
+    check_drawing(temperature, top_k, top_p)
+    if temperature > 0 and rng is None:
+        raise ValueError("to draw tokens, pass rng, or temperature=0 for the most likely tokens")
+
+
+def check_drawing(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise unless tokens can be drawn with these arguments of generate."""
     if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
         raise ValueError(
             f"temperature = {temperature} and top_k = {top_k}, expected >= 0 and >= 1 (or None)"
         )
-    if temperature > 0 and rng is None:
-        raise ValueError("to draw tokens, pass rng, or temperature=0 for the most likely tokens")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p = {top_p}, expected above 0 and at most 1 (or None)")

@@ -5,7 +5,7 @@ from lora_np.pretrained.gpt2 import load_gpt2
 from lora_np.pretrained.llama import load_llama
 from lora_np.pretrained.models import load_model
 from lora_np.pretrained.places import FileLayout, file_layout
-from lora_np.pretrained.template import ChatTemplate
+from lora_np.pretrained.template import ChatTemplate, template_in
 from lora_np.pretrained.template_values import TemplateError
 from lora_np.pretrained.tokenizer import TextStream, Tokenizer, TokenizerError
 from lora_np.pretrained.tokenizer_files import tokenizer_in, tokenizer_of_gguf
@@ -25,6 +25,7 @@ __all__ = [
     "load_llama",
     "load_llm",
     "load_model",
+    "template_in",
     "tokenizer_in",
     "tokenizer_of_gguf",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_np.pretrained.template_values import Budget, TemplateError
 from lora_np.pretrained.template_walk import Walk
-from lora_np.reading import brief
+from lora_np.reading import brief, open_file
 
 LONGEST = 100_000  # characters of a template; long ones, which describe tools, have 20,000
 CHATML = (
@@ -139,3 +139,31 @@ def _environment() -> Any:
     return ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
+
+
+def template_in(name: str) -> str:
+    """Return the source of the template that a user names.
+
+    Parameters
+    ----------
+    name : str
+        One of ``TEMPLATES``, which is returned as it is, or a file that holds a template.
+
+    Raises
+    ------
+    TemplateError
+        If the file cannot be read or is not UTF-8.
+
+    Examples
+    --------
+    >>> from lora_np.pretrained import template_in
+    >>> template_in("chatml")
+    'chatml'
+    """
+    if name in TEMPLATES:
+        return name
+    with open_file(name, TemplateError) as file:
+        try:
+            return file.read(4 * LONGEST + 1).decode("utf-8")
+        except UnicodeDecodeError:
+            raise TemplateError(f"{name} is not UTF-8: expected a chat template") from None

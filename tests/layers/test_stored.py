@@ -12,7 +12,7 @@ from lora_np.checks import check_layer
 from lora_np.costs import account
 from lora_np.files import CheckpointError, GgufFile, load_arrays, write_gguf
 from lora_np.forms import Q8_0, Bfloat16, Float16, Nf4, narrowed
-from lora_np.layers import Chain, Linear, as_pair, copy_model
+from lora_np.layers import Chain, Linear, as_pair, copy_model, stored
 from lora_np.layers.stored import StoredParameter, store_model
 from lora_np.methods import LoraConfig, MethodConfig, inject, merge
 from lora_np.models import GPT, GPTConfig
@@ -147,6 +147,37 @@ def test_a_number_beyond_the_dtype_is_refused_and_not_made_infinite():
 
 
 # --- a stored model ------------------------------------------------------------------------------
+
+
+@every_form
+@pytest.mark.parametrize("leading", [(), (1,), (2, 3)])
+def test_a_product_is_that_of_the_decoded_array(encode, leading, monkeypatch):
+    monkeypatch.setattr(stored, "AT_ONCE", 4 * 64)  # 6 rows: 4, then 2
+    p, x = StoredParameter(encode(weights())), weights((*leading, 64))
+    y = p.product(x)
+    assert y.shape == (*leading, 6) and y.dtype == np.float32
+    np.testing.assert_allclose(y, x @ p.value.T, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(Parameter(p.value).product(x), y, rtol=0, atol=1e-5)
+
+
+def test_generation_never_decodes_the_whole_head(monkeypatch):
+    monkeypatch.setattr(stored, "AT_ONCE", 4 * 32)
+    shapes = []
+    decode = Q8_0.decode
+
+    def watched(form, dtype):
+        shapes.append(form.shape)
+        return decode(form, dtype)
+
+    names = {"wte.W"}  # the table of tokens, and the head
+    model = make_gpt()
+    base = store_model(model, Q8_0.encode, names)
+    monkeypatch.setattr(Q8_0, "decode", watched)
+    found = base.generate(TOKENS, 6, temperature=0)
+    assert len(shapes) > 6 and max(rows[0] for rows in shapes if len(rows) == 2) <= 4
+    monkeypatch.undo()
+    whole = copy_model(base, decode=True)
+    np.testing.assert_array_equal(found, whole.generate(TOKENS, 6, temperature=0))
 
 
 @every_form

@@ -311,6 +311,34 @@ def test_top_k_draws_from_the_k_likeliest_in_their_proportion(rng):
     assert share[3] / share[0] == pytest.approx(math.e, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    "top_p, drawn",
+    [(0.01, [3]), (0.6, [3]), (0.7, [0, 3]), (0.9, [0, 1, 3]), (1.0, [0, 1, 2, 3])],
+)
+def test_top_p_draws_from_the_likeliest_that_reach_p_in_their_proportion(rng, top_p, drawn):
+    z, draws = np.array([1.0, 0.0, -1.0, 2.0]), 20_000  # probabilities 0.24, 0.09, 0.03, 0.64
+    found = sample_token(np.tile(z, (draws, 1)), 1.0, None, rng, top_p)
+    p = np.where(np.isin(np.arange(4), drawn), np.exp(z), 0.0)
+    np.testing.assert_allclose(
+        np.bincount(found, minlength=4) / draws, p / p.sum(), rtol=0, atol=0.015
+    )
+    assert np.unique(found).tolist() == drawn
+
+
+def test_top_p_counts_what_top_k_leaves(rng):
+    z = np.tile(np.log([0.4, 0.3, 0.2, 0.1]), (20_000, 1))
+    assert set(sample_token(z, 1.0, 2, rng, 0.5)) == {0}  # 0.4 of the 0.7 that are left
+    assert set(sample_token(z, 1.0, None, rng, 0.5)) == {0, 1}
+
+
+def test_generate_draws_from_the_likeliest_share(rng):
+    model, prompt = make_gpt(rng), np.array([1, 2])
+    options = {"temperature": 2.0, "rng": np.random.default_rng(0)}
+    greedy = model.generate(prompt, 12, temperature=0)
+    np.testing.assert_array_equal(model.generate(prompt, 12, top_p=1e-9, **options), greedy)
+    assert (model.generate(prompt, 12, top_p=1.0, **options) != greedy).any()
+
+
 # ---------------------------------------------------------------------------------------- errors
 
 
@@ -322,6 +350,9 @@ def test_top_k_draws_from_the_k_likeliest_in_their_proportion(rng):
         ([[[1]]], {"temperature": 0}, ShapeError, r"shape \(1, 1, 1\)"),
         ([1], {"temperature": -1.0}, ValueError, "temperature = -1.0"),
         ([1], {"temperature": 0, "top_k": 0}, ValueError, "top_k = 0"),
+        ([1], {"temperature": 0, "top_p": 0}, ValueError, "top_p = 0"),
+        ([1], {"temperature": 0, "top_p": 1.1}, ValueError, "top_p = 1.1"),
+        ([1], {"temperature": 0, "top_p": math.nan}, ValueError, "top_p = nan"),
         ([11], {"temperature": 0}, IndexError, r"expected 0 \.\. 10"),
     ],
 )

