@@ -1,7 +1,7 @@
 """The command line ``lora-np``, with one file for each family of commands.
 
-The families are sweep.py, finetune.py, chat.py, studies.py, precision.py, checks.py and adapters.py.
-A mistake in the input ends with one line on standard error and exit status 2.
+The families are sweep.py, finetune.py, chat.py, studies.py, precision.py, checks.py, adapters.py. A
+mistake in the input ends with one line on standard error and exit status 2.
 """
 
 from __future__ import annotations
