@@ -23,10 +23,12 @@ from tests.benchmarks.report import figure, machine_text, table
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "docs" / "benchmarks.json"
 RIVALS = ROOT / "docs" / "rivals_benchmarks.json"
+LLAMA = ROOT / "docs" / "llama_benchmarks.json"
 PAGES = {  # and the run whose figures they show
     ROOT / "README.md": SOURCE,
     ROOT / "README.zh-CN.md": SOURCE,
     ROOT / "docs" / "performance.md": SOURCE,
+    ROOT / "docs" / "llama_performance.md": LLAMA,
     ROOT / "docs" / "rivals.md": RIVALS,
 }
 PLACE = re.compile(r"(<!-- benchmarks: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -63,11 +65,13 @@ def filled(text: str, content: Mapping[str, Any]) -> str:
 
 
 def block(name: str, content: Mapping[str, Any]) -> str:
-    """Return what stands at a mark: "machine", a README's table, or a benchmark's table."""
+    """Return what stands at a mark: "machine", "left-out", or a table of a README or benchmark."""
     if name in SHORT_LANGUAGES:
         return short(content, SHORT_LANGUAGES[name])
     if name == "machine":
         return f"```\n{machine_text(content['machine'])}\n```"
+    if name == "left-out":
+        return "```\n" + "\n".join(content["left_out"] or ["nothing was left out"]) + "\n```"
     rows = [row_of(row) for row in content["rows"] if row["benchmark"] == name]
     return f"```\n{table(BENCHMARKS[name][0], Result(rows))}\n```"
 

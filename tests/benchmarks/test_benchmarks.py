@@ -3,16 +3,17 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from lora_np import ops
 from lora_np.ops import fast
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import measure, page, report, rivals
+from tests.benchmarks import llama, measure, page, report, rivals
 from tests.benchmarks.measure import Result, Row, Spread, exponent
 from tests.benchmarks.models import batches, model_for, step_flops
 from tests.benchmarks.numpy_side import Training
-from tests.benchmarks.plan import DEFAULT, QUICK, RANK, AdapterSize, Plan, Size
+from tests.benchmarks.plan import DEFAULT, QUICK, RANK, AdapterSize, LlamaPlan, Plan, Size
 from tests.benchmarks.steps import Disagreement, check_losses
 from tests.benchmarks.workers import THREAD_SETTINGS, Worker, WorkerError, thread_settings
 
@@ -27,6 +28,7 @@ PLAN = Plan(
     slow_rounds=1,
     spectra=((32, 2),),
     adapter=AdapterSize(layers=2, side=32, resized=2),
+    llama=LlamaPlan("tiny", cases=((1, 4), (2, 4)), memory=(2, 4), prompt=4, new=2),
     threads=1,
     peers=False,
 )
@@ -43,6 +45,11 @@ INSIDE = (
     "first-step",
     "adapters",
     "rank",
+    "llama-steps",
+    "llama-memory",
+    "llama-quantised",
+    "llama-generation",
+    "llama-edge",
 )
 FIELDS = {
     "benchmark", "what", "case", "unit", "median", "low", "high", "rounds", "reference",
@@ -97,6 +104,40 @@ def test_without_peers_numpys_own_ratios_are_measured_and_the_rest_is_named(fini
         "LoRA / full step, lora_np",
         "LoRA / full step, FLOPs of account()",
     }
+
+
+def test_a_random_llama_is_named_and_has_no_goals(finished):
+    content, _ = finished
+    assert "llama: the model's weights are random: tiny" in content["left_out"]
+    rows = [row for row in content["rows"] if row["benchmark"].startswith("llama-")]
+    assert all(row["reference"] is None for row in rows)
+    memory = {what: row["median"] for (what, _), row in rows_of(content, "llama-memory").items()}
+    assert all(peak > 20.0 for peak in memory.values())  # MB; the interpreter alone holds as much
+
+
+def test_a_group_stands_for_its_benchmarks():
+    names = command.parser().parse_args(["--only", "llama,steps"]).only
+    assert names[-1] == "steps" and len(names) == 6
+    assert all(name.startswith("llama-") for name in names[:5])
+
+
+def test_llamas_that_compute_something_else_are_found():
+    class Fixed:
+        def __init__(self, losses, tokens):
+            self.found = {"step": losses, "generate": [np.array([tokens])]}
+
+        def call(self, method, action, count):
+            return self.found[action]
+
+    case = llama.Case(1, 2)
+    sides = {"ours": Fixed([2.0, 1.0], [5, 6, 7, 8]), "theirs": Fixed([2.0001, 1.0], [5, 6, 7, 9])}
+    llama.check_losses(sides, case)
+    llama.check_tokens(sides, case)  # the first new token alone is compared
+    sides["theirs"] = Fixed([2.001, 1.0], [5, 6, 8, 8])
+    with pytest.raises(Disagreement, match="1 x 2: losses"):
+        llama.check_losses(sides, case)
+    with pytest.raises(Disagreement, match="first new tokens"):
+        llama.check_tokens(sides, case)
 
 
 def test_figures_that_are_no_times_are_right(finished):

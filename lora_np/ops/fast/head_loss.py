@@ -11,8 +11,8 @@ count, the division is done where the array is narrow::
 A loss that has no backward, as in evaluation, costs this product in vain, and dW is computed from
 the logits again, as by the textbook pair: models with a trainable head call that one.
 
-What it gains: with the textbook pair, a LoRA step of SmolLM2 on 4 x 64 tokens takes GAIN times as
-long.
+What it gains: with the textbook pair, a LoRA step of SmolLM2 on 4 x 64 tokens takes 1.10 times as
+long with OpenBLAS's kernels for AVX2, and 1.13 times with those for AVX-512 (2026-11-26).
 """
 
 from __future__ import annotations
