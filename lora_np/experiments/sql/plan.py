@@ -80,7 +80,7 @@ class SqlSettings:
     lora_rates: tuple[float, ...] = (1e-3, 3e-3)
     full_rates: tuple[float, ...] = (1e-4, 3e-4)
     longest: int = 60
-    together: int = 16
+    together: int = 24
 
     task, device = "sql", "cpu"
 
