@@ -16,7 +16,7 @@ import numpy as np
 
 from lora_np.experiments.sql.task import TESTS, Sizes
 
-BASE, SHOWN, LORA, FULL = "base", "base, examples", "LoRA", "full"
+BASE, SHOWN, LORA, FULL = "base", "base with examples", "LoRA", "full"
 UNTRAINED, TRAINED = (BASE, SHOWN), (LORA, FULL)
 VALIDATION = "validation"
 SCORED = (VALIDATION, *TESTS)

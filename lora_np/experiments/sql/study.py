@@ -111,22 +111,33 @@ def run_sql(
         facts = {"base_sha256": _sha(_base(settings.model)[1]), "questions": _facts(asked)}
         results.setdefault("scores", [])
         begin(out, results, facts, None)
-
-        def keep(work: Work, found: dict[str, Any], running: int) -> None:
-            kind = "trials" if work.split is None else "scores"
-            results[kind].append({**work.trial._asdict(), **found})
-            save_results(out, results)
-            if listen is not None:
-                done = len(results["trials"]) + len(results["scores"])
-                listen(Progress(done, expected_number(settings), work, found))
-
-        waiting = partial(next_work, settings, results)
-        run_all(waiting, partial(carry_out_work, settings, out), keep, executor)
-        for kind in ("trials", "scores"):  # in an order that does not depend on which ended first
-            results[kind].sort(key=in_order)
+        _work_off(settings, out, results, executor, listen)
         results["complete"] = True
         save_results(out, results)
     return results
+
+
+def _work_off(
+    settings: SqlSettings,
+    out: Path,
+    results: dict[str, Any],
+    executor: Executor | None,
+    listen: Callable[[Progress], None] | None,
+) -> None:
+    """Do all work that is left; the results are saved after every piece of it."""
+
+    def keep(work: Work, found: dict[str, Any], running: int) -> None:
+        kind = "trials" if work.split is None else "scores"
+        results[kind].append({**work.trial._asdict(), **found})
+        save_results(out, results)
+        if listen is not None:
+            done = len(results["trials"]) + len(results["scores"])
+            listen(Progress(done, expected_number(settings), work, found))
+
+    waiting = partial(next_work, settings, results)
+    run_all(waiting, partial(carry_out_work, settings, out), keep, executor)
+    for kind in ("trials", "scores"):  # whichever ended first
+        results[kind].sort(key=in_order)
 
 
 def check_sql(settings: SqlSettings, out: str | Path, *, take_over: bool = False) -> bool:

@@ -18,7 +18,6 @@ from lora_np.experiments.sql.plan import (
     LORA,
     SCORED,
     SHOWN,
-    SqlSettings,
     Trial,
     best_rate,
     expected_number,
@@ -36,30 +35,17 @@ from lora_np.experiments.sql.study import (
 from lora_np.experiments.sql.task import Sizes, messages, questions
 from lora_np.finetune import train_adapter
 from lora_np.pretrained import load_llm
+from tests.experiments.sql.tiny import tiny_sql
 from tests.finetune.tiny import SIZES, write_llama
 
 TIMES = ("cpu_seconds", "wall_seconds")
-TINY = SqlSettings(
-    sizes=Sizes(train=12, validation=6, test=6),
-    seeds=2,
-    examples=1,
-    r=2,
-    top_layers=2,
-    batch_size=6,
-    lora_rates=(1e-3, 1e-2),
-    full_rates=(1e-3,),
-    longest=2,
-    together=4,
-)
+MORE = {"sizes": Sizes(train=12, validation=6, test=6), "seeds": 2, "lora_rates": (1e-3, 1e-2)}
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Settings for a tiny model that has room for a schema in bytes, and a worked example."""
-    folder = write_llama(tmp_path_factory.mktemp("tiny") / "model")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1024}))
-    return replace(TINY, model=str(folder))
+    """Settings for a tiny model."""
+    return tiny_sql(tmp_path_factory.mktemp("tiny") / "model", **MORE)
 
 
 @pytest.fixture(scope="module")
@@ -95,21 +81,21 @@ def planted(settings, accuracy, diverged=()):
     return results, order
 
 
-def test_a_rate_is_chosen_by_validation_before_any_test_split_is_answered():
+def test_a_rate_is_chosen_by_validation_before_any_test_split_is_answered(tiny):
     best = {LORA: 1e-2, FULL: 1e-3}
-    results, order = planted(TINY, lambda trial: 0.9 if trial.lr == best.get(trial[0]) else 0.4)
+    results, order = planted(tiny, lambda trial: 0.9 if trial.lr == best.get(trial[0]) else 0.4)
     assert tried_rates(results, LORA) == {1e-3: 0.4, 1e-2: 0.9}
     assert best_rate(results, LORA) == 1e-2
     answered = {(w.trial.lr, w.split) for w in order if w.trial.contender == LORA}
     assert (1e-3, "validation") in answered
     assert not {(1e-3, split) for split in SCORED[1:]} & answered
-    assert len(order) == len(set(order)) == expected_number(TINY)
+    assert len(order) == len(set(order)) == expected_number(tiny)
     assert {w.trial.seed for w in order if w.split == "unseen schema"} == {0, 1}
 
 
-def test_a_rate_that_diverged_is_not_chosen_and_a_contender_may_have_none():
+def test_a_rate_that_diverged_is_not_chosen_and_a_contender_may_have_none(tiny):
     gone = {Trial(LORA, 0, 1e-2), Trial(FULL, 0, 1e-3)}
-    results, order = planted(TINY, lambda trial: 0.0, gone)
+    results, order = planted(tiny, lambda trial: 0.0, gone)
     assert tried_rates(results, LORA) == {1e-3: 0.0, 1e-2: None}
     assert best_rate(results, LORA) == 1e-3 and best_rate(results, FULL) is None
     assert {w.trial.contender for w in order if w.split in SCORED} == {"base", SHOWN, LORA}
