@@ -22,6 +22,7 @@ from lora_np.cli.checks import add_account, add_gradcheck, add_grade
 from lora_np.cli.compare import add_compare
 from lora_np.cli.finetune import add_finetune
 from lora_np.cli.precision import add_precision
+from lora_np.cli.sql import add_sql
 from lora_np.cli.studies import (
     add_dylora,
     add_grid,
@@ -49,6 +50,7 @@ ADD = (
     add_regret,
     add_dylora,
     add_compare,
+    add_sql,
     add_account,
     add_adapter_commands,
     add_grade,

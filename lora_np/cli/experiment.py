@@ -14,17 +14,21 @@ from lora_np.cli.workers import pool_of
 Writers = Mapping[str, Callable[[Path], None]]  # by a file's name, what writes it
 
 
-def add_options(parser: argparse.ArgumentParser, quick: str | None, out: str) -> None:
+def add_options(
+    parser: argparse.ArgumentParser, quick: str | None, out: str, base: bool = True
+) -> None:
     """Add the options that every experiment has; `quick` and `out` are their help.
 
-    Without a help there is no ``--quick``: the command has other presets.
+    Without a help there is no ``--quick``: the command has other presets. Without `base` there is
+    no ``--base``: the command pretrains none.
     """
     add = parser.add_argument
     if quick is not None:
         add("--quick", action="store_true", help=quick)
     add("--out", type=Path, metavar="DIR", help=f"default: {out}")
-    base = "folder of a text sweep or a study whose base is copied; default: pretrain a base"
-    add("--base", type=Path, metavar="DIR", help=base)
+    if base:
+        copied = "folder of a text sweep or a study whose base is copied; default: pretrain a base"
+        add("--base", type=Path, metavar="DIR", help=copied)
     add("--jobs", type=int, help="processes; default: one per core")
     take_over = "take DIR from a process on another host, if that process has ended"
     add("--take-over", action="store_true", help=take_over)
@@ -88,13 +92,15 @@ def carry_out(
     """
     from lora_np.experiments.terminal import base_line
 
-    how = {"base": arguments.base, "take_over": arguments.take_over}
+    how = {name: x for name, x in vars(arguments).items() if name in ("base", "take_over")}
     complete = check(**how)
     try:
         with terminal, pool_of(1 if complete else jobs) as executor:
             if not complete and seconds is not None:
                 terminal.start(seconds(executor, jobs), jobs)
-            how |= {"executor": executor, "listen": terminal, "progress": terminal.is_screen}
+            how |= {"executor": executor, "listen": terminal}
+            if "base" in how:  # pretraining has a bar of its own
+                how |= {"progress": terminal.is_screen}
             results = run(**how)
         said = write_files(terminal.out, file, files(results), complete)
     except KeyboardInterrupt:

@@ -2,9 +2,9 @@
 
 Usage: python -m tests.experiments.stopping WHAT HOW FOLDER FIRST STEP
 
-WHAT is "sweep" (of the linear task), or "intrinsic", "study" or "compare" (of the text task, with
-its pretraining). HOW is
-"kill" (by the system, at once), "interrupt" (Ctrl-C) or "full" (the disk is full from there on).
+WHAT is "sweep" (of the linear task), "intrinsic", "study" or "compare" (of the text task, with
+its pretraining), or "sql" (of a tiny Llama). HOW is "kill" (by the system, at once), "interrupt"
+(Ctrl-C) or "full" (the disk is full from there on).
 The run is stopped at each of the FIRST operations, and after them at every STEP-th. Each time the
 same call must continue and reach what a call that was never stopped reaches.
 Prints how many operations there are.
@@ -31,7 +31,9 @@ from lora_np.experiments.rank_sweep import (
     rank_sweep,
     text,
 )
+from lora_np.experiments.sql.study import run_sql
 from lora_np.experiments.study import Contender, Study, run_study
+from tests.experiments.sql.tiny import tiny_sql
 from tests.tiny import TINY, write_texts
 
 LINEAR = LinearSettings(ranks=(1,), seeds=1, d_in=4, d_out=3, steps=5)
@@ -70,6 +72,9 @@ def experiment(what, folder):
     """Return a function that runs the experiment in the folder."""
     if what == "sweep":
         return lambda: rank_sweep(LINEAR, folder)
+    if what == "sql":
+        tiny = tiny_sql(folder.parent / "model")
+        return lambda: run_sql(tiny, folder)
     english, code = write_texts(folder.parent)
     settings = TextSettings(seeds=1, pretrain_text=english, adapt_text=code, **TINY)
     text.KEEP_EVERY = 0.0  # the state of pretraining is kept after every step
@@ -87,8 +92,9 @@ def experiment(what, folder):
 def outcome(run, folder):
     """Run it; return its results without times, and the names of its files."""
     results = json.loads(json.dumps(run()))
-    for trial in (*results["trials"], *results.get("runs", ())):
-        trial.pop("seconds", None)
+    for entry in (*results["trials"], *results.get("runs", ()), *results.get("scores", ())):
+        for name in ("seconds", "cpu_seconds", "wall_seconds"):
+            entry.pop(name, None)
     if "measured" in results:  # times, and the claims about them
         results["measured"] = list(results["measured"])
         results["claims"] = [claim["says"] for claim in results["claims"]]

@@ -5,15 +5,72 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 
+from lora_np.experiments.claims import WIDTH
+from lora_np.experiments.runner import Progress
 from lora_np.experiments.sql.judge import REASONS
+from lora_np.experiments.sql.plan import TRAINED, best_rate, records_of, tried_rates
+from lora_np.experiments.sql.task import TESTS
 from lora_np.experiments.sql.templates import TEMPLATES
+from lora_np.experiments.terminal import Terminal
 from lora_np.tables import counted, plus_minus, text_table
 
 Records = Sequence[dict[str, Any]]
+
+
+class Listener(Terminal):
+    """Shows every training and every answered split that ends."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Show what has ended."""
+        found = progress.result
+        said = f"{found['cpu_seconds']:.0f} CPU seconds"
+        if "right" in found:
+            said = f"{100 * np.mean(found['right']):.0f} % right"
+        if "diverged" in found:
+            said = "diverged"
+        self.show(f"{progress.trial}, {said}", progress.done, progress.expected)
+
+
+NOTE = (
+    "Learning rates are chosen on the validation split, which no other table shows. A training is "
+    "timed in a process with one BLAS thread: CPU seconds of that process and its children. An "
+    "error of 0 at 0 % or 100 % says only that all n agree: the true share may still differ by 3/n."
+)
+
+
+def study_report(results: dict[str, Any]) -> str:
+    """Return what a study found, as text.
+
+    Parameters
+    ----------
+    results : dict
+        What :func:`lora_np.experiments.sql.study.run_sql` returns.
+    """
+    tests = tested(results)
+    return "\n\n".join(
+        (
+            report(tests),
+            f"execution accuracy of every trained model, %\n{seed_table(tests)}",
+            f"training, mean over runs\n{training_table(results)}",
+            rates_text(results),
+            fill(NOTE, WIDTH),
+        )
+    )
+
+
+def tested(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of the test splits.
+
+    Parameters
+    ----------
+    results : dict
+    """
+    return [record for record in records_of(results) if record["split"] in TESTS]
 
 
 def report(records: Records) -> str:
@@ -37,6 +94,74 @@ def report(records: Records) -> str:
             reason_table(records),
         )
     )
+
+
+def training_table(results: dict[str, Any]) -> str:
+    """Return what training took: a row for each contender that is trained.
+
+    Parameters
+    ----------
+    results : dict
+        The content of ``results.json``.
+    """
+    rows = [
+        (name, [t for t in results["trials"] if t["contender"] == name and t["lr"] == best])
+        for name in TRAINED
+        if (best := best_rate(results, name)) is not None
+    ]
+    kept = [[t for t in found if "diverged" not in t] for _, found in rows]
+    return text_table(
+        {
+            "": [name for name, _ in rows],
+            "trained numbers": [f"{found[0]['trainable']:,}" for found in kept],
+            "lr": [f"{found[0]['lr']:g}" for found in kept],
+            "runs": [str(len(found)) for found in kept],
+            "CPU minutes": [_minutes(found, "cpu_seconds") for found in kept],
+            "at most": [f"{max(t['cpu_seconds'] for t in found) / 60:.2f}" for found in kept],
+            "wall minutes": [_minutes(found, "wall_seconds") for found in kept],
+            "train loss": [f"{np.mean([t['train_loss'] for t in found]):.3f}" for found in kept],
+        }
+    )
+
+
+def rates_text(results: dict[str, Any]) -> str:
+    """Return the validation accuracy at every learning rate that was tried, and what diverged.
+
+    Parameters
+    ----------
+    results : dict
+        The content of ``results.json``.
+    """
+    n, lines = len(results["questions"]["validation"]), []
+    for name in TRAINED:
+        tried = tried_rates(results, name).items()
+        said = [f"{lr:g}: {'diverged' if x is None else f'{100 * x:.1f}'}" for lr, x in tried]
+        lines.append(f"{name}: {', '.join(said)}")
+    diverged = [
+        f"{t['contender']}, seed {t['seed']}, lr {t['lr']:g}: training diverged"
+        for t in results["trials"]
+        if "diverged" in t and t["seed"] > 0
+    ]
+    return "\n".join((f"accuracy on validation (n = {n}), seed 0, %", *lines, *diverged))
+
+
+def seed_table(records: Records) -> str:
+    """Return execution accuracies: a row for each model, a column for each split.
+
+    Parameters
+    ----------
+    records : sequence of dict
+    """
+    models = list(dict.fromkeys((r["contender"], r["seed"]) for r in records if r["lr"]))
+    columns = {"": [f"{contender}, seed {seed}" for contender, seed in models]}
+    for split in _names(records, "split"):
+        chosen = (_of(records, contender=c, seed=seed, split=split) for c, seed in models)
+        columns[split] = [_percent(found, "right") for found in chosen]
+    return text_table(columns)
+
+
+def _minutes(trials: Records, key: str) -> str:
+    return f"{np.mean([t[key] for t in trials]) / 60:.2f}"
 
 
 def accuracy(records: Records, key: str = "right") -> tuple[float, float | None, int]:
@@ -131,7 +256,7 @@ def _names(records: Records, key: str) -> list[str]:
     return list(dict.fromkeys(record[key] for record in records))
 
 
-def _of(records: Records, **named: str) -> list[dict[str, Any]]:
+def _of(records: Records, **named: Any) -> list[dict[str, Any]]:
     return [r for r in records if all(r[key] == name for key, name in named.items())]
 
 
