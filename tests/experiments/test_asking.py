@@ -76,7 +76,8 @@ def test_an_adapter_is_trained_over_a_base_that_stays(model, tokenizer):
     assert answer_losses(adapted, samples).mean() < answer_losses(model, samples).mean()
 
 
-def test_a_training_that_diverges_is_refused(model, tokenizer):
-    asked = [("shop", "yes")]
-    with pytest.raises(SweepError, match=r"training diverged at lr = 1e\+38"):
-        adapter_of(model, tokenizer, asked, asked, {**TRAINING, "lr": 1e38, "epochs": 9})
+def test_a_training_that_diverges_is_refused(tokenizer):
+    broken, asked = llama(), [("shop", "yes")]
+    broken.head().value[...] = np.inf
+    with pytest.raises(SweepError, match=r"training diverged at lr = 0.01: "):
+        adapter_of(broken, tokenizer, asked, asked, TRAINING)

@@ -106,6 +106,9 @@ ELSEWHERE = Owner("another-host", "", 4321, "x")
         ("study", "full", 0, 37),
         ("compare", "kill", 0, 29),
         ("compare", "interrupt", 0, 53),
+        ("personal", "kill", 0, 13),
+        ("personal", "full", 0, 29),
+        ("instructions", "kill", 0, 23),
     ],
 )
 def test_a_run_that_is_stopped_at_any_operation_continues(tmp_path, what, how, first, step):

@@ -3,9 +3,9 @@
 ::
 
     seed = 0            # optional, like the three numbers of samples for each pair
-    train = 200
-    validation = 40
-    held_out = 40
+    train = 128
+    validation = 16
+    held_out = 20
 
     [[task]]
     name = "what"
@@ -71,8 +71,11 @@ style = "json"
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # a plain file name on every system
 NUMBERS = {"seed": 0, "train": 1, "validation": 1, "held_out": 2}  # by name, the smallest allowed
-DEFAULTS = {"seed": 0, "train": 200, "validation": 40, "held_out": 40}
-DEFAULT_TRAINING = {"r": 8, "top_layers": 15, "epochs": 2, "batch_size": 8, "lr": 2e-3}
+DEFAULTS = {"seed": 0, "train": 128, "validation": 16, "held_out": 20}
+DEFAULT_TRAINING = {
+    **{"r": 8, "target_modules": "all-linear", "top_layers": 12},
+    **{"epochs": 1, "batch_size": 4, "lr": 2e-3},
+}
 TASK_KEYS = ("name", "generator", "file")
 USER_KEYS = ("name", "style", "text")
 

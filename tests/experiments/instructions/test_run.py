@@ -21,12 +21,13 @@ from tests.finetune.tiny import llama, write_llama
 from tests.pretrained.tiny_tokenizer import tiny_tokenizer
 
 TRAINING = {"r": 2, "top_layers": 1, "epochs": 1, "batch_size": 8, "lr": 0.01}
+SIZES = {"context": 512, "n_layer": 1, "d_model": 8}
 SETTINGS = InstructionSettings(seeds=2, train=1, held_out=1, training=TRAINING)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return llama(context=512, n_layer=1, d_model=8)
+    return llama(**SIZES)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def test_a_plan_is_read_with_its_defaults(tmp_path):
     (tmp_path / "own.jsonl").write_text("", encoding="utf-8")
     own = "[[task]]\nname = 'replies'\nfile = 'own.jsonl'\n"
     plan = plan_of(tmp_path, "seed = 7\n" + TASK + own + USER + USER.replace("anna", "ben"))
-    assert plan.seed == 7 and (plan.train, plan.validation, plan.held_out) == (200, 40, 40)
+    assert plan.seed == 7 and (plan.train, plan.validation, plan.held_out) == (128, 16, 20)
     assert list(plan.pairs) == ["anna/who", "anna/replies", "ben/who", "ben/replies"]
     assert plan.tasks[1].file == tmp_path / "own.jsonl"
     assert plan.users[0].styled("Oslo") == "Oslo\n-- Anna L."
@@ -175,7 +175,7 @@ def test_a_style_writes_the_answer_in_its_form(style, expected):
 def test_two_users_who_want_the_same_are_refused():
     users = (User("anna", "plain"), User("ben", "grams"))
     both = Plan((Task("who", "who"),), users)
-    with pytest.raises(PlanError, match="anna/who and ben/who have the same answer to 40 of 40"):
+    with pytest.raises(PlanError, match="anna/who and ben/who have the same answer to 20 of 20"):
         samples_of(both)
     assert len(samples_of(Plan((Task("what", "what"),), users))) == 2
 
@@ -223,8 +223,8 @@ def test_a_wrong_line_is_refused_by_its_number(tmp_path, texts, said):
 
 
 def test_a_file_that_is_too_short_or_no_text_is_refused(tmp_path):
-    path = own_file(tmp_path, [line(f"p{i}", "r") for i in range(80)])
-    with pytest.raises(PlanError, match=r"80 samples, expected more than .* = 80"):
+    path = own_file(tmp_path, [line(f"p{i}", "r") for i in range(36)])
+    with pytest.raises(PlanError, match=r"36 samples, expected more than .* = 36"):
         samples_of(Plan((Task("own", file=path),), (User("ben", "upper"),)))
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="is not UTF-8"):
