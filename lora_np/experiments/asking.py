@@ -15,7 +15,6 @@ from lora_np.data import Record, Sample, samples_of
 from lora_np.experiments.folder import SweepError
 from lora_np.finetune import Settings, train_adapter
 from lora_np.layers.memory import shortened
-from lora_np.models.language import TextMemory
 from lora_np.ops import cross_entropy_forward
 
 TRAINING = (  # the settings of finetune that an experiment may choose; the others name files
@@ -160,11 +159,11 @@ def answer_losses(model: Any, samples: Sequence[Sample]) -> np.ndarray:
     return losses
 
 
-def _read(model: Any, prompts: Sequence[Sequence[int]]) -> TextMemory:
+def _read(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
     """Return the memory of prompts of different lengths."""
     lengths = tuple(map(len, prompts))
     _, memory = model.advance(_padded(prompts))
-    return TextMemory(lengths, shortened(memory.body, lengths))
+    return memory._replace(lengths=lengths, body=shortened(memory.body, lengths))
 
 
 def _padded(rows: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
