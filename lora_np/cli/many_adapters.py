@@ -21,7 +21,7 @@ def add_instructions(commands: Any) -> None:
         description="docs/many_adapters.md shows a run.",
     )
     parser.add_argument("--seeds", type=int, help="number of seeds; default: 3, quick 1")
-    parser.add_argument("--quick", action="store_true", help="a small run in a minute")
+    parser.add_argument("--quick", action="store_true", help="a small run, in a few minutes")
     _add_options(parser, "runs/instructions[-quick]")
     parser.set_defaults(run=run_instructions_command)
 
