@@ -1,7 +1,8 @@
 """The command line ``lora-np``, with one file for each family of commands.
 
-The families are sweep.py, finetune.py, chat.py, studies.py, precision.py, checks.py, adapters.py. A
-mistake in the input ends with one line on standard error and exit status 2.
+The families are sweep.py, finetune.py, chat.py, sql.py, many_adapters.py, studies.py, precision.py,
+checks.py and adapters.py. A mistake in the input ends with one line on standard error and exit
+status 2.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lora_np.cli.chat import add_chat
 from lora_np.cli.checks import add_account, add_gradcheck, add_grade
 from lora_np.cli.compare import add_compare
 from lora_np.cli.finetune import add_finetune
+from lora_np.cli.many_adapters import add_instructions, add_personal
 from lora_np.cli.precision import add_precision
 from lora_np.cli.sql import add_sql
 from lora_np.cli.studies import (
@@ -39,6 +41,8 @@ from lora_np.train import Diverged
 ADD = (
     add_sweep,
     add_finetune,
+    add_instructions,
+    add_personal,
     add_paper,
     add_gradcheck,
     add_generate,

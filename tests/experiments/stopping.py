@@ -3,8 +3,8 @@
 Usage: python -m tests.experiments.stopping WHAT HOW FOLDER FIRST STEP
 
 WHAT is "sweep" (of the linear task), "intrinsic", "study" or "compare" (of the text task, with
-its pretraining), or "sql" (of a tiny Llama). HOW is "kill" (by the system, at once), "interrupt"
-(Ctrl-C) or "full" (the disk is full from there on).
+its pretraining), or "sql", "personal" or "instructions" (of tiny language models). HOW is "kill" (by
+the system, at once), "interrupt" (Ctrl-C) or "full" (the disk is full from there on).
 The run is stopped at each of the FIRST operations, and after them at every STEP-th. Each time the
 same call must continue and reach what a call that was never stopped reaches.
 Prints how many operations there are.
@@ -23,7 +23,9 @@ from pathlib import Path
 
 from lora_np import LoraConfig
 from lora_np.experiments.compare import CompareSettings, compare_study
+from lora_np.experiments.instructions import InstructionSettings, run_instructions
 from lora_np.experiments.intrinsic import IntrinsicSettings, intrinsic_run
+from lora_np.experiments.personal import Plan, Task, User, run_personal
 from lora_np.experiments.rank_sweep import (
     LinearSettings,
     SweepError,
@@ -33,7 +35,10 @@ from lora_np.experiments.rank_sweep import (
 )
 from lora_np.experiments.sql.study import run_sql
 from lora_np.experiments.study import Contender, Study, run_study
+from tests.experiments.personal import byte_model
 from tests.experiments.sql.tiny import tiny_sql
+from tests.finetune.tiny import llama
+from tests.pretrained.tiny_tokenizer import tiny_tokenizer
 from tests.tiny import TINY, write_texts
 
 LINEAR = LinearSettings(ranks=(1,), seeds=1, d_in=4, d_out=3, steps=5)
@@ -75,6 +80,8 @@ def experiment(what, folder):
     if what == "sql":
         tiny = tiny_sql(folder.parent / "model")
         return lambda: run_sql(tiny, folder)
+    if what in TINY_MODELS:
+        return TINY_MODELS[what](folder)
     english, code = write_texts(folder.parent)
     settings = TextSettings(seeds=1, pretrain_text=english, adapt_text=code, **TINY)
     text.KEEP_EVERY = 0.0  # the state of pretraining is kept after every step
@@ -87,6 +94,28 @@ def experiment(what, folder):
         contenders = [Contender("full", None, 1e-2), Contender("LoRA", lora, 1e-2, around=1)]
         return lambda: run_study(Study("stopped", settings, contenders), folder)
     return lambda: intrinsic_run(IntrinsicSettings((4,), settings), folder)
+
+
+def personal(folder):
+    """Return a run of four adapters over a tiny model of bytes."""
+    files = {name: folder.parent / f"{name}.jsonl" for name in ("yes", "nay")}
+    for said, path in files.items():
+        rows = [{"prompt": f"q{i}?", "response": said} for i in range(24)]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    tasks = tuple(Task(name, file=path) for name, path in files.items())
+    plan = Plan(tasks, (User("ben", "upper"), User("cleo", "lower")), validation=2, held_out=2)
+    return lambda: run_personal(plan, byte_model.base(), folder, byte_model.TOOLS)
+
+
+def instructions(folder):
+    """Return a run of instruction tuning on a tiny Llama."""
+    training = {"r": 2, "top_layers": 1, "epochs": 1, "batch_size": 16, "lr": 0.01}
+    settings = InstructionSettings(seeds=3, train=1, held_out=1, training=training)
+    model, tokenizer = llama(context=512, n_layer=1, d_model=8), tiny_tokenizer()
+    return lambda: run_instructions(settings, model, tokenizer, folder)
+
+
+TINY_MODELS = {"personal": personal, "instructions": instructions}
 
 
 def outcome(run, folder):

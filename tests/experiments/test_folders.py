@@ -108,6 +108,9 @@ ELSEWHERE = Owner("another-host", "", 4321, "x")
         ("compare", "interrupt", 0, 53),
         ("sql", "kill", 0, 13),
         ("sql", "full", 0, 29),
+        ("personal", "kill", 0, 13),
+        ("personal", "full", 0, 29),
+        ("instructions", "kill", 0, 23),
     ],
 )
 def test_a_run_that_is_stopped_at_any_operation_continues(tmp_path, what, how, first, step):

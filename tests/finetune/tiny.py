@@ -14,10 +14,10 @@ V, CONTEXT = 360, 160
 SIZES = {"n_layer": 3, "n_head": 2, "n_kv_head": 1, "d_model": 16, "d_hidden": 24}
 
 
-def llama(seed=0, dtype=np.float32, vocab=V, **sizes):
+def llama(seed=0, dtype=np.float32, vocab=V, context=CONTEXT, **sizes):
     """A model with weights large enough that every part matters."""
     rng = np.random.default_rng(seed)
-    model = Llama(LlamaConfig(vocab, CONTEXT, **{**SIZES, **sizes}), rng, dtype)
+    model = Llama(LlamaConfig(vocab, context, **{**SIZES, **sizes}), rng, dtype)
     for p in model.parameters().values():
         p.value[...] = p.value + 0.2 * rng.standard_normal(p.shape)
     return model
@@ -44,7 +44,7 @@ def write_llama(folder, seed=0, dtype=np.float32, **sizes):
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": V,
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": c.block_size,
         "num_hidden_layers": c.n_layer,
         "num_attention_heads": c.n_head,
         "num_key_value_heads": c.n_kv_head,

@@ -8,14 +8,15 @@ how helpful an assistant is. Four families are never trained, so that transfer c
 from lora_np.experiments.instructions.judge import judge, judge_splits
 from lora_np.experiments.instructions.records import Record, instruction_set, write_jsonl
 from lora_np.experiments.instructions.report import report
-from lora_np.experiments.instructions.study import instruction_study
+from lora_np.experiments.instructions.run import InstructionSettings, run_instructions
 
 __all__ = [
+    "InstructionSettings",
     "Record",
     "instruction_set",
-    "instruction_study",
     "judge",
     "judge_splits",
     "report",
+    "run_instructions",
     "write_jsonl",
 ]

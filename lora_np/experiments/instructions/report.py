@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 from textwrap import fill
+from typing import Any
 
 from lora_np.experiments.claims import WIDTH
 from lora_np.experiments.instructions.families import ALL
 from lora_np.experiments.instructions.judge import Rate, Row, guessed, rate, refused_wrongly
-from lora_np.experiments.instructions.study import Results
 from lora_np.tables import counted, text_table
 
 TITLES = {
@@ -18,6 +18,7 @@ TITLES = {
     "phrasing": "Unseen phrasing: wordings never trained, and new values",
     "formats": "Unseen formats: families never trained, and new values",
 }
+SIDES = ("before", "after")
 NOTE = (
     "Each share is followed by its standard error over n samples. An error of 0 at 0 % or 100 % "
     "says only that all n agree: the true share may still differ by 3 / n. The change is that of "
@@ -25,21 +26,40 @@ NOTE = (
 )
 
 
-def report(results: Results) -> str:
+def report(results: Mapping[str, Any]) -> str:
     """Return the results of a study as text.
 
     Parameters
     ----------
-    results : dict
-        From :func:`lora_np.experiments.instructions.instruction_study`.
+    results : mapping
+        From :func:`lora_np.experiments.instructions.run_instructions`.
     """
-    before, after = results["before"], results["after"]
-    trained = counted(results["train"], "record")
-    parts = [f"Synthetic instructions, trained on {trained}\n{fill(NOTE, WIDTH)}"]
+    trials = results["trials"]
+    before, after = ([row for trial in trials for row in trial[side]] for side in SIDES)
+    trained, seeds = counted(trials[0]["train"], "record"), counted(len(trials), "seed")
+    parts = [f"Synthetic instructions, trained on {trained}; {seeds}\n{fill(NOTE, WIDTH)}"]
     for split in dict.fromkeys(row["split"] for row in before):
         rows = [[row for row in side if row["split"] == split] for side in (before, after)]
-        parts.append(f"{TITLES.get(split, split)}\n{split_table(*rows)}\n{refusals(*rows)}")
+        parts.append(f"{TITLES[split]}\n{split_table(*rows)}\n{refusals(*rows)}")
+    if len(trials) > 1:
+        parts.append(f"Exact match by seed, in %\n{seeds_table(trials)}")
+    seconds = mean(trial["seconds"] for trial in trials)
+    parts.append(f"One training took {seconds / 60:.1f} minutes of one processor.")
     return "\n\n".join(parts)
+
+
+def seeds_table(trials: Sequence[Mapping[str, Any]]) -> str:
+    """Return exact match after training by seed and split, and the standard error over seeds."""
+    columns: dict[str, list[str]] = {"": [*(f"seed {t['seed']}" for t in trials), "mean"]}
+    for split in TITLES:
+        shares = [
+            100 * mean(row["exact"] for row in trial["after"] if row["split"] == split)
+            for trial in trials
+        ]
+        error = stdev(shares) / math.sqrt(len(shares))
+        columns[split] = [f"{share:.1f}" for share in shares]
+        columns[split].append(f"{mean(shares):.1f} +- {error:.1f}")
+    return text_table(columns)
 
 
 def split_table(before: Sequence[Row], after: Sequence[Row]) -> str:

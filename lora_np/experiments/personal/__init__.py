@@ -7,7 +7,13 @@ beats every other on its own. The base stays as it was, bit for bit.
 
 from lora_np.experiments.personal.matrix import Matrix, matrix_text
 from lora_np.experiments.personal.plan import Plan, PlanError, Task, User, read_plan
-from lora_np.experiments.personal.run import Tools, matrix_of, one_shared_model, run_personal
+from lora_np.experiments.personal.run import (
+    Tools,
+    matrix_of,
+    one_shared_model,
+    run_personal,
+    run_text,
+)
 from lora_np.experiments.personal.samples import samples_of
 from lora_np.experiments.personal.tasks import Sample
 
@@ -24,5 +30,6 @@ __all__ = [
     "one_shared_model",
     "read_plan",
     "run_personal",
+    "run_text",
     "samples_of",
 ]

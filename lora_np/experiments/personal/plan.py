@@ -3,9 +3,9 @@
 ::
 
     seed = 0            # optional, like the three numbers of samples for each pair
-    train = 200
-    validation = 40
-    held_out = 40
+    train = 128
+    validation = 16
+    held_out = 20
 
     [[task]]
     name = "what"
@@ -19,6 +19,9 @@
     name = "anna"
     style = "signed"
     text = "Anna"
+
+    [training]          # optional: settings of lora-np finetune
+    lr = 0.002
 """
 
 from __future__ import annotations
@@ -26,11 +29,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_np.experiments.asking import TRAINING
 from lora_np.experiments.personal.tasks import GENERATORS, STYLES
+from lora_np.finetune import Settings
 from lora_np.methods.table import hint
 from lora_np.reading import brief, open_file, shown
 from lora_np.tables import listed
@@ -66,7 +71,11 @@ style = "json"
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # a plain file name on every system
 NUMBERS = {"seed": 0, "train": 1, "validation": 1, "held_out": 2}  # by name, the smallest allowed
-DEFAULTS = {"seed": 0, "train": 200, "validation": 40, "held_out": 40}
+DEFAULTS = {"seed": 0, "train": 128, "validation": 16, "held_out": 20}
+DEFAULT_TRAINING = {
+    **{"r": 8, "target_modules": "all-linear", "top_layers": 12},
+    **{"epochs": 1, "batch_size": 4, "lr": 2e-3},
+}
 TASK_KEYS = ("name", "generator", "file")
 USER_KEYS = ("name", "style", "text")
 
@@ -106,7 +115,7 @@ class User:
 
 @dataclass(frozen=True)
 class Plan:
-    """The tasks and the users, and how many samples every pair of them has."""
+    """The tasks and the users, how many samples every pair of them has, and how it is trained."""
 
     tasks: tuple[Task, ...]
     users: tuple[User, ...]
@@ -114,6 +123,7 @@ class Plan:
     train: int = DEFAULTS["train"]
     validation: int = DEFAULTS["validation"]
     held_out: int = DEFAULTS["held_out"]
+    training: Mapping[str, Any] = field(default_factory=lambda: dict(DEFAULT_TRAINING))
 
     @property
     def pairs(self) -> dict[str, tuple[User, Task]]:
@@ -152,7 +162,7 @@ def read_plan(path: str | Path) -> Plan:
     """
     source = brief(str(path))
     content = _parsed(path, source)
-    _known(content, (*NUMBERS, "task", "user"), source)
+    _known(content, (*NUMBERS, "task", "user", "training"), source)
     numbers = {name: _number(content, name, source) for name in NUMBERS}
     tasks = [
         _task(table, where, Path(path).parent) for table, where in _tables(content, "task", source)
@@ -160,7 +170,7 @@ def read_plan(path: str | Path) -> Plan:
     users = [_user(table, where) for table, where in _tables(content, "user", source)]
     for kind, found in (("task", tasks), ("user", users)):
         _different(kind, [thing.name for thing in found], source)
-    return Plan(tuple(tasks), tuple(users), **numbers)
+    return Plan(tuple(tasks), tuple(users), **numbers, training=_training(content, source))
 
 
 def _parsed(path: str | Path, source: str) -> dict[str, Any]:
@@ -234,6 +244,19 @@ def _one_of(table: Mapping[str, Any], key: str, known: Mapping[str, Any], where:
     if value not in known:
         raise PlanError(f"{where}: there is no {key} {shown(value)}: {hint(value, known)}")
     return value
+
+
+def _training(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    given = content.get("training", {})
+    if not isinstance(given, dict):
+        raise PlanError(f"{source}: training is no table: write [training]")
+    _known(given, TRAINING, f"{source}, training")
+    chosen = {**DEFAULT_TRAINING, **given}
+    try:
+        Settings(**chosen)
+    except ValueError as error:
+        raise PlanError(f"{source}, training: {error}") from None
+    return chosen
 
 
 def _number(content: Mapping[str, Any], name: str, source: str) -> int:

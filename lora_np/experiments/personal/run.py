@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_np.adapters import save_adapter
-from lora_np.backend import to_host
-from lora_np.experiments.folder import Kind, Results, SweepError, begin, opened, save_results
-from lora_np.experiments.personal.matrix import BASE, Matrix
+from lora_np.experiments.folder import Kind, Results, begin, opened, save_results
+from lora_np.experiments.personal.matrix import BASE, Matrix, matrix_text
 from lora_np.experiments.personal.plan import Plan
 from lora_np.experiments.personal.samples import Splits, samples_of
 from lora_np.experiments.personal.tasks import Sample
+from lora_np.experiments.unchanged import check_unchanged, fingerprint, whole
 from lora_np.layers import Layer
-from lora_np.tables import first_of
 
 ADAPTERS = "adapters"  # the folder of the adapters: adapters/USER/TASK
 
@@ -74,7 +74,8 @@ def run_personal(
     Returns
     -------
     dict
-        The content of ``results.json``; ``matrix_of`` makes the matrix of it.
+        The content of ``results.json``; ``matrix_of`` makes the matrix of it. The "seconds" of a
+        pair are those of a processor, for its training.
 
     Raises
     ------
@@ -83,24 +84,26 @@ def run_personal(
     """
     out, samples = Path(out), samples_of(plan)
     held_out = {name: splits.held_out for name, splits in samples.items()}
-    with opened(KIND, out, _made_with(plan, samples), take_over=take_over) as results:
+    before = fingerprint(base)
+    sha = whole(before)
+    with opened(KIND, out, _made_with(plan, samples), sha, take_over) as results:
         if results["complete"]:
             return results
-        before = fingerprint(base)
-        sha = hashlib.sha256("".join(before.values()).encode()).hexdigest()
 
         def baseline() -> dict[str, Any]:
             listen("the base, before any training")
             return {"base_scores": score(base, held_out, tools)}
 
-        begin(out, results, {"base_sha256": sha}, None, baseline)
-        done = {trial["name"] for trial in results["trials"]}
-        for name in (name for name in plan.pairs if name not in done):
+        begin(out, results, {"base_sha256": sha}, sha, baseline)
+        for name in list(plan.pairs)[len(results["trials"]) :]:  # they end in this order
             listen(name)
+            started = time.process_time()
             adapted = tools.train(base, samples[name].train, samples[name].validation)
+            seconds = time.process_time() - started
             check_unchanged(before, fingerprint(base), name)
             _save(adapted, out / ADAPTERS / name, tools)
-            results["trials"].append({"name": name, **score(adapted, held_out, tools)})
+            found = {"name": name, "seconds": seconds, **score(adapted, held_out, tools)}
+            results["trials"].append(found)
             save_results(out, results)
         results["complete"] = True
         save_results(out, results)
@@ -109,17 +112,20 @@ def run_personal(
 
 def score(model: Any, held_out: Mapping[str, list[Sample]], tools: Tools) -> dict[str, Any]:
     """Return each held-out sample's loss, and whether its answer is exactly right, by pair."""
-    losses, exact = {}, {}
-    for name, samples in held_out.items():
-        losses[name] = [float(x) for x in tools.losses(model, samples)]
-        answers = tools.answer(model, [sample.prompt for sample in samples])
-        for what, found in (("losses", losses[name]), ("answers", answers)):
-            if len(found) != len(samples):
-                raise ValueError(f"{len(found)} {what} of {len(samples)} samples of {name}")
-        exact[name] = [
-            text.strip() == sample.answer.strip() for text, sample in zip(answers, samples)
-        ]
-    return {"losses": losses, "exact": exact}
+    samples = [sample for own in held_out.values() for sample in own]
+    prompts = list(dict.fromkeys(sample.prompt for sample in samples))  # pairs share most
+    losses, answers = tools.losses(model, samples), tools.answer(model, prompts)
+    for what, found, asked in (("losses", losses, samples), ("answers", answers, prompts)):
+        if len(found) != len(asked):
+            raise ValueError(f"{len(found)} {what} to {len(asked)} prompts")
+    said, left = dict(zip(prompts, answers)), iter(losses)
+    return {
+        "losses": {name: [float(next(left)) for _ in own] for name, own in held_out.items()},
+        "exact": {
+            name: [said[sample.prompt].strip() == sample.answer.strip() for sample in own]
+            for name, own in held_out.items()
+        },
+    }
 
 
 def matrix_of(results: Results) -> Matrix:
@@ -134,39 +140,15 @@ def matrix_of(results: Results) -> Matrix:
     return Matrix(adapters, pairs, losses, exact)
 
 
-def fingerprint(model: Layer) -> dict[str, str]:
-    """Return a SHA-256 of the bytes of every Parameter by name, as stored, with dtype and shape.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lora_np import Linear
-    >>> from lora_np.experiments.personal.run import fingerprint
-    >>> layer = Linear(3, 2, np.random.default_rng(0))
-    >>> before = fingerprint(layer)
-    >>> layer.W.value[0, 0] = np.nextafter(layer.W.value[0, 0], np.float32(1))
-    >>> [name for name, sha in fingerprint(layer).items() if sha != before[name]]
-    ['W']
-    """
-    found = {}
-    for name, p in model.parameters().items():
-        sha = hashlib.sha256()
-        for end, array in p.arrays().items():
-            host = np.ascontiguousarray(to_host(array))
-            sha.update(f"{end} {host.dtype} {host.shape}\n".encode())
-            sha.update(host.tobytes())
-        found[name] = sha.hexdigest()
-    return found
-
-
-def check_unchanged(before: Mapping[str, str], after: Mapping[str, str], name: str) -> None:
-    """Raise SweepError if a training has changed the base; the message names its Parameters."""
-    changed = [p for p in {**before, **after} if before.get(p) != after.get(p)]
-    if changed:
-        raise SweepError(
-            f"training {name} changed {first_of(changed)} of the base, which all adapters share: "
-            "train an adapter over it (lora_np.inject)"
-        )
+def run_text(results: Results) -> str:
+    """Return complete results as text: the matrix, the verdict, the base, the time."""
+    seconds = [trial["seconds"] for trial in results["trials"]]
+    return (
+        f"{matrix_text(matrix_of(results))}\n\n"
+        f"The base is bit-equal before the first training and after each of {len(seconds)} "
+        f"(SHA-256 {results['base_sha256'][:16]}).\n"
+        f"A training took {min(seconds):.0f} to {max(seconds):.0f} seconds of one processor."
+    )
 
 
 class Control(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lora_np.data import read_records
 from lora_np.experiments.instructions.words import Words
 from lora_np.experiments.personal.plan import Plan, PlanError, Task
 from lora_np.experiments.personal.tasks import GENERATORS, Note, Sample, note
-from lora_np.reading import brief, open_file
+from lora_np.reading import brief
 
 SPLITS = {"train": "train", "validation": "validation", "held_out": "test"}  # and their words
 TRIES = 100  # draws in a row that give no new note
@@ -38,7 +38,8 @@ def samples_of(plan: Plan) -> dict[str, Splits]:
     Raises
     ------
     PlanError
-        If a file of the user's own cannot be used, or if two pairs give mostly the same answers to
+        If a file of the user's own cannot be used (:class:`lora_np.data.DataError` where it is no
+        file of conversations), or if two pairs give mostly the same answers to
         the same prompts: neither adapter could then beat the other.
 
     Examples
@@ -134,13 +135,13 @@ def _own(path: Path, plan: Plan) -> Splits:
 
 
 def read_samples(path: str | Path) -> list[Sample]:
-    """Read a jsonl file of prompts and responses.
+    """Read a file of questions and answers, in any form of :func:`lora_np.data.read_records`.
 
     Raises
     ------
     PlanError
-        With the number of a line that is not ``{"prompt": text, "response": text}``, or whose
-        prompt another line has.
+        With the number of a line that is no single question with its answer, or whose question
+        another line has.
 
     Examples
     --------
@@ -153,34 +154,14 @@ def read_samples(path: str | Path) -> list[Sample]:
     ...     read_samples(path)
     [Sample(prompt='hello', answer='goodbye')]
     """
-    source = brief(str(path))
-    with open_file(path, PlanError) as file:
-        raw = file.read()
-    try:
-        lines = raw.decode().split("\n")
-    except UnicodeDecodeError:
-        raise PlanError(f"{source} is not UTF-8: save it as UTF-8") from None
-    seen: dict[str, int] = {}
+    lines: dict[str, int] = {}
     samples = []
-    for i, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        sample = _sample(line, f"{source}, line {i}")
-        first = seen.setdefault(sample.prompt, i)
-        if first != i:
-            raise PlanError(f"{source}, line {i}: line {first} has the same prompt: remove one")
+    for record in read_records(path):
+        if [message["role"] for message in record.messages] != ["user", "assistant"]:
+            raise PlanError(f"{record.place}: expected one question and its answer")
+        sample = Sample(*(message["content"] for message in record.messages))
+        first = lines.setdefault(sample.prompt, record.line)
+        if first != record.line:
+            raise PlanError(f"{record.place}: line {first} has the same prompt: remove one")
         samples.append(sample)
     return samples
-
-
-def _sample(line: str, where: str) -> Sample:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        raise PlanError(f"{where} is not JSON") from None
-    found = found if isinstance(found, dict) else {}
-    texts = [found.get(key) for key in ("prompt", "response")]
-    given = [text for text in texts if isinstance(text, str) and text.strip()]
-    if len(given) < len(texts):
-        raise PlanError(f'{where}: expected {{"prompt": text, "response": text}}, neither empty')
-    return Sample(*given)

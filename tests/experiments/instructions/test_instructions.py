@@ -9,7 +9,6 @@ import pytest
 from lora_np.experiments.instructions import (
     Record,
     instruction_set,
-    instruction_study,
     judge,
     judge_splits,
     report,
@@ -260,41 +259,37 @@ def test_a_model_that_swallows_a_prompt_is_refused():
 
 @pytest.fixture(scope="module")
 def results():
-    """A 'model' that knows everything but JSON's order after training, and refuses before."""
+    """Of a model that knows everything but JSON's order after training, and refuses before."""
     splits = instruction_set(seed=1, train=4, held_out=8)
-    seen = []
+    tests = {name: splits[name] for name in TESTS}
+    known = {r.prompt: r.output for records in splits.values() for r in records}
 
-    def train(records, validation):
-        seen.extend([records, validation])
-        known = {r.prompt: r.output for records in splits.values() for r in records}
-
-        def answer(prompts):
-            return [spread(known[prompt]) for prompt in prompts]
-
-        return answer
+    def answer(prompts):
+        return [spread(known[prompt]) for prompt in prompts]
 
     def spread(output):
         return output.replace('": ', '":') if output.startswith("{") else output
 
-    found = instruction_study(lambda p: [REFUSAL] * len(p), train, 1, 4, 8)
-    assert seen == [splits["train"], splits["validation"]]
-    return found
+    before = judge_splits(tests, lambda prompts: [REFUSAL] * len(prompts))
+    trial = {"train": 52, "seconds": 90.0, "before": before, "after": judge_splits(tests, answer)}
+    return {"trials": [trial]}
 
 
 def test_the_results_are_plain_and_both_sides_judge_the_same_samples(results):
     assert json.loads(json.dumps(results)) == results
+    (trial,) = results["trials"]
     for side in ("before", "after"):
-        assert [row["split"] for row in results[side]] == ["values"] * 104 + ["phrasing"] * 104 + [
+        assert [row["split"] for row in trial[side]] == ["values"] * 104 + ["phrasing"] * 104 + [
             "formats"
         ] * 32
     assert all(
-        a["family"] == b["family"] for a, b in zip(results["before"], results["after"], strict=True)
+        a["family"] == b["family"] for a, b in zip(trial["before"], trial["after"], strict=True)
     )
 
 
 def test_the_report_has_every_family_with_its_numbers(results):
     text = report(results)
-    assert text.startswith("Synthetic instructions, trained on 52 records")
+    assert text.startswith("Synthetic instructions, trained on 52 records; 1 seed")
     assert re.search(r"^json +8 +0\.0 \+- 0\.0 % +0\.0 \+- 0\.0 % +\+0\.0 \+- 0\.0$", text, re.M)
     assert re.search(r"^tags +8 +0\.0 \+- 0\.0 % +100\.0 \+- 0\.0 % +\+100\.0", text, re.M)
     before = f"{100 * 16 / 104:.1f}"  # the two families of refusals, of 13

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lora_np import load_adapter
+from lora_np.data import DataError
 from lora_np.experiments.folder import SweepError
 from lora_np.experiments.instructions.words import Words
 from lora_np.experiments.personal import (
@@ -25,9 +26,10 @@ from lora_np.experiments.personal import (
 from lora_np.experiments.personal.matrix import paired, verdict
 from lora_np.experiments.personal.picture import plot_matrix
 from lora_np.experiments.personal.plan import EXAMPLE
-from lora_np.experiments.personal.run import fingerprint, score
+from lora_np.experiments.personal.run import score
 from lora_np.experiments.personal.samples import Splits, read_samples
 from lora_np.experiments.personal.tasks import GENERATORS, STYLES, Sample, note
+from lora_np.experiments.unchanged import fingerprint
 from lora_np.forms import Bfloat16
 from lora_np.layers.stored import store_model
 from tests.compare import PNG
@@ -49,7 +51,7 @@ def test_a_plan_is_read_with_its_defaults(tmp_path):
     (tmp_path / "own.jsonl").write_text("", encoding="utf-8")
     own = "[[task]]\nname = 'replies'\nfile = 'own.jsonl'\n"
     plan = plan_of(tmp_path, "seed = 7\n" + TASK + own + USER + USER.replace("anna", "ben"))
-    assert plan.seed == 7 and (plan.train, plan.validation, plan.held_out) == (200, 40, 40)
+    assert plan.seed == 7 and (plan.train, plan.validation, plan.held_out) == (128, 16, 20)
     assert list(plan.pairs) == ["anna/who", "anna/replies", "ben/who", "ben/replies"]
     assert plan.tasks[1].file == tmp_path / "own.jsonl"
     assert plan.users[0].styled("Oslo") == "Oslo\n-- Anna L."
@@ -95,6 +97,10 @@ def test_a_signature_is_the_users_name_unless_it_is_given(tmp_path):
         (TASK + USER.replace("'Anna L.'", r'"a\nb"'), "expected a text of one line"),
         ("held_out = 1\n" + TASK + USER, "held_out = 1, expected a whole number of at least 2"),
         ("train = true\n" + TASK + USER, "train = True, expected a whole number"),
+        (TASK + USER + "[training]\nepoch = 1", "unknown key 'epoch': did you mean epochs"),
+        (TASK + USER + "[training]\nmodel = 'x'", "training has an unknown key 'model'"),
+        (TASK + USER + "[training]\nepochs = 0", "training: epochs = 0, expected at least 1"),
+        ("training = 1\n" + TASK + USER, "training is no table"),
         ("seed = -1\n" + TASK + USER, "seed = -1, expected a whole number of at least 0"),
     ],
 )
@@ -169,7 +175,7 @@ def test_a_style_writes_the_answer_in_its_form(style, expected):
 def test_two_users_who_want_the_same_are_refused():
     users = (User("anna", "plain"), User("ben", "grams"))
     both = Plan((Task("who", "who"),), users)
-    with pytest.raises(PlanError, match="anna/who and ben/who have the same answer to 40 of 40"):
+    with pytest.raises(PlanError, match="anna/who and ben/who have the same answer to 20 of 20"):
         samples_of(both)
     assert len(samples_of(Plan((Task("what", "what"),), users))) == 2
 
@@ -204,25 +210,24 @@ def test_a_file_of_ones_own_is_cut_in_three_and_styled(tmp_path):
     "texts, said",
     [
         (["{"], "line 1 is not JSON"),
-        (["", "[1]"], 'line 2: expected {"prompt": text, "response": text}'),
-        ([line("a", " ")], "line 1: expected"),
-        (['{"prompt": "a"}'], "line 1: expected"),
+        (['{"text": "a"}'], "line 1: expected one question and its answer"),
+        ([line("a", "b"), '{"prompt": "a"}'], "line 2"),
         ([line("a", "b"), line("a", "c")], "line 2: line 1 has the same prompt"),
-        (["\ufeff" + line("a", "b")], "line 1 is not JSON"),
+        (["\ufeff" + line("a", "b")], "starts with a byte order mark"),
     ],
 )
 def test_a_wrong_line_is_refused_by_its_number(tmp_path, texts, said):
-    with pytest.raises(PlanError) as error:
+    with pytest.raises(ValueError) as error:
         read_samples(own_file(tmp_path, texts))
     assert said in str(error.value) and "own.jsonl" in str(error.value)
 
 
 def test_a_file_that_is_too_short_or_no_text_is_refused(tmp_path):
-    path = own_file(tmp_path, [line(f"p{i}", "r") for i in range(80)])
-    with pytest.raises(PlanError, match=r"80 samples, expected more than .* = 80"):
+    path = own_file(tmp_path, [line(f"p{i}", "r") for i in range(36)])
+    with pytest.raises(PlanError, match=r"36 samples, expected more than .* = 36"):
         samples_of(Plan((Task("own", file=path),), (User("ben", "upper"),)))
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(PlanError, match="is not UTF-8"):
+    with pytest.raises(DataError, match="is not UTF-8"):
         read_samples(path)
 
 
@@ -318,7 +323,7 @@ def test_an_answer_is_exact_up_to_white_space_around_it(text, right):
 
 def test_a_model_that_swallows_a_prompt_is_refused():
     tools = byte_model.TOOLS._replace(answer=lambda model, prompts: [])
-    with pytest.raises(ValueError, match="0 answers of 1 samples of ben/yes"):
+    with pytest.raises(ValueError, match="0 answers to 1 prompts"):
         score(byte_model.base(), {"ben/yes": [Sample("q1?", "yes")]}, tools)
 
 
@@ -331,6 +336,12 @@ def test_every_adapter_is_in_the_folder_and_loads_over_the_base(plan, run):
         found = byte_model.losses(model, held_out)
         trial = next(trial for trial in results["trials"] if trial["name"] == name)
         np.testing.assert_allclose(found, trial["losses"]["cleo/nay"], rtol=1e-5)
+
+
+def timeless(results):
+    """The results without the seconds that each training took."""
+    trials = [{k: v for k, v in t.items() if k != "seconds"} for t in results["trials"]]
+    return {**results, "trials": trials}
 
 
 def test_a_stopped_run_continues_to_the_same_results(plan, run, tmp_path):
@@ -347,9 +358,9 @@ def test_a_stopped_run_continues_to_the_same_results(plan, run, tmp_path):
         run_personal(plan, base, tmp_path, tools._replace(train=stop_at_the_third))
     (tmp_path / "adapters" / "cleo" / "yes").mkdir(parents=True)  # saved, but not scored
     heard = []
-    assert run_personal(plan, base, tmp_path, tools, heard.append) == whole
-    assert heard == ["cleo/yes", "cleo/nay"]
-    assert run_personal(plan, base, tmp_path, tools, heard.append) == whole and len(heard) == 2
+    found = run_personal(plan, base, tmp_path, tools, heard.append)
+    assert timeless(found) == timeless(whole) and heard == ["cleo/yes", "cleo/nay"]
+    assert run_personal(plan, base, tmp_path, tools, heard.append) == found and len(heard) == 2
 
 
 def test_results_of_another_base_or_plan_are_refused(plan, run, tmp_path):
@@ -364,8 +375,9 @@ def test_results_of_another_base_or_plan_are_refused(plan, run, tmp_path):
         run_personal(plan, base, tmp_path, byte_model.TOOLS._replace(train=stop))
     base = byte_model.base()
     base.head().value[0, 0] += 1
-    with pytest.raises(SweepError, match="was started with another base"):
-        run_personal(plan, base, tmp_path, byte_model.TOOLS)
+    for folder in (tmp_path, out):  # stopped, and complete
+        with pytest.raises(SweepError, match="was started with another base"):
+            run_personal(plan, base, folder, byte_model.TOOLS)
 
 
 def test_a_training_that_moves_the_base_is_found_and_named(plan, tmp_path):

@@ -1,0 +1,117 @@
+"""Small adapters over one language model: ``instructions`` and ``personal``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lora_np.cli.experiment import Writers, write_files
+
+
+def add_instructions(commands: Any) -> None:
+    """Add the parser of ``instructions``."""
+    parser = commands.add_parser(
+        "instructions",
+        help="what a language model follows before and after LoRA, on a synthetic set",
+        description="docs/many_adapters.md shows a run.",
+    )
+    parser.add_argument("--seeds", type=int, help="number of seeds; default: 3, quick 1")
+    parser.add_argument("--quick", action="store_true", help="a small run, in a few minutes")
+    _add_options(parser, "runs/instructions[-quick]")
+    parser.set_defaults(run=run_instructions_command)
+
+
+def add_personal(commands: Any) -> None:
+    """Add the parser of ``personal``."""
+    parser = commands.add_parser(
+        "personal",
+        help="an adapter for every user and task, and every adapter on every task",
+        description="docs/many_adapters.md shows a run.",
+    )
+    plan = parser.add_mutually_exclusive_group(required=True)
+    plan.add_argument("--plan", type=Path, metavar="FILE", help="TOML of tasks and users")
+    plan.add_argument("--example", type=Path, metavar="FILE", help="write a plan to FILE, and end")
+    _add_options(parser, "runs/personal")
+    parser.set_defaults(run=run_personal_command)
+
+
+def _add_options(parser: argparse.ArgumentParser, out: str) -> None:
+    add = parser.add_argument
+    add("--model", default="smollm2", help="smollm2 (default), a folder, a .gguf file or a wheel")
+    add("--out", type=Path, metavar="DIR", help=f"default: {out}")
+    take_over = "take DIR from a process on another host, if that process has ended"
+    add("--take-over", action="store_true", help=take_over)
+
+
+def run_instructions_command(arguments: argparse.Namespace) -> int:
+    """Run or continue instruction tuning; print its tables and write them."""
+    from lora_np.experiments.instructions import report, run_instructions
+    from lora_np.experiments.instructions.run import QUICK, InstructionSettings
+    from lora_np.files import save_text
+
+    settings = QUICK if arguments.quick else InstructionSettings()
+    if arguments.seeds is not None:
+        settings = replace(settings, seeds=arguments.seeds)
+    out = arguments.out or Path("runs") / f"instructions{'-quick' if arguments.quick else ''}"
+    note = "\n\na quick run: there is nothing to conclude from it" if arguments.quick else ""
+
+    def run(base: Any, tokenizer: Any, **how: Any) -> tuple[str, Writers]:
+        text = report(run_instructions(settings, base, tokenizer, out, **how))
+        return f"{text}{note}", {"instructions.txt": partial(save_text, text=f"{text}\n")}
+
+    return _carry_out(arguments, out, run)
+
+
+def run_personal_command(arguments: argparse.Namespace) -> int:
+    """Train and score an adapter for every pair of a plan; print and draw the matrix."""
+    from lora_np.experiments.personal import matrix_of, read_plan, run_personal, run_text
+    from lora_np.experiments.personal.picture import plot_matrix
+    from lora_np.experiments.personal.plan import EXAMPLE
+    from lora_np.experiments.personal.tools import tools_for
+    from lora_np.files import save_text
+
+    if arguments.example is not None:
+        if arguments.example.exists():
+            raise ValueError(f"{arguments.example} exists: name a new file")
+        save_text(arguments.example, EXAMPLE)
+        print(f"written to {arguments.example}; next: lora-np personal --plan {arguments.example}")
+        return 0
+    plan, out = read_plan(arguments.plan), arguments.out or Path("runs/personal")
+
+    def run(base: Any, tokenizer: Any, **how: Any) -> tuple[str, Writers]:
+        results = run_personal(plan, base, out, tools_for(plan, base, tokenizer), **how)
+        text, matrix = run_text(results), matrix_of(results)
+        files: Writers = {
+            "personal.txt": partial(save_text, text=f"{text}\n"),
+            "matrix.png": lambda path: plot_matrix(matrix, path),
+        }
+        return text, files
+
+    return _carry_out(arguments, out, run)
+
+
+def _carry_out(
+    arguments: argparse.Namespace, out: Path, run: Callable[..., tuple[str, Writers]]
+) -> int:
+    """Load the model, run an experiment with it on one thread, print it and write its files."""
+    from lora_np.crew import one_blas_thread
+    from lora_np.pretrained import load_llm
+
+    def listen(what: str) -> None:
+        if sys.stderr.isatty():
+            print(f"{what} ...", file=sys.stderr)
+
+    base, tokenizer, *_ = load_llm(arguments.model)
+    try:
+        with one_blas_thread():  # so that the same command gives the same bits anywhere
+            text, files = run(base, tokenizer, listen=listen, take_over=arguments.take_over)
+    except KeyboardInterrupt:
+        print(f"\nstopped: run the same command to continue in {out}", file=sys.stderr)
+        return 130
+    print(f"{text}\n\n{write_files(out, 'results.json', files, complete=False)}")
+    return 0
