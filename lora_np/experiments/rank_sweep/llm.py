@@ -272,8 +272,8 @@ def _losses(model: TopLayers, kept: Kept, batch_size: int) -> dict[str, float]:
         samples = part[:most]
         number, total = targets_in(samples), 0.0
         for i in range(0, len(samples), batch_size):
-            loss, _ = model.loss(*kept.batch(samples[i : i + batch_size]), count=number)
-            total += float(loss)
+            hidden, targets, positions = kept.batch(samples[i : i + batch_size])
+            total += float(model.loss(hidden, targets, positions, count=number)[0])
         found[f"{name}_loss"] = total
     return found
 
