@@ -48,6 +48,7 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "experiments/precision/study.py": "QLoRA's weights, under LoRA, in a GPT",
     "experiments/rank_sweep/estimate.py": "a default task",
     "experiments/rank_sweep/linear.py": "a default task",
+    "experiments/rank_sweep/llm.py": "a default task",
     "experiments/rank_sweep/method.py": "a default task",
     "experiments/rank_sweep/models.py": "a default task",
     "experiments/rank_sweep/text.py": "a default task",

@@ -16,17 +16,23 @@ from lora_np.cli.workers import jobs_of
 QUICK = {
     "text": {"ranks": (1, 4, 16), "seeds": 1, "pretrain_steps": 80, "steps": 25, "windows": 32},
     "linear": {"ranks": (1, 4, 16), "seeds": 1, "d_in": 24, "d_out": 16, "steps": 1000},
+    "llm": {
+        **{"ranks": (1, 16), "seeds": 1, "top_layers": 2, "samples": 48, "steps": 12},
+        **{"lora_lr": 6.4e-3, "full_lr": 1.6e-3},
+    },
 }
 WHOLE = {
     "seeds": "number of seeds",
     "steps": "steps of each run",
     "pretrain-steps": "steps of pretraining the base",
-    "batch-size": "windows per batch",
+    "batch-size": "windows or samples per batch",
     "block-size": "bytes per window",
     "d-model": "width of the transformer",
     "n-layer": "number of blocks",
     "n-head": "heads per block",
     "windows": "held-out windows to evaluate",
+    "top-layers": "llm task: how many blocks are adapted, the last ones",
+    "samples": "llm task: samples to train on; a quarter each to validate on and to test on",
     "d-in": "linear task: columns of W0",
     "d-out": "linear task: rows of W0",
 }
@@ -43,14 +49,22 @@ def add_sweep(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep",
         help="loss against rank: pretrain, adapt at every rank, compare",
-        description="An option that the task does not have is refused.",
+        description="Text: a small model is pretrained on one text and adapted to another. Linear: "
+        "a planted change, where theory knows the answer. LLM: the last blocks of a real language "
+        "model are adapted to answers. An option that the task does not have is refused.",
     )
     add = sweep.add_argument
-    add("--task", choices=("text", "linear"), default="text")
-    add_options(sweep, "a small sweep in 20 seconds", "runs/<task>-<settings>/")
+    add("--task", choices=("text", "linear", "llm"), help="default: text; llm with --model")
+    add_options(
+        sweep,
+        "a small sweep in 20 seconds; of a language model, in a minute",
+        "runs/<task>-<settings>/",
+    )
     add("--ranks", type=whole_numbers, metavar="R,R,...", help=_default("ranks"))
     modules = "NAME,NAME|all-linear|REGEX"
     add("--target-modules", type=targets, metavar=modules, help=_default("target-modules"))
+    add("--model", metavar="NAME", help="llm task: smollm2, or a folder, a .gguf file or a wheel")
+    add("--data", metavar="FILE", help="llm task: your samples; default: questions for SQL")
     add("--pretrain-text", metavar="FILE", help="your own text for the base")
     add("--adapt-text", metavar="FILE", help="your own text to adapt it to")
     for name, meaning in WHOLE.items():
@@ -63,16 +77,20 @@ def add_sweep(commands: Any) -> None:
 
 def _default(name: str) -> str:
     """Return the help text for the default of a setting of the sweep."""
-    from lora_np.experiments.rank_sweep import LinearSettings, TextSettings
-
     field, shown = name.replace("-", "_"), {}
-    for task, settings in (("", TextSettings), ("linear task: ", LinearSettings)):
+    for task, settings in settings_by_task().items():
         if (value := getattr(settings, field, None)) is not None:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             shown.setdefault(text, task)
-    return "default: " + "; ".join(
-        f"{task * (len(shown) > 1)}{text}" for text, task in shown.items()
-    )
+    said = {text: "" if task == "text" else f"{task} task: " for text, task in shown.items()}
+    return "default: " + "; ".join(f"{task * (len(said) > 1)}{text}" for text, task in said.items())
+
+
+def settings_by_task() -> dict[str, Any]:
+    """Return the class of each task's settings."""
+    from lora_np.experiments.rank_sweep import LinearSettings, LlmSettings, TextSettings
+
+    return {kind.task: kind for kind in (TextSettings, LinearSettings, LlmSettings)}
 
 
 def targets(text: str) -> tuple[str, ...] | str:
@@ -116,9 +134,8 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 
 def sweep_settings(arguments: argparse.Namespace) -> Any:
     """Return the task's settings: its defaults, or the quick ones, with the options given."""
-    from lora_np.experiments.rank_sweep import LinearSettings, TextSettings
-
-    settings: Any = TextSettings() if arguments.task == "text" else LinearSettings()
+    task = arguments.task or ("text" if arguments.model is None else "llm")
+    settings = settings_by_task()[task]()
     names = {field.name for field in fields(settings)}
     options = {**vars(arguments)}
     for name in ("run", "task", "quick", "out", "base", "jobs", "take_over"):
@@ -126,8 +143,8 @@ def sweep_settings(arguments: argparse.Namespace) -> Any:
     given = {name: value for name, value in options.items() if value is not None}
     foreign = [f"--{name.replace('_', '-')}" for name in given if name not in names]
     if foreign:
-        raise ValueError(f"--task {arguments.task} has no option {', '.join(foreign)}")
-    return replace(settings, **{**(QUICK[arguments.task] if arguments.quick else {}), **given})
+        raise ValueError(f"--task {task} has no option {', '.join(foreign)}")
+    return replace(settings, **{**(QUICK[task] if arguments.quick else {}), **given})
 
 
 def add_generate(commands: Any) -> None:

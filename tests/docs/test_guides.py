@@ -13,6 +13,8 @@ import lora_np.experiments.rank_sweep
 from lora_np.adapters import open_adapter
 from lora_np.cli import parser
 from lora_np.data import read_records, standard_library
+from lora_np.finetune import Settings, read_toml
+from lora_np.finetune.dry_run import dry_run
 from lora_np.methods import adapters
 from tests.docs.pages import (
     NUMBER,
@@ -23,9 +25,11 @@ from tests.docs.pages import (
     output_of_command,
     session,
 )
+from tests.finetune.tiny import write_data, write_llama
 
 GUIDES = ROOT / "docs" / "guides"
-NOT_HERE = ("pip", "python3 -m venv", ". .venv")  # .ci/run installs into a fresh environment
+# .ci/run installs into a fresh environment; a real model is 98 MB. test_docs parses the commands.
+NOT_HERE = ("pip", "python3 -m venv", ". .venv", "lora-np finetune", "lora-np sweep --model")
 INSTEAD = {"lora-np sweep": "lora-np sweep --quick --out whole"}  # the whole one takes minutes
 # Other processors and BLAS libraries round otherwise, and training carries that on: another rate
 # wins, one more is tried, a standard error of three seeds differs. The losses stay within this.
@@ -115,6 +119,28 @@ def test_every_example_line_of_the_guide_to_your_own_data_is_read(tmp_path):
         said.append([m["role"] for m in record.messages] or record.text)
     both = ["user", "assistant"]
     assert said == [both, both, ["system", *both], json.loads(lines[-1])["text"]]
+
+
+def test_a_dry_run_prints_what_the_guide_to_your_own_data_shows_and_its_settings_are_read(tmp_path):
+    """The page shows SmolLM2's figures; on a tiny model the lines are the same but for them."""
+    page = blocks(read("own_data.md"))
+    shown, smaller = (body for language, body in page if not language and "together" in body)
+    (toml,) = (body for language, body in page if language == "toml")
+    (tmp_path / "run.toml").write_text(toml, encoding="utf-8")
+    given = read_toml(tmp_path / "run.toml")
+    assert Settings(**given).r == 16 and given["model"] == "smollm2"
+    model, data = write_llama(tmp_path / "base"), write_data(tmp_path / "my.jsonl", 10)
+    said = dry_run(Settings(model=str(model), data=str(data), jobs=2))
+
+    def labels(text):
+        table = text[text.index("memory ") :].partition("together")[0]
+        return [re.split(r" {2,}", line)[0] for line in table.splitlines()]
+
+    assert labels(said) == labels(shown) == labels(smaller)
+    steps = [re.search(r"^\d+ steps: .*$", text, re.M)[0] for text in (said, shown)]
+    assert len({NUMBER.sub("#", line) for line in steps}) == 1
+    assert said.startswith("9 samples to train on, 1 to validate on, ")
+    assert [text.splitlines()[-1][0] for text in (said.rstrip(), shown.rstrip())] == [">", ">"]
 
 
 def test_the_defaults_that_the_guide_to_your_own_text_names_are_the_sweeps():

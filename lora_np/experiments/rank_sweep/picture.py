@@ -15,6 +15,7 @@ from lora_np.tables import counted
 
 LOSS_LABEL = {
     "text": "test loss [nats a byte]",
+    "llm": "test loss [nats a learned token]",
     "linear": r"population loss $\frac{1}{2}\|\Delta W - s\,BA\|_F^2$",
 }
 
@@ -22,9 +23,9 @@ LOSS_LABEL = {
 def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
     """Draw the loss at every rank, between the lines of the base and of full fine-tuning.
 
-    Text: the test loss. Linear: the population loss, on a log scale, and the Eckart-Young floor.
-    Error bars are one standard deviation over seeds; a single seed does not have one. A second axis
-    shows the trainable parameters.
+    Text and language model: the test loss. Linear: the population loss, on a log scale, and the
+    Eckart-Young floor. Error bars are one standard deviation over seeds; a single seed does not
+    have one. A second axis shows the trainable parameters.
 
     Parameters
     ----------

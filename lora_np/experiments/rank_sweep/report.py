@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from lora_np.experiments.rank_sweep.method import name_in
-from lora_np.experiments.search import Contender
+from lora_np.experiments.search import FACTOR, Contender
 from lora_np.tables import plus_minus, text_row
 from lora_np.train.equal import SAME, is_gain
 
 FULL: Contender = ("full", None)
+ARTICLE = (2e-4, 5e-4)  # the learning rates that the article recommends for LoRA
 WIDTHS = (8, 10, 10, 10, 12, 20, 16)  # of the table's columns
 
 
@@ -70,7 +71,31 @@ def table(results: dict[str, Any]) -> str:
         means = (f"{columns[slice_][contender][0]:.4g}" for slice_ in ("train", "validation"))
         trained = label, f"{count[contender]:,}", f"{rate[contender]:.2g}"
         lines.append(text_row((*trained, *means, f"{test:>11.4g}{spread:<9}", final), WIDTHS))
-    return "\n".join([*lines, *([] if linear else flat(results))])
+    if not linear:
+        lines += flat(results)
+    if settings["task"] == "llm":
+        lines += best_rates(results)
+    return "\n".join(lines)
+
+
+def best_rates(results: dict[str, Any]) -> list[str]:
+    """Return lines that say whether the best rate at each rank lies where the article says."""
+    best = {run["rank"]: run["lr"] for run in results["runs"] if run["rank"] is not None}
+    if not best:
+        return []
+    low, high = ARTICLE
+    tried = sorted(t["lr"] for t in results["trials"] if t["rank"] is not None)
+    rates = ", ".join(f"{lr:.2g} at r = {rank}" for rank, lr in sorted(best.items()))
+    inside = [f"r = {rank}" for rank, lr in sorted(best.items()) if low <= lr <= high]
+    where = f"inside it at {', '.join(inside)} alone" if inside else "outside it at every rank"
+    if len(inside) == len(best):
+        where = "inside it at every rank"
+    return [
+        f"best rates: {rates}",
+        f"the article's range, {low:g} to {high:g}: the best rate is {where}",
+        f"(tried {tried[0]:.2g} to {tried[-1]:.2g}, neighbours a factor of {FACTOR:g} apart, at a "
+        f"scale of 1 and for {results['settings']['steps']} steps)",
+    ]
 
 
 def _label(contender: Contender) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from lora_np.experiments.folder import Results, begin, opened, save_results
 from lora_np.experiments.rank_sweep.linear import LinearSettings, LinearTask, run_linear_trial
+from lora_np.experiments.rank_sweep.llm import LlmSettings, LlmTask, run_llm_trial
 from lora_np.experiments.rank_sweep.method import as_settings
 from lora_np.experiments.rank_sweep.plan import Trial, chosen_trials, expected_number, next_trials
 from lora_np.experiments.rank_sweep.store import (
@@ -32,7 +33,7 @@ from lora_np.experiments.runner import Arrays, Progress, guarded, run_all, with_
 from lora_np.files import load_arrays, save_arrays
 from lora_np.files.atomic import make_folder
 
-Settings = TextSettings | LinearSettings
+Settings = TextSettings | LinearSettings | LlmSettings
 
 MEASURED = ("trainable_parameters", *LOSSES, "seconds")
 
@@ -63,8 +64,12 @@ class Task(Protocol):
         ...
 
 
-TASKS: dict[str, Callable[..., Task]] = {"text": TextTask, "linear": LinearTask}
-TRIALS: dict[str, Callable] = {"text": run_text_trial, "linear": run_linear_trial}
+TASKS: dict[str, Callable[..., Task]] = {"text": TextTask, "linear": LinearTask, "llm": LlmTask}
+TRIALS: dict[str, Callable] = {
+    "text": run_text_trial,
+    "linear": run_linear_trial,
+    "llm": run_llm_trial,
+}
 
 
 def rank_sweep(
@@ -81,7 +86,7 @@ def rank_sweep(
 
     Parameters
     ----------
-    settings : TextSettings or LinearSettings
+    settings : TextSettings, LinearSettings or LlmSettings
     out : str or Path
         Folder of ``results.json``, the base and the models. An equal sweep in it continues.
     base : str or Path, optional
