@@ -3,8 +3,8 @@
 Usage: python -m tests.experiments.stopping WHAT HOW FOLDER FIRST STEP
 
 WHAT is "sweep" (of the linear task), "intrinsic", "study" or "compare" (of the text task, with
-its pretraining), or "sql", "personal" or "instructions" (of tiny language models). HOW is "kill" (by
-the system, at once), "interrupt" (Ctrl-C) or "full" (the disk is full from there on).
+its pretraining), or "sql", "personal" or "instructions" (of tiny language models). HOW is "kill"
+(by the system, at once), "interrupt" (Ctrl-C) or "full" (the disk is full from there on).
 The run is stopped at each of the FIRST operations, and after them at every STEP-th. Each time the
 same call must continue and reach what a call that was never stopped reaches.
 Prints how many operations there are.
