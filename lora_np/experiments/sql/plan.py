@@ -100,6 +100,7 @@ QUICK = SqlSettings(
     top_layers=6,
     lora_rates=(3e-3,),
     full_rates=(3e-4,),
+    longest=32,
 )
 
 

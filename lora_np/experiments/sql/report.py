@@ -39,7 +39,7 @@ class Listener(Terminal):
 NOTE = (
     "Learning rates are chosen on the validation split, which no other table shows. A training is "
     "timed in a process with one BLAS thread: CPU seconds of that process and its children. An "
-    "error of 0 at 0 % or 100 % says only that all n agree: the true share may still differ by 3/n."
+    "error of 0 says only that all n answers agree: the true share may still differ by 3/n."
 )
 
 
