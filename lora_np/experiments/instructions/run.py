@@ -33,8 +33,8 @@ class InstructionSettings:
     train, held_out : int
         Records of each family to train on, and in each of the other splits.
     training : mapping
-        Fields of :class:`lora_np.finetune.Settings`. Those of the default were chosen on the
-        validation split.
+        Fields of :class:`lora_np.finetune.Settings`. The validation split decides which epoch's
+        weights are kept.
     """
 
     seeds: int = 3
@@ -48,9 +48,12 @@ class InstructionSettings:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
 
 
-TRAINED_WITH = {"r": 16, "top_layers": 15, "epochs": 2, "batch_size": 8, "lr": 1e-3}
+TRAINED_WITH = {
+    **{"r": 8, "target_modules": "all-linear", "top_layers": 15},
+    **{"epochs": 1, "batch_size": 4, "lr": 2e-3},
+}
 QUICK = InstructionSettings(
-    seeds=1, train=6, held_out=2, training={**TRAINED_WITH, "top_layers": 4, "epochs": 1}
+    seeds=1, train=6, held_out=2, training={**TRAINED_WITH, "top_layers": 4}
 )
 
 
