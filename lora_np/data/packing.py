@@ -169,6 +169,37 @@ def packing_plan(samples: Sequence[Sample], rows: int) -> Plan:
     return filled
 
 
+def packed_values(samples: Sequence[Sample], values: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    """Lay one number for each token into rows as :func:`packed` lays the tokens; padding is 0.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+    values : sequence of array, shapes (T,)
+        For each sample.
+    rows : int
+
+    Returns
+    -------
+    ndarray, shape (B, N), int64
+
+    Examples
+    --------
+    >>> from lora_np.data import Sample
+    >>> from lora_np.data.packing import packed_values
+    >>> samples = [Sample([5, 6], [0, 1]), Sample([7, 8, 9], [0, 0, 1])]
+    >>> packed_values(samples, [np.array([10, 11]), np.array([20, 21, 22])], 1).tolist()
+    [[20, 21, 22, 10, 11]]
+    """
+    plan = packing_plan(samples, rows)
+    held = [[values[i][start:] for i, start in row] for row in plan]
+    laid = np.zeros((len(held), max(sum(map(len, row)) for row in held)), np.int64)
+    for row, parts in zip(laid, held):
+        found = np.concatenate(parts)
+        row[: len(found)] = found
+    return laid
+
+
 def padded(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
     r"""Lay each sample into a row of its own, for a model that takes no positions.
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.data import Sample, packed, padded
-from lora_np.data.packing import packing_plan
+from lora_np.data.packing import packed_values
 from lora_np.models.top import TopLayers, has_frozen_bottom
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.train import Batch
@@ -115,20 +115,14 @@ class KeptHidden:
         for sample in samples:
             if sample in self.waiting:
                 self._compute(self.waiting[sample])
-        plan = packing_plan(samples, rows)
-        held = [[self._rows_of(samples[i], start) for i, start in row] for row in plan]
-        length = max(sum(map(len, row)) for row in held)
-        places = np.zeros((len(held), length), int)
-        for row, parts in zip(places, held):
-            found = np.concatenate(parts)
-            row[: len(found)] = found
-        return self.rows[places]
+        places = [self._places(sample) for sample in samples]
+        return self.rows[packed_values(samples, places, rows)]
 
-    def _rows_of(self, sample: Sample, start: int) -> np.ndarray:
-        """Return the places of a sample's hidden states from a token on; padding has row 0."""
+    def _places(self, sample: Sample) -> np.ndarray:
+        """Return where a sample's hidden states are kept; those of padding in row 0."""
         if sample not in self.start:
-            return np.zeros(len(sample) - start, int)
-        return self.start[sample] + np.arange(start, len(sample))
+            return np.zeros(len(sample), int)
+        return self.start[sample] + np.arange(len(sample))
 
     def _compute(self, group: Sequence[Sample]) -> None:
         """Keep the hidden states of samples that follow one another."""

@@ -36,6 +36,7 @@ from lora_np.data import (
     samples_of,
     split_records,
 )
+from lora_np.data.packing import packed_values
 from lora_np.experiments.rank_sweep.method import Compared, adapted_model, config_of
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
 from lora_np.experiments.runner import Arrays
@@ -257,9 +258,9 @@ class Kept:
 
     def batch(self, samples: Sequence[Sample]) -> Batch:
         """Return samples packed into a row: hidden (1, N, d), targets and positions (1, N)."""
-        places = [Sample(self.start[s] + np.arange(len(s)), s.labelled) for s in samples]
+        places = [self.start[sample] + np.arange(len(sample)) for sample in samples]
         _, targets, positions = packed(samples, 1)
-        return self.hidden[packed(places, 1)[0]], targets, positions
+        return self.hidden[packed_values(samples, places, 1)], targets, positions
 
 
 def _losses(model: TopLayers, kept: Kept, batch_size: int) -> dict[str, float]:

@@ -48,14 +48,15 @@ class SqlSettings:
         The layers that are trained.
     top_layers : int, optional
         Train only the last so many blocks; by default all.
-    epochs, batch_size : int
+    epochs, batch_size, together : int
+        So many questions on one schema stay in one step, where the schema is computed once.
     warmup : float
         Share of the steps over which the learning rate rises. It then falls along a cosine.
     lora_rates, full_rates : tuple of float
         Learning rates among which the validation split chooses.
     longest : int
         Most tokens of an answer.
-    together : int
+    answered : int
         How many questions are answered in one batch.
 
     Examples
@@ -66,7 +67,7 @@ class SqlSettings:
     """
 
     model: str = "smollm2"
-    sizes: Sizes = field(default_factory=lambda: Sizes(train=576))
+    sizes: Sizes = field(default_factory=lambda: Sizes(train=1500))
     draw: int = 0
     seeds: int = 3
     examples: int = 3
@@ -75,12 +76,13 @@ class SqlSettings:
     target_modules: str | tuple[str, ...] = "all-linear"
     top_layers: int | None = None
     epochs: int = 1
-    batch_size: int = 4
+    batch_size: int = 8
+    together: int = 8
     warmup: float = 0.05
-    lora_rates: tuple[float, ...] = (1e-3, 3e-3)
+    lora_rates: tuple[float, ...] = (1.5e-3, 3e-3)
     full_rates: tuple[float, ...] = (1e-4, 3e-4)
     longest: int = 60
-    together: int = 24
+    answered: int = 24
 
     task, device = "sql", "cpu"
 

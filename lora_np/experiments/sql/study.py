@@ -209,6 +209,7 @@ def finetune_settings(
         top_layers=s.top_layers,
         epochs=s.epochs,
         batch_size=s.batch_size,
+        together=s.together,
         lr=lr,
         warmup=round(s.warmup * steps),
         seed=trial.seed,
@@ -235,14 +236,14 @@ def _score(
     if trial.lr is not None:
         model = merge(load_adapter(model, folder_of(out, trial)))
     shown = worked_examples(asked["train"], settings.examples) if trial.contender == SHOWN else ()
-    answer = answering(model, llm.tokenizer, settings.longest, settings.together)
+    answer = answering(model, llm.tokenizer, settings.longest, settings.answered)
     cpu = cpu_seconds()
     records = scored(answer, asked[split], trial.contender, split, trial.seed, shown)
     verdicts = {name: [record[name] for record in records] for name in VERDICT}
     return {"split": split, "cpu_seconds": cpu_seconds() - cpu, **verdicts}
 
 
-def answering(model: Any, tokenizer: Any, longest: int, together: int) -> Answer:
+def answering(model: Any, tokenizer: Any, longest: int, answered: int) -> Answer:
     """Return what answers chats with a model's likeliest tokens, chats of like length together.
 
     Parameters
@@ -251,7 +252,7 @@ def answering(model: Any, tokenizer: Any, longest: int, together: int) -> Answer
     tokenizer : Tokenizer
     longest : int
         Most tokens of an answer.
-    together : int
+    answered : int
         Most chats in a batch.
     """
 
@@ -259,8 +260,8 @@ def answering(model: Any, tokenizer: Any, longest: int, together: int) -> Answer
         prompts = [np.array(tokenizer.chat(chat, True)) for chat in chats]
         order = sorted(range(len(chats)), key=lambda i: len(prompts[i]))
         said = [""] * len(chats)
-        for first in range(0, len(chats), together):
-            batch = order[first : first + together]
+        for first in range(0, len(chats), answered):
+            batch = order[first : first + answered]
             texts = model.generate(
                 [prompts[i] for i in batch], longest, temperature=0, stop=tokenizer.ends
             )

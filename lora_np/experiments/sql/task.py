@@ -29,6 +29,7 @@ from lora_np.experiments.sql.judge import guard, judge, rows_of
 from lora_np.experiments.sql.phrasings import PHRASINGS
 from lora_np.experiments.sql.schemas import SCHEMAS, TRAINED, UNSEEN, VALIDATION, Schema, database
 from lora_np.experiments.sql.templates import TEMPLATES, Draw, phrased
+from lora_np.files import save_text
 
 Messages = list[dict[str, str]]
 Answer = Callable[[list[Messages]], list[str]]
@@ -187,7 +188,7 @@ def write_jsonl(path: str | Path, asked: Sequence[Question]) -> None:
     asked : sequence of Question
     """
     lines = [json.dumps({"messages": messages(q, answered=True)}) for q in asked]
-    Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    save_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def scored(

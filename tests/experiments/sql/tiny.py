@@ -14,4 +14,4 @@ def tiny_sql(folder, **changes):
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1024}))
     small = {"sizes": Sizes(train=6, validation=2, test=2), "seeds": 1, "examples": 1, "r": 2}
     small |= {"top_layers": 2, "batch_size": 6, "lora_rates": (1e-3,), "full_rates": (1e-3,)}
-    return SqlSettings(**{"model": str(folder), **small, "longest": 2, "together": 4, **changes})
+    return SqlSettings(**{"model": str(folder), **small, "longest": 2, "answered": 4, **changes})
