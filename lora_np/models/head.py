@@ -1,4 +1,4 @@
-"""The loss at a model's output head: the textbook pair if the head is trained, else its twin."""
+"""The loss at a model's output head: the twin if dx alone is needed, else the textbook pair."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ from typing import Any
 from lora_np import ops
 from lora_np.backend import Array
 from lora_np.ops import fast
+from lora_np.ops.fast.head_loss import HeadLossCache
 from lora_np.parameters import Grads, Parameter
 
 
 def head_loss(
-    head: Parameter, y: Array, targets: Array, ignore_index: int, count: int | None
+    head: Parameter,
+    y: Array,
+    targets: Array,
+    ignore_index: int,
+    count: int | None,
+    need_dx: bool,
 ) -> tuple[Array, Any]:
-    """Return the loss at the body's outputs y (..., T, d), and the cache."""
-    if head.trainable:
+    """Return the loss at the body's outputs y (..., T, d), and the cache.
+
+    The twin forms dx in forward: without `need_dx` that product would be lost.
+    """
+    if head.trainable or not need_dx:
         return ops.head_loss_forward(y, head.value, targets, ignore_index, count)
     loss, cache = fast.head_loss_forward(y, head.value, targets, ignore_index, count)
     return loss, cache._replace(kept=None)  # only dW reads it
@@ -24,7 +33,7 @@ def head_loss_backward(
     head: Parameter, dy: Array, cache: Any, grads: Grads, need_dx: bool
 ) -> Array | None:
     """Add the gradient of the head; return dx (..., T, d)."""
-    pair = ops if head.trainable else fast
+    pair = fast if isinstance(cache, HeadLossCache) else ops
     dx, dW = pair.head_loss_backward(dy, cache, (need_dx, head.trainable))
     grads.add(head, dW)
     return dx

@@ -219,7 +219,8 @@ class LanguageModel(Layer):
         cache : LossCache
         """
         y, c_embedding, c_body = self.outputs(tokens, positions, rng)  # (..., T, d)
-        loss, c_loss = head_loss(self.head(), y, targets, ignore_index, count)
+        need_dx = self._embeddings_trained() or self.body().trainable
+        loss, c_loss = head_loss(self.head(), y, targets, ignore_index, count, need_dx)
         return loss, LossCache(c_embedding, (c_body, positions), c_loss)
 
     def number(self, batch: Sequence[Array]) -> int:

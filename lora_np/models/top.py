@@ -96,8 +96,11 @@ class TopLayers(Layer):
         count: int | None = None,
     ) -> tuple[Array, Any]:
         """Return the loss and the cache; hidden (B, T, d), the rest as for the model's own loss."""
-        y, c_body = self._above(positions).forward(hidden, rng, need_dx=False)
-        loss, c_loss = head_loss(self.model.head(), y, targets, ignore_index, count)
+        above = self._above(positions)
+        y, c_body = above.forward(hidden, rng, need_dx=False)
+        loss, c_loss = head_loss(
+            self.model.head(), y, targets, ignore_index, count, above.trainable
+        )
         return loss, (positions, c_body, c_loss)
 
     def number(self, batch: Sequence[Array]) -> int:
