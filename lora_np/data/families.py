@@ -14,10 +14,17 @@ import numpy as np
 
 
 class Tokens(Protocol):
-    """What is read of a sample: its tokens (T,), and which of them are learned (T,)."""
+    """What is read of a sample."""
 
-    tokens: np.ndarray
-    labelled: np.ndarray
+    @property
+    def tokens(self) -> np.ndarray:
+        """The tokens, (T,)."""
+        raise NotImplementedError
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Which tokens are learned, (T,)."""
+        raise NotImplementedError
 
 
 def prompt_length(sample: Tokens) -> int:
@@ -68,7 +75,7 @@ def families(samples: Sequence[Tokens]) -> list[list[int]]:
     order = sorted(range(len(samples)), key=lambda i: samples[i].tokens.tolist())
     found: list[list[int]] = []
     for i in order:
-        alike = found and 2 * common_start(samples[found[-1][0]], samples[i])
+        alike = 2 * common_start(samples[found[-1][0]], samples[i]) if found else 0
         if alike and alike >= prompt_length(samples[i]):
             found[-1].append(i)
         else:

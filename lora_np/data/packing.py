@@ -185,6 +185,7 @@ def packed_values(samples: Sequence[Sample], values: Sequence[np.ndarray], rows:
 
     Examples
     --------
+    >>> import numpy as np
     >>> from lora_np.data import Sample
     >>> from lora_np.data.packing import packed_values
     >>> samples = [Sample([5, 6], [0, 1]), Sample([7, 8, 9], [0, 0, 1])]

@@ -244,7 +244,7 @@ class Training:
         Raises
         ------
         ValueError
-            If the state is of another run; see :meth:`lora_np.train.Trainer.load`.
+            If the state is of another run; see ``Trainer.load``.
         """
         arrays = dict(state["arrays"])
         best = {name: arrays.pop(f"{BEST}{name}", None) for name in self._best}

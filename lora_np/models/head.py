@@ -33,7 +33,7 @@ def head_loss_backward(
     head: Parameter, dy: Array, cache: Any, grads: Grads, need_dx: bool
 ) -> Array | None:
     """Add the gradient of the head; return dx (..., T, d)."""
-    pair = fast if isinstance(cache, HeadLossCache) else ops
+    pair: Any = fast if isinstance(cache, HeadLossCache) else ops
     dx, dW = pair.head_loss_backward(dy, cache, (need_dx, head.trainable))
     grads.add(head, dW)
     return dx
