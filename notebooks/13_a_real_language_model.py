@@ -170,8 +170,8 @@ right.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# They are equal: only the distance counts. There is no table of positions to train, and none that
-# ends.
+# They are equal: only the distance counts. There is no table of positions to train, and no last row
+# of a table that would limit the length of a text.
 #
 # **Grouped queries** (GQA). Several heads of queries read one head of keys and values. Generation
 # keeps all keys and values, so this memory shrinks with the number of groups. The result is that of
@@ -229,7 +229,8 @@ assert sample.tokens[-1] in tokenizer.ends  # the end is learned too
 #
 # Samples differ in length. One row for each, padded to the longest, computes much for nothing.
 # Instead, samples are *packed*: laid end to end in one row, with positions that start again, and
-# with attention that stays inside a sample.
+# with attention that stays inside a sample. What samples have in common at their start, here "how
+# many cats are" and the template before it, stands in the row once, and each of them attends to it.
 #
 # **Predict.** Three samples in one row. Is their loss larger than, smaller than, or equal to the
 # loss of each in a row of its own, averaged over the learned tokens?

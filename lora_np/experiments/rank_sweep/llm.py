@@ -55,7 +55,7 @@ from lora_np.train import Batch, fit
 
 SPLITS = ("train", "validation", "test")
 LONGEST = 512  # tokens of a sample: longer ones are dropped, and plain text is cut
-HELD_OUT = 4  # for every so many samples to train on there are one to validate on and one to test
+HELD_OUT = 4  # samples to train on for each one to validate on, and for each one to test on
 PURPOSE = dict(zip(SPLITS, ("train on", "validate on", "test on"), strict=True))
 TABLE, NORM = "model.embed_tokens.W", "model.norm.gamma"
 FULL = Trial("full", None, 0, 1.0)
@@ -265,7 +265,7 @@ class Kept:
 def _losses(model: TopLayers, kept: Kept, batch_size: int) -> dict[str, float]:
     """Return the mean loss over the learned tokens of each split, as ``NAME_loss``.
 
-    Of the samples to train on as many count as there are to validate on.
+    Of the samples to train on, only the first count: as many as there are to validate on.
     """
     found, most = {}, len(kept.parts["validation"])
     for name, part in kept.parts.items():
