@@ -230,6 +230,7 @@ ON_LLAMA = {
     "with a prefix": lora_np.PrefixConfig(1),
     "with a prompt": lora_np.PromptConfig(1),
     "with trained tokens": TokensConfig((3, 5), target_modules=("embed_tokens",)),
+    "with an adapted top": lora_np.LoraConfig(r=2, layers_to_transform=1),
 }
 BEFORE = ("with a prefix", "with a prompt")  # nothing may stand before a packed sample
 POSITIONS = np.array([[0, 1, 2, 0, 1]] * 3 + [[0, 0, 0, 1, 2]])
@@ -494,7 +495,9 @@ def test_account_of_adapters_states_the_products_that_were_counted(rng, name):
     assert found == account(model, T=5).flops
 
 
-@pytest.mark.parametrize("method", ["Llama", "with LoRA", "with a prefix", "with trained tokens"])
+@pytest.mark.parametrize(
+    "method", ["Llama", "with LoRA", "with a prefix", "with trained tokens", "with an adapted top"]
+)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_account_of_a_llama_states_the_products_that_were_counted(rng, method, recompute):
     model = llama(rng, ON_LLAMA[method])

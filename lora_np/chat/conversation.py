@@ -18,7 +18,7 @@ from lora_np.models.sampling import check_drawing, sample_token
 from lora_np.pretrained import Tokenizer
 from lora_np.tables import counted
 
-FILLED = 0.75  # of the context that is kept when turns are dropped: the rest is computed anew
+FILLED = 0.75  # of the context at most, after turns are dropped, so that it is not soon full again
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Conversation:
     def _prompt(self, answered: int) -> list[int]:
         """Return the tokens of the conversation; if there are too many, of its last turns.
 
-        Dropping leaves some room free, since all that remains must be read again.
+        Dropping leaves some room free, since the model must read all that remains again.
         """
         tokens, limit, dropped = self._tokens(self.messages), self.room, 0
         while len(tokens) + answered > limit and len(self.messages) >= self._first + 3:

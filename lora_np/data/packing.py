@@ -10,8 +10,8 @@ batch. Packing lays the samples end to end instead::
     targets      b c d -    f g - i - -     all tokens labelled; - is IGNORE_INDEX
     positions    0 1 2 3    0 1 2 0 1 0     a position 0 starts a new sample
 
-Positions restart at 0 with each sample, and a model that takes them lets no sample attend to the
-one before it. Padding at the end of a row is like one more sample, without targets. It is never
+Positions restart with each sample, here at 0, and a model that takes them lets no sample attend to
+the one before it. Padding at the end of a row is like one more sample, without targets. It is never
 recognised by its token: many models use their end marker as padding, and the end marker is a token
 that the model must learn to write.
 

@@ -27,10 +27,10 @@ class RecordSplit(NamedTuple):
 def split_records(records: Sequence[Record], share: float, seed: int) -> RecordSplit:
     """Set records aside for validation, with equal prompts on the same side.
 
-    Prompts are compared without case
-    and white space. Prompts are drawn at random until the next one would exceed the share, and so
-    the share may be missed by a little. A plain text is cut at a line end instead: its last part is
-    the validation text.
+    Prompts are compared without case and white space. They are visited in a random order, and the
+    records of a prompt are set aside unless the share would then be exceeded; so the share may be
+    missed by a little. A plain text is cut at a line end instead: its last part is the validation
+    text.
 
     Parameters
     ----------

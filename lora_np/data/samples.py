@@ -4,7 +4,7 @@ A conversation is laid out by the tokenizer's chat template, the same that asks 
 The tokenizer says where each answer stands, its end marker included: a model that is never shown
 the end of an answer does not learn to stop. Everything else, such as the user's words and the
 template's own, is read but not learned. What comes after the last labelled token is cut off, since
-nothing is learned from it. In a text every token but the first is labelled, and the end marker.
+nothing is learned from it. In a text every token but the first is labelled, the end marker too.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ def samples_of(
     longest : int
         The largest number of tokens in a sample, at most the model's context.
     long : {"refuse", "drop", "truncate"}
-        What becomes of a longer sample: an error, nothing, or its first `longest` tokens. A sample
-        that would keep no labelled token is dropped. A plain text is cut into samples of `longest`
-        tokens in any case, each starting with the last token of the one before: every token except
-        the first is then a target once.
+        What happens to a longer sample: it is an error, it is left out, or its first `longest`
+        tokens are kept. A sample that would keep no labelled token is left out. A plain text is cut
+        into samples of `longest` tokens in any case, each starting with the last token of the one
+        before: every token except the first is then a target once.
 
     Returns
     -------

@@ -22,7 +22,7 @@ TRAINING = (  # the settings of finetune that an experiment may choose; the othe
     *("epochs", "batch_size", "accumulate", "lr", "schedule", "warmup", "weight_decay", "clip"),
     "seed",
 )
-TOGETHER = 32  # prompts in one batch
+TOGETHER = 32  # prompts in one batch, unless the caller says otherwise
 SPARE = 4  # tokens that an answer may have beyond the longest right one
 
 
@@ -103,19 +103,42 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[str], longest: int) ->
     longest : int
         Tokens after which an answer is cut off.
     """
-    asked = {
-        prompt: np.array(tokenizer.chat([{"role": "user", "content": prompt}], True))
-        for prompt in prompts
-    }
-    found = {}
-    by_length = sorted(asked, key=lambda prompt: len(asked[prompt]))  # little padding
-    for batch in _batches(by_length):
-        rows = [asked[prompt] for prompt in batch]
-        texts = model.generate(rows, longest, temperature=0, stop=tokenizer.ends)
-        for prompt, row, text in zip(batch, rows, texts):
-            new = [token for token in text[len(row) :].tolist() if token not in tokenizer.ends]
-            found[prompt] = tokenizer.decode(new)
+    asked = list(dict.fromkeys(prompts))
+    chats = [[{"role": "user", "content": prompt}] for prompt in asked]
+    found = dict(zip(asked, chat_answers(model, tokenizer, chats, longest)))
     return [found[prompt] for prompt in prompts]
+
+
+def chat_answers(
+    model: Any,
+    tokenizer: Any,
+    chats: Sequence[Sequence[Mapping[str, str]]],
+    longest: int,
+    together: int = TOGETHER,
+) -> list[str]:
+    """Return the most likely answer to each chat, token by token.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    tokenizer : lora_np.pretrained.Tokenizer
+    chats : sequence of list of dict
+        Messages, the last of which is the user's.
+    longest : int
+        Tokens after which an answer is cut off.
+    together : int
+        Most chats in a batch. Chats of similar lengths share one, so that there is little padding.
+    """
+    rows = [np.array(tokenizer.chat(chat, answer_follows=True)) for chat in chats]
+    said = [""] * len(rows)
+    for batch in _batches(sorted(range(len(rows)), key=lambda i: len(rows[i])), together):
+        texts = model.generate(
+            [rows[i] for i in batch], longest, temperature=0, stop=tokenizer.ends
+        )
+        for i, text in zip(batch, texts, strict=True):
+            new = text[len(rows[i]) :].tolist()
+            said[i] = tokenizer.decode([token for token in new if token not in tokenizer.ends])
+    return said
 
 
 def answer_losses(model: Any, samples: Sequence[Sample]) -> np.ndarray:
@@ -142,12 +165,12 @@ def answer_losses(model: Any, samples: Sequence[Sample]) -> np.ndarray:
     >>> bool(np.allclose(answer_losses(model, samples), one_by_one))
     True
     """
-    asking: dict[tuple[int, ...], list[int]] = {}  # by a prompt's tokens, who asks it
+    asking: dict[tuple[int, ...], list[int]] = {}  # by a prompt's tokens: the samples that ask it
     for i, sample in enumerate(samples):
         start = int(sample.labelled.argmax())
         asking.setdefault(tuple(sample.tokens[:start].tolist()), []).append(i)
     losses = np.empty(len(samples))
-    for batch in _batches(sorted(asking, key=len)):
+    for batch in _batches(sorted(asking, key=len), TOGETHER):
         memory = _read(model, [prompt[:-1] for prompt in batch])
         groups = [asking[prompt] for prompt in batch]
         for turn in range(max(map(len, groups))):  # each continues the same memory
@@ -174,6 +197,6 @@ def _padded(rows: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
     return tokens
 
 
-def _batches(things: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for first in range(0, len(things), TOGETHER):
-        yield things[first : first + TOGETHER]
+def _batches(things: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
+    for first in range(0, len(things), most):
+        yield things[first : first + most]

@@ -1,7 +1,8 @@
 """Samples laid out as a model takes them: packed, padded, or as hidden states that were kept.
 
 Samples are packed into rows, one for each part of a step, so that little is computed for nothing.
-If trained rows stand before each text (prompt tuning), each sample has a row of its own instead.
+If a method puts rows or keys before each text (prompt and prefix tuning), each sample has a row of
+its own instead.
 
 If only the top of the model is trained, what enters its lowest trained layer is the same in every
 epoch. It is computed when a sample is first needed, and kept: T d numbers for a sample of T tokens.

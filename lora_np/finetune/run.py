@@ -41,8 +41,9 @@ class Result:
     history : History
         ``history.validation`` holds (steps done, loss), with the loss before training at 0 steps.
     best_step : int
-        After how many steps the weights were best on the validation samples. A later step has to be
-        lower by more than rounding. Without validation the last step.
+        The number of steps after which the weights were best on the validation samples; the last
+        step without validation. A later step counts as better only if its loss is lower by more
+        than rounding.
     diverged : str or None
         The message, if the loss became infinite or nan. The model is then the best one from before.
     """

@@ -29,7 +29,7 @@ from lora_np.backend import Array, get_xp, like
 from lora_np.forms.form import RowForm
 from lora_np.forms.narrow import narrowed
 
-CHUNK = 2**17  # numbers decoded at once: their temporaries stay in the cache
+CHUNK = 2**17  # numbers decoded at once: their temporaries stay in the processor's cache
 
 
 class BlockForm(RowForm):
@@ -279,7 +279,7 @@ BLOCKS: dict[str, type[BlockForm]] = {
 
 
 def _float16(blocks: Array, start: int) -> Array:
-    """Return the float16 at byte `start` of each block, as float32 (n, 1); both are even."""
+    """Return the float16 at byte `start`, an even number, of each block, as float32 (n, 1)."""
     at = start // 2
     return blocks.view(np.float16)[:, at : at + 1].astype(np.float32)
 

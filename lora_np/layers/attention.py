@@ -176,7 +176,7 @@ class CausalSelfAttention(Layer):
     def packed(self, packing: Packing) -> CausalSelfAttention:
         """Return this layer, over the same parts, for rows with these samples."""
         if self.n_before:
-            raise ValueError("packed rows have no place for a prefix before each sample: pad them")
+            raise ValueError("packed rows have no room for a prefix before each sample: pad them")
         twin = object.__new__(type(self))
         vars(twin).update(vars(self), packing=packing)
         return twin

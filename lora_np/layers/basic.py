@@ -1,4 +1,4 @@
-"""Small layers: embedding, layer normalisation, dropout, GELU."""
+"""Small layers: embedding, the two normalisations, dropout, GELU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Attention over packed rows: several samples stand end to end in a row, and none sees another.
 
-The positions of a row restart at 0 with each sample::
+The positions of a row restart at 0 with each sample that shares nothing::
 
     row        a a a b b b b c c          positions   0 1 2 0 1 2 3 0 1
 

@@ -66,6 +66,7 @@ class Recompute(Layer):
         return self.layer.extend(x, memory)
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
-        """Return the layer's cost, with a second forward in backward."""
+        """Return the layer's cost, with a second forward in backward if backward is called."""
         cost = self.layer.flops(T, need_dx)
-        return Flops(cost.forward, cost.backward + cost.forward)
+        called = need_dx or self.layer.trainable
+        return Flops(cost.forward, cost.backward + (cost.forward if called else 0))

@@ -77,8 +77,8 @@ class StoredParameter(Parameter):
     def product(self, x: Array) -> Array:
         """Return x W^T (..., out) for x (..., in), where this is W (out, in); for no gradient.
 
-        A form that keeps rows one by one decodes some rows at a time, which stay in the cache: the
-        whole of W is never in memory.
+        A form that keeps rows one by one decodes a few rows at a time, which stay in the
+        processor's cache: the whole of W is never in memory.
         """
         if not isinstance(self.form, RowForm):
             return super().product(x)

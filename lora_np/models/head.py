@@ -1,4 +1,8 @@
-"""The loss at a model's output head: the twin if dx alone is needed, else the textbook pair."""
+"""The loss at a model's output head.
+
+The fast twin forms dx in forward, so it is called where dx alone is needed: the head is frozen and
+something below it is trained. Otherwise the textbook pair is called.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,7 @@ def head_loss(
     count: int | None,
     need_dx: bool,
 ) -> tuple[Array, Any]:
-    """Return the loss at the body's outputs y (..., T, d), and the cache.
-
-    The twin forms dx in forward: without `need_dx` that product would be lost.
-    """
+    """Return the loss at the body's outputs y (..., T, d), and the cache."""
     if head.trainable or not need_dx:
         return ops.head_loss_forward(y, head.value, targets, ignore_index, count)
     loss, cache = fast.head_loss_forward(y, head.value, targets, ignore_index, count)

@@ -64,16 +64,14 @@ class LossCache(NamedTuple):
     embedding: Any
     body: Any
     loss: Any
+    positions: Array | None  # of packed rows
 
 
 class TextMemory(NamedTuple):
-    """The memory of generation: how many positions are used in each row, and the body's memories.
+    """The memory of generation."""
 
-    What stands before the text uses positions too.
-    """
-
-    lengths: tuple[int, ...]
-    body: Any
+    lengths: tuple[int, ...]  # how many positions each row uses, with those before the text
+    body: Any  # the memories of its layers
 
 
 class LanguageModel(Layer):
@@ -207,7 +205,8 @@ class LanguageModel(Layer):
             ``targets[..., t]`` is the token that should follow ``tokens[..., : t + 1]``.
         positions : integer array, shape (B, T), optional
             For packed rows, in which several samples stand end to end: 0, 1, 2, ... from the start
-            of each sample. No sample attends to another.
+            of each sample, or s, s + 1, ... if it shares the first s tokens of an earlier one
+            (layers/packing.py). A sample attends to nothing else of the row.
         rng : numpy.random.Generator, optional
             Turns dropout on.
         ignore_index, count : int
@@ -221,7 +220,7 @@ class LanguageModel(Layer):
         y, c_embedding, c_body = self.outputs(tokens, positions, rng)  # (..., T, d)
         need_dx = self._embeddings_trained() or self.body().trainable
         loss, c_loss = head_loss(self.head(), y, targets, ignore_index, count, need_dx)
-        return loss, LossCache(c_embedding, (c_body, positions), c_loss)
+        return loss, LossCache(c_embedding, c_body, c_loss, positions)
 
     def number(self, batch: Sequence[Array]) -> int:
         """Return the number of targets in a batch, the arguments of loss."""
@@ -239,22 +238,21 @@ class LanguageModel(Layer):
         need_dx : bool
             Not used: tokens have no gradient, so backward returns None.
         """
-        body, head, below = self.layers_for(None), self.head(), self._embeddings_trained()
+        of_loss = isinstance(cache, LossCache)
+        body = self.layers_for(cache.positions if of_loss else None)
+        head, below = self.head(), self._embeddings_trained()
         need = (below or body.trainable, head.trainable)
-        if isinstance(cache, LossCache):
-            c_body, positions = cache.body
+        if of_loss:
             dx = head_loss_backward(head, dy, cache.loss, grads, need[0])
-            body = self.layers_for(positions)
         else:
-            c_body = cache.body
             dx, dW, _ = linear_backward(dy, cache.head, (*need, False))
             grads.add(head, dW)  # if the head is tied, the embedding's share is added below
         if dx is not None:
-            dx = body.backward(self._above(dx), c_body, grads, below)  # (..., m + T, d)
+            dx = body.backward(self._with_start(dx), cache.body, grads, below)  # (..., m + T, d)
         if dx is not None:
             self.embed_backward(dx, cache.embedding, grads)
 
-    def _above(self, dy: Array) -> Array:
+    def _with_start(self, dy: Array) -> Array:
         """Return dy (..., m + T, d): zero in the rows before the text, whose outputs are cut."""
         m = self.start.rows
         if m == 0:
@@ -280,7 +278,9 @@ class LanguageModel(Layer):
         T, before = tokens.shape[-1] if tokens.ndim else 0, self.start.length
         if positions is not None:
             if before:
-                raise ValueError("packed rows have no place before each sample: pad them instead")
+                raise ValueError(
+                    "packed rows have no room for what stands before each text: pad them instead"
+                )
             expect_same("positions", positions, "tokens", tokens)
             T = int(positions.max(initial=0)) + 1  # of the longest sample
         if not 1 <= T <= self.block_size - before:

@@ -40,7 +40,8 @@ class TopLayers(Layer):
     Raises
     ------
     ValueError
-        If the lowest trained layer is the embedding, or the start of the text.
+        If the embeddings are trained, or something stands before the text (prompt and prefix
+        tuning).
 
     Examples
     --------
@@ -64,7 +65,7 @@ class TopLayers(Layer):
             or any(p.trainable for p in model.embeddings())
         ):
             raise ValueError(
-                "the embeddings or the start of the text are trained: nothing is below"
+                "the embeddings are trained, or something stands before the text: no frozen bottom"
             )
         layers = model.body().layers
         self.model = model

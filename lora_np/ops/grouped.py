@@ -7,7 +7,7 @@ heads of queries. Query i may look at keys 0 .. i + Tk - Tq, as in attention.py.
 The g heads of a group meet the same keys, so they are folded into rows: with q as a matrix of
 g Tq rows, the equations are those of attention, and keys are never copied::
 
-    S = q k^T / sqrt(d_head) + M        (..., G, g Tq, Tk); M is the causal mask, g times
+    S = q k^T / sqrt(d_head) + M        (..., G, g Tq, Tk); M repeats the causal mask g times
     P = softmax(S)                      row by row
     y = P v
 

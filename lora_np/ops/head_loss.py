@@ -12,7 +12,7 @@ Two things make it more than the two pairs in a row. Tokens that are ignored, su
 prompt, are never multiplied by W. And the logits are worked in chunks of rows: with a vocabulary of
 49152 the logits of 512 tokens alone would take 100 MB, several times over. If all fit in one chunk,
 backward finds their exponentials in the cache; otherwise it computes each chunk again, which costs
-one product more.
+one product more. (The fast twin forms dx in forward and needs neither; it is for a frozen W.)
 
 Source: the derivations of linear.py and loss.py.
 """

@@ -32,7 +32,11 @@ def samples(number, seed=1, longest=12, vocab=V):
 
 def write_llama(folder, seed=0, dtype=np.float32, **sizes):
     """Write a model of these sizes, with the tiny tokenizer, as a folder of Hugging Face."""
-    model = llama(seed, **sizes)
+    return write_model(folder, llama(seed, **sizes), dtype)
+
+
+def write_model(folder, model, dtype):
+    """Write a model, its numbers in `dtype`, and the tiny tokenizer as a folder of Hugging Face."""
     write_tiny_tokenizer(folder)
     arrays = {}
     for name, p in model.parameters().items():
@@ -43,7 +47,7 @@ def write_llama(folder, seed=0, dtype=np.float32, **sizes):
     fields = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": V,
+        "vocab_size": c.vocab_size,
         "max_position_embeddings": c.block_size,
         "num_hidden_layers": c.n_layer,
         "num_attention_heads": c.n_head,
@@ -53,7 +57,7 @@ def write_llama(folder, seed=0, dtype=np.float32, **sizes):
         "rms_norm_eps": c.eps,
         "rope_theta": c.rope_base,
         "hidden_act": "silu",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": c.tied,
     }
     (folder / "config.json").write_text(json.dumps(fields))
     return folder

@@ -170,7 +170,7 @@ def test_packed_rows_equal_padded_ones_or_are_refused(config):
     adapted = adapted_at_random(config, llama(sizes_for(config)))
     batch = samples([4, 6, 2, 5, 3])
     if isinstance(config, VirtualTokens):
-        with pytest.raises(ValueError, match=r"packed rows have no place .* pad them"):
+        with pytest.raises(ValueError, match=r"packed rows have no room .* pad them"):
             adapted.loss(*packed(batch, 2))
         return
     loss, grads = step(adapted, *padded(batch))

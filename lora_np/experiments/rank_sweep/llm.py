@@ -29,7 +29,6 @@ from lora_np.crew import one_blas_thread
 from lora_np.data import (
     DataError,
     Epochs,
-    Record,
     Sample,
     packed,
     read_records,
@@ -40,7 +39,7 @@ from lora_np.data.packing import packed_values
 from lora_np.experiments.rank_sweep.method import Compared, adapted_model, config_of
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
 from lora_np.experiments.runner import Arrays
-from lora_np.experiments.sql.task import Sizes, messages, questions
+from lora_np.experiments.sql.task import Sizes, questions, training_records
 from lora_np.finetune.layout import KeptHidden, targets_in
 from lora_np.layers import Linear
 from lora_np.methods import MethodConfig, inject
@@ -56,7 +55,7 @@ from lora_np.train import Batch, fit
 
 SPLITS = ("train", "validation", "test")
 LONGEST = 512  # tokens of a sample: longer ones are dropped, and plain text is cut
-HELD_OUT = 4  # for every so many samples to train on there are one to validate on and one to test
+HELD_OUT = 4  # samples to train on for each one to validate on, and for each one to test on
 PURPOSE = dict(zip(SPLITS, ("train on", "validate on", "test on"), strict=True))
 TABLE, NORM = "model.embed_tokens.W", "model.norm.gamma"
 FULL = Trial("full", None, 0, 1.0)
@@ -266,7 +265,7 @@ class Kept:
 def _losses(model: TopLayers, kept: Kept, batch_size: int) -> dict[str, float]:
     """Return the mean loss over the learned tokens of each split, as ``NAME_loss``.
 
-    Of the samples to train on as many count as there are to validate on.
+    Of the samples to train on, only the first count: as many as there are to validate on.
     """
     found, most = {}, len(kept.parts["validation"])
     for name, part in kept.parts.items():
@@ -281,8 +280,11 @@ def _losses(model: TopLayers, kept: Kept, batch_size: int) -> dict[str, float]:
 
 def _parts(s: LlmSettings, tokenizer: Tokenizer, longest: int) -> dict[str, list[Sample]]:
     """Return the samples of every split; equal prompts are in one split."""
-    records = _sql_records(s.samples + 2 * (s.samples // HELD_OUT) + 1)
-    if s.data is not None:
+    if s.data is None:
+        number = s.samples + 2 * (s.samples // HELD_OUT) + 1
+        asked = questions(0, Sizes(train=number, validation=0, test=0))["train"]
+        records = training_records(asked)
+    else:
         records = read_records(s.data)
     train, held, _ = split_records(records, 2 / (HELD_OUT + 2), seed=0)
     validation, test, _ = split_records(held, 0.5, seed=0)
@@ -294,14 +296,6 @@ def _parts(s: LlmSettings, tokenizer: Tokenizer, longest: int) -> dict[str, list
         if not parts[name]:
             raise DataError(f"{s.data} leaves no sample to {PURPOSE[name]}: add records")
     return parts
-
-
-def _sql_records(number: int) -> list[Record]:
-    """Return questions of the training split of experiments/sql with their answers."""
-    sizes = Sizes(train=number, validation=0, test=0)
-    asked = questions(0, sizes)["train"]
-    chats = (tuple(messages(question, answered=True)) for question in asked)
-    return [Record("questions", i, chat, (True,)) for i, chat in enumerate(chats, start=1)]
 
 
 def _with_bar(samples: Sequence[Sample], progress: bool) -> Iterable[Sample]:

@@ -48,8 +48,10 @@ class SqlSettings:
         The layers that are trained.
     top_layers : int, optional
         Train only the last so many blocks; by default all.
-    epochs, batch_size, together : int
-        So many questions on one schema stay in one step, where the schema is computed once.
+    epochs, batch_size : int
+        Of the training: how often every question is seen, and how many questions a step has.
+    together : int
+        How many questions on one schema stay in one step, where the schema is computed once.
     warmup : float
         Share of the steps over which the learning rate rises. It then falls along a cosine.
     lora_rates, full_rates : tuple of float

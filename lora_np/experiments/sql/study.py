@@ -23,9 +23,9 @@ import numpy as np
 
 from lora_np.adapters import load_adapter, save_adapter
 from lora_np.crew import one_blas_thread
-from lora_np.data import Epochs, Record, Sample, samples_of
+from lora_np.data import Epochs, Sample, samples_of
+from lora_np.experiments.asking import chat_answers
 from lora_np.experiments.folder import Kind, as_json, begin, opened, save_results
-from lora_np.experiments.personal.run import check_unchanged, fingerprint
 from lora_np.experiments.runner import Progress, run_all
 from lora_np.experiments.sql.plan import (
     FULL,
@@ -42,14 +42,13 @@ from lora_np.experiments.sql.plan import (
     trial_of,
 )
 from lora_np.experiments.sql.task import (
-    Answer,
-    Messages,
     Question,
-    messages,
     questions,
     scored,
+    training_records,
     worked_examples,
 )
+from lora_np.experiments.unchanged import check_unchanged, fingerprint, whole
 from lora_np.finetune import Settings, train_adapter
 from lora_np.methods import merge
 from lora_np.methods.targets import linear_paths
@@ -108,7 +107,7 @@ def run_sql(
     with opened(KIND, out, made_with(settings, asked), take_over=take_over) as results:
         if results["complete"]:
             return results
-        facts = {"base_sha256": _sha(_base(settings.model)[1]), "questions": _facts(asked)}
+        facts = {"base_sha256": whole(_base(settings.model)[1]), "questions": _facts(asked)}
         results.setdefault("scores", [])
         begin(out, results, facts, None)
         _work_off(settings, out, results, executor, listen)
@@ -220,9 +219,7 @@ def finetune_settings(
 
 def training_samples(asked: Sequence[Question], tokenizer: Any, longest: int) -> list[Sample]:
     """Return a sample for each question: its chat, of which the query is labelled."""
-    chats = [messages(question, answered=True) for question in asked]
-    records = [Record("questions", i, tuple(c), (True,)) for i, c in enumerate(chats, 1)]
-    return samples_of(records, tokenizer, longest=longest)[0]
+    return samples_of(training_records(asked), tokenizer, longest=longest)[0]
 
 
 def _score(
@@ -236,41 +233,12 @@ def _score(
     if trial.lr is not None:
         model = merge(load_adapter(model, folder_of(out, trial)))
     shown = worked_examples(asked["train"], settings.examples) if trial.contender == SHOWN else ()
-    answer = answering(model, llm.tokenizer, settings.longest, settings.answered)
+    how = {"longest": settings.longest, "together": settings.answered}
+    answer = partial(chat_answers, model, llm.tokenizer, **how)
     cpu = cpu_seconds()
     records = scored(answer, asked[split], trial.contender, split, trial.seed, shown)
     verdicts = {name: [record[name] for record in records] for name in VERDICT}
     return {"split": split, "cpu_seconds": cpu_seconds() - cpu, **verdicts}
-
-
-def answering(model: Any, tokenizer: Any, longest: int, answered: int) -> Answer:
-    """Return what answers chats with a model's likeliest tokens, chats of like length together.
-
-    Parameters
-    ----------
-    model : LanguageModel
-    tokenizer : Tokenizer
-    longest : int
-        Most tokens of an answer.
-    answered : int
-        Most chats in a batch.
-    """
-
-    def answer(chats: list[Messages]) -> list[str]:
-        prompts = [np.array(tokenizer.chat(chat, True)) for chat in chats]
-        order = sorted(range(len(chats)), key=lambda i: len(prompts[i]))
-        said = [""] * len(chats)
-        for first in range(0, len(chats), answered):
-            batch = order[first : first + answered]
-            texts = model.generate(
-                [prompts[i] for i in batch], longest, temperature=0, stop=tokenizer.ends
-            )
-            for i, text in zip(batch, texts, strict=True):
-                new = text[len(prompts[i]) :].tolist()
-                said[i] = tokenizer.decode([t for t in new if t not in tokenizer.ends])
-        return said
-
-    return answer
 
 
 def cpu_seconds() -> float:
@@ -295,10 +263,6 @@ def _base(name: str) -> tuple[Any, dict[str, str]]:
 
 
 _questions = lru_cache(maxsize=1)(questions)
-
-
-def _sha(hashes: dict[str, str]) -> str:
-    return hashlib.sha256("".join(hashes.values()).encode()).hexdigest()
 
 
 def _facts(asked: dict[str, list[Question]]) -> dict[str, list[dict[str, str]]]:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lora_np.data import Record
 from lora_np.experiments.sql.heldout import PHRASINGS as HELD_OUT
 from lora_np.experiments.sql.judge import guard, judge, rows_of
 from lora_np.experiments.sql.phrasings import PHRASINGS
@@ -164,6 +165,17 @@ def messages(
         turns.append({"role": "user", "content": asked.prompt})
         turns.append({"role": "assistant", "content": asked.sql})
     return turns if answered else turns[:-1]
+
+
+def training_records(asked: Sequence[Question]) -> list[Record]:
+    """Return questions with their queries as records, for :func:`lora_np.data.samples_of`.
+
+    Parameters
+    ----------
+    asked : sequence of Question
+    """
+    chats = (tuple(messages(question, answered=True)) for question in asked)
+    return [Record("questions", i, chat, (True,)) for i, chat in enumerate(chats, start=1)]
 
 
 def worked_examples(train: Sequence[Question], number: int) -> list[Question]:

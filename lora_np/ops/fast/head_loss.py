@@ -8,8 +8,9 @@ count, the division is done where the array is narrow::
 
     dx = (softmax(z) W - W[target]) / count = ((e W) / t - W[target]) / count
 
-A loss that has no backward, as in evaluation, costs this product in vain, and dW is computed from
-the logits again, as by the textbook pair: models with a trainable head call that one.
+If no backward follows, as in evaluation, this product is computed for nothing; and dW takes the
+logits once more, as in the textbook pair. So models call the textbook pair where the head is
+trainable or dx is not needed (models/head.py).
 
 What it gains: with the textbook pair, a LoRA step of SmolLM2 on 4 x 64 tokens takes 1.10 times as
 long with OpenBLAS's kernels for AVX2, and 1.13 times with those for AVX-512 (2026-11-26).

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lora_np.cli import main
+from lora_np.experiments.asking import chat_answers
 from lora_np.experiments.folder import SweepError
 from lora_np.experiments.sql import study
 from lora_np.experiments.sql.plan import (
@@ -26,12 +27,7 @@ from lora_np.experiments.sql.plan import (
     tried_rates,
 )
 from lora_np.experiments.sql.report import study_report
-from lora_np.experiments.sql.study import (
-    answering,
-    finetune_settings,
-    run_sql,
-    training_samples,
-)
+from lora_np.experiments.sql.study import finetune_settings, run_sql, training_samples
 from lora_np.experiments.sql.task import Sizes, messages, questions
 from lora_np.finetune import train_adapter
 from lora_np.pretrained import load_llm
@@ -116,7 +112,7 @@ def test_a_run_scores_every_contender_and_stores_what_it_trained(tiny, whole):
     llm = load_llm(tiny.model)
     (folder,) = (p for p in (out / "adapters").iterdir() if p.name.startswith("full-1"))
     model = study.merge(study.load_adapter(llm.model, folder))
-    said = answering(model, llm.tokenizer, 2, 4)([messages(q) for q in asked])
+    said = chat_answers(model, llm.tokenizer, [messages(q) for q in asked], 2, 4)
     assert said == [r["answer"] for r in mine if r["seed"] == 1]
 
 
@@ -138,11 +134,11 @@ def test_cpu_seconds_of_a_training_are_counted_and_children_with_them(whole, mon
 def test_the_base_is_answered_as_it_is_and_with_worked_examples(tiny, whole, monkeypatch):
     heard = []
 
-    def answer(chats):
+    def answer(model, tokenizer, chats, **how):
         heard.append(chats)
         return ["SELECT 1"] * len(chats)
 
-    monkeypatch.setattr(study, "answering", lambda *_: answer)
+    monkeypatch.setattr(study, "chat_answers", answer)
     for name in ("base", SHOWN):
         work = study.Work(Trial(name, 0, None), "new values")
         study.carry_out_work(tiny, whole[0], work)
