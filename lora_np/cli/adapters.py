@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from lora_np.adapters import Keep
     from lora_np.adapters.ranks import Analysis
 
+PLAIN = "a PEFT folder or a .safetensors file"  # what a plain LoRA adapter is
+CHECKPOINT: dict[str, Any] = {"type": Path, "metavar": "FILE_OR_FOLDER"}
+
 
 def add_adapter_commands(commands: Any) -> None:
     """Add the parsers of the adapter commands."""
@@ -29,7 +32,7 @@ def _add_analyse(commands: Any) -> None:
         description="PATH is a LoRA adapter (a PEFT folder or a .safetensors file) or the folder "
         "of a sweep. With --base, PATH is a checkpoint after training.",
     )
-    analyse.add_argument("path", type=Path, metavar="PATH")
+    analyse.add_argument("path", type=Path, metavar="PATH", help="a file or a folder")
     analyse.add_argument(
         "--base", type=Path, metavar="FILE_OR_FOLDER", help="the checkpoint before training"
     )
@@ -95,7 +98,7 @@ def _analysis(path: Path, base: Path | None) -> Analysis:
 
 def _add_resize(commands: Any) -> None:
     resize = commands.add_parser("resize", help="write the nearest adapter of lower rank")
-    resize.add_argument("adapter", type=Path, metavar="ADAPTER")
+    resize.add_argument("adapter", type=Path, metavar="ADAPTER", help=PLAIN)
     _add_keep(resize)
     _add_folder(resize)
     resize.set_defaults(run=run_resize)
@@ -103,8 +106,8 @@ def _add_resize(commands: Any) -> None:
 
 def _add_extract(commands: Any) -> None:
     extract = commands.add_parser("extract", help="write an adapter from two checkpoints")
-    extract.add_argument("--base", type=Path, required=True, metavar="FILE_OR_FOLDER")
-    extract.add_argument("--tuned", type=Path, required=True, metavar="FILE_OR_FOLDER")
+    extract.add_argument("--base", required=True, help="before training", **CHECKPOINT)
+    extract.add_argument("--tuned", required=True, help="after training", **CHECKPOINT)
     _add_keep(extract)
     _add_folder(extract)
     extract.set_defaults(run=run_extract)
@@ -112,8 +115,8 @@ def _add_extract(commands: Any) -> None:
 
 def _add_merge(commands: Any) -> None:
     merge = commands.add_parser("merge", help="write a checkpoint with an adapter merged into it")
-    merge.add_argument("--base", type=Path, required=True, metavar="FILE_OR_FOLDER")
-    merge.add_argument("--adapter", type=Path, required=True, metavar="ADAPTER")
+    merge.add_argument("--base", required=True, help="the checkpoint", **CHECKPOINT)
+    merge.add_argument("--adapter", type=Path, required=True, metavar="ADAPTER", help=PLAIN)
     merge.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new file")
     merge.set_defaults(run=run_merge)
 
@@ -122,8 +125,10 @@ def _add_combine(commands: Any) -> None:
     combine = commands.add_parser(
         "combine", help="write the weighted sum of adapters as one adapter"
     )
-    combine.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER")
-    combine.add_argument("--weights", type=float, nargs="+", required=True, metavar="W")
+    combine.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER", help=PLAIN)
+    combine.add_argument(
+        "--weights", type=float, nargs="+", required=True, metavar="W", help="one for each adapter"
+    )
     combine.add_argument(
         "--method",
         choices=("cat", "svd", "linear"),
@@ -164,11 +169,12 @@ def _add_export(commands: Any) -> None:
         help="write a Llama, with an adapter merged into it, for llama.cpp or transformers",
         description="OUT becomes a GGUF file if its name ends in .gguf, else a folder of Hugging "
         "Face. The tokenizer and the chat template are written too.",
+        epilog="Example: lora-np export --model smollm2 --adapter my-adapter --out merged.gguf",
     )
     export.add_argument(
-        "--model", required=True, metavar="M", help="smollm2, a .gguf file, or a folder"
+        "--model", required=True, metavar="M", help="smollm2, or a folder, a .gguf file or a wheel"
     )
-    export.add_argument("--adapter", type=Path, metavar="ADAPTER", help="default: none")
+    export.add_argument("--adapter", type=Path, metavar="ADAPTER", help="its folder; default: none")
     export.add_argument(
         "--type",
         choices=("f32", "f16", "bf16", "q8_0"),

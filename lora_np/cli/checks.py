@@ -13,7 +13,7 @@ def add_gradcheck(commands: Any) -> None:
     check = commands.add_parser(
         "gradcheck", help="check every gradient against numerical derivatives"
     )
-    check.add_argument("--seed", type=int, default=0)
+    check.add_argument("--seed", type=int, default=0, help="seed of the inputs; default: 0")
     check.set_defaults(run=run_gradcheck)
 
 
@@ -56,7 +56,7 @@ def run_account(arguments: argparse.Namespace) -> int:
 def add_grade(commands: Any) -> None:
     """Add the parser of ``grade``."""
     grade = commands.add_parser("grade", help="grade FOLDER/TASK/STUDENT.py and report mistakes")
-    grade.add_argument("folder", type=Path)
+    grade.add_argument("folder", type=Path, help="holds a folder for each task")
     grade.add_argument("--seed", type=int, default=0, help="seed of the test inputs; default: 0")
     grade.set_defaults(run=run_grade)
 

@@ -25,6 +25,8 @@ def add_finetune(commands: Any) -> None:
         "finetune",
         help="fine-tune a language model on your own file; an adapter for PEFT comes out",
         description="Settings come from the command line, then from --config, then the defaults.",
+        epilog="Example: lora-np finetune --model smollm2 --data my.jsonl --out my-adapter. "
+        "docs/guides/own_data.md explains the files and the options that matter.",
     )
     add = parser.add_argument
     add("--config", type=Path, metavar="FILE", help="settings in TOML, named as the options here")
@@ -49,7 +51,7 @@ def _add_setting(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None
             "--option", action="append", metavar="NAME=VALUE", dest="options", help=said
         )
         return
-    if field.default not in (None, False) and "default" not in said:
+    if field.default is not None and field.default is not False and "default" not in said:
         said = f"{said}; default: {field.default}"
     kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not NoneType]
     how: dict[str, Any] = {"help": said, "default": None}

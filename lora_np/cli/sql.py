@@ -17,8 +17,10 @@ def add_sql(commands: Any) -> None:
     sql = commands.add_parser(
         "sql",
         help="text-to-SQL: the base, LoRA and full fine-tuning, judged by what queries return",
-        description="Settings are those of lora_np.experiments.sql.plan.SqlSettings. "
-        "docs/text_to_sql.md shows a run.",
+        description="Questions about small databases are answered with queries, which are run and "
+        "judged by the rows that they return. docs/text_to_sql.md shows a run.",
+        epilog="Example: lora-np sql --model smollm2. The other settings are those of "
+        "lora_np.experiments.sql.plan.SqlSettings, for Python.",
     )
     model = "smollm2 (default), or a folder, a .gguf file or a wheel"
     sql.add_argument("--model", metavar="NAME", help=model)

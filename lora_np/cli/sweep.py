@@ -71,7 +71,7 @@ def add_sweep(commands: Any) -> None:
         add(f"--{name}", type=int, help=f"{meaning}; {_default(name)}")
     for name, meaning in REAL.items():
         add(f"--{name}", type=float, help=f"{meaning}; {_default(name)}")
-    add("--device", help="cpu or cuda")
+    add("--device", help="cpu or cuda; default: cpu")
     sweep.set_defaults(run=run_sweep)
 
 
@@ -150,16 +150,15 @@ def sweep_settings(arguments: argparse.Namespace) -> Any:
 def add_generate(commands: Any) -> None:
     """Add the parser of ``generate``."""
     generate = commands.add_parser("generate", help="generate text with a model of a sweep")
-    generate.add_argument("--run", dest="folder", type=Path, required=True, metavar="DIR")
-    generate.add_argument("--prompt", default="def ", help='default: "def "')
-    generate.add_argument(
-        "--model", default="best", help="base, full, or a rank; default: the best on validation"
-    )
-    generate.add_argument("--tokens", type=int, default=300, help="bytes to write")
-    generate.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest")
-    generate.add_argument("--top-k", type=int)
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--device", default="cpu", help="cpu or cuda")
+    add = generate.add_argument
+    add("--run", dest="folder", type=Path, required=True, metavar="DIR", help="folder of the sweep")
+    add("--prompt", default="def ", help='default: "def "')
+    add("--model", default="best", help="base, full, or a rank; default: the best on validation")
+    add("--tokens", type=int, default=300, help="bytes to write; default: 300")
+    add("--temperature", type=float, default=0.8, help="0: the likeliest; default: 0.8")
+    add("--top-k", type=int, help="draw only from the K likeliest bytes; default: all")
+    add("--seed", type=int, default=0, help="of what is drawn; default: 0")
+    add("--device", default="cpu", help="cpu or cuda; default: cpu")
     generate.set_defaults(run=run_generate)
 
 

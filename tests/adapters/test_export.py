@@ -10,7 +10,7 @@ from lora_np.adapters import export_model, write_adapter
 from lora_np.adapters.gguf import adapter_to_gguf
 from lora_np.files import GgufFile, TensorFile
 from lora_np.methods import DoraConfig, PromptConfig
-from lora_np.pretrained import load_llm
+from lora_np.pretrained import fingerprint, load_llm
 from lora_np.pretrained.tokenizer_files import PIECES
 from tests.adapters.llama_files import (
     SCALING,
@@ -313,6 +313,13 @@ def with_adapter(model, config=None):
     return write
 
 
+def made_on_another(tmp_path):
+    options = with_adapter(llama())(tmp_path)
+    record = {"base": {"name": "a model", "fingerprint": "0123456789abcdef"}}
+    (tmp_path / "lora" / "training.json").write_text(json.dumps(record))
+    return options
+
+
 def plain(**options):
     def write(tmp_path):
         write_folder(tmp_path / "base", llama(**options.pop("sizes", {})))
@@ -355,6 +362,7 @@ SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"
         (in_use("x.gguf"), r"x\.gguf already exists"),
         (in_use(""), "already exists: give the result another name"),
         (with_adapter(llama(n_layer=3)), "layers.2"),
+        (made_on_another, r"lora was trained on another base \('a model', fingerprint"),
         (with_adapter(llama(), PromptConfig()), "virtual tokens do not merge"),
         (cut_by(SPLIT, BYTES), r"cuts texts by \('mine',\): llama.cpp's name is not known"),
         (cut_by({**BYTES, "add_prefix_space": True}), "has the pre-tokenizer .*'ByteLevel'"),
@@ -373,6 +381,16 @@ def test_a_model_that_cannot_be_written_is_refused_in_one_line(write, message, t
     with pytest.raises(ValueError, match=message):
         export_model(tmp_path / "base", tmp_path / options.pop("out"), **options)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("record", [[], {"base": 1}, {"base": {"fingerprint": 5}}, None])
+def test_an_adapter_is_merged_if_its_record_names_this_base_or_none(source, record, tmp_path):
+    write_lora(tmp_path / "lora", llama())
+    if record is None:
+        record = {"base": {"fingerprint": fingerprint(llama())}}
+    (tmp_path / "lora" / "training.json").write_text(json.dumps(record))
+    export_model(source, tmp_path / "x.gguf", adapter=tmp_path / "lora")
+    assert (tmp_path / "x.gguf").exists()
 
 
 def test_a_method_that_adds_a_tensor_is_refused(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from lora_np.cli import sweep, workers
 from lora_np.crew import keep_memory
 from lora_np.experiments.rank_sweep import LinearSettings, TextSettings, run
 from lora_np.experiments.rank_sweep.text import run_text_trial
+from lora_np.finetune import Settings
 from tests.compare import PNG
 from tests.tiny import sweep_command
 
@@ -439,6 +440,22 @@ def test_no_command_prints_the_help_and_an_unknown_one_is_an_error(command):
     assert (status, err) == (0, "") and out.startswith("usage: lora-np") and "sweep" in out
     with pytest.raises(SystemExit, match="2"):
         command("swep")
+
+
+def test_every_option_of_every_command_is_explained_and_names_its_default():
+    (commands,) = (a.choices for a in cli.parser()._actions if isinstance(a.choices, dict))
+    options = [(name, a) for name, command in commands.items() for a in command._actions]
+    assert len(commands) > 20 and len(options) > 150
+    for name, option in options:
+        shown = option.help or ""
+        assert shown, (name, option.dest)
+        has_one = option.default not in (None, "==SUPPRESS==", []) and option.default is not False
+        assert not has_one or "default" in shown, (name, option.dest)
+    told = {option.dest: option.help for name, option in options if name == "finetune"}
+    for field in dataclasses.fields(Settings):  # the parser's own default is None: a file may say
+        default = field.default
+        if default not in (None, dataclasses.MISSING) and default is not False:
+            assert told[field.name].endswith(f"; default: {default}"), field.name
 
 
 def test_the_version_is_the_packages(capsys):

@@ -30,6 +30,7 @@ from tests.finetune.tiny import write_data, write_llama
 GUIDES = ROOT / "docs" / "guides"
 # .ci/run installs into a fresh environment; a real model is 98 MB. test_docs parses the commands.
 NOT_HERE = ("pip", "python3 -m venv", ". .venv", "lora-np finetune", "lora-np sweep --model")
+NOT_HERE += ("lora-np export",)
 INSTEAD = {"lora-np sweep": "lora-np sweep --quick --out whole"}  # the whole one takes minutes
 # Other processors and BLAS libraries round otherwise, and training carries that on: another rate
 # wins, one more is tried, a standard error of three seeds differs. The losses stay within this.

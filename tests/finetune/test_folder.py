@@ -1,8 +1,11 @@
 """The command: a folder that continues bit for bit, what it refuses, and what it leaves."""
 
+import io
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -76,7 +79,9 @@ def test_the_command_leaves_an_adapter_a_card_and_a_record(settings, tmp_path, c
     out = tmp_path / "out"
     assert main(command(settings, "--out", out)) == 0
     said = capsys.readouterr()
-    assert "which is kept" in said.out and "epoch 2 of 2: loss" in said.err
+    assert "which is kept" in said.out
+    line = r"epoch 2 of 2: loss #, validation #, # tokens a second, # seconds left"
+    assert re.search(line.replace("#", r"\d+(\.\d+)?"), said.err)
     names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "training.json"]
     assert sorted(os.listdir(out)) == names
     record, card = load_json(out / "training.json"), (out / "README.md").read_text()
@@ -133,6 +138,26 @@ def test_the_dry_run_writes_nothing_and_shows_the_first_sample(settings, tmp_pat
     for part in ("11 samples to train on, 3 to validate on", "hidden states, kept", "6 steps: 2"):
         assert part in said
     assert "\n> " in said and "\n  how many in shop" in said
+
+
+def test_nothing_is_asked_of_the_network(settings, tmp_path, monkeypatch, capsys):
+    def asked(*arguments):
+        raise AssertionError(f"the network was asked: {arguments}")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, asked)
+    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+        monkeypatch.setattr(socket, name, asked)
+    model, out = ["--model", settings.model], str(tmp_path / "out")
+    assert main(command(settings, "--out", out, "--epochs", 1)) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("how many in shop 1?\n"))
+    assert main(["chat", *model, "--adapter", out, "--tokens", "2"]) == 0
+    assert main(["export", *model, "--adapter", out, "--out", str(tmp_path / "x.gguf")]) == 0
+    capsys.readouterr()
+    with pytest.raises(AssertionError, match="the network was asked"):
+        socket.create_connection(("localhost", 9))
+    assert main(["chat", "--model", "HuggingFaceTB/SmolLM2-135M-Instruct"]) == 2
+    assert "no such file or folder" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------- continuing
