@@ -66,6 +66,7 @@ def add_chat(commands: Any) -> None:
 def run_chat(arguments: argparse.Namespace) -> int:
     """Load the model and its adapters; answer lines until they end."""
     from lora_np.chat import Conversation, Drawing, Session, Shelf
+    from lora_np.crew import one_blas_thread
     from lora_np.pretrained import load_llm, template_in
 
     if arguments.seed < 0:
@@ -91,7 +92,8 @@ def run_chat(arguments: argparse.Namespace) -> int:
         # Ctrl-C stops an answer, and the conversation goes on; SIGTERM ends the process as usual.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     session = Session(conversation, shelf, _write, _say, interactive)
-    session.run(_typed() if interactive else sys.stdin)
+    with one_blas_thread():  # an answer reads the weights once a token: a second thread waits
+        session.run(_typed() if interactive else sys.stdin)
     return 0
 
 
