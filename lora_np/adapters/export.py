@@ -17,7 +17,6 @@ import numpy as np
 from lora_np.adapters.cut import naming
 from lora_np.adapters.merge import Merged
 from lora_np.adapters.on_model import load_adapter
-from lora_np.adapters.origin import expect_base
 from lora_np.adapters.write import as_written
 from lora_np.backend import to_host
 from lora_np.files import (
@@ -32,7 +31,7 @@ from lora_np.files import (
 from lora_np.files.atomic import make_folder, replacing_folder
 from lora_np.forms import Q8_0, Form
 from lora_np.methods import merge
-from lora_np.pretrained.find import find_model, fingerprint
+from lora_np.pretrained.find import expect_base, find_model, fingerprint
 from lora_np.pretrained.gguf_names import gguf_name, is_permuted, permuted
 from lora_np.pretrained.llama import OURS, llama_of_folder, llama_of_gguf
 from lora_np.pretrained.llama_out import (

@@ -27,7 +27,7 @@ from lora_np.adapters.write import Written, as_written, named_tensors
 from lora_np.files import CheckpointError, GgufFile, write_gguf
 from lora_np.files.gguf import GgufTensor
 from lora_np.files.names import matched
-from lora_np.pretrained.find import find_model
+from lora_np.pretrained.find import RECORD, expect_base, find_model, fingerprint
 from lora_np.pretrained.gguf_names import (
     gguf_name,
     is_permuted,
@@ -35,6 +35,7 @@ from lora_np.pretrained.gguf_names import (
     permuted_rows,
     unpermuted_rows,
 )
+from lora_np.pretrained.llama import load_llama
 from lora_np.pretrained.llama_out import architecture_of, config_at, linear_shapes
 from lora_np.reading import shown
 from lora_np.tables import listed
@@ -107,7 +108,8 @@ def adapter_to_gguf(adapter: str | Path, base: str | Path, path: str | Path) -> 
     adapter : str or Path
         A LoRA adapter that :func:`~lora_np.adapters.open_adapter` can open.
     base : str or Path
-        The model, as for :func:`lora_np.pretrained.find_model`; only its sizes are read.
+        The model, as for :func:`lora_np.pretrained.find_model`. Its weights are read only if the
+        adapter has a record of the base that it was trained on.
     path : str or Path
         A new file that ends in ".gguf".
 
@@ -119,7 +121,7 @@ def adapter_to_gguf(adapter: str | Path, base: str | Path, path: str | Path) -> 
     Raises
     ------
     CheckpointError
-        If the adapter is of another method or model, a file is broken, or `path` exists.
+        If the adapter is of another method, model or base, a file is broken, or `path` exists.
     ValueError
         If GGUF cannot hold the factors, or `path` has another ending.
 
@@ -140,7 +142,10 @@ def adapter_to_gguf(adapter: str | Path, base: str | Path, path: str | Path) -> 
     """
     if not is_gguf(path):
         raise ValueError(f"{path}: expected a name that ends in .gguf")
-    config = config_at(find_model(base))
+    source = find_model(base)
+    config = config_at(source)
+    if (Path(adapter) / RECORD).is_file():
+        expect_base(adapter, fingerprint(load_llama(source, keep_quantised=True)))
     shapes = linear_shapes(config)
     with open_adapter(adapter) as file:
         file.require_scale()

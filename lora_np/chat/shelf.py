@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.adapters import load_adapter
-from lora_np.files import CheckpointError, load_json
+from lora_np.files import CheckpointError
 from lora_np.methods.table import hint
 from lora_np.pretrained import fingerprint
+from lora_np.pretrained.find import expect_base
 from lora_np.reading import shown
 
 BASE = "base"  # the name under which the model has no adapter
-RECORD = "training.json"  # what made an adapter, beside it
 
 
 class Shelf:
@@ -71,7 +71,7 @@ class Shelf:
                     f"two adapters are called {shown(name)}: {folder} and {places[name]}; rename "
                     "a folder"
                 )
-            _expect_base(folder, made_on)
+            expect_base(folder, made_on)
             self.models[name], places[name] = load_adapter(base, folder), str(folder)
         self.chosen = next((name for name in self.models if name != BASE), BASE)
 
@@ -92,17 +92,3 @@ class Shelf:
     def model(self) -> Any:
         """The chosen model."""
         return self.models[self.chosen]
-
-
-def _expect_base(folder: Path, made_on: str) -> None:
-    """Raise unless the record beside an adapter names this base, or does not exist."""
-    if not (folder / RECORD).is_file():
-        return
-    record = load_json(folder / RECORD)
-    base = record.get("base") if isinstance(record, dict) else None
-    found = base.get("fingerprint") if isinstance(base, dict) else None
-    if isinstance(base, dict) and isinstance(found, str) and found != made_on:
-        raise CheckpointError(
-            f"{folder} was trained on another base ({shown(base.get('name'))}, fingerprint "
-            f"{shown(found)}; this one has {made_on!r})"
-        )

@@ -311,6 +311,7 @@ class Epochs:
         self._samples, self.batch_size, self.seed = samples, batch_size, seed
         self.by_length = by_length
         self._most = together
+        self._held: tuple[int, list[np.ndarray]] = (-1, [])  # an epoch, and its batches
         self._family = np.zeros(len(samples), int)
         for number, family in enumerate(families(samples) if together > 1 else ()):
             self._family[family] = number
@@ -322,14 +323,20 @@ class Epochs:
     def samples(self, step: int) -> list[Sample]:
         """Return the samples of step 0, 1, 2, ...; the epochs go on without end."""
         epoch, i = divmod(step, self.steps(1))
+        if self._held[0] != epoch:  # drawn once, not at every step: an epoch may have many
+            self._held = epoch, self._batches(epoch)
+        return [self._samples[k] for k in self._held[1][i]]
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        """Return which samples are in each batch of an epoch."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self._samples))
         if self._most > 1:
             order = self._in_families(order, rng)
         if self.by_length:
             order = self._sorted(order)
-            i = int(rng.permutation(self.steps(1))[i])
-        return [self._samples[k] for k in order[i * self.batch_size : (i + 1) * self.batch_size]]
+        batches = np.split(order, range(self.batch_size, order.size, self.batch_size))
+        return [batches[i] for i in rng.permutation(len(batches))] if self.by_length else batches
 
     def _in_families(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return the order with samples of one family side by side, in groups of random order."""

@@ -66,8 +66,10 @@ def split_records(records: Sequence[Record], share: float, seed: int) -> RecordS
         train, validation = _grouped(records, share, seed)
         duplicates = len(records) - len({repr((r.messages, r.text)) for r in records})
     if not train or not validation:
+        source = f"{records[0].file}: " if records else ""
         raise DataError(
-            f"a validation share of {share} of {counted(len(records), 'record')} with "
+            f"{source}a validation share of {share} of "
+            f"{counted(len(records), 'record')} with "
             f"{counted(len({r.prompt for r in records}), 'different prompt')} leaves {len(train)} "
             f"to train on and {len(validation)} to validate on: change the share or add records"
         )

@@ -185,7 +185,8 @@ def _parsed(raw: bytes, place: str, first: bool) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise DataError(f"{place} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
     except json.JSONDecodeError as error:
-        cause = f"{error.msg[0].lower()}{error.msg[1:]} at character {error.pos + 1}"
+        said = error.msg.removesuffix(" at")  # as in "Invalid control character at"
+        cause = f"{said[0].lower()}{said[1:]} at character {error.pos + 1}"
         raise DataError(
             f"{place} is not JSON ({cause}): expected one whole object a line; "
             "the name of a plain text ends in .txt"

@@ -50,6 +50,8 @@ def method_in(settings: Settings, model: Any, steps: int) -> MethodConfig:
         own = next((option for option in theirs if option in known), None)
         if known and own is None:
             raise ValueError(f"method {settings.method!r} has no {name}: leave it out")
+        if own in options:
+            raise ValueError(f"{name} and the option {own} are one setting: leave one of them out")
         options[own or name] = _top(model, value) if name == "top_layers" else value
     if "total_step" in known:
         options.setdefault("total_step", steps)

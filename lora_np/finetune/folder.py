@@ -28,11 +28,11 @@ from lora_np.files import load_json, save_json, save_text
 from lora_np.files.atomic import beside, strangers
 from lora_np.files.lock import HeldError, clear, hold
 from lora_np.finetune.card import card
-from lora_np.finetune.prepare import RECORD, Prepared, prepare
+from lora_np.finetune.prepare import Prepared, prepare, samples_hash
 from lora_np.finetune.run import After, Result, Training, jobs_of
 from lora_np.finetune.settings import Settings
 from lora_np.finetune.terminal import TrainingBar
-from lora_np.pretrained.find import HUB
+from lora_np.pretrained.find import HUB, RECORD, fingerprint, load_llm
 from lora_np.reading import shown
 from lora_np.train import load_state, save_state
 
@@ -88,6 +88,9 @@ def finetune(
     if begun is not None:
         _expect_same(out, "data", begun["data"]["sha256"], data_hash(settings.data or ""))
         if begun["complete"]:
+            if _name(settings) != begun["base"]["name"]:
+                base = fingerprint(load_llm(settings.model, keep_quantised=True).model)
+                _expect_same(out, "base", begun["base"]["fingerprint"], base)
             clear(out)
             return begun
         settings = replace(settings, jobs=settings.jobs or begun["jobs"])
@@ -115,6 +118,8 @@ def _begin(
     record = begun or _new_record(settings, prepared, command)
     _expect_same(out, "base", record["base"]["fingerprint"], prepared.fingerprint)
     _expect_same(out, "data", record["data"]["sha256"], prepared.sha256)
+    tokens = samples_hash(prepared)
+    _expect_same(out, "template or tokenizer", record["data"].setdefault("tokens", tokens), tokens)
     if begun is None:
         save_json(out / RECORD, record)
     elif (out / STATE).exists():
@@ -152,7 +157,8 @@ def _read(out: Path, settings: Settings) -> dict[str, Any] | None:
         return None
     record = load_json(path)
     try:
-        before, made_of = record["settings"], (record["data"]["sha256"], record["base"]["name"])
+        before, base = record["settings"], record["base"]
+        made_of = (record["data"]["sha256"], base["name"], base["fingerprint"])
         if not isinstance(before, dict) or not all(isinstance(name, str) for name in made_of):
             raise TypeError
         if type(record["complete"]) is not bool or type(record["jobs"]) is not int:
@@ -175,6 +181,11 @@ def compared(settings: Settings) -> dict[str, Any]:
     return json.loads(json.dumps(plain))
 
 
+def _name(settings: Settings) -> str:
+    """Return the name by which PEFT finds the base."""
+    return HUB.get(settings.model, settings.model)
+
+
 def _expect_same(out: Path, what: str, before: str, now: str) -> None:
     if before != now:
         raise FinetuneError(
@@ -187,7 +198,7 @@ def _new_record(settings: Settings, prepared: Prepared, command: str) -> dict[st
     return {
         "complete": False,
         "base": {
-            "name": HUB.get(settings.model, settings.model),
+            "name": _name(settings),
             "fingerprint": prepared.fingerprint,
         },
         "data": {"file": Path(settings.data or "").name, "sha256": prepared.sha256},

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lora_np.adapters import load_adapter
@@ -15,13 +15,10 @@ from lora_np.data import (
     samples_of,
     split_records,
 )
-from lora_np.files import CheckpointError, load_json
 from lora_np.finetune.settings import Settings
-from lora_np.pretrained import Tokenizer, fingerprint, load_llm
-from lora_np.reading import open_file
+from lora_np.pretrained import Tokenizer, fingerprint, load_llm, template_in
+from lora_np.pretrained.find import expect_base
 from lora_np.tables import counted
-
-RECORD = "training.json"  # what made an adapter, beside it
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +68,8 @@ def prepare(settings: Settings) -> Prepared:
     base = fingerprint(llm.model)
     model, tokenizer = llm.model, llm.tokenizer
     if s.resume_adapter is not None:
-        model = resumed(model, base, Path(s.resume_adapter))
+        expect_base(s.resume_adapter, base)
+        model = load_adapter(model, s.resume_adapter)
     if s.template is not None:
         tokenizer = tokenizer.with_template(template_in(s.template))
     room = llm.model.block_size
@@ -85,35 +83,13 @@ def prepare(settings: Settings) -> Prepared:
     return Prepared(model, tokenizer, samples, held, report, duplicates, base, sha256)
 
 
-def template_in(name: str) -> str:
-    """Return the chat template of a file, or the name of a known one."""
-    if name == "chatml":
-        return name
-    with open_file(name, ValueError) as file:
-        try:
-            return file.read().decode("utf-8")
-        except UnicodeDecodeError:
-            raise ValueError(f"{name} is not UTF-8: expected a chat template") from None
-
-
-def resumed(base: Any, base_fingerprint: str, folder: Path) -> Any:
-    """Return the model with the adapters of a folder, to train them on.
-
-    Raises
-    ------
-    CheckpointError
-        If the folder says that its adapter was trained on another base, or does not fit.
-    """
-    record = folder / RECORD
-    if record.is_file():
-        found = load_json(record)
-        made_on = found.get("base", {}) if isinstance(found, dict) else {}
-        if isinstance(made_on, dict) and made_on.get("fingerprint", "") != base_fingerprint:
-            raise CheckpointError(
-                f"{folder} was trained on another base ({made_on.get('name')}, fingerprint "
-                f"{made_on.get('fingerprint')}; this one has {base_fingerprint})"
-            )
-    return load_adapter(base, folder)
+def samples_hash(prepared: Prepared) -> str:
+    """Return the SHA-256 of the tokens and labels, which the data alone do not decide."""
+    digest = hashlib.sha256()
+    for sample in [*prepared.train, *prepared.validation]:
+        digest.update(len(sample).to_bytes(8, "little"))
+        digest.update(sample.tokens.astype("<i4").tobytes() + sample.labelled.tobytes())
+    return digest.hexdigest()
 
 
 def samples_line(prepared: Prepared) -> str:

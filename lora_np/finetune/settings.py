@@ -87,6 +87,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_types(self)
+        for name in ("model", "data", "template", "resume_adapter"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} is empty: expected a name")
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:

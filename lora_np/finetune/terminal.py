@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -21,32 +21,35 @@ class TrainingBar:
 
     def __init__(self, training: Any, after: Callable[[Any], None] | None = None) -> None:
         self.after, self.is_screen = after, sys.stderr.isatty()
-        done, steps = training.trainer.position, training.trainer.steps
-        self.lengths = [sum(map(len, training.epochs.samples(step))) for step in range(steps)]
-        self.began, self.first, self.bar = time.perf_counter(), done, None
+        self.epochs, self.bar = training.epochs, None
+        epoch, step = divmod(training.trainer.position, training.steps_in_epoch)
+        in_epoch = self._tokens(range(training.steps_in_epoch))
+        first = epoch * training.steps_in_epoch  # of the epoch that was begun
+        self.began, self.total = time.perf_counter(), training.settings.epochs * in_epoch
+        self.first = self.done = epoch * in_epoch + self._tokens(range(first, first + step))
+
+    def _tokens(self, steps: Iterable[int]) -> int:
+        return sum(len(sample) for step in steps for sample in self.epochs.samples(step))
 
     def __enter__(self) -> TrainingBar:
         if self.is_screen:
             from tqdm import tqdm
 
-            self.bar = tqdm(
-                total=sum(self.lengths),
-                initial=sum(self.lengths[: self.first]),
-                unit="tok",
-                unit_scale=True,
-            )
+            self.bar = tqdm(total=self.total, initial=self.first, unit="tok", unit_scale=True)
         return self
 
     def __call__(self, training: Any) -> None:
         """Show one more step."""
         done, history = training.trainer.position, training.history
+        tokens = self._tokens([done - 1])
+        self.done += tokens
         if self.bar is not None:
             self.bar.set_postfix_str(_losses(history), refresh=False)
-            self.bar.update(self.lengths[done - 1])
+            self.bar.update(tokens)
         elif done % training.steps_in_epoch == 0:
             seconds = time.perf_counter() - self.began
-            rate = sum(self.lengths[self.first : done]) / seconds
-            left = sum(self.lengths[done:]) / rate
+            rate = (self.done - self.first) / seconds
+            left = (self.total - self.done) / rate
             print(
                 f"epoch {done // training.steps_in_epoch} of {training.settings.epochs}: "
                 f"{_losses(history)}, {rate:.0f} tokens a second, {spell(left)} left",

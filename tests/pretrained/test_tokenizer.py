@@ -454,3 +454,30 @@ def test_the_tokens_of_smollm2_are_those_that_tokenizers_makes_of_its_vocabulary
         assert ours.decode(ours.encode(text)) == text
     other = tokenizer_of_gguf({**fields, "tokenizer.ggml.pre": "gpt-2"})
     assert 0 < sum(other.encode(text) != ours.encode(text) for text in strings) < 200
+
+
+@pytest.mark.parametrize(
+    "name, value", [("dropout", 0.5), ("continuing_subword_prefix", "a" * 1000)]
+)
+def test_a_vocabulary_that_draws_or_panics_is_refused(tmp_path, capfd, name, value):
+    folder = write_tiny_tokenizer(tmp_path / "a")
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"][name] = value
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match=f"model.{name} = .*, expected null") as caught:
+        tokenizer_in(folder)
+    assert len(str(caught.value)) < 400 + len(str(folder)) and capfd.readouterr().err == ""
+
+
+def test_a_long_name_of_a_token_is_cut_in_an_error(tmp_path):
+    folder = write_tiny_tokenizer(tmp_path / "a", eos_token="\x1b" * 9999)
+    with pytest.raises(TokenizerError, match="has no token") as caught:
+        tokenizer_in(folder)
+    assert len(str(caught.value)) < 400 + len(str(folder))
+
+
+def test_a_template_that_writes_nothing_is_refused():
+    silent = TINY.with_template("{% if false %}x{% endif %}")
+    for use in (lambda: silent.chat(ASKED[:2], True), lambda: silent.spans(ASKED)):
+        with pytest.raises(TokenizerError, match="chatml"):
+            use()
