@@ -157,9 +157,10 @@ def test_a_method_keeps_the_whole_contract(config):
 
 def needed_by(config):
     """A language model for a method that needs one, else None: any model will do."""
-    tiny = GPTConfig(vocab_size=5, block_size=6, n_layer=1, n_head=2, d_model=4)
+    blocks = config.layers_to_transform
+    tiny = GPTConfig(vocab_size=5, block_size=6, n_layer=(blocks or 0) + 1, n_head=2, d_model=4)
     of_tokens = isinstance(config, VirtualTokens) or config.target_modules == ("wte",)
-    return GPT(tiny, np.random.default_rng(0)) if of_tokens else None
+    return GPT(tiny, np.random.default_rng(0)) if of_tokens or blocks is not None else None
 
 
 @every_method

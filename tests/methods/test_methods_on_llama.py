@@ -152,7 +152,8 @@ def test_generation_with_memory_equals_the_whole_forward(config):
 @pytest.mark.slow  # every entry of every Parameter is perturbed
 @pytest.mark.parametrize("config", TRIED, ids=lambda c: c.name)
 def test_a_method_keeps_the_whole_contract_on_a_llama(config):
-    sizes = {**sizes_for(config), "n_layer": 1, "d_model": 8, "d_hidden": 8, "d_head": 4}
+    blocks = (config.layers_to_transform or 0) + 1
+    sizes = {**sizes_for(config), "n_layer": blocks, "d_model": 8, "d_hidden": 8, "d_head": 4}
     model = Llama(LlamaConfig(5, N + T, **sizes), np.random.default_rng(0))
     assert len(check_method(config, model)) == 15
 
