@@ -62,9 +62,10 @@ def _personal_findings(run: Mapping[str, Any]) -> str:
         if name != pair
     ]
     lost = [f"{m.pair} over {m.other}" for m in margins if not m.beats]
+    most = f"at most {max(others):.0f} %" if max(others) > 0 else "none of them"
     return (
         f"An adapter answers {min(own):.0f} to {max(own):.0f} % of its own pair's samples exactly; "
-        f"the base and the other adapters answer at most {max(others):.0f} %. {beaten} of "
+        f"the base and the other adapters answer {most}. {beaten} of "
         f"{counted(len(margins), 'margin')} of the loss exceed two standard errors"
         f"{f'; not {listed(lost)}' if lost else ''}."
     )
