@@ -63,7 +63,7 @@ def test_a_run_fills_its_places_and_another_one_changes_them():
     whole = filled(text, content())
     assert MISSING not in whole and whole.count("2030-01-02; numpy 2") == 2
     assert "An adapter answers 50 to 50 % of its own pair's samples exactly" in whole
-    assert "at most 0 %. 4 of 4 margins of the loss exceed two standard errors." in whole
+    assert "none of them. 4 of 4 margins of the loss exceed two standard errors." in whole
     assert "0 to 100 % (new values), 0 to 100 % (unseen phrasing)" in whole
     assert "guesses 100 % of the time before and 0 % after" in whole
     assert filled(whole, {}).count(MISSING) == len(BLOCKS)
