@@ -7,6 +7,7 @@ model: in `doubles` these words mean float64, so that both can be compared to ro
 import importlib
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from lora_np.methods import (
     PromptConfig,
     TokensConfig,
     adapters,
+    method_of,
     tensors_of,
 )
 from lora_np.methods.virtual import VirtualTokens
@@ -125,7 +127,10 @@ def error(found, expected):
 
 
 def losses(torch, ours, theirs, tokens, rng):
-    """Both losses of tokens, some ignored, and our gradients; theirs are in their Parameters."""
+    """Both losses of tokens, some ignored, and our gradients; theirs are in their Parameters.
+
+    PEFT's model of AdaLoRA adds its penalty to the loss, as our training loop does.
+    """
     labels = np.where(rng.random(tokens.shape) < 0.3, IGNORE_INDEX, tokens)
     labels[:, 0] = IGNORE_INDEX  # which PEFT predicts from the last row of a prompt
     targets = np.full_like(labels, IGNORE_INDEX)
@@ -133,9 +138,11 @@ def losses(torch, ours, theirs, tokens, rng):
     loss, cache = ours.loss(tokens, targets)
     grads = Grads()
     ours.backward(1.0, cache, grads)
+    method = method_of(ours)
+    penalty = 0.0 if method is None else method.penalty(ours, grads)
     their_loss = theirs(torch.from_numpy(tokens), labels=torch.from_numpy(labels)).loss
     their_loss.backward()
-    return float(loss), their_loss.item(), grads
+    return float(loss) + penalty, their_loss.item(), grads
 
 
 # ------------------------------------------------------------------------------------- the model
@@ -216,6 +223,7 @@ def test_16_bits_are_the_numbers_that_transformers_loads(torch, tmp_path, tokens
 
 ON_LLAMA = {
     **METHODS,
+    "adalora": replace(METHODS["adalora"], orth_reg="norm"),  # PEFT's form of the penalty
     "ia3, defaults": IA3Config(),
     "norms": LNTuningConfig(),
     "some norms": LNTuningConfig(target_modules=("input_layernorm", "model.norm")),
