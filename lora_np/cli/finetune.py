@@ -71,8 +71,11 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     chosen = {} if arguments.config is None else read_toml(arguments.config)
     for field in fields(Settings):
         value = getattr(arguments, field.name)
+        if value is not None and field.name == "options":  # each over that of the file's table
+            table = chosen.get("options", {})
+            value = {**table, **_method_options(value)} if isinstance(table, dict) else table
         if value is not None:
-            chosen[field.name] = _method_options(value) if field.name == "options" else value
+            chosen[field.name] = value
     return Settings(**chosen)
 
 

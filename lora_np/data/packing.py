@@ -152,13 +152,12 @@ def packing_plan(samples: Sequence[Sample], rows: int) -> Plan:
         raise DataError(f"rows={rows}, expected at least 1")
     branches = []
     for family in families(samples):
-        family = sorted(
-            family, key=lambda i: -len(samples[i])
-        )  # so no branch starts where one ends
+        family.sort(key=lambda i: -len(samples[i]))  # so that no branch starts where one ends
         for part in range(min(rows, len(family))):  # no row waits for the one with a large family
-            own = family[part::rows]
-            branches.append([(i, common_start(samples[own[0]], samples[i])) for i in own[1:]])
-            branches[-1].insert(0, (own[0], 0))
+            root, *others = family[part::rows]
+            branches.append(
+                [(root, 0), *((i, common_start(samples[root], samples[i])) for i in others)]
+            )
 
     def size(branch: list[tuple[int, int]]) -> int:
         return sum(len(samples[i]) - start for i, start in branch)
@@ -310,7 +309,7 @@ class Epochs:
             raise DataError(f"batch_size={batch_size}, expected at least 1")
         self._samples, self.batch_size, self.seed = samples, batch_size, seed
         self.by_length = by_length
-        self._most = together
+        self.together = together
         self._held: tuple[int, list[np.ndarray]] = (-1, [])  # an epoch, and its batches
         self._family = np.zeros(len(samples), int)
         for number, family in enumerate(families(samples) if together > 1 else ()):
@@ -331,7 +330,7 @@ class Epochs:
         """Return which samples are in each batch of an epoch."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self._samples))
-        if self._most > 1:
+        if self.together > 1:
             order = self._in_families(order, rng)
         if self.by_length:
             order = self._sorted(order)
@@ -344,7 +343,7 @@ class Epochs:
         sizes = np.unique(self._family, return_counts=True)[1]
         groups = []
         for family in np.split(by_family, np.cumsum(sizes)[:-1]):
-            groups += np.split(family, range(self._most, len(family), self._most))
+            groups += np.split(family, range(self.together, len(family), self.together))
         return np.concatenate([groups[i] for i in rng.permutation(len(groups))])
 
     def _sorted(self, order: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from lora_np.backend import to_host
 from lora_np.data import Record, Sample, samples_of
 from lora_np.experiments.folder import SweepError
 from lora_np.finetune import Settings, train_adapter
+from lora_np.finetune.adapt import method_in
 from lora_np.layers.memory import shortened
 from lora_np.ops import cross_entropy_forward
 
@@ -76,6 +77,11 @@ def adapter_of(
     if result.diverged is not None:
         raise SweepError(f"training diverged at lr = {training['lr']}: {result.diverged}")
     return result.model
+
+
+def expect_trainable(base: Any, training: Mapping[str, Any]) -> None:
+    """Raise ValueError if a base cannot be trained with these settings, before any work is done."""
+    method_in(Settings(**training, jobs=1), base, steps=1)
 
 
 def longest_answer(samples: Sequence[Sample]) -> int:

@@ -21,12 +21,11 @@ import numpy as np
 
 from lora_np.files import load_json, save_json
 from lora_np.files.atomic import strangers
-from lora_np.files.lock import HeldError, clear, hold
+from lora_np.files.lock import ELSEWHERE, clear, held
 from lora_np.reading import brief
 
 Results = dict[str, Any]
 
-ELSEWHERE = "choose another --out"
 PRETRAINING = "pretraining.npz"  # the state of a pretraining that was stopped
 
 
@@ -106,27 +105,13 @@ def opened(
     results = _results_of(kind, folder, settings)
     with ExitStack() as stack:
         if results is None or not results["complete"]:
-            stack.enter_context(held(folder, take_over))
+            stack.enter_context(held(folder, SweepError, take_over))
             results = _results_of(kind, folder, settings)  # another process may have written since
             results = results or _new_results(kind, folder, settings)
         check_base(results, base_sha256, folder)
         yield results
     if results["complete"]:
         clear(folder)
-
-
-@contextmanager
-def held(folder: Path, take_over: bool = False) -> Iterator[None]:
-    """Hold a folder; raise SweepError if that fails."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(hold(folder, take_over))
-        except HeldError as error:
-            raise SweepError(f"{error}, or {ELSEWHERE}") from None
-        except OSError as error:
-            reason = getattr(error, "reason", error.strerror)
-            raise SweepError(f"{folder} cannot be written: {ELSEWHERE} ({reason})") from None
-        yield
 
 
 def save_results(folder: Path, results: Results) -> None:

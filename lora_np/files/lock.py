@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from lora_np.files.atomic import PREFIX, beside, flush, make_folder, remove_stal
 from lora_np.files.owner import Owner, has_ended, this_process
 
 LOCK = re.compile(re.escape(PREFIX) + r"lock-(\d{1,9})")
+ELSEWHERE = "choose another --out"
 FIELDS = ("host", "space", "start", "since")  # and pid
 _numbers = count()  # shared by the threads of the process
 
@@ -94,6 +95,20 @@ def _release(folder: Path, text: str) -> None:
             with suppress(FileNotFoundError):  # another lock may be released meanwhile
                 if lock.read_bytes() == text.encode():
                     lock.unlink()
+
+
+@contextmanager
+def held(folder: Path, error: type[Exception], take_over: bool = False) -> Iterator[None]:
+    """Hold a folder that a command writes to; raise `error`, with the ways out, if that fails."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(folder, take_over))
+        except HeldError as found:
+            raise error(f"{found}, or {ELSEWHERE}") from None
+        except OSError as found:
+            reason = getattr(found, "reason", found.strerror)
+            raise error(f"{folder} cannot be written: {ELSEWHERE} ({reason})") from None
+        yield
 
 
 def _make_lock(folder: Path, text: str, take_over: bool) -> Path:

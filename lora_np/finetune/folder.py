@@ -13,8 +13,8 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from lora_np.adapters import save_adapter
 from lora_np.data import data_hash
 from lora_np.files import load_json, save_json, save_text
 from lora_np.files.atomic import beside, strangers
-from lora_np.files.lock import HeldError, clear, hold
+from lora_np.files.lock import ELSEWHERE, clear, held
 from lora_np.finetune.card import card
 from lora_np.finetune.prepare import Prepared, prepare, samples_hash
 from lora_np.finetune.run import After, Result, Training, jobs_of
@@ -39,7 +39,6 @@ from lora_np.train import load_state, save_state
 STATE = "state.npz"
 EVERY = 30.0  # seconds between two states
 SHARE = 0.05  # of the time that may go into writing them
-ELSEWHERE = "choose another --out"
 NOT_COMPARED = ("model", "data", "jobs")  # the first two are compared by their content
 
 
@@ -97,7 +96,7 @@ def finetune(
     settings = replace(settings, jobs=jobs_of(settings))
     prepared = prepare(settings)
     training = Training(prepared.model, prepared.train, prepared.validation, settings)
-    with _held(out, take_over):
+    with held(out, FinetuneError, take_over):
         record = _begin(out, settings, prepared, training, command)
         saving = _Saving(out, after)
         with ExitStack() as stack:
@@ -225,20 +224,6 @@ def _new_record(settings: Settings, prepared: Prepared, command: str) -> dict[st
 
 def _today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
-
-
-@contextmanager
-def _held(out: Path, take_over: bool) -> Iterator[None]:
-    """Hold a folder; raise FinetuneError if that fails."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(hold(out, take_over))
-        except HeldError as error:
-            raise FinetuneError(f"{error}, or {ELSEWHERE}") from None
-        except OSError as error:
-            reason = getattr(error, "reason", error.strerror)
-            raise FinetuneError(f"{out} cannot be written: {ELSEWHERE} ({reason})") from None
-        yield
 
 
 # ---------------------------------------------------------------------------------- the end

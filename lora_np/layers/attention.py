@@ -85,7 +85,7 @@ class CausalSelfAttention(Layer):
         q, k, place = self.placed(q, k, self._positions(x))
         k, v, before = self.with_keys_before(k, v)  # (..., n + T, d), here n = 0
         heads, attention = self._attend(self._queries(q), self._keys(k), self._keys(v))
-        y, o_cache = self.o_proj.forward(self._join(heads), rng)  # (..., T, d)
+        y, o_cache = self.o_proj.forward(join_heads(heads), rng)  # (..., T, d)
         return y, AttentionLayerCache(q_cache, k_cache, v_cache, place, before, attention, o_cache)
 
     def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
@@ -96,7 +96,7 @@ class CausalSelfAttention(Layer):
         if dheads is None:
             return None
         split = self._attend_backward(self._queries(dheads), cache.attention, needs)
-        dq, dk, dv = (None if d is None else self._join(d) for d in split)  # (..., n + T, d)
+        dq, dk, dv = (None if d is None else join_heads(d) for d in split)  # (..., n + T, d)
         dk, dv = self.keys_before_backward(dk, dv, cache.before, grads)  # (..., T, d)
         dq, dk = self.placed_backward(dq, dk, cache.place)
         dx = None
@@ -119,7 +119,7 @@ class CausalSelfAttention(Layer):
         else:
             memory = memory.extended(self._keys(k), self._keys(v))
         y = memory.attend(self._queries(q), lambda *qkv: self.attention(*qkv)[0])
-        return self.o_proj.forward(self._join(y))[0].reshape(x.shape), memory
+        return self.o_proj.forward(join_heads(y))[0].reshape(x.shape), memory
 
     # ---------------------------------- what a subclass may change: positions, heads, keys before
 
@@ -165,9 +165,6 @@ class CausalSelfAttention(Layer):
     def _keys(self, k: Array) -> Array:
         """Return k or v (..., T, d) in heads, (..., n_head, T, d_head)."""
         return split_heads(k, self.n_head)
-
-    def _join(self, heads: Array) -> Array:
-        return join_heads(heads)
 
     # ------------------------------------------------------------------------------ packed rows
 

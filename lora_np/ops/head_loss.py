@@ -29,7 +29,7 @@ from lora_np.ops.contract import Need, expect_finite, expect_last, expect_shape,
 from lora_np.ops.linear import rows, sum_last
 from lora_np.ops.loss import IGNORE_INDEX, divisor_of, kept_targets
 
-KEPT = 128 * 49152  # logits in a chunk: 25 MB in float32
+CHUNK = 128 * 49152  # logits in a chunk: 25 MB in float32
 
 
 class Softmax(NamedTuple):
@@ -166,8 +166,8 @@ def exponentials(x: Array, W: Array, target: Array) -> tuple[Softmax, Array]:
 
 
 def chunks(n: int, V: int) -> Iterator[slice]:
-    """Yield the rows of each chunk of at most KEPT logits."""
-    step = max(1, KEPT // V)
+    """Yield the rows of each chunk of at most CHUNK logits."""
+    step = max(1, CHUNK // V)
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
 

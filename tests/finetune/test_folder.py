@@ -16,7 +16,8 @@ import pytest
 
 from lora_np import load_adapter, load_llm
 from lora_np.adapters import save_adapter
-from lora_np.cli import main
+from lora_np.cli import main, parser
+from lora_np.cli.finetune import settings_of
 from lora_np.data import read_records
 from lora_np.files import load_json
 from lora_np.files.lock import hold
@@ -472,6 +473,17 @@ def test_toml_names_may_have_hyphens(tmp_path):
     config = tmp_path / "run.toml"
     config.write_text("top-layers = 2\nweight_decay = 0.1\n")
     assert read_toml(config) == {"top_layers": 2, "weight_decay": 0.1}
+
+
+def test_options_of_the_command_line_are_added_to_those_of_the_file(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text('method = "dora"\noptions = { lora_alpha = 4.0, use_rslora = true }\n')
+    words = ["finetune", "--config", str(config), "--option", "lora_alpha=8.0"]
+    found = settings_of(parser().parse_args(words))
+    assert found.options == {"lora_alpha": 8.0, "use_rslora": True}
+    config.write_text("options = 3\n")
+    with pytest.raises(ValueError, match="options = 3"):
+        settings_of(parser().parse_args(words))
 
 
 def test_another_template_or_tokenizer_is_refused_where_a_run_continues(settings, tmp_path):

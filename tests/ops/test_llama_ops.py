@@ -222,7 +222,7 @@ def test_chunks_are_the_two_pairs_in_a_row(rng, monkeypatch, ignored, rows, opti
     x, W, targets = head_inputs(rng)
     targets[targets == 2] = 3
     targets[list(ignored)] = options.get("ignore_index", -100)
-    monkeypatch.setattr(head_loss, "KEPT", 7 * rows)
+    monkeypatch.setattr(head_loss, "CHUNK", 7 * rows)
     for found, expected in zip(
         both(x, W, targets, 0.3, **options), composed(x, W, targets, 0.3, **options)
     ):
@@ -232,7 +232,7 @@ def test_chunks_are_the_two_pairs_in_a_row(rng, monkeypatch, ignored, rows, opti
 def test_the_softmax_of_one_chunk_is_kept_and_of_several_is_not(rng, monkeypatch):
     x, W, targets = head_inputs(rng)
     assert ops.head_loss_forward(x, W, targets)[1].softmax is not None
-    monkeypatch.setattr(head_loss, "KEPT", 8 * 7)
+    monkeypatch.setattr(head_loss, "CHUNK", 8 * 7)
     assert ops.head_loss_forward(x, W, targets)[1].softmax is None
     targets[0] = -100  # eight are left
     assert ops.head_loss_forward(x, W, targets)[1].softmax is not None
@@ -255,7 +255,7 @@ def test_rows_that_are_all_kept_are_not_copied(rng):
 def test_no_more_than_one_chunk_of_logits_is_in_memory(rng, monkeypatch):
     x, W, targets = head_inputs(rng, N=400, d=2, V=1000, dtype=np.float32)
     chunk = 50 * 1000
-    monkeypatch.setattr(head_loss, "KEPT", chunk)
+    monkeypatch.setattr(head_loss, "CHUNK", chunk)
     tracemalloc.start()
     try:
         _, cache = ops.head_loss_forward(x, W, targets)
@@ -270,7 +270,7 @@ def test_no_more_than_one_chunk_of_logits_is_in_memory(rng, monkeypatch):
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_logits_that_are_not_finite_are_one_clear_error(rng, monkeypatch, rows, bad):
     x, W, targets = head_inputs(rng)
-    monkeypatch.setattr(head_loss, "KEPT", 7 * rows)
+    monkeypatch.setattr(head_loss, "CHUNK", 7 * rows)
     x[8] = bad
     with np.errstate(invalid="ignore"), pytest.raises(FloatingPointError, match="logits has a row"):
         ops.head_loss_forward(x, W, targets)
@@ -381,7 +381,7 @@ def test_a_linear_map_of_few_rows_in_blocks_is_the_textbooks(rng, monkeypatch, r
 
 @pytest.mark.parametrize("ignored", [0, 3])
 def test_the_loss_that_forms_dx_in_forward_is_the_textbooks_in_chunks(rng, monkeypatch, ignored):
-    monkeypatch.setattr(head_loss, "KEPT", 2 * 7)
+    monkeypatch.setattr(head_loss, "CHUNK", 2 * 7)
     x, W = rng.standard_normal((9, 4)), rng.standard_normal((7, 4))
     targets = rng.integers(0, 7, 9)
     targets[:ignored] = -100

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.adapters import load_adapter, save_adapter
-from lora_np.experiments.asking import adapter_of, answers, chat_samples, longest_answer
+from lora_np.experiments.asking import (
+    adapter_of,
+    answers,
+    chat_samples,
+    expect_trainable,
+    longest_answer,
+)
 from lora_np.experiments.folder import Kind, Results, begin, opened, save_results
 from lora_np.experiments.instructions.judge import judge_splits
 from lora_np.experiments.instructions.records import TESTS, Record, instruction_set, write_jsonl
@@ -91,9 +97,14 @@ def run_instructions(
     ------
     SweepError
         If training diverges or changes the base, or the folder holds other results.
+    ValueError
+        If a record is longer than the model's context, or the settings do not fit the model.
     """
     out, before = Path(out), fingerprint(base)
     sha = whole(before)
+    if not (out / "results.json").exists():  # before a folder is made: the model may not fit
+        expect_trainable(base, settings.training)
+        _steps(settings, 0, base, tokenizer, out)
     with opened(KIND, out, asdict(settings), sha, take_over) as results:
         if results["complete"]:
             return results

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.experiments.folder import Results, as_json, held
+from lora_np.experiments.folder import Results, SweepError, as_json
 from lora_np.experiments.paper.claims import all_claims
 from lora_np.experiments.paper.directions import Adapter, figure, table7
 from lora_np.experiments.paper.numbers import QV, TABLE5, TABLE6, TABLE7, short
@@ -34,6 +34,7 @@ from lora_np.experiments.rank_sweep.run import check_sweep, rank_sweep
 from lora_np.experiments.rank_sweep.store import as_trial, model_file
 from lora_np.experiments.runner import Progress
 from lora_np.files import CheckpointError, load_arrays, load_json, save_json
+from lora_np.files.lock import held
 
 
 def folders(settings: PaperSettings, out: str | Path) -> dict[Targets, Path]:
@@ -52,7 +53,7 @@ def check_paper(
     where, plan = folders(settings, out), sweeps(settings).items()
     complete = [check_sweep(s, where[t], base, take_over=take_over) for t, s in plan]
     if not all(complete):  # every sweep was checked
-        with held(Path(out), take_over):
+        with held(Path(out), SweepError, take_over):
             return False
     return True
 
@@ -103,7 +104,7 @@ def run_paper(
     """
     complete = check_paper(settings, out, base, take_over=take_over)
     how = {"executor": executor, "progress": progress, "take_over": take_over}
-    with nullcontext() if complete else held(Path(out), take_over):
+    with nullcontext() if complete else held(Path(out), SweepError, take_over):
         found = _run_sweeps(settings, folders(settings, out), base, listen, how)
         content = measure(settings, found, folders(settings, out)[QV])
         _save_if_new(Path(out) / "paper.json", content, complete)

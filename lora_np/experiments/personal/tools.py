@@ -12,6 +12,7 @@ from lora_np.experiments.asking import (
     answer_losses,
     answers,
     chat_samples,
+    expect_trainable,
     longest_answer,
 )
 from lora_np.experiments.personal.plan import Plan
@@ -31,9 +32,11 @@ def tools_for(plan: Plan, base: Any, tokenizer: Any) -> Tools:
 
     Raises
     ------
-    lora_np.data.DataError
-        If a sample of the plan is longer than the model's context.
+    ValueError
+        If a sample of the plan is longer than the model's context, or the settings of its training
+        do not fit the model.
     """
+    expect_trainable(base, plan.training)
     splits = samples_of(plan).values()
     every = [sample for own in splits for samples in own for sample in samples]
     longest = longest_answer(chat_samples(every, tokenizer, base))

@@ -31,6 +31,7 @@ from lora_np.experiments.sql.plan import (
     FULL,
     LORA,
     SHOWN,
+    TRAINED,
     VERDICT,
     SqlSettings,
     Trial,
@@ -50,6 +51,7 @@ from lora_np.experiments.sql.task import (
 )
 from lora_np.experiments.unchanged import check_unchanged, fingerprint, whole
 from lora_np.finetune import Settings, train_adapter
+from lora_np.finetune.adapt import method_in
 from lora_np.methods import merge
 from lora_np.methods.targets import linear_paths
 from lora_np.pretrained import load_llm
@@ -103,7 +105,7 @@ def run_sql(
     """
     out, asked = Path(out), _questions(settings.draw, settings.sizes)
     if not (out / "results.json").exists():
-        _base(settings.model)  # before a folder is made: the model may not exist
+        _expect_fit(settings, asked["train"])  # before a folder is made
     with opened(KIND, out, made_with(settings, asked), take_over=take_over) as results:
         if results["complete"]:
             return results
@@ -114,6 +116,15 @@ def run_sql(
         results["complete"] = True
         save_results(out, results)
     return results
+
+
+def _expect_fit(settings: SqlSettings, asked: Sequence[Question]) -> None:
+    """Raise ValueError if there is no such model, or if it cannot be trained on the questions."""
+    model, tokenizer, *_ = _base(settings.model)[0]
+    samples = training_samples(asked, tokenizer, model.block_size)
+    for contender in TRAINED:
+        trial = Trial(contender, 0, settings.rates(contender)[0])
+        method_in(finetune_settings(settings, trial, model, samples), model, steps=1)
 
 
 def _work_off(

@@ -77,6 +77,19 @@ def test_other_settings_and_another_base_are_refused(model, run):
         )
 
 
+@pytest.mark.parametrize(
+    ("training", "context", "message"),
+    [({**TRAINING, "top_layers": 2}, 512, "top_layers = 2"), (TRAINING, 40, "more than 40")],
+)
+def test_a_model_that_does_not_fit_is_refused_before_a_folder_is_made(
+    training, context, message, tmp_path
+):
+    settings, small = InstructionSettings(1, 1, 1, training), llama(**{**SIZES, "context": context})
+    with pytest.raises(ValueError, match=message):
+        run_instructions(settings, small, tiny_tokenizer(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_report_has_the_seeds_and_the_time(run):
     text = report(run[1])
     assert text.startswith("Synthetic instructions, trained on 13 records; 2 seeds")

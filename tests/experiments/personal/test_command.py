@@ -113,3 +113,13 @@ def test_a_note_longer_than_the_context_is_refused_before_anything_is_trained(fi
     base, tokenizer, *_ = load_llm(write_llama(tmp_path / "small", context=40))
     with pytest.raises(DataError, match="tokens, more than 40"):
         tools_for(read_plan(files[0]), base, tokenizer)
+
+
+def test_settings_that_do_not_fit_the_model_are_refused_before_a_folder_is_made(
+    files, tmp_path, capsys
+):
+    plan = tmp_path / "people.toml"
+    plan.write_text(PLAN.replace("top_layers = 2", "top_layers = 9"), encoding="utf-8")
+    assert main(command(plan, files[1], tmp_path / "out")) == 2
+    assert "top_layers = 9, but the model has" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

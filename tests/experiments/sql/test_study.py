@@ -219,6 +219,15 @@ def test_the_settings_of_a_training_are_those_of_the_study(tiny):
 # --- folder, report, command ---------------------------------------------------------------------
 
 
+def test_a_model_that_does_not_fit_is_refused_before_a_folder_is_made(tiny, tmp_path):
+    with pytest.raises(ValueError, match="top_layers = 9, but the model has"):
+        run_sql(replace(tiny, top_layers=9), tmp_path / "out")
+    small = write_llama(tmp_path / "small")
+    with pytest.raises(ValueError, match="tokens, more than"):
+        run_sql(replace(tiny, model=str(small)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_other_settings_or_of_another_base_is_refused(tiny, whole, tmp_path):
     out = shutil.copytree(whole[0], tmp_path / "copy")
     with pytest.raises(SweepError, match="is of other settings"):
