@@ -244,9 +244,7 @@ def _wrong(name: str, value: Any, expected: str) -> Refusal:
 
 def _needed(fields: dict[str, Any], name: str) -> Any:
     if name not in fields:
-        raise Refusal(
-            f"the field {name} is missing", param=name, code="missing_required_parameter"
-        )
+        raise Refusal(f"the field {name} is missing", param=name, code="missing_required_parameter")
     return fields[name]
 
 
@@ -299,9 +297,10 @@ def _include_usage(fields: dict[str, Any], stream: bool) -> bool:
     if not isinstance(options, dict):
         raise _wrong("stream_options", options, 'an object, such as {"include_usage": true}')
     try:
-        return _typed(
-            _only(options, ["include_usage"]), "include_usage", bool, "true or false"
-        ) or False
+        return (
+            _typed(_only(options, ["include_usage"]), "include_usage", bool, "true or false")
+            or False
+        )
     except Refusal as problem:
         raise Refusal(f"stream_options: {problem.message}", param="stream_options") from None
 

@@ -54,7 +54,9 @@ class Names:
         self.base, self._rng = base, rng
         self.adapters, self.aliases = dict.fromkeys(adapters), {}
         if base in self.adapters:
-            raise ValueError(f"an adapter has the model's own name {shown(base)}: rename its folder")
+            raise ValueError(
+                f"an adapter has the model's own name {shown(base)}: rename its folder"
+            )
         for alias in aliases:
             if alias.name in self.all():
                 raise ValueError(f"alias {shown(alias.name)}: the name is taken, choose another")
@@ -101,7 +103,9 @@ class Names:
         if name in self.adapters:
             raise Refusal(f"the adapter {shown(name)} is loaded already", param="lora_name")
         if name in self.all():
-            raise Refusal(f"{shown(name)} is the base or an alias: rename the folder", param="lora_name")
+            raise Refusal(
+                f"{shown(name)} is the base or an alias: rename the folder", param="lora_name"
+            )
 
     def expect_unused(self, name: str) -> None:
         """Raise Refusal if an alias needs an adapter."""

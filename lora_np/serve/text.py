@@ -1,9 +1,9 @@
-"""The tokens of an answer as text, up to the first stop string.
+r"""The tokens of an answer as text, up to the first stop string.
 
 A stop string may lie across several tokens. So the end of the text is held back while a stop string
 could begin in it::
 
-    stop "\\nQ:"      tokens  "4" "2" "\\n" "Q" ":"
+    stop "\nQ:"      tokens  "4" "2" "\n" "Q" ":"
                      given   "4" "2" ""   ""  ""    and the answer has ended: "42"
 """
 

@@ -2,13 +2,12 @@
 
 The engine is not thread-safe, so one thread owns it, and the server's event loop never touches it::
 
-    event loop                                   worker
-      do(function) ---- inbox, in order ------->   function(engine)
-      deliver(events) <-- call_soon_threadsafe --  after each step: all its tokens, and what is over
+    event loop                                    worker
+      do(function) ------ inbox, in order ----->    function(engine)
+      sink.take(event) <-- call_soon_threadsafe --  after each step: all its tokens, what is over
 
-Each request has a queue in the event loop. A step's tokens are delivered together: a wake-up for
-each token would cost more than a small model's step. A queue never holds more than the n tokens of
-its request, and the worker never waits for a reader: a slow client slows nobody.
+A step's tokens are delivered together: a wake-up for each token would cost more than a small
+model's step. The worker never waits for a reader, so a slow client slows nobody.
 """
 
 from __future__ import annotations
@@ -17,14 +16,22 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 OVER = ("done", "failed", "cancelled")
 
 
 class Stopped(RuntimeError):
     """The worker has stopped: it takes no more commands."""
+
+
+class Sink(Protocol):
+    """Where the tokens of a request go."""
+
+    def take(self, event: Any) -> None:
+        """Take a token (an int), the request once it is over, or what the engine raised."""
 
 
 class Worker(threading.Thread):
@@ -34,10 +41,10 @@ class Worker(threading.Thread):
     ----------
     engine : Engine
         Used by this thread alone from now on.
-    loop : asyncio event loop
-        Where the queues are read.
+    loop : asyncio.AbstractEventLoop
+        Where the sinks live.
     on_crash : callable
-        Called in the event loop without arguments if the engine raises an exception.
+        Called in the event loop, without arguments, if the engine raises an exception.
 
     Attributes
     ----------
@@ -53,10 +60,11 @@ class Worker(threading.Thread):
         super().__init__(name="engine", daemon=True)
         self._engine, self._loop, self._on_crash = engine, loop, on_crash
         self._inbox: SimpleQueue[tuple[Callable[[Any], Any], Future] | None] = SimpleQueue()
-        self._live: dict[int, tuple[Any, asyncio.Queue]] = {}  # by id: a request need not hash
-        self._events: list[tuple[asyncio.Queue, Any]] = []
+        self._live: dict[Sink, Any] = {}  # and their requests
+        self._events: list[tuple[Sink, Any]] = []
         self._closed, self._lock = False, threading.Lock()
-        self.counts, self.error = engine.counts(), None
+        self.counts = engine.counts()
+        self.error: BaseException | None = None
 
     # --- called from the event loop ---------------------------------------------------------------
 
@@ -69,14 +77,14 @@ class Worker(threading.Thread):
             If the worker has stopped.
         """
         future: Future = Future()
-        with self._lock:  # nothing is put in behind the end
+        with self._lock:  # nothing is put in after the worker's last look
             if self._closed:
                 raise Stopped("the engine has stopped")
             self._inbox.put((function, future))
         return future
 
-    def submit(self, queue: asyncio.Queue, *arguments: Any, **options: Any) -> Future:
-        """Submit a request; its tokens come to `queue`, then the request itself once it is over.
+    def submit(self, sink: Sink, *arguments: Any, **options: Any) -> Future:
+        """Submit a request whose tokens go to a sink.
 
         `arguments` and `options` are those of the engine's ``submit``. The future's result is the
         request, or the engine's ValueError.
@@ -84,13 +92,22 @@ class Worker(threading.Thread):
 
         def submit(engine: Any) -> Any:
             def on_token(token: int) -> None:
-                self._events.append((queue, int(token)))
+                self._events.append((sink, int(token)))
 
-            request = engine.submit(*arguments, **options, on_token=on_token)
-            self._live[id(request)] = request, queue
+            self._live[sink] = request = engine.submit(*arguments, **options, on_token=on_token)
             return request
 
         return self.do(submit)
+
+    def cancel(self, sink: Sink) -> None:
+        """Cancel a sink's request, unless it is over."""
+
+        def cancel(engine: Any) -> None:
+            if sink in self._live:
+                engine.cancel(self._live[sink])
+
+        with suppress(Stopped):
+            self.do(cancel)
 
     def stop(self) -> None:
         """End the thread after the commands in the inbox; what still runs is left."""
@@ -120,6 +137,8 @@ class Worker(threading.Thread):
                 return False
             function, future = command
             wait = False
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 result = function(self._engine)
             except Exception as error:  # a command's fault is its caller's
@@ -128,39 +147,35 @@ class Worker(threading.Thread):
                 future.set_result(result)
 
     def _deliver(self) -> None:
-        """Send the step's tokens, and every request that is over, to their queues."""
-        for key, (request, queue) in list(self._live.items()):
+        """Send the step's tokens, and every request that is over, to their sinks."""
+        for sink, request in list(self._live.items()):
             if request.state in OVER:
-                del self._live[key]
-                self._events.append((queue, request))
+                del self._live[sink]
+                self._events.append((sink, request))
         self.counts = self._engine.counts()
         if self._events:
-            self._post(_put_all, self._events)
+            self._post(_take_all, self._events)
             self._events = []
 
     def _close(self) -> None:
         """Fail everything that waits, and report a crash."""
         with self._lock:
             self._closed = True
-        reason = self.error or Stopped("the engine has stopped")
-        while True:
-            try:
+        with suppress(Empty):
+            while True:
                 command = self._inbox.get_nowait()
-            except Empty:
-                break
-            if command is not None:
-                command[1].set_exception(Stopped("the engine has stopped"))
-        self._post(_put_all, [(queue, reason) for _, queue in self._live.values()])
+                if command is not None and command[1].set_running_or_notify_cancel():
+                    command[1].set_exception(Stopped("the engine has stopped"))
+        reason = self.error or Stopped("the engine has stopped")
+        self._post(_take_all, [(sink, reason) for sink in self._live])
         if self.error is not None:
             self._post(self._on_crash)
 
     def _post(self, function: Callable[..., object], *arguments: Any) -> None:
-        try:
+        with suppress(RuntimeError):  # the loop is closed, and with it every reader
             self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed, and with it every reader
-            self.error = self.error or None
 
 
-def _put_all(events: list[tuple[asyncio.Queue, Any]]) -> None:
-    for queue, event in events:
-        queue.put_nowait(event)
+def _take_all(events: list[tuple[Sink, Any]]) -> None:
+    for sink, event in events:
+        sink.take(event)
