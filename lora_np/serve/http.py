@@ -25,6 +25,7 @@ from lora_np.serve.alias import Alias
 from lora_np.serve.names import Names
 from lora_np.serve.service import Limits, Service
 from lora_np.serve.worker import Worker
+from lora_np.tables import counted
 
 
 def need_packages() -> None:
@@ -170,7 +171,7 @@ class _Site:
 
     def _drain(self) -> None:
         if not self.service.draining:
-            self.say(f"stopping once {counted(self.service.live, 'request')} finished")
+            self.say(f"stopping: {counted(self.service.live, 'request')} to finish")
         self.service.drain()
 
     def _end(self) -> None:

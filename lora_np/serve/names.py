@@ -6,6 +6,7 @@ only the folders directly in the adapters' folder can be loaded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -150,11 +151,14 @@ def folder_of(root: Path, name: str, path: str) -> Path:
         param="lora_path",
     )
     try:
-        top = root.resolve()
-        if ".." in Path(path).parts or (top / path).resolve() != top / name:  # a link leads away
+        top = Path(os.path.realpath(root))
+        found = Path(os.path.realpath(top / path))  # where links lead
+        if ".." in Path(path).parts or found != top / name:
             raise outside
         if not (top / name).is_dir():
             raise Refusal(f"there is no folder {shown(name)}", 404, param="lora_name")
-    except (OSError, ValueError) as problem:  # a zero byte, a name too long, links in a circle
-        raise problem if isinstance(problem, Refusal) else outside from None
+    except Refusal:
+        raise
+    except (OSError, ValueError):  # a zero byte, a lone surrogate, a name too long
+        raise outside from None
     return root / name

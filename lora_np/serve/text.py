@@ -42,10 +42,11 @@ class StopStrings:
         if self.found:
             return ""
         text = self._held + piece
-        starts = [i for i in (text.find(stop) for stop in self.stops) if i >= 0]
-        if starts:
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self.stops]
+        found = [(end, start) for end, start in found if start >= 0]
+        if found:  # the first to end, however the text is cut into pieces
             self.found, self._held = True, ""
-            return text[: min(starts)]
+            return text[: min(found)[1]]
         keep = max((_overlap(text, stop) for stop in self.stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -102,7 +102,7 @@ class Server:
         names = Names("tiny", engine.names, options["aliases"], options["rng"])
         self.site = http._Site(engine, self.listener, options["limits"], self.said.append)
         run = self.site.run(tokenizer, names, folder, engine.context)
-        self.thread = threading.Thread(target=asyncio.run, args=[run])
+        self.thread = threading.Thread(target=asyncio.run, args=[run], daemon=True)
         self.thread.start()
 
     def stop(self):

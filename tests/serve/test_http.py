@@ -286,7 +286,8 @@ def test_what_is_not_json_is_refused(server):
         assert headers["connection"] == "close"
     charset = {"Content-Type": "Application/JSON; charset=utf-8"}
     assert (
-        b"model is missing" in send(server, "POST", "/v1/completions", b'{"prompt": 1}', charset)[2]
+        b"model is missing"
+        in send(server, "POST", "/v1/completions", b'{"prompt": ""}', charset)[2]
     )
 
 
@@ -357,24 +358,49 @@ def test_a_client_that_does_not_send_is_dropped(tmp_path):
         assert slow.count(b"HTTP/1.1") == 1
 
 
-def test_one_more_than_the_limit_is_told_to_come_back(tmp_path):
-    engine = FakeEngine()
+@contextmanager
+def asking(server, **fields):
+    """Send a request whose answer is read later, with ``getresponse``."""
+    connection = connect(server)
+    data = json.dumps({"model": "sql", "prompt": [60]} | fields).encode()
+    try:
+        connection.request("POST", "/v1/completions", data, JSON)
+        yield connection
+    finally:
+        connection.close()
+
+
+def read(connection):
+    """Return the status and the object of an answer."""
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+@pytest.fixture
+def gated(tmp_path):
+    """A server that takes at most two requests, whose engine waits before each step."""
+    engine = FakeEngine(context=100_000)
     engine.steps = threading.Semaphore(0)
-    with serving(tmp_path, engine, limits=Limits(queue=2)) as server:
-        first = [connect(server) for _ in range(2)]
-        for connection in first:
-            data = json.dumps({"model": "sql", "prompt": [60], "max_tokens": 3}).encode()
-            connection.request("POST", "/v1/completions", data, JSON)
-        wait_until(lambda: server.site.service.live == 2)
+    with serving(tmp_path, engine, limits=Limits(queue=2, patience=5)) as server:
+        yield server
+
+
+def step_until(server, condition):
+    """Let the engine work, a step at a time, until a condition holds."""
+    wait_until(lambda: server.engine.steps.release() or condition())
+
+
+def test_one_more_than_the_limit_is_told_to_come_back(gated):
+    with asking(gated, max_tokens=3) as one, asking(gated, max_tokens=3) as two:
+        wait_until(lambda: gated.site.service.live == 2)
         data = json.dumps({"model": "sql", "prompt": [60]}).encode()
-        status, headers, body = send(server, "POST", "/v1/completions", data)
+        status, headers, body = send(gated, "POST", "/v1/completions", data)
         assert (status, headers["retry-after"]) == (429, "1")
         assert json.loads(body)["error"]["type"] == "rate_limit_error"
-        engine.steps.release(10)
-        assert [c.getresponse().status for c in first] == [200, 200]
-        wait_until(lambda: server.site.service.live == 0)
-        engine.steps.release(100)
-        assert complete(server)[0] == 200
+        step_until(gated, lambda: gated.site.service.live == 0)
+        assert [read(connection)[0] for connection in (one, two)] == [200, 200]
+    gated.engine.steps.release(100)
+    assert complete(gated)[0] == 200
 
 
 def wait_until(condition):
@@ -405,22 +431,15 @@ def test_a_broken_adapter_fails_its_own_request_before_or_within_a_stream(server
     assert (after["failed"], after["refused"]) == (before["failed"] + 3, before["refused"])
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_the_request_of_a_client_that_vanishes_is_cancelled(tmp_path, streaming):
-    engine = FakeEngine()
-    engine.steps = threading.Semaphore(3)
-    with serving(tmp_path, engine) as server:
-        client = connect(server)
-        fields = {"model": "sql", "prompt": [60], "max_tokens": 100, "stream": streaming}
-        client.request("POST", "/v1/completions", json.dumps(fields).encode(), JSON)
-        wait_until(lambda: engine.submitted and len(engine.submitted[0].tokens) == 3)
-        client.sock.close()
-        client.close()
-        while server.site.service.live:
-            engine.steps.release()
-        assert len(engine.submitted[0].tokens) < 100
-        assert engine.submitted[0].state == "cancelled" and outcomes(server)["cancelled"] == 1
-        assert (engine.running, engine.waiting) == ([], [])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_request_of_a_client_that_vanishes_is_cancelled(gated, stream):
+    with asking(gated, max_tokens=50_000, stream=stream):
+        step_until(gated, lambda: gated.engine.submitted and gated.engine.submitted[0].tokens)
+    step_until(gated, lambda: gated.site.service.live == 0)
+    (request,) = gated.engine.submitted
+    assert request.state == "cancelled" and len(request.tokens) < 50_000
+    assert (gated.engine.running, gated.engine.waiting) == ([], [])
+    assert outcomes(gated)["cancelled"] == 1
 
 
 def test_a_client_that_does_not_read_holds_nobody_up(server):
@@ -445,22 +464,15 @@ def test_a_fault_of_the_server_is_a_500_in_the_same_shape(server, monkeypatch, c
     wait_until(lambda: "ZeroDivisionError" in caplog.text)
 
 
-def test_a_crash_of_the_engine_answers_all_and_ends_the_server(tmp_path):
-    engine = FakeEngine()
-    engine.steps = threading.Semaphore(2)
-    with serving(tmp_path, engine) as server:
-        waiting = connect(server)
-        data = json.dumps({"model": "sql", "prompt": [60], "max_tokens": 100}).encode()
-        waiting.request("POST", "/v1/completions", data, JSON)
-        wait_until(lambda: len(engine.submitted) == 1)
-        engine.steps.release(5)
-        crashed = complete(server, prompt=[CRASH])
-        answer = waiting.getresponse()
-        assert refused(crashed, 500)["code"] == "engine_stopped"
-        assert refused((answer.status, json.loads(answer.read())), 500)["code"] == "engine_stopped"
-        server.thread.join(20)
-        assert not server.thread.is_alive()
-        assert isinstance(server.site.worker.error, ArithmeticError)
+def test_a_crash_of_the_engine_answers_all_and_ends_the_server(gated):
+    with asking(gated, max_tokens=50_000) as one, asking(gated, prompt=[CRASH]) as two:
+        wait_until(lambda: gated.site.service.live == 2)
+        step_until(gated, lambda: gated.site.worker.error is not None)
+        for connection in (one, two):
+            assert refused(read(connection), 500)["code"] == "engine_stopped"
+    gated.thread.join(20)
+    assert not gated.thread.is_alive()
+    assert isinstance(gated.site.worker.error, ArithmeticError)
 
 
 # --- adapters -------------------------------------------------------------------------------------
@@ -500,40 +512,28 @@ def test_adapters_are_loaded_and_unloaded(tmp_path):
 # --- the end --------------------------------------------------------------------------------------
 
 
-def test_a_signal_finishes_what_runs_and_refuses_what_is_new(tmp_path):
-    engine = FakeEngine()
-    engine.steps = threading.Semaphore(1)
-    with serving(tmp_path, engine) as server:
-        running = connect(server)
-        data = json.dumps({"model": "sql", "prompt": [60], "max_tokens": 8}).encode()
-        running.request("POST", "/v1/completions", data, JSON)
-        wait_until(lambda: server.site.service.live == 1)
-        server.site._on_signal(15)
-        wait_until(lambda: server.site.service.draining)
-        status, headers, body = send(server, "POST", "/v1/completions", data)
+def test_a_signal_finishes_what_runs_and_refuses_what_is_new(gated):
+    with asking(gated, max_tokens=8) as running:
+        wait_until(lambda: gated.site.service.live == 1)
+        gated.site._on_signal(15)
+        wait_until(lambda: gated.site.service.draining)
+        data = json.dumps({"model": "sql", "prompt": [60]}).encode()
+        status, headers, body = send(gated, "POST", "/v1/completions", data)
         assert (status, headers["retry-after"]) == (503, "5") and b"stopping" in body
-        assert get(server, "/health")[0] == 503
-        assert refused(post(server, "/v1/load_lora_adapter", lora_name="x"), 503)
-        engine.steps.release(100)
-        answer = running.getresponse()
-        assert answer.status == 200
-        assert json.loads(answer.read())["usage"]["completion_tokens"] == 8
-        server.thread.join(20)
-        assert not server.thread.is_alive() and not server.site.forced
-        assert server.said[1:] == ["stopping once 1 request is finished"]
+        assert get(gated, "/health")[0] == 503
+        refused(post(gated, "/v1/load_lora_adapter", lora_name="x"), 503)
+        gated.engine.steps.release(100)
+        status, body = read(running)
+        assert (status, body["usage"]["completion_tokens"]) == (200, 8)
+    gated.thread.join(20)
+    assert not gated.thread.is_alive() and not gated.site.forced
+    assert gated.said[1:] == ["stopping: 1 request to finish"]
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path):
-    engine = FakeEngine()
-    engine.steps = threading.Semaphore(1)
-    with serving(tmp_path, engine) as server:
-        running = connect(server)
-        data = json.dumps({"model": "sql", "prompt": [60], "max_tokens": 90}).encode()
-        running.request("POST", "/v1/completions", data, JSON)
-        wait_until(lambda: server.site.service.live == 1)
-        server.site._on_signal(2)
-        server.site._on_signal(2)
-        engine.steps.release(3)
-        server.thread.join(20)
-        assert not server.thread.is_alive() and server.site.forced
-        assert len(engine.submitted[0].tokens) < 90
+def test_a_second_signal_ends_it_at_once(gated):
+    with asking(gated, max_tokens=50_000):
+        wait_until(lambda: gated.site.service.live == 1)
+        gated.site._on_signal(2)
+        gated.site._on_signal(2)
+        step_until(gated, lambda: not gated.thread.is_alive())
+    assert gated.site.forced and len(gated.engine.submitted[0].tokens) < 50_000

@@ -90,7 +90,7 @@ def test_a_folder_is_given_by_its_name_or_its_whole_path(root, monkeypatch):
     "name, path",
     [
         ("secret", "../secret"), ("secret", "sql/../../secret"), ("sql", "deep/../sql"),
-        ("other", "other"), ("away", "away"), ("circle", "circle"),
+        ("other", "other"), ("away", "away"),
         ("inner", "deep/inner"), ("sql", "deep"), ("sql", ""), ("sql", "."), ("sql", "/"),
         ("passwd", "/etc/passwd"), ("sql", "sql\0"), ("sql", "x" * 5000), ("sql", "\ud800"),
     ],
@@ -113,7 +113,7 @@ def test_other_names_are_refused(root, name):
     assert problem.value.param == "lora_name"
 
 
-@pytest.mark.parametrize("name", ["missing", "file"])
+@pytest.mark.parametrize("name", ["missing", "file", "circle"])
 def test_a_folder_that_is_not_there_is_404(root, name):
     with pytest.raises(Refusal, match="there is no folder") as problem:
         folder_of(root, name, name)

@@ -104,10 +104,14 @@ def test_a_command_that_nobody_waits_for_is_left_out():
 
 
 def test_a_crash_fails_everybody_and_ends_the_thread():
+    engine = FakeEngine()
+    engine.steps = threading.Semaphore(0)
+
     async def scenario(worker):
         one, two = Sink(), Sink()
         await result(worker.submit(one, None, [1], 100))
         worker.submit(two, None, [CRASH], 100)
+        engine.steps.release(10)
         await one.over.wait()
         await two.over.wait()
         assert one.events[-1] is two.events[-1] is worker.error
@@ -115,7 +119,7 @@ def test_a_crash_fails_everybody_and_ends_the_thread():
             worker.do(lambda engine: None)
         worker.cancel(one)  # has nothing to cancel, and says nothing
 
-    assert isinstance(run(scenario).error, ArithmeticError)
+    assert isinstance(run(scenario, engine).error, ArithmeticError)
 
 
 def test_what_waits_in_the_inbox_at_the_end_is_told():
