@@ -54,13 +54,13 @@ def lora_rows_forward(
     """Compute :func:`lora_np.ops.lora_rows_forward`."""
     which, scale = textbook.check_ids(x, W0, adapters, ids, b, scale)
     y, _ = linear_forward(x, W0, b)  # (n, ..., out)
-    xp, y_rows = get_xp(x), by_row(y)  # (n, m, out)
+    y_rows = by_row(y)  # (n, m, out)
     xs, spans = _sorted(x, which), which.spans(y_rows.shape[1])  # (N, in)
-    change = xp.empty((len(xs), len(W0)), y.dtype)
+    change = get_xp(x).empty((len(xs), len(W0)), y.dtype)
     try:
         us = _products(xs, spans, [adapters[a][0].T for a, _, _ in which.segments])  # (N_a, r_a)
         for u, span, (a, _, _) in zip(us, spans, which.segments):
-            xp.dot(u, adapters[a][1].T, change[span])  # (N_a, out)
+            u.dot(adapters[a][1].T, change[span])  # (N_a, out)
     except ValueError:  # a shape does not fit, or dtypes differ
         return textbook.lora_rows_forward(x, W0, adapters, which, b, scale=scale)
     _add_to(y_rows, change, which, scale)
@@ -108,7 +108,7 @@ def _sorted(x: Array, which: Rows, scale: float | Array | None = None) -> Array:
 
 def _products(x: Array, spans: list[slice], matrices: list[Array]) -> list[Array]:
     """Return the product of each segment of x (N, d) with its own matrix (d, r_a)."""
-    return [get_xp(x).dot(x[span], M) for span, M in zip(spans, matrices)]
+    return [x[span].dot(M) for span, M in zip(spans, matrices)]
 
 
 def _add_to(y: Array, change: Array, which: Rows, scale: float | Array | None = None) -> None:
