@@ -13,12 +13,12 @@ from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
 HOUSE = (
     "backend reading patterns tables forms files crew gradcheck plots parameters optim ops data "
-    "rank layers methods models costs pretrained train adapters finetune chat experiments "
+    "rank layers methods models costs pretrained train adapters finetune chat serve experiments "
     "selfcheck checks course cli __main__"
 )
 OPS = (
-    "contract fastfood linear lora many activation swiglu norm rope embedding attention grouped dropout "
-    "loss head_loss conv recurrent __init__ fast"
+    "contract fastfood linear lora many activation swiglu norm rope embedding attention grouped "
+    "dropout loss head_loss conv recurrent __init__ fast"
 )
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
@@ -58,6 +58,8 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "experiments/study/trial.py": "a default task",
     "finetune/layout.py": "the trained top of a model",
     "selfcheck.py": "the table of every pair, layer and model",
+    "serve/engine.py": "tokens are drawn as in generate",
+    "serve/keys.py": "the memory is a language model's",
 }
 
 

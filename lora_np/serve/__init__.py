@@ -1,0 +1,7 @@
+"""Many adapters over one base, in one batch."""
+
+from lora_np.serve.engine import Engine
+from lora_np.serve.pool import Pool
+from lora_np.serve.request import Counts, Request
+
+__all__ = ["Counts", "Engine", "Pool", "Request"]
