@@ -113,6 +113,26 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {plural or f'{noun}s'}"
 
 
+def rounded(number: int) -> str:
+    """Return a count in three digits, in thousands (k), millions (M) or billions (G).
+
+    Parameters
+    ----------
+    number : int
+        At least 0.
+
+    Examples
+    --------
+    >>> from lora_np.tables import rounded
+    >>> rounded(960), rounded(61056), rounded(21240576), rounded(6738415616)
+    ('960', '61.1k', '21.2M', '6.74G')
+    """
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * unit:  # 999,500 has four digits of thousands once it is rounded
+            return f"{number / unit:.3g}{letter}"
+    return str(number)
+
+
 def listed(names: Collection[str]) -> str:
     """Return the first names and the number of the others, to keep a line short.
 

@@ -13,12 +13,12 @@ from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
 HOUSE = (
     "backend reading patterns tables forms files crew gradcheck plots parameters optim ops data "
-    "rank layers methods models costs pretrained train adapters finetune chat experiments "
+    "rank layers methods models costs pretrained train adapters finetune chat serve experiments "
     "selfcheck checks course cli __main__"
 )
 OPS = (
-    "contract fastfood linear lora activation swiglu norm rope embedding attention grouped dropout "
-    "loss head_loss conv recurrent __init__ fast"
+    "contract fastfood linear lora many activation swiglu norm rope embedding attention grouped "
+    "dropout loss head_loss conv recurrent __init__ fast"
 )
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
@@ -58,6 +58,8 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "experiments/study/trial.py": "a default task",
     "finetune/layout.py": "the trained top of a model",
     "selfcheck.py": "the table of every pair, layer and model",
+    "serve/engine.py": "tokens are drawn as in generate",
+    "serve/keys.py": "the memory is a language model's",
 }
 
 
@@ -114,7 +116,7 @@ def test_a_family_of_operations_imports_only_those_above_it(path):
 def test_a_fast_twin_imports_textbook_families_and_no_other_twin(path):
     tree, twins = tree_of(path), ours(tree_of(path), "lora_np.ops.fast")
     assert misplaced("fast", tree, OPS_ORDER, "lora_np.ops") <= {"fast"}
-    shared = {"grouped"} if path.stem == "attention" else set()  # which is a group of one
+    shared = {"attention": {"grouped"}, "many": {"linear"}}.get(path.stem, set())  # a special case
     assert path.stem == "__init__" or twins == shared
     assert (PACKAGE / "ops" / path.name).exists()  # each in the file of its textbook form's name
 

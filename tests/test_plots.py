@@ -7,6 +7,7 @@ import pytest
 
 from lora_np import plots
 from lora_np.experiments.rank_sweep import picture
+from lora_np.tables import rounded
 from tests.compare import PNG
 
 TOL = 1e-12  # float64, relative
@@ -125,6 +126,38 @@ def test_the_second_axis_has_the_trainable_parameters(curve):
     assert list(top.get_xticks()) == [1, 4, 16]
     assert [t.get_text() for t in top.get_xticklabels()] == ["1.28k", "5.12k", "20.5k"]
     assert top.get_xlabel() == "trainable parameters (full: 123k)"
+
+
+@pytest.mark.parametrize(
+    "number, said",
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1k"),
+        (999_499, "999k"),
+        (999_500, "1M"),
+        (21_240_576, "21.2M"),
+        (999_499_999, "999M"),
+        (6_738_415_616, "6.74G"),
+    ],
+)
+def test_a_count_has_three_digits_and_its_unit(number, said):
+    assert rounded(number) == said
+
+
+@pytest.mark.parametrize("task", ["text", "llm"])
+def test_ranks_that_a_base_far_above_presses_together_get_a_panel_of_their_own(figure, task):
+    assert len(figure(picture.plot_rank_vs_loss, results(task, base=5.7)).axes) == 1
+    left, right = figure(picture.plot_rank_vs_loss, results(task, base=5.9)).axes
+    assert left.get_ylim()[1] > 5.9 and right.get_title() == "The same, without the base"
+    low, high = right.get_ylim()
+    assert low < 1.0 < bars(right).min() and bars(right).max() < high < 5.9  # 1.0: full's band
+    np.testing.assert_array_equal(points(left), points(right))
+
+
+def test_losses_that_are_all_equal_get_no_panel_of_their_own(figure):
+    equal = results(losses={1: [1.0], 4: [1.0], None: [1.0]}, base=9.0)
+    assert len(figure(picture.plot_rank_vs_loss, equal).axes) == 1
 
 
 def test_runs_that_diverged_are_left_out(curve):

@@ -8,13 +8,14 @@ from lora_np.adapters.extract import Extracted, beyond_table, extract_adapter
 from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
 from lora_np.adapters.gguf import adapter_to_gguf, read_gguf_adapter, write_gguf_adapter
 from lora_np.adapters.merge import Merged, merge_adapter, merge_table
-from lora_np.adapters.on_model import load_adapter, save_adapter
+from lora_np.adapters.on_model import AdapterReader, load_adapter, save_adapter
 from lora_np.adapters.resize import resize_adapter
 from lora_np.adapters.write import write_adapter, write_like
 
 __all__ = [
     "AdapterFile",
     "AdapterModule",
+    "AdapterReader",
     "Extracted",
     "Keep",
     "Merged",

@@ -23,8 +23,8 @@ from lora_np.layers import Layer
 from lora_np.methods import check_adapted, is_adapted
 from lora_np.methods.contract import METHOD_FIELD, head_of, name_in
 from lora_np.methods.file_form import method_of_fields, of_file, to_file
-from lora_np.methods.peft_lora import OURS, as_fields
-from lora_np.methods.stacked import homes_of
+from lora_np.methods.peft_lora import OURS, as_fields, check_ranks
+from lora_np.methods.stacked import ADAPTED, Factors, homes_of, model_factors
 from lora_np.pretrained.places import file_layout
 
 LEAVING_OUT = (METHOD_FIELD, "exclude_modules", "layers_to_transform", "layers_pattern")
@@ -149,23 +149,101 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     >>> np.allclose(again.forward(tokens)[0], adapted.forward(tokens)[0], atol=1e-6)
     True
     """
-    if is_adapted(base):
-        raise ValueError("the model is adapted already: load onto its base, or merge() it first")
-    places = file_layout(base).places
-    fields, tensors = _read(base, folder)
+    reader = AdapterReader(base)
+    fields, tensors = reader.read(folder)
     try:
-        _expect_fit(tensors, base)
-        _expect_complete(Path(folder), tensors, {name_in(path, places) for path in base.modules()})
-        return of_file(fields, tensors, base, places)
+        return of_file(fields, tensors, base, reader.places)
     except (ValueError, MemoryError) as error:  # a field may ask for any number of numbers
         raise CheckpointError(f"{folder}: {error}") from None
 
 
-def _read(base: Any, path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the fields and tensors of an adapter of a model, in PEFT's names."""
-    if is_gguf(path):
-        return _of_gguf(base, path)
-    return read_adapter(path, homes_of(base, file_layout(base).places))
+class AdapterReader:
+    """Reads the files of adapters for one base, whose names are looked up once.
+
+    Parameters
+    ----------
+    base : Layer
+        A plain model.
+
+    Raises
+    ------
+    ValueError
+        If the model already has adapters.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig, LoraConfig, inject, save_adapter
+    >>> from lora_np.adapters import AdapterReader
+    >>> rng = np.random.default_rng(0)
+    >>> base = GPT(GPTConfig(9, 4, 1, 2, 8), rng)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_adapter(inject(base, LoraConfig(r=2, target_modules=["up_proj"]), rng), folder)
+    ...     found = AdapterReader(base).factors(folder)
+    >>> {path: (B.shape, A.shape, scale) for path, (B, A, scale) in found.items()}
+    {'h.0.mlp.up_proj': ((32, 2), (2, 8), 8.0)}
+    """
+
+    def __init__(self, base: Any) -> None:
+        if is_adapted(base):
+            raise ValueError(
+                "the model is adapted already: load onto its base, or merge() it first"
+            )
+        self.base, self.places = base, file_layout(base).places
+        self._homes = homes_of(base, self.places, ADAPTED)
+        self._matrices = homes_of(base, self.places)
+        self._modules = {name_in(path, self.places) for path in base.modules()}
+        dtypes = {p.dtype for p in base.parameters().values()}
+        self._dtype = min(dtypes, key=lambda dtype: dtype.itemsize)
+
+    def read(self, path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return the fields and tensors of an adapter of the base, in PEFT's names.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is broken, or has no place in the base.
+        """
+        if is_gguf(path):
+            fields, tensors = _of_gguf(self.base, path)
+        else:
+            fields, tensors = read_adapter(path, self._matrices)
+        try:
+            self._expect_fit(tensors)
+            _expect_complete(Path(path), tensors, self._modules)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        return fields, tensors
+
+    def factors(self, path: str | Path) -> dict[str, Factors]:
+        """Return B (out, r), A (r, in) and the scale of each linear layer that a LoRA file adapts.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is broken, does not fit the base, or is not LoRA of linear layers.
+        """
+        fields, tensors = self.read(path)
+        try:
+            config: Any = method_of_fields(fields).of_fields(fields)
+            if config.name != "lora":
+                raise ValueError(f"the method is {config.name!r}, expected LoRA")
+            check_ranks(config, tensors)
+            found = model_factors(self._homes, tensors)
+        except (ValueError, MemoryError) as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        for name, _, _ in found.values():
+            if name not in self._matrices:
+                raise CheckpointError(f"{path}: it adapts {name!r}, which is not a linear layer")
+        return {path: (B, A, config.scale_of(name)) for path, (name, B, A) in found.items()}
+
+    def _expect_fit(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Raise ValueError unless every number of a file is one of the base's dtype too."""
+        for name, x in tensors.items():
+            largest = np.finfo(self._dtype).max
+            if x.dtype.kind == "f" and x.size and np.abs(x).max() > largest:
+                raise ValueError(f"{name!r} has entries too large for {self._dtype}")
 
 
 def _of_gguf(base: Any, path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -176,14 +254,6 @@ def _of_gguf(base: Any, path: str | Path) -> tuple[dict[str, Any], dict[str, np.
     written = read_gguf_adapter(path, n_head=config.n_head, n_kv_head=config.n_kv_head)
     tensors, ranks, scales = named_tensors(written)
     return as_fields(ranks, scales), tensors
-
-
-def _expect_fit(tensors: Mapping[str, np.ndarray], base: Layer) -> None:
-    """Raise ValueError unless every number of a file is one of the base's dtype too."""
-    dtype = min((p.dtype for p in base.parameters().values()), key=lambda dtype: dtype.itemsize)
-    for name, x in tensors.items():
-        if x.dtype.kind == "f" and x.size and np.abs(x).max() > np.finfo(dtype).max:
-            raise ValueError(f"{name!r} has entries too large for {dtype}")
 
 
 def _expect_complete(folder: Path, tensors: Collection[str], modules: Collection[str]) -> None:

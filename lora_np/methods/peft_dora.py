@@ -50,7 +50,7 @@ def dora_of_peft(config: Any, tensors: Tensors, base: Layer, places: Places) -> 
             raise ValueError(f"the file {which} '{name}.{odd}', which is not DoRA's")
         if own[M].shape != (total,):
             raise ValueError(f"'{name}.{M}' has shape {own[M].shape}, expected ({total},)")
-    found = model_factors(base, {n: x for n, x in tensors.items() if not n.endswith(M)}, places)
+    found = model_factors(homes, {n: x for n, x in tensors.items() if not n.endswith(M)})
     trained = {}
     for name, own in modules.items():
         for path, place, layer in homes[name]:

@@ -24,7 +24,7 @@ from lora_np.methods.contract import (
     name_in,
     with_adapters,
 )
-from lora_np.methods.stacked import PathFactors, file_factors, model_factors
+from lora_np.methods.stacked import ADAPTED, PathFactors, file_factors, homes_of, model_factors
 from lora_np.methods.start import parameter_like
 from lora_np.parameters import Parameter
 from lora_np.reading import shown
@@ -64,7 +64,7 @@ def lora_to_peft(config: Any, adapted: Layer, places: Places) -> FileForm:
 def lora_of_peft(config: Any, tensors: Tensors, base: Layer, places: Places) -> Any:
     """Return `base` with the factors of a PEFT file; those of stacked layers are split."""
     check_ranks(config, tensors)
-    return adapted_with(config, model_factors(base, tensors, places), base)
+    return adapted_with(config, model_factors(homes_of(base, places, ADAPTED), tensors), base)
 
 
 def check_ranks(config: Any, tensors: Tensors) -> None:

@@ -27,6 +27,8 @@ FACTOR_NAMES: dict[type[Layer], dict[str, str]] = {  # PEFT's, by the kind of th
     Linear: {"A": "lora_A.weight", "B": "lora_B.weight"},
     Embedding: {"A": "lora_embedding_A", "B": "lora_embedding_B"},
 }
+ADAPTED = tuple(FACTOR_NAMES)  # the kinds of layers that LoRA adapts
+Homes = dict[str, list[tuple[str, FilePlace, Any]]]  # by a file's name: (path, place, layer)
 PathFactors = tuple[str, np.ndarray, np.ndarray]  # the file's name, B, A
 
 
@@ -63,16 +65,16 @@ def file_factors(adapted: Layer, places: Places) -> dict[str, Factors]:
     return {name: stack(group) for name, group in groups.items()}
 
 
-def model_factors(base: Layer, tensors: Tensors, places: Places) -> dict[str, PathFactors]:
+def model_factors(homes: Homes, tensors: Tensors) -> dict[str, PathFactors]:
     """Return the factors of each layer that a file adapts, by the layer's path.
 
     Parameters
     ----------
-    base : Layer
+    homes : dict
+        From :func:`homes_of`, of the kinds of layers that may be adapted.
     tensors : mapping of str to ndarray
         NAME.lora_A.weight (r, in) and NAME.lora_B.weight (total, r), of an embedding
         NAME.lora_embedding_A (r, V) and NAME.lora_embedding_B (d, r).
-    places : mapping of str to FilePlace
 
     Raises
     ------
@@ -81,7 +83,6 @@ def model_factors(base: Layer, tensors: Tensors, places: Places) -> dict[str, Pa
     """
     if not tensors:
         raise ValueError("the file holds no tensor")
-    homes = homes_of(base, places, tuple(FACTOR_NAMES))
     found: dict[str, PathFactors] = {}
     for odd in (tensor for tensor in tensors if ".lora_" not in tensor):
         raise ValueError(f"the file holds {odd!r}, {meaning_of(odd)}")
@@ -121,11 +122,9 @@ def _halves(name: str, layer: Any, tensors: Tensors) -> list[np.ndarray]:
     return [A, B]
 
 
-def homes_of(
-    base: Layer, places: Places, kinds: tuple[type[Layer], ...] = (Linear,)
-) -> dict[str, list[tuple[str, FilePlace, Any]]]:
+def homes_of(base: Layer, places: Places, kinds: tuple[type[Layer], ...] = (Linear,)) -> Homes:
     """Return the layers of these kinds under each name of a file, as (path, place, layer)."""
-    homes: dict[str, list[tuple[str, FilePlace, Any]]] = {}
+    homes: Homes = {}
     modules = {"": base, **base.modules()}
     chosen: dict[str, Any] = {path: m for path, m in modules.items() if isinstance(m, kinds)}
     for path, layer in chosen.items():

@@ -294,7 +294,7 @@ class LanguageModel(Layer):
 
     def extend(self, x: Array, memory: TextMemory | None = None) -> tuple[Array, TextMemory]:
         """Return the logits (B, T, V) at the newest tokens `x` (B, T), and the memory."""
-        y, memory = self._newest(x, memory)
+        y, memory = self.read(x, memory)
         return self.head().product(y), memory
 
     def advance(self, tokens: Array, memory: TextMemory | None = None) -> tuple[Array, TextMemory]:
@@ -302,11 +302,11 @@ class LanguageModel(Layer):
 
         The logits of earlier positions, which :meth:`extend` returns too, are not formed.
         """
-        y, memory = self._newest(tokens, memory)  # (B, T, d)
+        y, memory = self.read(tokens, memory)  # (B, T, d)
         return self.head().product(y[:, -1]), memory
 
-    def _newest(self, tokens: Array, memory: TextMemory | None) -> tuple[Array, TextMemory]:
-        """Return the body's output (B, T, d) at the newest tokens (B, T)."""
+    def read(self, tokens: Array, memory: TextMemory | None = None) -> tuple[Array, TextMemory]:
+        """Return the body's output (B, T, d) at the newest tokens (B, T), and the memory."""
         tokens = like(tokens, self.head().held)
         if memory is None:
             x, _ = self.embed(tokens)  # (B, m + T, d)
@@ -381,7 +381,7 @@ class LanguageModel(Layer):
             return self.advance(text.newest(), memory)
         before = self.start.length
         window, lengths = text.last(self.block_size - before)
-        y, memory = self._newest(window, None)  # (B, T, d)
+        y, memory = self.read(window)  # (B, T, d)
         rows, ends = (like(np.array(i), y) for i in (range(len(y)), [n - 1 for n in lengths]))
         if min(lengths) < max(lengths):
             used = tuple(before + n for n in lengths)

@@ -1,1 +1,7 @@
-"""Many adapters over one base in one batch, and an HTTP server in front of them."""
+"""Many adapters over one base, in one batch; and an HTTP server in front of them."""
+
+from lora_np.serve.engine import Engine
+from lora_np.serve.pool import Pool
+from lora_np.serve.request import Counts, Request
+
+__all__ = ["Counts", "Engine", "Pool", "Request"]

@@ -11,13 +11,14 @@ from lora_np import plots
 from lora_np.experiments.rank_sweep.method import name_in
 from lora_np.experiments.rank_sweep.report import FULL, summary, trainable_parameters
 from lora_np.plots import BLUE, GREY, ORANGE
-from lora_np.tables import counted
+from lora_np.tables import counted, rounded
 
 LOSS_LABEL = {
     "text": "test loss [nats a byte]",
     "llm": "test loss [nats a learned token]",
     "linear": r"population loss $\frac{1}{2}\|\Delta W - s\,BA\|_F^2$",
 }
+CLOSE = 0.25  # of the way down from the base: losses that differ by less are drawn once more
 
 
 def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
@@ -25,7 +26,8 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
 
     Text and language model: the test loss. Linear: the population loss, on a log scale, and the
     Eckart-Young floor. Error bars are one standard deviation over seeds; a single seed does not
-    have one. A second axis shows the trainable parameters.
+    have one. A second axis shows the trainable parameters. If the base lies so far above that the
+    ranks can hardly be told apart, a second panel leaves out the base.
 
     Parameters
     ----------
@@ -47,9 +49,32 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
     ...     os.path.exists(f"{folder}/curve.png")
     True
     """
+    low, high = _after_training(results)
+    base, linear = results["base_test_loss"], results["settings"]["task"] == "linear"
+    near = not linear and 0.0 < high - low < CLOSE * (base - low)
+    figure = plots.figure(12 if near else 7, 4.6)
+    axes = figure.subplots(1, 1 + near, squeeze=False)[0]
+    for axis in axes:
+        _draw_curve(axis, results)
+    axes[0].set_title(_title(results))
+    axes[0].legend(frameon=False)
+    if near:
+        margin = 0.05 * (high - low)
+        axes[1].set_ylim(low - margin, high + margin)
+        axes[1].set_title("The same, without the base")
+    plots.save(figure, path)
+
+
+def _after_training(results: dict[str, Any]) -> tuple[float, float]:
+    """Return the lowest and the highest loss after training, error bars included."""
+    points = [(mean, bar or 0.0) for mean, bar, _ in summary(results, "test_loss").values()]
+    ends = [end for mean, bar in points for end in (mean - bar, mean + bar)]
+    return min(ends, default=0.0), max(ends, default=0.0)
+
+
+def _draw_curve(axis: Any, results: dict[str, Any]) -> None:
+    """Draw the points of the ranks, and the lines of the base, of full fine-tuning, of theory."""
     linear = results["settings"]["task"] == "linear"
-    figure = plots.figure(7, 4.6)
-    axis = figure.subplots()
     points = summary(results, "test_loss")
     method = name_in(results)
     ranks = sorted(r for r in results["settings"]["ranks"] if (method, r) in points)
@@ -77,9 +102,6 @@ def plot_rank_vs_loss(results: dict[str, Any], path: str | Path) -> None:
     axis.set_ylabel(LOSS_LABEL[results["settings"]["task"]])
     _rank_axis(axis, ranks)
     _parameter_axis(axis, ranks, results)
-    axis.set_title(_title(results))
-    axis.legend(frameon=False)
-    plots.save(figure, path)
 
 
 def _title(results: dict[str, Any]) -> str:
@@ -102,14 +124,10 @@ def _parameter_axis(axis: Any, ranks: list[int], results: dict[str, Any]) -> Non
     """Label each rank with its trainable parameters along the top."""
     count = trainable_parameters(results)
     top = axis.secondary_xaxis("top")
-    top.set_xticks(ranks, [_short(count[name_in(results), r]) for r in ranks])
+    top.set_xticks(ranks, [rounded(count[name_in(results), r]) for r in ranks])
     top.set_xticks([], minor=True)
-    full = f" (full: {_short(count[FULL])})" if FULL in count else ""
+    full = f" (full: {rounded(count[FULL])})" if FULL in count else ""
     top.set_xlabel(f"trainable parameters{full}")
-
-
-def _short(number: int) -> str:
-    return f"{number / 1000:.3g}k" if number >= 1000 else str(number)
 
 
 def plot_spectrum(results: dict[str, Any], path: str | Path) -> None:

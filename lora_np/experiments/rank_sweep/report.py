@@ -139,8 +139,8 @@ def beats(one: dict[int, float], other: dict[int, float], base: float) -> bool |
     return float(np.mean(d)) > max(two_errors, SAME * abs(base))
 
 
-def flat(results: dict[str, Any]) -> list[str]:
-    """Return a line that says from which rank on the curve is flat, beyond the spread."""
+def flat_ranks(results: dict[str, Any]) -> list[int]:
+    """Return the ranks from which on the curve is flat; empty where nothing can be compared."""
     loss = losses_by_seed(results)
     ranks = sorted(loss)
     if len(ranks) < 2 or min(len(seeds) for seeds in loss.values()) < 2:
@@ -150,7 +150,14 @@ def flat(results: dict[str, Any]) -> list[str]:
         return beats(loss[high], loss[low], results["base_test_loss"])
 
     rough = [low for i, low in enumerate(ranks) if any(gains(low, q) for q in ranks[i + 1 :])]
-    flat = [r for r in ranks if all(r > low for low in rough)]
-    if flat[0] == ranks[-1]:
-        return [f"not flat yet: r = {ranks[-1]} still gains beyond two standard errors"]
-    return [f"flat from r = {flat[0]} on: no further gain beyond two standard errors, seed by seed"]
+    return [r for r in ranks if all(r > low for low in rough)]
+
+
+def flat(results: dict[str, Any]) -> list[str]:
+    """Return a line that says from which rank on the curve is flat, beyond the spread."""
+    found, beyond = flat_ranks(results), "beyond two standard errors"
+    if not found:
+        return []
+    if found[0] == max(losses_by_seed(results)):
+        return [f"not flat yet: r = {found[0]} still gains {beyond}"]
+    return [f"flat from r = {found[0]} on: no further gain {beyond}, seed by seed"]

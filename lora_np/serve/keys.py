@@ -1,0 +1,251 @@
+"""Keys and values of running requests, in leases of the pool.
+
+A page is one token's keys and values in all layers, so a request for a prompt of p tokens and n new
+ones takes p + n pages, all at once when it starts: it can never run out of memory later. Inside a
+lease the numbers of a layer lie together::
+
+    lease     (layers, 2, tokens, heads * d_head)       2: keys, values
+
+A batch is a list of single tokens, (N, 1): the newest token of each request that is writing its
+answer, and the next few of the prompts that are still being read. Every layer but attention works
+on each token alone, whoever owns it; :class:`PagedKeys` takes the place of
+:class:`lora_np.layers.memory.KeyMemory` and gives each token the keys of its own request. So no
+row is padded, and reading and writing share one pass over the weights (Orca's selective batching).
+
+Source: Yu et al. (2022), "Orca", OSDI 22, section 4.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_np.layers.memory import KeyMemory
+from lora_np.models.language import LanguageModel, TextMemory
+from lora_np.serve.pool import Lease, Pool
+
+Attention = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+class KeyLayout(NamedTuple):
+    """The sizes of a model's keys.
+
+    Attributes
+    ----------
+    layers, heads, d_head : int
+        Attention layers, heads of keys in each, and their width.
+    memory : nested list
+        The body's memory, with None for what is not keys, and an attention layer's number.
+    dtype : numpy dtype
+    """
+
+    layers: int
+    heads: int
+    d_head: int
+    memory: Any
+    dtype: Any
+
+    @property
+    def page(self) -> int:
+        """The numbers of one token."""
+        return self.layers * 2 * self.heads * self.d_head
+
+
+def key_layout(model: LanguageModel) -> KeyLayout:
+    """Return the sizes of a model's keys, from its memory of one token.
+
+    Raises
+    ------
+    ValueError
+        If the model has a layer that remembers something else, or starts with rows of its own.
+    """
+    if model.start.length or model.start.rows:
+        raise ValueError("the model has rows before the text: serve its base")
+    found: list[KeyMemory] = []
+
+    def numbered(memory: Any) -> Any:
+        if isinstance(memory, list):
+            return [numbered(part) for part in memory]
+        if memory is None:
+            return None
+        if not isinstance(memory, KeyMemory):
+            raise ValueError(f"a layer remembers a {type(memory).__name__}: only keys are paged")
+        found.append(memory)
+        return len(found) - 1
+
+    _, memory = model.read(np.zeros((1, 1), np.int64))
+    layers = numbered(memory.body)
+    shapes = {part.keys(0).shape for part in found}
+    if len(shapes) != 1:
+        raise ValueError(f"the attention layers have keys of {len(shapes)} shapes, expected one")
+    _, heads, _, d_head = shapes.pop()
+    return KeyLayout(len(found), heads, d_head, layers, found[0].keys(0).dtype)
+
+
+class KeyRoom:
+    """A request's lease, seen as keys and values.
+
+    Parameters
+    ----------
+    pool : Pool
+    lease : Lease
+        Of one page a token.
+    layout : KeyLayout
+    """
+
+    def __init__(self, pool: Pool, lease: Lease, layout: KeyLayout) -> None:
+        self.pool, self.lease, self.layout = pool, lease, layout
+        self._moves, self._views = -1, np.empty(0)
+
+    def views(self) -> np.ndarray:
+        """Return the room as an array (layers, 2, heads, tokens, d_head)."""
+        if self._moves != self.pool.moves:
+            c = self.layout
+            numbers = self.lease.numbers.reshape(c.layers, 2, -1, c.heads, c.d_head)
+            self._views, self._moves = numbers.swapaxes(2, 3), self.pool.moves
+        return self._views
+
+    def rows(self, first: int, count: int) -> np.ndarray:
+        """Return where tokens' keys of layer 0 lie, in the pool as rows of heads * d_head."""
+        start = self.lease.start * self.layout.layers * 2
+        return np.arange(start + first, start + first + count)
+
+
+class Part(NamedTuple):
+    """A request's tokens in a batch: their room, how many precede them, and how many they are."""
+
+    room: KeyRoom
+    known: int
+    new: int
+
+
+class PagedKeys:
+    """The keys of a batch of single tokens in one attention layer.
+
+    Parameters
+    ----------
+    batch : Batch
+        Shared by the layers.
+    layer : int
+        The layer's number among the attention layers.
+    """
+
+    def __init__(self, batch: Batch, layer: int) -> None:
+        self._batch, self._layer = batch, layer
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many tokens precede each token."""
+        return self._batch.positions
+
+    def extended(self, k: np.ndarray, v: np.ndarray) -> PagedKeys:
+        """Write keys and values (N, heads, 1, d_head) to their rooms, and return this memory."""
+        batch = self._batch
+        width = k.shape[1] * k.shape[3]
+        memory = batch.pool.memory.reshape(-1, width)
+        for half, x in enumerate((k, v)):
+            memory[batch.rows + (2 * self._layer + half) * batch.sizes] = x.reshape(len(x), width)
+        return self
+
+    def attend(self, q: np.ndarray, attention: Attention) -> np.ndarray:
+        """Return ``attention(q, k, v)`` of each token over its request's own, q (N, heads, 1, d).
+
+        Requests with several tokens, whose prompts are being read, call `attention` one by one;
+        all others share :func:`attend_one`.
+        """
+        out = np.empty_like(q)
+        for at, part in self._batch.several:
+            keys, values = part.room.views()[self._layer]  # (G, size, d)
+            n = part.known + part.new
+            own = q[at : at + part.new, :, 0].swapaxes(0, 1)[None]  # (1, heads, T, d)
+            y = attention(own, keys[None, :, :n], values[None, :, :n])[0]  # (heads, T, d)
+            out[at : at + part.new, :, 0] = y.swapaxes(0, 1)
+        single = self._batch.single
+        if len(single) == len(q):
+            attend_one(q[:, :, 0], self._batch.seen(self._layer), out[:, :, 0])
+        elif len(single):
+            y = np.empty((len(single), *out.shape[1:2], out.shape[3]), out.dtype)
+            out[single, :, 0] = attend_one(q[single, :, 0], self._batch.seen(self._layer), y)
+        return out
+
+
+class Batch:
+    """The tokens of a step: whose they are, and where their keys lie.
+
+    Parameters
+    ----------
+    pool : Pool
+    parts : sequence of Part
+        In the order of their tokens.
+
+    Attributes
+    ----------
+    positions : tuple of int
+        Of each token in its own text.
+    single : numpy.ndarray
+        The places of tokens that are their request's only ones in the batch.
+    several : list of (int, Part)
+        The other parts, and the place of their first token.
+    """
+
+    def __init__(self, pool: Pool, parts: Sequence[Part]) -> None:
+        self.pool, self.parts = pool, parts
+        counts = [part.new for part in parts]
+        ends = np.cumsum(counts)
+        self.ends = ends - 1  # the place of each part's last token
+        self.positions = tuple(p.known + i for p in parts for i in range(p.new))
+        self.rows = np.concatenate([p.room.rows(p.known, p.new) for p in parts])
+        self.sizes = np.repeat([p.room.lease.pages for p in parts], counts)
+        starts = (ends - counts).tolist()
+        self.several = [(at, p) for at, p in zip(starts, parts) if p.new > 1]
+        self.single = np.array([at for at, p in zip(starts, parts) if p.new == 1], np.int64)
+        self._alone = [(p.room.views(), p.known + 1) for p in parts if p.new == 1]
+
+    def seen(self, layer: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the keys and values (G, n, d) that each single token sees, in a layer."""
+        return [(views[layer, 0, :, :n], views[layer, 1, :, :n]) for views, n in self._alone]
+
+    def memory(self, layout: KeyLayout) -> TextMemory:
+        """Return the memory with which the model reads the batch."""
+
+        def keys(memory: Any) -> Any:
+            if isinstance(memory, list):
+                return [keys(part) for part in memory]
+            return None if memory is None else PagedKeys(self, memory)
+
+        return TextMemory(self.positions, keys(layout.memory))
+
+
+def attend_one(
+    q: np.ndarray, seen: Sequence[tuple[np.ndarray, np.ndarray]], out: np.ndarray
+) -> np.ndarray:
+    """Return the attention of single queries, each over keys of its own, of any lengths.
+
+    y = softmax(q K^T / sqrt(d)) V, as in ops/grouped.py. Only the two products are done one query
+    after the other; the softmax is done for all at once, in an array whose free places hold -inf.
+
+    Parameters
+    ----------
+    q : array, shape (N, heads, d)
+    seen : sequence of (k, v)
+        Shapes (G, n, d); G divides the heads. n may differ.
+    out : array, shape (N, heads, d)
+        Gets the result.
+    """
+    N, heads, d = q.shape
+    G, longest = len(seen[0][0]), max(k.shape[1] for k, _ in seen)
+    rows = (q * (1.0 / math.sqrt(d))).reshape(N, G, heads // G, d)
+    scores = np.full((N, G, heads // G, longest), -np.inf, q.dtype)
+    for row, score, (k, _) in zip(rows, scores, seen):
+        np.matmul(row, k.swapaxes(1, 2), out=score[:, :, : k.shape[1]])  # (G, g, n)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    total = scores.sum(axis=-1, keepdims=True)  # (N, G, g, 1)
+    y = np.empty_like(rows)
+    for part, score, (_, v) in zip(y, scores, seen):
+        np.matmul(score[:, :, : v.shape[1]], v, out=part)  # (G, g, d)
+    out[...] = (y / total).reshape(q.shape)
+    return out
