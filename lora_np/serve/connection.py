@@ -6,6 +6,7 @@ Only :mod:`lora_np.serve.http` imports this file: it needs the packages of the e
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -70,18 +71,30 @@ def _stopped(timer: asyncio.TimerHandle | None) -> None:
 
 
 class SignalledServer(uvicorn.Server):
-    """A server that leaves it to a function what a signal means.
+    """A server that says when it is ready, and leaves it to a function what a signal means.
 
     Parameters
     ----------
     config : uvicorn.Config
+    on_ready : callable
+        Called without arguments once it listens and takes signals.
     on_signal : callable
         Called with the signal's number, between two instructions of the main thread.
     """
 
-    def __init__(self, config: uvicorn.Config, on_signal: Callable[[int], object]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_ready: Callable[[], object],
+        on_signal: Callable[[int], object],
+    ) -> None:
         super().__init__(config)
-        self._on_signal = on_signal
+        self._on_ready, self._on_signal = on_ready, on_signal
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Pass the signal on. uvicorn's own method would raise it again at the end."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,10 @@ def need_packages() -> None:
             ) from None
 
 
+def _print(line: str) -> None:
+    print(line, flush=True)  # who started this process may wait for it
+
+
 def serve_http(
     engine: Any,
     tokenizer: Tokenizer,
@@ -51,7 +54,7 @@ def serve_http(
     aliases: Sequence[Alias] = (),
     limits: Limits | None = None,
     rng: np.random.Generator | None = None,
-    say: Callable[[str], object] = partial(print, flush=True),
+    say: Callable[[str], object] = _print,
 ) -> None:
     """Serve an engine on 127.0.0.1 until SIGTERM or Ctrl-C, then finish what runs.
 
@@ -133,16 +136,16 @@ class _Site:
         self.service = Service(
             self.worker, tokenizer, names, folder, context, self.limits, self._end
         )
-        self.server = self._server(make_app(self.service, port))
+        ready = f"serving {names.base} at http://127.0.0.1:{port}/v1"
+        self.server = self._server(make_app(self.service, port), lambda: self.say(ready))
         self.worker.start()
-        self.say(f"serving {names.base} at http://127.0.0.1:{port}/v1")
         try:
             await self.server.serve(sockets=[self.listener])
         finally:
             self.worker.stop()
             await asyncio.to_thread(self.worker.join)
 
-    def _server(self, app: Any) -> Any:
+    def _server(self, app: Any, on_ready: Callable[[], object]) -> Any:
         import uvicorn
 
         from lora_np.serve.connection import PatientProtocol, SignalledServer
@@ -161,7 +164,7 @@ class _Site:
             timeout_keep_alive=seconds,
             timeout_graceful_shutdown=seconds,
         )
-        return SignalledServer(config, self._on_signal)
+        return SignalledServer(config, on_ready, self._on_signal)
 
     def _on_signal(self, signal: int) -> None:
         """Begin to stop; the second time, stop."""

@@ -15,8 +15,8 @@ from lora_np.serve.http import serve_http
 from tests.chat.test_shelf import write_adapter
 from tests.chat.tiny import llama, write_llama
 from tests.pretrained.tiny_tokenizer import tiny_tokenizer
-from tests.serve.fake import FakeEngine
-from tests.serve.test_http import asking, complete, get
+from tests.serve.fake import CRASH, FakeEngine
+from tests.serve.test_http import asking, complete, get, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -114,17 +114,42 @@ def test_a_port_in_use_is_one_line():
             serve(FakeEngine(), port=port)
 
 
+def from_outside(act):
+    """Return a `say` that, once the server is ready, acts on it in a thread of its own."""
+    said = []
+
+    def say(line):
+        said.append(line)
+        if len(said) == 1:
+            server = SimpleNamespace(port=int(line.rpartition(":")[2].partition("/")[0]))
+            threading.Thread(target=act, args=[server, said], daemon=True).start()
+
+    return say
+
+
 def test_what_the_engine_raised_is_raised_at_the_end():
-    class Broken(FakeEngine):
-        def step(self):
-            raise ArithmeticError("the engine's fault")
+    def act(server, said):
+        complete(server, prompt=[CRASH])
 
-    # The first line is said when the worker has started; its first step follows a command.
     with pytest.raises(ArithmeticError, match="the engine's fault"):
-        serve(Broken(), say=lambda line: ask_later(line))
+        serve(FakeEngine(), say=from_outside(act))
 
 
-def ask_later(line):
-    """Ask for a text once the server is ready, in a thread of its own."""
-    server = SimpleNamespace(port=int(line.rpartition(":")[2].partition("/")[0]))
-    threading.Thread(target=complete, args=[server], daemon=True).start()
+def test_a_second_signal_is_an_interruption():
+    engine = FakeEngine(context=100_000)
+    engine.steps = threading.Semaphore(0)
+
+    def act(server, said):
+        with asking(server, max_tokens=50_000) as running:
+            wait_until(lambda: engine.submitted)
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_until(lambda: said[1:] == ["stopping: 1 request to finish"])
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_until(lambda: engine.steps.release() or ended)
+            running.close()
+
+    ended = []
+    with pytest.raises(KeyboardInterrupt):
+        serve(engine, say=from_outside(act))
+    ended.append(True)
+    assert len(engine.submitted[0].tokens) < 50_000
