@@ -67,13 +67,20 @@ class Answer:
     async def pieces(self) -> AsyncIterator[str]:
         """Yield the text, piece by piece, until the answer has ended.
 
+        A reader that is slower than the engine gets what has gathered as one piece.
+
         Raises
         ------
         Refusal
             If the adapter or the engine has failed.
         """
-        while (piece := await self._pieces.get()) is not None:
-            yield piece
+        gathered: list[str | None] = [""]
+        while gathered[-1] is not None:
+            gathered = [await self._pieces.get()]
+            while not self._pieces.empty():
+                gathered.append(self._pieces.get_nowait())
+            if text := "".join(piece for piece in gathered if piece):
+                yield text
         if self.error is not None:
             raise self.error
 

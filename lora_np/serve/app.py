@@ -140,8 +140,8 @@ class _Front:
         return JSONResponse({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
-        service = self.service
-        return Response(service.metrics.text(service.gauges()), media_type=METRICS_TYPE)
+        text = self.service.metrics.text(self.service.worker.counts)
+        return Response(text, media_type=METRICS_TYPE)
 
 
 async def body_of(request: Request, limits: Limits) -> bytes:

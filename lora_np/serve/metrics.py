@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+
+from lora_np.serve.request import Counts
 
 WINDOW = 1000  # requests whose times give the quantiles
 QUANTILES = (0.5, 0.9, 0.99)
 OUTCOMES = ("stop", "length", "cancelled", "failed", "refused")
-GAUGES = {
-    "waiting": "Requests that wait for a place in the batch.",
-    "running": "Requests in the batch.",
-    "pages": "Pages of the pool.",
-    "free": "Pages that are free.",
-    "held": "Pages that hold adapters.",
-    "loaded": "Adapters in memory.",
+GAUGES = {  # by the field of the engine's counts: the name, and what it says
+    "waiting": ("requests_waiting", "Requests that wait for a place in the batch."),
+    "running": ("requests_running", "Requests in the batch."),
+    "pages": ("pages", "Pages of the pool."),
+    "free": ("pages_free", "Pages that are free."),
+    "held": ("pages_of_adapters", "Pages that hold adapters."),
+    "loaded": ("adapters_loaded", "Adapters in memory."),
 }
 
 
@@ -62,8 +63,9 @@ class Metrics:
     >>> from lora_np.serve.metrics import Metrics
     >>> metrics = Metrics()
     >>> metrics.answered("length", prompt=5, new=3, first=0.2, last=0.6)
-    >>> [line for line in metrics.text({}).splitlines() if line.endswith('"0.9"} 0.2')]
-    ['lora_np_time_per_output_token_seconds{quantile="0.9"} 0.2']
+    >>> [line for line in metrics.text().splitlines() if line.endswith('"0.9"} 0.2')]
+    ['lora_np_time_to_first_token_seconds{quantile="0.9"} 0.2',
+    'lora_np_time_per_output_token_seconds{quantile="0.9"} 0.2']
     """
 
     def __init__(self) -> None:
@@ -97,16 +99,16 @@ class Metrics:
             if last is not None and new > 1:
                 self.per_token.add((last - first) / (new - 1))
 
-    def text(self, gauges: Mapping[str, Any]) -> str:
-        """Return all counters, and the gauges by their names, as Prometheus reads them."""
+    def text(self, counts: Counts | None = None) -> str:
+        """Return all counters, and the engine's counts, as Prometheus reads them."""
         lines = [
             *_family("requests_total", "counter", "Requests by how they ended."),
             *(f'lora_np_requests_total{{outcome="{o}"}} {self.requests[o]}' for o in OUTCOMES),
             *_single("prompt_tokens_total", "counter", "Tokens read.", self.prompt_tokens),
             *_single("new_tokens_total", "counter", "Tokens generated.", self.new_tokens),
         ]
-        for name, value in gauges.items():
-            lines += _single(name, "gauge", GAUGES[name], value)
+        for field, value in counts._asdict().items() if counts is not None else ():
+            lines += _single(GAUGES[field][0], "gauge", GAUGES[field][1], value)
         about = f"seconds; quantiles of the last {WINDOW} requests."
         for name, title, summary in (
             ("time_to_first_token_seconds", "From arrival to the first token", self.to_first),

@@ -13,7 +13,7 @@ from lora_np.reading import shown
 from lora_np.serve.answer import Answer
 from lora_np.serve.api import Call
 from lora_np.serve.errors import Refusal
-from lora_np.serve.metrics import GAUGES, Metrics
+from lora_np.serve.metrics import Metrics
 from lora_np.serve.names import Names, folder_of
 from lora_np.serve.worker import Stopped, Worker
 
@@ -207,7 +207,3 @@ class Service:
     def _tell_if_drained(self) -> None:
         if self.draining and self.live == 0:
             self._on_drained()
-
-    def gauges(self) -> dict[str, int]:
-        """Return the engine's counts by their names."""
-        return {name: getattr(self.worker.counts, name) for name in GAUGES}

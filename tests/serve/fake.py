@@ -4,18 +4,10 @@ import threading
 import time
 from itertools import cycle
 from types import SimpleNamespace
-from typing import NamedTuple
+
+from lora_np.serve.request import Counts
 
 CRASH = 99  # a prompt that begins with this token makes a step raise
-
-
-class Counts(NamedTuple):
-    waiting: int
-    running: int
-    pages: int = 64
-    free: int = 60
-    held: int = 4
-    loaded: int = 2
 
 
 class FakeEngine:
@@ -84,7 +76,7 @@ class FakeEngine:
         self.names.remove(name)
 
     def counts(self):
-        return Counts(len(self.waiting), len(self.running))
+        return Counts(len(self.waiting), len(self.running), 64, 60, 4, 2)
 
 
 class Server:

@@ -6,12 +6,13 @@ import re
 import pytest
 
 from lora_np.serve.metrics import GAUGES, WINDOW, Metrics, Summary
+from lora_np.serve.request import Counts
 
 LINE = re.compile(r'lora_np_[a-z_]+(\{[a-z]+="[a-z0-9.]+"\})? ([0-9.e+-]+|NaN)')
 
 
-def values(metrics, **gauges):
-    text = metrics.text(gauges)
+def values(metrics, counts=None):
+    text = metrics.text(counts)
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert text.endswith("\n") and all(LINE.fullmatch(line) for line in lines)
     return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in lines)}
@@ -45,11 +46,11 @@ def test_requests_are_counted_by_outcome_and_times_by_token():
     assert found['lora_np_time_per_output_token_seconds{quantile="0.99"}'] == 0.25
 
 
-@pytest.mark.parametrize("name", GAUGES)
-def test_every_gauge_has_its_type(name):
-    metrics = Metrics()
-    assert values(metrics, **{name: 7})[f"lora_np_{name}"] == 7
-    assert f"# TYPE lora_np_{name} gauge\nlora_np_{name} 7\n" in metrics.text({name: 7})
+@pytest.mark.parametrize("place, field", [*enumerate(Counts._fields)])
+def test_every_count_of_the_engine_is_a_gauge(place, field):
+    counts, (name, _) = Counts(*range(10, 16)), GAUGES[field]
+    assert values(Metrics(), counts)[f"lora_np_{name}"] == 10 + place
+    assert f"# TYPE lora_np_{name} gauge\nlora_np_{name} " in Metrics().text(counts)
 
 
 def test_before_the_first_request_quantiles_are_not_numbers():
