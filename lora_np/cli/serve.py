@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from lora_np.serve.alias import alias_of
     from lora_np.serve.http import need_packages, serve_http
     from lora_np.serve.names import folders_in
-    from lora_np.serve.service import Limits
+    from lora_np.serve.service import Limits, body_for
 
     a = arguments
     need_packages()  # what is wrong is said before the model is read
@@ -81,14 +82,15 @@ def run_serve(arguments: argparse.Namespace) -> int:
     place = Path(a.model).resolve()
     template = None if a.template is None else template_in(a.template)
     llm = load_llm(a.model, keep_quantised=a.keep_quantised)
+    context = min(llm.model.block_size, a.pages)
     serve_http(
         Engine(llm.model, folders, pages=a.pages, batch=a.batch),
         llm.tokenizer if template is None else llm.tokenizer.with_template(template),
         model_name=place.stem if place.is_file() else place.name,
         folder=a.adapters,
-        context=min(llm.model.block_size, a.pages),
+        context=context,
         port=a.port,
         aliases=aliases,
-        limits=limits,
+        limits=replace(limits, body=body_for(context)),
     )
     return 0

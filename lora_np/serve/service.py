@@ -27,7 +27,8 @@ class Limits:
     queue : int
         Requests that may wait or run at one time; one more is refused with 429.
     body : int
-        Bytes of a request; a longer one is refused with 413.
+        Bytes of a request; a longer one is refused with 413. While a text is split into tokens,
+        nothing else runs: a second for each megabyte or so. :func:`body_for` fits a context.
     tokens : int
         Tokens of the longest answer in a chat where the request gives no ``max_tokens``.
     patience : float
@@ -38,11 +39,11 @@ class Limits:
     --------
     >>> from lora_np.serve.service import Limits
     >>> Limits(queue=8).body
-    1000000
+    262144
     """
 
     queue: int = 1024
-    body: int = 1_000_000
+    body: int = 262_144
     tokens: int = 512
     patience: float = 30.0
 
@@ -50,6 +51,20 @@ class Limits:
         for name in ("queue", "body", "tokens", "patience"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected a positive number")
+
+
+def body_for(context: int) -> int:
+    """Return a limit for the bytes of a request that no prompt within the context will meet.
+
+    Most tokens have up to 5 bytes, and up to 18 as JSON escapes of what is not ASCII.
+
+    Examples
+    --------
+    >>> from lora_np.serve.service import body_for
+    >>> body_for(8192)
+    327680
+    """
+    return 65_536 + 32 * context
 
 
 class Service:
