@@ -13,7 +13,7 @@ from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
 HOUSE = (
     "backend reading patterns tables forms files crew gradcheck plots parameters optim ops data "
-    "rank layers methods models costs pretrained train adapters finetune chat experiments "
+    "rank layers methods models costs pretrained train adapters finetune chat serve experiments "
     "selfcheck checks course cli __main__"
 )
 OPS = (
@@ -57,6 +57,7 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "experiments/study/run.py": "a default task",
     "experiments/study/trial.py": "a default task",
     "finetune/layout.py": "the trained top of a model",
+    "serve/split.py": "LoRA's two products and a language model's blocks are split",
     "selfcheck.py": "the table of every pair, layer and model",
 }
 
