@@ -113,6 +113,16 @@ def test_any_number_of_members_computes_the_same(members):
     assert off(y, row_by_row(model, adapters, tokens, IDS)) < 1e-12
 
 
+def test_threads_compute_the_same_where_processes_cannot_be_forked(monkeypatch):
+    monkeypatch.setattr("lora_np.serve.split.can_fork", lambda: False)
+    model, tokens = llama(3), batch()
+    adapters = mixed(model)
+    with SplitModel(model, adapters) as split:
+        assert isinstance(split.crew, crew.Threads)
+        y = split.forward(tokens, IDS)
+    assert off(y, row_by_row(model, adapters, tokens, IDS)) < 1e-12
+
+
 def test_float32_stays_float32():
     model = llama(dtype=np.float32)
     adapters, tokens = mixed(model), batch()
