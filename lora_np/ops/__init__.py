@@ -37,6 +37,7 @@ from lora_np.ops.loss import (
     mse_backward,
     mse_forward,
 )
+from lora_np.ops.many import Rows, lora_rows_backward, lora_rows_forward
 from lora_np.ops.norm import (
     layernorm_backward,
     layernorm_forward,
@@ -54,6 +55,7 @@ from lora_np.ops.swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
     "Llama3Scaling",
+    "Rows",
     "attention_backward",
     "attention_forward",
     "cross_entropy_backward",
@@ -79,6 +81,8 @@ __all__ = [
     "linear_forward",
     "lora_linear_backward",
     "lora_linear_forward",
+    "lora_rows_backward",
+    "lora_rows_forward",
     "mse_backward",
     "mse_forward",
     "relu_backward",

@@ -17,6 +17,7 @@ from lora_np.ops.fast.grouped import gqa_backward, gqa_forward
 from lora_np.ops.fast.head_loss import head_loss_backward, head_loss_forward
 from lora_np.ops.fast.linear import linear_backward, linear_forward
 from lora_np.ops.fast.lora import lora_linear_backward, lora_linear_forward
+from lora_np.ops.fast.many import lora_rows_backward, lora_rows_forward
 
 __all__ = [
     "attention_backward",
@@ -33,4 +34,6 @@ __all__ = [
     "linear_forward",
     "lora_linear_backward",
     "lora_linear_forward",
+    "lora_rows_backward",
+    "lora_rows_forward",
 ]

@@ -1,0 +1,119 @@
+"""LoRA with an adapter for each row, by segments: the rows sorted by adapter.
+
+The textbook copies A and B for every row. Here the rows of one adapter stand side by side, and are
+multiplied with its A and B where these lie: one thin product with each (Punica's segmented gather
+matrix-vector product, SGMV). Nothing is padded, neither rows nor ranks, and if the rows already lie
+sorted, x is not copied either. The large product is that of ops/fast/linear.py.
+
+If the dtypes of x, W0 and the adapters differ, the textbook pair is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lora_np.backend import Array, get_xp
+from lora_np.ops import many as textbook
+from lora_np.ops.contract import Need, expect_shape, wanted
+from lora_np.ops.fast.linear import linear_forward
+from lora_np.ops.linear import rows, sum_rows
+from lora_np.ops.many import (
+    Adapters,
+    Gradients,
+    LoRARowsCache,
+    Rows,
+    by_row,
+    none_yet,
+    on_device,
+    scale_of,
+)
+
+
+class SegmentsCache(NamedTuple):
+    """What :func:`lora_rows_backward` reads."""
+
+    x: Array  # (n, ..., in)
+    W0: Array  # (out, in)
+    adapters: Adapters
+    rows: Rows
+    scale: float | Array  # (number of adapters,)
+    us: list[Array]  # x A^T of each segment, (N_a, r_a)
+    has_bias: bool
+
+
+def lora_rows_forward(
+    x: Array,
+    W0: Array,
+    adapters: Adapters,
+    ids: Rows | Array | Sequence[int],
+    b: Array | None = None,
+    *,
+    scale: float | Sequence[float] | Array,
+) -> tuple[Array, LoRARowsCache | SegmentsCache]:
+    """Compute :func:`lora_np.ops.lora_rows_forward`."""
+    which, scale = textbook.check_ids(x, W0, adapters, ids, b, scale)
+    y, _ = linear_forward(x, W0, b)  # (n, ..., out)
+    y_rows = by_row(y)  # (n, m, out)
+    xs, spans = _sorted(x, which), which.spans(y_rows.shape[1])  # (N, in)
+    change = get_xp(x).empty((len(xs), len(W0)), y.dtype)
+    try:
+        us = _products(xs, spans, [adapters[a][0].T for a, _, _ in which.segments])  # (N_a, r_a)
+        for u, span, (a, _, _) in zip(us, spans, which.segments):
+            u.dot(adapters[a][1].T, change[span])  # (N_a, out)
+    except ValueError:  # a shape does not fit, or dtypes differ
+        return textbook.lora_rows_forward(x, W0, adapters, which, b, scale=scale)
+    _add_to(y_rows, change, which, scale)
+    return y, SegmentsCache(x, W0, adapters, which, scale, us, b is not None)
+
+
+def lora_rows_backward(
+    dy: Array, cache: LoRARowsCache | SegmentsCache, need: Need = None
+) -> Gradients:
+    """Return (dx, dW0, dA, dB, db) of :func:`lora_rows_forward`."""
+    if isinstance(cache, LoRARowsCache):
+        return textbook.lora_rows_backward(dy, cache, need)
+    x, W0, adapters, which, scale, us, has_bias = cache
+    need_x, need_W0, need_A, need_B, need_b = wanted(need, 5)
+    expect_shape("dy", dy, *x.shape[:-1], len(W0))
+    segments, spans = which.segments, which.spans(by_row(x).shape[1])
+    dx = (rows(dy) @ W0).reshape(x.shape) if need_x else None  # (n, ..., in)
+    dA = none_yet(adapters, need_A)
+    dB = none_yet(adapters, need_B)
+    g, xs = _sorted(dy, which, scale), _sorted(x, which)  # s dy (N, out), (N, in)
+    if dB is not None:
+        for u, span, (a, _, _) in zip(us, spans, segments):
+            dB[a] = g[span].T @ u  # (out, r_a)
+    if need_x or need_A:
+        dus = _products(g, spans, [adapters[a][1] for a, _, _ in segments])  # (N_a, r_a)
+        if dA is not None:
+            for du, span, (a, _, _) in zip(dus, spans, segments):
+                dA[a] = du.T @ xs[span]  # (r_a, in)
+        if dx is not None:
+            change = get_xp(x).empty(xs.shape, dx.dtype)  # (N, in)
+            for du, span, (a, _, _) in zip(dus, spans, segments):
+                change[span] = du @ adapters[a][0]
+            _add_to(by_row(dx), change, which)
+    dW0 = rows(dy).T @ rows(x) if need_W0 else None  # (out, in)
+    return dx, dW0, dA, dB, sum_rows(dy) if need_b and has_bias else None
+
+
+def _sorted(x: Array, which: Rows, scale: float | Array | None = None) -> Array:
+    """Return the samples (N, d) of the rows that have an adapter, sorted, and scaled if asked."""
+    xs = by_row(x)[on_device(which.here, x)]  # (k, m, d)
+    if scale is not None:
+        xs = scale_of(scale, which.sorted, x) * xs
+    return rows(xs)
+
+
+def _products(x: Array, spans: list[slice], matrices: list[Array]) -> list[Array]:
+    """Return the product of each segment of x (N, d) with its own matrix (d, r_a)."""
+    return [x[span].dot(M) for span, M in zip(spans, matrices)]
+
+
+def _add_to(y: Array, change: Array, which: Rows, scale: float | Array | None = None) -> None:
+    """Add the sorted changes (N, d), scaled if asked, to the rows of y (n, m, d)."""
+    changes = change.reshape(len(which.sorted), *y.shape[1:])  # (k, m, d)
+    if scale is not None:
+        changes *= scale_of(scale, which.sorted, y)
+    y[on_device(which.here, y)] += changes
