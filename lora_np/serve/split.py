@@ -57,7 +57,9 @@ from lora_np.methods.contract import adapters as adapters_of
 from lora_np.methods.contract import is_adapted
 from lora_np.methods.stacked import Factors
 from lora_np.models.language import LanguageModel
+from lora_np.ops.contract import expect_shape
 from lora_np.ops.embedding import check_tokens
+from lora_np.ops.many import Rows
 from lora_np.parameters import Parameter
 from lora_np.serve.split_layers import Batch, Cut, for_batch, key_heads
 
@@ -88,6 +90,13 @@ class SplitModel:
     ------
     ValueError
         If the model or an adapter cannot be split; the message gives the reason.
+
+    Notes
+    -----
+    On several machines each member would hold its part alone. Here the parts of plain arrays are
+    views of the model's, in memory that all processes share: what is shown is that the parts
+    suffice, and what they cost in messages. The logits differ from those of the whole model in the
+    last bits, because sums are formed in another order.
 
     Examples
     --------
@@ -158,7 +167,12 @@ class SplitModel:
         """
         if self.crew is None:
             raise CrewError("a SplitModel works inside its with block; an error ends its crew")
-        item = _checked(tokens, ids, self.model, len(self.adapters))
+        tokens, rows = np.asarray(tokens), Rows(ids, len(self.adapters))
+        _check_tokens(tokens, self.model)
+        expect_shape("ids", rows.ids, len(tokens))
+        order = np.argsort(rows.ids, kind="stable")  # the rows of the base come first
+        first = len(tokens) - len(rows.sorted)
+        item = tokens[order], [(i, first + a, first + b) for i, a, b in rows.segments]
         try:
             parts = self.crew.map([item] * self.members)
             for part in parts:
@@ -167,26 +181,22 @@ class SplitModel:
         except BaseException:  # the members no longer stand at the same exchange
             self.__exit__()
             raise
-        return np.concatenate(parts, axis=-1)  # (n, T, V)
+        return np.concatenate(parts, axis=-1)[np.argsort(order)]  # (n, T, V)
 
-    def _work(self, member: int, item: tuple[np.ndarray, np.ndarray]) -> Any:
+    def _work(self, member: int, item: tuple[np.ndarray, Any]) -> Any:
         """Return a member's columns of the logits, or MemberLost if another one has failed."""
-        tokens, ids = item
+        tokens, segments = item
         tree, head = self.parts[member]
         try:
-            batch = Batch(self.exchange, member, segments_of(ids))
+            batch = Batch(self.exchange, member, segments)
             y, _, _ = for_batch(tree, batch).outputs(tokens)  # (n, T, d)
             return head.product(y)
         except MemberLost as lost:
+            self.exchange.fail()
             return lost  # the error of the other one is raised
         except BaseException:
             self.exchange.fail()
             raise
-
-
-def segments_of(ids: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Return each adapter of the rows with its rows, without those of -1."""
-    return [(int(i), np.flatnonzero(ids == i)) for i in np.unique(ids) if i >= 0]
 
 
 def _check_model(model: Any, members: int) -> None:
@@ -204,26 +214,16 @@ def _check_model(model: Any, members: int) -> None:
         )
 
 
-def _checked(
-    tokens: Any, ids: Any, model: LanguageModel, n_adapters: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return tokens (n, T) and ids (n,), or raise ShapeError, TypeError or ValueError."""
-    tokens, ids = np.asarray(tokens), np.asarray(ids)
+def _check_tokens(tokens: np.ndarray, model: LanguageModel) -> None:
+    """Raise TypeError, ShapeError or IndexError unless tokens (n, T) fit the model."""
+    if tokens.dtype.kind not in "iu":
+        raise TypeError(f"tokens has dtype {tokens.dtype}, expected integers")
     if tokens.ndim != 2 or not len(tokens) or not 1 <= tokens.shape[1] <= model.block_size:
         raise ShapeError(
             f"tokens has shape {tokens.shape}, expected (n, T) with n at least 1 and T from 1 to "
             f"block_size = {model.block_size}"
         )
     check_tokens(tokens, model.vocab_size)
-    if ids.shape != (len(tokens),) or ids.dtype.kind not in "iu":
-        raise ShapeError(
-            f"ids has shape {ids.shape} and dtype {ids.dtype}, expected ({len(tokens)},) integers"
-        )
-    if ids.min() < -1 or ids.max() >= n_adapters:
-        raise ValueError(
-            f"ids holds {ids.min()} to {ids.max()}, expected -1 (the base) to {n_adapters - 1}"
-        )
-    return tokens, ids
 
 
 def factors_by_path(adapted: Any, model: LanguageModel) -> Mapping[str, Factors]:

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
     exchange: Exchange
     member: int
-    segments: list[tuple[int, np.ndarray]]  # adapter and its rows, without the rows of -1
+    segments: list[tuple[int, int, int]]  # of rows sorted by adapter: its number, first row, end
 
     def gather(self, parts: list[np.ndarray], widths: list[int]) -> list[np.ndarray]:
         """Return arrays (..., width) of which each member has its share of the last axis."""
@@ -80,9 +80,9 @@ class SplitLinear(Layer):
         vars(twin).update(vars(self), batch=batch)
         return twin
 
-    def segments(self) -> list[tuple[int, np.ndarray]]:
+    def segments(self) -> list[tuple[int, slice]]:
         """Return the adapters that this layer has in the batch, and their rows."""
-        return [(i, rows) for i, rows in self.batch.segments if i in self.pairs]
+        return [(i, slice(a, b)) for i, a, b in self.batch.segments if i in self.pairs]
 
     def inner(self, x: np.ndarray) -> list[np.ndarray]:
         """Return x A^T with the member's part of A, for each of the segments."""

@@ -21,7 +21,7 @@ from lora_np import (
     store_model,
 )
 from lora_np.backend import ShapeError
-from lora_np.crew import CrewError
+from lora_np.crew import CrewError, MemberLost
 from lora_np.forms import Bfloat16
 from lora_np.layers import Layer
 from lora_np.methods import BitFitConfig, DoraConfig
@@ -61,7 +61,7 @@ def mixed(model):
     return [
         adapted(model),
         adapted(model, 5, ["q_proj", "down_proj"], seed=2),
-        adapted(model, 1, ["v_proj", "o_proj", "up_proj"], seed=3),
+        adapted(model, 1, ["q_proj", "o_proj", "down_proj"], seed=3),
     ]
 
 
@@ -222,23 +222,31 @@ def test_a_member_that_dies_ends_the_crew_and_nobody_waits(member):
 class Broken(Layer):
     """A layer with an error of its own."""
 
+    def __init__(self, error):
+        self.error = error
+
     def forward(self, x, rng=None):
-        raise ZeroDivisionError("of this member")
+        raise self.error("of this member")
 
 
-def test_an_error_inside_a_member_is_the_one_that_is_raised():
+@pytest.mark.parametrize("error", [ZeroDivisionError, MemberLost])
+def test_an_error_inside_a_member_is_the_one_that_is_raised(error):
     model = gpt(2)
     split = SplitModel(model, mixed(model))
-    split.parts[1][0].h[1].mlp.act = Broken()
-    with split, pytest.raises(ZeroDivisionError, match="of this member"):
-        split.forward(batch(), IDS)
+    split.parts[1][0].h[1].mlp.act = Broken(error)
+    with split:
+        with pytest.raises(error):
+            split.forward(batch(), IDS)
+        with pytest.raises(CrewError, match="with block"):
+            split.forward(batch(), IDS)
 
 
 @pytest.mark.parametrize("tokens, ids, error, message", [
-    ([[1, 2]], [3], ValueError, r"ids holds 3 to 3, expected -1 \(the base\) to 2"),
-    ([[1, 2]], [-2], ValueError, "ids holds -2"),
-    ([[1, 2]], [0, 0], ShapeError, r"ids has shape \(2,\)"),
-    ([[1, 2]], [0.0], ShapeError, "float64, expected"),
+    ([[1, 2]], [3], IndexError, "ids has the number 3, expected -1 .. 2"),
+    ([[1, 2]], [-2], IndexError, "ids has the number -2"),
+    ([[1, 2]], [0, 0], ShapeError, r"ids has shape \(2,\), expected \(1,\)"),
+    ([[1, 2]], [0.0], TypeError, "ids has dtype float64"),
+    ([[1.0, 2.0]], [0], TypeError, "tokens has dtype float64"),
     ([1, 2], [0], ShapeError, r"tokens has shape \(2,\)"),
     (np.zeros((0, 3), int), [], ShapeError, "n at least 1"),
     (np.zeros((1, 9), int), [0], ShapeError, "block_size = 8"),
