@@ -14,8 +14,8 @@ What is counted is the numbers that a member reads from another one. For p membe
 - all-gather: each of the n numbers is read by the p - 1 others, (p - 1) n in total;
 - all-reduce of n numbers: (p - 1) n to add them up, and (p - 1) n to hand the sums out.
 
-These are the least that an exchange can do with, and those of a ring of devices: per member,
-(p - 1) n / p and 2 (p - 1) n / p.
+The mean of a member is a p-th part of these: (p - 1) n / p and 2 (p - 1) n / p, as many as each
+device of a ring sends.
 """
 
 from __future__ import annotations

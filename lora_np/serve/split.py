@@ -22,17 +22,18 @@ and W2 is down_proj. (The paper writes x W: it calls W1 column-partitioned and W
 The last products are not gathered: a member adds its columns of the change (and of the bias) to
 its term of y, and the all-reduce of the base carries them. Nothing of size h is sent for adapters.
 
-**The numbers sent**, by all members together (:mod:`lora_np.crew.exchange`; a member's mean is a
-p-th part, and the paper's figures are these means). For N tokens:
+**The numbers sent** by all members together are counted (:mod:`lora_np.crew.exchange`). The paper
+gives the mean of a member, a p-th part of these. For N tokens:
 
 - base: an all-reduce of y, 2 (p - 1) N h, in attention and in the MLP: in a block 4 (p - 1) N h;
 - adapters in attention: three all-gathers (q, k, v) and an all-reduce (o), each of N r numbers:
-  (3 + 2) (p - 1) N r. This is the paper's 5 (p - 1) N r / p of a member;
+  (3 + 2) (p - 1) N r, which is the paper's 5 (p - 1) N r / p for a member;
 - adapters in the MLP: (1 + 2) (p - 1) N r, or (2 + 2) (p - 1) N r with a gate.
 
-Here N counts only the tokens of rows that have an adapter, and r is the rank of each row's own. In
-a Llama with h = 576, adapters of rank 8 on all linear layers of every row send
-(5 + 4) 8 / (4 * 576) = 1/32 of what the base sends.
+For the adapters, N counts only the tokens of rows that have one. If ranks differ, N r is the sum
+over these tokens of the rank of their own adapter. In a Llama with h = 576 whose rows all have
+adapters of rank 8 on all linear layers, the adapters send (5 + 4) 8 / (4 * 576) = 1/32 of what the
+base sends.
 
 The norms, the residual stream and the embedding are computed by every member. The head is cut by
 its rows; its logits go to the caller, which is not counted.
