@@ -17,8 +17,8 @@ HOUSE = (
     "selfcheck checks course cli __main__"
 )
 OPS = (
-    "contract fastfood linear lora many activation swiglu norm rope embedding attention grouped dropout "
-    "loss head_loss conv recurrent __init__ fast"
+    "contract fastfood linear lora many activation swiglu norm rope embedding attention grouped "
+    "dropout loss head_loss conv recurrent __init__ fast"
 )
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
@@ -115,8 +115,8 @@ def test_a_family_of_operations_imports_only_those_above_it(path):
 def test_a_fast_twin_imports_textbook_families_and_no_other_twin(path):
     tree, twins = tree_of(path), ours(tree_of(path), "lora_np.ops.fast")
     assert misplaced("fast", tree, OPS_ORDER, "lora_np.ops") <= {"fast"}
-    shared = {"attention": {"grouped"}, "many": {"linear"}}.get(path.stem, set())  # a special case
-    assert path.stem == "__init__" or twins == shared
+    shared = {"attention": {"grouped"}, "many": {"linear"}}  # a group of one; the large product
+    assert path.stem == "__init__" or twins == shared.get(path.stem, set())
     assert (PACKAGE / "ops" / path.name).exists()  # each in the file of its textbook form's name
 
 
