@@ -30,7 +30,7 @@ CHAIN = 11  # rooms: every chain of imports is shorter
 SHARED = {  # files of methods/ that are not one method's
     *("contract", "table", "file_form", "merging", "targets", "start", "reweighted"),
     *("peft", "peft_lora", "peft_dora", "stacked", "virtual", "encoder", "whole", "subspace"),
-    *("paired", "peft_adalora", "options"),
+    *("paired", "peft_adalora", "options", "many", "rows"),
 }
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",
