@@ -25,6 +25,7 @@ from lora_np.methods.contract import METHOD_FIELD, head_of, name_in
 from lora_np.methods.file_form import method_of_fields, of_file, to_file
 from lora_np.methods.peft_lora import OURS, as_fields
 from lora_np.methods.stacked import homes_of
+from lora_np.pretrained.find import expect_base
 from lora_np.pretrained.places import file_layout
 
 LEAVING_OUT = (METHOD_FIELD, "exclude_modules", "layers_to_transform", "layers_pattern")
@@ -129,8 +130,8 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     Raises
     ------
     CheckpointError
-        If the file is broken, has an unknown method, or adapts a layer that the model does not
-        have in that shape.
+        If the file is broken, has an unknown method, adapts a layer that the model does not have in
+        that shape, or lies beside a ``training.json`` that names another base.
     ValueError
         If the model already has adapters.
 
@@ -151,6 +152,7 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     """
     if is_adapted(base):
         raise ValueError("the model is adapted already: load onto its base, or merge() it first")
+    expect_base(folder, base)
     places = file_layout(base).places
     fields, tensors = _read(base, folder)
     try:

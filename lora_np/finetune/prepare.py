@@ -17,7 +17,6 @@ from lora_np.data import (
 )
 from lora_np.finetune.settings import Settings
 from lora_np.pretrained import Tokenizer, fingerprint, load_llm, template_in
-from lora_np.pretrained.find import expect_base
 from lora_np.tables import counted
 
 
@@ -68,7 +67,6 @@ def prepare(settings: Settings) -> Prepared:
     base = fingerprint(llm.model)
     model, tokenizer = llm.model, llm.tokenizer
     if s.resume_adapter is not None:
-        expect_base(s.resume_adapter, base)
         model = load_adapter(model, s.resume_adapter)
     if s.template is not None:
         tokenizer = tokenizer.with_template(template_in(s.template))
