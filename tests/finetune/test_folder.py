@@ -392,6 +392,37 @@ def test_an_adapter_is_trained_on_if_it_is_of_this_base(settings, tmp_path, meth
     assert not (tmp_path / "third").exists()
 
 
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_run_does_not_continue_on_a_changed_adapter(settings, tmp_path, file, complete):
+    first, out = tmp_path / "first", tmp_path / "second"
+    finetune(replace(settings, epochs=1), first)
+    more = replace(settings, r=None, resume_adapter=str(first), epochs=1)
+    record = finetune(more, out)
+    (out / "training.json").write_text(json.dumps({**record, "complete": complete}))
+    before = (first / file).read_bytes()
+    finetune(more, out)
+    (out / "training.json").write_text(json.dumps({**record, "complete": complete}))
+    if file.endswith(".json"):  # another scale, of the same tensors
+        (first / file).write_text(json.dumps({**load_json(first / file), "lora_alpha": 64}))
+    else:
+        (first / file).write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(FinetuneError, match=r"the adapter that is trained on changed since .*sec"):
+        finetune(more, out)
+    (first / file).write_bytes(before)
+    assert finetune(more, out)["complete"]
+
+
+def test_a_record_from_before_adapters_were_compared_continues(settings, tmp_path):
+    first, out = tmp_path / "first", tmp_path / "second"
+    finetune(replace(settings, epochs=1), first)
+    more = replace(settings, r=None, resume_adapter=str(first), epochs=1)
+    record = finetune(more, out)
+    del record["base"]["adapter"]
+    (out / "training.json").write_text(json.dumps({**record, "complete": False}))
+    assert len(finetune(more, out)["base"]["adapter"]) == 64
+
+
 # --------------------------------------------------------------------------------- the settings
 
 
