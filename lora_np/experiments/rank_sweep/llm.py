@@ -7,6 +7,9 @@ Only the last blocks are adapted, by the method at every rank and by full fine-t
 enters them is computed once for every sample and kept, and a trial is a model of these blocks
 alone, whose inputs are the kept rows: it needs neither the blocks below nor the tokenizer.
 
+A loss is a mean over the samples of a split. From n samples, its standard error is known to a part
+of 1 / sqrt(2 (n - 1)): to 27 % at n = 8, and not at all at n = 1. Fewer than 8 are refused.
+
 The scale of the adapter is 1 at every rank (lora_alpha = r). A seed draws the same batches at every
 rank. Learning rates are chosen on the validation samples; the loss on the test samples is only
 reported.
@@ -51,11 +54,14 @@ from lora_np.ops.rope import Llama3Scaling
 from lora_np.parameters import Parameter
 from lora_np.pretrained import Tokenizer, fingerprint, load_llm
 from lora_np.rank import spectrum
+from lora_np.tables import counted
 from lora_np.train import Batch, fit
 
 SPLITS = ("train", "validation", "test")
 LONGEST = 512  # tokens of a sample: longer ones are dropped, and plain text is cut
 HELD_OUT = 4  # samples to train on for each one to validate on, and for each one to test on
+LEAST = 8  # samples of each split
+FEWEST = HELD_OUT * LEAST  # samples to train on
 PURPOSE = dict(zip(SPLITS, ("train on", "validate on", "test on"), strict=True))
 TABLE, NORM = "model.embed_tokens.W", "model.norm.gamma"
 FULL = Trial("full", None, 0, 1.0)
@@ -79,7 +85,8 @@ class LlmSettings(Compared):
     top_layers : int
         How many blocks are adapted, the last ones. Full fine-tuning trains all that is in them.
     samples : int
-        To train on, if the file has as many; a quarter each to validate on and to test on.
+        To train on, if the file has as many; a quarter each, at least 8, to validate on and to test
+        on.
     steps, batch_size : int
         Steps of every trial, samples in a step.
     lora_lr, full_lr : float
@@ -131,8 +138,11 @@ class LlmTask:
             raise ValueError(f"base {base}: the llm task adapts the model that --model names")
         counts = ("steps", "batch_size", "samples", "seeds", "top_layers")
         check_numbers(s, counts, ("lora_lr", "full_lr")[: 1 if s.full_lr is None else 2])
-        if s.samples < HELD_OUT:
-            raise ValueError(f"samples = {s.samples}, expected at least {HELD_OUT}")
+        if s.samples < FEWEST:
+            raise ValueError(
+                f"samples = {s.samples}, expected at least {FEWEST}, a quarter of which "
+                "is validated on"
+            )
         llm = load_llm(s.model)
         self.base, blocks = llm.model, llm.model.config.n_layer
         if s.top_layers > blocks:
@@ -293,8 +303,11 @@ def _parts(s: LlmSettings, tokenizer: Tokenizer, longest: int) -> dict[str, list
         found, _ = samples_of(part, tokenizer, longest=longest, long="drop")
         found = [sample for sample in found if targets_in([sample])]
         parts[name] = found[: s.samples if name == "train" else s.samples // HELD_OUT]
-        if not parts[name]:
-            raise DataError(f"{s.data} leaves no sample to {PURPOSE[name]}: add records")
+        if len(parts[name]) < LEAST:
+            raise DataError(
+                f"{s.data} leaves {counted(len(parts[name]), 'sample')} to {PURPOSE[name]}, "
+                f"expected at least {LEAST}: use about {LEAST * (HELD_OUT + 2)} records or more"
+            )
     return parts
 
 
