@@ -11,6 +11,7 @@ from lora_np.experiments.rank_sweep import LlmSettings, SweepError, rank_sweep
 from lora_np.experiments.rank_sweep.llm import LlmTask, run_llm_trial
 from lora_np.experiments.rank_sweep.plan import Trial
 from lora_np.experiments.rank_sweep.report import best_rates
+from lora_np.experiments.runner import guarded
 from lora_np.finetune.layout import targets_in
 from tests.finetune.tiny import write_data, write_llama
 from tests.tiny import comparable
@@ -106,6 +107,15 @@ def test_a_file_that_leaves_too_few_to_measure_on_is_refused(
     assert main(["sweep", *files, "--top-layers", "1"]) == 2
     error = capsys.readouterr().err
     assert said in error and str(data) in error and error.count("\n") == 1 and not out.exists()
+
+
+def test_a_trial_whose_last_step_goes_too_far_has_no_loss_and_no_error(settings, tmp_path):
+    arrays = LlmTask(settings).prepare(tmp_path, False)
+    once, trial = replace(settings, steps=1), Trial("full", None, 0, 1e30)
+    names = [f"{name}_loss" for name in ("train", "validation", "test")]
+    result, _ = guarded(lambda: run_llm_trial(once, arrays, trial), names, names)
+    assert result["diverged"] == "the last step went too far"
+    assert [result[name] for name in names] == [None] * 3
 
 
 def test_a_folder_of_a_base_is_refused(settings, tmp_path):

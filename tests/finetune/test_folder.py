@@ -96,7 +96,7 @@ def test_the_command_leaves_an_adapter_a_card_and_a_record(settings, tmp_path, c
     assert f"| {record['steps']} | " in card and "| r | 2 |" in card
 
     model = load_adapter(prepared.model, out)
-    found = mean_loss(Layout(model, prepared.validation, 1), prepared.validation, 4)
+    found = mean_loss(Layout.of(model, prepared.validation, 1), prepared.validation, 4)
     best = dict(map(tuple, record["validation"]))[record["best_step"]]
     assert found == pytest.approx(best, rel=1e-6) and best < record["validation"][0][1]
 
@@ -115,7 +115,7 @@ def test_the_command_and_the_function_in_memory_give_the_same_adapter(settings, 
 
 def test_a_sample_is_what_chat_asks_and_the_end_of_its_answer_is_learned(settings):
     prepared = prepare(replace(settings, validation=0.0))
-    batch = Layout(prepared.model, prepared.train, 2)(prepared.train)
+    batch = Layout.of(prepared.model, prepared.train, 2)(prepared.train)
     for record, sample in zip(read_records(settings.data), prepared.train, strict=True):
         asked = prepared.tokenizer.chat(record.messages[:1], True)
         start = int(np.flatnonzero(sample.labelled)[0])

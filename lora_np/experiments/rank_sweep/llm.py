@@ -33,17 +33,15 @@ from lora_np.data import (
     DataError,
     Epochs,
     Sample,
-    packed,
     read_records,
     samples_of,
     split_records,
 )
-from lora_np.data.packing import packed_values
 from lora_np.experiments.rank_sweep.method import Compared, adapted_model, config_of
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
 from lora_np.experiments.runner import Arrays
 from lora_np.experiments.sql.task import Sizes, questions, training_records
-from lora_np.finetune.layout import KeptHidden, targets_in
+from lora_np.finetune.layout import KeptHidden, Layout, mean_loss, targets_in
 from lora_np.layers import Linear
 from lora_np.methods import MethodConfig, inject
 from lora_np.methods.full import FullConfig
@@ -55,7 +53,7 @@ from lora_np.parameters import Parameter
 from lora_np.pretrained import Tokenizer, fingerprint, load_llm
 from lora_np.rank import spectrum
 from lora_np.tables import counted
-from lora_np.train import Batch, fit
+from lora_np.train import fit
 
 SPLITS = ("train", "validation", "test")
 LONGEST = 512  # tokens of a sample: longer ones are dropped, and plain text is cut
@@ -181,9 +179,9 @@ class LlmTask:
 
     def baseline(self, arrays: Arrays) -> dict[str, float]:
         """Return the losses of the base on the held-out samples."""
-        s, kept = self.settings, Kept(arrays)
+        s, parts = self.settings, _samples_in(arrays)
         with one_blas_thread():
-            losses = _losses(TopLayers(_adapted(s, arrays, FULL)), kept, s.batch_size)
+            losses = _losses(_layout(s, arrays, FULL, parts), parts, s.batch_size)
         return {f"base_{name}_loss": losses[f"{name}_loss"] for name in SPLITS[1:]}
 
     def facts(self, folder: Path, arrays: Arrays) -> dict[str, Any]:
@@ -225,67 +223,50 @@ def run_llm_trial(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Adapt the top once; return the losses and the trained arrays. Runs in any process."""
     s, start = settings, time.perf_counter()
-    kept = Kept(arrays)
-    batches = Epochs(kept.parts["train"], s.batch_size, trial.seed)
+    parts = _samples_in(arrays)
+    batches = Epochs(parts["train"], s.batch_size, trial.seed)
     with one_blas_thread():
-        model = TopLayers(_adapted(s, arrays, trial))
-        step = count()
+        layout, step = _layout(s, arrays, trial, parts), count()
         fit(
-            model,
-            lambda: kept.batch(batches.samples(next(step))),
+            layout.model,
+            lambda: layout(batches.samples(next(step))),
             steps=s.steps,
             lr=trial.lr,
             rng=np.random.default_rng([trial.seed, 2]),
             warmup=s.steps // 10,
             options={"weight_decay": 0.0},
         )
-        losses = _losses(model, kept, s.batch_size)
-    trained = {name: p.value for name, p in model.parameters().items() if p.trainable}
+        losses = _losses(layout, parts, s.batch_size)
+    trained = {name: p.value for name, p in layout.model.parameters().items() if p.trainable}
     size = sum(array.size for array in trained.values())
     seconds = round(time.perf_counter() - start, 3)
     return {"trainable_parameters": size, **losses, "seconds": seconds}, trained
 
 
-class Kept:
-    """The samples of every split, and what enters the top at each of their tokens.
-
-    Parameters
-    ----------
-    arrays : mapping of str to array
-        As LlmTask.prepare returns them.
-    """
-
-    def __init__(self, arrays: Arrays) -> None:
-        self.hidden, ends = arrays["hidden"], np.cumsum(arrays["length"])
-        self.start: dict[Sample, int] = {}
-        self.parts: dict[str, list[Sample]] = {name: [] for name in SPLITS}
-        for part, length, end in zip(arrays["part"], arrays["length"], ends, strict=True):
-            here = slice(end - length, end)
-            sample = Sample(arrays["tokens"][here], arrays["labelled"][here])
-            self.parts[SPLITS[part]].append(sample)
-            self.start[sample] = 1 + int(here.start)  # row 0 is that of padding
-
-    def batch(self, samples: Sequence[Sample]) -> Batch:
-        """Return samples packed into a row: hidden (1, N, d), targets and positions (1, N)."""
-        places = [self.start[sample] + np.arange(len(sample)) for sample in samples]
-        _, targets, positions = packed(samples, 1)
-        return self.hidden[packed_values(samples, places, 1)], targets, positions
+def _samples_in(arrays: Arrays) -> dict[str, list[Sample]]:
+    """Return the samples of every split, in the order in which LlmTask.prepare wrote them."""
+    parts: dict[str, list[Sample]] = {name: [] for name in SPLITS}
+    ends = np.cumsum(arrays["length"])
+    for part, length, end in zip(arrays["part"], arrays["length"], ends, strict=True):
+        here = slice(end - length, end)
+        parts[SPLITS[part]].append(Sample(arrays["tokens"][here], arrays["labelled"][here]))
+    return parts
 
 
-def _losses(model: TopLayers, kept: Kept, batch_size: int) -> dict[str, float]:
+def _layout(s: LlmSettings, arrays: Arrays, trial: Trial, parts: dict[str, list[Sample]]) -> Layout:
+    """Return the top that a trial trains, laid out on the hidden states that were kept."""
+    top = TopLayers(_adapted(s, arrays, trial))
+    samples = [sample for part in parts.values() for sample in part]
+    return Layout(top, hidden=KeptHidden(top, samples, arrays["hidden"]))
+
+
+def _losses(layout: Layout, parts: dict[str, list[Sample]], batch_size: int) -> dict[str, float]:
     """Return the mean loss over the learned tokens of each split, as ``NAME_loss``.
 
     Of the samples to train on, only the first count: as many as there are to validate on.
     """
-    found, most = {}, len(kept.parts["validation"])
-    for name, part in kept.parts.items():
-        samples = part[:most]
-        number, total = targets_in(samples), 0.0
-        for i in range(0, len(samples), batch_size):
-            hidden, targets, positions = kept.batch(samples[i : i + batch_size])
-            total += float(model.loss(hidden, targets, positions, count=number)[0])
-        found[f"{name}_loss"] = total
-    return found
+    most = len(parts["validation"])
+    return {f"{n}_loss": mean_loss(layout, part[:most], batch_size) for n, part in parts.items()}
 
 
 def _parts(s: LlmSettings, tokenizer: Tokenizer, longest: int) -> dict[str, list[Sample]]:
