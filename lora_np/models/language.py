@@ -264,12 +264,14 @@ class LanguageModel(Layer):
     def flops(self, T: int, need_dx: bool = False) -> Flops:
         """Return the cost of the matrix products for one token in a sequence of `T`.
 
-        Rows before the text pass through the body too: their cost is shared by the T tokens.
+        Rows before the text pass through the body too: the T tokens share their cost, rounded to a
+        whole number of operations.
         """
         body, below = self.layers_for(None), self._embeddings_trained()
         rows = T + self.start.rows
         head = product_flops(self.head(), below or body.trainable)
-        return Flops(*(cost * rows // T for cost in body.flops(rows, below))).plus(head)
+        shares = ((2 * cost * rows + T) // (2 * T) for cost in body.flops(rows, below))  # rounded
+        return Flops(*shares).plus(head)
 
     def _embeddings_trained(self) -> bool:
         return self.start.trainable or any(p.trainable for p in self.embeddings())
