@@ -31,7 +31,7 @@ from lora_np.layers import (
     lean,
     product_flops,
 )
-from lora_np.layers.attention import packed, positions_after
+from lora_np.layers.attention import for_packed_rows, positions_after
 from lora_np.layers.memory import shortened
 from lora_np.layers.packing import Packing
 from lora_np.models.head import head_loss, head_loss_backward
@@ -165,7 +165,7 @@ class LanguageModel(Layer):
         """Return the body as training runs it; positions (B, T) are those of packed rows."""
         body = self.body()
         if positions is not None:
-            body = packed(body, Packing(positions))
+            body = for_packed_rows(body, Packing(positions))
         return Chain(*map(Recompute, body.layers)) if self.recompute else body
 
     def embed(
