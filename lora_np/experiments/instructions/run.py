@@ -23,7 +23,7 @@ from lora_np.experiments.asking import (
 from lora_np.experiments.folder import Kind, Results, begin, opened, save_results
 from lora_np.experiments.instructions.judge import judge_splits
 from lora_np.experiments.instructions.records import TESTS, Record, instruction_set, write_jsonl
-from lora_np.experiments.unchanged import check_unchanged, fingerprint, whole
+from lora_np.experiments.unchanged import check_unchanged, parameter_hashes, whole
 
 ADAPTERS = "adapters"  # the folder of the adapters: adapters/seed-0
 
@@ -100,7 +100,7 @@ def run_instructions(
     ValueError
         If a record is longer than the model's context, or the settings do not fit the model.
     """
-    out, before = Path(out), fingerprint(base)
+    out, before = Path(out), parameter_hashes(base)
     sha = whole(before)
     if not (out / "results.json").exists():  # before a folder is made: the model may not fit
         expect_trainable(base, settings.training)
@@ -116,7 +116,7 @@ def run_instructions(
                 if step.name not in results["trials"][seed]:
                     listen(f"seed {seed}: {step.said}")
                     results["trials"][seed].update(step.take())
-                    check_unchanged(before, fingerprint(base), f"seed {seed}")
+                    check_unchanged(before, parameter_hashes(base), f"seed {seed}")
                     save_results(out, results)
         results["complete"] = True
         save_results(out, results)
