@@ -28,7 +28,7 @@ class Limits:
         Requests that may wait or run at one time; one more is refused with 429.
     body : int
         Bytes of a request; a longer one is refused with 413. While a text is split into tokens,
-        nothing else runs: a second for each megabyte or so. :func:`body_for` fits a context.
+        nothing else runs; :func:`~lora_np.serve.service.body_for` gives what fits a context.
     tokens : int
         Tokens of the longest answer in a chat where the request gives no ``max_tokens``.
     patience : float
@@ -194,7 +194,7 @@ class Service:
     async def unload(self, name: str) -> None:
         """Forget an adapter; a Refusal says why it cannot be."""
         self.expect_open()
-        self.names.adapter(name)
+        self.names.adapter(name, "lora_name")
         self.names.expect_unused(name)
         await self._change(lambda engine: engine.unload(name))
         self.names.adapters.pop(name, None)
