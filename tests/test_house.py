@@ -60,6 +60,7 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "selfcheck.py": "the table of every pair, layer and model",
     "serve/engine.py": "tokens are drawn as in generate",
     "serve/keys.py": "the memory is a language model's",
+    "serve/split.py": "LoRA's two products and a language model's blocks are split",
 }
 
 
@@ -116,8 +117,8 @@ def test_a_family_of_operations_imports_only_those_above_it(path):
 def test_a_fast_twin_imports_textbook_families_and_no_other_twin(path):
     tree, twins = tree_of(path), ours(tree_of(path), "lora_np.ops.fast")
     assert misplaced("fast", tree, OPS_ORDER, "lora_np.ops") <= {"fast"}
-    shared = {"attention": {"grouped"}, "many": {"linear"}}.get(path.stem, set())  # a special case
-    assert path.stem == "__init__" or twins == shared
+    shared = {"attention": {"grouped"}, "many": {"linear"}}  # a group of one; the large product
+    assert path.stem == "__init__" or twins == shared.get(path.stem, set())
     assert (PACKAGE / "ops" / path.name).exists()  # each in the file of its textbook form's name
 
 
