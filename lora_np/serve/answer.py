@@ -111,7 +111,7 @@ class Answer:
         if event.state != "failed":
             return None
         return Refusal(
-            f"the adapter {shown(self.model)} cannot be used: {event.error}",
+            f"{shown(self.model)} cannot answer: {event.error}",
             500,
-            code="adapter_failed",
+            code="model_failed",
         )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def serve_http(
     aliases: Sequence[Alias] = (),
     limits: Limits | None = None,
     rng: np.random.Generator | None = None,
-    say: Callable[[str], object] = print,
+    say: Callable[[str], object] = partial(print, flush=True),
 ) -> None:
     """Serve an engine on 127.0.0.1 until SIGTERM or Ctrl-C, then finish what runs.
 

@@ -118,6 +118,32 @@ class Names:
                 )
 
 
+def folders_in(root: Path) -> list[Path]:
+    """Return the adapters' folders that lie directly in a folder, by name; hidden ones are left.
+
+    Raises
+    ------
+    ValueError
+        If the folder cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np.serve.names import folders_in
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     (Path(root) / "sql").mkdir()
+    ...     [folder.name for folder in folders_in(Path(root))]
+    ['sql']
+    """
+    try:
+        with os.scandir(root) as entries:
+            names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(f"{root} cannot be read ({error.strerror}): expected a folder") from None
+    return [root / name for name in sorted(names)]
+
+
 def folder_of(root: Path, name: str, path: str) -> Path:
     """Return the folder of an adapter that a client asks to load.
 

@@ -419,8 +419,8 @@ def wait_until(condition):
 def test_a_broken_adapter_fails_its_own_request_before_or_within_a_stream(server):
     before = outcomes(server)
     problem = refused(complete(server, model="broken"), 500)
-    assert problem["message"] == "the adapter 'broken' cannot be used: a tensor is missing"
-    assert (problem["type"], problem["code"]) == ("server_error", "adapter_failed")
+    assert problem["message"] == "'broken' cannot answer: a tensor is missing"
+    assert (problem["type"], problem["code"]) == ("server_error", "model_failed")
     refused(complete(server, model="broken", stream=True, max_tokens=1), 500)
     data = json.dumps({"model": "broken", "prompt": [60], "stream": True}).encode()
     status, _, body = send(server, "POST", "/v1/completions", data)

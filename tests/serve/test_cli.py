@@ -1,0 +1,130 @@
+"""The command serve: a real model over HTTP, SIGTERM, and what is refused before it is read."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from lora_np.serve.http import serve_http
+from tests.chat.test_shelf import write_adapter
+from tests.chat.tiny import llama, write_llama
+from tests.pretrained.tiny_tokenizer import tiny_tokenizer
+from tests.serve.fake import FakeEngine
+from tests.serve.test_http import asking, complete, get
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with a model and two adapters."""
+    root = tmp_path_factory.mktemp("serve")
+    write_llama(root / "model")
+    for seed, name in enumerate(("shops", "sql")):
+        write_adapter(root / "adapters" / name, llama(), seed)
+    return root
+
+
+class Process:
+    """The command in a process of its own."""
+
+    def __init__(self, folder, *options):
+        given = ["--model", folder / "model", "--adapters", folder / "adapters", "--port", "0"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lora_np", "serve", *map(str, given), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        )
+        self.ready = self.process.stdout.readline()
+        self.port = int(self.ready.rpartition(":")[2].partition("/")[0])
+
+    def end(self, *signals):
+        """Send signals; return the status, and what was said."""
+        for number in signals:
+            self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err
+
+
+def test_the_command_serves_adapters_and_sigterm_finishes_what_runs(folder):
+    server = Process(folder, "--alias", "ab=shops:1,sql:1")
+    assert server.ready == f"serving model at http://127.0.0.1:{server.port}/v1\n"
+    names = [m["id"] for m in json.loads(get(server, "/v1/models")[1])["data"]]
+    assert names == ["model", "shops", "sql", "ab"]
+    fields = {"prompt": "how many", "max_tokens": 20, "temperature": 0}
+    answers = [complete(server, model=m, **fields)[1] for m in ("model", "shops", "sql")]
+    texts = [answer["choices"][0]["text"] for answer in answers]
+    assert len(set(texts)) == 3 and [a["model"] for a in answers] == ["model", "shops", "sql"]
+    with asking(server, prompt="how", max_tokens=150, stream=True) as running:
+        answer = running.getresponse()
+        first = answer.readline()
+        server.process.send_signal(signal.SIGTERM)
+        rest = answer.read()
+        assert first.startswith(b"data: ") and rest.endswith(b"data: [DONE]\n\n")
+    status, out, err = server.end()
+    assert (status, err) == (0, "")
+    assert out in ("stopping: 1 request to finish\n", "stopping: 0 requests to finish\n")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--alias", "ab"], "alias 'ab': expected NAME=ADAPTER:WEIGHT"),
+        (["--queue", 0], "queue = 0: expected a positive number"),
+        (["--adapters", "nothing"], "nothing cannot be read"),
+        (["--model", "nothing"], "model 'nothing'"),
+        (["--alias", "ab=shop:1"], "there is no adapter 'shop': did you mean shops?"),
+        (["--batch", 0], "batch = 0"),
+        (["--pages", 0], "0 pages"),
+        (["--template", "nothing.jinja"], "nothing.jinja does not exist"),
+        (["--port", 70_000], "port 70000 cannot be used (0 to 65535 are ports)"),
+    ],
+)
+def test_what_cannot_be_is_one_line(command, folder, options, message):
+    given = ("--model", folder / "model", "--adapters", folder / "adapters", "--port", 0)
+    status, out, err = command("serve", *given, *options)
+    assert (status, out) == (2, "") and message in err
+    assert err.startswith("lora-np: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_a_missing_package_is_named_with_its_extra(command, folder, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    status, _, err = command("serve", "--model", "m", "--adapters", "a")
+    assert status == 2
+    assert err == f"lora-np: the package {package} is missing: pip install 'lora_np[serve]'\n"
+
+
+def serve(engine, **options):
+    """Serve a fake engine in this thread."""
+    fixed = {"model_name": "tiny", "folder": "nowhere", "context": 160, "port": 0}
+    serve_http(engine, tiny_tokenizer(), **fixed | options)
+
+
+def test_a_port_in_use_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"port {port} cannot be used \(.*\): choose another"):
+            serve(FakeEngine(), port=port)
+
+
+def test_what_the_engine_raised_is_raised_at_the_end():
+    class Broken(FakeEngine):
+        def step(self):
+            raise ArithmeticError("the engine's fault")
+
+    # The first line is said when the worker has started; its first step follows a command.
+    with pytest.raises(ArithmeticError, match="the engine's fault"):
+        serve(Broken(), say=lambda line: ask_later(line))
+
+
+def ask_later(line):
+    """Ask for a text once the server is ready, in a thread of its own."""
+    server = SimpleNamespace(port=int(line.rpartition(":")[2].partition("/")[0]))
+    threading.Thread(target=complete, args=[server], daemon=True).start()
