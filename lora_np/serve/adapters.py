@@ -85,6 +85,13 @@ class Adapters:
     folders : iterable of str or Path
         In PEFT's format; LoRA of linear layers.
 
+    Attributes
+    ----------
+    pages : int
+        Of the pool, which adapters hold.
+    reads : int
+        How many times an adapter was read from its folder.
+
     Raises
     ------
     CheckpointError
@@ -112,6 +119,7 @@ class Adapters:
         self._folders: dict[str, Path] = {}
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()  # the last used is last
         self._sizes: dict[str, int] = {}  # pages of the adapters that were read once
+        self.reads = 0
         self.pages, self._idle = 0, 0  # of all in the pool, and of those that nobody uses
         for folder in folders:
             self.add(folder)
@@ -228,6 +236,7 @@ class Adapters:
         lease = self._pool.take(pages) if self.make_room(pages) else None
         if lease is None:
             return None
+        self.reads += 1
         self._loaded[name] = held = Loaded(name, stamp, self._pool, lease, factors)
         self.pages += pages
         self._idle += pages

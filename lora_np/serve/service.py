@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.pretrained import Tokenizer
-from lora_np.reading import shown
 from lora_np.serve.answer import Answer
 from lora_np.serve.api import Call
 from lora_np.serve.errors import Refusal
 from lora_np.serve.metrics import Metrics
 from lora_np.serve.names import Names, folder_of
+from lora_np.serve.prompt import most_new, prompt_of
 from lora_np.serve.worker import Stopped, Worker
 
 
@@ -130,9 +130,8 @@ class Service:
     async def _submit(self, answer: Answer, adapter: str | None) -> None:
         call = answer.call
         try:
-            prompt = await asyncio.to_thread(self._prompt, call)
-            room = max(1, self.context - len(prompt))
-            n = call.max_tokens or min(self.limits.tokens, room)
+            prompt = await asyncio.to_thread(prompt_of, call, self.tokenizer)
+            n = most_new(call, prompt, self.context, self.limits.tokens)
             answer.prompt = len(prompt)
             future = self.worker.submit(
                 answer,
@@ -151,24 +150,6 @@ class Service:
             raise Refusal(str(error)) from None
         except Stopped as error:
             raise Refusal(str(error), 500, code="engine_stopped") from None
-
-    def _prompt(self, call: Call) -> list[int]:
-        """Return the tokens that the answer follows."""
-        tokenizer = self.tokenizer
-        if call.messages is not None:
-            return tokenizer.chat(call.messages, answer_follows=True)
-        if isinstance(call.prompt, str):
-            start = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
-            return start + tokenizer.encode(call.prompt)
-        tokens = list(call.prompt or ())
-        for token in tokens:
-            if not 0 <= token < tokenizer.vocab_size:
-                raise Refusal(
-                    f"prompt: there is no token {shown(token)}: they are numbered from 0 to "
-                    f"{tokenizer.vocab_size - 1}",
-                    param="prompt",
-                )
-        return tokens
 
     def over(self, answer: Answer, outcome: str, request: Any) -> None:
         """Count an answer whose request is over; the engine has nothing of it any more."""

@@ -93,6 +93,41 @@ def test_what_cannot_be_is_one_line(command, folder, options, message):
     assert err.startswith("lora-np: ") and err.count("\n") == 1
 
 
+def test_a_file_of_requests_is_answered_without_a_server(command, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "starlette", None)  # no server, no packages of one
+    asked, out = tmp_path / "r.jsonl", tmp_path / "answers.jsonl"
+    names = ["shops", "model", "sql", "shops"]
+    lines = [json.dumps({"model": name, "prompt": "how", "max_tokens": 4}) for name in names]
+    asked.write_text("\n".join(lines))
+    given = ("--model", folder / "model", "--adapters", folder / "adapters")
+    status, said, _ = command("serve", *given, "--requests", asked, "--out", out)
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert (status, said) == (0, f"4 answers: written to {out}\n")
+    assert {a["line"]: a["model"] for a in answers} == dict(enumerate(names, 1))
+    before = out.read_text()
+    status, _, err = command("serve", *given, "--requests", asked, "--out", out)
+    assert status == 2 and "nothing is overwritten" in err and out.read_text() == before
+
+
+def test_an_answer_that_is_an_error_shows_in_the_status(command, folder, tmp_path):
+    asked, out = tmp_path / "r.jsonl", tmp_path / "answers.jsonl"
+    lines = [{"model": "sql", "prompt": "how", "max_tokens": n} for n in (2, 10**6)]
+    asked.write_text("\n".join(map(json.dumps, lines)))
+    given = ("--model", folder / "model", "--adapters", folder / "adapters")
+    status, said, _ = command("serve", *given, "--requests", asked, "--out", out)
+    assert (status, said) == (1, f"2 answers, 1 error: written to {out}\n")
+
+
+def test_a_file_that_is_wrong_leaves_no_answers(command, folder, tmp_path):
+    asked, out = tmp_path / "r.jsonl", tmp_path / "answers.jsonl"
+    asked.write_text('{"model": "sql", "prompt": "how"}\n{')
+    given = ("--model", folder / "model", "--adapters", folder / "adapters")
+    status, _, err = command("serve", *given, "--requests", asked, "--out", out)
+    assert status == 2 and "line 2 is not JSON" in err and not out.exists()
+    status, _, err = command("serve", *given, "--requests", asked)
+    assert status == 2 and "--requests and --out go together" in err
+
+
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])
 def test_a_missing_package_is_named_with_its_extra(command, folder, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
