@@ -6,6 +6,11 @@ matrix-vector product, SGMV). Nothing is padded, neither rows nor ranks, and if 
 sorted, x is not copied either. The large product is that of ops/fast/linear.py.
 
 If the dtypes of x, W0 and the adapters differ, the textbook pair is called.
+
+What it gains: with in = out = 576 and r = 8, 64 rows with 62 adapters take 1.46 times as long as
+x W0^T, with the textbook form 1.74 times; with 10 adapters 1.23 and 1.58 times (2026-11-26;
+``python -m tests.benchmarks --only many``). The more rows, the more the textbook copies: with 1024
+rows, 38 MB of factors.
 """
 
 from __future__ import annotations
