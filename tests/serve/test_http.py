@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lora_np.serve.alias import alias_of
-from lora_np.serve.http import Limits
+from lora_np.serve.http.server import Limits
 from tests.pretrained.tiny_tokenizer import tiny_tokenizer
 from tests.serve.fake import CRASH, FakeEngine, Server
 
