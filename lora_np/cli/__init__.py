@@ -1,8 +1,8 @@
 """The command line ``lora-np``, with one file for each family of commands.
 
 The families are sweep.py, finetune.py, chat.py, sql.py, many_adapters.py, studies.py, precision.py,
-serve_bench.py, checks.py and adapters.py. A mistake in the input ends with one line on standard error and exit
-status 2.
+serve_bench.py, checks.py and adapters.py. A mistake in the input ends with one line on standard
+error and exit status 2.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from lora_np.cli.sweep import targets
 DESCRIPTION = (
     "Each side takes its turn on one BLAS thread, and ratios are printed. Measurements: "
     "pool: a warm pool of 1, 10, 100 and 1,000 adapters, requests for any of them; "
-    "distinct: 1, 2, 4, ... distinct adapters in the batch, up to one for each row, also one adapter "
-    "at a time and, with --peft, PEFT: the picture; "
+    "distinct: 1, 2, 4, ... distinct adapters in the batch, up to one for each row, also one "
+    "adapter at a time and, with --peft, PEFT: the picture; "
     "disk: 10,000 adapters on disk (1.2 GB in the temporary folder), requests by Zipf(1), room for "
     "256, reads included; "
     "wide: 1,000 distinct adapters in one batch of 1,024 rows; "

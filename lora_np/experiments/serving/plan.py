@@ -73,7 +73,7 @@ class BenchSettings:
     peft: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch", "prompt", "new", "r", "rounds"):
+        for name in ("batch", "prompt", "new", "r", "rounds", "requests"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
         if unknown := [name for name in self.only if name not in MEASUREMENTS]:
