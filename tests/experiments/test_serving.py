@@ -93,7 +93,7 @@ def test_every_adapter_of_the_shelf_is_read_and_no_two_are_alike(tmp_path):
     for folder in shelf.folders(3):
         tensors = load_adapter(base, folder).parameters()
         own = np.concatenate([p.value.ravel() for p in tensors.values() if p.trainable])
-        assert len(own) == shelf.numbers and 0.02 < own.std() < 0.04
+        assert len(own) == shelf.numbers and 0.08 < own.std() < 0.12
         said.append(own)
     assert not np.isclose(said[0], said[1]).any() and not np.isclose(said[1], said[2]).any()
     written = [
@@ -137,6 +137,12 @@ def test_every_measurement_has_its_rows_and_is_kept_when_it_ends(study):
     for name in ("10 of 12", "3 of 3", "4 of 4", "% of 16 requests", "one at a time / ours"):
         assert name in text
     assert "goal" not in text  # these are not the sizes for which the goals were set
+
+
+def test_rows_that_differ_from_their_adapter_alone_are_not_counted_as_equal(study, monkeypatch):
+    monkeypatch.setattr("lora_np.experiments.serving.run.load_adapter", lambda base, folder: base)
+    rows = study(tiny(r=8, only=("distinct",)))["measured"]["distinct"]
+    assert max(row["equal"]["alone"] for row in rows) < 4
 
 
 def test_a_real_model_has_measurements_of_its_own():

@@ -97,7 +97,7 @@ class BenchSettings:
     def llama(self) -> dict[str, Any]:
         """Return the sizes of the random Llama."""
         sizes = {"vocab_size": 512, "d_model": 256, "n_layer": 4, "n_head": 4, "n_kv_head": 2}
-        return {**sizes, "d_hidden": 704, "block_size": 8192}
+        return {**sizes, "d_hidden": 704, "block_size": 8192, "tied": False}
 
 
 QUICK = BenchSettings(
