@@ -86,8 +86,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from lora_np.serve import Engine
     from lora_np.serve.alias import alias_of
     from lora_np.serve.http.server import serve_http
-    from lora_np.serve.names import folders_in
     from lora_np.serve.http.service import Limits, body_for
+    from lora_np.serve.names import folders_in
 
     a = arguments
     _expect_one_way(a)  # what is wrong is said before the model is read

@@ -22,9 +22,9 @@ import numpy as np
 
 from lora_np.pretrained import Tokenizer
 from lora_np.serve.alias import Alias
-from lora_np.serve.names import Names
 from lora_np.serve.http.service import Limits, Service
 from lora_np.serve.http.worker import Worker
+from lora_np.serve.names import Names
 from lora_np.tables import counted
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.pretrained import Tokenizer
-from lora_np.serve.http.answer import Answer
 from lora_np.serve.api import Call
 from lora_np.serve.errors import Refusal
+from lora_np.serve.http.answer import Answer
 from lora_np.serve.http.metrics import Metrics
+from lora_np.serve.http.worker import Stopped, Worker
 from lora_np.serve.names import Names, folder_of
 from lora_np.serve.prompt import most_new, prompt_of
-from lora_np.serve.http.worker import Stopped, Worker
 
 
 @dataclass(frozen=True)
