@@ -1,6 +1,6 @@
 """The endpoints, as a Starlette application, and the gate before them.
 
-Only :mod:`lora_np.serve.http.server` imports this file: it needs the packages of the extra ``serve``.
+Only server.py imports this file: it needs the packages of the extra ``serve``.
 """
 
 from __future__ import annotations
