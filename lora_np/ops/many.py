@@ -148,11 +148,8 @@ def lora_rows_forward(
 
     Raises
     ------
-    ShapeError
-        If the shapes do not fit, those of the adapters that have a row included; the message names
-        the argument.
-    IndexError
-        If an id is not in -1 .. len(adapters) - 1.
+    ShapeError, IndexError
+        If the shapes do not fit (of the adapters, those with a row), or an id is out of range.
 
     Examples
     --------

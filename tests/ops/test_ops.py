@@ -4,6 +4,7 @@ import itertools
 import math
 import tracemalloc
 from dataclasses import dataclass
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -347,9 +348,9 @@ def test_gradients_match(case, method):
 
 def test_every_pair_is_in_the_table():
     pairs = {n.removesuffix("_forward") for n in ops.__all__ if n.endswith("_forward")}
-    assert pairs == {name for name, *_ in PAIRS.values()}
+    assert pairs == {name for name, *_ in PAIRS.values()} | {"lora_rows"}  # in test_many.py
     twins = {n.removesuffix("_forward") for n in fast.__all__ if n.endswith("_forward")}
-    checked = {(case.forward, case.backward) for case, _ in CHECKS}
+    checked = {(unwrap(case.forward), unwrap(case.backward)) for case, _ in CHECKS}
     assert {op(name) for name in pairs} | {op(name, fast) for name in twins} <= checked
 
 
