@@ -13,6 +13,7 @@ printed is a ratio of two sides that took turns in one run, so that both met the
     first-step   from process start to the first trained step
     rank         the dense SVD of B A / ``spectrum((B, A))``, and how far their values lie apart
     adapters     ``analyse`` at Llama-7B's size; ``resize`` by a dense SVD / by the factors
+    many         a layer with an adapter for each row / the base alone; PEFT's / ours
     sweep        ``lora-np sweep`` in two processes / in one
     llama        all of the five that follow
     llama-steps  a LoRA step of SmolLM2-135M / PyTorch's with PEFT

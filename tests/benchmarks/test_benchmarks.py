@@ -13,7 +13,7 @@ from tests.benchmarks import llama, measure, page, report, rivals
 from tests.benchmarks.measure import Result, Row, Spread, exponent
 from tests.benchmarks.models import batches, model_for, step_flops
 from tests.benchmarks.numpy_side import Training
-from tests.benchmarks.plan import DEFAULT, QUICK, RANK, AdapterSize, LlamaPlan, Plan, Size
+from tests.benchmarks.plan import DEFAULT, QUICK, RANK, AdapterSize, LlamaPlan, ManyPlan, Plan, Size
 from tests.benchmarks.steps import Disagreement, check_losses
 from tests.benchmarks.workers import THREAD_SETTINGS, Worker, WorkerError, thread_settings
 
@@ -28,6 +28,7 @@ PLAN = Plan(
     slow_rounds=1,
     spectra=((32, 2),),
     adapter=AdapterSize(layers=2, side=32, resized=2),
+    many=ManyPlan(d=16, cases=((8, 3), (20, 12)), mixed=(20, 10)),
     llama=LlamaPlan("tiny", cases=((1, 4), (2, 4)), memory=(2, 4), prompt=4, new=2),
     threads=1,
     peers=False,
@@ -44,6 +45,7 @@ INSIDE = (
     "ledger",
     "first-step",
     "adapters",
+    "many",
     "rank",
     "llama-steps",
     "llama-memory",

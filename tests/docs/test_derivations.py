@@ -14,6 +14,7 @@ PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted(FOLDER.g
 PAIRS = {  # pair: its page, and the gradients in the order that backward returns them
     "linear": ("linear.md", "dx dW db"),
     "lora_linear": ("lora_linear.md", "dx dW0 dA dB db"),
+    "lora_rows": ("lora_rows.md", "dx dW0 dA dB db"),
     "gelu": ("activations.md", "dx"),
     "relu": ("activations.md", "dx"),
     "silu": ("activations.md", "dx"),
@@ -69,7 +70,9 @@ def spoil(monkeypatch, function, slot, mistake):
 
     def wrong(*args, **kwargs):
         results = list(right(*args, **kwargs))
-        if results[slot] is not None:
+        if isinstance(results[slot], list):  # a gradient for each adapter
+            results[slot] = [mistake(x) if x is not None else None for x in results[slot]]
+        elif results[slot] is not None:
             results[slot] = mistake(results[slot])
         return tuple(results)
 
@@ -131,6 +134,45 @@ def test_loras_usual_mistakes_fail_its_page(wrong, monkeypatch, capsys):
     monkeypatch.setattr(ops, "lora_linear_backward", lora_linear_with(**wrong))
     monkeypatch.setattr("lora_np.check_gradients", agrees_always)
     assert failed("lora_linear.md")
+    capsys.readouterr()
+
+
+def last_row_alone(dy, cache, need=None):
+    """Keep the gradient of each adapter's last row."""
+    found = list(right_rows_backward(dy, cache, need))
+    for a in {a for a in cache.rows.ids.tolist() if a >= 0}:
+        row = np.flatnonzero(cache.rows.ids == a)[-1:]
+        (A, B), s = cache.adapters[a], np.resize(cache.scale, 9)[a]
+        _, part = ops.lora_linear_forward(cache.x[row], cache.W0, A, B, scale=s)
+        found[2][a], found[3][a] = ops.lora_linear_backward(dy[row], part)[2:4]
+    return tuple(found)
+
+
+def every_row(dy, cache, need=None):
+    """Let every adapter learn from all rows."""
+    found = list(right_rows_backward(dy, cache, need))
+    for a, (A, B) in enumerate(cache.adapters):
+        s = np.resize(cache.scale, 9)[a]
+        _, part = ops.lora_linear_forward(cache.x, cache.W0, A, B, scale=s)
+        found[2][a], found[3][a] = ops.lora_linear_backward(dy, part)[2:4]
+    return tuple(found)
+
+
+def base_has_the_last(x, W0, adapters, ids, b=None, *, scale):
+    """Take the id -1 as Python does."""
+    wrong = [a % len(adapters) for a in ids]
+    return right_rows_forward(x, W0, adapters, wrong, b, scale=scale)
+
+
+right_rows_forward, right_rows_backward = ops.lora_rows_forward, ops.lora_rows_backward
+
+
+@pytest.mark.parametrize("half, wrong", [
+    ("backward", last_row_alone), ("backward", every_row), ("forward", base_has_the_last)
+])  # fmt: skip
+def test_the_usual_mistakes_with_rows_fail_their_page(half, wrong, monkeypatch, capsys):
+    monkeypatch.setattr(ops, f"lora_rows_{half}", wrong)
+    assert failed("lora_rows.md")
     capsys.readouterr()
 
 
