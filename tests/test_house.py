@@ -22,7 +22,10 @@ OPS = (
 )
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
-HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes", "tokenizers", "jinja2")
+HEAVY = (
+    *("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes"),
+    *("tokenizers", "jinja2", "starlette", "uvicorn"),
+)
 LONGEST = 60  # lines of a function, decorators and docstring included
 LONG = 400  # lines of a file
 TWO_SCREENS = 180  # lines of the file of a method
@@ -60,6 +63,7 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "selfcheck.py": "the table of every pair, layer and model",
     "serve/engine.py": "tokens are drawn as in generate",
     "serve/keys.py": "the memory is a language model's",
+    "serve/split.py": "LoRA's two products and a language model's blocks are split",
 }
 
 

@@ -17,8 +17,6 @@ from typing import Any
 from lora_np.adapters import load_adapter
 from lora_np.files import CheckpointError
 from lora_np.methods.table import hint
-from lora_np.pretrained import fingerprint
-from lora_np.pretrained.find import expect_base
 from lora_np.reading import shown
 
 BASE = "base"  # the name under which the model has no adapter
@@ -63,7 +61,6 @@ class Shelf:
 
     def __init__(self, base: Any, folders: Sequence[str | Path] = ()) -> None:
         self.models, places = {BASE: base}, {BASE: "the model itself"}
-        made_on = fingerprint(base)
         for folder in map(Path, folders):
             name = folder.resolve().name
             if name in places:
@@ -71,7 +68,6 @@ class Shelf:
                     f"two adapters are called {shown(name)}: {folder} and {places[name]}; rename "
                     "a folder"
                 )
-            expect_base(folder, made_on)
             self.models[name], places[name] = load_adapter(base, folder), str(folder)
         self.chosen = next((name for name in self.models if name != BASE), BASE)
 

@@ -1,0 +1,56 @@
+"""The picture of the study of serving: tokens a second by distinct adapters in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_np import plots
+from lora_np.experiments.serving.report import rate
+from lora_np.experiments.serving.run import ALONE, BASE, OURS, PEFT
+from lora_np.plots import BLUE, GREEN, GREY, ORANGE
+
+LOOKS = {
+    BASE: ("the base alone", GREY, "s--"),
+    OURS: ("ours, one mixed batch", BLUE, "o-"),
+    ALONE: ("ours, one adapter at a time", ORANGE, "^-"),
+    PEFT: ("PEFT's adapter_names, one mixed batch", GREEN, "D-"),
+}
+
+
+def plot_serving(results: Mapping[str, Any], path: str | Path) -> None:
+    """Draw the throughput of all sides against the number of distinct adapters in the batch.
+
+    Parameters
+    ----------
+    results : mapping
+        What :func:`lora_np.experiments.serving.serving_study` returns, with ``distinct`` measured.
+    path : str or Path
+        The PNG to write.
+    """
+    figure = plots.figure(7.5, 4.8)
+    draw_serving(figure.subplots(), results)
+    plots.save(figure, path)
+
+
+def draw_serving(axis: Any, results: Mapping[str, Any]) -> None:
+    """Draw the curves on an axis."""
+    rows, s = results["measured"]["distinct"], results["settings"]
+    xs = [row["distinct"] for row in rows]
+    for side, (label, colour, line) in LOOKS.items():
+        if side in rows[0]["seconds"]:
+            rates = [rate(row, side) for row in rows]
+            axis.plot(xs, rates, line, color=colour, label=label)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(xs, [str(x) for x in xs])
+    axis.minorticks_off()
+    axis.set_ylim(bottom=0)
+    axis.set(
+        xlabel=f"distinct adapters in a batch of {s['batch']} rows",
+        ylabel="throughput [tokens / CPU second]",
+        title=f"A mixed batch: prompts of {s['prompt']} tokens, {s['new']} new, r = {s['r']}",
+    )
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="best")

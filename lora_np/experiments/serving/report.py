@@ -1,0 +1,172 @@
+"""The tables of the study of serving, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_np.experiments.serving.measure import Spread, ratio
+from lora_np.experiments.serving.plan import ALONE_GOAL, GOALS, SMALL, BenchSettings
+from lora_np.experiments.serving.run import ALONE, BASE, OURS, PEFT
+from lora_np.tables import counted, rounded, text_table
+
+Results = Mapping[str, Any]
+Row = Mapping[str, Any]
+SIZES = ("batch", "prompt", "new", "r", "target_modules", "pools", "on_disk", "cached", "contexts")
+SIZES += ("wide_rows", "wide_adapters", "real_adapters")
+TITLES = {
+    "pool": "Adapters in a warm pool",
+    "distinct": "Distinct adapters in the batch",
+    "disk": "Adapters on disk",
+    "wide": "A wide batch",
+    "real": "Whole answers",
+    "long": "Writing after long contexts",
+}
+
+
+def report(results: Results) -> str:
+    """Return all tables as text.
+
+    Parameters
+    ----------
+    results : mapping
+        What :func:`lora_np.experiments.serving.serving_study` returns.
+    """
+    tables = [f"{TITLES[name]}\n{table_of(results, name)}" for name in results["measured"]]
+    if "distinct" in results["measured"]:
+        tables.append(f"One adapter at a time\n{alone_text(results)}")
+    return "\n\n".join((head(results), *tables, note(results)))
+
+
+def head(results: Results) -> str:
+    """Say what was served."""
+    s = results["settings"]
+    kind = "a random Llama" if s["model"] == SMALL else s["model"]
+    modules = s["target_modules"]
+    on = modules if isinstance(modules, str) else ", ".join(modules)
+    return (
+        f"{kind}, {rounded(results['parameters'])} parameters; adapters of r = {s['r']} on {on}, "
+        f"{rounded(results['adapter_numbers'])} numbers each; batch {s['batch']}, prompts of "
+        f"{counted(s['prompt'], 'token')}, {s['new']} new"
+    )
+
+
+def note(results: Results) -> str:
+    """Say how the ratios were taken."""
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    rounds = counted(results["settings"]["rounds"], "round")
+    return (
+        f"Ratios of CPU seconds on one BLAS thread: the median of {rounds} and the quartiles; 'by "
+        "the clock' the\nsame in seconds that passed. 'In the batch': distinct adapters whose rows "
+        f"got a token in one step, in the\nmiddle step and at most. {versions}."
+    )
+
+
+def table_of(results: Results, name: str) -> str:
+    """Return the table of a measurement."""
+    rows = results["measured"][name]
+    if name == "distinct":
+        return distinct_table(rows)
+    goal = GOALS[name] if has_goals(results, name) else None
+    table = ratio_table(rows, goal)
+    if name == "disk":
+        (row,) = rows
+        share = f"{100 * row['reads']:.0f} % of {row['requests']:,} requests a round"
+        return f"{table}\n{share} read their adapter from disk; the pool was full before."
+    return table
+
+
+def has_goals(results: Results, name: str) -> bool:
+    """Whether a measurement has the sizes for which its goal was set."""
+    s, standard = results["settings"], BenchSettings()
+    sizes = all(_plain(s[size]) == _plain(getattr(standard, size)) for size in SIZES)
+    return sizes and (s["model"] == SMALL) != (name in ("real", "long"))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def spread_text(spread: Spread) -> str:
+    """Return a ratio with its quartiles."""
+    return f"{spread.median:.2f} ({spread.low:.2f} to {spread.high:.2f})"
+
+
+def in_batch(row: Row) -> str:
+    """Return how many distinct adapters were in the batch."""
+    most = f", at most {row['most']:,}" if row["most"] != row["distinct"] else ""
+    return f"{row['distinct']:,} of {row['rows']:,}{most}"
+
+
+def ratio_table(rows: Sequence[Row], goal: float | None) -> str:
+    """Return the table of the engine's time over that of the base alone."""
+    spreads = [ratio(row["seconds"][OURS], row["seconds"][BASE]) for row in rows]
+    walls = [ratio(row["seconds"][OURS], row["seconds"][BASE], "wall") for row in rows]
+    columns = {
+        "": [row["case"] for row in rows],
+        "to choose from": [f"{row['pool']:,}" for row in rows],
+        "in the batch, of rows": [in_batch(row) for row in rows],
+        "time / base alone": list(map(spread_text, spreads)),
+        "by the clock": [f"{wall.median:.2f}" for wall in walls],
+    }
+    if goal is not None:
+        columns["goal"] = [verdict(spread, goal) for spread in spreads]
+    return text_table(columns)
+
+
+def verdict(spread: Spread, goal: float, at_least: bool = False) -> str:
+    """Say whether a goal is reached, after rounding as it is printed.
+
+    Examples
+    --------
+    >>> from lora_np.experiments.serving.measure import Spread
+    >>> from lora_np.experiments.serving.report import verdict
+    >>> verdict(Spread(1.1, 1.0, 1.3), 1.2), verdict(Spread(4.0, 3.8, 4.4), 5.0, at_least=True)
+    ('at most 1.20: reached', 'at least 5.00: missed')
+    """
+    sign = -1 if at_least else 1
+    reached = sign * round(spread.median - goal, 2) <= 0
+    nearest = spread.high if at_least else spread.low
+    near = "within the spread" if sign * (nearest - goal) <= 0 else "missed"
+    side = "at least" if at_least else "at most"
+    return f"{side} {goal:.2f}: {'reached' if reached else near}"
+
+
+def rate(row: Row, side: str) -> float | None:
+    """Return the tokens of a second of CPU time, None where a side was not measured."""
+    if side not in row["seconds"]:
+        return None
+    cpu = sorted(row["seconds"][side]["cpu"])
+    return row["tokens"] / cpu[len(cpu) // 2]
+
+
+def distinct_table(rows: Sequence[Row]) -> str:
+    """Return the rates of all sides by the number of distinct adapters, and their ratios."""
+    sides = {OURS: "ours", BASE: "base alone", ALONE: "one at a time", PEFT: "PEFT"}
+    ratios = {(OURS, BASE): "ours / base alone", (ALONE, OURS): "one at a time / ours"}
+    ratios[PEFT, OURS] = "PEFT / ours"
+    batch = {"in the batch, of rows": [in_batch(row) for row in rows]}
+    rates, times = dict(batch), dict(batch)
+    for side, said in sides.items():
+        if side in rows[0]["seconds"]:
+            rates[said] = [f"{rate(row, side):,.0f}" for row in rows]
+    for (of, to), said in ratios.items():
+        if of in rows[0]["seconds"]:
+            spreads = [ratio(row["seconds"][of], row["seconds"][to]) for row in rows]
+            times[said] = list(map(spread_text, spreads))
+    for side in rows[0]["equal"]:
+        times[f"as {sides[side]}"] = [f"{row['equal'][side]} of {row['asked']}" for row in rows]
+    return (
+        f"tokens a CPU second; {rows[0]['pool']:,} adapters in the pool\n{text_table(rates)}\n\n"
+        f"ratios of time; 'as ...': rows of ours whose tokens are all those of that side\n"
+        f"{text_table(times)}"
+    )
+
+
+def alone_text(results: Results) -> str:
+    """Say what serving one adapter at a time costs, where each row has an adapter of its own."""
+    row = results["measured"]["distinct"][-1]
+    spread = ratio(row["seconds"][ALONE], row["seconds"][OURS])
+    standard = has_goals(results, "distinct")
+    goal = f"; {verdict(spread, ALONE_GOAL, at_least=True)}" if standard else ""
+    return f"{row['distinct']} distinct adapters, time / ours: {spread_text(spread)}{goal}"
