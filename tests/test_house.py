@@ -56,6 +56,8 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "experiments/rank_sweep/models.py": "a default task",
     "experiments/rank_sweep/text.py": "a default task",
     "experiments/regret/study.py": "its claims are LoRA's",
+    "experiments/serving/run.py": "a default model",
+    "experiments/serving/shelf.py": "the adapters that are served are LoRA's",
     "experiments/small_data/study.py": "LoRA against full fine-tuning",
     "experiments/study/run.py": "a default task",
     "experiments/study/trial.py": "a default task",

@@ -42,7 +42,7 @@ def take_turns(
     }
     found: dict[str, Seconds] = {name: {"cpu": [], "wall": []} for name in sides}
     for number in range(rounds):
-        for name in list(sides) if number % 2 == 0 else list(reversed(sides)):
+        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
             cpu, wall = _spent(sides[name], counts[name])
             found[name]["cpu"].append(cpu)
             found[name]["wall"].append(wall)

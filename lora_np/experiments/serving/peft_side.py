@@ -5,9 +5,10 @@ transformers and PEFT are imported here alone, when this side is asked for.
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ LEAF = {"W": "weight", "gamma": "weight", "b": "bias"}
 def expect_peft() -> None:
     """Raise CheckpointError unless PyTorch, transformers and PEFT are installed."""
     names = ("torch", "transformers", "peft")
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise CheckpointError(
             f"--peft needs {', '.join(missing)}, which is not installed: pip install torch, then "
@@ -41,9 +42,7 @@ class PeftSide:
     """
 
     def __init__(self, model: Any, folders: Sequence[Path]) -> None:
-        import peft
-        import torch
-
+        peft, torch = import_module("peft"), import_module("torch")
         torch.set_num_threads(1)
         self._torch, self._names = torch, [folder.name for folder in folders]
         with warnings.catch_warnings():
@@ -71,9 +70,7 @@ class PeftSide:
 
 def twin_of(ours: Any) -> Any:
     """Return transformers' model with the values of ours."""
-    import torch
-    import transformers
-
+    torch, transformers = import_module("torch"), import_module("transformers")
     no_special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     fields = {**json_fields(ours.config, "the model"), **no_special}
     kind = getattr(transformers, fields.pop("architectures")[0])

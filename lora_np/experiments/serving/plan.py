@@ -73,7 +73,7 @@ class BenchSettings:
     peft: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch", "prompt", "new", "r", "rounds"):
+        for name in ("batch", "prompt", "new", "r", "rounds", "requests"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
         if unknown := [name for name in self.only if name not in MEASUREMENTS]:
@@ -97,7 +97,7 @@ class BenchSettings:
     def llama(self) -> dict[str, Any]:
         """Return the sizes of the random Llama."""
         sizes = {"vocab_size": 512, "d_model": 256, "n_layer": 4, "n_head": 4, "n_kv_head": 2}
-        return {**sizes, "d_hidden": 704, "block_size": 8192}
+        return {**sizes, "d_hidden": 704, "block_size": 8192, "tied": False}
 
 
 QUICK = BenchSettings(
