@@ -88,7 +88,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     _expect_one_way(a)  # what is wrong is said before the model is read
     aliases, limits = [alias_of(text) for text in a.alias], Limits(queue=a.queue)
     folders = folders_in(a.adapters)
-    place = Path(a.model).resolve()
+    place = Path(a.model).absolute()
     template = None if a.template is None else template_in(a.template)
     llm = load_llm(a.model, keep_quantised=a.keep_quantised)
     tokenizer = llm.tokenizer if template is None else llm.tokenizer.with_template(template)

@@ -92,7 +92,7 @@ class Names:
         if name not in self.adapters:
             near = hint(name[:100], self.all())
             raise Refusal(
-                f"there is no model {shown(name)}: {near}; GET /v1/models lists them all",
+                f"there is no model {shown(name)}: {near}",
                 404,
                 param="model",
                 code="model_not_found",
