@@ -1,6 +1,6 @@
 """What the server counts, in the text format of Prometheus.
 
-A summary's quantiles are of the last requests only (:data:`WINDOW`): a bounded memory, and what is
+A summary's quantiles are of the last requests only (`WINDOW`): a bounded memory, and what is
 slow now is seen now. Its sum and count are of all requests since the start.
 
 Source: Prometheus, "Text-based exposition format", version 0.0.4.
