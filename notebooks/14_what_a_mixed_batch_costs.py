@@ -58,7 +58,7 @@ W0 = rng.standard_normal((d, d)) / d**0.5  # (out, in)
 factors = [(rng.standard_normal((r, d)) / d**0.5, rng.standard_normal((d, r))) for _ in range(n)]
 x = rng.standard_normal((n, d))  # (n, in)
 ids = rng.integers(0, 8, n)  # (n,): 64 rows for 8 adapters
-print("the adapters of the rows:", *ids)
+print("the adapters of the first rows:", *ids[:12])
 
 
 def looped(x, W0, factors, ids):
@@ -114,7 +114,7 @@ for name, form in forms.items():
 
 # %%
 rows = Rows(ids, len(factors))
-print("adapter, from row, to row:", rows.segments)
+print("adapter, from row, to row:", *rows.segments[:3], "...")
 for form in (lora_rows_forward, segments_of_the_library):
     assert np.allclose(form(x, W0, factors, rows, scale=s)[0], y, rtol=0, atol=1e-12)
 alone, _ = lora_rows_forward(x, W0, factors, np.full(n, -1), scale=s)
