@@ -29,14 +29,6 @@ def add_serve(commands: Any) -> None:
         metavar="DIR",
         help="the folder that holds the adapters' folders",
     )
-    add("--port", type=int, default=8000, metavar="N", help="on 127.0.0.1; default: 8000")
-    add(
-        "--requests",
-        type=Path,
-        metavar="FILE",
-        help="answer this file instead: on each line the JSON of a request, as over HTTP",
-    )
-    add("--out", type=Path, metavar="FILE", help="a new file for the answers to --requests")
     add(
         "--alias",
         action="append",
@@ -72,7 +64,20 @@ def add_serve(commands: Any) -> None:
         metavar="NAME",
         help="chatml, or a file that holds a chat template; default: the model's",
     )
+    _add_ways(add)
     serve.set_defaults(run=run_serve)
+
+
+def _add_ways(add: Any) -> None:
+    """Add the options that say where the requests come from."""
+    add("--port", type=int, default=8000, metavar="N", help="on 127.0.0.1; default: 8000")
+    add(
+        "--requests",
+        type=Path,
+        metavar="FILE",
+        help="answer this file instead: on each line the JSON of a request, as over HTTP",
+    )
+    add("--out", type=Path, metavar="FILE", help="a new file for the answers to --requests")
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
@@ -80,9 +85,9 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from lora_np.pretrained import load_llm, template_in
     from lora_np.serve import Engine
     from lora_np.serve.alias import alias_of
-    from lora_np.serve.http import serve_http
+    from lora_np.serve.http.server import serve_http
+    from lora_np.serve.http.service import Limits, body_for
     from lora_np.serve.names import folders_in
-    from lora_np.serve.service import Limits, body_for
 
     a = arguments
     _expect_one_way(a)  # what is wrong is said before the model is read
@@ -112,7 +117,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
 def _expect_one_way(a: argparse.Namespace) -> None:
     """Raise ValueError unless the options are those of a server, or of a file."""
-    from lora_np.serve.http import need_packages
+    from lora_np.serve.http.server import need_packages
 
     if (a.requests is None) != (a.out is None):
         raise ValueError("--requests and --out go together: give both, or neither for a server")

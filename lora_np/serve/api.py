@@ -1,4 +1,4 @@
-"""The JSON of a request, checked and made into a :class:`Call`.
+"""The JSON of a request, checked and made into a :class:`~lora_np.serve.api.Call`.
 
 The fields are OpenAI's. A field that this server does not support is refused by name, because an
 answer that ignores it would be wrong in silence; it passes if its value asks for nothing
@@ -8,7 +8,6 @@ answer that ignores it would be wrong in silence; it passes if its value asks fo
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from lora_np.reading import brief, shown
 from lora_np.serve.errors import Refusal
 
 MOST_STOPS = 4  # strings, as in OpenAI's API
-SEEDS = 2**63
+MOST = 2**63  # whole numbers are below
 IGNORED = {  # what is not supported, and the values that ask for nothing
     "n": (1,),
     "best_of": (1,),
@@ -224,13 +223,13 @@ def _same(value: Any, idle: Any) -> bool:
 
 def _shared(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that both kinds of call have."""
-    seed = _whole(fields, "seed", -SEEDS, SEEDS - 1)
+    seed = _whole(fields, "seed", -MOST)
     stream = _typed(fields, "stream", bool, "true or false") or False
     return {
         "model": _model(fields),
         "temperature": _number(fields, "temperature", lambda x: 0 <= x <= 2, "from 0 to 2"),
         "top_p": _number(fields, "top_p", lambda x: 0 < x <= 1, "above 0 and at most 1"),
-        "seed": None if seed is None else seed % (2 * SEEDS),  # a generator takes none below 0
+        "seed": None if seed is None else seed % (2 * MOST),  # a generator takes none below 0
         "stop": _stops(fields.get("stop", [])),
         "stream": stream,
         "include_usage": _include_usage(fields, stream),
@@ -260,14 +259,10 @@ def _model(fields: dict[str, Any]) -> str:
     return _typed(fields, "model", str, "the name of a model; GET /v1/models lists them")
 
 
-def _whole(fields: dict[str, Any], name: str, least: int, most: int | None = None) -> int | None:
+def _whole(fields: dict[str, Any], name: str, least: int) -> int | None:
     value = fields.get(name)
-    if value is None:
-        return None
-    fits = type(value) is int and least <= value and (most is None or value <= most)
-    if not fits:
-        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise _wrong(name, value, f"a whole number {bounds}")
+    if value is not None and (type(value) is not int or not least <= value < MOST):
+        raise _wrong(name, value, f"a whole number from {least} to {MOST - 1}")
     return value
 
 
@@ -275,7 +270,7 @@ def _number(
     fields: dict[str, Any], name: str, fits: Callable[[float], bool], expected: str
 ) -> float:
     value = fields.get(name, 1.0)  # OpenAI's default for both
-    if type(value) not in (int, float) or not math.isfinite(value) or not fits(value):
+    if type(value) not in (int, float) or not fits(value):
         raise _wrong(name, value, f"a number {expected}")
     return float(value)
 

@@ -87,14 +87,14 @@ class Names:
             return None
         return self.adapter(name)
 
-    def adapter(self, name: str) -> str:
-        """Return the name of an adapter; a Refusal names the nearest ones if there is none."""
+    def adapter(self, name: str, field: str = "model") -> str:
+        """Return the name of an adapter; the Refusal of a field names the nearest ones."""
         if name not in self.adapters:
             near = hint(name[:100], self.all())
             raise Refusal(
                 f"there is no model {shown(name)}: {near}",
                 404,
-                param="model",
+                param=field,
                 code="model_not_found",
             )
         return name

@@ -58,6 +58,10 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Plan], Result]]] = {
         "Greedy generation with a Llama, one thread; below 1 is faster",
         llama.measure_generation,
     ),
+    "llama-twins": (
+        "LoRA step of a Llama, the textbook pair in the place of its fast twin, one thread",
+        llama.measure_twins,
+    ),
     "llama-edge": ("What a chat with a Llama costs, one thread", llama.measure_edge),
 }
 GROUPS = {"llama": tuple(name for name in BENCHMARKS if name.startswith("llama-"))}

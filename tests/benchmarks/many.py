@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.ops import Rows, fast
+from lora_np.ops import Rows, fast, lora_rows_forward
 from tests.benchmarks.measure import Result, Row, Spread, Turn, take_turns
 from tests.benchmarks.numpy_side import NumpySide
 from tests.benchmarks.plan import RANK, ManyPlan, Plan
@@ -41,7 +41,7 @@ class RowsSide(NumpySide):
     """lora_np's layer in a process of its own."""
 
     def add_layer(self, rows: int, ranks: tuple[int, ...], d: int) -> None:
-        """Prepare the layer, and W0 alone as a plain product and as that of a few rows."""
+        """Prepare the layer, its textbook form, and W0 alone: plain, and as for a few rows."""
         x, W0, adapters, ids = numbers(rows, ranks, d)
         which = Rows(ids, len(ranks))
 
@@ -50,6 +50,7 @@ class RowsSide(NumpySide):
 
         self.actions |= {
             "layer": layer,
+            "textbook": lambda: lora_rows_forward(x, W0, adapters, which, scale=SCALE)[0],
             "product": lambda: x @ W0.T,
             "few rows": lambda: fast.linear_forward(x, W0)[0],
         }
@@ -76,7 +77,8 @@ def measure(plan: Plan) -> Result:
         for rows, distinct in many.cases:
             ours.call("forget")
             ours.call("add_layer", rows, (RANK,) * distinct, many.d)
-            turns: dict[str, Turn] = {n: (ours, n) for n in ("layer", "product", "few rows")}
+            sides = ("layer", "textbook", "product", "few rows")
+            turns: dict[str, Turn] = {name: (ours, name) for name in sides}
             times = take_turns(turns, 3 * plan.rounds, plan.slice_seconds / 3)
             case = f"{rows} rows, {distinct} distinct"
             result.note(times, case)
@@ -84,6 +86,7 @@ def measure(plan: Plan) -> Result:
             result.add(
                 Row("layer / x @ W0.T", case, times["layer"].over(times["product"]), goal),
                 Row("layer / the layer's own W0", case, times["layer"].over(times["few rows"])),
+                Row("textbook / fast", case, times["textbook"].over(times["layer"])),
             )
         _measure_ranks(plan, ours, result)
         if plan.peers:

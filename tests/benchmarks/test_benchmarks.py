@@ -10,6 +10,7 @@ from lora_np import ops
 from lora_np.ops import fast
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import llama, measure, page, report, rivals
+from tests.benchmarks.llama_models import Case, adapted, base_model, token_batches
 from tests.benchmarks.measure import Result, Row, Spread, exponent
 from tests.benchmarks.models import batches, model_for, step_flops
 from tests.benchmarks.numpy_side import Training
@@ -51,6 +52,7 @@ INSIDE = (
     "llama-memory",
     "llama-quantised",
     "llama-generation",
+    "llama-twins",
     "llama-edge",
 )
 FIELDS = {
@@ -119,8 +121,8 @@ def test_a_random_llama_is_named_and_has_no_goals(finished):
 
 def test_a_group_stands_for_its_benchmarks():
     names = command.parser().parse_args(["--only", "llama,steps"]).only
-    assert names[-1] == "steps" and len(names) == 6
-    assert all(name.startswith("llama-") for name in names[:5])
+    assert names[-1] == "steps" and len(names) == 7
+    assert all(name.startswith("llama-") for name in names[:6])
 
 
 def test_llamas_that_compute_something_else_are_found():
@@ -167,6 +169,24 @@ def test_the_textbook_pair_takes_the_place_of_its_twin_for_the_steps_alone(monke
         with Training(model_for(TOY, None), batches(TOY), textbook) as training:
             losses.append([training.step(), training.step()])
         assert len(calls) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_textbook_grouped_attention_takes_the_place_of_its_twin(monkeypatch):
+    calls = []
+
+    def spied(q, k, v, right=ops.gqa_forward):
+        calls.append(q.shape)
+        return right(q, k, v)
+
+    monkeypatch.setattr(ops, "gqa_forward", spied)
+    base = base_model("tiny")
+    data = token_batches(base.config.vocab_size, Case(2, 4))
+    losses = []
+    for textbook in ("gqa", None):
+        with Training(adapted(base), data, textbook) as training:
+            losses.append(training.step())
+        assert len(calls) == base.config.n_layer
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

@@ -18,9 +18,9 @@ from lora_np.finetune.dry_run import dry_run
 from lora_np.methods import adapters
 from lora_np.serve import Counts
 from lora_np.serve.api import MOST_STOPS, SHARED, chat_of, completion_of
-from lora_np.serve.app import make_app
-from lora_np.serve.metrics import Metrics
-from lora_np.serve.service import Limits
+from lora_np.serve.http.app import make_app
+from lora_np.serve.http.metrics import Metrics
+from lora_np.serve.http.service import Limits
 from tests.docs.pages import (
     NUMBER,
     ROOT,

@@ -751,9 +751,10 @@ def test_backward_refuses_a_dy_of_another_shape(label):  # that of a loss is one
 WITHOUT_ROWS = (
     "GPT",
     "Llama",
+    "lora_rows",
     "subspace",
     "triplet",
-)  # models are below; the others have no samples
+)  # models are below; lora_rows has ids, in test_many.py; the others have no samples
 CASES_OF_0 = [c for c in cases(np.random.default_rng(0)) if not c.name.startswith(WITHOUT_ROWS)]
 
 

@@ -85,7 +85,7 @@ class Server:
     def __init__(self, engine, tokenizer, folder, **options):
         import asyncio
 
-        from lora_np.serve import http
+        from lora_np.serve.http import server as http
         from lora_np.serve.names import Names
 
         options = {"limits": http.Limits(patience=5), "aliases": (), "rng": None} | options

@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from lora_np.serve import Engine, Request
-from lora_np.serve.answer import Answer
-from lora_np.serve.http import Limits
+from lora_np.serve.http.answer import Answer
+from lora_np.serve.http.server import Limits
 from tests.chat.test_shelf import write_adapter
 from tests.chat.tiny import CONTEXT, llama
 from tests.pretrained.tiny_tokenizer import tiny_tokenizer

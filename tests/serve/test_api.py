@@ -104,7 +104,8 @@ def test_a_message_that_is_not_understood_is_named(message, param):
         ("model", 3), ("messages", []), ("messages", {}), ("max_tokens", 0), ("max_tokens", 1.0),
         ("max_tokens", True), ("max_completion_tokens", -1), ("temperature", 2.1),
         ("temperature", "1"), ("temperature", True), ("temperature", -0.1), ("top_p", 0),
-        ("top_p", 1.5), ("seed", 1.5), ("seed", 2**63), ("stop", 3), ("stop", [""]), ("stop", ""),
+        ("top_p", 1.5), ("seed", 1.5), ("seed", 2**63), ("max_tokens", 10**400),
+        ("temperature", 10**400), ("top_p", 10**400), ("stop", 3), ("stop", [""]), ("stop", ""),
         ("stop", ["a"] * 5), ("stop", ["a", 1]), ("stream", 1), ("stream", "true"), ("user", 3),
         ("stream_options", {"include_usage": True}),
     ],
@@ -171,7 +172,12 @@ def test_what_is_not_an_object_of_json_is_refused_in_one_short_line(data):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats()
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=5,
 )

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_np.serve.http import serve_http
+from lora_np.serve.http.server import serve_http
 from tests.chat.test_shelf import write_adapter
 from tests.chat.tiny import llama, write_llama
 from tests.pretrained.tiny_tokenizer import tiny_tokenizer

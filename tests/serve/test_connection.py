@@ -6,7 +6,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from lora_np.serve.connection import PatientProtocol
+from lora_np.serve.http.connection import PatientProtocol
 
 
 class Transport:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lora_np.serve.alias import alias_of
-from lora_np.serve.http import Limits
+from lora_np.serve.http.server import Limits
 from tests.pretrained.tiny_tokenizer import tiny_tokenizer
 from tests.serve.fake import CRASH, FakeEngine, Server
 
@@ -519,7 +519,7 @@ def test_adapters_are_loaded_and_unloaded(tmp_path):
         refused(load(lora_name="missing"), 404, "lora_name")
         refused(load(lora_path="new"), 400, "lora_name")
         refused(load(lora_name="a", rank=8), 400, "rank")
-        refused(unload("nobody"), 404, "model")
+        refused(unload("nobody"), 404, "lora_name")
         refused(unload("sql"), 400, "lora_name")  # the alias needs it
         assert server.engine.names == ["shops", "sql", "broken", "new"]
 

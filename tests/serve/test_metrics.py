@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lora_np.serve.metrics import GAUGES, WINDOW, Metrics, Summary
+from lora_np.serve.http.metrics import GAUGES, WINDOW, Metrics, Summary
 from lora_np.serve.request import Counts
 
 LINE = re.compile(r'lora_np_[a-z_]+(\{[a-z]+="[a-z0-9.]+"\})? ([0-9.e+-]+|NaN)')

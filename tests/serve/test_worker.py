@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from lora_np.serve.worker import Stopped, Worker
+from lora_np.serve.http.worker import Stopped, Worker
 from tests.serve.fake import CRASH, FakeEngine
 
 

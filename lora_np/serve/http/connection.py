@@ -1,6 +1,6 @@
 """Connections that are dropped when their client is too slow, and a server that finishes its work.
 
-Only :mod:`lora_np.serve.http` imports this file: it needs the packages of the extra ``serve``.
+Only :mod:`lora_np.serve.http.server` imports this file: it needs the packages of the extra ``serve``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The endpoints, as a Starlette application, and the gate before them.
 
-Only :mod:`lora_np.serve.http` imports this file: it needs the packages of the extra ``serve``.
+Only :mod:`lora_np.serve.http.server` imports this file: it needs the packages of the extra ``serve``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from lora_np.reading import shown
 from lora_np.serve.api import Call, chat_of, completion_of, words_of
 from lora_np.serve.errors import Refusal
-from lora_np.serve.replies import DONE, ChatReply, Reply, event_of
-from lora_np.serve.service import Limits, Service
+from lora_np.serve.http.replies import DONE, ChatReply, Reply, event_of
+from lora_np.serve.http.service import Limits, Service
 
 HOSTS = ("localhost", "127.0.0.1", "[::1]")
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]

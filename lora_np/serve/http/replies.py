@@ -6,7 +6,7 @@ import json
 import uuid
 from typing import Any
 
-from lora_np.serve.answer import Answer
+from lora_np.serve.http.answer import Answer
 
 
 class Reply:
@@ -79,7 +79,7 @@ def event_of(content: dict[str, Any]) -> bytes:
 
     Examples
     --------
-    >>> from lora_np.serve.replies import event_of
+    >>> from lora_np.serve.http.replies import event_of
     >>> event_of({"a": "line\n"})
     b'data: {"a": "line\\n"}\n\n'
     """

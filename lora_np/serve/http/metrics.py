@@ -1,6 +1,6 @@
 """What the server counts, in the text format of Prometheus.
 
-A summary's quantiles are of the last requests only (`WINDOW`): a bounded memory, and what is
+A summary's quantiles are of the last requests only (``WINDOW``): a bounded memory, and what is
 slow now is seen now. Its sum and count are of all requests since the start.
 
 Source: Prometheus, "Text-based exposition format", version 0.0.4.
@@ -32,7 +32,7 @@ class Summary:
 
     Examples
     --------
-    >>> from lora_np.serve.metrics import Summary
+    >>> from lora_np.serve.http.metrics import Summary
     >>> times = Summary()
     >>> for seconds in (0.1, 0.2, 0.3):
     ...     times.add(seconds)
@@ -60,7 +60,7 @@ class Metrics:
 
     Examples
     --------
-    >>> from lora_np.serve.metrics import Metrics
+    >>> from lora_np.serve.http.metrics import Metrics
     >>> metrics = Metrics()
     >>> metrics.answered("length", prompt=5, new=3, first=0.2, last=0.6)
     >>> [line for line in metrics.text().splitlines() if line.endswith('"0.9"} 0.2')]

@@ -13,7 +13,7 @@ from lora_np.serve.errors import Refusal
 from lora_np.serve.text import AnswerText
 
 if TYPE_CHECKING:
-    from lora_np.serve.service import Service
+    from lora_np.serve.http.service import Service
 
 
 class Answer:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.pretrained import Tokenizer
-from lora_np.serve.answer import Answer
 from lora_np.serve.api import Call
 from lora_np.serve.errors import Refusal
-from lora_np.serve.metrics import Metrics
+from lora_np.serve.http.answer import Answer
+from lora_np.serve.http.metrics import Metrics
+from lora_np.serve.http.worker import Stopped, Worker
 from lora_np.serve.names import Names, folder_of
 from lora_np.serve.prompt import most_new, prompt_of
-from lora_np.serve.worker import Stopped, Worker
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Limits:
         Requests that may wait or run at one time; one more is refused with 429.
     body : int
         Bytes of a request; a longer one is refused with 413. While a text is split into tokens,
-        nothing else runs: a second for each megabyte or so. :func:`body_for` fits a context.
+        nothing else runs; :func:`~lora_np.serve.http.service.body_for` gives what fits a context.
     tokens : int
         Tokens of the longest answer in a chat where the request gives no ``max_tokens``.
     patience : float
@@ -37,7 +37,7 @@ class Limits:
 
     Examples
     --------
-    >>> from lora_np.serve.service import Limits
+    >>> from lora_np.serve.http.service import Limits
     >>> Limits(queue=8).body
     262144
     """
@@ -60,7 +60,7 @@ def body_for(context: int) -> int:
 
     Examples
     --------
-    >>> from lora_np.serve.service import body_for
+    >>> from lora_np.serve.http.service import body_for
     >>> body_for(8192)
     327680
     """
@@ -175,7 +175,7 @@ class Service:
     async def unload(self, name: str) -> None:
         """Forget an adapter; a Refusal says why it cannot be."""
         self.expect_open()
-        self.names.adapter(name)
+        self.names.adapter(name, "lora_name")
         self.names.expect_unused(name)
         await self._change(lambda engine: engine.unload(name))
         self.names.adapters.pop(name, None)

@@ -4,8 +4,8 @@ The parts, from the client to the engine:
 
 - ``connection``: a connection, dropped if its client is too slow;
 - ``app``: the endpoints, and the gate that refuses what is addressed to another host;
-- ``api``: the JSON of a request, checked;
-- ``service``: what is accepted now; ``names``: which adapter answers;
+- ``serve/api``: the JSON of a request, checked;
+- ``service``: what is accepted now; ``serve/names``: which adapter answers;
 - ``worker``: the engine's own thread;
 - ``answer``: tokens to text; ``replies``: text to JSON.
 """
@@ -22,9 +22,9 @@ import numpy as np
 
 from lora_np.pretrained import Tokenizer
 from lora_np.serve.alias import Alias
+from lora_np.serve.http.service import Limits, Service
+from lora_np.serve.http.worker import Worker
 from lora_np.serve.names import Names
-from lora_np.serve.service import Limits, Service
-from lora_np.serve.worker import Worker
 from lora_np.tables import counted
 
 
@@ -128,7 +128,7 @@ class _Site:
 
     async def run(self, tokenizer: Tokenizer, names: Names, folder: Path, context: int) -> None:
         """Serve until the end."""
-        from lora_np.serve.app import make_app
+        from lora_np.serve.http.app import make_app
 
         self.loop = asyncio.get_running_loop()
         port = self.listener.getsockname()[1]
@@ -148,7 +148,7 @@ class _Site:
     def _server(self, app: Any, on_ready: Callable[[], object]) -> Any:
         import uvicorn
 
-        from lora_np.serve.connection import PatientProtocol, SignalledServer
+        from lora_np.serve.http.connection import PatientProtocol, SignalledServer
 
         seconds: Any = self.limits.patience  # uvicorn says int, and hands it on to asyncio
         config = uvicorn.Config(
