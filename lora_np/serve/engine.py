@@ -159,7 +159,8 @@ class Engine:
         stop : sequence of int
             Tokens that end the answer.
         temperature, top_k, top_p
-            As in :meth:`lora_np.models.LanguageModel.generate`; 0 takes the most likely token.
+            As in :meth:`~lora_np.models.language.LanguageModel.generate`; 0 takes the
+            likeliest token.
         seed : int, optional
             Of the tokens drawn; by default an unpredictable one.
         on_token : callable, optional
