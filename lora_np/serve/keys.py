@@ -108,10 +108,10 @@ class KeyRoom:
             self._views, self._moves = numbers.swapaxes(2, 3), self.pool.moves
         return self._views
 
-    def rows(self, first: int, count: int) -> np.ndarray:
-        """Return where tokens' keys of layer 0 lie, in the pool as rows of heads * d_head."""
-        start = self.lease.start * self.layout.layers * 2
-        return np.arange(start + first, start + first + count)
+    @property
+    def row(self) -> int:
+        """Where the keys of layer 0 begin, in the pool as rows of heads * d_head."""
+        return self.lease.start * self.layout.layers * 2
 
 
 class Part(NamedTuple):
@@ -165,10 +165,10 @@ class PagedKeys:
             out[at : at + part.new, :, 0] = y.swapaxes(0, 1)
         single = self._batch.single
         if len(single) == len(q):
-            attend_one(q[:, :, 0], self._batch.seen(self._layer), out[:, :, 0])
+            attend_one(q[:, :, 0], *self._batch.seen(self._layer), out[:, :, 0])
         elif len(single):
             y = np.empty((len(single), *out.shape[1:2], out.shape[3]), out.dtype)
-            out[single, :, 0] = attend_one(q[single, :, 0], self._batch.seen(self._layer), y)
+            out[single, :, 0] = attend_one(q[single, :, 0], *self._batch.seen(self._layer), y)
         return out
 
 
@@ -193,20 +193,26 @@ class Batch:
 
     def __init__(self, pool: Pool, parts: Sequence[Part]) -> None:
         self.pool, self.parts = pool, parts
-        counts = [part.new for part in parts]
+        counts = np.array([part.new for part in parts])
         ends = np.cumsum(counts)
         self.ends = ends - 1  # the place of each part's last token
-        self.positions = tuple(p.known + i for p in parts for i in range(p.new))
-        self.rows = np.concatenate([p.room.rows(p.known, p.new) for p in parts])
-        self.sizes = np.repeat([p.room.lease.pages for p in parts], counts)
+        first = np.array([part.known for part in parts]) - (ends - counts)
+        positions = np.repeat(first, counts) + np.arange(ends[-1])
+        self.positions = tuple(positions.tolist())
+        self.rows = np.repeat([part.room.row for part in parts], counts) + positions
+        self.sizes = np.repeat([part.room.lease.pages for part in parts], counts)
         starts = (ends - counts).tolist()
         self.several = [(at, p) for at, p in zip(starts, parts) if p.new > 1]
         self.single = np.array([at for at, p in zip(starts, parts) if p.new == 1], np.int64)
         self._alone = [(p.room.views(), p.known + 1) for p in parts if p.new == 1]
 
-    def seen(self, layer: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the keys and values (G, n, d) that each single token sees, in a layer."""
-        return [(views[layer, 0, :, :n], views[layer, 1, :, :n]) for views, n in self._alone]
+    def seen(self, layer: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the keys, as K^T (G, d, n), and the values (G, n, d) that each single token sees.
+
+        They are views of one layer's keys.
+        """
+        keys = [views[layer, 0, :, :n].swapaxes(1, 2) for views, n in self._alone]
+        return keys, [views[layer, 1, :, :n] for views, n in self._alone]
 
     def memory(self, layout: KeyLayout) -> TextMemory:
         """Return the memory with which the model reads the batch."""
@@ -220,9 +226,9 @@ class Batch:
 
 
 def attend_one(
-    q: np.ndarray, seen: Sequence[tuple[np.ndarray, np.ndarray]], out: np.ndarray
+    q: np.ndarray, keys: Sequence[np.ndarray], values: Sequence[np.ndarray], out: np.ndarray
 ) -> np.ndarray:
-    """Return the attention of single queries, each over keys of its own, of any lengths.
+    """Return the attention of single queries, each over keys of its own, of any number.
 
     y = softmax(q K^T / sqrt(d)) V, as in ops/grouped.py. Only the two products are done one query
     after the other; the softmax is done for all at once, in an array whose free places hold -inf.
@@ -230,22 +236,23 @@ def attend_one(
     Parameters
     ----------
     q : array, shape (N, heads, d)
-    seen : sequence of (k, v)
-        Shapes (G, n, d); G divides the heads. n may differ.
+    keys, values : sequences of arrays, shapes (G, d, n) and (G, n, d)
+        Of each query; G divides the heads, and n may differ.
     out : array, shape (N, heads, d)
         Gets the result.
     """
     N, heads, d = q.shape
-    G, longest = len(seen[0][0]), max(k.shape[1] for k, _ in seen)
+    G, longest = len(values[0]), max(v.shape[1] for v in values)
     rows = (q * (1.0 / math.sqrt(d))).reshape(N, G, heads // G, d)
     scores = np.full((N, G, heads // G, longest), -np.inf, q.dtype)
-    for row, score, (k, _) in zip(rows, scores, seen):
-        np.matmul(row, k.swapaxes(1, 2), out=score[:, :, : k.shape[1]])  # (G, g, n)
+    own = [score[:, :, : v.shape[1]] for score, v in zip(scores, values)]  # (G, g, n)
+    for row, k, score in zip(rows, keys, own):
+        np.matmul(row, k, score)  # (G, g, n)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    total = scores.sum(axis=-1, keepdims=True)  # (N, G, g, 1)
     y = np.empty_like(rows)
-    for part, score, (_, v) in zip(y, scores, seen):
-        np.matmul(score[:, :, : v.shape[1]], v, out=part)  # (G, g, d)
-    out[...] = (y / total).reshape(q.shape)
+    for score, v, part in zip(own, values, y):
+        np.matmul(score, v, part)  # (G, g, d)
+    y /= scores.sum(axis=-1, keepdims=True)
+    out[...] = y.reshape(q.shape)
     return out
