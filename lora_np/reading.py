@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import reprlib
 import stat
+from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 LONGEST_NAME = 500  # characters of a tensor's or module's name; real names have about a hundred
@@ -152,3 +153,16 @@ def _require_file(mode: int, name: str, error: type[ValueError]) -> None:
     if not stat.S_ISREG(mode):
         kind = next((kind for kind, test in KINDS.items() if test(mode)), "a device")
         raise error(f"{name} is {kind}, expected a file")
+
+
+def is_one_of(value: object, allowed: Iterable[object]) -> bool:
+    """Whether a value of a file is one of these; true is not 1, nor false 0.
+
+    Examples
+    --------
+    >>> from lora_np.reading import is_one_of
+    >>> is_one_of(1, (1.0, None)), is_one_of(1, (True,)), is_one_of([], (False, None))
+    (True, False, False)
+    """
+    boolean = isinstance(value, bool)
+    return any(value == known and isinstance(known, bool) == boolean for known in allowed)

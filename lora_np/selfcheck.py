@@ -6,15 +6,15 @@ B = 0, where training starts, most wrong gradients look right.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import numpy as np
 
 from lora_np import ops
 from lora_np.backend import like
-from lora_np.gradcheck import GradientReport, check_gradients
+from lora_np.gradcheck import Case
 from lora_np.layers import (
     GRU,
     MLP,
@@ -67,35 +67,6 @@ IM2COL: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """A pair and its inputs, in float64.
-
-    Attributes
-    ----------
-    name : str
-    forward, backward : callables
-    inputs : tuple or dict
-    kwargs : dict
-        Arguments of forward without a gradient.
-    methods : tuple of str
-        The methods of :func:`lora_np.check_gradients` to use.
-    """
-
-    name: str
-    forward: Callable
-    backward: Callable
-    inputs: Any
-    kwargs: dict[str, Any]
-    methods: tuple[str, ...] = ("central", "complex")
-
-    def check(self, method: str) -> GradientReport:
-        """Check the gradients by one method."""
-        return check_gradients(
-            self.forward, self.backward, self.inputs, method=method, **self.kwargs
-        )
-
-
 def cases(rng: np.random.Generator) -> list[Case]:
     """Return the whole table: pairs, layers, models.
 
@@ -144,6 +115,7 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
         _pair("layernorm", x, n(5), n(5)),
         _pair("rmsnorm", x, n(5)),
         *_llama(rng),
+        _rows_pair(rng),
         _pair("embedding", tokens, n((6, 3))),
         _pair("dropout", x, mask=mask),
         _pair("attention", n((2, 2, 4, 3)), n((2, 2, 4, 3)), n((2, 2, 4, 3))),
@@ -158,6 +130,39 @@ def _pairs(rng: np.random.Generator) -> list[Case]:
         _pair("gru_cell", n((2, 9)), n((2, 9)), n((2, 3))),
     ]
     return [case for forms in table for case in forms]
+
+
+def _rows_pair(rng: np.random.Generator) -> list[Case]:
+    """Return the pair with an adapter for each row: ranks 1 and 3, and two rows of the base."""
+    n = rng.standard_normal
+    x, W0, b = n((5, 2, 4)), n((3, 4)), n(3)
+    factors = n((3, 4)), n((3, 3)), n((1, 4)), n((3, 1))
+    named = dict(zip(("x", "W0", "b", "A0", "B0", "A1", "B1"), (x, W0, b, *factors)))
+    options = {"ids": [1, -1, 0, 1, -1], "scale": [0.7, 2.0]}
+    return [
+        Case(f"lora_rows{suffix}", *flat_pair(form), named, options)
+        for suffix, form in (("", ops), (", fast", fast))
+    ]
+
+
+def flat_pair(form: Any) -> tuple[Any, Any]:
+    """Return lora_rows with A and B of every adapter as arguments of their own, in turn."""
+
+    @wraps(form.lora_rows_forward)
+    def forward(x: Any, W0: Any, b: Any, *factors: Any, ids: Any, scale: Any) -> tuple[Any, Any]:
+        adapters = list(zip(factors[::2], factors[1::2]))
+        return form.lora_rows_forward(x, W0, adapters, ids, b, scale=scale)
+
+    @wraps(form.lora_rows_backward)
+    def backward(dy: Any, cache: Any, need: Any = None) -> tuple:
+        x, W0, b, *of_factors = need if need is not None else [True] * (3 + 2 * len(cache.adapters))
+        needs = x, W0, any(of_factors[::2]), any(of_factors[1::2]), b
+        dx, dW0, dA, dB, db = form.lora_rows_backward(dy, cache, needs)
+        nothing = [None] * len(cache.adapters)
+        found = [d for pair in zip(dA or nothing, dB or nothing) for d in pair]
+        return dx, dW0, db, *(d if needed else None for d, needed in zip(found, of_factors))
+
+    return forward, backward
 
 
 def _llama(rng: np.random.Generator) -> list[list[Case]]:

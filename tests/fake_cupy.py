@@ -45,6 +45,7 @@ __all__ = [
     "ndarray",
     "ones",
     "sqrt",
+    "stack",
     "tanh",
     "tile",
     "unpackbits",
@@ -103,6 +104,16 @@ class ndarray:
         y = np.asarray(self._host @ _operand(other))
         ndarray.flops += product_flops(self._host, _operand(other), y)
         return ndarray(y)
+
+    def dot(self, other: Any, out: Any = None) -> ndarray:
+        """Return the product, written to `out` if it is given."""
+        y = self @ other
+        if out is None:
+            return y
+        if (out.shape, out.dtype) != (y.shape, y.dtype):
+            raise ValueError("out has another shape or dtype than the product")
+        out._host[...] = y._host
+        return out
 
     __rmatmul__ = __matmul__  # only ever reached with a host array on the left: refused
 
@@ -274,6 +285,11 @@ def tile(x: ndarray, repetitions: int) -> ndarray:
 def concatenate(arrays: list[ndarray], axis: int = 0) -> ndarray:
     """Join arrays end to end."""
     return ndarray(np.concatenate([_held(x) for x in arrays], axis))
+
+
+def stack(arrays: list[ndarray]) -> ndarray:
+    """Put arrays of one shape side by side, on a first axis of their own."""
+    return ndarray(np.stack([_held(x) for x in arrays]))
 
 
 class linalg:

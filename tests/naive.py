@@ -58,6 +58,36 @@ def lora_linear_backward(dy, x, W0, A, B, b=None, *, scale, mask=None):
     return dx, dW0, scale * (B.T @ dchange), scale * (dchange @ A.T), db
 
 
+def lora_rows_forward(x, W0, adapters, ids, b=None, *, scale):
+    """One call for each row."""
+    y = np.zeros((*x.shape[:-1], len(W0)), x.dtype)
+    for n, a in enumerate(ids):
+        if a == -1:
+            y[n] = linear_forward(x[n], W0, b)
+        else:
+            y[n] = lora_linear_forward(x[n], W0, *adapters[a], b, scale=np.resize(scale, 99)[a])
+    return y
+
+
+def lora_rows_backward(dy, x, W0, adapters, ids, b=None, *, scale):
+    dx, dW0, db = np.zeros_like(x), np.zeros_like(W0), None if b is None else np.zeros_like(b)
+    dA, dB = ([np.zeros_like(pair[i]) if a in ids else None for a, pair in enumerate(adapters)]
+              for i in (0, 1))  # fmt: skip
+    for n, a in enumerate(ids):
+        if a == -1:
+            dx[n], part, part_b = linear_backward(dy[n], x[n], W0, b)
+        else:
+            s = np.resize(scale, 99)[a]
+            found = lora_linear_backward(dy[n], x[n], W0, *adapters[a], b, scale=s)
+            dx[n], part, part_A, part_B, part_b = found
+            dA[a] += part_A
+            dB[a] += part_B
+        dW0 += part
+        if b is not None:
+            db += part_b
+    return dx, dW0, dA, dB, db
+
+
 def embedding_forward(tokens, W):
     y = np.array([W[token] for token in tokens.reshape(-1)])
     return y.reshape(*tokens.shape, W.shape[1])

@@ -22,6 +22,7 @@ from lora_np.layers.stored import store_model
 from lora_np.methods import DoraConfig, TokensConfig
 from lora_np.models import GPT, GPTConfig, Llama, LlamaConfig
 from lora_np.models.top import TopLayers
+from lora_np.ops import Rows
 from lora_np.parameters import Grads, Parameter
 from lora_np.rank import spectrum
 from tests import fake_cupy
@@ -59,7 +60,7 @@ def arrays(tree):
         return arrays(list(tree.values()))
     if isinstance(tree, list | tuple):
         return [leaf for part in tree for leaf in arrays(part)]
-    if tree is None or type(tree) in (bool, int, float, np.random.Generator):
+    if tree is None or type(tree) in (bool, int, float, np.random.Generator, Rows):
         return []
     return [tree]
 

@@ -22,7 +22,10 @@ OPS = (
 )
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
-HEAVY = ("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes", "tokenizers", "jinja2")
+HEAVY = (
+    *("scipy", "matplotlib", "tqdm", "safetensors", "ml_dtypes"),
+    *("tokenizers", "jinja2", "starlette", "uvicorn"),
+)
 LONGEST = 60  # lines of a function, decorators and docstring included
 LONG = 400  # lines of a file
 TWO_SCREENS = 180  # lines of the file of a method
@@ -30,7 +33,7 @@ CHAIN = 11  # rooms: every chain of imports is shorter
 SHARED = {  # files of methods/ that are not one method's
     *("contract", "table", "file_form", "merging", "targets", "start", "reweighted"),
     *("peft", "peft_lora", "peft_dora", "stacked", "virtual", "encoder", "whole", "subspace"),
-    *("paired", "peft_adalora", "options"),
+    *("paired", "peft_adalora", "options", "many", "rows"),
 }
 PARTICULAR = {  # files beside methods, models and pretrained that name a model or a method, and why
     "adapters/peft_config.py": "PEFT's file is LoRA's",
@@ -62,6 +65,7 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "selfcheck.py": "the table of every pair, layer and model",
     "serve/engine.py": "tokens are drawn as in generate",
     "serve/keys.py": "the memory is a language model's",
+    "serve/split.py": "LoRA's two products and a language model's blocks are split",
 }
 
 
@@ -118,8 +122,8 @@ def test_a_family_of_operations_imports_only_those_above_it(path):
 def test_a_fast_twin_imports_textbook_families_and_no_other_twin(path):
     tree, twins = tree_of(path), ours(tree_of(path), "lora_np.ops.fast")
     assert misplaced("fast", tree, OPS_ORDER, "lora_np.ops") <= {"fast"}
-    shared = {"attention": {"grouped"}, "many": {"linear"}}.get(path.stem, set())  # a special case
-    assert path.stem == "__init__" or twins == shared
+    shared = {"attention": {"grouped"}, "many": {"linear"}}  # a group of one; the large product
+    assert path.stem == "__init__" or twins == shared.get(path.stem, set())
     assert (PACKAGE / "ops" / path.name).exists()  # each in the file of its textbook form's name
 
 

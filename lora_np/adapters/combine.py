@@ -38,7 +38,9 @@ from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
 from lora_np.adapters.write import Written, require_matrices, write_adapter
 from lora_np.files import CheckpointError
 from lora_np.files.names import matched
+from lora_np.pretrained.find import base_of_adapter
 from lora_np.rank import svd_of_factors
+from lora_np.reading import shown
 from lora_np.tables import counted, listed
 
 CANCELS = 1e-13  # relative to the largest term's norm: a smaller sum is zero to rounding
@@ -145,7 +147,7 @@ def _check_weights(adapters: Sequence[Any], weights: Sequence[float]) -> None:
 
 
 def _check_bases(files: list[AdapterFile], paths: Sequence[Any]) -> None:
-    """Refuse adapters of different models, as far as their configs say."""
+    """Refuse adapters of different models, as far as their configs and records say."""
     if len({file.fan_in_fan_out for file in files}) > 1:
         raise ValueError("the adapters differ in fan_in_fan_out: they belong to different models")
     first: dict[str, Any] = {}
@@ -158,6 +160,15 @@ def _check_bases(files: list[AdapterFile], paths: Sequence[Any]) -> None:
             f"{first[one]} adapts {one!r}, {first[other]} adapts {other!r}: if these are the same "
             "model, set the same base_model_name_or_path in both adapter_config.json"
         )
+    made_on = [(path, base) for path in paths if (base := base_of_adapter(path)) is not None]
+    for path, base in made_on[1:]:
+        other, known = made_on[0]
+        if base.fingerprint != known.fingerprint:
+            raise ValueError(
+                f"{other} was trained on {shown(known.name)}, fingerprint "
+                f"{shown(known.fingerprint)}, {path} on another base, {shown(base.fingerprint)}, "
+                f"says {base.record}"
+            )
 
 
 def _base_of(file: AdapterFile) -> str | None:

@@ -46,6 +46,7 @@ from lora_np.methods.peft_lora import as_fields
 from lora_np.methods.stacked import homes_of
 from lora_np.parameters import Parameter
 from lora_np.pretrained import file_layout, load_model
+from lora_np.pretrained.find import expect_base
 from lora_np.tables import listed
 
 EPS = float(np.finfo(np.float32).eps)  # files and models round W to a part of this, or less
@@ -82,7 +83,8 @@ def convert_adapter(
     Raises
     ------
     CheckpointError
-        If a file is broken or quantised, or does not fit the other, or the folder is not empty.
+        If a file is broken or quantised, or does not fit the other, the folder is not empty, or the
+        adapter's ``training.json`` names another base.
     ValueError
         If the method does not merge, or changes no matrix by more than rounding. Nothing is then
         written.
@@ -130,6 +132,7 @@ def _changes(
         adapted = load_adapter(model, adapter)
         return file_layout(model).fan_in_fan_out, of_model(adapted, model, found)
     weights = stack.enter_context(open_weights(base))
+    expect_base(adapter, weights)
     flag = bool(fields.get("fan_in_fan_out")) or model_type(base) in CONV1D_MODELS
     return flag, of_checkpoint(adapter, weights, flag, found)
 

@@ -31,7 +31,7 @@ from lora_np.files import (
 from lora_np.files.atomic import make_folder, replacing_folder
 from lora_np.forms import Q8_0, Form
 from lora_np.methods import merge
-from lora_np.pretrained.find import expect_base, find_model, fingerprint
+from lora_np.pretrained.find import find_model
 from lora_np.pretrained.gguf_names import gguf_name, is_permuted, permuted
 from lora_np.pretrained.llama import OURS, llama_of_folder, llama_of_gguf
 from lora_np.pretrained.llama_out import (
@@ -134,7 +134,6 @@ def _check_out(out: Path, kind: str) -> None:
 
 def _merged(base: Any, adapter: str | Path) -> Any:
     """Return the model with an adapter merged into it, of the same tensors as `base`."""
-    expect_base(adapter, fingerprint(base))
     plain = merge(load_adapter(base, adapter))
     before, after = base.parameters(), plain.parameters()
     others = [n for n, p in after.items() if n not in before or before[n].shape != p.shape]

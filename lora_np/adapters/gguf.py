@@ -27,7 +27,7 @@ from lora_np.adapters.write import Written, as_written, named_tensors
 from lora_np.files import CheckpointError, GgufFile, write_gguf
 from lora_np.files.gguf import GgufTensor
 from lora_np.files.names import matched
-from lora_np.pretrained.find import RECORD, expect_base, find_model, fingerprint
+from lora_np.pretrained.find import base_of_adapter, expect_base, find_model
 from lora_np.pretrained.gguf_names import (
     gguf_name,
     is_permuted,
@@ -144,8 +144,8 @@ def adapter_to_gguf(adapter: str | Path, base: str | Path, path: str | Path) -> 
         raise ValueError(f"{path}: expected a name that ends in .gguf")
     source = find_model(base)
     config = config_at(source)
-    if (Path(adapter) / RECORD).is_file():
-        expect_base(adapter, fingerprint(load_llama(source, keep_quantised=True)))
+    if base_of_adapter(adapter) is not None:
+        expect_base(adapter, load_llama(source, keep_quantised=True))
     shapes = linear_shapes(config)
     with open_adapter(adapter) as file:
         file.require_scale()

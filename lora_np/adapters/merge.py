@@ -23,6 +23,7 @@ from lora_np.adapters.weights import (
 )
 from lora_np.files import CheckpointError, TensorFile, open_weights
 from lora_np.files.rewrite import rewrite_tensors
+from lora_np.pretrained.find import expect_base
 from lora_np.tables import natural, text_table
 
 
@@ -59,8 +60,7 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
     Parameters
     ----------
     base : str or Path
-        A safetensors file, or a Hugging Face folder. Tensors without an adapter are copied bit for
-        bit.
+        A safetensors file, or a Hugging Face folder. Other tensors are copied bit for bit.
     adapter : str or Path
         An adapter that :func:`lora_np.adapters.open_adapter` can open. First parts of its names
         that all modules share are removed if the checkpoint does not have them; "model." or
@@ -76,7 +76,8 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
     ------
     CheckpointError
         If a file is broken, `out` exists, a module is missing, quantised or of another shape in the
-        checkpoint, or a sum is not finite in the checkpoint's type. Nothing is then written.
+        checkpoint, a sum is not finite in the checkpoint's type, or the adapter's ``training.json``
+        names another base. Nothing is then written.
 
     Examples
     --------
@@ -96,6 +97,7 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path) -> lis
     merged: list[Merged] = []
     with open_adapter(adapter) as file, open_weights(base) as weights:
         file.require_scale()
+        expect_base(adapter, weights)
         held = tensors_of_modules(list(file.modules), weights, str(adapter))
         modules = {held[name][0]: (held[name][1], x) for name, x in file.modules.items()}
         kind = model_type(base)

@@ -25,6 +25,7 @@ from lora_np.methods.contract import METHOD_FIELD, head_of, name_in
 from lora_np.methods.file_form import method_of_fields, of_file, to_file
 from lora_np.methods.peft_lora import OURS, as_fields, check_ranks
 from lora_np.methods.stacked import ADAPTED, Factors, homes_of, model_factors
+from lora_np.pretrained.find import expect_base, fingerprint
 from lora_np.pretrained.places import file_layout
 
 LEAVING_OUT = (METHOD_FIELD, "exclude_modules", "layers_to_transform", "layers_pattern")
@@ -129,8 +130,8 @@ def load_adapter(base: Any, folder: str | Path) -> Any:
     Raises
     ------
     CheckpointError
-        If the file is broken, has an unknown method, or adapts a layer that the model does not
-        have in that shape.
+        If the file is broken, has an unknown method, adapts a layer that the model does not have in
+        that shape, or lies beside a ``training.json`` that names another base.
     ValueError
         If the model already has adapters.
 
@@ -191,6 +192,7 @@ class AdapterReader:
                 "the model is adapted already: load onto its base, or merge() it first"
             )
         self.base, self.places = base, file_layout(base).places
+        self._made_on = fingerprint(base)
         self._homes = homes_of(base, self.places, ADAPTED)
         self._matrices = homes_of(base, self.places)
         self._modules = {name_in(path, self.places) for path in base.modules()}
@@ -203,8 +205,9 @@ class AdapterReader:
         Raises
         ------
         CheckpointError
-            If the file is broken, or has no place in the base.
+            If the file is broken, has no place in the base, or was trained on another.
         """
+        expect_base(path, self._made_on)
         if is_gguf(path):
             fields, tensors = _of_gguf(self.base, path)
         else:

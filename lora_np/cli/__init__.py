@@ -1,8 +1,8 @@
 """The command line ``lora-np``, with one file for each family of commands.
 
-The families are sweep.py, finetune.py, chat.py, sql.py, many_adapters.py, studies.py, precision.py,
-serve_bench.py, checks.py and adapters.py. A mistake in the input ends with one line on standard
-error and exit status 2.
+The families are sweep.py, finetune.py, chat.py, serve.py, serve_bench.py, sql.py, many_adapters.py,
+studies.py, precision.py, checks.py and adapters.py. A mistake in the input ends with one line on
+standard error and exit status 2.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from lora_np.cli.compare import add_compare
 from lora_np.cli.finetune import add_finetune
 from lora_np.cli.many_adapters import add_instructions, add_personal
 from lora_np.cli.precision import add_precision
+from lora_np.cli.serve import add_serve
 from lora_np.cli.serve_bench import add_serve_bench
 from lora_np.cli.sql import add_sql
 from lora_np.cli.studies import (
@@ -48,6 +49,7 @@ ADD = (
     add_gradcheck,
     add_generate,
     add_chat,
+    add_serve,
     add_intrinsic,
     add_precision,
     add_grid,

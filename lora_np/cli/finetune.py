@@ -7,6 +7,8 @@ import hashlib
 import shlex
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import NoneType
@@ -69,6 +71,12 @@ def _add_setting(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """Return the settings: the options given, over those of the file, over the defaults."""
     chosen = {} if arguments.config is None else read_toml(arguments.config)
+    with _naming_the_file(arguments):
+        return _over(chosen, arguments)
+
+
+def _over(chosen: dict[str, Any], arguments: argparse.Namespace) -> Settings:
+    """Return the settings of a file, with the options given over them."""
     for field in fields(Settings):
         value = getattr(arguments, field.name)
         if value is not None and field.name == "options":  # each over that of the file's table
@@ -77,6 +85,19 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         if value is not None:
             chosen[field.name] = value
     return Settings(**chosen)
+
+
+@contextmanager
+def _naming_the_file(arguments: argparse.Namespace) -> Iterator[None]:
+    """Add to an error where the settings are from, if a file has some: any of them may be wrong."""
+    try:
+        yield
+    except ValueError as error:
+        if arguments.config is None:
+            raise
+        given = any(getattr(arguments, field.name) is not None for field in fields(Settings))
+        places = f"{arguments.config}{' and the command line' if given else ''}"
+        raise ValueError(f"{error} (settings from {places})") from None
 
 
 def _method_options(given: list[str]) -> dict[str, Any]:
@@ -101,12 +122,14 @@ def run_finetune(arguments: argparse.Namespace) -> int:
 
     settings = settings_of(arguments)
     if arguments.dry_run:
-        print(dry_run(settings))
+        with _naming_the_file(arguments):
+            print(dry_run(settings))
         return 0
     out = arguments.out or Path("runs") / folder_name(settings)
     how = {"command": command_of(arguments), "take_over": arguments.take_over}
     try:
-        record = finetune(settings, out, progress=True, **how)
+        with _naming_the_file(arguments):
+            record = finetune(settings, out, progress=True, **how)
     except KeyboardInterrupt:
         print(f"\nstopped: run the same command to continue in {out}", file=sys.stderr)
         return 130

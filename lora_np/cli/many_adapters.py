@@ -81,7 +81,13 @@ def run_instructions_command(arguments: argparse.Namespace) -> int:
 
 def run_personal_command(arguments: argparse.Namespace) -> int:
     """Train and score an adapter for every pair of a plan; print and draw the matrix."""
-    from lora_np.experiments.personal import matrix_of, read_plan, run_personal, run_text
+    from lora_np.experiments.personal import (
+        PlanError,
+        matrix_of,
+        read_plan,
+        run_personal,
+        run_text,
+    )
     from lora_np.experiments.personal.picture import plot_matrix
     from lora_np.experiments.personal.plan import EXAMPLE
     from lora_np.experiments.personal.tools import tools_for
@@ -96,7 +102,11 @@ def run_personal_command(arguments: argparse.Namespace) -> int:
     plan, out = read_plan(arguments.plan), arguments.out or Path("runs/personal")
 
     def run(base: Any, tokenizer: Any, **how: Any) -> tuple[str, Writers]:
-        results = run_personal(plan, base, out, tools_for(plan, base, tokenizer), **how)
+        try:
+            tools = tools_for(plan, base, tokenizer)
+        except ValueError as error:
+            raise PlanError(f"{arguments.plan}: {error}") from None
+        results = run_personal(plan, base, out, tools, **how)
         text, matrix = run_text(results), matrix_of(results)
         files: Writers = {
             "personal.txt": partial(save_text, text=f"{text}\n"),

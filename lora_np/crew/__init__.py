@@ -7,8 +7,12 @@ thread: more BLAS threads would compete with the crew, and both together are slo
   has hundreds of NumPy calls; after each, a thread must take the lock back and wait for the others.
 - Each process has its own lock. It sees the model as it was at the fork; later it sees only changes
   in shared memory (:func:`lora_np.crew.processes.shared_empty`) and what is sent to it.
+
+Members that hold parts of the same arrays exchange them with an
+:class:`lora_np.crew.exchange.Exchange`.
 """
 
+from lora_np.crew.exchange import Exchange, MemberLost
 from lora_np.crew.machine import cores, keep_memory, one_blas_thread
 from lora_np.crew.processes import Processes, can_fork, shared_empty
 from lora_np.crew.threads import Alone, CrewError, Threads, Work, threads_at_work
@@ -16,6 +20,8 @@ from lora_np.crew.threads import Alone, CrewError, Threads, Work, threads_at_wor
 __all__ = [
     "Alone",
     "CrewError",
+    "Exchange",
+    "MemberLost",
     "Processes",
     "Threads",
     "Work",

@@ -144,9 +144,9 @@ class Processes(Alone):
 def _receive(pipe: Connection, pid: int) -> Any:
     """Return a process's reply; raise CrewError if there will be none."""
     stopped = idle = 0.0  # seconds, so far
-    _, before = _state_of(pid)
+    _, before = state_of(pid)
     while not pipe.poll(BEAT):
-        state, ticks = _state_of(pid)
+        state, ticks = state_of(pid)
         stopped = stopped + BEAT if state in "Tt" else 0.0
         idle = idle + BEAT if state not in "Rx" and ticks == before else 0.0
         before = ticks
@@ -160,7 +160,7 @@ def _receive(pipe: Connection, pid: int) -> Any:
     return pipe.recv()
 
 
-def _state_of(pid: int) -> tuple[str, int]:
+def state_of(pid: int) -> tuple[str, int]:
     """Return a process's state (R runs, S sleeps, T is stopped, ...) and its CPU time in ticks."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")

@@ -133,14 +133,39 @@ def read_records(
         return [_plain_text(path, name)]
     records: list[Record] = []
     kind: tuple[str, ...] | None = None
-    for number, raw in _lines(path, name):
-        row = _parsed(raw, f"{name}, line {number}", first=kind is None)
+    for number, row in json_lines(path):
         fields = _kind_of(row, kind, f"{name}, line {number}")
         kind = kind or fields
         records.append(_record(row, kind, turns, name, number))
-    if not records:
-        raise DataError(f"{name} is empty: expected one JSON object a line")
     return records
+
+
+def json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    r"""Yield the number of every line that is not blank, from 1, and the object that it holds.
+
+    Raises
+    ------
+    DataError
+        If the file is empty or one of its lines is not a JSON object in UTF-8. The message names
+        the file, the line and the cause.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np.data.records import json_lines
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "mine.jsonl")
+    ...     _ = path.write_text('{"a": 1}\n\n{"a": 2}\n')
+    ...     list(json_lines(path))
+    [(1, {'a': 1}), (3, {'a': 2})]
+    """
+    name, first = brief(os.fspath(path)), True
+    for number, raw in _lines(path, name):
+        yield number, _parsed(raw, f"{name}, line {number}", first)
+        first = False
+    if first:
+        raise DataError(f"{name} is empty: expected one JSON object a line")
 
 
 def _plain_text(path: str | os.PathLike[str], name: str) -> Record:

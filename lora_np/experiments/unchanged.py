@@ -13,18 +13,18 @@ from lora_np.layers import Layer
 from lora_np.tables import first_of
 
 
-def fingerprint(model: Layer) -> dict[str, str]:
+def parameter_hashes(model: Layer) -> dict[str, str]:
     """Return a SHA-256 of the bytes of every Parameter by name, as stored, with dtype and shape.
 
     Examples
     --------
     >>> import numpy as np
     >>> from lora_np import Linear
-    >>> from lora_np.experiments.unchanged import fingerprint
+    >>> from lora_np.experiments.unchanged import parameter_hashes
     >>> layer = Linear(3, 2, np.random.default_rng(0))
-    >>> before = fingerprint(layer)
+    >>> before = parameter_hashes(layer)
     >>> layer.W.value[0, 0] = np.nextafter(layer.W.value[0, 0], np.float32(1))
-    >>> [name for name, sha in fingerprint(layer).items() if sha != before[name]]
+    >>> [name for name, sha in parameter_hashes(layer).items() if sha != before[name]]
     ['W']
     """
     found = {}
@@ -39,7 +39,7 @@ def fingerprint(model: Layer) -> dict[str, str]:
 
 
 def whole(found: Mapping[str, str]) -> str:
-    """Return one SHA-256 of a fingerprint."""
+    """Return one SHA-256 of the hashes of all Parameters."""
     return hashlib.sha256("".join(found.values()).encode()).hexdigest()
 
 

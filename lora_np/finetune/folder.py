@@ -28,7 +28,7 @@ from lora_np.files import load_json, save_json, save_text
 from lora_np.files.atomic import beside, strangers
 from lora_np.files.lock import ELSEWHERE, clear, held
 from lora_np.finetune.card import card
-from lora_np.finetune.prepare import Prepared, prepare, samples_hash
+from lora_np.finetune.prepare import Prepared, adapter_hash, prepare, samples_hash
 from lora_np.finetune.run import After, Result, Training, jobs_of
 from lora_np.finetune.settings import Settings
 from lora_np.finetune.terminal import TrainingBar
@@ -79,13 +79,14 @@ def finetune(
     Raises
     ------
     ValueError
-        If a setting or a file cannot be used, or the folder is in use, of other settings, data or
-        base, or holds anything else. Nothing is then written.
+        If a setting or a file cannot be used, or the folder is in use, of other settings, data,
+        base or adapter to train on, or holds anything else. Nothing is then written.
     """
     out = Path(out)
     begun = _read(out, settings)
     if begun is not None:
         _expect_same(out, "data", begun["data"]["sha256"], data_hash(settings.data or ""))
+        _expect_same_adapter(out, begun, adapter_hash(settings.resume_adapter))
         if begun["complete"]:
             if _name(settings) != begun["base"]["name"]:
                 base = fingerprint(load_llm(settings.model, keep_quantised=True).model)
@@ -117,6 +118,7 @@ def _begin(
     record = begun or _new_record(settings, prepared, command)
     _expect_same(out, "base", record["base"]["fingerprint"], prepared.fingerprint)
     _expect_same(out, "data", record["data"]["sha256"], prepared.sha256)
+    _expect_same_adapter(out, record, prepared.adapter)
     tokens = samples_hash(prepared)
     _expect_same(out, "template or tokenizer", record["data"].setdefault("tokens", tokens), tokens)
     if begun is None:
@@ -158,6 +160,7 @@ def _read(out: Path, settings: Settings) -> dict[str, Any] | None:
     try:
         before, base = record["settings"], record["base"]
         made_of = (record["data"]["sha256"], base["name"], base["fingerprint"])
+        made_of += (base.get("adapter", ""),)
         if not isinstance(before, dict) or not all(isinstance(name, str) for name in made_of):
             raise TypeError
         if type(record["complete"]) is not bool or type(record["jobs"]) is not int:
@@ -192,6 +195,11 @@ def _expect_same(out: Path, what: str, before: str, now: str) -> None:
         )
 
 
+def _expect_same_adapter(out: Path, record: dict[str, Any], now: str) -> None:
+    """Raise if the adapter that is trained on is not the recorded one; older records have none."""
+    _expect_same(out, "adapter that is trained on", record["base"].setdefault("adapter", now), now)
+
+
 def _new_record(settings: Settings, prepared: Prepared, command: str) -> dict[str, Any]:
     report = prepared.report
     return {
@@ -199,6 +207,7 @@ def _new_record(settings: Settings, prepared: Prepared, command: str) -> dict[st
         "base": {
             "name": _name(settings),
             "fingerprint": prepared.fingerprint,
+            "adapter": prepared.adapter,
         },
         "data": {"file": Path(settings.data or "").name, "sha256": prepared.sha256},
         "samples": {

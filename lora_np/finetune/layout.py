@@ -11,6 +11,7 @@ epoch. It is computed when a sample is first needed, and kept: T d numbers for a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,44 +27,54 @@ TOGETHER = 512  # tokens of samples whose hidden states are computed together
 FILLING = Sample(np.zeros(1, int), np.zeros(1, bool))  # a row of no target adds nothing
 
 
+@dataclass
 class Layout:
     """Makes batches of samples for a model.
-
-    Parameters
-    ----------
-    adapted : LanguageModel
-    samples : sequence of Sample
-        All that will ever be laid out.
-    rows : int
-        Into how many rows a batch is packed, if it has as many samples.
-    least : int
-        How many rows it has at least: one for each part of a step.
-    hidden_mb : int
-        Most memory for hidden states; if all samples need more, none are kept.
 
     Attributes
     ----------
     model : model
-        What is trained on the batches: `adapted`, or its top.
+        What is trained on the batches: a model, or its top.
+    rows : int
+        Into how many rows a batch is packed, if it has as many samples.
+    least : int
+        How many rows it has at least: one for each part of a step.
     hidden : KeptHidden or None
+        Gives the top what enters it.
+    padded : bool
+        Whether each sample has a row of its own.
     """
 
-    def __init__(
-        self,
-        adapted: Any,
-        samples: Sequence[Sample],
-        rows: int,
-        least: int = 1,
-        hidden_mb: int = 0,
-    ) -> None:
-        self.model, self.rows, self.least, self.hidden = adapted, rows, least, None
+    model: Any
+    rows: int = 1
+    least: int = 1
+    hidden: KeptHidden | None = None
+    padded: bool = False
+
+    @classmethod
+    def of(
+        cls, adapted: Any, samples: Sequence[Sample], rows: int, least: int = 1, hidden_mb: int = 0
+    ) -> Layout:
+        """Return the layout for a model, or for its top if that alone is trained.
+
+        Parameters
+        ----------
+        adapted : LanguageModel
+        samples : sequence of Sample
+            All that will ever be laid out.
+        rows, least : int
+            As the attributes.
+        hidden_mb : int
+            Most memory for hidden states; if all samples need more, none are kept.
+        """
         start = getattr(adapted, "start", None)
-        self.padded = start is not None and start.length > 0
+        padded = start is not None and start.length > 0
         dropout = getattr(getattr(adapted, "config", None), "dropout", 0.0)  # in every block
         kept = has_frozen_bottom(adapted) and dropout == 0.0
         if kept and hidden_bytes(adapted, samples) <= hidden_mb * MB:
-            self.model = TopLayers(adapted)
-            self.hidden = KeptHidden(self.model, samples)
+            top = TopLayers(adapted)
+            return cls(top, rows, least, KeptHidden(top, samples), padded)
+        return cls(adapted, rows, least, padded=padded)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Return the batch of a step with these samples, for the loss of `model`."""
@@ -96,9 +107,18 @@ class KeptHidden:
     ----------
     top : TopLayers
     samples : sequence of Sample
+    rows : array (1 + N, d), optional
+        The attribute `rows` of an object for the same samples, all of which were needed.
+
+    Attributes
+    ----------
+    rows : array (1 + N, d)
+        The hidden states of one sample after the other; row 0 is that of padding.
     """
 
-    def __init__(self, top: TopLayers, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self, top: TopLayers, samples: Sequence[Sample], rows: np.ndarray | None = None
+    ) -> None:
         self.top, self.start, self.waiting = top, dict[Sample, int](), dict[Sample, list[Sample]]()
         end, group, size = 1, list[Sample](), 0  # row 0 is that of padding
         for sample in dict.fromkeys(samples):
@@ -107,6 +127,9 @@ class KeptHidden:
             group.append(sample)
             self.waiting[sample], self.start[sample] = group, end
             size, end = size + len(sample), end + len(sample)
+        if rows is not None:
+            self.rows, self.waiting = rows, {}
+            return
         head = top.model.head()
         self.rows = np.empty((end, head.shape[1]), head.dtype)  # pages come with use
         self.rows[0] = 0.0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_np.adapters import load_adapter
+from lora_np.adapters.file import CONFIG, TENSORS
 from lora_np.data import (
     Sample,
     SampleReport,
@@ -17,7 +19,6 @@ from lora_np.data import (
 )
 from lora_np.finetune.settings import Settings
 from lora_np.pretrained import Tokenizer, fingerprint, load_llm, template_in
-from lora_np.pretrained.find import expect_base
 from lora_np.tables import counted
 
 
@@ -35,8 +36,8 @@ class Prepared:
         Of the samples to train on.
     duplicates : int
         Records that are equal to an earlier one; both are on the same side of the split.
-    fingerprint, sha256 : str
-        Of the base's weights, and of the data file.
+    fingerprint, sha256, adapter : str
+        Of the base's weights, of the data file, and of the adapter that is trained on: "" for none.
     """
 
     model: Any
@@ -47,6 +48,7 @@ class Prepared:
     duplicates: int
     fingerprint: str
     sha256: str
+    adapter: str
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -65,10 +67,9 @@ def prepare(settings: Settings) -> Prepared:
     if s.validation:
         train, validation, duplicates = split_records(records, s.validation, s.seed)
     llm = load_llm(s.model, keep_quantised=s.keep_quantised)
-    base = fingerprint(llm.model)
+    base, resumed = fingerprint(llm.model), adapter_hash(s.resume_adapter)
     model, tokenizer = llm.model, llm.tokenizer
     if s.resume_adapter is not None:
-        expect_base(s.resume_adapter, base)
         model = load_adapter(model, s.resume_adapter)
     if s.template is not None:
         tokenizer = tokenizer.with_template(template_in(s.template))
@@ -80,7 +81,24 @@ def prepare(settings: Settings) -> Prepared:
     held: list[Sample] = []
     if validation:
         held, _ = samples_of(validation, tokenizer, longest=longest, long=s.long)
-    return Prepared(model, tokenizer, samples, held, report, duplicates, base, sha256)
+    return Prepared(model, tokenizer, samples, held, report, duplicates, base, sha256, resumed)
+
+
+def adapter_hash(adapter: str | None) -> str:
+    """Return the SHA-256 of an adapter's files: of its fields and tensors; "" for no adapter.
+
+    Parameters
+    ----------
+    adapter : str or None
+        A folder, or a single file.
+    """
+    if adapter is None:
+        return ""
+    path, digest = Path(adapter), hashlib.sha256()
+    for file in (path / CONFIG, path / TENSORS) if path.is_dir() else (path,):
+        if file.is_file():
+            digest.update(data_hash(file).encode())
+    return digest.hexdigest()
 
 
 def samples_hash(prepared: Prepared) -> str:

@@ -145,7 +145,7 @@ class Training:
         _expect_room(self.adapted, [*self.train, *self.validation])
         rows = min(self.jobs * s.accumulate, s.batch_size)
         every = [*self.train, *self.validation]
-        self.layout = Layout(self.adapted, every, rows, s.accumulate, s.hidden_mb)
+        self.layout = Layout.of(self.adapted, every, rows, s.accumulate, s.hidden_mb)
         by_length = self.layout.padded
         self.epochs = Epochs(self.train, s.batch_size, s.seed, by_length, s.together)
         self.trainer = Trainer(

@@ -170,7 +170,7 @@ class CausalSelfAttention(Layer):
 
     packing: Packing | None = None
 
-    def packed(self, packing: Packing) -> CausalSelfAttention:
+    def with_packing(self, packing: Packing) -> CausalSelfAttention:
         """Return this layer, over the same parts, for rows with these samples."""
         if self.n_before:
             raise ValueError("packed rows have no room for a prefix before each sample: pad them")
@@ -232,10 +232,10 @@ def positions_after(lengths: Lengths, T: int) -> np.ndarray:
     return np.array(lengths)[:, None] + np.arange(T)
 
 
-def packed(layer: Layer, packing: Packing) -> Any:
+def for_packed_rows(layer: Layer, packing: Packing) -> Any:
     """Return a tree of layers over the same Parameters whose attention is that of packed rows."""
 
     def place(_: str, part: Layer) -> Layer | None:
-        return part.packed(packing) if isinstance(part, CausalSelfAttention) else None
+        return part.with_packing(packing) if isinstance(part, CausalSelfAttention) else None
 
     return rebuild(layer, lambda p: p, place)

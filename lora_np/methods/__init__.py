@@ -45,12 +45,14 @@ from lora_np.methods.lokr import LoKrConfig
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.lora_config import LoraConfig
 from lora_np.methods.lora_embedding import LoRAEmbedding
+from lora_np.methods.many import Together
 from lora_np.methods.merging import merge, unmerge
 from lora_np.methods.miss import MissConfig
 from lora_np.methods.nf4 import Nf4Config, quantise
 from lora_np.methods.oft import OFTConfig
 from lora_np.methods.prefix import PrefixConfig
 from lora_np.methods.prompt import PromptConfig
+from lora_np.methods.rows import RowsLoRA, with_rows
 from lora_np.methods.shira import ShiraConfig
 from lora_np.methods.table import make_method
 from lora_np.methods.tokens import TokensConfig, TokensEmbedding
@@ -88,7 +90,9 @@ __all__ = [
     "OFTConfig",
     "PrefixConfig",
     "PromptConfig",
+    "RowsLoRA",
     "ShiraConfig",
+    "Together",
     "TokensConfig",
     "TokensEmbedding",
     "VeraConfig",
@@ -107,4 +111,5 @@ __all__ = [
     "target_paths",
     "tensors_of",
     "unmerge",
+    "with_rows",
 ]

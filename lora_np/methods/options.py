@@ -110,10 +110,15 @@ def _words(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if origin is Mapping:
-        return f"a mapping of names to values, each {_words(inner[1])}"
+        return f"a table of names and values{_each(inner[1])}"
     if origin in (Sequence, tuple, list):
-        return f"a list, each {_words(inner[0])}"
+        return f"a list{_each(inner[0])}"
     return WORDS.get(hint, f"a {getattr(hint, '__name__', hint)}")
+
+
+def _each(hint: Any) -> str:
+    """Return what every value in a list or table is; nothing if it may be anything."""
+    return "" if hint is Any else f", each {_words(hint)}"
 
 
 def _either(parts: Sequence[Any], or_none: bool) -> str:

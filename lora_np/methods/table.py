@@ -8,6 +8,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from lora_np.methods.contract import METHODS, MethodConfig
+from lora_np.tables import listed
+
+MANY = 50  # names that an error does not list any more
 
 
 def make_method(name: str, **options: Any) -> MethodConfig:
@@ -35,6 +38,8 @@ def make_method(name: str, **options: Any) -> MethodConfig:
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """Return the nearest of the known names, or all of them."""
-    near = get_close_matches(name, known, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}"
+    """Return the nearest of the known names, or all of them, or the first of very many."""
+    names = list(known)
+    if near := get_close_matches(name, names, n=3):
+        return f"did you mean {' or '.join(near)}?"
+    return f"expected one of {', '.join(names) if len(names) <= MANY else listed(names)}"

@@ -31,7 +31,7 @@ from lora_np.layers import (
     lean,
     product_flops,
 )
-from lora_np.layers.attention import packed, positions_after
+from lora_np.layers.attention import for_packed_rows, positions_after
 from lora_np.layers.memory import shortened
 from lora_np.layers.packing import Packing
 from lora_np.models.head import head_loss, head_loss_backward
@@ -165,7 +165,7 @@ class LanguageModel(Layer):
         """Return the body as training runs it; positions (B, T) are those of packed rows."""
         body = self.body()
         if positions is not None:
-            body = packed(body, Packing(positions))
+            body = for_packed_rows(body, Packing(positions))
         return Chain(*map(Recompute, body.layers)) if self.recompute else body
 
     def embed(
@@ -264,12 +264,14 @@ class LanguageModel(Layer):
     def flops(self, T: int, need_dx: bool = False) -> Flops:
         """Return the cost of the matrix products for one token in a sequence of `T`.
 
-        Rows before the text pass through the body too: their cost is shared by the T tokens.
+        Rows before the text pass through the body too: the T tokens share their cost, rounded to a
+        whole number of operations.
         """
         body, below = self.layers_for(None), self._embeddings_trained()
         rows = T + self.start.rows
         head = product_flops(self.head(), below or body.trainable)
-        return Flops(*(cost * rows // T for cost in body.flops(rows, below))).plus(head)
+        shares = ((2 * cost * rows + T) // (2 * T) for cost in body.flops(rows, below))  # rounded
+        return Flops(*shares).plus(head)
 
     def _embeddings_trained(self) -> bool:
         return self.start.trainable or any(p.trainable for p in self.embeddings())

@@ -111,8 +111,8 @@ class LoRARowsCache(NamedTuple):
     W0: Array  # (out, in)
     adapters: Adapters
     rows: Rows
-    scale: float | Array  # (number of adapters,)
-    us: list[Array]  # x A^T, (k, m, r) for the k rows of each rank, m samples in a row
+    scales: list[Any]  # by rank: a float, or (k, 1, 1) for its k rows
+    us: list[Array]  # by rank: x A^T (k, m, r), with m samples in a row
     has_bias: bool
 
 
@@ -133,8 +133,7 @@ def lora_rows_forward(
         n rows; all samples of a row have one adapter.
     W0 : array, shape (out, in)
         The pretrained weight.
-    adapters : sequence of (A, B)
-        Arrays with shapes (r_i, in) and (out, r_i); the ranks may differ.
+    adapters : sequence of (A (r_i, in), B (out, r_i))
     ids : integer array, shape (n,), or Rows
         The number of each row's adapter; -1 is the base alone.
     b : array, shape (out,), optional
@@ -148,11 +147,8 @@ def lora_rows_forward(
 
     Raises
     ------
-    ShapeError
-        If the shapes do not fit, those of the adapters that have a row included; the message names
-        the argument.
-    IndexError
-        If an id is not in -1 .. len(adapters) - 1.
+    ShapeError, IndexError
+        If the shapes do not fit (of the adapters, those with a row), or an id is out of range.
 
     Examples
     --------
@@ -170,13 +166,14 @@ def lora_rows_forward(
     which, scale = check_rows(x, W0, adapters, ids, b, scale)
     x_rows = by_row(x)  # (n, m, in)
     y = (rows(x) @ W0.T).reshape(*x_rows.shape[:2], len(W0))  # (n, m, out)
-    us = []
-    for _, here, A, B, s in _gathered(x, adapters, which, scale):
+    us, scales = [], []
+    for own, here, A, B in _gathered(x, adapters, which):
+        scales.append(scale_of(scale, own, A))
         us.append(x_rows[here] @ A.swapaxes(1, 2))  # (k, m, r)
-        y[here] += (s * us[-1]) @ B.swapaxes(1, 2)  # (k, m, out)
+        y[here] += (scales[-1] * us[-1]) @ B.swapaxes(1, 2)  # (k, m, out)
     if b is not None:
         y += b
-    cache = LoRARowsCache(x, W0, adapters, which, scale, us, b is not None)
+    cache = LoRARowsCache(x, W0, adapters, which, scales, us, b is not None)
     return y.reshape(*x.shape[:-1], len(W0)), cache
 
 
@@ -186,14 +183,14 @@ def lora_rows_backward(dy: Array, cache: LoRARowsCache, need: Need = None) -> Gr
     `need` has five entries, for x, W0, all A, all B, and b. dA and dB are lists with an entry for
     each adapter, which is None if the adapter has no row.
     """
-    x, W0, adapters, which, scale, us, has_bias = cache
+    x, W0, adapters, which, scales, us, has_bias = cache
     need_x, need_W0, need_A, need_B, need_b = wanted(need, 5)
     expect_shape("dy", dy, *x.shape[:-1], len(W0))
     g, x_rows = by_row(dy), by_row(x)  # (n, m, out), (n, m, in)
     dx = (rows(dy) @ W0).reshape(x_rows.shape) if need_x else None  # (n, m, in)
     dA = none_yet(adapters, need_A)
     dB = none_yet(adapters, need_B)
-    for (own, here, A, B, s), u in zip(_gathered(x, adapters, which, scale), us):
+    for (own, here, A, B), s, u in zip(_gathered(x, adapters, which), scales, us):
         du = s * (g[here] @ B)  # (k, m, r)
         if dx is not None:
             dx[here] += du @ A  # (k, m, in)
@@ -281,9 +278,9 @@ def _checked(ids: np.ndarray, number: int) -> np.ndarray:
 
 
 def _gathered(
-    x: Array, adapters: Adapters, which: Rows, scale: float | Array
-) -> Iterator[tuple[np.ndarray, Array, Array, Array, Any]]:
-    """Yield for each rank: its k rows' adapters and places, A (k, r, in), B (k, out, r), scales."""
+    x: Array, adapters: Adapters, which: Rows
+) -> Iterator[tuple[np.ndarray, Any, Array, Array]]:
+    """Yield for each rank: its k rows' adapters and places, A (k, r, in) and B (k, out, r)."""
     xp, by_rank = get_xp(x), {}
     for n, a in enumerate(which.ids.tolist()):
         if a != BASE:
@@ -291,7 +288,7 @@ def _gathered(
     for _, here in sorted(by_rank.items()):
         own, place = which.ids[here], on_device(np.array(here), x)  # (k,)
         A, B = (xp.stack([adapters[a][i] for a in own.tolist()]) for i in (0, 1))
-        yield own, place, A, B, scale_of(scale, own, A)
+        yield own, place, A, B
 
 
 def on_device(here: Any, x: Array) -> Any:

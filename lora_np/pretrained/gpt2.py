@@ -20,7 +20,7 @@ from lora_np.layers import Embedding, LayerNorm, Linear
 from lora_np.models import GPT, GPTConfig
 from lora_np.parameters import Parameter
 from lora_np.pretrained.places import file_layout
-from lora_np.reading import shown
+from lora_np.reading import is_one_of, shown
 
 PREFIX = "transformer."
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, in old files
@@ -113,7 +113,7 @@ def _fields(path: Path) -> dict[str, Any]:
     d_hidden = 4 * fields["n_embd"]
     for name, allowed in {**ALLOWED, "n_inner": (None, d_hidden)}.items():
         value = fields.get(name, allowed[0])
-        if value not in allowed:
+        if not is_one_of(value, allowed):
             raise CheckpointError(f"{path}: {name} = {shown(value)}, expected {shown(allowed[-1])}")
     eps = fields.setdefault("layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float) or not 0 < eps < 1:

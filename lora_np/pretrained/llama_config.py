@@ -16,7 +16,7 @@ import numpy as np
 from lora_np.files import CheckpointError
 from lora_np.models import LlamaConfig
 from lora_np.ops.rope import Llama3Scaling
-from lora_np.reading import shown
+from lora_np.reading import is_one_of, shown
 from lora_np.tables import first_of
 
 KINDS = ("llama", "qwen2")  # model types of Hugging Face, and architectures of GGUF
@@ -28,6 +28,7 @@ ALLOWED = {  # fields of config.json; an absent field means the first value
     "quantization_config": (None, {}),
     "pretraining_tp": (1, None),
 }
+FULL, WINDOW = "full_attention", "attention of a window is not supported"
 SCALINGS = ("default", "llama3")
 FACTORS = ("factor", "low_freq_factor", "high_freq_factor")
 ROPE = (*FACTORS, "rope_type", "type", "rope_theta", "original_max_position_embeddings")
@@ -57,6 +58,13 @@ class _Fields:
         if not 0.0 < value < math.inf:
             raise self.wrong(name, value, "a number above 0")
         return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Return true or false."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.wrong(name, value, "true or false")
+        return value
 
     def wrong(self, name: str, value: Any, expected: str) -> CheckpointError:
         return CheckpointError(
@@ -97,7 +105,7 @@ def config_of_json(content: Any, source: Any) -> LlamaConfig:
         raise CheckpointError(f"{source}: model_type = {shown(found)}, expected {expected}")
     read = _Fields(content, source)
     for name, allowed in ALLOWED.items():
-        if read.get(name, allowed[0]) not in allowed:
+        if not is_one_of(read.get(name, allowed[0]), allowed):
             raise read.wrong(name, read.get(name), shown(allowed[0]))
     _refuse_window(read)
     base, scaling = _rope(read)
@@ -117,30 +125,33 @@ def config_of_json(content: Any, source: Any) -> LlamaConfig:
         rope_base=base,
         rope_scaling=scaling,
         eps=read.number("rms_norm_eps", 1e-6),
-        tied=bool(read.get("tie_word_embeddings", False)),
+        tied=read.flag("tie_word_embeddings", False),
         qkv_bias=content["model_type"] == "qwen2",
     )  # fmt: skip
 
 
 def _refuse_window(read: _Fields) -> None:
     """Raise if attention has a window; a width beside ``use_sliding_window: false`` is not used."""
-    for name, off in (("use_sliding_window", False), ("layer_types", "full_attention")):
-        found = read.get(name) or []
-        if any(kind != off for kind in (found if isinstance(found, list) else [found])):
-            raise read.wrong(name, found, f"{off!r}: attention of a window is not supported")
+    if read.get("use_sliding_window") is not None and read.flag("use_sliding_window", False):
+        raise read.wrong("use_sliding_window", True, f"False: {WINDOW}")
+    kinds = read.get("layer_types")
+    if kinds is not None and not (isinstance(kinds, list) and set(map(str, kinds)) <= {FULL}):
+        raise read.wrong("layer_types", kinds, f"a list of {FULL!r}: {WINDOW}")
 
 
 def _rope(read: _Fields) -> tuple[float, Llama3Scaling | None]:
     """Return the base and the scaling; transformers 5 writes both in rope_parameters."""
-    rope = read.get("rope_parameters") or read.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise read.wrong("rope_scaling", rope, "an object")
+    found = {name: read.get(name) for name in ("rope_parameters", "rope_scaling")}
+    for name, value in found.items():
+        if not isinstance(value, dict | None):
+            raise read.wrong(name, value, "an object")
+    rope = found["rope_parameters"] or found["rope_scaling"] or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in SCALINGS:
         expected = " or ".join(map(repr, SCALINGS))
         raise CheckpointError(f"{read.source}: rope_type = {shown(kind)}, expected {expected}")
     inner = _Fields(rope, read.source)
-    if inner.get("partial_rotary_factor", 1.0) not in (1.0, None):
+    if not is_one_of(inner.get("partial_rotary_factor"), (1.0, None)):
         raise inner.wrong("partial_rotary_factor", rope["partial_rotary_factor"], "1.0")
     others = [shown(name) for name in rope if name not in (*ROPE, "partial_rotary_factor")]
     if others:  # such as rotations of their own for each kind of layer
@@ -252,6 +263,6 @@ def _gguf_fields(fields: Mapping[str, Any], source: Any) -> _Fields:
     if scaling != "none":
         raise read.wrong("rope.scaling.type", scaling, "'none'")
     for name, off in REFUSED.items():
-        if read.get(name, off) not in (0, off):
+        if not is_one_of(read.get(name, off), (0, off)):
             raise read.wrong(name, read.get(name), str(off))
     return read

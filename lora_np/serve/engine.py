@@ -8,7 +8,7 @@ A request starts when its adapter and prompt + n pages for its keys fit into the
 the queue goes first. If it does not fit, later ones that fit may overtake it, but only
 ``OVERTAKEN`` of them: then all wait until it has its room.
 
-Sources: continuous batching: Yu et al. (2022), "Orca", OSDI 22, section 4.1; many adapters: Sheng
+Sources: continuous batching: Yu et al. (2022), "Orca", OSDI 22, section 3; many adapters: Sheng
 et al. (2023), arXiv:2311.03285; Chen et al. (2023), arXiv:2310.18547.
 """
 
@@ -159,7 +159,8 @@ class Engine:
         stop : sequence of int
             Tokens that end the answer.
         temperature, top_k, top_p
-            As in :meth:`lora_np.models.LanguageModel.generate`; 0 takes the most likely token.
+            As in :meth:`~lora_np.models.language.LanguageModel.generate`; 0 takes the
+            likeliest token.
         seed : int, optional
             Of the tokens drawn; by default an unpredictable one.
         on_token : callable, optional

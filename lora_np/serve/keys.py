@@ -12,7 +12,7 @@ on each token alone, whoever owns it; :class:`PagedKeys` takes the place of
 :class:`lora_np.layers.memory.KeyMemory` and gives each token the keys of its own request. So no
 row is padded, and reading and writing share one pass over the weights (Orca's selective batching).
 
-Source: Yu et al. (2022), "Orca", OSDI 22, section 4.2.
+Source: Yu et al. (2022), "Orca", OSDI 22, section 3.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.backend import like, to_host
+from lora_np.backend import get_xp, like, to_host
 from lora_np.methods import method_of
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, schedule
@@ -158,6 +158,7 @@ class Trainer:
         self.scale = LossScale(self.recipe.loss_scale)
         self.hooks = [hook for hook in (_method_hook(model), after_step) if hook is not None]
         self.rates = _rates(model, self.packed.slices())
+        self.groups = _groups(model, self.packed.slices())
         self.gradient = BatchGradient(
             model, self.packed, self.recipe.accumulate, self.recipe.threads, self.recipe.processes
         )
@@ -190,7 +191,7 @@ class Trainer:
                 done = self.position
                 if validate is not None and _due(done, validate_every, self.steps):
                     self.history.validation.append((done, validate()))
-                bar.update(self.history.loss[-1], batch[-1].size)
+                bar.update(self.history.loss[-1], batch[:2][-1].size)
             norm = global_norm(self.packed.vector)
             self.stop_unless_finite("parameters' norm", norm)
 
@@ -203,7 +204,7 @@ class Trainer:
             self.stop_unless_finite("loss", math.nan)
             raise
         limit = math.inf if recipe.clip is None else recipe.clip
-        gradient, norm = clip_by_global_norm(gradient, limit)
+        gradient, norm = self._clipped(gradient, limit)
         self.stop_unless_finite("loss", loss)
         self.stop_unless_finite("gradient's norm", norm)
         self.good[...] = self.packed.vector
@@ -215,7 +216,7 @@ class Trainer:
         history.loss.append(loss)
         history.lr.append(lr)
         history.gradient_norm.append(norm)
-        history.tokens += int(batch[-1].size)
+        history.tokens += int(batch[:2][-1].size)  # the targets stand second
         self.position += 1
         for hook in self.hooks:  # which may save the state
             hook(self.model, self.position - 1, gradient)
@@ -230,6 +231,13 @@ class Trainer:
                 return loss, gradient if scale == 1.0 else gradient * (1.0 / scale)
             if self.rng is not None and before is not None:
                 self.rng.bit_generator.state = before  # dropout draws the same masks again
+
+    def _clipped(self, gradient: Any, limit: float) -> tuple[Any, float]:
+        """Return the gradient with each group clipped by its own norm, and the norm of all."""
+        if len(self.groups) == 1:
+            return clip_by_global_norm(gradient, limit)
+        parts = [clip_by_global_norm(gradient[place], limit)[0] for place in self.groups]
+        return get_xp(gradient).concatenate(parts), global_norm(gradient)
 
     def stop_unless_finite(self, name: str, value: float) -> None:
         """Restore the parameters of the last finite step and raise if a number is not finite."""
@@ -306,6 +314,15 @@ def _rates(model: Any, places: Mapping[str, slice]) -> list[tuple[slice, float]]
         return []
     factors = {name: float(method.lr_factor(name)) for name in places}
     return [(places[name], factor) for name, factor in factors.items() if factor != 1.0]
+
+
+def _groups(model: Any, places: Mapping[str, slice]) -> list[slice]:
+    """Return the places in the vector that are clipped apart: one, unless the model has groups."""
+    groups = getattr(model, "groups", None)
+    if groups is None:
+        return [slice(None)]
+    found = [[places[name] for name in names if name in places] for names in groups()]
+    return [slice(of[0].start, of[-1].stop) for of in found if of]
 
 
 def evaluate(model: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: int = 32) -> float:

@@ -70,7 +70,8 @@ class Recipe:
     warmup : int
         Number of steps over which the learning rate rises.
     clip : float, optional
-        Largest global norm of the gradient; None does not clip.
+        Largest global norm of the gradient; None does not clip. A model whose ``groups()`` lists
+        names of Parameters is clipped group by group.
     loss_scale : float or "dynamic", optional
         The number from which backward starts, as in :mod:`lora_np.train.scaling`; gradients are
         divided by it. By default 1. Only layers that keep gradients in float16 need another.

@@ -1,7 +1,6 @@
 """lora-np export and convert --to gguf: what other programs read computes what the model does."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +8,9 @@ import pytest
 from lora_np import LoraConfig, cli, inject, load_adapter, merge, save_adapter
 from lora_np.adapters import export_model, write_adapter
 from lora_np.adapters.gguf import adapter_to_gguf
-from lora_np.files import GgufFile, TensorFile, save_json
+from lora_np.files import GgufFile, TensorFile
 from lora_np.methods import DoraConfig, PromptConfig
-from lora_np.pretrained import fingerprint, load_llm
+from lora_np.pretrained import load_llm
 from lora_np.pretrained.tokenizer_files import PIECES
 from tests.adapters.llama_files import (
     SCALING,
@@ -384,16 +383,6 @@ def test_a_model_that_cannot_be_written_is_refused_in_one_line(write, message, t
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("record", [[], {"base": 1}, {"base": {"fingerprint": 5}}, None])
-def test_an_adapter_is_merged_if_its_record_names_this_base_or_none(source, record, tmp_path):
-    write_lora(tmp_path / "lora", llama())
-    if record is None:
-        record = {"base": {"fingerprint": fingerprint(llama())}}
-    (tmp_path / "lora" / "training.json").write_text(json.dumps(record))
-    export_model(source, tmp_path / "x.gguf", adapter=tmp_path / "lora")
-    assert (tmp_path / "x.gguf").exists()
-
-
 def test_a_method_that_adds_a_tensor_is_refused(tmp_path, monkeypatch):
     write_folder(tmp_path / "base", llama())
     write_lora(tmp_path / "lora", llama())
@@ -447,27 +436,3 @@ def test_smollm2_with_an_adapter_answers_alike_in_every_form(tmp_path):
         logits = found.model.forward(tokens)[0][0, -1]
         assert np.abs(logits - expected).max() < most
         assert logits.argmax() == expected.argmax()
-
-
-def test_an_adapter_of_another_base_is_not_written_with_this_one(source, tmp_path, capsys):
-    """The shapes fit: only the record beside the adapter tells."""
-    other = llama()
-    other.parameters()["model.norm.gamma"].value += 0.5
-    write_lora(tmp_path / "lora", other)
-    record = {"base": {"name": "other", "fingerprint": fingerprint(other)}}
-    save_json(tmp_path / "lora" / "training.json", record)
-    adapter, base = str(tmp_path / "lora"), str(source)
-    for words in (
-        ["export", "--model", base, "--adapter", adapter, "--out", str(tmp_path / "x.gguf")],
-        ["export", "--model", base, "--adapter", adapter, "--out", str(tmp_path / "x")],
-        ["convert", adapter, "--base", base, "--to", "gguf", "--out", str(tmp_path / "x.gguf")],
-    ):
-        assert cli.main(words) == 2
-        said = capsys.readouterr().err
-        assert "lora was trained on another base ('other', fingerprint" in said
-        assert said.count("\n") == 1 and not [*tmp_path.glob("x*")]
-        save_json(tmp_path / "lora" / "training.json", {"base": {}})
-        assert cli.main(words) == 0
-        save_json(tmp_path / "lora" / "training.json", record)
-        shutil.rmtree(path) if (path := tmp_path / "x").is_dir() else (tmp_path / "x.gguf").unlink()
-        capsys.readouterr()

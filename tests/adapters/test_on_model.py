@@ -353,6 +353,7 @@ REFUSED = {
     "a wider MLP": ({"n_inner": 7}, {}, "n_inner = 7, expected 32"),
     "cross-attention": ({"add_cross_attention": True}, {}, "add_cross_attention = True"),
     "an untied head": ({"tie_word_embeddings": False}, {}, "tie_word_embeddings = False"),
+    "a head tied by a number": ({"tie_word_embeddings": 1}, {}, "tie_word_embeddings = 1"),
     "pruned heads": ({"pruned_heads": {"0": [1]}}, {}, "pruned_heads"),
     "quantised": ({"quantization_config": {"bits": 4}}, {}, "quantization_config"),
     "no size": ({"n_layer": None}, {}, "n_layer = None"),

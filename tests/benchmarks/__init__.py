@@ -13,11 +13,13 @@ printed is a ratio of two sides that took turns in one run, so that both met the
     first-step   from process start to the first trained step
     rank         the dense SVD of B A / ``spectrum((B, A))``, and how far their values lie apart
     adapters     ``analyse`` at Llama-7B's size; ``resize`` by a dense SVD / by the factors
+    many         a layer with an adapter for each row / the base alone; PEFT's / ours
     sweep        ``lora-np sweep`` in two processes / in one
-    llama        all of the five that follow
+    llama        all of the six that follow
     llama-steps  a LoRA step of SmolLM2-135M / PyTorch's with PEFT
     llama-memory, llama-quantised, llama-generation, llama-edge
                  its memory; the same over quantised weights; generation / transformers'; a chat
+    llama-twins  a LoRA step of SmolLM2-135M with textbook grouped attention / with its fast twin
 
 How a ratio is measured. Each side lives in a process of its own (workers.py), so that their thread
 pools never meet; a waiting side blocks on its pipe, and the CPU time that it used while it waited

@@ -17,6 +17,7 @@ from tests.benchmarks import (
     inside,
     ledger,
     llama,
+    many,
     report,
     rivals,
     steps,
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Plan], Result]]] = {
     "first-step": ("From process start to the first trained step", commands.measure_first_step),
     "rank": ("Singular values of a product, r = 16, float64", inside.measure_spectra),
     "adapters": ("LoRA adapters as files", adapters.measure),
+    "many": ("A linear layer with an adapter for each row, one thread", many.measure),
     "sweep": ("lora-np sweep, BLAS at one thread", commands.measure_sweep),
     "llama-steps": (
         "LoRA step of a Llama (AdamW, float32); below 1 is faster",
@@ -55,6 +57,10 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Plan], Result]]] = {
     "llama-generation": (
         "Greedy generation with a Llama, one thread; below 1 is faster",
         llama.measure_generation,
+    ),
+    "llama-twins": (
+        "LoRA step of a Llama, the textbook pair in the place of its fast twin, one thread",
+        llama.measure_twins,
     ),
     "llama-edge": ("What a chat with a Llama costs, one thread", llama.measure_edge),
 }

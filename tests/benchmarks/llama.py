@@ -160,6 +160,23 @@ def measure_generation(plan: Plan) -> Result:
     return result
 
 
+def measure_twins(plan: Plan) -> Result:
+    """Measure a LoRA step with textbook grouped attention / with its fast twin, in CPU seconds."""
+    result, textbook = started(plan), "textbook gqa"
+    options = {"model": found(plan.llama.model)[0], "threads": 1, "cpu_time": True}
+    with Worker("llama_numpy.LlamaSide", **options) as worker:
+        for case in map(Case._make, plan.llama.cases):
+            worker.call("forget")
+            worker.call("add_lora_step", "fast", case)
+            worker.call("add_lora_step", textbook, case, False, False, "gqa")
+            turns: dict[str, Turn] = {name: (worker, name) for name in ("fast", textbook)}
+            times = take_turns(turns, plan.rounds, plan.slice_seconds)
+            result.note(times, case.name)
+            ratio = times[textbook].over(times["fast"])
+            result.add(Row(f"LoRA: {textbook} / fast", case.name, ratio))
+    return result
+
+
 def check_tokens(workers: Mapping[str, Worker], case: Case) -> None:
     """Raise Disagreement unless all sides choose the same first new token for each prompt."""
     texts = [np.asarray(worker.call("results", "generate", 1)[0]) for worker in workers.values()]

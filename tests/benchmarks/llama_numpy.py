@@ -29,13 +29,19 @@ class LlamaSide(NumpySide):
         self.base = lru_cache(lambda quantised: base_model(model, quantised))
 
     def add_lora_step(
-        self, name: str, case: Case, recompute: bool = False, quantised: bool = False
+        self,
+        name: str,
+        case: Case,
+        recompute: bool = False,
+        quantised: bool = False,
+        textbook: str | None = None,
     ) -> None:
         """Prepare a LoRA step; a batch of a single text is not split, and BLAS gets the threads."""
         model: Llama = adapted(self.base(quantised))
         model.recompute = recompute
         crew = {self.workers: self.threads} if self.threads <= case.B else {}
-        self.add_training(name, Training(model, token_batches(model.vocab_size, case), **crew))
+        data = token_batches(model.vocab_size, case)
+        self.add_training(name, Training(model, data, textbook, **crew))
 
     def add_continuation(self, name: str, case: Case, new: int, quantised: bool = False) -> None:
         """Prepare the greedy continuation of prompts by `new` tokens each."""

@@ -41,6 +41,7 @@ HOMES = {  # where the layers call each twin from
     "attention": layers.attention,
     "embedding": layers.basic,
     "gelu": layers.basic,
+    "gqa": layers.rotary,
     "lora_linear": methods.lora,
 }
 

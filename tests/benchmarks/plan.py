@@ -100,6 +100,31 @@ class LlamaPlan:
     prompts: tuple[int, ...] = (1, 4)
 
 
+@dataclass(frozen=True)
+class ManyPlan:
+    """What is measured on a layer with an adapter for each row.
+
+    Parameters
+    ----------
+    d : int
+        The sides of W0.
+    cases : tuple of (int, int)
+        Rows, and distinct adapters among them.
+    mixed : (int, int)
+        The same, of the batch with unequal ranks.
+    peft_rows : int
+        Rows in the comparison with PEFT.
+    peft : tuple of int
+        Distinct adapters in it.
+    """
+
+    d: int = 576
+    cases: tuple[tuple[int, int], ...] = ((8, 8), (64, 62), (1024, 100), (1024, 642))
+    mixed: tuple[int, int] = (1024, 100)
+    peft_rows: int = 128
+    peft: tuple[int, ...] = (10, 100)
+
+
 # by the number of threads, and texts x tokens
 LLAMA_STEP_GOALS = {
     1: {"1 x 64": 0.88, "4 x 64": 0.85, "4 x 128": 0.85},
@@ -134,6 +159,7 @@ class Plan:
         Sides of square products of factors, and how often their dense SVD is taken.
     adapter : AdapterSize
     llama : LlamaPlan
+    many : ManyPlan
     threads : int
     peers : bool
         Whether to compare with PyTorch, PEFT and transformers at all.
@@ -156,6 +182,7 @@ class Plan:
     spectra: tuple[tuple[int, int], ...] = ((1024, 3), (4096, 1))
     adapter: AdapterSize = AdapterSize()
     llama: LlamaPlan = LlamaPlan()
+    many: ManyPlan = ManyPlan()
     threads: int = THREADS
     peers: bool = True
 

@@ -10,10 +10,11 @@ from lora_np import ops
 from lora_np.ops import fast
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import llama, measure, page, report, rivals
+from tests.benchmarks.llama_models import Case, adapted, base_model, token_batches
 from tests.benchmarks.measure import Result, Row, Spread, exponent
 from tests.benchmarks.models import batches, model_for, step_flops
 from tests.benchmarks.numpy_side import Training
-from tests.benchmarks.plan import DEFAULT, QUICK, RANK, AdapterSize, LlamaPlan, Plan, Size
+from tests.benchmarks.plan import DEFAULT, QUICK, RANK, AdapterSize, LlamaPlan, ManyPlan, Plan, Size
 from tests.benchmarks.steps import Disagreement, check_losses
 from tests.benchmarks.workers import THREAD_SETTINGS, Worker, WorkerError, thread_settings
 
@@ -28,6 +29,7 @@ PLAN = Plan(
     slow_rounds=1,
     spectra=((32, 2),),
     adapter=AdapterSize(layers=2, side=32, resized=2),
+    many=ManyPlan(d=16, cases=((8, 3), (20, 12)), mixed=(20, 10)),
     llama=LlamaPlan("tiny", cases=((1, 4), (2, 4)), memory=(2, 4), prompt=4, new=2),
     threads=1,
     peers=False,
@@ -44,11 +46,13 @@ INSIDE = (
     "ledger",
     "first-step",
     "adapters",
+    "many",
     "rank",
     "llama-steps",
     "llama-memory",
     "llama-quantised",
     "llama-generation",
+    "llama-twins",
     "llama-edge",
 )
 FIELDS = {
@@ -117,8 +121,8 @@ def test_a_random_llama_is_named_and_has_no_goals(finished):
 
 def test_a_group_stands_for_its_benchmarks():
     names = command.parser().parse_args(["--only", "llama,steps"]).only
-    assert names[-1] == "steps" and len(names) == 6
-    assert all(name.startswith("llama-") for name in names[:5])
+    assert names[-1] == "steps" and len(names) == 7
+    assert all(name.startswith("llama-") for name in names[:6])
 
 
 def test_llamas_that_compute_something_else_are_found():
@@ -165,6 +169,24 @@ def test_the_textbook_pair_takes_the_place_of_its_twin_for_the_steps_alone(monke
         with Training(model_for(TOY, None), batches(TOY), textbook) as training:
             losses.append([training.step(), training.step()])
         assert len(calls) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_textbook_grouped_attention_takes_the_place_of_its_twin(monkeypatch):
+    calls = []
+
+    def spied(q, k, v, right=ops.gqa_forward):
+        calls.append(q.shape)
+        return right(q, k, v)
+
+    monkeypatch.setattr(ops, "gqa_forward", spied)
+    base = base_model("tiny")
+    data = token_batches(base.config.vocab_size, Case(2, 4))
+    losses = []
+    for textbook in ("gqa", None):
+        with Training(adapted(base), data, textbook) as training:
+            losses.append(training.step())
+        assert len(calls) == base.config.n_layer
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

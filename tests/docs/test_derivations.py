@@ -14,6 +14,7 @@ PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted(FOLDER.g
 PAIRS = {  # pair: its page, and the gradients in the order that backward returns them
     "linear": ("linear.md", "dx dW db"),
     "lora_linear": ("lora_linear.md", "dx dW0 dA dB db"),
+    "lora_rows": ("lora_rows.md", "dx dW0 dA dB db"),
     "gelu": ("activations.md", "dx"),
     "relu": ("activations.md", "dx"),
     "silu": ("activations.md", "dx"),
@@ -69,7 +70,9 @@ def spoil(monkeypatch, function, slot, mistake):
 
     def wrong(*args, **kwargs):
         results = list(right(*args, **kwargs))
-        if results[slot] is not None:
+        if isinstance(results[slot], list):  # a gradient for each adapter
+            results[slot] = [mistake(x) if x is not None else None for x in results[slot]]
+        elif results[slot] is not None:
             results[slot] = mistake(results[slot])
         return tuple(results)
 
@@ -131,6 +134,59 @@ def test_loras_usual_mistakes_fail_its_page(wrong, monkeypatch, capsys):
     monkeypatch.setattr(ops, "lora_linear_backward", lora_linear_with(**wrong))
     monkeypatch.setattr("lora_np.check_gradients", agrees_always)
     assert failed("lora_linear.md")
+    capsys.readouterr()
+
+
+right_rows_forward, right_rows_backward = ops.lora_rows_forward, ops.lora_rows_backward
+SCALE = {}  # of the last forward
+
+
+def noting_the_scale(*args, scale):
+    SCALE["s"] = scale
+    return right_rows_forward(*args, scale=scale)
+
+
+def learned_from(rows_of, dy, cache, need):
+    """Let every adapter learn from ``rows_of(its rows)``."""
+    found = list(right_rows_backward(dy, cache, need))
+    for a, (A, B) in enumerate(cache.adapters):
+        here, s = rows_of(np.flatnonzero(cache.rows.ids == a)), np.resize(SCALE["s"], 9)[a]
+        _, part = ops.lora_linear_forward(cache.x[here], cache.W0, A, B, scale=s)
+        found[2][a], found[3][a] = ops.lora_linear_backward(dy[here], part)[2:4]
+    return tuple(found)
+
+
+def last_row_alone(dy, cache, need=None):
+    return learned_from(lambda own: own[-1:], dy, cache, need)
+
+
+def every_row(dy, cache, need=None):
+    return learned_from(lambda own: slice(None), dy, cache, need)
+
+
+def own_rows(dy, cache, need=None):
+    return learned_from(lambda own: own, dy, cache, need)
+
+
+def base_has_the_last(x, W0, adapters, ids, b=None, *, scale):
+    """Take the id -1 as Python does."""
+    wrong = [a % len(adapters) for a in ids]
+    return right_rows_forward(x, W0, adapters, wrong, b, scale=scale)
+
+
+@pytest.mark.parametrize(
+    "half, wrong",
+    [
+        ("backward", last_row_alone),
+        ("backward", every_row),
+        ("forward", base_has_the_last),
+        ("backward", own_rows),
+    ],
+)
+def test_the_usual_mistakes_with_rows_fail_their_page(half, wrong, monkeypatch, capsys):
+    monkeypatch.setattr(ops, "lora_rows_forward", noting_the_scale)
+    monkeypatch.setattr(ops, f"lora_rows_{half}", wrong)
+    assert bool(failed("lora_rows.md")) == (wrong is not own_rows)  # which is right
     capsys.readouterr()
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +16,11 @@ from lora_np.data import read_records, standard_library
 from lora_np.finetune import Settings, read_toml
 from lora_np.finetune.dry_run import dry_run
 from lora_np.methods import adapters
+from lora_np.serve import Counts
+from lora_np.serve.api import MOST_STOPS, SHARED, chat_of, completion_of
+from lora_np.serve.http.app import make_app
+from lora_np.serve.http.metrics import Metrics
+from lora_np.serve.http.service import Limits
 from tests.docs.pages import (
     NUMBER,
     ROOT,
@@ -222,3 +227,44 @@ def test_the_page_on_devices_lists_every_command_that_has_none():
     (line,) = re.findall(r"- `lora-np (.*?) which do not have `--device`", page, re.S)
     listed = set(re.findall(r"([a-z-]+)`", line))
     assert listed == without - {"account", "grade"}  # these two compute nothing on arrays
+
+
+def test_the_requests_that_the_guide_to_serving_shows_are_read():
+    lines = [body for language, body in blocks(read("serving.md")) if language == "json"]
+    calls = []
+    for line in lines:
+        fields = json.loads(line)
+        fields.pop("custom_id", None)
+        of_body = chat_of if "messages" in fields else completion_of
+        calls.append(of_body(json.dumps(fields).encode()))
+    assert [(call.model, call.max_tokens) for call in calls] == [("anna", 40), ("smollm2", 8)]
+
+
+def test_the_fields_and_defaults_of_the_guide_to_serving_are_the_servers():
+    page = read("serving.md")
+    section = page.partition("### What a request may say\n")[2].partition("\n#")[0]
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \| (.*?) \|$", section, re.M)
+    fields = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert set(fields) == {*SHARED, "prompt", "messages", "max_completion_tokens"}
+    call = completion_of(b'{"model": "anna", "prompt": "hi"}')
+    assert fields["max_tokens"][2].startswith(f"{call.max_tokens}; in a chat {Limits().tokens},")
+    assert (fields["temperature"][2], fields["top_p"][2]) == ("1", "1")
+    assert (call.temperature, call.top_p) == (1.0, 1.0)
+    assert fields["stop"][1] == f"up to {MOST_STOPS} strings"
+
+    section = page.partition("## Sizes\n")[2].partition("\n#")[0]
+    defaults = parser().parse_args(["serve", "--model", "m", "--adapters", "a"])
+    shown = dict(re.findall(r"^\| `--([a-z]+)` \| .* \| (\d+) \|$", section, re.M))
+    assert {name: str(getattr(defaults, name)) for name in ("batch", "pages", "queue")} == shown
+
+
+def test_the_guide_to_serving_names_every_endpoint_and_every_metric():
+    page, app = read("serving.md"), make_app(SimpleNamespace(), 8000).app
+    routes = {route.path for route in app.routes}
+    table = page.partition("| endpoint |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`(?:GET|POST) (/\S+)`", table))
+    assert {re.sub("{.*", "NAME", path) for path in routes} == named
+    text = Metrics().text(Counts(*range(6)))
+    names = set(re.findall(r"^# TYPE lora_np_(\w+)", text, re.M))
+    listed = page.partition("## What to watch\n")[2].partition("\n#")[0]
+    assert names == set(re.findall(r"`(\w+)`", listed.partition(":\n")[2]))

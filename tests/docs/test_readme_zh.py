@@ -28,10 +28,10 @@ SPELLED = {
     "two commands": "两条命令",
     "six commands": "六条命令",
     "five assignments": "五份",
-    "thirteen chapters": "十三章",
+    "fourteen chapters": "十四章",
 }
 NUMBER_WORDS = re.compile(
-    r"\b(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|twenty|hundred|thousand)\b"
+    r"\b(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|twenty|hundred|thousand)\b"
 )
 
 # Core words: as README.md writes them, and the English term of the glossary.

@@ -6,7 +6,7 @@ import pytest
 from lora_np.data import DataError
 from lora_np.experiments.asking import adapter_of, answer_losses, answers, chat_samples
 from lora_np.experiments.folder import SweepError
-from lora_np.experiments.unchanged import fingerprint
+from lora_np.experiments.unchanged import parameter_hashes
 from tests.finetune.tiny import llama
 from tests.pretrained.tiny_tokenizer import tiny_tokenizer
 
@@ -70,9 +70,9 @@ def test_a_sample_that_is_too_long_for_the_model_is_refused(model, tokenizer):
 
 def test_an_adapter_is_trained_over_a_base_that_stays(model, tokenizer):
     asked = [(f"shop {i}", "yes") for i in range(8)]
-    before, samples = fingerprint(model), chat_samples(asked, tokenizer, model)
+    before, samples = parameter_hashes(model), chat_samples(asked, tokenizer, model)
     adapted = adapter_of(model, tokenizer, asked, asked, {**TRAINING, "epochs": 4})
-    assert fingerprint(model) == before
+    assert parameter_hashes(model) == before
     assert answer_losses(adapted, samples).mean() < answer_losses(model, samples).mean()
 
 

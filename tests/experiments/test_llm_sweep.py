@@ -11,6 +11,7 @@ from lora_np.experiments.rank_sweep import LlmSettings, SweepError, rank_sweep
 from lora_np.experiments.rank_sweep.llm import LlmTask, run_llm_trial
 from lora_np.experiments.rank_sweep.plan import Trial
 from lora_np.experiments.rank_sweep.report import best_rates
+from lora_np.experiments.runner import guarded
 from lora_np.finetune.layout import targets_in
 from tests.finetune.tiny import write_data, write_llama
 from tests.tiny import comparable
@@ -18,10 +19,10 @@ from tests.tiny import comparable
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """A sweep of a second: a Llama of three blocks, 24 questions."""
+    """A sweep of a second: a Llama of three blocks, 48 questions."""
     place = tmp_path_factory.mktemp("files")
-    model, data = write_llama(place / "base"), write_data(place / "mine.jsonl", 24)
-    sizes = {"ranks": (1, 2), "seeds": 1, "top_layers": 2, "samples": 12, "steps": 4}
+    model, data = write_llama(place / "base"), write_data(place / "mine.jsonl", 48)
+    sizes = {"ranks": (1, 2), "seeds": 1, "top_layers": 2, "samples": 32, "steps": 4}
     rates = {"batch_size": 4, "lora_lr": 0.01, "full_lr": 0.01}
     return LlmSettings(model=str(model), data=str(data), **sizes, **rates)
 
@@ -56,8 +57,8 @@ def test_the_kept_rows_give_the_losses_of_the_whole_model_before_and_after(setti
 def test_a_question_is_in_one_split_and_a_stopped_sweep_ends_the_same(settings, tmp_path):
     task = LlmTask(settings)
     texts = [{s.tokens.tobytes() for s in part} for part in task.parts.values()]
-    assert [len(part) for part in task.parts.values()] == [12, 3, 3]
-    assert sum(map(len, texts)) == len(set.union(*texts)) == 18
+    assert [len(part) for part in task.parts.values()] == [32, 8, 8]
+    assert sum(map(len, texts)) == len(set.union(*texts)) == 48
 
     def stop(progress):
         if progress.done == 3:
@@ -74,7 +75,7 @@ def test_a_question_is_in_one_split_and_a_stopped_sweep_ends_the_same(settings, 
 
 
 def test_another_file_in_the_same_folder_is_refused(settings, tmp_path):
-    data = write_data(tmp_path / "mine.jsonl", 24)
+    data = write_data(tmp_path / "mine.jsonl", 48)
     own = replace(settings, data=str(data), ranks=(1,), full_lr=None)
     results = rank_sweep(own, tmp_path / "out")
     assert "spectrum" not in results and {run["method"] for run in results["runs"]} == {"lora"}
@@ -87,7 +88,7 @@ def test_another_file_in_the_same_folder_is_refused(settings, tmp_path):
     "change, said",
     [
         ({"top_layers": 4}, "top_layers = 4: .* has 3 blocks"),
-        ({"samples": 3}, "samples = 3, expected at least 4"),
+        ({"samples": 31}, "samples = 31, expected at least 32, a quarter of which is validated on"),
         ({"ranks": (17,)}, "rank 17 .* above the limit"),
         ({"lora_lr": 0.0}, "lora_lr = 0.0, expected a positive number"),
     ],
@@ -95,6 +96,26 @@ def test_another_file_in_the_same_folder_is_refused(settings, tmp_path):
 def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(settings, change, said):
     with pytest.raises(ValueError, match=said):
         LlmTask(replace(settings, **change))
+
+
+@pytest.mark.parametrize("number, said", [(10, "7 samples to train"), (40, "7 samples to ")])
+def test_a_file_that_leaves_too_few_to_measure_on_is_refused(
+    settings, tmp_path, capsys, number, said
+):
+    data, out = write_data(tmp_path / "few.jsonl", number), tmp_path / "out"
+    files = ["--model", settings.model, "--data", str(data), "--out", str(out)]
+    assert main(["sweep", *files, "--top-layers", "1"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and str(data) in error and error.count("\n") == 1 and not out.exists()
+
+
+def test_a_trial_whose_last_step_goes_too_far_has_no_loss_and_no_error(settings, tmp_path):
+    arrays = LlmTask(settings).prepare(tmp_path, False)
+    once, trial = replace(settings, steps=1), Trial("full", None, 0, 1e30)
+    names = [f"{name}_loss" for name in ("train", "validation", "test")]
+    result, _ = guarded(lambda: run_llm_trial(once, arrays, trial), names, names)
+    assert result["diverged"] == "the last step went too far"
+    assert [result[name] for name in names] == [None] * 3
 
 
 def test_a_folder_of_a_base_is_refused(settings, tmp_path):
@@ -105,7 +126,7 @@ def test_a_folder_of_a_base_is_refused(settings, tmp_path):
 def test_a_model_makes_the_command_a_sweep_of_it_and_generate_refuses_it(
     settings, tmp_path, capsys
 ):
-    options = {"samples": 12, "steps": 2, "batch-size": 4, "top-layers": 1, "ranks": 1, "jobs": 1}
+    options = {"samples": 32, "steps": 2, "batch-size": 4, "top-layers": 1, "ranks": 1, "jobs": 1}
     words = [w for k, v in options.items() for w in (f"--{k}", str(v))]
     out = tmp_path / "out"
     files = ["--model", settings.model, "--data", settings.data, "--out", str(out)]
@@ -115,7 +136,7 @@ def test_a_model_makes_the_command_a_sweep_of_it_and_generate_refuses_it(
     assert (out / "rank_vs_loss.png").exists() and (out / "spectrum.png").exists()
     assert main(["generate", "--run", str(out)]) == 2
     assert "is not a text sweep" in capsys.readouterr().err
-    assert main(["sweep", "--samples", "12"]) == 2
+    assert main(["sweep", "--samples", "32"]) == 2
     assert "--task text has no option --samples" in capsys.readouterr().err
 
 

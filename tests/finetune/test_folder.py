@@ -96,7 +96,7 @@ def test_the_command_leaves_an_adapter_a_card_and_a_record(settings, tmp_path, c
     assert f"| {record['steps']} | " in card and "| r | 2 |" in card
 
     model = load_adapter(prepared.model, out)
-    found = mean_loss(Layout(model, prepared.validation, 1), prepared.validation, 4)
+    found = mean_loss(Layout.of(model, prepared.validation, 1), prepared.validation, 4)
     best = dict(map(tuple, record["validation"]))[record["best_step"]]
     assert found == pytest.approx(best, rel=1e-6) and best < record["validation"][0][1]
 
@@ -115,7 +115,7 @@ def test_the_command_and_the_function_in_memory_give_the_same_adapter(settings, 
 
 def test_a_sample_is_what_chat_asks_and_the_end_of_its_answer_is_learned(settings):
     prepared = prepare(replace(settings, validation=0.0))
-    batch = Layout(prepared.model, prepared.train, 2)(prepared.train)
+    batch = Layout.of(prepared.model, prepared.train, 2)(prepared.train)
     for record, sample in zip(read_records(settings.data), prepared.train, strict=True):
         asked = prepared.tokenizer.chat(record.messages[:1], True)
         start = int(np.flatnonzero(sample.labelled)[0])
@@ -392,6 +392,37 @@ def test_an_adapter_is_trained_on_if_it_is_of_this_base(settings, tmp_path, meth
     assert not (tmp_path / "third").exists()
 
 
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_run_does_not_continue_on_a_changed_adapter(settings, tmp_path, file, complete):
+    first, out = tmp_path / "first", tmp_path / "second"
+    finetune(replace(settings, epochs=1), first)
+    more = replace(settings, r=None, resume_adapter=str(first), epochs=1)
+    record = finetune(more, out)
+    (out / "training.json").write_text(json.dumps({**record, "complete": complete}))
+    before = (first / file).read_bytes()
+    finetune(more, out)
+    (out / "training.json").write_text(json.dumps({**record, "complete": complete}))
+    if file.endswith(".json"):  # another scale, of the same tensors
+        (first / file).write_text(json.dumps({**load_json(first / file), "lora_alpha": 64}))
+    else:
+        (first / file).write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(FinetuneError, match=r"the adapter that is trained on changed since .*sec"):
+        finetune(more, out)
+    (first / file).write_bytes(before)
+    assert finetune(more, out)["complete"]
+
+
+def test_a_record_from_before_adapters_were_compared_continues(settings, tmp_path):
+    first, out = tmp_path / "first", tmp_path / "second"
+    finetune(replace(settings, epochs=1), first)
+    more = replace(settings, r=None, resume_adapter=str(first), epochs=1)
+    record = finetune(more, out)
+    del record["base"]["adapter"]
+    (out / "training.json").write_text(json.dumps({**record, "complete": False}))
+    assert len(finetune(more, out)["base"]["adapter"]) == 64
+
+
 # --------------------------------------------------------------------------------- the settings
 
 
@@ -422,12 +453,46 @@ def test_a_toml_file_sets_what_the_command_line_does_not(settings, tmp_path):
         ("long = 'cut'", "long = 'cut', expected 'refuse' or 'drop' or 'truncate'"),
         ("top-layers = 1\ntop_layers = 2", "top_layers is set twice"),
         ("epochs", "is not TOML"),
+        ("options = 3", "options = 3, expected a table of names and values"),
+        ("accumulate = 9", "accumulate = 9 parts of batch_size = 8"),
+        ("method = 'lorra'", "there is no method 'lorra': did you mean lora"),
+        ("options = { alpha = 3 }", "method 'lora' has no option 'alpha'"),
+        ("method = 'bitfit'\nr = 2", "method 'bitfit' has no r: leave it out"),
+        ("options = { use_dora = 'yes' }", "method 'lora' has no option 'use_dora'"),
+        ("options = { use_rslora = 'yes' }", "use_rslora = 'yes', expected True or False"),
+        ("target_modules = ['q']", "q"),
+        ("top_layers = 9", "top_layers = 9, but the model has"),
+        ("longest = 9999", "longest = 9999, but the model's context has"),
+        ("resume_adapter = 'nowhere'", "nowhere"),
+        ("template = 'nowhere'", "nowhere"),
     ],
 )
-def test_a_toml_file_with_a_mistake_is_refused(tmp_path, capsys, content, message):
-    config = tmp_path / "run.toml"
-    config.write_text(content)
-    assert message in refused(["finetune", "--config", str(config)], capsys)
+def test_a_toml_file_with_a_mistake_is_refused(tmp_path, files, capsys, content, message):
+    """Whether the file alone is wrong, or it does not fit the model; the line names the file."""
+    config, (model, data) = tmp_path / "run.toml", files
+    config.write_text(f"model = {json.dumps(model)}\ndata = {json.dumps(data)}\n{content}")
+    said = refused(["finetune", "--config", str(config), "--out", str(tmp_path / "out")], capsys)
+    assert message in said and str(config) in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("setting, message", [("model", "no such file"), ("data", "mine")])
+def test_a_toml_file_that_names_a_missing_file_is_refused(
+    tmp_path, files, capsys, setting, message
+):
+    config, named = tmp_path / "run.toml", dict(zip(("model", "data"), files))
+    named[setting] = str(tmp_path / "mine")
+    config.write_text("\n".join(f"{name} = {json.dumps(file)}" for name, file in named.items()))
+    said = refused(["finetune", "--config", str(config), "--dry-run"], capsys)
+    assert message in said and f"(settings from {config})" in said
+
+
+def test_an_error_of_the_command_line_names_no_file(settings, tmp_path, capsys):
+    said = refused(command(settings, "--out", tmp_path / "out", "--epochs", "0"), capsys)
+    assert "epochs = 0, expected at least 1" in said and "settings from" not in said
+    (tmp_path / "run.toml").write_text("epochs = 3")
+    words = ["finetune", "--config", str(tmp_path / "run.toml"), "--lr", "0"]
+    assert f"(settings from {tmp_path / 'run.toml'} and the command line)" in refused(words, capsys)
 
 
 def test_a_method_of_the_command_line_has_its_options(settings, tmp_path):

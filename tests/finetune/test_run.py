@@ -96,15 +96,15 @@ def test_the_frozen_bottom_computes_every_sample_once(monkeypatch):
 def test_hidden_states_beyond_the_limit_are_not_kept():
     adapted = inject(llama(), LoraConfig(r=2, layers_to_transform=2), np.random.default_rng(0))
     long = [Sample(np.zeros(160, int), np.ones(160, bool)) for _ in range(110)]  # 1.07 MB
-    assert Layout(adapted, long, 1, hidden_mb=1).hidden is None
-    assert Layout(adapted, long[:100], 1, hidden_mb=1).hidden is not None
+    assert Layout.of(adapted, long, 1, hidden_mb=1).hidden is None
+    assert Layout.of(adapted, long[:100], 1, hidden_mb=1).hidden is not None
 
 
 def test_a_batch_has_every_label_once_and_no_other_target():
     adapted = inject(llama(), LoraConfig(r=2), np.random.default_rng(0))
     n = len(TRAIN)
     for rows, least, expected in ((1, 1, 1), (3, 1, 3), (n + 2, 1, n), (n + 2, n + 2, n + 2)):
-        _, targets, _ = Layout(adapted, TRAIN, rows, least)(TRAIN)
+        _, targets, _ = Layout.of(adapted, TRAIN, rows, least)(TRAIN)
         kept = np.sort(targets[targets != IGNORE_INDEX])
         learned = [s.tokens[1:][s.labelled[1:]] for s in TRAIN]
         assert len(targets) == expected and np.array_equal(kept, np.sort(np.concatenate(learned)))
@@ -147,7 +147,7 @@ def test_the_best_weights_are_kept_and_they_have_the_loss_that_is_recorded():
     losses = dict(result.history.validation)
     assert 0 < result.best_step < len(result.history.loss)
     assert losses[result.best_step] == min(losses.values())
-    found = mean_loss(Layout(result.model, held, 1), held, 2)
+    found = mean_loss(Layout.of(result.model, held, 1), held, 2)
     assert abs(found - losses[result.best_step]) < 1e-12
 
 
@@ -166,7 +166,7 @@ def test_a_run_that_diverges_leaves_its_best_weights_and_says_so():
     assert result.diverged is not None and "try a learning rate below 1e+30" in result.diverged
     assert result.best_step == 0 and len(result.history.loss) < 6
     assert all(np.isfinite(p.value).all() for p in result.model.parameters().values())
-    assert mean_loss(Layout(result.model, HELD, 1), HELD, 4) == result.history.validation[0][1]
+    assert mean_loss(Layout.of(result.model, HELD, 1), HELD, 4) == result.history.validation[0][1]
     result = train_adapter(llama(), TRAIN, [], settings)
     assert result.diverged is not None
     assert all(np.isfinite(p.value).all() for p in result.model.parameters().values())

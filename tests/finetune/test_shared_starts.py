@@ -68,7 +68,7 @@ def test_shared_starts_change_neither_loss_nor_gradient(
 ):
     assume(targets_in(samples))
     expected, slope = alone(model, samples)
-    layout = Layout(model, samples, rows, least=parts, hidden_mb=hidden_mb)
+    layout = Layout.of(model, samples, rows, least=parts, hidden_mb=hidden_mb)
     assert (layout.hidden is not None) == (hidden_mb > 0)
     batch = layout(samples)
     model.recompute = recompute

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -253,8 +254,19 @@ def test_the_account_counts_what_is_added_and_what_it_costs(rng):
     head = 2 * V * D
     prompt, keys = (account(inject(base, config, rng), T).flops for config in METHODS[:2])
     body = base.body().flops(N + T, True).forward
-    assert prompt.forward == body * (N + T) // T + head  # the rows go through the body too
+    assert prompt.forward == round(Fraction(body * (N + T), T)) + head  # rows cost the body too
     assert keys.forward == whole.flops.forward + LAYERS * 4 * N * D  # two products with N keys
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_cost_of_rows_before_the_text_is_shared_to_the_nearest_operation(number, rng):
+    adapted = inject(make_gpt(), PromptConfig(number), rng)
+    shares = []
+    for length in range(1, T + 1):
+        whole = adapted.body().flops(number + length, True).forward
+        shares.append(Fraction(whole * (number + length), length))
+        assert abs(adapted.flops(length).forward - 2 * V * D - shares[-1]) <= Fraction(1, 2)
+    assert any(share % 1 > Fraction(1, 2) for share in shares)  # which would be rounded down
 
 
 @every_method

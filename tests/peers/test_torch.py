@@ -10,7 +10,7 @@ from lora_np.models import GPT, GPTConfig
 from lora_np.ops import fast
 from lora_np.optim import clip_by_global_norm
 from lora_np.parameters import Grads
-from lora_np.selfcheck import at_random
+from lora_np.selfcheck import at_random, flat_pair
 from lora_np.train import fit
 
 pytestmark = pytest.mark.peers
@@ -60,6 +60,17 @@ def op_cases(tg):
     def lora(x, W0, A, B, b=None, m=1.0):
         return F.linear(x, W0, b) + 0.7 * F.linear(F.linear(x * m, A), B)
 
+    def lora_rows(x, W0, b, *factors):
+        """One row after the other."""
+        rows = []
+        for row, a in zip(x, ids):
+            y = F.linear(row, W0, b)
+            if a >= 0:
+                A, B = factors[2 * a : 2 * a + 2]
+                y = y + scales[a] * F.linear(F.linear(row, A), B)
+            rows.append(y)
+        return torch.stack(rows)
+
     def attend(q, k, v):
         allowed = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool)
         allowed = allowed.tril(k.shape[-2] - q.shape[-2])  # queries align to the last key
@@ -93,6 +104,8 @@ def op_cases(tg):
         return torch.lerp(torch.tanh(xn + r * hn), h, z)
 
     patches = {"kernel": (2, 3), "stride": (2, 1), "padding": (1, 2), "dilation": (2, 1)}
+    ids, scales = [1, -1, 0, 1], [0.7, 2.0]
+    factors = n((3, 5)), n((4, 3)), n((1, 5)), n((4, 1))  # of ranks 3 and 1
     torch_mask = tg.tensor(mask)
     angles = dict(zip(("cos", "sin"), ops.rope_angles(4, 6, dtype=np.float64)))
     return [
@@ -101,6 +114,7 @@ def op_cases(tg):
         ("lora_linear", (x, W, A, B, b), {"scale": 0.7}, lora),
         ("lora_linear", (x, W, A, B), {"scale": 0.7, "mask": mask},
          lambda *args: lora(*args, m=torch_mask)),
+        ("lora_rows", (n((4, 2, 5)), W, b, *factors), {"ids": ids, "scale": scales}, lora_rows),
         ("gelu", (3.0 * x,), {}, lambda x: F.gelu(x, approximate="tanh")),
         ("relu", (x,), {}, F.relu),
         ("silu", (3.0 * x,), {}, F.silu),
@@ -139,9 +153,12 @@ def test_every_pair_equals_its_counterpart(tg, form):
     for name, inputs, keywords, counterpart in op_cases(tg):
         if f"{name}_forward" not in form.__all__:
             continue
-        y, cache = getattr(form, f"{name}_forward")(*inputs, **keywords)
+        forward, backward = getattr(form, f"{name}_forward"), getattr(form, f"{name}_backward")
+        if name == "lora_rows":
+            forward, backward = flat_pair(form)
+        y, cache = forward(*inputs, **keywords)
         dy = np.random.default_rng(1).standard_normal(np.shape(y))
-        found = [g for g in getattr(form, f"{name}_backward")(dy, cache) if g is not None]
+        found = [g for g in backward(dy, cache) if g is not None]
         theirs = [tg.tensor(x).requires_grad_(x.dtype.kind == "f") for x in inputs]
         their_y = counterpart(*theirs)
         their_y.backward(tg.tensor(dy))

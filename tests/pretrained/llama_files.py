@@ -6,7 +6,8 @@ import numpy as np
 
 from lora_np import Llama, LlamaConfig
 from lora_np.files import save_tensors, write_gguf
-from lora_np.pretrained.gguf_names import gguf_name, is_permuted, permuted
+from lora_np.pretrained.gguf_names import gguf_name
+from tests.naive_gguf import permuted_head_by_head
 
 KIND = {"W": "weight", "b": "bias", "gamma": "weight"}
 SIZES = {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "d_model": 32, "d_hidden": 64, "d_head": 8}
@@ -53,7 +54,7 @@ def write_folder(folder, model, fields=None, tensors=None, dtype=np.float32):
     held = {f"{path}.{kind}": x.astype(dtype) for path, kind, x in named(model)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(changed(config, fields)))
-    save_tensors(folder / "model.safetensors", changed(held, tensors))
+    save_tensors(folder / "model.safetensors", changed(held, tensors), {"format": "pt"})
     return folder
 
 
@@ -78,8 +79,8 @@ def write_file(path, model, fields=None, tensors=None, encode=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     for module, leaf, x in named(model):
         name = gguf_name(module)
-        if kind == "llama" and is_permuted(name):
-            x = permuted(x, heads[module.rpartition(".")[2]])
+        own = heads.get(module.rpartition(".")[2]) if kind == "llama" else None
+        x = x if own is None else permuted_head_by_head(x, own)
         held[f"{name}.{leaf}"] = encode(x) if encode and x.ndim == 2 else x
     write_gguf(path, changed(content, fields), changed(held, tensors))
     return path

@@ -177,6 +177,15 @@ BAD_FIELDS = {
     "too many layers": ({"num_hidden_layers": 3}, r"model\.layers\.2\.self_attn"),
     "too few layers": ({"num_hidden_layers": 1}, r"'model\.layers\.1\..*which Llama lacks"),
     "keys of a third": ({"num_key_value_heads": 3}, "n_head = 4 is not a multiple"),
+    "a tie of a number": ({"tie_word_embeddings": 1}, "tie_word_embeddings = 1, expected true or"),
+    "a tie of a text": ({"tie_word_embeddings": "false"}, "= 'false', expected true or false"),
+    "a window of a number": ({"use_sliding_window": 0}, "use_sliding_window = 0, expected true or"),
+    "a window of a text": ({"use_sliding_window": ""}, "use_sliding_window = '', expected true or"),
+    "layers of a text": ({"layer_types": "full_attention"}, "layer_types = 'full_.*, expected a l"),
+    "biases of a number": ({"attention_bias": 0}, "attention_bias = 0, expected False"),
+    "parts of a boolean": ({"pretraining_tp": True}, "pretraining_tp = True, expected 1"),
+    "rotations of a list": ({"rope_parameters": []}, r"rope_parameters = \[\], expected an object"),
+    "rotations of a boolean": ({"rope_scaling": False}, "rope_scaling = False, expected an object"),
     "another width": ({"intermediate_size": 65}, r"shape \(64, 32\), its config says \(65, 32\)"),
 }
 
@@ -242,6 +251,7 @@ BAD_GGUF = {
     "missing": ({}, {"blk.1.attn_q.weight": None}, r"lacks 'blk.1.attn_q.weight'"),
     "too many": ({}, {"blk.1.attn_q.bias": np.ones(32, np.float32)}, r"'blk.1.attn_q.bias', which"),
     "divisors": ({}, {"rope_freqs.weight": np.ones(3, np.float32)}, r"'rope_freqs.weight' with sh"),
+    "a window of a boolean": ({"llama.attention.sliding_window": False}, {}, "= False, expected 0"),
     "a divisor of 0": ({}, {"rope_freqs.weight": np.zeros(4, np.float32)}, "expected numbers ab"),
 }
 

@@ -23,7 +23,7 @@ from lora_np.experiments.asking import (
 from lora_np.experiments.folder import Kind, Results, begin, opened, save_results
 from lora_np.experiments.instructions.judge import judge_splits
 from lora_np.experiments.instructions.records import TESTS, Record, instruction_set, write_jsonl
-from lora_np.experiments.unchanged import check_unchanged, fingerprint, whole
+from lora_np.experiments.unchanged import check_unchanged, parameter_hashes, whole
 
 ADAPTERS = "adapters"  # the folder of the adapters: adapters/seed-0
 
@@ -54,9 +54,11 @@ class InstructionSettings:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
 
 
+# lr: the best of 5e-4 to 1.6e-2, each twice the last, by exact match on the validation split of
+# seed 0 (52.7, 55.0, 57.7, 59.6, 47.3 and 0.8 %, n = 260).
 TRAINED_WITH = {
     **{"r": 8, "target_modules": "all-linear", "top_layers": 15},
-    **{"epochs": 1, "batch_size": 4, "lr": 2e-3},
+    **{"epochs": 1, "batch_size": 4, "lr": 4e-3},
 }
 QUICK = InstructionSettings(
     seeds=1, train=6, held_out=2, training={**TRAINED_WITH, "top_layers": 4}
@@ -100,7 +102,7 @@ def run_instructions(
     ValueError
         If a record is longer than the model's context, or the settings do not fit the model.
     """
-    out, before = Path(out), fingerprint(base)
+    out, before = Path(out), parameter_hashes(base)
     sha = whole(before)
     if not (out / "results.json").exists():  # before a folder is made: the model may not fit
         expect_trainable(base, settings.training)
@@ -116,7 +118,7 @@ def run_instructions(
                 if step.name not in results["trials"][seed]:
                     listen(f"seed {seed}: {step.said}")
                     results["trials"][seed].update(step.take())
-                    check_unchanged(before, fingerprint(base), f"seed {seed}")
+                    check_unchanged(before, parameter_hashes(base), f"seed {seed}")
                     save_results(out, results)
         results["complete"] = True
         save_results(out, results)

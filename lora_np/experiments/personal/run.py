@@ -22,7 +22,7 @@ from lora_np.experiments.personal.matrix import BASE, Matrix, matrix_text
 from lora_np.experiments.personal.plan import Plan
 from lora_np.experiments.personal.samples import Splits, samples_of
 from lora_np.experiments.personal.tasks import Sample
-from lora_np.experiments.unchanged import check_unchanged, fingerprint, whole
+from lora_np.experiments.unchanged import check_unchanged, parameter_hashes, whole
 from lora_np.layers import Layer
 
 ADAPTERS = "adapters"  # the folder of the adapters: adapters/USER/TASK
@@ -84,7 +84,7 @@ def run_personal(
     """
     out, samples = Path(out), samples_of(plan)
     held_out = {name: splits.held_out for name, splits in samples.items()}
-    before = fingerprint(base)
+    before = parameter_hashes(base)
     sha = whole(before)
     with opened(KIND, out, _made_with(plan, samples), sha, take_over) as results:
         if results["complete"]:
@@ -100,7 +100,7 @@ def run_personal(
             started = time.process_time()
             adapted = tools.train(base, samples[name].train, samples[name].validation)
             seconds = time.process_time() - started
-            check_unchanged(before, fingerprint(base), name)
+            check_unchanged(before, parameter_hashes(base), name)
             _save(adapted, out / ADAPTERS / name, tools)
             found = {"name": name, "seconds": seconds, **score(adapted, held_out, tools)}
             results["trials"].append(found)

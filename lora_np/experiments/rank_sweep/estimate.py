@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from lora_np.experiments.rank_sweep.linear import LinearSettings
-from lora_np.experiments.rank_sweep.llm import LlmSettings, LlmTask
+from lora_np.experiments.rank_sweep.llm import FEWEST, LlmSettings, LlmTask
 from lora_np.experiments.rank_sweep.plan import Trial, expected_number
 from lora_np.experiments.rank_sweep.run import TASKS, TRIALS, Settings
 from lora_np.experiments.rank_sweep.text import TextSettings
@@ -32,9 +32,9 @@ def estimate(settings: Settings, executor: Executor | None = None, jobs: int = 1
         arrays = TASKS["linear"](settings).prepare(Path(), False)
         small, large = replace(settings, steps=20), replace(settings, steps=220)
     elif isinstance(settings, LlmSettings):
-        task, start = LlmTask(replace(settings, samples=16)), time.perf_counter()
+        task, start = LlmTask(replace(settings, samples=FEWEST)), time.perf_counter()
         arrays = task.prepare(Path(), False)
-        before = settings.samples / 16 * (time.perf_counter() - start)
+        before = settings.samples / FEWEST * (time.perf_counter() - start)
         small, large = replace(settings, steps=1), replace(settings, steps=4)
     else:
         arrays = _random_text(settings)

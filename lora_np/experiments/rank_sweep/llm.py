@@ -7,6 +7,9 @@ Only the last blocks are adapted, by the method at every rank and by full fine-t
 enters them is computed once for every sample and kept, and a trial is a model of these blocks
 alone, whose inputs are the kept rows: it needs neither the blocks below nor the tokenizer.
 
+A loss is a mean over the samples of a split. From n samples, its standard error is known to a part
+of 1 / sqrt(2 (n - 1)): to 27 % at n = 8, and not at all at n = 1. Fewer than 8 are refused.
+
 The scale of the adapter is 1 at every rank (lora_alpha = r). A seed draws the same batches at every
 rank. Learning rates are chosen on the validation samples; the loss on the test samples is only
 reported.
@@ -30,17 +33,15 @@ from lora_np.data import (
     DataError,
     Epochs,
     Sample,
-    packed,
     read_records,
     samples_of,
     split_records,
 )
-from lora_np.data.packing import packed_values
 from lora_np.experiments.rank_sweep.method import Compared, adapted_model, config_of
 from lora_np.experiments.rank_sweep.plan import Trial, check_numbers
 from lora_np.experiments.runner import Arrays
 from lora_np.experiments.sql.task import Sizes, questions, training_records
-from lora_np.finetune.layout import KeptHidden, targets_in
+from lora_np.finetune.layout import KeptHidden, Layout, mean_loss, targets_in
 from lora_np.layers import Linear
 from lora_np.methods import MethodConfig, inject
 from lora_np.methods.full import FullConfig
@@ -51,11 +52,14 @@ from lora_np.ops.rope import Llama3Scaling
 from lora_np.parameters import Parameter
 from lora_np.pretrained import Tokenizer, fingerprint, load_llm
 from lora_np.rank import spectrum
-from lora_np.train import Batch, fit
+from lora_np.tables import counted
+from lora_np.train import fit
 
 SPLITS = ("train", "validation", "test")
 LONGEST = 512  # tokens of a sample: longer ones are dropped, and plain text is cut
 HELD_OUT = 4  # samples to train on for each one to validate on, and for each one to test on
+LEAST = 8  # samples of each split
+FEWEST = HELD_OUT * LEAST  # samples to train on
 PURPOSE = dict(zip(SPLITS, ("train on", "validate on", "test on"), strict=True))
 TABLE, NORM = "model.embed_tokens.W", "model.norm.gamma"
 FULL = Trial("full", None, 0, 1.0)
@@ -79,7 +83,8 @@ class LlmSettings(Compared):
     top_layers : int
         How many blocks are adapted, the last ones. Full fine-tuning trains all that is in them.
     samples : int
-        To train on, if the file has as many; a quarter each to validate on and to test on.
+        To train on, if the file has as many; a quarter each, at least 8, to validate on and to test
+        on.
     steps, batch_size : int
         Steps of every trial, samples in a step.
     lora_lr, full_lr : float
@@ -131,8 +136,11 @@ class LlmTask:
             raise ValueError(f"base {base}: the llm task adapts the model that --model names")
         counts = ("steps", "batch_size", "samples", "seeds", "top_layers")
         check_numbers(s, counts, ("lora_lr", "full_lr")[: 1 if s.full_lr is None else 2])
-        if s.samples < HELD_OUT:
-            raise ValueError(f"samples = {s.samples}, expected at least {HELD_OUT}")
+        if s.samples < FEWEST:
+            raise ValueError(
+                f"samples = {s.samples}, expected at least {FEWEST}, a quarter of which "
+                "is validated on"
+            )
         llm = load_llm(s.model)
         self.base, blocks = llm.model, llm.model.config.n_layer
         if s.top_layers > blocks:
@@ -171,9 +179,9 @@ class LlmTask:
 
     def baseline(self, arrays: Arrays) -> dict[str, float]:
         """Return the losses of the base on the held-out samples."""
-        s, kept = self.settings, Kept(arrays)
+        s, parts = self.settings, _samples_in(arrays)
         with one_blas_thread():
-            losses = _losses(TopLayers(_adapted(s, arrays, FULL)), kept, s.batch_size)
+            losses = _losses(_layout(s, arrays, FULL, parts), parts, s.batch_size)
         return {f"base_{name}_loss": losses[f"{name}_loss"] for name in SPLITS[1:]}
 
     def facts(self, folder: Path, arrays: Arrays) -> dict[str, Any]:
@@ -215,67 +223,50 @@ def run_llm_trial(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Adapt the top once; return the losses and the trained arrays. Runs in any process."""
     s, start = settings, time.perf_counter()
-    kept = Kept(arrays)
-    batches = Epochs(kept.parts["train"], s.batch_size, trial.seed)
+    parts = _samples_in(arrays)
+    batches = Epochs(parts["train"], s.batch_size, trial.seed)
     with one_blas_thread():
-        model = TopLayers(_adapted(s, arrays, trial))
-        step = count()
+        layout, step = _layout(s, arrays, trial, parts), count()
         fit(
-            model,
-            lambda: kept.batch(batches.samples(next(step))),
+            layout.model,
+            lambda: layout(batches.samples(next(step))),
             steps=s.steps,
             lr=trial.lr,
             rng=np.random.default_rng([trial.seed, 2]),
             warmup=s.steps // 10,
             options={"weight_decay": 0.0},
         )
-        losses = _losses(model, kept, s.batch_size)
-    trained = {name: p.value for name, p in model.parameters().items() if p.trainable}
+        losses = _losses(layout, parts, s.batch_size)
+    trained = {name: p.value for name, p in layout.model.parameters().items() if p.trainable}
     size = sum(array.size for array in trained.values())
     seconds = round(time.perf_counter() - start, 3)
     return {"trainable_parameters": size, **losses, "seconds": seconds}, trained
 
 
-class Kept:
-    """The samples of every split, and what enters the top at each of their tokens.
-
-    Parameters
-    ----------
-    arrays : mapping of str to array
-        As LlmTask.prepare returns them.
-    """
-
-    def __init__(self, arrays: Arrays) -> None:
-        self.hidden, ends = arrays["hidden"], np.cumsum(arrays["length"])
-        self.start: dict[Sample, int] = {}
-        self.parts: dict[str, list[Sample]] = {name: [] for name in SPLITS}
-        for part, length, end in zip(arrays["part"], arrays["length"], ends, strict=True):
-            here = slice(end - length, end)
-            sample = Sample(arrays["tokens"][here], arrays["labelled"][here])
-            self.parts[SPLITS[part]].append(sample)
-            self.start[sample] = 1 + int(here.start)  # row 0 is that of padding
-
-    def batch(self, samples: Sequence[Sample]) -> Batch:
-        """Return samples packed into a row: hidden (1, N, d), targets and positions (1, N)."""
-        places = [self.start[sample] + np.arange(len(sample)) for sample in samples]
-        _, targets, positions = packed(samples, 1)
-        return self.hidden[packed_values(samples, places, 1)], targets, positions
+def _samples_in(arrays: Arrays) -> dict[str, list[Sample]]:
+    """Return the samples of every split, in the order in which LlmTask.prepare wrote them."""
+    parts: dict[str, list[Sample]] = {name: [] for name in SPLITS}
+    ends = np.cumsum(arrays["length"])
+    for part, length, end in zip(arrays["part"], arrays["length"], ends, strict=True):
+        here = slice(end - length, end)
+        parts[SPLITS[part]].append(Sample(arrays["tokens"][here], arrays["labelled"][here]))
+    return parts
 
 
-def _losses(model: TopLayers, kept: Kept, batch_size: int) -> dict[str, float]:
+def _layout(s: LlmSettings, arrays: Arrays, trial: Trial, parts: dict[str, list[Sample]]) -> Layout:
+    """Return the top that a trial trains, laid out on the hidden states that were kept."""
+    top = TopLayers(_adapted(s, arrays, trial))
+    samples = [sample for part in parts.values() for sample in part]
+    return Layout(top, hidden=KeptHidden(top, samples, arrays["hidden"]))
+
+
+def _losses(layout: Layout, parts: dict[str, list[Sample]], batch_size: int) -> dict[str, float]:
     """Return the mean loss over the learned tokens of each split, as ``NAME_loss``.
 
     Of the samples to train on, only the first count: as many as there are to validate on.
     """
-    found, most = {}, len(kept.parts["validation"])
-    for name, part in kept.parts.items():
-        samples = part[:most]
-        number, total = targets_in(samples), 0.0
-        for i in range(0, len(samples), batch_size):
-            hidden, targets, positions = kept.batch(samples[i : i + batch_size])
-            total += float(model.loss(hidden, targets, positions, count=number)[0])
-        found[f"{name}_loss"] = total
-    return found
+    most = len(parts["validation"])
+    return {f"{n}_loss": mean_loss(layout, part[:most], batch_size) for n, part in parts.items()}
 
 
 def _parts(s: LlmSettings, tokenizer: Tokenizer, longest: int) -> dict[str, list[Sample]]:
@@ -293,8 +284,11 @@ def _parts(s: LlmSettings, tokenizer: Tokenizer, longest: int) -> dict[str, list
         found, _ = samples_of(part, tokenizer, longest=longest, long="drop")
         found = [sample for sample in found if targets_in([sample])]
         parts[name] = found[: s.samples if name == "train" else s.samples // HELD_OUT]
-        if not parts[name]:
-            raise DataError(f"{s.data} leaves no sample to {PURPOSE[name]}: add records")
+        if len(parts[name]) < LEAST:
+            raise DataError(
+                f"{s.data} leaves {counted(len(parts[name]), 'sample')} to {PURPOSE[name]}, "
+                f"expected at least {LEAST}: use about {LEAST * (HELD_OUT + 2)} records or more"
+            )
     return parts
 
 

@@ -49,7 +49,7 @@ from lora_np.experiments.sql.task import (
     training_records,
     worked_examples,
 )
-from lora_np.experiments.unchanged import check_unchanged, fingerprint, whole
+from lora_np.experiments.unchanged import check_unchanged, parameter_hashes, whole
 from lora_np.finetune import Settings, train_adapter
 from lora_np.finetune.adapt import method_in
 from lora_np.methods import merge
@@ -189,7 +189,7 @@ def _train(
     wall, cpu = time.perf_counter(), cpu_seconds()
     result = train_adapter(llm.model, samples, [], chosen)
     took = {"cpu_seconds": cpu_seconds() - cpu, "wall_seconds": time.perf_counter() - wall}
-    check_unchanged(before, fingerprint(llm.model), f"{trial.contender}, seed {trial.seed}")
+    check_unchanged(before, parameter_hashes(llm.model), f"{trial.contender}, seed {trial.seed}")
     if result.diverged is not None:
         return {**took, "diverged": result.diverged}
     folder = folder_of(out, trial)
@@ -270,7 +270,7 @@ def folder_of(out: Path, trial: Trial) -> Path:
 def _base(name: str) -> tuple[Any, dict[str, str]]:
     """Return the model with its tokenizer, and a hash of every Parameter; once in a process."""
     llm = load_llm(name)
-    return llm, fingerprint(llm.model)
+    return llm, parameter_hashes(llm.model)
 
 
 _questions = lru_cache(maxsize=1)(questions)

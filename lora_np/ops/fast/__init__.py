@@ -7,7 +7,7 @@ kept. Caches may differ. The tests check that both forms return the same outputs
 rounding.
 
 ``python -m tests.benchmarks --only twins`` measures a training step with a textbook pair in place
-of its twin.
+of its twin; ``--only llama-twins`` does so for grouped attention.
 """
 
 from lora_np.ops.fast.activation import gelu_backward, gelu_forward

@@ -119,7 +119,9 @@ def test_settings_that_do_not_fit_the_model_are_refused_before_a_folder_is_made(
     files, tmp_path, capsys
 ):
     plan = tmp_path / "people.toml"
-    plan.write_text(PLAN.replace("top_layers = 2", "top_layers = 9"), encoding="utf-8")
-    assert main(command(plan, files[1], tmp_path / "out")) == 2
-    assert "top_layers = 9, but the model has" in capsys.readouterr().err
+    for line in ("top_layers = 9", "top_layers = 2\noptions = { target_r = 2 }"):
+        plan.write_text(PLAN.replace("top_layers = 2", line), encoding="utf-8")
+        assert main(command(plan, files[1], tmp_path / "out")) == 2
+        said = capsys.readouterr().err
+        assert f"{plan}: " in said and ("top_layers = 9, but" in said or "no option" in said)
     assert not (tmp_path / "out").exists()

@@ -29,7 +29,7 @@ from lora_np.experiments.personal.plan import EXAMPLE
 from lora_np.experiments.personal.run import score
 from lora_np.experiments.personal.samples import Splits, read_samples
 from lora_np.experiments.personal.tasks import GENERATORS, STYLES, Sample, note
-from lora_np.experiments.unchanged import fingerprint
+from lora_np.experiments.unchanged import parameter_hashes
 from lora_np.forms import Bfloat16
 from lora_np.layers.stored import store_model
 from tests.compare import PNG
@@ -393,16 +393,16 @@ def test_a_training_that_moves_the_base_is_found_and_named(plan, tmp_path):
     assert not (tmp_path / "adapters").exists()
 
 
-def test_a_fingerprint_is_of_the_bytes_as_stored():
+def test_parameter_hashes_are_of_the_bytes_as_stored():
     base = byte_model.base()
-    before = fingerprint(base)
-    assert fingerprint(byte_model.base()) == before
+    before = parameter_hashes(base)
+    assert parameter_hashes(byte_model.base()) == before
     stored = store_model(base, Bfloat16.encode)
-    again = fingerprint(stored)
+    again = parameter_hashes(stored)
     assert again.keys() == before.keys() and not set(again.values()) & set(before.values())
     name, p = next(iter(stored.parameters().items()))
     next(iter(p.arrays().values())).reshape(-1)[:1] += 1
-    assert [n for n, sha in fingerprint(stored).items() if sha != again[n]] == [name]
+    assert [n for n, sha in parameter_hashes(stored).items() if sha != again[n]] == [name]
 
 
 def test_the_control_shows_the_first_task_lost_where_one_model_is_shared(plan):

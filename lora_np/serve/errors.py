@@ -1,0 +1,51 @@
+"""What the server answers when it does not answer: a status, and an error in OpenAI's shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FAULT = "invalid_request_error"  # of the client
+TYPES = {404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+
+
+class Refusal(ValueError):
+    """A request that gets no answer.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong, and the way out, on one line.
+    status : int
+        Of HTTP.
+    param : str, optional
+        The field of the request that is at fault.
+    code : str, optional
+        A word for programs.
+    retry_after : int, optional
+        Seconds after which the same request may succeed.
+
+    Examples
+    --------
+    >>> from lora_np.serve.errors import Refusal
+    >>> Refusal("n = 2: only 1 is supported", param="n").body()["error"]["param"]
+    'n'
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.status = " ".join(message.split()), status
+        self.param, self.code, self.retry_after = param, code, retry_after
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON of the answer."""
+        kind = TYPES.get(self.status, FAULT)
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}

@@ -1,0 +1,39 @@
+"""What a call asks of the engine: the tokens that the answer follows, and how many may come."""
+
+from __future__ import annotations
+
+from lora_np.pretrained import Tokenizer
+from lora_np.reading import shown
+from lora_np.serve.api import Call
+from lora_np.serve.errors import Refusal
+
+
+def prompt_of(call: Call, tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens that the answer follows.
+
+    Raises
+    ------
+    Refusal
+        If a token does not exist.
+    TokenizerError
+        If there is no chat template, or it refuses the messages.
+    """
+    if call.messages is not None:
+        return tokenizer.chat(call.messages, answer_follows=True)
+    if isinstance(call.prompt, str):
+        start = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
+        return start + tokenizer.encode(call.prompt)
+    tokens = list(call.prompt or ())
+    for token in tokens:
+        if not 0 <= token < tokenizer.vocab_size:
+            raise Refusal(
+                f"prompt: there is no token {shown(token)}: they are numbered from 0 to "
+                f"{tokenizer.vocab_size - 1}",
+                param="prompt",
+            )
+    return tokens
+
+
+def most_new(call: Call, prompt: list[int], context: int, longest: int) -> int:
+    """Return how many tokens may come: max_tokens, or what the context and `longest` leave."""
+    return call.max_tokens or max(1, min(longest, context - len(prompt)))
