@@ -121,6 +121,11 @@ class Part(NamedTuple):
     known: int
     new: int
 
+    @property
+    def end(self) -> int:
+        """How many tokens the request has read after the batch."""
+        return self.known + self.new
+
 
 class PagedKeys:
     """The keys of a batch of single tokens in one attention layer.
@@ -153,16 +158,16 @@ class PagedKeys:
     def attend(self, q: np.ndarray, attention: Attention) -> np.ndarray:
         """Return ``attention(q, k, v)`` of each token over its request's own, q (N, heads, 1, d).
 
-        Requests with several tokens, whose prompts are being read, call `attention` one by one;
+        Requests with several tokens, whose prompts are being read, call `attention` in groups;
         all others share :func:`attend_one`.
         """
         out = np.empty_like(q)
-        for at, part in self._batch.several:
-            keys, values = part.room.views()[self._layer]  # (G, size, d)
-            n = part.known + part.new
-            own = q[at : at + part.new, :, 0].swapaxes(0, 1)[None]  # (1, heads, T, d)
-            y = attention(own, keys[None, :, :n], values[None, :, :n])[0]  # (heads, T, d)
-            out[at : at + part.new, :, 0] = y.swapaxes(0, 1)
+        for group in self._batch.several:
+            rooms = [part.room.views()[self._layer, :, :, : part.end] for _, part in group]
+            own = side_by_side([q[at : at + p.new, :, 0].swapaxes(0, 1) for at, p in group])
+            keys, values = (side_by_side([room[half] for room in rooms]) for half in (0, 1))
+            for (at, part), y in zip(group, attention(own, keys, values)):  # y (heads, T, d)
+                out[at : at + part.new, :, 0] = y[:, : part.new].swapaxes(0, 1)
         single = self._batch.single
         if len(single) == len(q):
             attend_one(q[:, :, 0], *self._batch.seen(self._layer), out[:, :, 0])
@@ -187,8 +192,8 @@ class Batch:
         Of each token in its own text.
     single : numpy.ndarray
         The places of tokens that are their request's only ones in the batch.
-    several : list of (int, Part)
-        The other parts, and the place of their first token.
+    several : list of list of (int, Part)
+        The other parts, with the place of their first token, in groups that attend together.
     """
 
     def __init__(self, pool: Pool, parts: Sequence[Part]) -> None:
@@ -202,7 +207,7 @@ class Batch:
         self.rows = np.repeat([part.room.row for part in parts], counts) + positions
         self.sizes = np.repeat([part.room.lease.pages for part in parts], counts)
         starts = (ends - counts).tolist()
-        self.several = [(at, p) for at, p in zip(starts, parts) if p.new > 1]
+        self.several = in_groups([(at, p) for at, p in zip(starts, parts) if p.new > 1])
         self.single = np.array([at for at, p in zip(starts, parts) if p.new == 1], np.int64)
         self._alone = [(p.room.views(), p.known + 1) for p in parts if p.new == 1]
 
@@ -223,6 +228,45 @@ class Batch:
             return None if memory is None else PagedKeys(self, memory)
 
         return TextMemory(self.positions, keys(layout.memory))
+
+
+def in_groups(parts: Sequence[tuple[int, Part]]) -> list[list[tuple[int, Part]]]:
+    """Return parts in groups: prompts read from their start, each at least half the longest.
+
+    Filled up at its end, a shorter prompt gives the same numbers: no token sees those after it. A
+    part of a prompt that was read before is alone in its group.
+
+    Examples
+    --------
+    >>> from lora_np.serve.keys import Part, in_groups
+    >>> parts = [Part(None, known, new) for known, new in ((0, 9), (0, 3), (2, 9), (0, 6), (0, 4))]
+    >>> [[at for at, _ in group] for group in in_groups(list(enumerate(parts)))]
+    [[2], [0, 3], [4, 1]]
+    """
+    groups = [[one] for one in parts if one[1].known]
+    fresh = sorted((one for one in parts if not one[1].known), key=lambda one: -one[1].new)
+    longest = 0
+    for one in fresh:
+        if 2 * one[1].new < longest or not longest:
+            groups.append([])
+            longest = one[1].new
+        groups[-1].append(one)
+    return groups
+
+
+def side_by_side(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return arrays (heads, T_i, d) as one (N, heads, T, d), filled up with zeros at the end.
+
+    One array alone is not copied.
+    """
+    if len(arrays) == 1:
+        return arrays[0][None]
+    heads, _, d = arrays[0].shape
+    T = max(x.shape[1] for x in arrays)
+    filled = np.zeros((len(arrays), heads, T, d), arrays[0].dtype)
+    for place, x in zip(filled, arrays):
+        place[:, : x.shape[1]] = x
+    return filled
 
 
 def attend_one(

@@ -1,12 +1,17 @@
 """A model whose layers know which adapter each row of the batch uses.
 
-The tree is made when the batch changes. Its layers share the base's Parameters, hold the batch's
-adapters and rows, and have no other state: two batches are two trees.
+The tree is made when the batch changes. Its layers share the base's Parameters and hold the batch's
+adapters and rows: two batches are two trees.
+
+A layer multiplies the rows of each adapter where its A and B lie (ops/fast/many.py): two products
+for each adapter. Where an adapter has few rows, most of their time is NumPy's cost of calling a
+product. So in a batch that stays for a second step, the layer copies the A and B of every row side
+by side, as ops/many.py does, and keeps the copies: two products then do all rows of a rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +19,11 @@ import numpy as np
 from lora_np.backend import Array
 from lora_np.layers import Layer, Linear, Rng, rebuild
 from lora_np.ops import Rows
-from lora_np.ops.fast import lora_rows_forward
+from lora_np.ops.fast import linear_forward, lora_rows_forward
+from lora_np.ops.many import by_row
 from lora_np.serve.adapters import Loaded
+
+FEW = 8  # rows an adapter, on average; with more, the products where A and B lie are faster
 
 
 class RowsLinear(Layer):
@@ -40,6 +48,8 @@ class RowsLinear(Layer):
     ) -> None:
         self.W0, self.b = linear.W, linear.b
         self.pairs, self.scales, self.rows = pairs, scales, rows
+        self._steps = 0
+        self._copies: list[tuple[Any, Array, Array]] = []  # of each rank: rows, A, s B
 
     @property
     def d_out(self) -> int:
@@ -49,8 +59,27 @@ class RowsLinear(Layer):
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
         """Return y (n, ..., out), and no cache: there is no backward."""
         b = None if self.b is None else self.b.value
-        y, _ = lora_rows_forward(x, self.W0.value, self.pairs, self.rows, b, scale=self.scales)
+        self._steps += 1
+        if self._steps == 1 or len(self.rows.sorted) > FEW * len(self.rows.segments):
+            y, _ = lora_rows_forward(x, self.W0.value, self.pairs, self.rows, b, scale=self.scales)
+            return y, None
+        if self._steps == 2:
+            self._copies = list(self._copied())
+        y, _ = linear_forward(x, self.W0.value, b)  # (n, ..., out)
+        xs, ys = by_row(x), by_row(y)  # (n, m, in), (n, m, out)
+        for here, A, B in self._copies:
+            ys[here] += (B @ (A @ xs[here].swapaxes(1, 2))).swapaxes(1, 2)  # (k, m, out)
         return y, None
+
+    def _copied(self) -> Iterator[tuple[Any, Array, Array]]:
+        """Yield for each rank its k rows, their A (k, r, in), and s B (k, out, r)."""
+        ranks = np.array([len(A) for A, _ in self.pairs])[self.rows.sorted]
+        places = np.arange(len(self.rows))[self.rows.here]
+        for r in np.unique(ranks):
+            own, here = self.rows.sorted[ranks == r], places[ranks == r]  # (k,)
+            A, B = (np.stack([self.pairs[i][half] for i in own.tolist()]) for half in (0, 1))
+            B *= self.scales[own].astype(B.dtype)[:, None, None]
+            yield slice(None) if np.array_equal(here, np.arange(len(self.rows))) else here, A, B
 
 
 def routed(model: Any, adapters: Sequence[Loaded], ids: Sequence[int]) -> Any:
