@@ -40,6 +40,8 @@ class Loaded:
     name : str
     number : int
         No two that were ever loaded have the same.
+    size : int
+        How many numbers it has.
     users : int
         How many running requests hold it.
     scales : dict
@@ -51,6 +53,7 @@ class Loaded:
     ) -> None:
         self.name, self.stamp, self.lease = name, stamp, lease
         self.number, self.users = next(_numbers), 0
+        self.size = sum(B.size + A.size for B, A, _ in factors.values())
         self.scales = {path: float(scale) for path, (_, _, scale) in factors.items()}
         self._pool, self._moves = pool, -1
         self._shapes = {path: (A.shape, B.shape) for path, (B, A, _) in factors.items()}

@@ -1,17 +1,18 @@
 """A model whose layers know which adapter each row of the batch uses.
 
-The tree is made when the batch changes. Its layers share the base's Parameters and hold the batch's
-adapters and rows: two batches are two trees.
+The tree is made when the batch changes. Its layers share the base's Parameters, hold the batch's
+adapters and rows, and have no other state: two batches are two trees.
 
-A layer multiplies the rows of each adapter where its A and B lie (ops/fast/many.py): two products
-for each adapter. Where an adapter has few rows, most of their time is NumPy's cost of calling a
-product. So in a batch that stays for a second step, the layer copies the A and B of every row side
-by side, as ops/many.py does, and keeps the copies: two products then do all rows of a rank.
+There are two kinds of layers. :class:`RowsLinear` multiplies the rows of each adapter where its A
+and B lie (ops/fast/many.py): two products for each adapter. If an adapter has few rows, NumPy's
+cost of calling a product is most of their time. So for a batch that stays, :class:`CopiedRows`
+holds a copy of A and B for each row, side by side, as ops/many.py makes it for each call: then two
+products do all rows of a rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from lora_np.ops.many import by_row
 from lora_np.serve.adapters import Loaded
 
 FEW = 8  # rows an adapter, on average; with more, the products where A and B lie are faster
+COPIED = 2**24  # numbers that are copied at most: 64 MB in float32
 
 
 class RowsLinear(Layer):
@@ -48,8 +50,6 @@ class RowsLinear(Layer):
     ) -> None:
         self.W0, self.b = linear.W, linear.b
         self.pairs, self.scales, self.rows = pairs, scales, rows
-        self._steps = 0
-        self._copies: list[tuple[Any, Array, Array]] = []  # of each rank: rows, A, s B
 
     @property
     def d_out(self) -> int:
@@ -59,30 +59,41 @@ class RowsLinear(Layer):
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
         """Return y (n, ..., out), and no cache: there is no backward."""
         b = None if self.b is None else self.b.value
-        self._steps += 1
-        if self._steps == 1 or len(self.rows.sorted) > FEW * len(self.rows.segments):
-            y, _ = lora_rows_forward(x, self.W0.value, self.pairs, self.rows, b, scale=self.scales)
-            return y, None
-        if self._steps == 2:
-            self._copies = list(self._copied())
-        y, _ = linear_forward(x, self.W0.value, b)  # (n, ..., out)
+        y, _ = lora_rows_forward(x, self.W0.value, self.pairs, self.rows, b, scale=self.scales)
+        return y, None
+
+
+class CopiedRows(RowsLinear):
+    """RowsLinear with copies of A and s B for every row, made when the layer is."""
+
+    def __init__(
+        self,
+        linear: Linear,
+        pairs: Sequence[tuple[Array, Array]],
+        scales: np.ndarray,
+        rows: Rows,
+    ) -> None:
+        super().__init__(linear, pairs, scales, rows)
+        ranks = np.array([len(A) for A, _ in pairs])[rows.sorted]
+        places = np.arange(len(rows))[rows.here]
+        self.copies = []  # of each rank: its k rows, their A (k, r, in) and s B (k, out, r)
+        for r in np.unique(ranks):
+            own, here = rows.sorted[ranks == r], places[ranks == r]  # (k,)
+            A, B = (np.stack([pairs[i][half] for i in own.tolist()]) for half in (0, 1))
+            B *= scales[own].astype(B.dtype)[:, None, None]
+            every = np.array_equal(here, np.arange(len(rows)))
+            self.copies.append((slice(None) if every else here, A, B))
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
+        """Return y (n, ..., out), and no cache: there is no backward."""
+        y, _ = linear_forward(x, self.W0.value, None if self.b is None else self.b.value)
         xs, ys = by_row(x), by_row(y)  # (n, m, in), (n, m, out)
-        for here, A, B in self._copies:
+        for here, A, B in self.copies:
             ys[here] += (B @ (A @ xs[here].swapaxes(1, 2))).swapaxes(1, 2)  # (k, m, out)
         return y, None
 
-    def _copied(self) -> Iterator[tuple[Any, Array, Array]]:
-        """Yield for each rank its k rows, their A (k, r, in), and s B (k, out, r)."""
-        ranks = np.array([len(A) for A, _ in self.pairs])[self.rows.sorted]
-        places = np.arange(len(self.rows))[self.rows.here]
-        for r in np.unique(ranks):
-            own, here = self.rows.sorted[ranks == r], places[ranks == r]  # (k,)
-            A, B = (np.stack([self.pairs[i][half] for i in own.tolist()]) for half in (0, 1))
-            B *= self.scales[own].astype(B.dtype)[:, None, None]
-            yield slice(None) if np.array_equal(here, np.arange(len(self.rows))) else here, A, B
 
-
-def routed(model: Any, adapters: Sequence[Loaded], ids: Sequence[int]) -> Any:
+def routed(model: Any, adapters: Sequence[Loaded], ids: Sequence[int], stays: bool = False) -> Any:
     """Return the model for a batch whose row i uses ``adapters[ids[i]]``, or none at -1.
 
     Parameters
@@ -91,9 +102,12 @@ def routed(model: Any, adapters: Sequence[Loaded], ids: Sequence[int]) -> Any:
         A plain model; its Parameters are shared.
     adapters : sequence of Loaded
     ids : sequence of int
+    stays : bool
+        Whether the model is used for many steps, so that copies pay, unless they are large.
     """
     if not adapters:
         return model
+    stays = stays and sum(adapters[i].size for i in ids if i >= 0) <= COPIED
     owners = [(held.pairs(), held.scales) for held in adapters]
     adapted = {path for pairs, _ in owners for path in pairs}
     numbers, rows_of = np.asarray(ids), {}
@@ -108,6 +122,8 @@ def routed(model: Any, adapters: Sequence[Loaded], ids: Sequence[int]) -> Any:
             rows_of[own] = Rows(new[numbers], len(own))
         pairs = [owners[i][0][path] for i in own]
         scales = np.array([owners[i][1][path] for i in own])
-        return RowsLinear(layer, pairs, scales, rows_of[own])
+        rows = rows_of[own]
+        few = 0 < len(rows.sorted) <= FEW * len(rows.segments)
+        return (CopiedRows if stays and few else RowsLinear)(layer, pairs, scales, rows)
 
     return rebuild(model, lambda p: p, replace)
