@@ -18,7 +18,8 @@ Source: Yu et al. (2022), "Orca", OSDI 22, section 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,11 +170,9 @@ class PagedKeys:
             for (at, part), y in zip(group, attention(own, keys, values)):  # y (heads, T, d)
                 out[at : at + part.new, :, 0] = y[:, : part.new].swapaxes(0, 1)
         single = self._batch.single
-        if len(single) == len(q):
-            attend_one(q[:, :, 0], *self._batch.seen(self._layer), out[:, :, 0])
-        elif len(single):
-            y = np.empty((len(single), *out.shape[1:2], out.shape[3]), out.dtype)
-            out[single, :, 0] = attend_one(q[single, :, 0], *self._batch.seen(self._layer), y)
+        if len(single):
+            seen = self._batch.seen[self._layer]
+            out[single, :, 0] = attend_one(q[single, :, 0], *seen)
         return out
 
 
@@ -192,6 +191,8 @@ class Batch:
         Of each token in its own text.
     single : numpy.ndarray
         The places of tokens that are their request's only ones in the batch.
+    seen : list of (tuple, tuple)
+        By layer: for each single token, the keys (G, d, n) and the values (G, n, d) that it sees.
     several : list of list of (int, Part)
         The other parts, with the place of their first token, in groups that attend together.
     """
@@ -209,15 +210,10 @@ class Batch:
         starts = (ends - counts).tolist()
         self.several = in_groups([(at, p) for at, p in zip(starts, parts) if p.new > 1])
         self.single = np.array([at for at, p in zip(starts, parts) if p.new == 1], np.int64)
-        self._alone = [(p.room.views(), p.known + 1) for p in parts if p.new == 1]
-
-    def seen(self, layer: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return the keys, as K^T (G, d, n), and the values (G, n, d) that each single token sees.
-
-        They are views of one layer's keys.
-        """
-        keys = [views[layer, 0, :, :n].swapaxes(1, 2) for views, n in self._alone]
-        return keys, [views[layer, 1, :, :n] for views, n in self._alone]
+        alone = [p.room.views()[:, :, :, : p.end] for p in parts if p.new == 1]
+        keys = zip(*(room[:, 0].swapaxes(2, 3) for room in alone))  # by layer, each (G, d, n)
+        values = zip(*(room[:, 1] for room in alone))  # (G, n, d)
+        self.seen = list(zip(keys, values))
 
     def memory(self, layout: KeyLayout) -> TextMemory:
         """Return the memory with which the model reads the batch."""
@@ -270,9 +266,9 @@ def side_by_side(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def attend_one(
-    q: np.ndarray, keys: Sequence[np.ndarray], values: Sequence[np.ndarray], out: np.ndarray
+    q: np.ndarray, keys: Sequence[np.ndarray], values: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """Return the attention of single queries, each over keys of its own, of any number.
+    """Return the attention of single queries, each over keys of its own, of any lengths.
 
     y = softmax(q K^T / sqrt(d)) V, as in ops/grouped.py. Only the two products are done one query
     after the other; the softmax is done for all at once, in an array whose free places hold -inf.
@@ -280,23 +276,27 @@ def attend_one(
     Parameters
     ----------
     q : array, shape (N, heads, d)
-    keys, values : sequences of arrays, shapes (G, d, n) and (G, n, d)
-        Of each query; G divides the heads, and n may differ.
-    out : array, shape (N, heads, d)
-        Gets the result.
+    keys, values : sequences of N arrays
+        Shapes (G, d, n) and (G, n, d); G divides the heads. n may differ.
+
+    Returns
+    -------
+    array, shape (N, heads, d)
     """
     N, heads, d = q.shape
-    G, longest = len(values[0]), max(v.shape[1] for v in values)
+    G, longest = len(keys[0]), max(k.shape[2] for k in keys)
     rows = (q * (1.0 / math.sqrt(d))).reshape(N, G, heads // G, d)
     scores = np.full((N, G, heads // G, longest), -np.inf, q.dtype)
-    own = [score[:, :, : v.shape[1]] for score, v in zip(scores, values)]  # (G, g, n)
-    for row, k, score in zip(rows, keys, own):
-        np.matmul(row, k, score)  # (G, g, n)
+    own = [row[:, :, : k.shape[2]] for row, k in zip(scores, keys)]  # (G, g, n)
+    y = np.empty_like(rows)
+    _each(np.matmul, rows, keys, own)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    y = np.empty_like(rows)
-    for score, v, part in zip(own, values, y):
-        np.matmul(score, v, part)  # (G, g, d)
-    y /= scores.sum(axis=-1, keepdims=True)
-    out[...] = y.reshape(q.shape)
-    return out
+    _each(np.matmul, own, values, y)
+    y /= scores.sum(axis=-1, keepdims=True)  # (N, G, g, 1)
+    return y.reshape(q.shape)
+
+
+def _each(function: Callable[..., object], *arguments: Iterable[Any]) -> None:
+    """Call a function with the first of all arguments, with the second, ..., without a loop."""
+    deque(map(function, *arguments), maxlen=0)
