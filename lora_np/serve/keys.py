@@ -109,10 +109,10 @@ class KeyRoom:
             self._views, self._moves = numbers.swapaxes(2, 3), self.pool.moves
         return self._views
 
-    def rows(self, first: int, count: int) -> np.ndarray:
-        """Return where tokens' keys of layer 0 lie, in the pool as rows of heads * d_head."""
-        start = self.lease.start * self.layout.layers * 2
-        return np.arange(start + first, start + first + count)
+    @property
+    def first(self) -> int:
+        """Where the first token's keys of layer 0 lie, in the pool as rows of heads * d_head."""
+        return self.lease.start * self.layout.layers * 2
 
 
 class Part(NamedTuple):
@@ -199,11 +199,13 @@ class Batch:
 
     def __init__(self, pool: Pool, parts: Sequence[Part]) -> None:
         self.pool, self.parts = pool, parts
-        counts = [part.new for part in parts]
+        counts = np.array([part.new for part in parts])
         ends = np.cumsum(counts)
         self.ends = ends - 1  # the place of each part's last token
-        self.positions = tuple(p.known + i for p in parts for i in range(p.new))
-        self.rows = np.concatenate([p.room.rows(p.known, p.new) for p in parts])
+        before = np.array([part.known for part in parts]) - (ends - counts)
+        positions = np.arange(ends[-1]) + np.repeat(before, counts)  # (N,)
+        self.positions = tuple(positions.tolist())
+        self.rows = np.repeat([part.room.first for part in parts], counts) + positions
         self.sizes = np.repeat([p.room.lease.pages for p in parts], counts)
         starts = (ends - counts).tolist()
         self.several = in_groups([(at, p) for at, p in zip(starts, parts) if p.new > 1])
