@@ -236,7 +236,7 @@ class Adapters:
             raise CheckpointError(
                 f"adapter {shown(name)} takes {pages} pages, but the pool has {self._pool.pages}"
             )
-        lease = self._pool.take(pages) if self.make_room(pages) else None
+        lease = self._pool.take(pages, at_end=True) if self.make_room(pages) else None
         if lease is None:
             return None
         self.reads += 1

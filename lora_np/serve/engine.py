@@ -4,9 +4,9 @@ Each step reads one batch: the newest token of every request that is writing, an
 of prompts that are still being read. A request joins as soon as there is room and leaves when it is
 done (continuous batching); which requests share a batch changes nothing in what they get.
 
-A request starts when its adapter and prompt + n pages for its keys fit into the pool. The first in
-the queue goes first. If it does not fit, later ones that fit may overtake it, but only
-``OVERTAKEN`` of them: then all wait until it has its room.
+A request starts when its adapter and prompt + n pages for its keys, rounded up to whole rooms, fit
+into the pool. The first in the queue goes first. If it does not fit, later ones that fit may
+overtake it, but only ``OVERTAKEN`` of them: then all wait until it has its room.
 
 Sources: continuous batching: Yu et al. (2022), "Orca", OSDI 22, section 3; many adapters: Sheng
 et al. (2023), arXiv:2311.03285; Chen et al. (2023), arXiv:2310.18547.
@@ -35,6 +35,7 @@ from lora_np.serve.request import Counts, Request
 from lora_np.serve.routed import routed
 
 READ = 256  # tokens of prompts read in a step: those who write wait no longer than that takes
+ROOM = 16  # pages: rooms are multiples, so that many are of one size and attend in one product
 OVERTAKEN = 32  # requests that may overtake one that does not fit yet
 LOOKED_AT = 64  # requests in the queue that are looked at in a step
 
@@ -256,14 +257,16 @@ class Engine:
 
     def _with_room(self, request: Request) -> _Running | None:
         """Return a request with its adapter and its pages, or None if they are not free yet."""
-        pages = len(request.prompt) + request.n
-        alone = not self._running
+        needed, alone = len(request.prompt) + request.n, not self._running
+        pages = min(ROOM * -(-needed // ROOM), self.pool.pages)
         if not alone and not self.adapters.room_for(request.adapter, pages):
             return None
         held = None if request.adapter is None else self.adapters.hold(request.adapter)
         if held is None and request.adapter is not None:
             return None
         # The adapter is held first: making room for the keys cannot drop it.
+        if alone and not self.adapters.make_room(pages):
+            pages = needed
         lease = self.pool.take(pages) if self.adapters.make_room(pages) else None
         if lease is not None:
             return _Running(request, held, KeyRoom(self.pool, lease, self.layout))

@@ -67,7 +67,7 @@ def test_the_least_recently_used_is_let_go_and_one_in_use_never(base, tmp_path, 
 
 def test_views_follow_a_move(base, tmp_path, rng):
     adapters, pool = shelf(base, tmp_path, rng, "a", pages=20)
-    lease = pool.take(2)
+    lease = pool.take(2, at_end=True)
     held = adapters.hold("a")
     before = {path: (A.copy(), B.copy()) for path, (A, B) in held.pairs().items()}
     pool.give_back(lease)

@@ -42,7 +42,7 @@ def test_ragged_requests_under_eviction_get_the_tokens_of_each_adapter_alone(
     for request in requests:
         assert request.tokens == greedy(models[request.adapter], request.prompt, request.n)
         assert (request.state, request.finish) == ("done", "length")
-    assert is_clean(engine) and (engine.pool.moves > 0) == (batch > 1)
+    assert is_clean(engine) and (engine.pool.moves > 0 or batch == 1)
 
 
 def test_quantised_weights_are_served(tmp_path, rng):
@@ -176,17 +176,20 @@ def test_an_adapter_of_numbers_beyond_reason_fails_its_own_requests_alone(tmp_pa
 
 
 def test_a_large_request_is_not_starved_by_small_ones():
-    base = llama()
-    engine = Engine(base, [], pages=64, batch=8)
-    small = [engine.submit(None, [1], 7) for _ in range(4)]  # 8 pages each
-    engine.step()
-    large = engine.submit(None, [1] * 20, 30)
-    while large.state == "waiting":
+    engine = Engine(llama(), [], pages=112, batch=8)
+
+    def step():
+        """One small request comes with every step: 7 run, in rooms of 16 pages."""
         engine.submit(None, [1], 7)
-        assert engine.counts().waiting <= OVERTAKEN + 20
         engine.step()
-        small.append(None)
-        assert len(small) < 4 * OVERTAKEN
+
+    for _ in range(7):
+        step()
+    large, steps = engine.submit(None, [1] * 20, 30), 0  # a room of 64 pages
+    while large.state == "waiting":
+        step()
+        steps += 1
+        assert steps < 2 * OVERTAKEN
     assert large.overtaken == OVERTAKEN
     engine.run()
     assert large.state == "done" and len(large.tokens) == 30
