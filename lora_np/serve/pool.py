@@ -124,13 +124,21 @@ class Pool:
         insort(self._gaps, (start, n))
 
     def _move_together(self) -> None:
-        """Move all leases to the beginning, in their order: the free pages become one run."""
-        end = 0
-        for lease in sorted(self._leases, key=lambda lease: lease.start):
-            if lease.start > end:
-                # Source and target may overlap: NumPy then copies the source first.
-                self.memory[end : end + lease.pages] = lease.numbers.reshape(lease.pages, -1)
-                lease.start = end
-            end += lease.pages
-        self._gaps = [(end, self.pages - end)]
+        """Move leases down, in their order, until the free pages are one run.
+
+        After each lease the pool is in order, so an interrupt in between harms nothing.
+        """
         self.moves += 1
+        numbers, page = self.memory.reshape(-1), self.memory.shape[1]
+        for lease in sorted(self._leases, key=lambda lease: lease.start):
+            (start, n), *rest = self._gaps
+            if lease.start < start:
+                continue
+            if not rest:
+                break
+            end = start + lease.pages  # the gap moves up, behind the lease
+            # Source and target may overlap: in one dimension, NumPy copies in order, in place.
+            numbers[start * page : end * page] = lease.numbers
+            if rest[0][0] == end + n:
+                n += rest.pop(0)[1]
+            lease.start, self._gaps = start, [(end, n), *rest]
