@@ -137,7 +137,7 @@ class Adapters:
     def add(self, folder: str | Path) -> str:
         """Add an adapter's folder and return its name; nothing is read yet."""
         folder = Path(folder)
-        name = folder.resolve().name
+        name = os.path.basename(os.path.abspath(folder))  # of a link, the link's own
         if name in self._folders:
             raise CheckpointError(
                 f"two adapters are called {shown(name)}: {folder} and {self._folders[name]}; "
@@ -150,6 +150,7 @@ class Adapters:
         """Forget an adapter; requests that run go on with what they hold."""
         self.expect(name)
         del self._folders[name]
+        self._sizes.pop(name, None)
         self._drop(name)
 
     def expect(self, name: str) -> None:

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,13 @@ class Engine:
         ValueError
             If the request can never run: an unknown adapter, a prompt that is empty or has tokens
             outside the vocabulary, n < 1, or prompt + n above the context or the pool.
+        TypeError
+            If n is not an integer.
         """
         if adapter is not None:
             self.adapters.expect(adapter)
         check_drawing(temperature, top_k, top_p)
+        n = index(n)
         tokens = self._checked(prompt, n)
         rng = np.random.default_rng(seed) if temperature > 0 else None
         stops = frozenset(int(token) for token in stop)

@@ -295,6 +295,14 @@ def test_what_can_never_run_is_refused_at_submit(tmp_path, rng, arguments, said)
     assert engine.counts().waiting == 0
 
 
+@pytest.mark.parametrize("n", [2.5, "2", None])
+def test_a_number_of_tokens_that_is_no_integer_is_refused_at_submit(n):
+    engine = Engine(llama(), [], pages=64, batch=4)
+    with pytest.raises(TypeError, match="integer"):
+        engine.submit(None, [1], n)
+    assert engine.counts().waiting == 0 and engine.submit(None, [1], np.int64(2)).n == 2
+
+
 def test_more_than_the_whole_pool_is_refused_at_submit():
     with pytest.raises(ValueError, match="more than the pool's 10"):
         Engine(llama(), [], pages=10, batch=4).submit(None, [1] * 6, 5)
