@@ -22,7 +22,7 @@ from lora_np.adapters.file import CONFIG, TENSORS
 from lora_np.files import CheckpointError
 from lora_np.methods.stacked import Factors
 from lora_np.methods.table import hint
-from lora_np.reading import shown
+from lora_np.reading import folder_name, shown
 from lora_np.serve.pool import Lease, Pool
 
 Stamp = tuple[tuple[int, int, int], ...]  # of each file: what changes when it is written
@@ -140,7 +140,7 @@ class Adapters:
     def add(self, folder: str | Path) -> str:
         """Add an adapter's folder and return its name; nothing is read yet."""
         folder = Path(folder)
-        name = folder.resolve().name
+        name = folder_name(folder)
         if name in self._folders:
             raise CheckpointError(
                 f"two adapters are called {shown(name)}: {folder} and {self._folders[name]}; "
@@ -153,6 +153,7 @@ class Adapters:
         """Forget an adapter; requests that run go on with what they hold."""
         self.expect(name)
         del self._folders[name]
+        self._sizes.pop(name, None)
         self._drop(name)
 
     def expect(self, name: str) -> None:

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,27 @@ class _Running:
     request: Request
     held: Loaded | None
     room: KeyRoom
-    read: int = 0  # tokens whose keys are in the room
+    of_prompt: int = 0  # tokens of the prompt that were read, before its last piece
 
     @property
     def number(self) -> int:
         """The number of the adapter, -1 for the base alone."""
         return -1 if self.held is None else self.held.number
 
+    @property
+    def read(self) -> int:
+        """The number of tokens whose keys are in the room.
+
+        It follows from the answer: a step that an exception ends before it has appended the token
+        has not happened, and the next one reads the same tokens again, into the same room.
+        """
+        new = len(self.request.tokens)
+        return len(self.request.prompt) + new - 1 if new else self.of_prompt
+
     def next_tokens(self, most: int) -> Sequence[int]:
         """Return the next tokens to read: at most so many of the prompt, or the newest one."""
-        prompt = self.request.prompt
-        if self.read < len(prompt):
-            return prompt[self.read : self.read + most]
+        if not self.request.tokens:
+            return self.request.prompt[self.of_prompt : self.of_prompt + most]
         return self.request.tokens[-1:]
 
 
@@ -165,7 +175,9 @@ class Engine:
         seed : int, optional
             Of the tokens drawn; by default an unpredictable one.
         on_token : callable, optional
-            Called with each new token, in the thread of the engine. It must not raise.
+            Called with each new token, in the thread of the engine; at the last one the request
+            is over. It may submit and cancel requests. What it raises ends the step, and the next
+            step goes on.
 
         Returns
         -------
@@ -176,10 +188,13 @@ class Engine:
         ValueError
             If the request can never run: an unknown adapter, a prompt that is empty or has tokens
             outside the vocabulary, n < 1, or prompt + n above the context or the pool.
+        TypeError
+            If n is not an integer.
         """
         if adapter is not None:
             self.adapters.expect(adapter)
         check_drawing(temperature, top_k, top_p)
+        n = index(n)
         tokens = self._checked(prompt, n)
         rng = np.random.default_rng(seed) if temperature > 0 else None
         stops = frozenset(int(token) for token in stop)
@@ -284,7 +299,7 @@ class Engine:
         left, chosen = READ, []
         for running in self._running:
             tokens = running.next_tokens(max(left, 0))
-            if running.read < len(running.request.prompt):
+            if not running.request.tokens:
                 left -= len(tokens)
             if tokens:
                 chosen.append((running, tokens))
@@ -299,8 +314,9 @@ class Engine:
             y, _ = model.read(tokens, batch.memory(self.layout))  # (N, 1, d)
             writers, ends = [], []
             for (running, own), end in zip(chosen, batch.ends.tolist()):
-                running.read += len(own)
-                if running.read >= len(running.request.prompt):
+                if running.read + len(own) < len(running.request.prompt):
+                    running.of_prompt += len(own)
+                else:
                     writers.append(running)
                     ends.append(end)
             if writers:
@@ -328,6 +344,8 @@ class Engine:
         finite = np.isfinite(logits.max(axis=1)).tolist()
         for running, token, row, is_finite in zip(writers, likeliest, logits, finite):
             request = running.request
+            if request.over:  # another one's on_token has cancelled it
+                continue
             if not is_finite:
                 request.error = FloatingPointError("the model's logits are not finite")
                 self._leave(running, "failed")
@@ -341,10 +359,10 @@ class Engine:
                 request.finish = "stop"
             elif len(request.tokens) == request.n:
                 request.finish = "length"
-            if request.on_token is not None:
-                request.on_token(token)
-            if request.finish is not None and not request.over:
+            if request.finish is not None:
                 self._leave(running, "done")
+            if request.on_token is not None:  # last: if it raises, nothing is left half done
+                request.on_token(token)
 
     def _leave(self, running: _Running, state: str) -> None:
         """End a running request and take its room back."""

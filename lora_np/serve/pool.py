@@ -138,17 +138,26 @@ class Pool:
         leases = sorted(self._leases, key=lambda lease: lease.start)
         split = next((i for i in range(len(leases), 0, -1) if not leases[i - 1].at_end), 0)
         first, last = 0, self.pages
-        for lease in leases[:split]:
-            self._move(lease, first)
-            first += lease.pages
-        for lease in reversed(leases[split:]):
-            last -= lease.pages
-            self._move(lease, last)
-        self._gaps = [(first, last - first)]
         self.moves += 1
+        try:
+            for lease in leases[:split]:
+                self._move(lease, first)
+                first += lease.pages
+            for lease in reversed(leases[split:]):
+                last -= lease.pages
+                self._move(lease, last)
+        finally:  # an interrupt in between harms nothing
+            self._gaps = self._runs_between(leases)
 
     def _move(self, lease: Lease, start: int) -> None:
-        """Move a lease; where old and new place overlap, NumPy copies the old one first."""
+        """Move a lease; its old and new place may overlap."""
         if start != lease.start:
-            self.memory[start : start + lease.pages] = lease.numbers.reshape(lease.pages, -1)
+            numbers, page = self.memory.reshape(-1), self.memory.shape[1]
+            numbers[start * page : (start + lease.pages) * page] = lease.numbers
             lease.start = start
+
+    def _runs_between(self, leases: list[Lease]) -> list[tuple[int, int]]:
+        """Return the runs of free pages, (start, pages), between leases in their order."""
+        ends = [0, *(lease.start + lease.pages for lease in leases)]
+        starts = [*(lease.start for lease in leases), self.pages]
+        return [(end, start - end) for end, start in zip(ends, starts) if start > end]

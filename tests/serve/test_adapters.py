@@ -119,6 +119,20 @@ def test_two_folders_of_one_name_are_refused(base, tmp_path, rng):
         Adapters(base, Pool(4, 16), [tmp_path / "x" / "a", tmp_path / "y" / "a"])
 
 
+def test_a_link_has_its_own_name_and_may_lie_beside_its_folder(base, tmp_path, rng, monkeypatch):
+    shelf(base, tmp_path, rng, ["v7"])
+    (tmp_path / "latest").symlink_to(tmp_path / "v7")
+    adapters = Adapters(base, Pool(40, 16), [tmp_path / "v7", tmp_path / "latest"])
+    assert adapters.names == ["v7", "latest"]
+    one, other = adapters.hold("latest").pairs(), adapters.hold("v7").pairs()
+    assert one is not other
+    for path, (A, B) in one.items():
+        np.testing.assert_array_equal(A, other[path][0])
+        np.testing.assert_array_equal(B, other[path][1])
+    monkeypatch.chdir(tmp_path / "v7")
+    assert Adapters(base, Pool(40, 16), ["."]).names == ["v7"]
+
+
 def vanished(folder):
     shutil.rmtree(folder)
 

@@ -148,6 +148,67 @@ def test_a_callback_may_cancel_its_own_request():
     assert other.state == "done" and is_clean(engine)
 
 
+def test_a_callback_may_cancel_others_that_write_in_the_same_step():
+    base, asked = llama(), []
+    engine = Engine(base, [], pages=64, batch=4)
+
+    def cancel_the_rest(_):
+        for other in asked[1:]:
+            engine.cancel(other)
+
+    seen = []
+    asked.append(engine.submit(None, [1], 3, on_token=cancel_the_rest))
+    asked += [engine.submit(None, [2], n, on_token=seen.append) for n in (1, 3)]
+    engine.run()
+    assert [(r.state, r.finish) for r in asked[1:]] == [("cancelled", None)] * 2
+    assert seen == [] and asked[1].tokens == asked[2].tokens == []
+    assert asked[0].tokens == greedy(base, [1], 3) and is_clean(engine)
+
+
+@pytest.mark.parametrize("at", [0, 1, 4], ids=["first token", "in the middle", "last token"])
+def test_a_callback_that_raises_costs_nobody_a_token(at):
+    base, seen = llama(), []
+    engine = Engine(base, [], pages=64, batch=4)
+
+    def interrupt(token):
+        seen.append(token)
+        if len(seen) == at + 1:
+            raise KeyboardInterrupt
+
+    asked = [engine.submit(None, [i, 7], 5, on_token=[interrupt, None][i]) for i in (0, 1)]
+    with pytest.raises(KeyboardInterrupt):
+        engine.run()
+    engine.run()
+    for i, request in enumerate(asked):
+        assert request.tokens == greedy(base, [i, 7], 5) and request.state == "done"
+    assert seen == asked[0].tokens and is_clean(engine)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 4])
+def test_a_step_without_memory_has_not_happened(at, monkeypatch, rng):
+    config = llama().config
+    base = llama().__class__(
+        config.__class__(V, 3 * READ, 1, 2, 1, d_model=8, d_hidden=8), np.random.default_rng(0)
+    )
+    engine, steps = Engine(base, [], pages=4 * READ, batch=4), iter(range(99))
+    prompts = [rng.integers(0, V, n) for n in (2, 2 * READ + 3)]
+    asked = [engine.submit(None, prompt, 5) for prompt in prompts]
+    head = base.head
+
+    def short_of_memory():  # when keys are written already
+        if next(steps) == at:
+            raise MemoryError
+        return head()
+
+    monkeypatch.setattr(base, "head", short_of_memory)
+    with pytest.raises(MemoryError):
+        engine.run()
+    engine.run()
+    monkeypatch.undo()
+    assert [request.tokens for request in asked] == [greedy(base, p, 5) for p in prompts]
+    assert is_clean(engine)
+
+
 def test_a_broken_adapter_fails_its_own_requests_alone(tmp_path, rng):
     base = llama()
     models = adapters(base, tmp_path, rng)
@@ -235,6 +296,14 @@ def test_what_can_never_run_is_refused_at_submit(tmp_path, rng, arguments, said)
     with pytest.raises(ValueError, match=said):
         engine.submit(*arguments)
     assert engine.counts().waiting == 0
+
+
+@pytest.mark.parametrize("n", [2.5, "2", None])
+def test_a_number_of_tokens_that_is_no_integer_is_refused_at_submit(n):
+    engine = Engine(llama(), [], pages=64, batch=4)
+    with pytest.raises(TypeError, match="integer"):
+        engine.submit(None, [1], n)
+    assert engine.counts().waiting == 0 and engine.submit(None, [1], np.int64(2)).n == 2
 
 
 def test_more_than_the_whole_pool_is_refused_at_submit():

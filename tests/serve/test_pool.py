@@ -1,5 +1,7 @@
 """The pool: leases never overlap, every page comes back, and moving changes no number."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -79,3 +81,16 @@ def test_what_is_no_lease_is_refused():
         pool.take(0)
     with pytest.raises(ValueError, match="0 pages of 5 numbers"):
         Pool(0, 5)
+
+
+def test_a_move_takes_no_second_memory():
+    pool = Pool(1000, 100)
+    first, long = pool.take(1), pool.take(900)
+    long.numbers[:] = np.arange(90_000)
+    pool.give_back(first)
+    tracemalloc.start()
+    pool.take(100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (pool.moves, long.start) == (1, 0) and peak < 90_000
+    np.testing.assert_array_equal(long.numbers, np.arange(90_000))
