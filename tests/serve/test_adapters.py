@@ -119,6 +119,20 @@ def test_two_folders_of_one_name_are_refused(base, tmp_path, rng):
         Adapters(base, Pool(4, 16), [tmp_path / "x" / "a", tmp_path / "y" / "a"])
 
 
+def test_a_link_has_its_own_name(base, tmp_path, rng):
+    adapter(base, tmp_path / "v1" / "lora", rng, **SMALL)
+    adapter(base, tmp_path / "v2" / "lora", rng, **SMALL)
+    links = [tmp_path / "anna", tmp_path / "ben"]
+    for link, version in zip(links, ("v1", "v2")):
+        link.symlink_to(tmp_path / version / "lora")
+    adapters = Adapters(base, Pool(40, 16), links)
+    assert adapters.names == ["anna", "ben"]
+    first = adapters.hold("anna")
+    links[0].unlink()
+    links[0].symlink_to(tmp_path / "v2" / "lora")  # the next version
+    assert adapters.hold("anna") is not first
+
+
 def vanished(folder):
     shutil.rmtree(folder)
 
