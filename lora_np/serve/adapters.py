@@ -163,11 +163,14 @@ class Adapters:
             raise ValueError(f"no adapter is called {shown(name)}: {known}")
 
     def room_for(self, name: str | None, pages: int) -> bool:
-        """Whether the adapter and so many pages would fit, as far as its size is known."""
+        """Whether to hold an adapter for so many pages: both fit now, or never will.
+
+        An adapter that was never read counts as one page.
+        """
+        own = 0 if name is None else self._sizes.get(name, 1)
         held = None if name is None else self._loaded.get(name)
-        if name is not None and (held is None or not held.users):
-            pages += self._sizes.get(name, 1)
-        return pages <= self._pool.free + self._idle
+        missing = pages if held is not None and held.users else pages + own
+        return missing <= self._pool.free + self._idle or pages + own > self._pool.pages
 
     def hold(self, name: str) -> Loaded | None:
         """Return an adapter, read if it is not in memory, for one more user; None without room.

@@ -229,16 +229,18 @@ class Engine:
     def _checked(self, prompt: Sequence[int], n: int) -> tuple[int, ...]:
         """Return the tokens of a prompt that can be continued by n tokens."""
         tokens = np.asarray(prompt)
-        if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
+        if tokens.shape == (0,):
+            raise ValueError("the prompt is empty, expected at least one token")
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise ValueError(
-                f"the prompt has shape {tokens.shape} and type {tokens.dtype}, expected at least "
-                "one token, all integers"
+                f"the prompt has shape {tokens.shape} and type {tokens.dtype}, expected (n,), all "
+                "integers"
             )
         V, context, pages = self.model.vocab_size, self.model.block_size, self.pool.pages
         if tokens.min() < 0 or tokens.max() >= V:
             raise ValueError(f"the prompt has tokens outside the vocabulary, 0 to {V - 1}")
-        if n < 1:
-            raise ValueError(f"n = {n} new tokens, expected at least 1")
+        if not isinstance(n, int | np.integer) or n < 1:
+            raise ValueError(f"n = {n} new tokens, expected a whole number, at least 1")
         if len(tokens) + n > min(context, pages):
             what = "context" if context <= pages else "pool"
             raise ValueError(
@@ -272,26 +274,27 @@ class Engine:
 
     def _with_room(self, request: Request) -> _Running | None:
         """Return a request with its adapter and its pages, or None if they are not free yet."""
-        needed, alone = len(request.prompt) + request.n, not self._running
+        needed = len(request.prompt) + request.n
         pages = min(ROOM * -(-needed // ROOM), self.pool.pages)
-        if not alone and not self.adapters.room_for(request.adapter, pages):
+        if self._running and not self.adapters.room_for(request.adapter, pages):
             return None
         held = None if request.adapter is None else self.adapters.hold(request.adapter)
         if held is None and request.adapter is not None:
             return None
+        if held is not None and held.lease.pages + needed > self.pool.pages:
+            self.adapters.release(held)
+            raise ValueError(
+                f"the adapter's {held.lease.pages} pages and the request's {needed} are more than "
+                f"the pool's {self.pool.pages}"
+            )
+        if held is not None:  # a room need not be whole if that would never fit
+            pages = min(pages, self.pool.pages - held.lease.pages)
         # The adapter is held first: making room for the keys cannot drop it.
-        if alone and not self.adapters.make_room(pages):
-            pages = needed
         lease = self.pool.take(pages) if self.adapters.make_room(pages) else None
         if lease is not None:
             return _Running(request, held, KeyRoom(self.pool, lease, self.layout))
         if held is not None:
             self.adapters.release(held)
-            if alone:  # everything else was let go
-                raise ValueError(
-                    f"the adapter's {held.lease.pages} pages and the request's {pages} are more "
-                    f"than the pool's {self.pool.pages}"
-                )
         return None
 
     def _chosen(self) -> list[tuple[_Running, Sequence[int]]]:

@@ -133,6 +133,20 @@ def test_a_link_has_its_own_name_and_may_lie_beside_its_folder(base, tmp_path, r
     assert Adapters(base, Pool(40, 16), ["."]).names == ["v7"]
 
 
+def test_a_link_that_points_elsewhere_is_another_version(base, tmp_path, rng):
+    adapter(base, tmp_path / "v1" / "lora", rng, **SMALL)
+    adapter(base, tmp_path / "v2" / "lora", rng, **SMALL)
+    links = [tmp_path / "anna", tmp_path / "ben"]
+    for link, version in zip(links, ("v1", "v2")):
+        link.symlink_to(tmp_path / version / "lora")
+    adapters = Adapters(base, Pool(40, 16), links)
+    assert adapters.names == ["anna", "ben"]
+    first = adapters.hold("anna")
+    links[0].unlink()
+    links[0].symlink_to(tmp_path / "v2" / "lora")  # the next version
+    assert adapters.hold("anna") is not first
+
+
 def vanished(folder):
     shutil.rmtree(folder)
 

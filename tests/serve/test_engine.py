@@ -276,16 +276,34 @@ def test_an_adapter_and_keys_that_never_fit_together_are_an_error(tmp_path, rng)
     assert "more than the pool's 60" in str(not_.error) and is_clean(engine)
 
 
+def test_who_never_fits_beside_an_adapter_fails_without_waiting_for_those_who_run(tmp_path, rng):
+    base = llama()
+    for name in ("a", "b"):
+        adapter(base, tmp_path / name, rng, r=4, target_modules=["q_proj", "v_proj"])
+    engine = Engine(base, [tmp_path / "a", tmp_path / "b"], pages=60, batch=4)
+    engine.submit("b", [1], 1)
+    engine.run()  # b stays in the pool, unused
+    runs = engine.submit("a", [1], 9)
+    engine.step()
+    never = [engine.submit("a", [1], 59) for _ in range(2)]
+    engine.step()
+    assert [request.state for request in never] == ["failed", "failed"]
+    assert runs.state == "running" and engine.counts().loaded == 2
+    engine.run()
+    assert runs.state == "done" and is_clean(engine)
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
         (("fuor", [1], 1), "no adapter is called 'fuor': did you mean four"),
-        ((None, [], 1), "expected at least one token"),
+        ((None, [], 1), "the prompt is empty"),
         ((None, [1.0], 1), "all integers"),
         ((None, [[1]], 1), r"shape \(1, 1\)"),
         ((None, [V], 1), "outside the vocabulary, 0 to 49"),
         ((None, [-1], 1), "outside the vocabulary"),
         ((None, [1], 0), "n = 0 new tokens"),
+        ((None, [1], 2.5), "n = 2.5 new tokens, expected a whole number"),
         ((None, [1] * 60, 5), f"more than the context's {CONTEXT}"),
     ],
 )
