@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import Array
-from lora_np.layers import Layer, Linear, Rng, rebuild
+from lora_np.layers import Layer, Linear, Rng
+from lora_np.methods.rows import route
 from lora_np.ops import Rows
 from lora_np.ops.fast import lora_rows_forward
 from lora_np.serve.adapters import Loaded
@@ -65,20 +66,10 @@ def routed(model: Any, adapters: Sequence[Loaded], ids: Sequence[int]) -> Any:
     """
     if not adapters:
         return model
-    owners = [(held.pairs(), held.scales) for held in adapters]
-    adapted = {path for pairs, _ in owners for path in pairs}
-    numbers, rows_of = np.asarray(ids), {}
+    pairs = [held.pairs() for held in adapters]
 
-    def replace(path: str, layer: Layer) -> Layer | None:
-        if path not in adapted or not isinstance(layer, Linear):
-            return None
-        own = tuple(i for i, (pairs, _) in enumerate(owners) if path in pairs)
-        if own not in rows_of:  # most often all of them: once for the whole model
-            new = np.full(len(owners) + 1, -1)  # the last place is that of -1
-            new[list(own)] = np.arange(len(own))
-            rows_of[own] = Rows(new[numbers], len(own))
-        pairs = [owners[i][0][path] for i in own]
-        scales = np.array([owners[i][1][path] for i in own])
-        return RowsLinear(layer, pairs, scales, rows_of[own])
+    def layer_of(path: str, linear: Linear, here: Sequence[int], rows: Rows) -> Layer:
+        scales = np.array([adapters[a].scales[path] for a in here])
+        return RowsLinear(linear, [pairs[a][path] for a in here], scales, rows)
 
-    return rebuild(model, lambda p: p, replace)
+    return route(model, pairs, ids, layer_of)
