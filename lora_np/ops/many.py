@@ -154,12 +154,9 @@ def lora_rows_forward(
 
     Raises
     ------
-    ShapeError
-        If the shapes do not fit. An adapter without a row is not checked.
-    TypeError, IndexError
-        If ids are not integers, or an id is out of range.
-    ValueError
-        If ids are Rows for another number of adapters.
+    ShapeError, TypeError, IndexError, ValueError
+        If the shapes do not fit (an adapter without a row is not checked), or ids are not integers,
+        are out of range, or are Rows for another number of adapters.
 
     Examples
     --------

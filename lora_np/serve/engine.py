@@ -34,7 +34,7 @@ from lora_np.serve.pool import Pool
 from lora_np.serve.request import Counts, Request
 from lora_np.serve.routed import routed
 
-READ = 256  # tokens of prompts read in a step: those who write wait no longer than that takes
+READ = 256  # tokens of prompts read in a step: requests that write wait no longer than this takes
 OVERTAKEN = 32  # requests that may overtake one that does not fit yet
 LOOKED_AT = 64  # requests in the queue that are looked at in a step
 
@@ -71,7 +71,8 @@ class Engine:
     folders : iterable of str or Path
         Of adapters, in PEFT's format: LoRA of linear layers, of any ranks.
     pages : int
-        The pool's pages. A page holds one token's keys and values, or as many numbers of adapters.
+        The pool's pages. A page holds the keys and values of one token in all layers, or as many
+        numbers of adapters.
     batch : int
         The most requests that run together.
 
@@ -121,11 +122,14 @@ class Engine:
         return self.adapters.names
 
     def load(self, folder: str | Path) -> str:
-        """Add an adapter's folder and return its name."""
+        """Add an adapter's folder and return its name; CheckpointError if the name is taken."""
         return self.adapters.add(folder)
 
     def unload(self, name: str) -> None:
-        """Forget an adapter; requests that run with it go on, and those that wait will fail."""
+        """Forget an adapter; requests that run with it go on, and those that wait will fail.
+
+        An unknown name raises ValueError.
+        """
         self.adapters.remove(name)
 
     def counts(self) -> Counts:
@@ -277,7 +281,7 @@ class Engine:
         return None
 
     def _chosen(self) -> list[tuple[_Running, Sequence[int]]]:
-        """Return who reads in this step, with their next tokens; those of one adapter adjoin."""
+        """Return the requests of this step with the tokens to read, sorted by adapter."""
         left, chosen = READ, []
         for running in self._running:
             tokens = running.next_tokens(max(left, 0))
@@ -292,7 +296,7 @@ class Engine:
         tokens = np.array([[token] for _, own in chosen for token in own], np.int64)  # (N, 1)
         batch = Batch(self.pool, [Part(r.room, r.read, len(own)) for r, own in chosen])
         model = self._model_for(chosen)
-        with np.errstate(over="ignore", invalid="ignore"):  # each row is looked at below
+        with np.errstate(over="ignore", invalid="ignore"):  # _write checks each row
             y, _ = model.read(tokens, batch.memory(self.layout))  # (N, 1, d)
             writers, ends = [], []
             for (running, own), end in zip(chosen, batch.ends.tolist()):

@@ -38,7 +38,8 @@ class KeyLayout(NamedTuple):
     layers, heads, d_head : int
         Attention layers, heads of keys in each, and their width.
     memory : nested list
-        The body's memory, with None for what is not keys, and an attention layer's number.
+        The shape of the body's memory: an attention layer's number in place of its keys, and None
+        for layers that remember nothing.
     dtype : numpy dtype
     """
 
@@ -50,7 +51,7 @@ class KeyLayout(NamedTuple):
 
     @property
     def page(self) -> int:
-        """The numbers of one token."""
+        """How many numbers the keys and values of one token have, in all layers."""
         return self.layers * 2 * self.heads * self.d_head
 
 
@@ -60,7 +61,8 @@ def key_layout(model: LanguageModel) -> KeyLayout:
     Raises
     ------
     ValueError
-        If the model has a layer that remembers something else, or starts with rows of its own.
+        If a layer remembers something else than keys, keys differ in shape between layers, or the
+        model puts rows of its own before the text.
     """
     if model.start.length or model.start.rows:
         raise ValueError("the model has rows before the text: serve its base")
@@ -92,7 +94,7 @@ class KeyRoom:
     ----------
     pool : Pool
     lease : Lease
-        Of one page a token.
+        One page for each token.
     layout : KeyLayout
     """
 
@@ -151,10 +153,10 @@ class PagedKeys:
         return self
 
     def attend(self, q: np.ndarray, attention: Attention) -> np.ndarray:
-        """Return ``attention(q, k, v)`` of each token over its request's own, q (N, heads, 1, d).
+        """Return the attention (N, heads, 1, d) of each token over its own request's keys.
 
-        Requests with several tokens, whose prompts are being read, call `attention` one by one;
-        all others share :func:`attend_one`.
+        q is (N, heads, 1, d). Requests with several tokens, whose prompts are being read, call
+        ``attention(q, k, v)`` one by one; all others share :func:`attend_one`.
         """
         out = np.empty_like(q)
         for at, part in self._batch.several:
@@ -184,11 +186,15 @@ class Batch:
     Attributes
     ----------
     positions : tuple of int
-        Of each token in its own text.
-    single : numpy.ndarray
-        The places of tokens that are their request's only ones in the batch.
+        The position of each token in its own text.
+    rows : integer array, shape (N,)
+        Where the keys of each token go in layer 0, as in :meth:`KeyRoom.rows`.
+    sizes : integer array, shape (N,)
+        The pages of each token's lease: how far the values lie behind the keys, in rows.
+    single : integer array
+        The places in the batch of tokens that are their request's only ones.
     several : list of (int, Part)
-        The other parts, and the place of their first token.
+        The other parts, each with the place of its first token.
     """
 
     def __init__(self, pool: Pool, parts: Sequence[Part]) -> None:
