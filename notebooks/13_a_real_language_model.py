@@ -263,7 +263,7 @@ def ask(model, pair):
 
 
 settings = Settings(
-    r=8, alpha=16, target_modules="all-linear", epochs=30, batch_size=6, lr=RATE, jobs=1
+    r=8, alpha=16, target_modules="all-linear", epochs=60, batch_size=6, lr=RATE, jobs=1
 )
 result = train_adapter(base, train, held, settings)
 costs = account(result.model)
@@ -275,13 +275,13 @@ print(f"{right} of {len(HELD_OUT)} right after the training")
 assert all(ask(result.model, pair).startswith("SELECT count(*) FROM ") for pair in HELD_OUT)
 assert not any(ask(base, pair).startswith("SELECT") for pair in HELD_OUT)  # it is as it was
 
-# %% alt="Training loss by step and validation loss after every epoch, on a logarithmic scale: both fall from about 10 to about 0.01"
+# %% alt="Training loss by step and validation loss after every epoch, on a logarithmic scale: both fall from about 10, to about 0.005 and 0.03"
 history = result.history
 figure, axis = plt.subplots(figsize=(6.2, 3.4))
 axis.semilogy(history.loss, color=BLUE, linewidth=0.8, label="training, every step")
 axis.semilogy(*zip(*history.validation), "o-", color=ORANGE, markersize=3, label="validation")
 axis.set(xlabel="step", ylabel="loss [nats a learned token]")
-axis.set_title("30 epochs of LoRA, r = 8")
+axis.set_title("60 epochs of LoRA, r = 8")
 axis.legend(frameon=False)
 plt.show()
 assert history.validation[-1][1] < 0.1 * history.validation[0][1]
@@ -347,4 +347,4 @@ assert all(ask(again, pair) == ask(model, pair) for pair in HELD_OUT)
 # 2. Train on the questions too: make samples whose `labelled` is True everywhere but at the first
 #    token. Compare the loss on the *answers* of the held-out samples after equally many steps.
 # 3. Give one pair in `train_pairs` the wrong SQL. Is the model wrong on this pair, on others with
-#    its words, or on none, after 5 epochs and after 30?
+#    its words, or on none, after 5 epochs and after 60?

@@ -46,6 +46,8 @@ class Loaded:
 
     Attributes
     ----------
+    size : int
+        How many numbers it has.
     users : int
         How many running requests hold it.
     scales : dict of str to float
@@ -63,6 +65,7 @@ class Loaded:
     ) -> None:
         self.name, self.number, self.stamp, self.lease = name, number, stamp, lease
         self.users = 0
+        self.size = sum(B.size + A.size for B, A, _ in factors.values())
         self.scales = {path: float(scale) for path, (_, _, scale) in factors.items()}
         self._pool, self._moves = pool, -1
         self._shapes = {path: (A.shape, B.shape) for path, (B, A, _) in factors.items()}

@@ -112,7 +112,7 @@ class Engine:
         self.adapters = Adapters(model, self.pool, folders)
         self._waiting: deque[Request] = deque()
         self._running: list[_Running] = []
-        self._routed: tuple[Any, Any] = (None, model)  # of which batch, and the model for it
+        self._routed: tuple[Any, Any, int] = (None, model, 0)  # a batch, its model, its steps
 
     # -------------------------------------------------------------------------- from outside
 
@@ -309,14 +309,19 @@ class Engine:
                 self._write(writers, logits)
 
     def _model_for(self, chosen: list[tuple[_Running, Sequence[int]]]) -> Any:
-        """Return the model of this batch: that of the last step if no row has changed."""
+        """Return the model of this batch: that of the last step if no row has changed.
+
+        At the second step of a batch it is made once more, as one that stays.
+        """
         key = (tuple((r.number, len(own)) for r, own in chosen), self.pool.moves)
-        if key != self._routed[0]:
+        last, model, steps = self._routed
+        if key != last or steps == 1:
             adapters = {r.held.number: r.held for r, _ in chosen if r.held is not None}
             places = {number: i for i, number in enumerate(adapters)}
             ids = [places.get(r.number, -1) for r, own in chosen for _ in own]
-            self._routed = (key, routed(self.model, list(adapters.values()), ids))
-        return self._routed[1]
+            model = routed(self.model, list(adapters.values()), ids, stays=key == last)
+        self._routed = (key, model, 1 if key != last else steps + 1)
+        return model
 
     def _write(self, writers: list[_Running], logits: np.ndarray) -> None:
         """Append a token to each request, drawn from its row of the logits (writers, V)."""

@@ -18,7 +18,8 @@ Source: Yu et al. (2022), "Orca", OSDI 22, section 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,10 +111,10 @@ class KeyRoom:
             self._views, self._moves = numbers.swapaxes(2, 3), self.pool.moves
         return self._views
 
-    def rows(self, first: int, count: int) -> np.ndarray:
-        """Return where tokens' keys of layer 0 lie, in the pool as rows of heads * d_head."""
-        start = self.lease.start * self.layout.layers * 2
-        return np.arange(start + first, start + first + count)
+    @property
+    def row(self) -> int:
+        """Where the keys of layer 0 begin, in the pool as rows of heads * d_head."""
+        return self.lease.start * self.layout.layers * 2
 
 
 class Part(NamedTuple):
@@ -122,6 +123,11 @@ class Part(NamedTuple):
     room: KeyRoom
     known: int
     new: int
+
+    @property
+    def end(self) -> int:
+        """How many tokens the request has read after the batch."""
+        return self.known + self.new
 
 
 class PagedKeys:
@@ -156,21 +162,19 @@ class PagedKeys:
         """Return the attention (N, heads, 1, d) of each token over its own request's keys.
 
         q is (N, heads, 1, d). Requests with several tokens, whose prompts are being read, call
-        ``attention(q, k, v)`` one by one; all others share :func:`attend_one`.
+        ``attention(q, k, v)`` in groups; all others share :func:`attend_one`.
         """
         out = np.empty_like(q)
-        for at, part in self._batch.several:
-            keys, values = part.room.views()[self._layer]  # (G, size, d)
-            n = part.known + part.new
-            own = q[at : at + part.new, :, 0].swapaxes(0, 1)[None]  # (1, heads, T, d)
-            y = attention(own, keys[None, :, :n], values[None, :, :n])[0]  # (heads, T, d)
-            out[at : at + part.new, :, 0] = y.swapaxes(0, 1)
+        for group in self._batch.several:
+            rooms = [part.room.views()[self._layer, :, :, : part.end] for _, part in group]
+            own = side_by_side([q[at : at + p.new, :, 0].swapaxes(0, 1) for at, p in group])
+            keys, values = (side_by_side([room[half] for room in rooms]) for half in (0, 1))
+            for (at, part), y in zip(group, attention(own, keys, values)):  # y (heads, T, d)
+                out[at : at + part.new, :, 0] = y[:, : part.new].swapaxes(0, 1)
         single = self._batch.single
-        if len(single) == len(q):
-            attend_one(q[:, :, 0], self._batch.seen(self._layer), out[:, :, 0])
-        elif len(single):
-            y = np.empty((len(single), *out.shape[1:2], out.shape[3]), out.dtype)
-            out[single, :, 0] = attend_one(q[single, :, 0], self._batch.seen(self._layer), y)
+        if len(single):
+            seen = self._batch.seen[self._layer]
+            out[single, :, 0] = attend_one(q[single, :, 0], *seen)
         return out
 
 
@@ -188,31 +192,34 @@ class Batch:
     positions : tuple of int
         The position of each token in its own text.
     rows : integer array, shape (N,)
-        Where the keys of each token go in layer 0, as in :meth:`KeyRoom.rows`.
+        Where the keys of each token go in layer 0, as rows of the pool: see ``KeyRoom.row``.
     sizes : integer array, shape (N,)
         The pages of each token's lease: how far the values lie behind the keys, in rows.
     single : integer array
         The places in the batch of tokens that are their request's only ones.
-    several : list of (int, Part)
-        The other parts, each with the place of its first token.
+    seen : list of (tuple, tuple)
+        By layer: for each single token, the keys (G, d, n) and the values (G, n, d) that it sees.
+    several : list of list of (int, Part)
+        The other parts, each with the place of its first token, in groups that attend together.
     """
 
     def __init__(self, pool: Pool, parts: Sequence[Part]) -> None:
         self.pool, self.parts = pool, parts
-        counts = [part.new for part in parts]
+        counts = np.array([part.new for part in parts])
         ends = np.cumsum(counts)
         self.ends = ends - 1  # the place of each part's last token
-        self.positions = tuple(p.known + i for p in parts for i in range(p.new))
-        self.rows = np.concatenate([p.room.rows(p.known, p.new) for p in parts])
-        self.sizes = np.repeat([p.room.lease.pages for p in parts], counts)
+        first = np.array([part.known for part in parts]) - (ends - counts)
+        positions = np.repeat(first, counts) + np.arange(ends[-1])
+        self.positions = tuple(positions.tolist())
+        self.rows = np.repeat([part.room.row for part in parts], counts) + positions
+        self.sizes = np.repeat([part.room.lease.pages for part in parts], counts)
         starts = (ends - counts).tolist()
-        self.several = [(at, p) for at, p in zip(starts, parts) if p.new > 1]
+        self.several = in_groups([(at, p) for at, p in zip(starts, parts) if p.new > 1])
         self.single = np.array([at for at, p in zip(starts, parts) if p.new == 1], np.int64)
-        self._alone = [(p.room.views(), p.known + 1) for p in parts if p.new == 1]
-
-    def seen(self, layer: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the keys and values (G, n, d) that each single token sees, in a layer."""
-        return [(views[layer, 0, :, :n], views[layer, 1, :, :n]) for views, n in self._alone]
+        alone = [p.room.views()[:, :, :, : p.end] for p in parts if p.new == 1]
+        keys = zip(*(room[:, 0].swapaxes(2, 3) for room in alone))  # by layer, each (G, d, n)
+        values = zip(*(room[:, 1] for room in alone))  # (G, n, d)
+        self.seen = list(zip(keys, values))
 
     def memory(self, layout: KeyLayout) -> TextMemory:
         """Return the memory with which the model reads the batch."""
@@ -225,8 +232,47 @@ class Batch:
         return TextMemory(self.positions, keys(layout.memory))
 
 
+def in_groups(parts: Sequence[tuple[int, Part]]) -> list[list[tuple[int, Part]]]:
+    """Return parts in groups: prompts read from their start, each at least half the longest.
+
+    Filled up at its end, a shorter prompt gives the same numbers: no token sees those after it. A
+    part of a prompt that was read before is alone in its group.
+
+    Examples
+    --------
+    >>> from lora_np.serve.keys import Part, in_groups
+    >>> parts = [Part(None, known, new) for known, new in ((0, 9), (0, 3), (2, 9), (0, 6), (0, 4))]
+    >>> [[at for at, _ in group] for group in in_groups(list(enumerate(parts)))]
+    [[2], [0, 3], [4, 1]]
+    """
+    groups = [[one] for one in parts if one[1].known]
+    fresh = sorted((one for one in parts if not one[1].known), key=lambda one: -one[1].new)
+    longest = 0
+    for one in fresh:
+        if 2 * one[1].new < longest or not longest:
+            groups.append([])
+            longest = one[1].new
+        groups[-1].append(one)
+    return groups
+
+
+def side_by_side(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return arrays (heads, T_i, d) as one (N, heads, T, d), filled up with zeros at the end.
+
+    One array alone is not copied.
+    """
+    if len(arrays) == 1:
+        return arrays[0][None]
+    heads, _, d = arrays[0].shape
+    T = max(x.shape[1] for x in arrays)
+    filled = np.zeros((len(arrays), heads, T, d), arrays[0].dtype)
+    for place, x in zip(filled, arrays):
+        place[:, : x.shape[1]] = x
+    return filled
+
+
 def attend_one(
-    q: np.ndarray, seen: Sequence[tuple[np.ndarray, np.ndarray]], out: np.ndarray
+    q: np.ndarray, keys: Sequence[np.ndarray], values: Sequence[np.ndarray]
 ) -> np.ndarray:
     """Return the attention of single queries, each over keys of its own, of any lengths.
 
@@ -236,22 +282,27 @@ def attend_one(
     Parameters
     ----------
     q : array, shape (N, heads, d)
-    seen : sequence of (k, v)
-        Shapes (G, n, d); G divides the heads. n may differ.
-    out : array, shape (N, heads, d)
-        Gets the result.
+    keys, values : sequences of N arrays
+        Shapes (G, d, n) and (G, n, d); G divides the heads. n may differ.
+
+    Returns
+    -------
+    array, shape (N, heads, d)
     """
     N, heads, d = q.shape
-    G, longest = len(seen[0][0]), max(k.shape[1] for k, _ in seen)
+    G, longest = len(keys[0]), max(k.shape[2] for k in keys)
     rows = (q * (1.0 / math.sqrt(d))).reshape(N, G, heads // G, d)
     scores = np.full((N, G, heads // G, longest), -np.inf, q.dtype)
-    for row, score, (k, _) in zip(rows, scores, seen):
-        np.matmul(row, k.swapaxes(1, 2), out=score[:, :, : k.shape[1]])  # (G, g, n)
+    own = [row[:, :, : k.shape[2]] for row, k in zip(scores, keys)]  # (G, g, n)
+    y = np.empty_like(rows)
+    _each(np.matmul, rows, keys, own)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    total = scores.sum(axis=-1, keepdims=True)  # (N, G, g, 1)
-    y = np.empty_like(rows)
-    for part, score, (_, v) in zip(y, scores, seen):
-        np.matmul(score[:, :, : v.shape[1]], v, out=part)  # (G, g, d)
-    out[...] = (y / total).reshape(q.shape)
-    return out
+    _each(np.matmul, own, values, y)
+    y /= scores.sum(axis=-1, keepdims=True)  # (N, G, g, 1)
+    return y.reshape(q.shape)
+
+
+def _each(function: Callable[..., object], *arguments: Iterable[Any]) -> None:
+    """Call a function with the first of all arguments, with the second, ..., without a loop."""
+    deque(map(function, *arguments), maxlen=0)

@@ -35,8 +35,9 @@ class BenchSettings:
         Sizes of the warm pool.
     on_disk, cached, requests : int
         Adapters on disk, those for which the pool has room, and requests of a round.
-    wide_rows, wide_adapters, wide_prompt : int
-        The wide batch. Prompts are short, so that all rows are soon in the batch together.
+    wide_rows, wide_adapters, wide_prompt, wide_new : int
+        The wide batch. Prompts are short, and the engine starts some requests at each step: most
+        steps then have all rows in the batch.
     contexts : tuple of int
         Tokens of the prompts of ``real`` and ``long``.
     real_adapters, steps : int
@@ -67,6 +68,7 @@ class BenchSettings:
     wide_rows: int = 1024
     wide_adapters: int = 1000
     wide_prompt: int = 1
+    wide_new: int = 64
     contexts: tuple[int, ...] = (64, 512, 2048)
     real_adapters: int = 8
     steps: int = 8
@@ -102,5 +104,6 @@ class BenchSettings:
 
 QUICK = BenchSettings(
     batch=4, prompt=3, new=4, rounds=2, seconds=0.0, pools=(1, 6), on_disk=24, cached=6,
-    requests=16, wide_rows=12, wide_adapters=10, contexts=(5, 9), real_adapters=3, steps=2,
+    requests=16, wide_rows=12, wide_adapters=10, wide_new=4, contexts=(5, 9), real_adapters=3,
+    steps=2,
 )  # fmt: skip

@@ -12,8 +12,8 @@ from lora_np.tables import counted, rounded, text_table
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]
-SIZES = ("batch", "prompt", "new", "r", "target_modules", "pools", "on_disk", "cached", "contexts")
-SIZES += ("wide_rows", "wide_adapters", "real_adapters")
+SIZES = ("batch", "prompt", "new", "r", "target_modules", "pools", "on_disk", "cached")
+SIZES += ("wide_rows", "wide_adapters", "wide_prompt", "wide_new", "real_adapters")
 TITLES = {
     "pool": "Adapters in a warm pool",
     "distinct": "Distinct adapters in the batch",
@@ -32,9 +32,9 @@ def report(results: Results) -> str:
     results : mapping
         What :func:`lora_np.experiments.serving.serving_study` returns.
     """
-    tables = [f"{TITLES[name]}\n{table_of(results, name)}" for name in results["measured"]]
+    tables = [table_of(results, name) for name in results["measured"]]
     if "distinct" in results["measured"]:
-        tables.append(f"One adapter at a time\n{alone_text(results)}")
+        tables.append(alone_text(results))
     return "\n\n".join((head(results), *tables, note(results)))
 
 
@@ -46,9 +46,17 @@ def head(results: Results) -> str:
     on = modules if isinstance(modules, str) else ", ".join(modules)
     return (
         f"{kind}, {rounded(results['parameters'])} parameters; adapters of r = {s['r']} on {on}, "
-        f"{rounded(results['adapter_numbers'])} numbers each; batch {s['batch']}, prompts of "
-        f"{counted(s['prompt'], 'token')}, {s['new']} new"
+        f"{rounded(results['adapter_numbers'])} numbers each"
     )
+
+
+def title(results: Results, name: str) -> str:
+    """Say what a measurement serves."""
+    s = results["settings"]
+    batch = f"batch {s['batch']}, prompts of {counted(s['prompt'], 'token')}, {s['new']} new"
+    wide = f"prompts of {counted(s['wide_prompt'], 'token')}, {s['wide_new']} new"
+    said = {"wide": wide, "real": f"{s['new']} new tokens", "long": "steps of one token a request"}
+    return f"{TITLES[name]}: {said.get(name, batch)}"
 
 
 def note(results: Results) -> str:
@@ -63,12 +71,12 @@ def note(results: Results) -> str:
 
 
 def table_of(results: Results, name: str) -> str:
-    """Return the table of a measurement."""
+    """Return the table of a measurement, under its title."""
     rows = results["measured"][name]
     if name == "distinct":
-        return distinct_table(rows)
+        return f"{title(results, name)}\n{distinct_table(rows)}"
     goal = GOALS[name] if has_goals(results, name) else None
-    table = ratio_table(rows, goal)
+    table = f"{title(results, name)}\n{ratio_table(rows, goal)}"
     if name == "disk":
         (row,) = rows
         share = f"{100 * row['reads']:.0f} % of {row['requests']:,} requests a round"
@@ -169,4 +177,5 @@ def alone_text(results: Results) -> str:
     spread = ratio(row["seconds"][ALONE], row["seconds"][OURS])
     standard = has_goals(results, "distinct")
     goal = f"; {verdict(spread, ALONE_GOAL, at_least=True)}" if standard else ""
-    return f"{row['distinct']} distinct adapters, time / ours: {spread_text(spread)}{goal}"
+    said = f"{counted(row['distinct'], 'distinct adapter')}, one at a time"
+    return f"{said}: time / ours {spread_text(spread)}{goal}"

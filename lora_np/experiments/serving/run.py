@@ -229,17 +229,17 @@ def wide_rows(bench: Bench) -> Iterator[Row]:
     s = bench.settings
     bench.listen(f"{s.wide_adapters:,} distinct in {s.wide_rows:,} rows")
     prompts = bench.prompts(s.wide_rows, s.wide_prompt)
-    tokens = s.wide_prompt + s.new
+    tokens = s.wide_prompt + s.wide_new
     engine = bench.engine(s.wide_adapters, s.wide_adapters, s.wide_rows, tokens)
     asked = asked_for(engine.names, np.arange(s.wide_rows) % s.wide_adapters, prompts)
-    _, batch = watched(engine, asked, s.new)
+    _, batch = watched(engine, asked, s.wide_new)
     sides = {
-        OURS: partial(serve, engine, asked, s.new),
-        BASE: partial(bench.base, prompts, s.new),
+        OURS: partial(serve, engine, asked, s.wide_new),
+        BASE: partial(bench.base, prompts, s.wide_new),
     }
     case = f"{s.wide_rows:,} rows"
     seconds = bench.turns(sides)
-    yield row_of(case, s.wide_adapters, batch, s.wide_rows * s.new, seconds)
+    yield row_of(case, s.wide_adapters, batch, s.wide_rows * s.wide_new, seconds)
 
 
 def real_rows(bench: Bench) -> Iterator[Row]:

@@ -43,7 +43,7 @@ class SegmentsCache(NamedTuple):
     adapters: Adapters
     rows: Rows
     scale: float | Array  # (k, 1, 1), of the sorted rows
-    us: list[Array]  # x A^T of each segment, (N_a, r_a)
+    us: list[Array]  # x A^T of each segment, (N_a, r_a), or (r_a,) if all have one sample
     has_bias: bool
 
 
@@ -63,9 +63,15 @@ def lora_rows_forward(
     xs, spans = _sorted(x, which), which.spans(y_rows.shape[1])  # (N, in)
     change = get_xp(x).empty((len(xs), len(W0)), y.dtype)
     try:
-        us = _products(xs, spans, [adapters[a][0].T for a, _, _ in which.segments])  # (N_a, r_a)
-        for u, span, (a, _, _) in zip(us, spans, which.segments):
-            u.dot(adapters[a][1].T, change[span])  # (N_a, out)
+        own = [adapters[a] for a, _, _ in which.segments]
+        if len(own) == len(xs):  # one sample each: products with vectors cost less ado
+            us = [A.dot(sample) for (A, _), sample in zip(own, xs)]  # (r_a,)
+            for u, (_, B), y_own in zip(us, own, change):
+                B.dot(u, y_own)  # (out,)
+        else:
+            us = _products(xs, spans, [A.T for A, _ in own])  # (N_a, r_a)
+            for u, (_, B), span in zip(us, own, spans):
+                u.dot(B.T, change[span])  # (N_a, out)
     except ValueError:  # a shape does not fit, or dtypes differ
         return textbook.lora_rows_forward(x, W0, adapters, which, b, scale=scale)
     s = scale_of(scale, which.sorted, y)
@@ -89,7 +95,7 @@ def lora_rows_backward(
     g, xs = _sorted(dy, which, scale), _sorted(x, which)  # s dy (N, out), (N, in)
     if dB is not None:
         for u, span, (a, _, _) in zip(us, spans, segments):
-            dB[a] = g[span].T @ u  # (out, r_a)
+            dB[a] = g[span].T @ rows(u)  # (out, r_a)
     if need_x or need_A:
         dus = _products(g, spans, [adapters[a][1] for a, _, _ in segments])  # (N_a, r_a)
         if dA is not None:
