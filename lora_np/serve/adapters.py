@@ -177,10 +177,7 @@ class Adapters:
             raise ValueError(f"no adapter is called {shown(name)}: {known}")
 
     def room_for(self, name: str | None, pages: int) -> bool:
-        """Return whether an adapter and so many pages would fit, if all idle adapters were let go.
-
-        An adapter that was never read counts as one page, since its size is not known.
-        """
+        """Whether the adapter and so many pages would fit, as far as its size is known."""
         held = None if name is None else self._loaded.get(name)
         if name is not None and (held is None or not held.users):
             pages += self._sizes.get(name, 1)

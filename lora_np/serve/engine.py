@@ -311,7 +311,7 @@ class Engine:
     def _model_for(self, chosen: list[tuple[_Running, Sequence[int]]]) -> Any:
         """Return the model of this batch: that of the last step if no row has changed.
 
-        At the second step of a batch it is made once more, as one that stays.
+        At the second step of a batch the model is made again, now as one that stays.
         """
         key = (tuple((r.number, len(own)) for r, own in chosen), self.pool.moves)
         last, model, steps = self._routed

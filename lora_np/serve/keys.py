@@ -235,8 +235,8 @@ class Batch:
 def in_groups(parts: Sequence[tuple[int, Part]]) -> list[list[tuple[int, Part]]]:
     """Return parts in groups: prompts read from their start, each at least half the longest.
 
-    Filled up at its end, a shorter prompt gives the same numbers: no token sees those after it. A
-    part of a prompt that was read before is alone in its group.
+    A shorter prompt is padded at its end, which changes none of its numbers, since no token sees
+    those after it. The next part of a prompt whose first part was read before forms a group alone.
 
     Examples
     --------
@@ -257,9 +257,9 @@ def in_groups(parts: Sequence[tuple[int, Part]]) -> list[list[tuple[int, Part]]]
 
 
 def side_by_side(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Return arrays (heads, T_i, d) as one (N, heads, T, d), filled up with zeros at the end.
+    """Return arrays (heads, T_i, d) as one (N, heads, T, d), padded with zeros at the end.
 
-    One array alone is not copied.
+    A single array is not copied.
     """
     if len(arrays) == 1:
         return arrays[0][None]
@@ -304,5 +304,5 @@ def attend_one(
 
 
 def _each(function: Callable[..., object], *arguments: Iterable[Any]) -> None:
-    """Call a function with the first of all arguments, with the second, ..., without a loop."""
+    """Call ``function(*each)`` for each in ``zip(*arguments)``, without a loop in Python."""
     deque(map(function, *arguments), maxlen=0)

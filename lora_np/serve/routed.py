@@ -4,10 +4,10 @@ The tree is made when the batch changes. Its layers share the base's Parameters,
 adapters and rows, and have no other state: two batches are two trees.
 
 There are two kinds of layers. :class:`RowsLinear` multiplies the rows of each adapter where its A
-and B lie (ops/fast/many.py): two products for each adapter. If an adapter has few rows, NumPy's
-cost of calling a product is most of their time. So for a batch that stays, :class:`CopiedRows`
-holds a copy of A and B for each row, side by side, as ops/many.py makes it for each call: then two
-products do all rows of a rank.
+and B lie (ops/fast/many.py): two products for each adapter. If adapters have few rows each, most of
+the time goes into calling these products. So for a batch that stays, :class:`CopiedRows` keeps a
+copy of A and B for each row, side by side, such as ops/many.py makes at each call. Two products
+then serve all rows of a rank.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RowsLinear(Layer):
     scales : numpy.ndarray
         One for each adapter.
     rows : Rows
-        Which of them each row uses.
+        The adapter of each row of x (n, ..., in).
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class RowsLinear(Layer):
 
 
 class CopiedRows(RowsLinear):
-    """RowsLinear with copies of A and s B for every row, made when the layer is."""
+    """RowsLinear with copies of A and s B for every row, made once for all calls of forward."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ def routed(model: Any, adapters: Sequence[Loaded], ids: Sequence[int], stays: bo
     adapters : sequence of Loaded
     ids : sequence of int
     stays : bool
-        Whether the model is used for many steps, so that copies pay, unless they are large.
+        Whether the model is used for many steps. Then copies pay, unless they are large.
     """
     if not adapters:
         return model
