@@ -12,8 +12,8 @@
 # # 14. What a mixed batch costs, and why
 #
 # **What you'll do.** Give every row of a batch its own adapter, in three ways. Count what that
-# costs. Train three adapters in one batch. Break a model that two requests share, and mend it. Then
-# watch an engine serve requests for all adapters at once.
+# costs. Train three adapters in one batch. Break a model that two requests share, and repair it.
+# Then watch an engine serve requests for all adapters at once.
 #
 # **What you'll learn.** Why a mixed batch costs a few percent, why many distinct adapters cost more
 # than one, and why neither merging nor switching can do the same.
@@ -48,8 +48,8 @@ folder = Path(tempfile.mkdtemp())
 #
 # $$ y_i = W_0 x_i + s\, B_{a_i} A_{a_i} x_i . $$
 #
-# One can read that such a batch must be worked through task by task. The plainest program does
-# even less at a time: it takes one row after the other.
+# An article says that such a batch must be worked through task by task. The plainest program takes
+# even smaller parts, one row after the other.
 
 # %%
 d, r, n, s = 512, 8, 64, 2.0
@@ -127,13 +127,13 @@ assert np.allclose(alone, x @ W0.T, rtol=0, atol=1e-12)
 # $r\,(d_\text{in} + d_\text{out})$. With $d_\text{in} = d_\text{out} = d$, the second is $2r/d$ of
 # the first.
 #
-# **Predict.** By which factor does the batch of 64 rows grow with $d = 512$ and $r = 8$, if all
-# rows want one adapter? And if all want different ones?
+# **Predict.** Take $d = 512$ and $r = 8$. By which factor does the number of products for 64 rows
+# grow if all rows want one adapter? And if all want different ones?
 
 
 # %%
 def multiplied(distinct):
-    """Return the products of two numbers, over those of W0 alone."""
+    """Return the number of products of two numbers, over that of W0 alone."""
     return (n * d * d + n * r * (d + d)) / (n * d * d)  # `distinct` does not matter
 
 
@@ -141,13 +141,13 @@ print(f"one adapter {multiplied(1):.3f}, 64 adapters {multiplied(64):.3f}")
 assert round(multiplied(1), 3) == round(multiplied(64), 3) == 1.031
 
 # %% [markdown]
-# By 1.031 in both cases. This is why mixed batches are nearly free. A row needs its own adapter
-# once, however many others there are.
+# It grows by 1.031 in both cases. This is why mixed batches are nearly free. Each row is multiplied
+# with its own adapter only, however many others there are.
 #
 # ## The numbers that are read
 #
-# A processor multiplies faster than memory delivers numbers. What has been read should be used
-# often: $W_0$ is read once and used by all 64 rows. An adapter is used by its own rows only.
+# A processor multiplies faster than memory delivers numbers, so a number that has been read should
+# be used often. $W_0$ is read once and used by all 64 rows, an adapter only by its own rows.
 #
 # **Predict.** How many numbers of weights does the segmented form read for one adapter, and for 64
 # distinct ones, as a multiple of those of $W_0$? How many does the loop read? And the gathered
@@ -171,11 +171,11 @@ assert (read("segmented", 1), read("segmented", 64)) == (1.03125, 3.0)
 assert (read("looped", 64), read("gathered", 64)) == (66.0, 7.0)
 
 # %% [markdown]
-# One adapter adds 3 %. 64 distinct ones are twice as many numbers as $W_0$, and each is used once:
-# the segmented form reads 3 times as much as the base alone. The loop reads 66 times as much, since
-# it reads $W_0$ for each row, and the gathered form 7 times.
+# One adapter adds 3 %. 64 distinct ones have twice as many numbers as $W_0$, and each number is
+# used once: the segmented form reads 3 times as much as the base alone. The gathered form reads 7
+# times as much, and the loop 66 times, since it reads $W_0$ for each row.
 #
-# Neither count is the time. The product of 64 rows with $W_0$ takes the time of its
+# Neither count is the time. The time of the product of 64 rows with $W_0$ is that of its
 # multiplications, so reading three times as much does not take three times as long. A cache may
 # still hold what was read before, and then the loop pays less than its number says. And each call
 # of NumPy takes some time of its own, which adds up over segments. So we measure. The ratios are
@@ -254,12 +254,12 @@ print(f"{right.sum()} of {n} rows are right, and {(ids == 3).sum()} want adapter
 assert (right == (ids == 3)).all() and 0 < right.sum() < n / 4
 
 # %% [markdown]
-# Those of adapter 3, and no others. A merged server needs a whole $W$ for each adapter, and takes
-# the batch apart into one product for each.
+# Only the rows of adapter 3 are right. A server that merges needs a whole $W$ for each adapter, and
+# divides the batch into one large product for each of them.
 #
 # ## The same rows train
 #
-# Nothing so far was special to answering. Let row $i$ of a training batch belong to adapter $a_i$,
+# Nothing so far holds for answering alone. Let row $i$ of a training batch belong to adapter $a_i$,
 # and let $L_a$ be the mean loss of the rows of adapter $a$. The loss of the batch is the sum
 # $\sum_a L_a$. Since $A_a$ and $B_a$ appear in $L_a$ alone,
 #
@@ -334,7 +334,7 @@ for name, model in models.items():
     assert apart < 1e-6 * moved
 
 # %% [markdown]
-# Equal up to rounding, though the ranks differ.
+# They are equal up to rounding, though the ranks differ.
 #
 # ## What switching cannot do
 #
@@ -356,8 +356,8 @@ for name, tokens in alone.items():
     print(f"{name:<5}", *(f"{token:>3}" for token in tokens))
 
 # %% [markdown]
-# Tutorials keep one model and set its adapter when a request comes in. The request then writes its
-# tokens.
+# Tutorials keep one model and set its adapter when a request comes in. Then they generate the
+# tokens for this request.
 #
 # **Predict.** Anna's request comes first. Ben's comes after her first token, and then they take
 # turns. Which tokens are wrong?
@@ -375,6 +375,7 @@ def switch(name):
 
 
 def switched(name, prompt, n):
+    """Yield an answer of the shared model, whose adapter is set at the first token."""
     switch(name)
     yield from answer(shared, prompt, n)
 
@@ -392,9 +393,9 @@ print("ben  ", *(f"{token:>3}" for token in ben))
 assert anna[0] == alone["anna"][0] and anna != alone["anna"] and ben == alone["ben"]
 
 # %% [markdown]
-# Anna's first token is hers. All later ones were computed with Ben's weights. No error was raised,
-# and whoever tests one request at a time finds nothing. A lock around each request would help, but
-# then the base is read once for each request and token, as in the loop above.
+# Anna's first token is right. All later ones were computed with Ben's weights. No error was raised,
+# and a test of one request at a time finds nothing. A lock around each request would help, but then
+# the base is read once for each request and token, as in the loop above.
 #
 # `inject` changes nothing: it returns a new tree that shares the base's weights. Two trees do not
 # know of each other.
@@ -416,9 +417,9 @@ for model in models.values():
 # Requests end at different times. An engine could wait until the whole batch is done. *Continuous
 # batching* (Orca, Yu et al., 2022) gives a place that is free to the next request at once.
 #
-# **Predict.** Seven requests want 12, 3, 6, 9, 4, 8 and 5 tokens; three fit into the batch. How
-# many steps does it take if each group of three waits for its longest? And if free places are
-# taken at once?
+# **Predict.** Seven requests want 12, 3, 6, 9, 4, 8 and 5 tokens, and three fit into the batch. How
+# many steps do they take if each group of three waits for its longest? And how many if free places
+# are taken at once?
 
 # %%
 for name, model in models.items():
@@ -459,7 +460,7 @@ print(f"{waiting} steps if each group waits for its longest, {len(steps)} here")
 assert (waiting, len(steps)) == (26, 18)
 
 # %% [markdown]
-# 26 and 18. Every answer is what its adapter gives alone:
+# They take 26 and 18 steps. Every answer is what its adapter gives alone:
 
 # %%
 for request in requests:
@@ -473,11 +474,11 @@ for request in requests:
 #
 # A request needs memory for the keys and values of its tokens, and an adapter for its $A$ and $B$.
 # Both take *pages* of one pool; a page holds the keys and values of one token. How many pages go to
-# adapters and how many to keys need not be chosen beforehand. When pages run short, the adapter
-# that was not used for the longest time is dropped, but never one that a request is using.
+# adapters and how many to keys need not be chosen beforehand. When pages run short, the least
+# recently used adapter is dropped, but never one that a request is using.
 #
-# A request takes its pages, prompt and answer, when it starts. It can then never be stopped halfway
-# because the memory is full.
+# A request takes the pages for its prompt and its answer when it starts. So it can never be stopped
+# halfway because the memory is full.
 #
 # **Predict.** The three adapters take 58, 58 and 116 pages. We serve the same requests with a pool
 # of 200. What changes: the answers, the number of steps, or both?
@@ -495,9 +496,8 @@ print("pages of adapters after each step:", *(counts.held for _, counts in tight
 assert list(sizes.values()) == [58, 58, 116]
 assert [request.tokens for request in tight] == [request.tokens for request in requests]
 assert len(tight_steps) > len(steps) and max(c.loaded for _, c in tight_steps) == 2
-for history in (steps, tight_steps):
-    last = history[-1][1]
-    assert last.free + last.held == last.pages  # all pages of keys came back
+for _, counts in (steps[-1], tight_steps[-1]):
+    assert counts.free + counts.held == counts.pages  # all pages of keys came back
 
 # %% alt="Above, a chart of seven requests over the steps: who waits, who reads a prompt and who writes, coloured by adapter. Below, the pages of adapters and of keys in the pool of 200 after each step"
 colours = {"anna": BLUE, "ben": ORANGE, "cleo": GREEN, None: GREY}
@@ -526,35 +526,35 @@ low.legend(frameon=False, loc="upper left", ncols=3)
 plt.show()
 
 # %% [markdown]
-# The answers are the same, and the steps are more. Cleo's adapter does not fit beside those of Anna
-# and Ben while both are in use. So Cleo waits, although there is a place in the batch, and those who
-# fit pass her: the base, Anna and Ben. Then one of the other two adapters is dropped, and both of
-# Cleo's requests run. At most 32 requests may pass one that waits; the next ones stay in the queue
-# until it has started. So nobody waits forever.
+# The answers are the same, but they take more steps. Cleo's adapter does not fit beside those of
+# Anna and Ben while both are in use. So Cleo waits, although there is a place in the batch, and
+# requests that fit overtake hers: those of the base, Anna and Ben. Then one of the other two
+# adapters is dropped, and both of Cleo's requests run. At most 32 requests may overtake one that
+# waits; the next ones stay in the queue until it has started. So nobody waits forever.
 
 # %%
-print("each request was passed by", *(request.overtaken for request in tight))
+print("each request was overtaken by", *(request.overtaken for request in tight))
 assert tight[2].overtaken == 3 and OVERTAKEN == 32
 
 # %% [markdown]
 # ## What to remember
 #
 # * An adapter multiplies few numbers, so a mixed batch costs little more than the base alone.
-# * Distinct adapters in one batch share nothing. Their numbers are read once for few rows, and that
-#   is what grows.
+# * Distinct adapters in one batch share nothing. The numbers of each are read for few rows, so the
+#   cost grows with the number of distinct adapters.
 # * Which adapter a row uses belongs to the batch, not to the model. A model that can be switched is
 #   wrong as soon as two requests take turns.
 #
-# `lora-np serve` is this engine behind the API of OpenAI's clients, and `docs/serving.md` measures
-# it.
+# `lora-np serve` puts this engine behind the API of OpenAI's clients, and `docs/serving.md`
+# measures it.
 #
 # ## Exercises
 #
 # 1. A batch has 1,024 rows and 64 distinct adapters, with $d$ and $r$ as above. Predict both
 #    counts, multiplied and read, over those of the base alone. Then measure the segmented form.
 #    Why is it nearer to 1 than with 64 rows?
-# 2. Give half of the adapters rank 64 and the others rank 2. Predict how many numbers a program
-#    multiplies that pads all of them with zeros to rank 64, and how many the segmented form does.
-#    Measure both, and check that the results agree.
+# 2. Give half of the adapters rank 64 and the others rank 2. Predict how many numbers the segmented
+#    form multiplies, and how many a program that pads all of them with zeros to rank 64. Measure
+#    both, and check that the results agree.
 # 3. Serve the requests with 128 pages. One of them fails: predict which, read its `error`, and
 #    check that all others have their answers and that all pages come back.

@@ -45,14 +45,15 @@ def add_serve(commands: Any) -> None:
         type=int,
         default=8192,
         metavar="N",
-        help="of memory for keys and adapters; a page holds the keys of one token; default: 8192",
+        help="pages of memory for keys and adapters; a page holds the keys of one token; "
+        "default: 8192",
     )
     add(
         "--queue",
         type=int,
         default=1024,
         metavar="N",
-        help="requests that wait or run; one more is refused with 429; default: 1024",
+        help="the most requests that wait or run; one more is refused with 429; default: 1024",
     )
     add(
         "--keep-quantised",
@@ -90,7 +91,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from lora_np.serve.names import folders_in
 
     a = arguments
-    _expect_one_way(a)  # what is wrong is said before the model is read
+    _expect_one_way(a)  # before the model is read, which takes long
     aliases, limits = [alias_of(text) for text in a.alias], Limits(queue=a.queue)
     folders = folders_in(a.adapters)
     place = Path(a.model).absolute()

@@ -42,7 +42,7 @@ def add_serve_bench(commands: Any) -> None:
     add = parser.add_argument
     model = "small (default), a random Llama of 3.1M parameters; smollm2, or a folder, a .gguf "
     add("--model", metavar="NAME", help=f"{model}file or a wheel")
-    only = "measurements, with commas; default: pool,distinct,disk,wide for the small model, "
+    only = "measurements, separated by commas; default: pool,distinct,disk,wide for small, "
     add("--only", type=names, metavar="NAMES", help=f"{only}real,long for others")
     add("--batch", type=int, metavar="N", help="rows of a batch; default: 64")
     add("--prompt", type=int, metavar="N", help="tokens of a prompt; default: 16")
@@ -50,7 +50,7 @@ def add_serve_bench(commands: Any) -> None:
     contexts = "tokens of the prompts of real and long; default: 64,512,2048"
     add("--contexts", type=whole_numbers, metavar="N,N", help=contexts)
     add("--r", type=int, help="rank of the adapters; default: 8")
-    modules = "adapted layers, with commas; default: q_proj,v_proj"
+    modules = "adapted layers, separated by commas; default: q_proj,v_proj"
     add("--target-modules", type=targets, metavar="NAMES", help=modules)
     add("--rounds", type=int, metavar="N", help="turns of each side; default: 7")
     requests = "requests of a round of disk; default: 2048"

@@ -9,7 +9,7 @@ An all-reduce is a reduce-scatter and an all-gather: a member adds up its own sh
 and then all members receive all shares. Each number is added up once, in the order of the members,
 so that all members hold bit-equal sums.
 
-What is counted is the numbers that a member reads from another one. For p members:
+The numbers that a member reads from another one are counted. For p members:
 
 - all-gather: each of the n numbers is read by the p - 1 others, (p - 1) n in total;
 - all-reduce of n numbers: (p - 1) n to add them up, and (p - 1) n to hand the sums out.
@@ -46,7 +46,7 @@ class Exchange:
     dtype : numpy dtype
         Of the arrays that are exchanged.
     kinds : sequence of str
-        The numbers of each kind of exchange are counted apart.
+        Names of the kinds of exchange; the numbers of each kind are counted separately.
 
     Examples
     --------
@@ -77,7 +77,7 @@ class Exchange:
         self._arrived = [[context.Semaphore(0) for _ in range(size)] for _ in range(size)]
 
     def sent(self) -> dict[str, int]:
-        """Return by kind how many numbers have passed from one member to another."""
+        """Return how many numbers members have read from one another, by kind."""
         return dict(zip(self.kinds, self._counts.sum(axis=0).tolist()))
 
     def all_gather(
@@ -126,7 +126,7 @@ class Exchange:
     # ------------------------------------------------------------------------ who is still there
 
     def know(self, pids: Sequence[int]) -> None:
-        """Remember the members' processes, so that one that has ended is not waited for."""
+        """Remember the members' processes, so that nobody waits for one that has ended."""
         self._pids[:] = pids
 
     def fail(self) -> None:

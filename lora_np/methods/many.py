@@ -5,12 +5,12 @@ targets of these rows. Together they have the loss::
 
     L = L_0 + L_1 + ...         dL/dA_a = dL_a/dA_a,    dL/dB_a = dL_a/dB_a
 
-because L_b does not depend on A_a and B_a for another b. So each adapter's gradient is the one that
-it would have alone, while the large products, with the frozen base, are computed once for all rows
-(ops/many.py). An optimizer that computes entry by entry (SGD, Adam, AdamW) then takes each adapter
-where it would go alone; the norm of a gradient is taken of each adapter, for clipping.
+because only L_a depends on A_a and B_a. So each adapter has the gradient that it would have alone,
+while the large products, with the frozen base, are computed once for all rows (ops/many.py). An
+optimizer that computes entry by entry (SGD, Adam, AdamW) then makes the steps that it would make
+for each adapter alone. Clipping takes the norm of each adapter's gradient by itself.
 
-Each batch is computed by a tree of layers that know its rows' adapters (rows.py).
+Each batch is computed by a tree of layers that know the adapters of its rows (rows.py).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Together(Layer):
     (`accumulate`, `threads`, `processes`). After training, the models hold the trained values.
 
     An adapter without a row in a batch has the gradient zero in this step, which Adam counts as a
-    step: to train each as if alone, give every batch rows of all. Dropout of the base, if an rng
-    is given, draws other masks than alone.
+    step: to train each as if alone, give every batch rows of all. If an rng is given, dropout of
+    the base draws other masks than it would for one adapter alone.
 
     Parameters
     ----------
@@ -118,10 +118,11 @@ class Together(Layer):
         `count` (number of adapters,) divides each adapter's sum; by default ``number(batch)``.
         """
         model = with_rows(self.models[0], self.models, ids)
-        counts = self.number((tokens, targets, ids)) if count is None else count
+        own = self.number((tokens, targets, ids))  # (number of adapters,)
+        counts = own if count is None else count
         y, _, body = model.outputs(tokens, rng=rng)  # (n, T, d)
         total, losses = like(np.zeros((), y.dtype), y), []
-        for a in np.flatnonzero(self.number((tokens, targets, ids))).tolist():
+        for a in np.flatnonzero(own).tolist():
             here = like(np.flatnonzero(to_host(ids) == a), y)
             loss, cache = head_loss_forward(
                 y[here], model.head().value, targets[here], count=int(counts[a])

@@ -1,16 +1,15 @@
 """LoRA with an adapter for each row of a batch, as layers.
 
-A layer must know its rows' adapters, but it has no state for that: :func:`with_rows` makes a tree
-of layers for the ids of a batch, over the same Parameters, as for packed rows
-(layers/attention.py).
-The products are those of ops/many.py.
+A layer must know the adapters of its rows, but a model has no state for that. So :func:`with_rows`
+makes a new tree of layers for each batch, over the same Parameters, as is done for packed rows
+(layers/attention.py). The products are those of ops/many.py.
 
 Source: Sheng et al. (2023), S-LoRA, arXiv:2311.03285, section 5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from lora_np.parameters import Grads, Parameter
 
 
 class RowsLoRA(Layer):
-    """A linear layer with the adapter of each row.
+    """y_n = x_n W0^T + b + s_a (x_n A_a^T) B_a^T with the adapter a of each row n.
 
     Parameters
     ----------
@@ -81,23 +80,46 @@ def with_rows(model: Any, models: Sequence[Any], ids: Array | Sequence[int]) -> 
     All Parameters are used, not copied; -1 is the base alone. A model that does not adapt a layer
     leaves its rows to the base there.
     """
-    number = len(models)
-    whole = Rows(ids, number)
-    of_path: dict[str, dict[int, LoRALinear]] = {}
-    for a, other in enumerate(models):
-        for path, layer in adapters(other).items():
-            of_path.setdefault(path, {})[a] = layer
-    made: dict[tuple[int, ...], Rows] = {tuple(range(number)): whole}  # shared by the layers
+    layers = [adapters(other) for other in models]
 
-    def place(path: str, layer: Layer) -> Layer | None:
-        if path not in of_path:
+    def layer_of(path: str, linear: Linear, here: Sequence[int], rows: Rows) -> Layer:
+        return RowsLoRA(linear, [layers[a][path] for a in here], rows)
+
+    return route(model, layers, ids, layer_of)
+
+
+def route(
+    model: Any,
+    paths: Sequence[Collection[str]],
+    ids: Array | Sequence[int],
+    make: Callable[[str, Linear, Sequence[int], Rows], Layer],
+) -> Any:
+    """Return a tree of layers like `model`, with another layer wherever an adapter is.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    paths : sequence of collections of str
+        The paths of the layers that each adapter adapts.
+    ids : integer array, shape (n,)
+        The number of each row's adapter; -1 is the base alone.
+    make : callable
+        ``make(path, linear, here, rows)`` returns the layer for the place of `linear`. `here` are
+        the numbers of the adapters that adapt it, and `rows` numbers these from 0.
+    """
+    everyone = tuple(range(len(paths)))
+    rows_of = {everyone: Rows(ids, len(paths))}  # by `here`: shared by the layers
+    adapted = set().union(*paths)
+
+    def replace(path: str, layer: Layer) -> Layer | None:
+        if path not in adapted:
             return None
-        present = tuple(of_path[path])
-        if present not in made:
-            numbers = np.full(number + 1, -1)  # the last one is for the id -1
-            numbers[list(present)] = np.arange(len(present))
-            made[present] = Rows(numbers[whole.ids], len(present))
+        here = tuple(a for a in everyone if path in paths[a])
+        if here not in rows_of:
+            numbers = np.full(len(paths) + 1, -1)  # the last one is for the id -1
+            numbers[list(here)] = np.arange(len(here))
+            rows_of[here] = Rows(numbers[rows_of[everyone].ids], len(here))
         base: Any = layer.base if isinstance(layer, Adapter) else layer
-        return RowsLoRA(base, list(of_path[path].values()), made[present])
+        return make(path, base, here, rows_of[here])
 
-    return rebuild(model, lambda p: p, place)
+    return rebuild(model, lambda p: p, replace)

@@ -1,9 +1,9 @@
 """LoRA with an adapter for each row: y_n = x_n W0^T + b + s_a (x_n A_a^T) B_a^T, a = ids[n].
 
 Shapes: x (n, ..., in), ids (n,), W0 (out, in), A_a (r_a, in), B_a (out, r_a), b (out,),
-y (n, ..., out). Row n of x, with all its samples, has the adapter ids[n]; -1 is the base alone. W0
-is multiplied once with all rows, whatever their adapters, and this is the large product: the others
-have a side of length r_a. So a batch may mix adapters, and W0 never changes.
+y (n, ..., out). Row n of x, with all its samples, has the adapter ids[n]; -1 is the base alone. The
+large product, with W0, is computed once for all rows, whatever their adapters; the products with
+A_a and B_a are thin. So a batch may mix adapters, and W0 never changes.
 
 Derivation. Given the ids, a row's output depends on its own adapter alone, as in lora.py, so for
 each row::
@@ -12,15 +12,16 @@ each row::
     du_n = s_a dy_n B_a                (..., r_a)
     dx_n = dy_n W0 + du_n A_a          (..., in)
 
-A_a is used by all the rows of adapter a and by no other row; its gradients are sums over those::
+A_a and B_a are used by the rows of adapter a and by no other row; their gradients are sums over
+these rows::
 
     dB_a = s_a sum over ids[n] = a of dy_n^T u_n       (out, r_a)
     dA_a = sum over ids[n] = a of du_n^T x_n           (r_a, in)
 
 W0 and b are used by all rows: dW0 = dy^T x and db = 1^T dy, over all of them.
 
-The code copies the factors of every row's adapter side by side and multiplies row by row, one rank
-at a time, so that a small rank is never filled up with zeros to a larger one.
+The code copies A and B for every row and multiplies row by row. It takes the rows of one rank at a
+time, so that a small rank is never padded with zeros to a larger one.
 
 Source: Chen et al. (2023), Punica, arXiv:2310.18547 (the gathered product, and SGMV, which is
 ops/fast/many.py); Sheng et al. (2023), S-LoRA, arXiv:2311.03285, section 5.
@@ -47,7 +48,7 @@ BASE = -1  # the id of a row without an adapter
 class Rows:
     """The adapter of each row, and the rows sorted by adapter.
 
-    It is made once for a batch; all layers of a model can share it.
+    One object is made for a batch, and all layers of a model can share it.
 
     Parameters
     ----------
@@ -61,16 +62,22 @@ class Rows:
     ids : integer array, shape (n,)
     number : int
     here : slice or integer array
-        The rows that have an adapter, sorted by adapter: ``x[here]``. A slice, which copies
-        nothing, if they already lie so.
+        An index: ``x[here]`` are the k rows that have an adapter, sorted by adapter. It is a slice,
+        which copies nothing, if the rows are already in this order.
+    sorted : integer array, shape (k,)
+        The adapters of these rows, ``ids[here]``.
     segments : list of (int, int, int)
-        For each adapter that has a row: its number, and where its rows in ``x[here]`` start and
-        end.
+        For each adapter that has a row: its number, and the start and end of its rows in
+        ``x[here]``.
 
     Raises
     ------
-    TypeError, ShapeError, IndexError
-        If ids are not integers, not (n,), or not in -1 .. number - 1.
+    TypeError
+        If ids are not integers.
+    ShapeError
+        If ids are not of shape (n,).
+    IndexError
+        If an id is not in -1 .. number - 1.
 
     Examples
     --------
@@ -98,7 +105,7 @@ class Rows:
         return len(self.ids)
 
     def spans(self, m: int) -> list[slice]:
-        """Return where the samples of each segment stand, if each row has m of them."""
+        """Return the slice of each segment's samples, if every row has m samples."""
         if m == 1:  # as in generation, for every layer and token
             return self._spans
         return [slice(start * m, end * m) for _, start, end in self.segments]
@@ -147,8 +154,9 @@ def lora_rows_forward(
 
     Raises
     ------
-    ShapeError, IndexError
-        If the shapes do not fit (of the adapters, those with a row), or an id is out of range.
+    ShapeError, TypeError, IndexError, ValueError
+        If the shapes do not fit (an adapter without a row is not checked), or ids are not integers,
+        are out of range, or are Rows for another number of adapters.
 
     Examples
     --------
@@ -211,7 +219,7 @@ def check_rows(
     b: Array | None,
     scale: float | Sequence[float] | Array,
 ) -> tuple[Rows, float | Array]:
-    """Return the Rows and the scale, or raise unless the arguments of forward fit."""
+    """Return the Rows and the scale, or raise an error if an argument of forward does not fit."""
     which, each = check_ids(x, W0, adapters, ids, b, scale)
     for a, _, _ in which.segments:
         A, B = adapters[a]
@@ -228,7 +236,7 @@ def check_ids(
     b: Array | None,
     scale: float | Sequence[float] | Array,
 ) -> tuple[Rows, float | Array]:
-    """Return the Rows and the scale as :func:`check_rows`, without a look at the adapters."""
+    """Return the Rows and the scale; check all that :func:`check_rows` does but A and B."""
     expect_shape("W0", W0, None, None)
     expect_last("x", x, W0.shape[1])
     if b is not None:
@@ -253,7 +261,7 @@ def check_ids(
 
 
 def scale_of(scale: float | Array, own: np.ndarray, x: Array) -> Any:
-    """Return the scales of the adapters `own` (k,) in the dtype of x: one float, or (k, 1, 1)."""
+    """Return the scales of the adapters `own` (k,): one float, or (k, 1, 1) in the dtype of x."""
     if not isinstance(scale, np.ndarray):
         return scale
     return like(scale[own].astype(x.dtype), x)[:, None, None]
@@ -280,7 +288,7 @@ def _checked(ids: np.ndarray, number: int) -> np.ndarray:
 def _gathered(
     x: Array, adapters: Adapters, which: Rows
 ) -> Iterator[tuple[np.ndarray, Any, Array, Array]]:
-    """Yield for each rank: its k rows' adapters and places, A (k, r, in) and B (k, out, r)."""
+    """Yield, for the k rows of each rank, adapters and places (k,), A (k, r, in), B (k, out, r)."""
     xp, by_rank = get_xp(x), {}
     for n, a in enumerate(which.ids.tolist()):
         if a != BASE:
@@ -292,7 +300,7 @@ def _gathered(
 
 
 def on_device(here: Any, x: Array) -> Any:
-    """Return the rows `here`, a slice or a host array, as an index of x."""
+    """Return `here`, a slice or an array on the host, as an index of the rows of x."""
     return here if isinstance(here, slice) else like(here, x)
 
 
@@ -302,7 +310,7 @@ def by_row(x: Array) -> Array:
 
 
 def none_yet(adapters: Adapters, needed: bool) -> OfEach:
-    """Return a list with None for each adapter, if the gradients are needed."""
+    """Return a list with None for each adapter, or None if no gradient is needed."""
     nothing: list[Array | None] = [None] * len(adapters)
     return nothing if needed else None
 

@@ -11,7 +11,6 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +28,43 @@ Stamp = tuple[tuple[int, int, int], ...]  # of each file: what changes when it i
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]  # A (r, in) and B (out, r) by a layer's path
 
 
-_numbers = count()
-
-
 class Loaded:
     """An adapter in the pool.
 
-    Attributes
+    Parameters
     ----------
     name : str
     number : int
-        No two that were ever loaded have the same.
+        Each reading of a folder has a number of its own.
+    stamp : tuple
+        Of the files that were read; another stamp means that they have changed.
+    pool : Pool
+    lease : Lease
+        Pages of the pool, into which the factors are copied.
+    factors : dict of str to (B, A, scale)
+        By the path of the adapted layer.
+
+    Attributes
+    ----------
     size : int
         How many numbers it has.
     users : int
         How many running requests hold it.
-    scales : dict
+    scales : dict of str to float
         By the path of the adapted layer.
     """
 
     def __init__(
-        self, name: str, stamp: Stamp, pool: Pool, lease: Lease, factors: dict[str, Factors]
+        self,
+        name: str,
+        number: int,
+        stamp: Stamp,
+        pool: Pool,
+        lease: Lease,
+        factors: dict[str, Factors],
     ) -> None:
-        self.name, self.stamp, self.lease = name, stamp, lease
-        self.number, self.users = next(_numbers), 0
+        self.name, self.number, self.stamp, self.lease = name, number, stamp, lease
+        self.users = 0
         self.size = sum(B.size + A.size for B, A, _ in factors.values())
         self.scales = {path: float(scale) for path, (_, _, scale) in factors.items()}
         self._pool, self._moves = pool, -1
@@ -62,7 +74,7 @@ class Loaded:
             B[...], A[...], _ = factors[path]
 
     def pairs(self) -> Pairs:
-        """Return A and B of each adapted layer: views of the pool, current until it moves."""
+        """Return A and B of each adapted layer: views of the pool, valid until it moves leases."""
         if self._moves != self._pool.moves:
             numbers, at, self._pairs = self.lease.numbers, 0, {}
             for path, (of_A, of_B) in self._shapes.items():
@@ -91,7 +103,7 @@ class Adapters:
     Attributes
     ----------
     pages : int
-        Of the pool, which adapters hold.
+        How many pages of the pool adapters hold.
     reads : int
         How many times an adapter was read from its folder.
 
@@ -134,11 +146,14 @@ class Adapters:
 
     @property
     def loaded(self) -> int:
-        """How many adapters are in the pool, in their newest version."""
+        """How many adapters are in the pool; older versions that are still in use do not count."""
         return len(self._loaded)
 
     def add(self, folder: str | Path) -> str:
-        """Add an adapter's folder and return its name; nothing is read yet."""
+        """Add an adapter's folder and return its name; nothing is read yet.
+
+        A second folder of the same name raises CheckpointError.
+        """
         folder = Path(folder)
         name = folder_name(folder)
         if name in self._folders:
@@ -150,7 +165,7 @@ class Adapters:
         return name
 
     def remove(self, name: str) -> None:
-        """Forget an adapter; requests that run go on with what they hold."""
+        """Forget an adapter, or raise ValueError if it is unknown; who holds it may go on."""
         self.expect(name)
         del self._folders[name]
         self._sizes.pop(name, None)
@@ -173,7 +188,9 @@ class Adapters:
         return missing <= self._pool.free + self._idle or pages + own > self._pool.pages
 
     def hold(self, name: str) -> Loaded | None:
-        """Return an adapter, read if it is not in memory, for one more user; None without room.
+        """Return an adapter for one more user, or None if the pool has no room for it.
+
+        It is read from its folder if it is not in memory or its files have changed.
 
         Raises
         ------
@@ -214,12 +231,13 @@ class Adapters:
             self._let_go(held)
 
     def _let_go(self, held: Loaded) -> None:
+        """Give back the pages of an adapter that nobody uses."""
         self._pool.give_back(held.lease)
         self._idle -= held.lease.pages
         self.pages -= held.lease.pages
 
     def _stamp(self, name: str) -> Stamp:
-        """Return what changes when an adapter's files are written again."""
+        """Return times, sizes and inodes of an adapter's files, which change if one is written."""
         folder = self._folders[name]
         try:
             found = [os.stat(folder / file) for file in (CONFIG, TENSORS)]
@@ -231,7 +249,7 @@ class Adapters:
         return tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in found)
 
     def _read(self, name: str, stamp: Stamp) -> Loaded | None:
-        """Read an adapter into the pool, in place of an older version."""
+        """Read an adapter into the pool, in place of an older version; None if there is no room."""
         self._drop(name)
         factors = self._reader.factors(self._folders[name])
         pages = self._pool.pages_for(sum(B.size + A.size for B, A, _ in factors.values()))
@@ -244,7 +262,7 @@ class Adapters:
         if lease is None:
             return None
         self.reads += 1
-        self._loaded[name] = held = Loaded(name, stamp, self._pool, lease, factors)
+        self._loaded[name] = held = Loaded(name, self.reads, stamp, self._pool, lease, factors)
         self.pages += pages
         self._idle += pages
         return held

@@ -18,7 +18,7 @@ from lora_np.serve.errors import Refusal
 
 MOST_STOPS = 4  # strings, as in OpenAI's API
 MOST = 2**63  # whole numbers are below
-IGNORED = {  # what is not supported, and the values that ask for nothing
+UNSUPPORTED = {  # fields of OpenAI's, and their values that ask for nothing
     "n": (1,),
     "best_of": (1,),
     "echo": (False,),
@@ -203,11 +203,11 @@ def _only(given: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def _known(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Return the fields that are not null; refuse what would change the answer unseen."""
-    fields = _only(given, (*SHARED, *names, *IGNORED))
+    """Return the fields that are not null; refuse those that would ask for more than we do."""
+    fields = _only(given, (*SHARED, *names, *UNSUPPORTED))
     for name, value in fields.items():
-        if name in IGNORED and not any(_same(value, idle) for idle in IGNORED[name]):
-            idle = " or ".join(json.dumps(v) for v in IGNORED[name])
+        if name in UNSUPPORTED and not any(_same(value, idle) for idle in UNSUPPORTED[name]):
+            idle = " or ".join(json.dumps(v) for v in UNSUPPORTED[name])
             raise Refusal(
                 f"{name} = {shown(value)} is not supported: leave the field out, or send {idle}",
                 param=name,
@@ -318,7 +318,7 @@ def _prompt(value: Any) -> str | tuple[int, ...]:
 
 
 def _message(i: int, message: Any) -> dict[str, str]:
-    """Return a message with a role of the template's and one text."""
+    """Return a message with a role that chat templates know, and one text."""
     where = f"messages[{i}]"
     if not isinstance(message, dict):
         raise _wrong(where, message, 'an object, such as {"role": "user", "content": "hi"}')
@@ -338,7 +338,7 @@ def _message(i: int, message: Any) -> dict[str, str]:
 
 
 def _content(where: str, content: Any) -> str:
-    """Return the text of a content: a string, or parts that are texts."""
+    """Return the text of a message's content, which is a string or a list of text parts."""
     if isinstance(content, str):
         return content
     texts = []

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,11 @@ from lora_np.serve.pool import Pool
 from lora_np.serve.request import Counts, Request
 from lora_np.serve.routed import routed
 
-READ = 256  # tokens of prompts read in a step: those who write wait no longer than that takes
+READ = 256  # tokens of prompts read in a step: requests that write wait no longer than this takes
+READ_ALONE = 2048  # the same if no request is writing
 ROOM = 16  # pages: rooms are multiples, so that many are of one size and attend in one product
 OVERTAKEN = 32  # requests that may overtake one that does not fit yet
-LOOKED_AT = 64  # requests in the queue that are looked at in a step
+LOOKED_AT = 64  # requests that do not fit yet, after which no later one is looked at
 
 
 @dataclass(eq=False)
@@ -82,7 +82,8 @@ class Engine:
     folders : iterable of str or Path
         Of adapters, in PEFT's format: LoRA of linear layers, of any ranks.
     pages : int
-        The pool's pages. A page holds one token's keys and values, or as many numbers of adapters.
+        The pool's pages. A page holds the keys and values of one token in all layers, or as many
+        numbers of adapters.
     batch : int
         The most requests that run together.
 
@@ -132,11 +133,14 @@ class Engine:
         return self.adapters.names
 
     def load(self, folder: str | Path) -> str:
-        """Add an adapter's folder and return its name."""
+        """Add an adapter's folder and return its name; CheckpointError if the name is taken."""
         return self.adapters.add(folder)
 
     def unload(self, name: str) -> None:
-        """Forget an adapter; requests that run with it go on, and those that wait will fail."""
+        """Forget an adapter; requests that run with it go on, and those that wait will fail.
+
+        An unknown name raises ValueError.
+        """
         self.adapters.remove(name)
 
     def counts(self) -> Counts:
@@ -188,13 +192,10 @@ class Engine:
         ValueError
             If the request can never run: an unknown adapter, a prompt that is empty or has tokens
             outside the vocabulary, n < 1, or prompt + n above the context or the pool.
-        TypeError
-            If n is not an integer.
         """
         if adapter is not None:
             self.adapters.expect(adapter)
         check_drawing(temperature, top_k, top_p)
-        n = index(n)
         tokens = self._checked(prompt, n)
         rng = np.random.default_rng(seed) if temperature > 0 else None
         stops = frozenset(int(token) for token in stop)
@@ -252,8 +253,8 @@ class Engine:
     def _start(self) -> None:
         """Start waiting requests that fit, in their order."""
         passed: list[Request] = []  # those that do not fit
-        for request in list(islice(self._waiting, LOOKED_AT)):
-            if len(self._running) >= self.batch:
+        for request in list(islice(self._waiting, LOOKED_AT + self.batch)):
+            if len(self._running) >= self.batch or len(passed) >= LOOKED_AT:
                 break
             if any(earlier.overtaken >= OVERTAKEN for earlier in passed):
                 break
@@ -298,8 +299,9 @@ class Engine:
         return None
 
     def _chosen(self) -> list[tuple[_Running, Sequence[int]]]:
-        """Return who reads in this step, with their next tokens; those of one adapter adjoin."""
-        left, chosen = READ, []
+        """Return the requests of this step with the tokens to read, sorted by adapter."""
+        writing = any(running.request.tokens for running in self._running)
+        left, chosen = READ if writing else READ_ALONE, []
         for running in self._running:
             tokens = running.next_tokens(max(left, 0))
             if not running.request.tokens:
@@ -313,7 +315,7 @@ class Engine:
         tokens = np.array([[token] for _, own in chosen for token in own], np.int64)  # (N, 1)
         batch = Batch(self.pool, [Part(r.room, r.read, len(own)) for r, own in chosen])
         model = self._model_for(chosen)
-        with np.errstate(over="ignore", invalid="ignore"):  # each row is looked at below
+        with np.errstate(over="ignore", invalid="ignore"):  # _write checks each row
             y, _ = model.read(tokens, batch.memory(self.layout))  # (N, 1, d)
             writers, ends = [], []
             for (running, own), end in zip(chosen, batch.ends.tolist()):
@@ -329,7 +331,7 @@ class Engine:
     def _model_for(self, chosen: list[tuple[_Running, Sequence[int]]]) -> Any:
         """Return the model of this batch: that of the last step if no row has changed.
 
-        At the second step of a batch it is made once more, as one that stays.
+        At the second step of a batch the model is made again, now as one that stays.
         """
         key = (tuple((r.number, len(own)) for r, own in chosen), self.pool.moves)
         last, model, steps = self._routed

@@ -1,4 +1,4 @@
-"""What the server answers when it does not answer: a status, and an error in OpenAI's shape."""
+"""The error that refuses a request: a status of HTTP, and JSON in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Refusal(ValueError):
     message : str
         What is wrong, and the way out, on one line.
     status : int
-        Of HTTP.
+        The status of the HTTP response.
     param : str, optional
         The field of the request that is at fault.
     code : str, optional
-        A word for programs.
+        A word by which programs recognise the error.
     retry_after : int, optional
         Seconds after which the same request may succeed.
 

@@ -38,7 +38,8 @@ class KeyLayout(NamedTuple):
     layers, heads, d_head : int
         Attention layers, heads of keys in each, and their width.
     memory : nested list
-        The body's memory, with None for what is not keys, and an attention layer's number.
+        The shape of the body's memory: an attention layer's number in place of its keys, and None
+        for layers that remember nothing.
     dtype : numpy dtype
     """
 
@@ -50,7 +51,7 @@ class KeyLayout(NamedTuple):
 
     @property
     def page(self) -> int:
-        """The numbers of one token."""
+        """How many numbers the keys and values of one token have, in all layers."""
         return self.layers * 2 * self.heads * self.d_head
 
 
@@ -60,7 +61,8 @@ def key_layout(model: LanguageModel) -> KeyLayout:
     Raises
     ------
     ValueError
-        If the model has a layer that remembers something else, or starts with rows of its own.
+        If a layer remembers something else than keys, keys differ in shape between layers, or the
+        model puts rows of its own before the text.
     """
     if model.start.length or model.start.rows:
         raise ValueError("the model has rows before the text: serve its base")
@@ -92,7 +94,7 @@ class KeyRoom:
     ----------
     pool : Pool
     lease : Lease
-        Of one page a token.
+        One page for each token.
     layout : KeyLayout
     """
 
@@ -157,10 +159,10 @@ class PagedKeys:
         return self
 
     def attend(self, q: np.ndarray, attention: Attention) -> np.ndarray:
-        """Return ``attention(q, k, v)`` of each token over its request's own, q (N, heads, 1, d).
+        """Return the attention (N, heads, 1, d) of each token over its own request's keys.
 
-        Requests with several tokens, whose prompts are being read, call `attention` in groups;
-        all others share :func:`attend_one`.
+        q is (N, heads, 1, d). Requests with several tokens, whose prompts are being read, call
+        ``attention(q, k, v)`` in groups; all others share :func:`attend_one`.
         """
         out = np.empty_like(q)
         for group in self._batch.several:
@@ -188,17 +190,21 @@ class Batch:
     Attributes
     ----------
     positions : tuple of int
-        Of each token in its own text.
-    single : numpy.ndarray
-        The places of tokens that are their request's only ones in the batch, in the order of their
+        The position of each token in its own text.
+    rows : integer array, shape (N,)
+        Where the keys of each token go in layer 0, as rows of the pool: see ``KeyRoom.row``.
+    sizes : integer array, shape (N,)
+        The pages of each token's lease: how far the values lie behind the keys, in rows.
+    single : integer array
+        The places in the batch of tokens that are their request's only ones, in the order of their
         rooms.
     grids : list of (keys, values)
-        The rooms of these tokens: R that lie side by side and are of one size are one array, by
-        layer (layers, R, G, d, n) and (layers, R, G, n, d), with n for the one that sees most.
-    unseen : numpy.ndarray or None
-        Which of these places a single token does not see, (N, 1, 1, n); None if it sees all.
+        The rooms of these tokens. R rooms that adjoin and are of one size are one array, by layer:
+        (layers, R, G, d, n) and (layers, R, G, n, d), with n of the token that sees most.
+    unseen : array of bool, shape (N, 1, 1, n), or None
+        Which of these places a single token does not see; None if each sees all.
     several : list of list of (int, Part)
-        The other parts, with the place of their first token, in groups that attend together.
+        The other parts, each with the place of its first token, in groups that attend together.
     """
 
     def __init__(self, pool: Pool, parts: Sequence[Part]) -> None:
@@ -236,8 +242,8 @@ class Batch:
 def in_groups(parts: Sequence[tuple[int, Part]]) -> list[list[tuple[int, Part]]]:
     """Return parts in groups: prompts read from their start, each at least half the longest.
 
-    Filled up at its end, a shorter prompt gives the same numbers: no token sees those after it. A
-    part of a prompt that was read before is alone in its group.
+    A shorter prompt is padded at its end, which changes none of its numbers, since no token sees
+    those after it. The next part of a prompt whose first part was read before forms a group alone.
 
     Examples
     --------
@@ -258,9 +264,9 @@ def in_groups(parts: Sequence[tuple[int, Part]]) -> list[list[tuple[int, Part]]]
 
 
 def side_by_side(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Return arrays (heads, T_i, d) as one (N, heads, T, d), filled up with zeros at the end.
+    """Return arrays (heads, T_i, d) as one (N, heads, T, d), padded with zeros at the end.
 
-    One array alone is not copied.
+    A single array is not copied.
     """
     if len(arrays) == 1:
         return arrays[0][None]

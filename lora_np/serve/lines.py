@@ -1,4 +1,4 @@
-"""A file of requests, answered in mixed batches: one JSON object a line, and one for each answer.
+"""A file of requests, one JSON object a line, answered in mixed batches: one line for each answer.
 
 A line holds what the body of ``/v1/chat/completions`` or ``/v1/completions`` would hold (api.py): a
 line with messages is a chat, and any other a completion. It may have a `custom_id`, which its
@@ -22,7 +22,7 @@ from lora_np.serve.api import Call, chat_of, completion_of
 from lora_np.serve.engine import LOOKED_AT, Engine
 from lora_np.serve.errors import Refusal
 from lora_np.serve.names import Names
-from lora_np.serve.prompt import most_new, prompt_of
+from lora_np.serve.prompt import most_new, options_of, prompt_of
 from lora_np.serve.request import Request
 from lora_np.serve.text import AnswerText
 
@@ -130,7 +130,7 @@ class _Answer:
         self.said, self.prompt = "", 0
 
     def submit(self, engine: Engine, tokenizer: Tokenizer) -> None:
-        """Put the request into the engine's queue; what can never run has an error."""
+        """Put the request into the engine's queue; if it can never run, keep the error."""
         call = self.line.call
         self.text = AnswerText(tokenizer, call.stop)
 
@@ -146,10 +146,7 @@ class _Answer:
                 self.adapter,
                 prompt,
                 most_new(call, prompt, engine.model.block_size, LONGEST),
-                stop=tokenizer.ends,
-                temperature=call.temperature,
-                top_p=None if call.top_p == 1 else call.top_p,
-                seed=call.seed,
+                **options_of(call, tokenizer),
                 on_token=take,
             )
         except ValueError as error:
@@ -162,11 +159,11 @@ class _Answer:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether no more tokens will come."""
         return self.request is None or self.request.over
 
     def written(self) -> dict[str, Any]:
-        """Return the answer as it is written."""
+        """Return the JSON object of the answer's line."""
         found: dict[str, Any] = {"line": self.line.number}
         if self.line.custom_id is not None:
             found["custom_id"] = self.line.custom_id
@@ -175,13 +172,12 @@ class _Answer:
             return found | (error if isinstance(error, Refusal) else Refusal(str(error))).body()
         assert self.request is not None, "without an error there is a request"
         finish = "stop" if self.text.stopped else self.request.finish
-        usage = {"prompt_tokens": self.prompt, "completion_tokens": self.new}
-        usage["total_tokens"] = self.prompt + self.new
+        usage = self.text.usage(self.prompt)
         text = self.said + self.text.flush()
         return found | {"model": self.model, "text": text, "finish_reason": finish, "usage": usage}
 
 
 def write_line(file: Any, answer: dict[str, Any]) -> None:
-    """Write an answer as a line, at once: what is answered stays if the run is stopped."""
+    """Write an answer as a line and flush it, so that it stays if the run is stopped."""
     file.write(json.dumps(answer, ensure_ascii=False) + "\n")
     file.flush()

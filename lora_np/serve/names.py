@@ -19,7 +19,7 @@ from lora_np.serve.errors import Refusal
 
 
 class Names:
-    """What may be asked for.
+    """The names that a request may give as its model.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class Names:
     adapters : iterable of str
     aliases : iterable of Alias
     rng : numpy.random.Generator
-        Draws for an alias if a request names no user.
+        Draws an alias's adapter if a request names no user.
 
     Raises
     ------
@@ -85,7 +85,7 @@ class Names:
         Raises
         ------
         Refusal
-            If the name is unknown; the message has the nearest ones.
+            If the name is unknown; the message lists the nearest ones.
         """
         if name in self.aliases:
             name = self.aliases[name].pick(user, self._rng)
@@ -94,7 +94,7 @@ class Names:
         return self.adapter(name)
 
     def adapter(self, name: str, field: str = "model") -> str:
-        """Return the name of an adapter; the Refusal of a field names the nearest ones."""
+        """Return the name of an adapter, or raise a Refusal of `field` with the nearest names."""
         if name not in self.adapters:
             near = hint(name[:100], self.all())
             raise Refusal(
@@ -115,7 +115,7 @@ class Names:
             )
 
     def expect_unused(self, name: str) -> None:
-        """Raise Refusal if an alias needs an adapter."""
+        """Raise Refusal if an alias needs the adapter."""
         for alias in self.aliases.values():
             if any(adapter == name for adapter, _ in alias.weights):
                 raise Refusal(
@@ -125,7 +125,7 @@ class Names:
 
 
 def folders_in(root: Path) -> list[Path]:
-    """Return the adapters' folders that lie directly in a folder, by name; hidden ones are left.
+    """Return the folders that lie directly in a folder, sorted by name, without hidden ones.
 
     Raises
     ------

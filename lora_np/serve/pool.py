@@ -1,13 +1,13 @@
-"""One memory of pages, from which requests take room for their keys and adapters for their weights.
+"""One memory in pages: requests take pages for their keys, and adapters for their weights.
 
-A page is a fixed number of numbers. Whoever needs memory takes a lease: a run of neighbouring
-pages, so that its numbers are one array, which matrix products read without copying. Keys and
+A page holds a fixed number of numbers. Whoever needs memory takes a lease: a run of neighbouring
+pages. The numbers of a lease are one array, which matrix products read without copying. Keys and
 adapters share the pages, so no split between the two has to be chosen beforehand (S-LoRA's unified
 paging).
 
 S-LoRA's kernels for GPUs read scattered pages as fast as neighbouring ones. NumPy would have to
-gather scattered pages into a new array at every step. So a lease is never scattered; when the free
-pages suffice but no run of them is long enough, the leases are moved together, once::
+gather scattered pages into a new array at every step. So a lease is never scattered. When the free
+pages suffice but no run of them is long enough, the pool moves its leases together once::
 
     aa..bbb.c...        d takes 5 pages: no run is that long
     aabbbc......        moved
@@ -51,8 +51,13 @@ class Pool:
     ----------
     pages : int
     page : int
-        The numbers of a page.
+        How many numbers a page holds.
     dtype : numpy dtype
+
+    Raises
+    ------
+    ValueError
+        If `pages` or `page` is below 1.
 
     Attributes
     ----------
@@ -85,7 +90,7 @@ class Pool:
 
     @property
     def pages(self) -> int:
-        """The number of all pages."""
+        """The number of pages, free or taken."""
         return len(self.memory)
 
     def pages_for(self, numbers: int) -> int:
@@ -96,7 +101,8 @@ class Pool:
         """Return a lease of so many pages, or None if there are not enough free ones.
 
         It is the first run that is long enough, or the last with `at_end`: two kinds of leases that
-        are taken from two sides leave each other whole runs.
+        are taken from two sides leave each other whole runs. Other leases may be moved. At least 1
+        page must be asked for, else ValueError is raised.
         """
         if pages < 1:
             raise ValueError(f"a lease of {pages} pages, expected at least 1")
@@ -116,7 +122,7 @@ class Pool:
         return lease
 
     def give_back(self, lease: Lease) -> None:
-        """Free the pages of a lease."""
+        """Free the pages of a lease; raise ValueError if it is not, or no longer, of this pool."""
         if lease not in self._leases:
             raise ValueError("the lease is not of this pool, or was given back before")
         self._leases.remove(lease)

@@ -1,6 +1,8 @@
-"""What a call asks of the engine: the tokens that the answer follows, and how many may come."""
+"""What a call asks of the engine: a prompt, how many tokens may follow, and how to draw them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from lora_np.pretrained import Tokenizer
 from lora_np.reading import shown
@@ -9,7 +11,7 @@ from lora_np.serve.errors import Refusal
 
 
 def prompt_of(call: Call, tokenizer: Tokenizer) -> list[int]:
-    """Return the tokens that the answer follows.
+    """Return the tokens of a call's prompt, or of its messages in the model's chat template.
 
     Raises
     ------
@@ -35,5 +37,19 @@ def prompt_of(call: Call, tokenizer: Tokenizer) -> list[int]:
 
 
 def most_new(call: Call, prompt: list[int], context: int, longest: int) -> int:
-    """Return how many tokens may come: max_tokens, or what the context and `longest` leave."""
+    """Return how many tokens may follow a prompt.
+
+    These are the call's max_tokens or, if it gives none, `longest`, unless the rest of the context
+    is shorter.
+    """
     return call.max_tokens or max(1, min(longest, context - len(prompt)))
+
+
+def options_of(call: Call, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return a call's options for :meth:`lora_np.serve.Engine.submit`."""
+    return {
+        "stop": tokenizer.ends,
+        "temperature": call.temperature,
+        "top_p": None if call.top_p == 1 else call.top_p,
+        "seed": call.seed,
+    }

@@ -17,11 +17,18 @@ class Request:
     Attributes
     ----------
     adapter : str or None
+        The adapter's name; None is the base alone.
     prompt : tuple of int
     n : int
         The most new tokens.
+    stop : frozenset of int
+        Tokens that end the answer.
+    temperature, top_k, top_p, rng
+        How a token is drawn; without a generator, the likeliest is taken.
+    on_token : callable or None
+        Called with each new token.
     tokens : list of int
-        The new tokens so far, with the stop token.
+        The new tokens so far, the stop token included.
     state : {"waiting", "running", "done", "failed", "cancelled"}
     finish : {"stop", "length"} or None
         Why it is done.
@@ -29,6 +36,8 @@ class Request:
         Why it failed.
     submitted, first, last : float or None
         When it was submitted, and when its first and its last token came: ``time.monotonic()``.
+    overtaken : int
+        How many later requests have started before it.
     """
 
     adapter: str | None
@@ -51,7 +60,7 @@ class Request:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether no more tokens will come."""
         return self.state not in ("waiting", "running")
 
 

@@ -4,10 +4,10 @@ The tree is made when the batch changes. Its layers share the base's Parameters,
 adapters and rows, and have no other state: two batches are two trees.
 
 There are two kinds of layers. :class:`RowsLinear` multiplies the rows of each adapter where its A
-and B lie (ops/fast/many.py): two products for each adapter. If an adapter has few rows, NumPy's
-cost of calling a product is most of their time. So for a batch that stays, :class:`CopiedRows`
-holds a copy of A and B for each row, side by side, as ops/many.py makes it for each call: then two
-products do all rows of a rank.
+and B lie (ops/fast/many.py): two products for each adapter. If adapters have few rows each, most of
+the time goes into calling these products. So for a batch that stays, :class:`CopiedRows` keeps a
+copy of A and B for each row, side by side, such as ops/many.py makes at each call. Two products
+then serve all rows of a rank.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import Array
-from lora_np.layers import Layer, Linear, Rng, rebuild
+from lora_np.layers import Layer, Linear, Rng
+from lora_np.methods.rows import route
 from lora_np.ops import Rows
 from lora_np.ops.fast import linear_forward, lora_rows_forward
 from lora_np.ops.many import by_row
@@ -38,7 +39,7 @@ class RowsLinear(Layer):
     scales : numpy.ndarray
         One for each adapter.
     rows : Rows
-        Which of them each row uses.
+        The adapter of each row of x (n, ..., in).
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class RowsLinear(Layer):
 
 
 class CopiedRows(RowsLinear):
-    """RowsLinear with copies of A and s B for every row, made when the layer is."""
+    """RowsLinear with copies of A and s B for every row, made once for all calls of forward."""
 
     def __init__(
         self,
@@ -103,27 +104,17 @@ def routed(model: Any, adapters: Sequence[Loaded], ids: Sequence[int], stays: bo
     adapters : sequence of Loaded
     ids : sequence of int
     stays : bool
-        Whether the model is used for many steps, so that copies pay, unless they are large.
+        Whether the model is used for many steps. Then copies pay, unless they are large.
     """
     if not adapters:
         return model
     stays = stays and sum(adapters[i].size for i in ids if i >= 0) <= COPIED
-    owners = [(held.pairs(), held.scales) for held in adapters]
-    adapted = {path for pairs, _ in owners for path in pairs}
-    numbers, rows_of = np.asarray(ids), {}
+    pairs = [held.pairs() for held in adapters]
 
-    def replace(path: str, layer: Layer) -> Layer | None:
-        if path not in adapted or not isinstance(layer, Linear):
-            return None
-        own = tuple(i for i, (pairs, _) in enumerate(owners) if path in pairs)
-        if own not in rows_of:  # most often all of them: once for the whole model
-            new = np.full(len(owners) + 1, -1)  # the last place is that of -1
-            new[list(own)] = np.arange(len(own))
-            rows_of[own] = Rows(new[numbers], len(own))
-        pairs = [owners[i][0][path] for i in own]
-        scales = np.array([owners[i][1][path] for i in own])
-        rows = rows_of[own]
+    def layer_of(path: str, linear: Linear, here: Sequence[int], rows: Rows) -> Layer:
+        scales = np.array([adapters[a].scales[path] for a in here])
         few = 0 < len(rows.sorted) <= FEW * len(rows.segments)
-        return (CopiedRows if stays and few else RowsLinear)(layer, pairs, scales, rows)
+        kind = CopiedRows if stays and few else RowsLinear
+        return kind(linear, [pairs[a][path] for a in here], scales, rows)
 
-    return rebuild(model, lambda p: p, replace)
+    return route(model, pairs, ids, layer_of)

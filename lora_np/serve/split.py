@@ -62,7 +62,7 @@ from lora_np.ops.contract import expect_shape
 from lora_np.ops.embedding import check_tokens
 from lora_np.ops.many import Rows
 from lora_np.parameters import Parameter
-from lora_np.serve.split_layers import Batch, Cut, for_batch, key_heads
+from lora_np.serve.split_layers import Cut, SplitBatch, for_batch, key_heads
 
 
 class Sent(NamedTuple):
@@ -189,7 +189,7 @@ class SplitModel:
         tokens, segments = item
         tree, head = self.parts[member]
         try:
-            batch = Batch(self.exchange, member, segments)
+            batch = SplitBatch(self.exchange, member, segments)
             y, _, _ = for_batch(tree, batch).outputs(tokens)  # (n, T, d)
             return head.product(y)
         except MemberLost as lost:

@@ -1,8 +1,8 @@
-"""The part of a layer, of its adapters and of a model that one member of a crew has.
+"""The part of a model, and of its adapters, that one member of a crew has.
 
-serve/split.py says how the products are cut, and what is sent. Here stand the two kinds of split
-layers, and the cut. A split layer is made for the rows of one batch (:func:`for_batch`): it has no
-hidden state.
+serve/split.py says how the products are cut, and what is sent. This file has the two kinds of split
+layers, and the cut. :func:`for_batch` makes split layers for the rows of one batch, so that they
+have no hidden state.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lora_np.ops.fast import linear_forward
 BASE, ADAPTERS = "base", "adapters"  # the kinds of numbers sent
 
 
-class Batch(NamedTuple):
-    """What a split layer knows of the rows before it."""
+class SplitBatch(NamedTuple):
+    """What a split layer knows of the rows that it gets."""
 
     exchange: Exchange
     member: int
-    segments: list[tuple[int, int, int]]  # of rows sorted by adapter: its number, first row, end
+    segments: list[tuple[int, int, int]]  # as of Rows: an adapter's number, its first row, its end
 
     def gather(self, parts: list[np.ndarray], widths: list[int]) -> list[np.ndarray]:
         """Return arrays (..., width) of which each member has its share of the last axis."""
@@ -69,12 +69,12 @@ class SplitLinear(Layer):
         The parts of the adapters' factors, by the adapter's number.
     """
 
-    batch: Batch
+    batch: SplitBatch
 
     def __init__(self, W: np.ndarray, b: np.ndarray | None, pairs: Mapping[int, Factors]) -> None:
         self.W, self.b, self.pairs = W, b, pairs
 
-    def of(self, batch: Batch) -> SplitLinear:
+    def of(self, batch: SplitBatch) -> SplitLinear:
         """Return this layer for the rows of a batch."""
         twin = object.__new__(type(self))
         vars(twin).update(vars(self), batch=batch)
@@ -124,7 +124,7 @@ class SplitInputs(SplitLinear):
     """The second of two products, W2: a member has some of the inputs."""
 
     def forward(self, x: np.ndarray, rng: Rng = None) -> tuple[np.ndarray, Any]:
-        """Return the outputs (n, T, out) of all members' inputs, of which x (n, T, in / p)."""
+        """Return the outputs (n, T, out), to which the member's inputs x are (n, T, in / p)."""
         batch = self.batch
         y, _ = linear_forward(x, self.W)  # (n, T, out), a term of the sum
         own = shares(len(self.W), batch.exchange.size)[batch.member]
@@ -190,7 +190,7 @@ class Cut:
     def _with(
         self, path: str, layer: Any, outputs: Mapping[str, slice], last: str, sizes: Mapping
     ) -> Layer:
-        """Return `layer` with its linear layers cut, and the numbers of heads that it now has."""
+        """Return `layer` with its linear layers cut, and with `sizes`, the new numbers of heads."""
         cut: dict[str, Any] = {}
         for name, own in outputs.items():
             linear, pairs = getattr(layer, name), self._pairs(f"{path}.{name}")
@@ -206,11 +206,11 @@ class Cut:
 
 
 def key_heads(layer: CausalSelfAttention) -> int:
-    """Return the number of heads of keys: as many as of queries, unless queries share them."""
+    """Return the number of heads of keys; it is that of queries unless several share a head."""
     return getattr(layer, "n_kv_head", layer.n_head)
 
 
-def for_batch(tree: Any, batch: Batch) -> Any:
+def for_batch(tree: Any, batch: SplitBatch) -> Any:
     """Return a member's model for the rows of a batch."""
     return rebuild(
         tree, lambda p: p, lambda _, part: part.of(batch) if isinstance(part, SplitLinear) else None

@@ -94,6 +94,11 @@ class AnswerText:
         self.tokens += 1
         return "" if token in self._ends else self._cut.push(self._stream.push(token))
 
+    def usage(self, prompt: int) -> dict[str, int]:
+        """Return OpenAI's ``usage`` after a prompt of so many tokens."""
+        numbers = (prompt, self.tokens, prompt + self.tokens)
+        return dict(zip(("prompt_tokens", "completion_tokens", "total_tokens"), numbers))
+
     def flush(self) -> str:
         """Return the rest of the text, when no token follows."""
         return self._cut.push(self._stream.flush()) + self._cut.flush()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_np.serve.api import IGNORED, chat_of, completion_of, object_of, words_of
+from lora_np.serve.api import UNSUPPORTED, chat_of, completion_of, object_of, words_of
 from lora_np.serve.errors import Refusal
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -124,9 +124,9 @@ def test_options_of_a_stream_may_be_empty():
     assert not chat(stream=True, stream_options={}).include_usage
 
 
-@pytest.mark.parametrize("field", IGNORED)
+@pytest.mark.parametrize("field", UNSUPPORTED)
 def test_what_is_not_supported_passes_only_if_it_asks_for_nothing(field):
-    for idle in (None, *IGNORED[field]):
+    for idle in (None, *UNSUPPORTED[field]):
         assert chat(**{field: idle}) == chat()
     problem = refused(chat, **{field: 2})
     assert (problem.param, problem.code) == (field, "unsupported_parameter")

@@ -319,7 +319,7 @@ def test_what_can_never_run_is_refused_at_submit(tmp_path, rng, arguments, said)
 @pytest.mark.parametrize("n", [2.5, "2", None])
 def test_a_number_of_tokens_that_is_no_integer_is_refused_at_submit(n):
     engine = Engine(llama(), [], pages=64, batch=4)
-    with pytest.raises(TypeError, match="integer"):
+    with pytest.raises(ValueError, match="expected a whole number"):
         engine.submit(None, [1], n)
     assert engine.counts().waiting == 0 and engine.submit(None, [1], np.int64(2)).n == 2
 

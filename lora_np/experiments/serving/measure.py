@@ -50,7 +50,7 @@ def take_turns(
 
 
 def _spent(side: Callable[[], object], count: int) -> tuple[float, float]:
-    """Return the CPU seconds and the seconds of one of so many repetitions."""
+    """Return the mean CPU seconds and seconds by the clock of `count` calls."""
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(count):
         side()
@@ -89,12 +89,13 @@ class Asked(NamedTuple):
 
 
 class InBatch(NamedTuple):
-    """What was in the batch, over the steps of a run: the middle step's, and the most.
+    """How many requests and adapters shared a step of a run.
 
     Attributes
     ----------
     rows, distinct : int
-        Requests that got a token in the step, and distinct adapters among them: the middle step.
+        Requests that got a token in a step, and distinct adapters among them: the medians over the
+        steps.
     most : int
         The most distinct adapters in a step.
     """
@@ -105,7 +106,7 @@ class InBatch(NamedTuple):
 
 
 def serve(engine: Engine, asked: Sequence[Asked], n: int) -> list[Request]:
-    """Return the requests, each answered by n tokens."""
+    """Serve requests, and return them, each answered with n tokens."""
     requests = [engine.submit(one.adapter, one.prompt, n) for one in asked]
     engine.run()
     expect_done(requests)
@@ -113,7 +114,7 @@ def serve(engine: Engine, asked: Sequence[Asked], n: int) -> list[Request]:
 
 
 def watched(engine: Engine, asked: Sequence[Asked], n: int) -> tuple[list[Request], InBatch]:
-    """Serve requests, and count in every step whose tokens came together."""
+    """Serve requests as :func:`serve` does, and count what was in the batch at each step."""
     step: list[Any] = []
     seen: list[tuple[int, int]] = []
 

@@ -1,6 +1,6 @@
-"""The side of PEFT: its mixed batch, the same base and the same folders of adapters.
+"""PEFT's side: its mixed batch, over the same base and the same folders of adapters.
 
-transformers and PEFT are imported here alone, when this side is asked for.
+Only this file imports transformers and PEFT, and only if this side is measured.
 """
 
 from __future__ import annotations

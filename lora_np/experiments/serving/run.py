@@ -1,4 +1,4 @@
-"""The measurements: what each side does, and the rows that come of it."""
+"""The measurements: what each side does, and the rows of results."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def pool_rows(bench: Bench) -> Iterator[Row]:
 
 
 def distinct_rows(bench: Bench) -> Iterator[Row]:
-    """Yield a row for each number of distinct adapters in the batch, all sides on it."""
+    """Yield a row for each number of distinct adapters in the batch, with all sides."""
     s = bench.settings
     prompts = bench.prompts(s.batch, s.prompt)
     folders = bench.shelf.folders(s.batch)

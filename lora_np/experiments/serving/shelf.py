@@ -12,7 +12,7 @@ from lora_np.adapters import save_adapter
 from lora_np.adapters.file import TENSORS
 from lora_np.methods import LoraConfig, inject
 
-DEVIATION = 0.1  # of an adapter's numbers: large enough to change answers
+DEVIATION = 0.1  # standard deviation of an adapter's numbers: large enough to change answers
 
 
 class Shelf:
@@ -32,7 +32,7 @@ class Shelf:
     Attributes
     ----------
     numbers : int
-        Of one adapter.
+        How many numbers an adapter has.
 
     Examples
     --------
@@ -59,7 +59,7 @@ class Shelf:
         self._write(0)  # its B was zero
 
     def folders(self, count: int) -> list[Path]:
-        """Return the first folders, written if they do not exist yet."""
+        """Return the first `count` folders; those that do not exist yet are written."""
         for number in range(self._written, count):
             shutil.copytree(self._path(0), self._path(number), ignore=lambda *_: {TENSORS})
             self._write(number)

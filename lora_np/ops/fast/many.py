@@ -1,9 +1,9 @@
 """LoRA with an adapter for each row, by segments: the rows sorted by adapter.
 
-The textbook copies A and B for every row. Here the rows of one adapter stand side by side, and are
-multiplied with its A and B where these lie: one thin product with each (Punica's segmented gather
-matrix-vector product, SGMV). Nothing is padded, neither rows nor ranks, and if the rows already lie
-sorted, x is not copied either. The large product is that of ops/fast/linear.py.
+The textbook copies A and B for every row. Here the rows of one adapter lie side by side, and one
+thin product with A and one with B serve all of them (Punica's segmented gather matrix-vector
+product, SGMV). A and B are not copied, nothing is padded, and x is not copied either if the rows
+are already sorted. The large product is that of ops/fast/linear.py.
 
 If the dtypes of x, W0 and the adapters differ, the textbook pair is called.
 
@@ -111,7 +111,7 @@ def lora_rows_backward(
 
 
 def _sorted(x: Array, which: Rows, scale: float | Array | None = None) -> Array:
-    """Return the samples (N, d) of the rows that have an adapter, sorted, and scaled if asked."""
+    """Return the sorted samples (N, d) of rows that have an adapter, times `scale` if given."""
     xs = by_row(x)[on_device(which.here, x)]  # (k, m, d)
     if scale is not None:
         xs = scale * xs
@@ -124,7 +124,10 @@ def _products(x: Array, spans: list[slice], matrices: list[Array]) -> list[Array
 
 
 def _add_to(y: Array, change: Array, which: Rows, scale: float | Array | None = None) -> None:
-    """Add the sorted changes (N, d), scaled if asked, to the rows of y (n, m, d)."""
+    """Add the sorted changes (N, d), times `scale` if given, to their rows of y (n, m, d).
+
+    Both y and `change` are written to.
+    """
     changes = change.reshape(len(which.sorted), *y.shape[1:])  # (k, m, d)
     if scale is not None:
         changes *= scale

@@ -34,7 +34,7 @@ class Answer:
     ----------
     finish : "stop", "length" or None
     prompt : int
-        Tokens of the prompt.
+        The number of tokens of the prompt.
     error : Refusal or None
         Why there is no answer.
     """
@@ -86,12 +86,7 @@ class Answer:
 
     def usage(self) -> dict[str, int]:
         """Return the numbers of tokens."""
-        new = self.text.tokens
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": new,
-            "total_tokens": self.prompt + new,
-        }
+        return self.text.usage(self.prompt)
 
     def _say(self, piece: str) -> None:
         if piece:
@@ -113,6 +108,7 @@ class Answer:
         self._service.over(self, outcome, event)
 
     def _failure(self, event: Any) -> Refusal | None:
+        """Return why there is no answer, as the client reads it, or None if nothing failed."""
         if isinstance(event, BaseException):
             return Refusal("the engine has stopped", 500, code="engine_stopped")
         if event.state != "failed":

@@ -53,7 +53,7 @@ def make_app(service: Service, port: int) -> ASGIApp:
 
 
 class Gate:
-    """Lets a request pass only if it was addressed to this machine by name.
+    """Lets a request pass only if its Host header names this machine.
 
     The server listens on 127.0.0.1, but a browser on the same machine runs pages of strangers. A
     page from http://evil.example may let that name point to 127.0.0.1 once it is loaded (DNS
@@ -156,10 +156,8 @@ async def body_of(request: Request, limits: Limits) -> bytes:
     if kind != "application/json":
         raise Refusal("send JSON, with the header Content-Type: application/json", 415)
     too_long = Refusal(f"the body has more than {limits.body} bytes", 413)
-    length = request.headers.get("content-length", "0")
-    if (
-        len(length) > 15 or int(length) > limits.body
-    ):  # the server has checked that these are digits
+    length = request.headers.get("content-length", "0")  # digits: the server has checked
+    if len(length) > 15 or int(length) > limits.body:
         raise too_long
     body = bytearray()
     try:
@@ -203,7 +201,10 @@ class AnswerResponse:
         self.answer.leave()
 
     async def _stream(self, send: Send) -> None:
-        """Send server-sent events. The head waits for the first piece: a failure has its status."""
+        """Send server-sent events.
+
+        The head waits for the first piece, so that an earlier failure has a status of its own.
+        """
         first = True
         try:
             async for piece in self.answer.pieces():

@@ -33,7 +33,7 @@ class PatientProtocol(H11Protocol):
         self._head = self._drop_later()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; stop waiting if a request is at work."""
+        """Take bytes; stop waiting once a request is being answered."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._head = _stopped(self._head)
@@ -51,7 +51,7 @@ class PatientProtocol(H11Protocol):
         self._reader = self._reader or self._drop_later()
 
     def resume_writing(self) -> None:
-        """Go on: the client has read."""
+        """Stop waiting: the client has read enough."""
         super().resume_writing()
         self._reader = _stopped(self._reader)
 
@@ -65,7 +65,7 @@ class PatientProtocol(H11Protocol):
 
 
 def _stopped(timer: asyncio.TimerHandle | None) -> None:
-    """Cancel a timer; return what takes its place."""
+    """Cancel a timer, and return None, which takes its place."""
     if timer is not None:
         timer.cancel()
 

@@ -50,7 +50,10 @@ class Summary:
         self.sum, self.count = self.sum + value, self.count + 1
 
     def quantile(self, q: float) -> float:
-        """Return the smallest of the last values that a share `q` of them does not exceed."""
+        """Return the smallest of the last values that a share `q` of them does not exceed.
+
+        It is nan if there are no values.
+        """
         ordered = sorted(self._last)
         return ordered[max(0, math.ceil(q * len(ordered)) - 1)] if ordered else math.nan
 

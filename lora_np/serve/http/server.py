@@ -40,7 +40,7 @@ def need_packages() -> None:
 
 
 def _print(line: str) -> None:
-    print(line, flush=True)  # who started this process may wait for it
+    print(line, flush=True)  # the program that started this one may wait for the line
 
 
 def serve_http(
@@ -107,7 +107,7 @@ def _listening(port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
-        listener.listen()  # who connects from now on waits for the server
+        listener.listen()  # a client that connects from now on waits for the server
     except (OSError, OverflowError) as error:
         listener.close()
         why = getattr(error, "strerror", None) or "0 to 65535 are ports"
@@ -167,7 +167,7 @@ class _Site:
         return SignalledServer(config, on_ready, self._on_signal)
 
     def _on_signal(self, signal: int) -> None:
-        """Begin to stop; the second time, stop."""
+        """Begin to stop at the first signal; stop at once at the second."""
         if self.stopping:
             self.forced = self.server.should_exit = self.server.force_exit = True
         self.stopping = True

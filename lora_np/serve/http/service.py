@@ -15,22 +15,23 @@ from lora_np.serve.http.answer import Answer
 from lora_np.serve.http.metrics import Metrics
 from lora_np.serve.http.worker import Stopped, Worker
 from lora_np.serve.names import Names, folder_of
-from lora_np.serve.prompt import most_new, prompt_of
+from lora_np.serve.prompt import most_new, options_of, prompt_of
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may take.
+    """What clients may take.
 
     Parameters
     ----------
     queue : int
-        Requests that may wait or run at one time; one more is refused with 429.
+        The most requests that wait or run at one time; one more is refused with 429.
     body : int
-        Bytes of a request; a longer one is refused with 413. While a text is split into tokens,
-        nothing else runs; :func:`~lora_np.serve.http.service.body_for` gives what fits a context.
+        The most bytes of a request; a longer one is refused with 413. While a text is split into
+        tokens, nothing else runs. :func:`~lora_np.serve.http.service.body_for` returns a limit that
+        suits a context.
     tokens : int
-        Tokens of the longest answer in a chat where the request gives no ``max_tokens``.
+        The most tokens of an answer in a chat where the request gives no ``max_tokens``.
     patience : float
         Seconds that a client may take to send a request's head, its body, or to read what is
         written.
@@ -54,9 +55,9 @@ class Limits:
 
 
 def body_for(context: int) -> int:
-    """Return a limit for the bytes of a request that no prompt within the context will meet.
+    """Return a limit in bytes for a request that a prompt within the context does not reach.
 
-    Most tokens have up to 5 bytes, and up to 18 as JSON escapes of what is not ASCII.
+    Most tokens have up to 5 bytes of text, or up to 18 where JSON escapes what is not ASCII.
 
     Examples
     --------
@@ -133,17 +134,8 @@ class Service:
             prompt = await asyncio.to_thread(prompt_of, call, self.tokenizer)
             n = most_new(call, prompt, self.context, self.limits.tokens)
             answer.prompt = len(prompt)
-            future = self.worker.submit(
-                answer,
-                adapter,
-                prompt,
-                n,
-                stop=self.tokenizer.ends,
-                temperature=call.temperature,
-                top_p=None if call.top_p == 1 else call.top_p,
-                seed=call.seed,
-            )
-            await asyncio.wrap_future(future)
+            options = options_of(call, self.tokenizer)
+            await asyncio.wrap_future(self.worker.submit(answer, adapter, prompt, n, **options))
         except Refusal:
             raise
         except ValueError as error:  # of the tokenizer, the template or the engine
@@ -152,7 +144,7 @@ class Service:
             raise Refusal(str(error), 500, code="engine_stopped") from None
 
     def over(self, answer: Answer, outcome: str, request: Any) -> None:
-        """Count an answer whose request is over; the engine has nothing of it any more."""
+        """Count an answer whose request is over: the engine no longer holds anything of it."""
         times = [getattr(request, name, None) for name in ("first", "last")]
         first, last = (None if at is None else at - answer.arrived for at in times)
         self.metrics.answered(outcome, answer.prompt, answer.text.tokens, first, last)
@@ -165,7 +157,7 @@ class Service:
     # --- adapters ---------------------------------------------------------------------------------
 
     async def load(self, name: str, path: str) -> None:
-        """Load an adapter from the adapters' folder; a Refusal says why it cannot be."""
+        """Load an adapter from the adapters' folder; if that is impossible, a Refusal says why."""
         self.expect_open()
         self.names.expect_new(name)
         folder = folder_of(self.folder, name, path)
@@ -173,7 +165,7 @@ class Service:
         self.names.adapters[name] = None
 
     async def unload(self, name: str) -> None:
-        """Forget an adapter; a Refusal says why it cannot be."""
+        """Forget an adapter; if that is impossible, a Refusal says why."""
         self.expect_open()
         self.names.adapter(name, "lora_name")
         self.names.expect_unused(name)

@@ -1,4 +1,4 @@
-"""The engine's own thread: commands come in by an inbox, tokens go out once a step.
+"""The engine's own thread: commands arrive in an inbox, and tokens leave once a step.
 
 The engine is not thread-safe, so one thread owns it, and the server's event loop never touches it::
 
@@ -6,8 +6,8 @@ The engine is not thread-safe, so one thread owns it, and the server's event loo
       do(function) ------ inbox, in order ----->    function(engine)
       sink.take(event) <-- call_soon_threadsafe --  after each step: all its tokens, what is over
 
-A step's tokens are delivered together: a wake-up for each token would cost more than a small
-model's step. The worker never waits for a reader, so a slow client slows nobody.
+A step's tokens are delivered together, because waking the loop for each token would cost more than
+a small model's step. The worker never waits for a reader, so a slow client holds nobody up.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Worker(threading.Thread):
             If the worker has stopped.
         """
         future: Future = Future()
-        with self._lock:  # nothing is put in after the worker's last look
+        with self._lock:  # so that nothing enters the inbox after _close has emptied it
             if self._closed:
                 raise Stopped("the engine has stopped")
             self._inbox.put((function, future))
