@@ -41,6 +41,11 @@ OVERTAKEN = 32  # requests that may overtake one that does not fit yet
 LOOKED_AT = 64  # requests that do not fit yet, after which no later one is looked at
 
 
+def room_for(tokens: int) -> int:
+    """Return the pages of a request for so many tokens: whole rooms."""
+    return ROOM * -(-tokens // ROOM)
+
+
 @dataclass(eq=False)
 class _Running:
     """A request with its adapter and its room."""
@@ -276,7 +281,7 @@ class Engine:
     def _with_room(self, request: Request) -> _Running | None:
         """Return a request with its adapter and its pages, or None if they are not free yet."""
         needed = len(request.prompt) + request.n
-        pages = min(ROOM * -(-needed // ROOM), self.pool.pages)
+        pages = min(room_for(needed), self.pool.pages)
         if self._running and not self.adapters.room_for(request.adapter, pages):
             return None
         held = None if request.adapter is None else self.adapters.hold(request.adapter)
