@@ -27,8 +27,7 @@ from lora_np.experiments.serving.shelf import Shelf
 from lora_np.models import Llama, LlamaConfig
 from lora_np.pretrained import load_llm
 from lora_np.serve import Engine
-from lora_np.serve.engine import room_for
-from lora_np.serve.engine import READ
+from lora_np.serve.engine import READ, room_for
 from lora_np.serve.keys import key_layout
 
 Results = dict[str, Any]
