@@ -303,6 +303,18 @@ def test_a_number_of_tokens_that_is_no_integer_is_refused_at_submit(n):
     assert engine.counts().waiting == 0 and engine.submit(None, [1], np.int64(2)).n == 2
 
 
+@pytest.mark.parametrize(
+    "how", [{"top_k": 2.5}, {"top_k": "2"}, {"temperature": "1"}, {"seed": 0.5}]
+)
+def test_a_draw_that_would_end_a_step_is_refused_at_submit(how):
+    engine = Engine(llama(), [], pages=64, batch=4)
+    with pytest.raises(TypeError):
+        engine.submit(None, [1], 2, **{"temperature": 1.0} | how)
+    engine.submit(None, [1], 2, temperature=1.0, top_k=np.int64(3), seed=1)
+    engine.run()
+    assert is_clean(engine)
+
+
 def test_more_than_the_whole_pool_is_refused_at_submit():
     with pytest.raises(ValueError, match="more than the pool's 10"):
         Engine(llama(), [], pages=10, batch=4).submit(None, [1] * 6, 5)
