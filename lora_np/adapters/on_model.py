@@ -208,14 +208,17 @@ class AdapterReader:
             If the file is broken, has no place in the base, or was trained on another.
         """
         expect_base(path, self._made_on)
-        if is_gguf(path):
-            fields, tensors = _of_gguf(self.base, path)
-        else:
-            fields, tensors = read_adapter(path, self._matrices)
+        try:
+            if is_gguf(path):
+                fields, tensors = _of_gguf(self.base, path)
+            else:
+                fields, tensors = read_adapter(path, self._matrices)
+        except MemoryError:
+            raise CheckpointError(f"{path}: its tensors do not fit in memory") from None
         try:
             self._expect_fit(tensors)
             _expect_complete(Path(path), tensors, self._modules)
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
             raise CheckpointError(f"{path}: {error}") from None
         return fields, tensors
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lora_np import LoraConfig, StoredParameter, inject, save_adapter, store_model
-from lora_np.files import CheckpointError
+from lora_np.files import CheckpointError, TensorFile
 from lora_np.forms import Bfloat16
 from lora_np.serve import Engine
 from lora_np.serve.engine import OVERTAKEN, READ
@@ -219,6 +219,24 @@ def test_a_broken_adapter_fails_its_own_requests_alone(tmp_path, rng):
     assert [request.state for request in requests] == ["done", "failed", "done", "failed"]
     assert isinstance(requests[1].error, CheckpointError) and requests[1].tokens == []
     assert requests[0].tokens == greedy(models["four"], [1, 2], 4) and is_clean(engine)
+
+
+def test_an_adapter_beyond_the_memory_fails_its_own_requests_alone(tmp_path, rng, monkeypatch):
+    base = llama()
+    adapters(base, tmp_path, rng)
+    read = TensorFile.read
+
+    def short_of_memory(file, *arguments):
+        if file.path.parent.name == "one":
+            raise MemoryError
+        return read(file, *arguments)
+
+    monkeypatch.setattr(TensorFile, "read", short_of_memory)
+    engine = Engine(base, folders(tmp_path), pages=300, batch=4)
+    one, four = engine.submit("one", [1, 2], 4), engine.submit("four", [1, 2], 4)
+    engine.run()
+    assert (one.state, four.state) == ("failed", "done") and is_clean(engine)
+    assert "do not fit in memory" in str(one.error)
 
 
 def test_an_adapter_of_numbers_beyond_reason_fails_its_own_requests_alone(tmp_path, rng):
