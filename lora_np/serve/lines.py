@@ -105,8 +105,9 @@ def answers_to(
         "usage", or "error" in OpenAI's shape.
     """
     later, running = iter(lines), []
+    most = min(engine.batch + LOOKED_AT, len(lines))
     while True:
-        for line in islice(later, engine.batch + LOOKED_AT - len(running)):
+        for line in islice(later, most - len(running)):
             running.append(_Answer(line, names))
             running[-1].submit(engine, tokenizer)
         if not running:
