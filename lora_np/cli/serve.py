@@ -101,16 +101,15 @@ def run_serve(arguments: argparse.Namespace) -> int:
     name = place.stem if place.is_file() else place.name
     if a.requests is not None:
         return _answer_file(a, engine, tokenizer, name, aliases)
-    context = min(llm.model.block_size, a.pages)
     serve_http(
         engine,
         tokenizer,
         model_name=name,
         folder=a.adapters,
-        context=context,
+        context=engine.longest,
         port=a.port,
         aliases=aliases,
-        limits=replace(limits, body=body_for(context)),
+        limits=replace(limits, body=body_for(engine.longest)),
     )
     return 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lora_np.data.records import json_lines
 from lora_np.pretrained import Tokenizer
 from lora_np.reading import brief
 from lora_np.serve.api import Call, chat_of, completion_of
-from lora_np.serve.engine import Engine
+from lora_np.serve.engine import LOOKED_AT, Engine
 from lora_np.serve.errors import Refusal
 from lora_np.serve.names import Names
 from lora_np.serve.prompt import most_new, prompt_of
@@ -100,15 +101,19 @@ def answers_to(
         "line", "custom_id" if there is one, and either "model", "text", "finish_reason" and
         "usage", or "error" in OpenAI's shape.
     """
-    running = [_Answer(line, names) for line in lines]
-    for answer in running:
-        answer.submit(engine, tokenizer)
-    while running:
-        before = sum(answer.new for answer in running)
+    left, most = iter(lines), 2 * engine.batch + LOOKED_AT  # the engine chooses among so many
+    live: list[_Answer] = []
+    while True:
+        for line in islice(left, most - len(live)):
+            live.append(_Answer(line, names))
+            live[-1].submit(engine, tokenizer)
+        if not live:
+            return
+        before = sum(answer.new for answer in live)
         engine.step()
-        listen(sum(answer.new for answer in running) - before)
-        ready = [answer for answer in running if answer.over]
-        running = [answer for answer in running if not answer.over]
+        listen(sum(answer.new for answer in live) - before)
+        ready = [answer for answer in live if answer.over]
+        live = [answer for answer in live if not answer.over]
         yield from (answer.written() for answer in ready)
 
 
@@ -138,7 +143,7 @@ class _Answer:
             self.request = engine.submit(
                 self.adapter,
                 prompt,
-                most_new(call, prompt, engine.model.block_size, LONGEST),
+                most_new(call, prompt, engine.longest, LONGEST),
                 stop=tokenizer.ends,
                 temperature=call.temperature,
                 top_p=None if call.top_p == 1 else call.top_p,

@@ -185,6 +185,6 @@ def test_a_second_signal_is_an_interruption():
 
     ended = []
     with pytest.raises(KeyboardInterrupt):
-        serve(engine, say=from_outside(act))
+        serve(engine, context=engine.context, say=from_outside(act))
     ended.append(True)
     assert len(engine.submitted[0].tokens) < 50_000
