@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+PORT = 8000
+
 
 def add_serve(commands: Any) -> None:
     """Add the parser of ``serve``."""
@@ -70,7 +72,7 @@ def add_serve(commands: Any) -> None:
 
 def _add_ways(add: Any) -> None:
     """Add the options that say where the requests come from."""
-    add("--port", type=int, default=8000, metavar="N", help="on 127.0.0.1; default: 8000")
+    add("--port", type=int, metavar="N", help=f"on 127.0.0.1; default: {PORT}")
     add(
         "--requests",
         type=Path,
@@ -107,7 +109,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         model_name=name,
         folder=a.adapters,
         context=engine.longest,
-        port=a.port,
+        port=PORT if a.port is None else a.port,
         aliases=aliases,
         limits=replace(limits, body=body_for(engine.longest)),
     )
@@ -122,8 +124,13 @@ def _expect_one_way(a: argparse.Namespace) -> None:
         raise ValueError("--requests and --out go together: give both, or neither for a server")
     if a.requests is None:
         need_packages()
-    elif a.out.exists():
+        return
+    if a.port is not None:
+        raise ValueError("--port is of a server, --requests of a file: give one of them")
+    if a.out.exists():
         raise ValueError(f"--out {a.out} exists: choose a new file, nothing is overwritten")
+    if not a.out.parent.is_dir():
+        raise ValueError(f"--out {a.out}: there is no folder {a.out.parent}: make it first")
 
 
 def _answer_file(
@@ -143,6 +150,6 @@ def _answer_file(
         for answer in answers_to(lines, engine, tokenizer, names, bar.update):
             errors += "error" in answer
             write_line(file, answer)
-    failed = f", {counted(errors, 'error')}" if errors else ""
+    failed = f", {errors} of them {'an error' if errors == 1 else 'errors'}" if errors else ""
     print(f"{counted(len(lines), 'answer')}{failed}: written to {a.out}")
     return 1 if errors else 0
