@@ -104,19 +104,19 @@ def answers_to(
         "line", "custom_id" if there is one, and either "model", "text", "finish_reason" and
         "usage", or "error" in OpenAI's shape.
     """
-    later, running = iter(lines), []
-    most = min(engine.batch + LOOKED_AT, len(lines))
+    left, most = iter(lines), 2 * engine.batch + LOOKED_AT  # the engine chooses among so many
+    live: list[_Answer] = []
     while True:
-        for line in islice(later, most - len(running)):
-            running.append(_Answer(line, names))
-            running[-1].submit(engine, tokenizer)
-        if not running:
+        for line in islice(left, most - len(live)):
+            live.append(_Answer(line, names))
+            live[-1].submit(engine, tokenizer)
+        if not live:
             return
-        before = sum(answer.new for answer in running)
+        before = sum(answer.new for answer in live)
         engine.step()
-        listen(sum(answer.new for answer in running) - before)
-        ready = [answer for answer in running if answer.over]
-        running = [answer for answer in running if not answer.over]
+        listen(sum(answer.new for answer in live) - before)
+        ready = [answer for answer in live if answer.over]
+        live = [answer for answer in live if not answer.over]
         yield from (answer.written() for answer in ready)
 
 
@@ -146,7 +146,7 @@ class _Answer:
             self.request = engine.submit(
                 self.adapter,
                 prompt,
-                most_new(call, prompt, engine.model.block_size, LONGEST),
+                most_new(call, prompt, engine.longest, LONGEST),
                 **options_of(call, tokenizer),
                 on_token=take,
             )
