@@ -46,7 +46,7 @@ def most_new(call: Call, prompt: list[int], context: int, longest: int) -> int:
 
 
 def options_of(call: Call, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return a call's options for :meth:`lora_np.serve.Engine.submit`."""
+    """Return a call's options for :meth:`lora_np.serve.engine.Engine.submit`."""
     return {
         "stop": tokenizer.ends,
         "temperature": call.temperature,
