@@ -97,6 +97,18 @@ def is_name(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable()
 
 
+def folder_name(path: str | os.PathLike[str]) -> str:
+    """Return the name of a folder; of a link to a folder, the link's own name.
+
+    Examples
+    --------
+    >>> from lora_np.reading import folder_name
+    >>> folder_name("adapters/sql/"), folder_name("adapters/sql/../shops")
+    ('sql', 'shops')
+    """
+    return os.path.basename(os.path.abspath(path))
+
+
 def open_file(path: str | os.PathLike[str], error: type[ValueError]) -> BinaryIO:
     """Open a regular file to read its bytes; refuse folders, pipes, sockets and devices.
 

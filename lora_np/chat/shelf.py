@@ -16,7 +16,7 @@ from typing import Any
 from lora_np.adapters import load_adapter
 from lora_np.files import CheckpointError
 from lora_np.methods.table import hint
-from lora_np.reading import shown
+from lora_np.reading import folder_name, shown
 
 BASE = "base"  # the name under which the model has no adapter
 
@@ -61,7 +61,7 @@ class Shelf:
     def __init__(self, base: Any, folders: Sequence[str | Path] = ()) -> None:
         self.models, places = {BASE: base}, {BASE: "the model itself"}
         for folder in map(Path, folders):
-            name = folder.resolve().name
+            name = folder_name(folder)
             if name in places:
                 raise CheckpointError(
                     f"two adapters are called {shown(name)}: {folder} and {places[name]}; rename "

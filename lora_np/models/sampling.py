@@ -94,11 +94,13 @@ def sample_token(
         return logits.argmax(axis=1)
     if rng is None:
         raise ValueError("to draw a token, pass rng, or temperature=0 for the most likely token")
-    z = logits.astype(np.float64) / temperature
+    z = logits.astype(np.float64)
+    with np.errstate(over="ignore"):  # a temperature near 0: all but the largest become -inf
+        z = (z - z.max(axis=1, keepdims=True)) / temperature  # (B, V), at most 0
     if top_k is not None and top_k < z.shape[1]:
         others = np.argpartition(-z, top_k, axis=1)[:, top_k:]  # all but the k largest
         np.put_along_axis(z, others, -np.inf, axis=1)
-    p = np.exp(z - z.max(axis=1, keepdims=True))  # (B, V), up to a factor
+    p = np.exp(z)  # (B, V), up to a factor
     if top_p is not None:
         order = np.argsort(-p, axis=1, kind="stable")
         ordered = np.take_along_axis(p, order, axis=1)

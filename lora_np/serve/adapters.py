@@ -21,7 +21,7 @@ from lora_np.adapters.file import CONFIG, TENSORS
 from lora_np.files import CheckpointError
 from lora_np.methods.stacked import Factors
 from lora_np.methods.table import hint
-from lora_np.reading import shown
+from lora_np.reading import folder_name, shown
 from lora_np.serve.pool import Lease, Pool
 
 Stamp = tuple[tuple[int, int, int], ...]  # of each file: what changes when it is written
@@ -155,7 +155,7 @@ class Adapters:
         A second folder of the same name raises CheckpointError.
         """
         folder = Path(folder)
-        name = folder.resolve().name
+        name = folder_name(folder)
         if name in self._folders:
             raise CheckpointError(
                 f"two adapters are called {shown(name)}: {folder} and {self._folders[name]}; "
@@ -168,6 +168,7 @@ class Adapters:
         """Forget an adapter, or raise ValueError if it is unknown; who holds it may go on."""
         self.expect(name)
         del self._folders[name]
+        self._sizes.pop(name, None)
         self._drop(name)
 
     def expect(self, name: str) -> None:
@@ -177,11 +178,14 @@ class Adapters:
             raise ValueError(f"no adapter is called {shown(name)}: {known}")
 
     def room_for(self, name: str | None, pages: int) -> bool:
-        """Whether the adapter and so many pages would fit, as far as its size is known."""
+        """Whether to hold an adapter for so many pages: both fit now, or never will.
+
+        An adapter that was never read counts as one page.
+        """
+        own = 0 if name is None else self._sizes.get(name, 1)
         held = None if name is None else self._loaded.get(name)
-        if name is not None and (held is None or not held.users):
-            pages += self._sizes.get(name, 1)
-        return pages <= self._pool.free + self._idle
+        missing = pages if held is not None and held.users else pages + own
+        return missing <= self._pool.free + self._idle or pages + own > self._pool.pages
 
     def hold(self, name: str) -> Loaded | None:
         """Return an adapter for one more user, or None if the pool has no room for it.
@@ -254,7 +258,7 @@ class Adapters:
             raise CheckpointError(
                 f"adapter {shown(name)} takes {pages} pages, but the pool has {self._pool.pages}"
             )
-        lease = self._pool.take(pages) if self.make_room(pages) else None
+        lease = self._pool.take(pages, at_end=True) if self.make_room(pages) else None
         if lease is None:
             return None
         self.reads += 1

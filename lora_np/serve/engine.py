@@ -4,9 +4,9 @@ Each step reads one batch: the newest token of every request that is writing, an
 of prompts that are still being read. A request joins as soon as there is room and leaves when it is
 done (continuous batching); which requests share a batch changes nothing in what they get.
 
-A request starts when its adapter and prompt + n pages for its keys fit into the pool. The first in
-the queue goes first. If it does not fit, later ones that fit may overtake it, but only
-``OVERTAKEN`` of them: then all wait until it has its room.
+A request starts when its adapter and prompt + n pages for its keys, rounded up to whole rooms, fit
+into the pool. The first in the queue goes first. If it does not fit, later ones that fit may
+overtake it, but only ``OVERTAKEN`` of them: then all wait until it has its room.
 
 Sources: continuous batching: Yu et al. (2022), "Orca", OSDI 22, section 3; many adapters: Sheng
 et al. (2023), arXiv:2311.03285; Chen et al. (2023), arXiv:2310.18547.
@@ -35,8 +35,15 @@ from lora_np.serve.request import Counts, Request
 from lora_np.serve.routed import routed
 
 READ = 256  # tokens of prompts read in a step: requests that write wait no longer than this takes
+READ_ALONE = 2048  # the same if no request is writing
+ROOM = 16  # pages: rooms are multiples, so that many are of one size and attend in one product
 OVERTAKEN = 32  # requests that may overtake one that does not fit yet
-LOOKED_AT = 64  # requests in the queue that are looked at in a step
+LOOKED_AT = 64  # requests that do not fit yet, after which no later one is looked at
+
+
+def room_for(tokens: int) -> int:
+    """Return the pages of a request for so many tokens: whole rooms."""
+    return ROOM * -(-tokens // ROOM)
 
 
 @dataclass(eq=False)
@@ -46,18 +53,27 @@ class _Running:
     request: Request
     held: Loaded | None
     room: KeyRoom
-    read: int = 0  # tokens whose keys are in the room
+    of_prompt: int = 0  # tokens of the prompt that were read, before its last piece
 
     @property
     def number(self) -> int:
         """The number of the adapter, -1 for the base alone."""
         return -1 if self.held is None else self.held.number
 
+    @property
+    def read(self) -> int:
+        """The number of tokens whose keys are in the room.
+
+        It follows from the answer: a step that an exception ends before it has appended the token
+        has not happened, and the next one reads the same tokens again, into the same room.
+        """
+        new = len(self.request.tokens)
+        return len(self.request.prompt) + new - 1 if new else self.of_prompt
+
     def next_tokens(self, most: int) -> Sequence[int]:
         """Return the next tokens to read: at most so many of the prompt, or the newest one."""
-        prompt = self.request.prompt
-        if self.read < len(prompt):
-            return prompt[self.read : self.read + most]
+        if not self.request.tokens:
+            return self.request.prompt[self.of_prompt : self.of_prompt + most]
         return self.request.tokens[-1:]
 
 
@@ -168,7 +184,9 @@ class Engine:
         seed : int, optional
             Of the tokens drawn; by default an unpredictable one.
         on_token : callable, optional
-            Called with each new token, in the thread of the engine. It must not raise.
+            Called with each new token, in the thread of the engine; at the last one the request
+            is over. It may submit and cancel requests. What it raises ends the step, and the next
+            step goes on.
 
         Returns
         -------
@@ -217,16 +235,18 @@ class Engine:
     def _checked(self, prompt: Sequence[int], n: int) -> tuple[int, ...]:
         """Return the tokens of a prompt that can be continued by n tokens."""
         tokens = np.asarray(prompt)
-        if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
+        if tokens.shape == (0,):
+            raise ValueError("the prompt is empty, expected at least one token")
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise ValueError(
-                f"the prompt has shape {tokens.shape} and type {tokens.dtype}, expected at least "
-                "one token, all integers"
+                f"the prompt has shape {tokens.shape} and type {tokens.dtype}, expected (n,), all "
+                "integers"
             )
         V, context, pages = self.model.vocab_size, self.model.block_size, self.pool.pages
         if tokens.min() < 0 or tokens.max() >= V:
             raise ValueError(f"the prompt has tokens outside the vocabulary, 0 to {V - 1}")
-        if n < 1:
-            raise ValueError(f"n = {n} new tokens, expected at least 1")
+        if not isinstance(n, int | np.integer) or n < 1:
+            raise ValueError(f"n = {n} new tokens, expected a whole number, at least 1")
         if len(tokens) + n > min(context, pages):
             what = "context" if context <= pages else "pool"
             raise ValueError(
@@ -238,8 +258,8 @@ class Engine:
     def _start(self) -> None:
         """Start waiting requests that fit, in their order."""
         passed: list[Request] = []  # those that do not fit
-        for request in list(islice(self._waiting, LOOKED_AT)):
-            if len(self._running) >= self.batch:
+        for request in list(islice(self._waiting, LOOKED_AT + self.batch)):
+            if len(self._running) >= self.batch or len(passed) >= LOOKED_AT:
                 break
             if any(earlier.overtaken >= OVERTAKEN for earlier in passed):
                 break
@@ -260,32 +280,36 @@ class Engine:
 
     def _with_room(self, request: Request) -> _Running | None:
         """Return a request with its adapter and its pages, or None if they are not free yet."""
-        pages = len(request.prompt) + request.n
-        alone = not self._running
-        if not alone and not self.adapters.room_for(request.adapter, pages):
+        needed = len(request.prompt) + request.n
+        pages = min(room_for(needed), self.pool.pages)
+        if self._running and not self.adapters.room_for(request.adapter, pages):
             return None
         held = None if request.adapter is None else self.adapters.hold(request.adapter)
         if held is None and request.adapter is not None:
             return None
+        if held is not None and held.lease.pages + needed > self.pool.pages:
+            self.adapters.release(held)
+            raise ValueError(
+                f"the adapter's {held.lease.pages} pages and the request's {needed} are more than "
+                f"the pool's {self.pool.pages}"
+            )
+        if held is not None:  # a room need not be whole if that would never fit
+            pages = min(pages, self.pool.pages - held.lease.pages)
         # The adapter is held first: making room for the keys cannot drop it.
         lease = self.pool.take(pages) if self.adapters.make_room(pages) else None
         if lease is not None:
             return _Running(request, held, KeyRoom(self.pool, lease, self.layout))
         if held is not None:
             self.adapters.release(held)
-            if alone:  # everything else was let go
-                raise ValueError(
-                    f"the adapter's {held.lease.pages} pages and the request's {pages} are more "
-                    f"than the pool's {self.pool.pages}"
-                )
         return None
 
     def _chosen(self) -> list[tuple[_Running, Sequence[int]]]:
         """Return the requests of this step with the tokens to read, sorted by adapter."""
-        left, chosen = READ, []
+        writing = any(running.request.tokens for running in self._running)
+        left, chosen = READ if writing else READ_ALONE, []
         for running in self._running:
             tokens = running.next_tokens(max(left, 0))
-            if running.read < len(running.request.prompt):
+            if not running.request.tokens:
                 left -= len(tokens)
             if tokens:
                 chosen.append((running, tokens))
@@ -300,8 +324,9 @@ class Engine:
             y, _ = model.read(tokens, batch.memory(self.layout))  # (N, 1, d)
             writers, ends = [], []
             for (running, own), end in zip(chosen, batch.ends.tolist()):
-                running.read += len(own)
-                if running.read >= len(running.request.prompt):
+                if running.read + len(own) < len(running.request.prompt):
+                    running.of_prompt += len(own)
+                else:
                     writers.append(running)
                     ends.append(end)
             if writers:
@@ -329,6 +354,8 @@ class Engine:
         finite = np.isfinite(logits.max(axis=1)).tolist()
         for running, token, row, is_finite in zip(writers, likeliest, logits, finite):
             request = running.request
+            if request.over:  # another one's on_token has cancelled it
+                continue
             if not is_finite:
                 request.error = FloatingPointError("the model's logits are not finite")
                 self._leave(running, "failed")
@@ -342,10 +369,10 @@ class Engine:
                 request.finish = "stop"
             elif len(request.tokens) == request.n:
                 request.finish = "length"
-            if request.on_token is not None:
-                request.on_token(token)
-            if request.finish is not None and not request.over:
+            if request.finish is not None:
                 self._leave(running, "done")
+            if request.on_token is not None:  # last: if it raises, nothing is left half done
+                request.on_token(token)
 
     def _leave(self, running: _Running, state: str) -> None:
         """End a running request and take its room back."""

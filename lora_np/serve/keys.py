@@ -18,8 +18,7 @@ Source: Yu et al. (2022), "Orca", OSDI 22, section 3.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +101,7 @@ class KeyRoom:
     def __init__(self, pool: Pool, lease: Lease, layout: KeyLayout) -> None:
         self.pool, self.lease, self.layout = pool, lease, layout
         self._moves, self._views = -1, np.empty(0)
+        lease.numbers[:] = 0.0  # what lay here before may be nan, which 0 does not outweigh
 
     def views(self) -> np.ndarray:
         """Return the room as an array (layers, 2, heads, tokens, d_head)."""
@@ -173,8 +173,8 @@ class PagedKeys:
                 out[at : at + part.new, :, 0] = y[:, : part.new].swapaxes(0, 1)
         single = self._batch.single
         if len(single):
-            seen = self._batch.seen[self._layer]
-            out[single, :, 0] = attend_one(q[single, :, 0], *seen)
+            grids = [(keys[self._layer], values[self._layer]) for keys, values in self._batch.grids]
+            out[single, :, 0] = attend_one(q[single, :, 0], grids, self._batch.unseen)
         return out
 
 
@@ -196,9 +196,13 @@ class Batch:
     sizes : integer array, shape (N,)
         The pages of each token's lease: how far the values lie behind the keys, in rows.
     single : integer array
-        The places in the batch of tokens that are their request's only ones.
-    seen : list of (tuple, tuple)
-        By layer: for each single token, the keys (G, d, n) and the values (G, n, d) that it sees.
+        The places in the batch of tokens that are their request's only ones, in the order of their
+        rooms.
+    grids : list of (keys, values)
+        The rooms of these tokens. R rooms that adjoin and are of one size are one array, by layer:
+        (layers, R, G, d, n) and (layers, R, G, n, d), with n of the token that sees most.
+    unseen : array of bool, shape (N, 1, 1, n), or None
+        Which of these places a single token does not see; None if each sees all.
     several : list of list of (int, Part)
         The other parts, each with the place of its first token, in groups that attend together.
     """
@@ -215,11 +219,14 @@ class Batch:
         self.sizes = np.repeat([part.room.lease.pages for part in parts], counts)
         starts = (ends - counts).tolist()
         self.several = in_groups([(at, p) for at, p in zip(starts, parts) if p.new > 1])
-        self.single = np.array([at for at, p in zip(starts, parts) if p.new == 1], np.int64)
-        alone = [p.room.views()[:, :, :, : p.end] for p in parts if p.new == 1]
-        keys = zip(*(room[:, 0].swapaxes(2, 3) for room in alone))  # by layer, each (G, d, n)
-        values = zip(*(room[:, 1] for room in alone))  # (G, n, d)
-        self.seen = list(zip(keys, values))
+        single = [(at, p) for at, p in zip(starts, parts) if p.new == 1]
+        single.sort(key=lambda one: one[1].room.lease.start)
+        self.single = np.array([at for at, _ in single], np.int64)
+        self.grids = [_grid(pool, own) for own in side_by_side_rooms([p for _, p in single])]
+        seen = np.array([p.end for _, p in single])
+        self.unseen = None
+        if len(set(seen.tolist())) > 1:
+            self.unseen = (np.arange(seen.max()) >= seen[:, None])[:, None, None]
 
     def memory(self, layout: KeyLayout) -> TextMemory:
         """Return the memory with which the model reads the batch."""
@@ -271,38 +278,63 @@ def side_by_side(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return filled
 
 
-def attend_one(
-    q: np.ndarray, keys: Sequence[np.ndarray], values: Sequence[np.ndarray]
-) -> np.ndarray:
-    """Return the attention of single queries, each over keys of its own, of any lengths.
+def side_by_side_rooms(parts: Sequence[Part]) -> list[list[Part]]:
+    """Return parts, in the order of their rooms, in runs whose rooms adjoin and are of one size."""
+    runs: list[list[Part]] = []
+    for part in parts:
+        lease = part.room.lease
+        last = runs[-1][-1].room.lease if runs else None
+        if last is None or (last.start + last.pages, last.pages) != (lease.start, lease.pages):
+            runs.append([])
+        runs[-1].append(part)
+    return runs
 
-    y = softmax(q K^T / sqrt(d)) V, as in ops/grouped.py. Only the two products are done one query
-    after the other; the softmax is done for all at once, in an array whose free places hold -inf.
+
+def _grid(pool: Pool, run: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys (layers, R, G, d, n) and values (layers, R, G, n, d) of rooms that adjoin."""
+    first, c, n = run[0].room.lease, run[0].room.layout, max(part.end for part in run)
+    numbers = pool.memory[first.start : first.start + len(run) * first.pages]
+    rooms = numbers.reshape(len(run), c.layers, 2, first.pages, c.heads, c.d_head)[:, :, :, :n]
+    return rooms[:, :, 0].transpose(1, 0, 3, 4, 2), rooms[:, :, 1].transpose(1, 0, 3, 2, 4)
+
+
+def attend_one(
+    q: np.ndarray, grids: Sequence[tuple[np.ndarray, np.ndarray]], unseen: np.ndarray | None
+) -> np.ndarray:
+    """Return the attention of single queries, each over keys of its own, of any number.
+
+    y = softmax(q K^T / sqrt(d)) V, as in ops/grouped.py. The two products are done for one grid of
+    keys after the other; the softmax is done for all at once, in an array whose places that a query
+    does not see hold -inf.
 
     Parameters
     ----------
     q : array, shape (N, heads, d)
-    keys, values : sequences of N arrays
-        Shapes (G, d, n) and (G, n, d); G divides the heads. n may differ.
+    grids : sequence of (keys, values)
+        Shapes (R, G, d, n) and (R, G, n, d), of the next R queries; G divides the heads.
+    unseen : array of bool, shape (N, 1, 1, n), optional
+        The places of a query's own keys that it does not see; their values are finite.
 
     Returns
     -------
     array, shape (N, heads, d)
     """
     N, heads, d = q.shape
-    G, longest = len(keys[0]), max(k.shape[2] for k in keys)
+    G, longest = grids[0][0].shape[1], max(keys.shape[3] for keys, _ in grids)
     rows = (q * (1.0 / math.sqrt(d))).reshape(N, G, heads // G, d)
-    scores = np.full((N, G, heads // G, longest), -np.inf, q.dtype)
-    own = [row[:, :, : k.shape[2]] for row, k in zip(scores, keys)]  # (G, g, n)
-    y = np.empty_like(rows)
-    _each(np.matmul, rows, keys, own)
+    scores = np.empty((N, G, heads // G, longest), q.dtype)
+    own, at = [], 0
+    for keys, _ in grids:
+        R, n = len(keys), keys.shape[3]
+        own.append((slice(at, at + R), scores[at : at + R, ..., :n]))  # (R, G, g, n)
+        np.matmul(rows[at : at + R], keys, own[-1][1])
+        at += R
+    if unseen is not None:
+        np.copyto(scores, -np.inf, where=unseen)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    _each(np.matmul, own, values, y)
+    y = np.empty_like(rows)
+    for (queries, score), (_, values) in zip(own, grids):
+        np.matmul(score, values, y[queries])  # (R, G, g, d)
     y /= scores.sum(axis=-1, keepdims=True)  # (N, G, g, 1)
     return y.reshape(q.shape)
-
-
-def _each(function: Callable[..., object], *arguments: Iterable[Any]) -> None:
-    """Call ``function(*each)`` for each in ``zip(*arguments)``, without a loop in Python."""
-    deque(map(function, *arguments), maxlen=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lora_np.data.records import json_lines
 from lora_np.pretrained import Tokenizer
 from lora_np.reading import brief
 from lora_np.serve.api import Call, chat_of, completion_of
-from lora_np.serve.engine import Engine
+from lora_np.serve.engine import LOOKED_AT, Engine
 from lora_np.serve.errors import Refusal
 from lora_np.serve.names import Names
 from lora_np.serve.prompt import most_new, options_of, prompt_of
@@ -85,6 +86,9 @@ def answers_to(
 ) -> Iterator[dict[str, Any]]:
     """Yield the answer to each line, as it is ready.
 
+    The engine holds only as many requests as it looks at: a step costs the same however long the
+    file is, and prompts are split into tokens when their turn comes.
+
     Parameters
     ----------
     lines : list of Line
@@ -100,10 +104,13 @@ def answers_to(
         "line", "custom_id" if there is one, and either "model", "text", "finish_reason" and
         "usage", or "error" in OpenAI's shape.
     """
-    running = [_Answer(line, names) for line in lines]
-    for answer in running:
-        answer.submit(engine, tokenizer)
-    while running:
+    later, running = iter(lines), []
+    while True:
+        for line in islice(later, engine.batch + LOOKED_AT - len(running)):
+            running.append(_Answer(line, names))
+            running[-1].submit(engine, tokenizer)
+        if not running:
+            return
         before = sum(answer.new for answer in running)
         engine.step()
         listen(sum(answer.new for answer in running) - before)

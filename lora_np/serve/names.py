@@ -33,7 +33,8 @@ class Names:
     Raises
     ------
     ValueError
-        If two of them have one name, or an alias names an adapter that does not exist.
+        If two of them have one name, a name has characters that cannot be printed, or an alias
+        names an adapter that does not exist.
 
     Examples
     --------
@@ -68,6 +69,11 @@ class Names:
                         f"{hint(adapter, self.adapters)}"
                     )
             self.aliases[alias.name] = alias
+        for name in self.all():
+            if not is_name(name):
+                raise ValueError(
+                    f"the name {shown(name)} has characters that cannot be printed: rename it"
+                )
 
     def all(self) -> list[str]:
         """Return all names: the base's, the adapters', the aliases'."""

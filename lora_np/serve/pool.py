@@ -31,10 +31,12 @@ class Lease:
     ----------
     start, pages : int
         The first page, and how many there are. `start` changes if the pool moves the lease.
+    at_end : bool
+        The side of the pool that it was taken from.
     """
 
-    def __init__(self, pool: Pool, start: int, pages: int) -> None:
-        self._pool, self.start, self.pages = pool, start, pages
+    def __init__(self, pool: Pool, start: int, pages: int, at_end: bool) -> None:
+        self._pool, self.start, self.pages, self.at_end = pool, start, pages, at_end
 
     @property
     def numbers(self) -> np.ndarray:
@@ -95,24 +97,27 @@ class Pool:
         """Return how many pages hold so many numbers."""
         return -(-numbers // self.memory.shape[1])
 
-    def take(self, pages: int) -> Lease | None:
+    def take(self, pages: int, at_end: bool = False) -> Lease | None:
         """Return a lease of so many pages, or None if there are not enough free ones.
 
-        Leases may be moved. At least 1 page must be asked for, else ValueError is raised.
+        It is the first run that is long enough, or the last with `at_end`: two kinds of leases that
+        are taken from two sides leave each other whole runs. Other leases may be moved. At least 1
+        page must be asked for, else ValueError is raised.
         """
         if pages < 1:
             raise ValueError(f"a lease of {pages} pages, expected at least 1")
         if pages > self.free:
             return None
-        at = next((i for i, (_, n) in enumerate(self._gaps) if n >= pages), None)
-        if at is None:
+        if all(n < pages for _, n in self._gaps):
             self._move_together()
-            at = 0
+        long = [i for i, (_, n) in enumerate(self._gaps) if n >= pages]
+        at = long[-1] if at_end else long[0]
         start, n = self._gaps.pop(at)
         if n > pages:
-            self._gaps.insert(at, (start + pages, n - pages))
+            rest = start if at_end else start + pages
+            self._gaps.insert(at, (rest, n - pages))
         self.free -= pages
-        lease = Lease(self, start, pages)
+        lease = Lease(self, start + n - pages if at_end else start, pages, at_end)
         self._leases.add(lease)
         return lease
 
@@ -132,13 +137,33 @@ class Pool:
         insort(self._gaps, (start, n))
 
     def _move_together(self) -> None:
-        """Move all leases to the beginning, in their order: the free pages become one run."""
-        end = 0
-        for lease in sorted(self._leases, key=lambda lease: lease.start):
-            if lease.start > end:
-                # Source and target may overlap: NumPy then copies the source first.
-                self.memory[end : end + lease.pages] = lease.numbers.reshape(lease.pages, -1)
-                lease.start = end
-            end += lease.pages
-        self._gaps = [(end, self.pages - end)]
+        """Move all leases to the two sides, in their order: the free pages become one run.
+
+        Those up to the last that was taken from the beginning go there, and the others to the end.
+        """
+        leases = sorted(self._leases, key=lambda lease: lease.start)
+        split = next((i for i in range(len(leases), 0, -1) if not leases[i - 1].at_end), 0)
+        first, last = 0, self.pages
         self.moves += 1
+        try:
+            for lease in leases[:split]:
+                self._move(lease, first)
+                first += lease.pages
+            for lease in reversed(leases[split:]):
+                last -= lease.pages
+                self._move(lease, last)
+        finally:  # an interrupt in between harms nothing
+            self._gaps = self._runs_between(leases)
+
+    def _move(self, lease: Lease, start: int) -> None:
+        """Move a lease; its old and new place may overlap."""
+        if start != lease.start:
+            numbers, page = self.memory.reshape(-1), self.memory.shape[1]
+            numbers[start * page : (start + lease.pages) * page] = lease.numbers
+            lease.start = start
+
+    def _runs_between(self, leases: list[Lease]) -> list[tuple[int, int]]:
+        """Return the runs of free pages, (start, pages), between leases in their order."""
+        ends = [0, *(lease.start + lease.pages for lease in leases)]
+        starts = [*(lease.start for lease in leases), self.pages]
+        return [(end, start - end) for end, start in zip(ends, starts) if start > end]

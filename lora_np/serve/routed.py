@@ -25,7 +25,7 @@ from lora_np.ops.fast import linear_forward, lora_rows_forward
 from lora_np.ops.many import by_row
 from lora_np.serve.adapters import Loaded
 
-FEW = 8  # rows an adapter, on average; with more, the products where A and B lie are faster
+FEW = 4  # rows an adapter, on average; with more, the products where A and B lie are faster
 COPIED = 2**24  # numbers that are copied at most: 64 MB in float32
 
 

@@ -65,6 +65,14 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_nothing_changes(shelf)
     assert shelf.chosen == "one"
 
 
+def test_a_link_beside_its_folder_has_its_own_name(tmp_path):
+    base = llama()
+    write_adapter(tmp_path / "v7", base)
+    (tmp_path / "latest").symlink_to(tmp_path / "v7")
+    shelf = Shelf(base, [tmp_path / "v7", tmp_path / "latest"])
+    assert list(shelf.models) == ["base", "v7", "latest"]
+
+
 def test_two_folders_of_one_name_are_refused(tmp_path):
     base = llama()
     for parent in ("a", "b"):

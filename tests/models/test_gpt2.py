@@ -304,6 +304,13 @@ def test_sampled_tokens_follow_the_softmax_at_the_temperature(rng):
     np.testing.assert_allclose(np.bincount(found, minlength=4) / draws, p, rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-30])
+@pytest.mark.parametrize("how", [{}, {"top_k": 2}, {"top_p": 1e-300}])
+def test_a_temperature_near_zero_draws_the_likeliest(rng, temperature, how):
+    z = np.array([[1.0, -3e38, 2.0, 1.5]], np.float32)
+    assert sample_token(z, temperature, how.get("top_k"), rng, how.get("top_p")).tolist() == [2]
+
+
 def test_top_k_draws_from_the_k_likeliest_in_their_proportion(rng):
     z, draws = np.array([1.0, 0.0, -1.0, 2.0]), 40_000
     share = np.bincount(sample_token(np.tile(z, (draws, 1)), 1.0, 2, rng), minlength=4) / draws

@@ -67,7 +67,7 @@ def test_the_least_recently_used_is_let_go_and_one_in_use_never(base, tmp_path, 
 
 def test_views_follow_a_move(base, tmp_path, rng):
     adapters, pool = shelf(base, tmp_path, rng, "a", pages=20)
-    lease = pool.take(2)
+    lease = pool.take(2, at_end=True)
     held = adapters.hold("a")
     before = {path: (A.copy(), B.copy()) for path, (A, B) in held.pairs().items()}
     pool.give_back(lease)
@@ -117,6 +117,34 @@ def test_two_folders_of_one_name_are_refused(base, tmp_path, rng):
     adapter(base, tmp_path / "x" / "a", rng, **SMALL)
     with pytest.raises(CheckpointError, match="two adapters are called 'a'"):
         Adapters(base, Pool(4, 16), [tmp_path / "x" / "a", tmp_path / "y" / "a"])
+
+
+def test_a_link_has_its_own_name_and_may_lie_beside_its_folder(base, tmp_path, rng, monkeypatch):
+    shelf(base, tmp_path, rng, ["v7"])
+    (tmp_path / "latest").symlink_to(tmp_path / "v7")
+    adapters = Adapters(base, Pool(40, 16), [tmp_path / "v7", tmp_path / "latest"])
+    assert adapters.names == ["v7", "latest"]
+    one, other = adapters.hold("latest").pairs(), adapters.hold("v7").pairs()
+    assert one is not other
+    for path, (A, B) in one.items():
+        np.testing.assert_array_equal(A, other[path][0])
+        np.testing.assert_array_equal(B, other[path][1])
+    monkeypatch.chdir(tmp_path / "v7")
+    assert Adapters(base, Pool(40, 16), ["."]).names == ["v7"]
+
+
+def test_a_link_that_points_elsewhere_is_another_version(base, tmp_path, rng):
+    adapter(base, tmp_path / "v1" / "lora", rng, **SMALL)
+    adapter(base, tmp_path / "v2" / "lora", rng, **SMALL)
+    links = [tmp_path / "anna", tmp_path / "ben"]
+    for link, version in zip(links, ("v1", "v2")):
+        link.symlink_to(tmp_path / version / "lora")
+    adapters = Adapters(base, Pool(40, 16), links)
+    assert adapters.names == ["anna", "ben"]
+    first = adapters.hold("anna")
+    links[0].unlink()
+    links[0].symlink_to(tmp_path / "v2" / "lora")  # the next version
+    assert adapters.hold("anna") is not first
 
 
 def vanished(folder):

@@ -109,6 +109,19 @@ def test_a_file_of_requests_is_answered_without_a_server(command, folder, tmp_pa
     assert status == 2 and "nothing is overwritten" in err and out.read_text() == before
 
 
+def test_a_custom_id_comes_back_whatever_json_can_hold(command, folder, tmp_path):
+    asked, out = tmp_path / "r.jsonl", tmp_path / "answers.jsonl"
+    ids = ["\ud800", "\u79e9", "a\r\n", "same", "same"]
+    how = {"model": "sql", "prompt": "how", "max_tokens": 1}
+    lines = [json.dumps(how | {"custom_id": i}) for i in ids]
+    asked.write_bytes("\r\n".join(lines).encode())
+    given = ("--model", folder / "model", "--adapters", folder / "adapters")
+    assert command("serve", *given, "--requests", asked, "--out", out)[0] == 0
+    answers = [json.loads(line) for line in out.read_bytes().splitlines()]
+    assert {a["line"]: a["custom_id"] for a in answers} == dict(enumerate(ids, 1))
+    assert "\u79e9".encode() in out.read_bytes()
+
+
 def test_an_answer_that_is_an_error_shows_in_the_status(command, folder, tmp_path):
     asked, out = tmp_path / "r.jsonl", tmp_path / "answers.jsonl"
     lines = [{"model": "sql", "prompt": "how", "max_tokens": n} for n in (2, 10**6)]

@@ -9,6 +9,7 @@ from lora_np import load_adapter
 from lora_np.data import DataError
 from lora_np.serve import Engine
 from lora_np.serve.alias import alias_of
+from lora_np.serve.engine import LOOKED_AT
 from lora_np.serve.lines import answers_to, read_requests
 from lora_np.serve.names import Names
 from tests.chat.tiny import CONTEXT, llama
@@ -69,6 +70,19 @@ def test_each_line_gets_the_text_of_its_adapter_alone(served, tmp_path):
     assert [found[i]["model"] for i in (1, 2, 3)] == ["sql", "tiny", "shops"]
     assert found[2]["custom_id"] == "mine" and "custom_id" not in found[1]
     assert engine.counts().running == 0
+
+
+def test_the_engine_holds_a_few_lines_of_a_long_file(served, tmp_path):
+    _, tokenizer, engine, names = served
+    n = 3 * (LOOKED_AT + engine.batch)
+    lines = [{"model": "tiny", "prompt": [60 + i % 9], "max_tokens": 1} for i in range(n)]
+    answers = answers_to(read_requests(file_of(tmp_path, *lines), names), engine, tokenizer, names)
+    found = []
+    for answer in answers:
+        found.append(answer["line"])
+        counts = engine.counts()
+        assert counts.waiting + counts.running <= LOOKED_AT + engine.batch
+    assert sorted(found) == list(range(1, n + 1))
 
 
 def test_a_stop_string_ends_an_answer_before_it(served, tmp_path):

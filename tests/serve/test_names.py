@@ -37,6 +37,9 @@ def test_an_unknown_name_is_404_with_the_nearest_ones():
     "adapters, aliases, message",
     [
         (["tiny"], [], "an adapter has the model's own name 'tiny'"),
+        (["two\nlines"], [], r"the name 'two\\nlines' has characters that cannot be printed"),
+        (["\udcff"], [], r"the name '\\udcff' has characters that cannot be printed"),
+        (["sql"], ["\udcff=sql:1"], r"the name '\\udcff' has characters"),
         (["sql"], ["sql=sql:1"], "alias 'sql': the name is taken"),
         (["sql"], ["tiny=sql:1"], "alias 'tiny': the name is taken"),
         (["sql"], ["x=sql:1", "x=sql:1"], "alias 'x': the name is taken"),
