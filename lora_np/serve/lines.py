@@ -22,11 +22,9 @@ from lora_np.serve.api import Call, chat_of, completion_of
 from lora_np.serve.engine import LOOKED_AT, Engine
 from lora_np.serve.errors import Refusal
 from lora_np.serve.names import Names
-from lora_np.serve.prompt import most_new, options_of, prompt_of
+from lora_np.serve.prompt import LONGEST, most_new, options_of, prompt_of
 from lora_np.serve.request import Request
 from lora_np.serve.text import AnswerText
-
-LONGEST = 512  # tokens of the longest answer to a line that gives no max_tokens
 
 
 @dataclass(frozen=True)

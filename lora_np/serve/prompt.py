@@ -9,6 +9,8 @@ from lora_np.reading import shown
 from lora_np.serve.api import Call
 from lora_np.serve.errors import Refusal
 
+LONGEST = 512  # tokens of the longest answer to a chat that gives no max_tokens
+
 
 def prompt_of(call: Call, tokenizer: Tokenizer) -> list[int]:
     """Return the tokens of a call's prompt, or of its messages in the model's chat template.

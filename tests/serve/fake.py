@@ -3,9 +3,8 @@
 import threading
 import time
 from itertools import cycle
-from types import SimpleNamespace
 
-from lora_np.serve.request import Counts
+from lora_np.serve.request import Counts, Request
 
 CRASH = 99  # a prompt that begins with this token makes a step raise
 
@@ -23,12 +22,8 @@ class FakeEngine:
             raise ValueError(f"{len(prompt)} + {n} tokens, but the context has {self.context}")
         if not prompt:
             raise ValueError("the prompt is empty")
-        now = time.monotonic()
-        request = SimpleNamespace(
-            adapter=adapter, prompt=prompt, n=n, stop=stop, drawing=drawing, on_token=on_token,
-            tokens=[], state="waiting", finish=None, error=None, submitted=now, first=None,
-            last=None, script=cycle(prompt),
-        )  # fmt: skip
+        request = Request(adapter, prompt, n, stop, on_token=on_token)
+        vars(request).update(drawing=drawing, script=cycle(prompt))
         self.waiting.append(request)
         self.submitted.append(request)
         return request
