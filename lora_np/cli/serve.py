@@ -102,14 +102,16 @@ def run_serve(arguments: argparse.Namespace) -> int:
     name = place.stem if place.is_file() else place.name
     if a.requests is not None:
         return _answer_file(a, engine, tokenizer, name, aliases)
+    context = min(llm.model.block_size, a.pages)
     serve_http(
         engine,
         tokenizer,
         model_name=name,
         folder=a.adapters,
+        context=context,
         port=a.port,
         aliases=aliases,
-        limits=replace(limits, body=body_for(engine.context)),
+        limits=replace(limits, body=body_for(context)),
     )
     return 0
 

@@ -88,7 +88,7 @@ class Server:
         self.port = self.listener.getsockname()[1]
         names = Names("tiny", engine.names, options["aliases"], options["rng"])
         self.site = http._Site(engine, self.listener, options["limits"], self.said.append)
-        run = self.site.run(tokenizer, names, folder)
+        run = self.site.run(tokenizer, names, folder, engine.context)
         self.thread = threading.Thread(target=asyncio.run, args=[run], daemon=True)
         self.thread.start()
 

@@ -151,7 +151,7 @@ def test_a_missing_package_is_named_with_its_extra(command, folder, monkeypatch,
 
 def serve(engine, **options):
     """Serve a fake engine in this thread."""
-    fixed = {"model_name": "tiny", "folder": "nowhere", "port": 0}
+    fixed = {"model_name": "tiny", "folder": "nowhere", "context": 160, "port": 0}
     serve_http(engine, tiny_tokenizer(), **fixed | options)
 
 

@@ -111,16 +111,6 @@ def test_what_can_never_run_and_what_breaks_fail_alone(served, tmp_path):
     assert "there is no token" in found[4]["error"]["message"]
 
 
-def test_a_chat_without_max_tokens_gets_what_a_small_pool_has_room_for(served, tmp_path):
-    base, tokenizer, _, names = served
-    prompt = len(tokenizer.chat(HELLO, answer_follows=True))
-    assert prompt + 3 < CONTEXT
-    engine = Engine(base, [], pages=prompt + 3, batch=1)
-    path = file_of(tmp_path, {"model": "tiny", "messages": HELLO})
-    (answer,) = answers_to(read_requests(path, names), engine, tokenizer, names)
-    assert 1 <= answer["usage"]["completion_tokens"] <= 3
-
-
 def test_an_alias_answers_by_one_of_its_adapters(served, tmp_path):
     lines = [{"model": "ab", "prompt": [60], "max_tokens": 1, "user": str(i)} for i in range(12)]
     found = answered(served, file_of(tmp_path, *lines, *lines))
