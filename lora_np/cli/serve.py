@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+PORT = 8000
+
 
 def add_serve(commands: Any) -> None:
     """Add the parser of ``serve``."""
@@ -71,7 +73,7 @@ def add_serve(commands: Any) -> None:
 
 def _add_ways(add: Any) -> None:
     """Add the options that say where the requests come from."""
-    add("--port", type=int, default=8000, metavar="N", help="on 127.0.0.1; default: 8000")
+    add("--port", type=int, metavar="N", help=f"on 127.0.0.1; default: {PORT}")
     add(
         "--requests",
         type=Path,
@@ -102,16 +104,15 @@ def run_serve(arguments: argparse.Namespace) -> int:
     name = place.stem if place.is_file() else place.name
     if a.requests is not None:
         return _answer_file(a, engine, tokenizer, name, aliases)
-    context = min(llm.model.block_size, a.pages)
     serve_http(
         engine,
         tokenizer,
         model_name=name,
         folder=a.adapters,
-        context=context,
-        port=a.port,
+        context=engine.longest,
+        port=PORT if a.port is None else a.port,
         aliases=aliases,
-        limits=replace(limits, body=body_for(context)),
+        limits=replace(limits, body=body_for(engine.longest)),
     )
     return 0
 
@@ -124,8 +125,13 @@ def _expect_one_way(a: argparse.Namespace) -> None:
         raise ValueError("--requests and --out go together: give both, or neither for a server")
     if a.requests is None:
         need_packages()
-    elif a.out.exists():
+        return
+    if a.port is not None:
+        raise ValueError("--port is of a server, --requests of a file: give one of them")
+    if a.out.exists():
         raise ValueError(f"--out {a.out} exists: choose a new file, nothing is overwritten")
+    if not a.out.parent.is_dir():
+        raise ValueError(f"--out {a.out}: there is no folder {a.out.parent}: make it first")
 
 
 def _answer_file(
@@ -147,6 +153,6 @@ def _answer_file(
         for answer in answers_to(lines, engine, tokenizer, names, bar.update):
             errors += "error" in answer
             write_line(file, answer)
-    failed = f", {counted(errors, 'error')}" if errors else ""
+    failed = f", {errors} of them {'an error' if errors == 1 else 'errors'}" if errors else ""
     print(f"{counted(len(lines), 'answer')}{failed}: written to {a.out}")
     return 1 if errors else 0

@@ -40,7 +40,7 @@ def add_serve_bench(commands: Any) -> None:
         "lora-np serve-bench --model smollm2 --contexts 64,512",
     )
     add = parser.add_argument
-    model = "small (default), a random Llama of 3.1M parameters; smollm2, or a folder, a .gguf "
+    model = "small (default), a random Llama of 3.2M parameters; smollm2, or a folder, a .gguf "
     add("--model", metavar="NAME", help=f"{model}file or a wheel")
     only = "measurements, separated by commas; default: pool,distinct,disk,wide for small, "
     add("--only", type=names, metavar="NAMES", help=f"{only}real,long for others")

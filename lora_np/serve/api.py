@@ -189,11 +189,14 @@ def words_of(body: bytes, needed: Iterable[str], optional: Iterable[str] = ()) -
 # --- fields ---------------------------------------------------------------------------------------
 
 
-def _only(given: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return the fields that are not null; refuse those of other names."""
-    names = tuple(names)
+def _only(given: dict[str, Any], names: Iterable[str], also: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the fields that are not null; refuse those of other names, with the nearest names.
+
+    Those of `also` pass, but are not proposed.
+    """
+    names, known = tuple(names), {*names, *also}
     for name in given:
-        if name not in names:
+        if name not in known:
             raise Refusal(
                 f"the field {shown(name)} is not known: {hint(name[:100], names)}",
                 param=brief(name),
@@ -204,12 +207,12 @@ def _only(given: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 def _known(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields that are not null; refuse those that would ask for more than we do."""
-    fields = _only(given, (*SHARED, *names, *UNSUPPORTED))
+    fields = _only(given, (*SHARED, *names), UNSUPPORTED)
     for name, value in fields.items():
         if name in UNSUPPORTED and not any(_same(value, idle) for idle in UNSUPPORTED[name]):
             idle = " or ".join(json.dumps(v) for v in UNSUPPORTED[name])
             raise Refusal(
-                f"{name} = {shown(value)} is not supported: leave the field out, or send {idle}",
+                f"{name} = {_json(value)} is not supported: leave the field out, or send {idle}",
                 param=name,
                 code="unsupported_parameter",
             )
@@ -238,7 +241,15 @@ def _shared(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wrong(name: str, value: Any, expected: str) -> Refusal:
-    return Refusal(f"{name} = {shown(value)}: expected {expected}", param=name)
+    return Refusal(f"{name} = {_json(value)}: expected {expected}", param=name)
+
+
+def _json(value: Any) -> str:
+    """Return a value as the client wrote it, on one short line."""
+    try:
+        return brief(json.dumps(value), 160)
+    except ValueError:  # a whole number of thousands of digits
+        return shown(value)
 
 
 def _needed(fields: dict[str, Any], name: str) -> Any:

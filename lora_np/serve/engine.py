@@ -137,6 +137,11 @@ class Engine:
         """The adapters' names."""
         return self.adapters.names
 
+    @property
+    def longest(self) -> int:
+        """The most tokens of a prompt and its answer: the context, or the pool if it is smaller."""
+        return min(self.model.block_size, self.pool.pages)
+
     def load(self, folder: str | Path) -> str:
         """Add an adapter's folder and return its name; CheckpointError if the name is taken."""
         return self.adapters.add(folder)
@@ -242,16 +247,16 @@ class Engine:
                 f"the prompt has shape {tokens.shape} and type {tokens.dtype}, expected (n,), all "
                 "integers"
             )
-        V, context, pages = self.model.vocab_size, self.model.block_size, self.pool.pages
+        V = self.model.vocab_size
         if tokens.min() < 0 or tokens.max() >= V:
             raise ValueError(f"the prompt has tokens outside the vocabulary, 0 to {V - 1}")
         if not isinstance(n, int | np.integer) or n < 1:
             raise ValueError(f"n = {n} new tokens, expected a whole number, at least 1")
-        if len(tokens) + n > min(context, pages):
-            what = "context" if context <= pages else "pool"
+        if len(tokens) + n > self.longest:
+            what = "context" if self.longest == self.model.block_size else "pool"
             raise ValueError(
                 f"the prompt's {len(tokens)} tokens and n = {n} new ones are more than the "
-                f"{what}'s {min(context, pages)}"
+                f"{what}'s {self.longest}"
             )
         return tuple(tokens.tolist())
 

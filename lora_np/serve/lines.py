@@ -143,7 +143,7 @@ class _Answer:
             self.request = engine.submit(
                 self.adapter,
                 prompt,
-                most_new(call, prompt, engine.model.block_size, LONGEST),
+                most_new(call, prompt, engine.longest, LONGEST),
                 **options_of(call, tokenizer),
                 on_token=take,
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_np.adapters.file import CONFIG
 from lora_np.methods.table import hint
 from lora_np.reading import is_name, shown
 from lora_np.serve.alias import Alias
@@ -130,7 +131,7 @@ def folders_in(root: Path) -> list[Path]:
     Raises
     ------
     ValueError
-        If the folder cannot be read.
+        If the folder cannot be read, or is itself an adapter.
 
     Examples
     --------
@@ -147,6 +148,8 @@ def folders_in(root: Path) -> list[Path]:
             names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
     except OSError as error:
         raise ValueError(f"{root} cannot be read ({error.strerror}): expected a folder") from None
+    if (root / CONFIG).is_file():
+        raise ValueError(f"{root} is an adapter: expected the folder that holds adapters' folders")
     return [root / name for name in sorted(names)]
 
 
@@ -188,7 +191,9 @@ def folder_of(root: Path, name: str, path: str) -> Path:
         if ".." in Path(path).parts or found != top / name:
             raise outside
         if not (top / name).is_dir():
-            raise Refusal(f"there is no folder {shown(name)}", 404, param="lora_name")
+            raise Refusal(
+                f"there is no folder {shown(name)} in the adapters' folder", 404, param="lora_name"
+            )
     except Refusal:
         raise
     except (OSError, ValueError):  # a zero byte, a lone surrogate, a name too long

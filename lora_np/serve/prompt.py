@@ -8,6 +8,7 @@ from lora_np.pretrained import Tokenizer
 from lora_np.reading import shown
 from lora_np.serve.api import Call
 from lora_np.serve.errors import Refusal
+from lora_np.tables import counted
 
 LONGEST = 512  # tokens of the longest answer to a chat that gives no max_tokens
 
@@ -18,7 +19,7 @@ def prompt_of(call: Call, tokenizer: Tokenizer) -> list[int]:
     Raises
     ------
     Refusal
-        If a token does not exist.
+        If there are none, or one does not exist.
     TokenizerError
         If there is no chat template, or it refuses the messages.
     """
@@ -26,8 +27,11 @@ def prompt_of(call: Call, tokenizer: Tokenizer) -> list[int]:
         return tokenizer.chat(call.messages, answer_follows=True)
     if isinstance(call.prompt, str):
         start = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
-        return start + tokenizer.encode(call.prompt)
-    tokens = list(call.prompt or ())
+        tokens = start + tokenizer.encode(call.prompt)
+    else:
+        tokens = list(call.prompt or ())
+    if not tokens:
+        raise Refusal("the prompt is empty: send at least one token", param="prompt")
     for token in tokens:
         if not 0 <= token < tokenizer.vocab_size:
             raise Refusal(
@@ -43,8 +47,22 @@ def most_new(call: Call, prompt: list[int], context: int, longest: int) -> int:
 
     These are the call's max_tokens or, if it gives none, `longest`, unless the rest of the context
     is shorter.
+
+    Raises
+    ------
+    Refusal
+        If the prompt and they are longer than the context.
     """
-    return call.max_tokens or max(1, min(longest, context - len(prompt)))
+    left = context - len(prompt)
+    most = call.max_tokens or max(1, min(longest, left))
+    if most > left:
+        raise Refusal(
+            f"the prompt has {counted(len(prompt), 'token')} and the answer may have {most}, but "
+            f"there is room for {context}: send a shorter prompt or a smaller max_tokens",
+            param="prompt" if call.messages is None else "messages",
+            code="context_length_exceeded",
+        )
+    return most
 
 
 def options_of(call: Call, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -227,5 +227,5 @@ def test_the_help_explains_every_measurement(capsys):
 
 def test_without_peft_one_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("lora_np.experiments.serving.peft_side.find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match=r"needs torch, transformers, peft, .* leave --peft"):
+    with pytest.raises(CheckpointError, match=r"needs torch, transformers, peft: .* leave --peft"):
         expect_peft()

@@ -130,7 +130,12 @@ def test_what_is_not_supported_passes_only_if_it_asks_for_nothing(field):
         assert chat(**{field: idle}) == chat()
     problem = refused(chat, **{field: 2})
     assert (problem.param, problem.code) == (field, "unsupported_parameter")
-    assert "leave the field out" in problem.message
+    assert f"{field} = 2 is not supported: leave the field out" in problem.message
+
+
+def test_a_refusal_shows_the_value_as_json():
+    assert "echo = true is not" in refused(completion, echo=True).message
+    assert refused(chat, stop=["a", 1]).message.startswith('stop = ["a", 1]: expected')
 
 
 @pytest.mark.parametrize("field, value", [("n", True), ("echo", 0), ("logprobs", 0), ("n", 2)])
@@ -143,7 +148,8 @@ def test_unknown_fields_are_refused_with_the_nearest_names():
     assert problem.code == "unknown_parameter" and "did you mean temperature" in problem.message
     assert refused(completion, messages=HELLO).param == "messages"
     assert refused(chat, prompt="hi").param == "prompt"
-    assert len(refused(chat, **{"x" * 10_000 + "\x1b": 1}).message) < 1500
+    assert "response_format" not in refused(chat, reasoning_effort="low").message
+    assert len(refused(chat, **{"x" * 10_000 + "\x1b": 1}).message) < 700
 
 
 def test_missing_fields_are_named():

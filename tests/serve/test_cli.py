@@ -54,7 +54,7 @@ class Process:
 
 def test_the_command_serves_adapters_and_sigterm_finishes_what_runs(folder):
     server = Process(folder, "--alias", "ab=shops:1,sql:1")
-    assert server.ready == f"serving model at http://127.0.0.1:{server.port}/v1\n"
+    assert server.ready == f"serving model and 2 adapters at http://127.0.0.1:{server.port}/v1\n"
     names = [m["id"] for m in json.loads(get(server, "/v1/models")[1])["data"]]
     assert names == ["model", "shops", "sql", "ab"]
     fields = {"prompt": "how many", "max_tokens": 20, "temperature": 0}
@@ -83,6 +83,10 @@ def test_the_command_serves_adapters_and_sigterm_finishes_what_runs(folder):
         (["--batch", 0], "batch = 0"),
         (["--pages", 0], "0 pages"),
         (["--template", "nothing.jinja"], "nothing.jinja does not exist"),
+        (
+            ["--requests", "r.jsonl", "--out", "no/a.jsonl", "--adapters", "a"],
+            "--port is of a server",
+        ),
         (["--port", 70_000], "port 70000 cannot be used (0 to 65535 are ports)"),
     ],
 )
@@ -128,7 +132,7 @@ def test_an_answer_that_is_an_error_shows_in_the_status(command, folder, tmp_pat
     asked.write_text("\n".join(map(json.dumps, lines)))
     given = ("--model", folder / "model", "--adapters", folder / "adapters")
     status, said, _ = command("serve", *given, "--requests", asked, "--out", out)
-    assert (status, said) == (1, f"2 answers, 1 error: written to {out}\n")
+    assert (status, said) == (1, f"2 answers, 1 of them an error: written to {out}\n")
 
 
 def test_a_file_that_is_wrong_leaves_no_answers(command, folder, tmp_path):
@@ -139,6 +143,14 @@ def test_a_file_that_is_wrong_leaves_no_answers(command, folder, tmp_path):
     assert status == 2 and "line 2 is not JSON" in err and not out.exists()
     status, _, err = command("serve", *given, "--requests", asked)
     assert status == 2 and "--requests and --out go together" in err
+    missing = tmp_path / "missing"
+    status, _, err = command("serve", *given, "--requests", asked, "--out", missing / "a.jsonl")
+    assert status == 2 and err.endswith(f"there is no folder {missing}: make it first\n")
+    given = ("--model", folder / "model", "--adapters", folder / "adapters" / "sql")
+    status, _, err = command("serve", *given)
+    assert status == 2 and err.endswith(
+        "sql is an adapter: expected the folder that holds adapters' folders\n"
+    )
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])
@@ -198,6 +210,6 @@ def test_a_second_signal_is_an_interruption():
 
     ended = []
     with pytest.raises(KeyboardInterrupt):
-        serve(engine, say=from_outside(act))
+        serve(engine, context=engine.context, say=from_outside(act))
     ended.append(True)
     assert len(engine.submitted[0].tokens) < 50_000

@@ -267,9 +267,9 @@ def test_many_requests_at_once_are_all_answered(server):
         ({"stop": 3}, 400, "stop"),
         ({"prompt": [340]}, 400, "prompt"),
         ({"prompt": [-1]}, 400, "prompt"),
-        ({"prompt": ""}, 400, None),
+        ({"prompt": ""}, 400, "prompt"),
         ({"prompt": "\ud800"}, 400, None),
-        ({"max_tokens": 1000}, 400, None),
+        ({"max_tokens": 1000}, 400, "prompt"),
     ],
 )
 def test_a_call_that_cannot_be_is_refused_and_leaves_nothing(server, fields, status, param):

@@ -105,10 +105,37 @@ def test_what_can_never_run_and_what_breaks_fail_alone(served, tmp_path):
         {"model": "tiny", "prompt": [10**6], "max_tokens": 3},
     )
     found = answered(served, path)
-    assert "more than the context's" in found[1]["error"]["message"]
+    assert f"there is room for {CONTEXT}" in found[1]["error"]["message"]
+    assert found[1]["error"]["code"] == "context_length_exceeded"
     assert "not a readable" in found[2]["error"]["message"]
     assert found[3]["usage"]["completion_tokens"] == 3
     assert "there is no token" in found[4]["error"]["message"]
+
+
+def test_an_answer_without_a_limit_is_no_longer_than_the_pool(served, tmp_path):
+    base, tokenizer, _, names = served
+    chat = len(tokenizer.chat(HELLO, answer_follows=True))
+    engine = Engine(base, [], pages=chat + 3, batch=4)
+    path = file_of(tmp_path, {"model": "tiny", "messages": HELLO, "temperature": 0})
+    (answer,) = answers_to(read_requests(path, names), engine, tokenizer, names)
+    assert engine.longest == chat + 3 < CONTEXT
+    assert answer["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == 3
+
+
+def test_more_lines_than_the_engine_looks_at_are_submitted_as_places_come_free(served, tmp_path):
+    _, tokenizer, engine, names = served
+    lines = [{"model": "tiny", "prompt": [60], "max_tokens": 1 + i % 3} for i in range(200)]
+    waiting, found = [], []
+    path = file_of(tmp_path, *lines)
+    for answer in answers_to(
+        read_requests(path, names),
+        engine,
+        tokenizer,
+        names,
+        lambda new: waiting.append(engine.counts().waiting),
+    ):
+        found.append(answer["line"])
+    assert sorted(found) == list(range(1, 201)) and max(waiting) < 100
 
 
 def test_an_alias_answers_by_one_of_its_adapters(served, tmp_path):

@@ -136,7 +136,8 @@ class _Site:
         self.service = Service(
             self.worker, tokenizer, names, folder, context, self.limits, self._end
         )
-        ready = f"serving {names.base} at http://127.0.0.1:{port}/v1"
+        number = counted(len(names.adapters), "adapter")
+        ready = f"serving {names.base} and {number} at http://127.0.0.1:{port}/v1"
         self.server = self._server(make_app(self.service, port), lambda: self.say(ready))
         self.worker.start()
         try:
