@@ -51,7 +51,7 @@ def most_new(call: Call, prompt: list[int], context: int, longest: int) -> int:
     Raises
     ------
     Refusal
-        If the prompt and they are longer than the context.
+        If the prompt and its answer would be longer than the context.
     """
     left = context - len(prompt)
     most = call.max_tokens or max(1, min(longest, left))

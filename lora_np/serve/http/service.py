@@ -79,7 +79,7 @@ class Service:
     folder : Path
         Where adapters are loaded from.
     context : int
-        The largest number of tokens that the model reads.
+        The most tokens of a prompt and its answer.
     limits : Limits
     on_drained : callable
         Called once, without arguments, when nothing runs any more after :meth:`drain`.
