@@ -23,8 +23,8 @@ from lora_np.layers import Layer
 from lora_np.methods import check_adapted, is_adapted
 from lora_np.methods.contract import METHOD_FIELD, head_of, name_in
 from lora_np.methods.file_form import method_of_fields, of_file, to_file
-from lora_np.methods.peft_lora import OURS, as_fields, check_ranks
-from lora_np.methods.stacked import ADAPTED, Factors, homes_of, model_factors
+from lora_np.methods.peft_lora import OURS, as_fields
+from lora_np.methods.stacked import Factors, homes_of, model_factors
 from lora_np.pretrained.find import expect_base, fingerprint
 from lora_np.pretrained.places import file_layout
 
@@ -193,7 +193,6 @@ class AdapterReader:
             )
         self.base, self.places = base, file_layout(base).places
         self._made_on = fingerprint(base)
-        self._homes = homes_of(base, self.places, ADAPTED)
         self._matrices = homes_of(base, self.places)
         self._modules = {name_in(path, self.places) for path in base.modules()}
         dtypes = {p.dtype for p in base.parameters().values()}
@@ -212,11 +211,7 @@ class AdapterReader:
             fields, tensors = _of_gguf(self.base, path)
         else:
             fields, tensors = read_adapter(path, self._matrices)
-        try:
-            self._expect_fit(tensors)
-            _expect_complete(Path(path), tensors, self._modules)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from None
+        self._expect_ours(path, fields_in(path), tensors)
         return fields, tensors
 
     def factors(self, path: str | Path) -> dict[str, Factors]:
@@ -227,24 +222,38 @@ class AdapterReader:
         CheckpointError
             If the file is broken, does not fit the base, or is not LoRA of linear layers.
         """
-        fields, tensors = self.read(path)
-        try:
-            config: Any = method_of_fields(fields).of_fields(fields)
+        fields = fields_in(path)
+        if is_gguf(path) or not is_plain_lora(fields):
+            saved, tensors = self.read(path)
+            config: Any = method_of_fields(saved).of_fields(saved)
             if config.name != "lora":
-                raise ValueError(f"the method is {config.name!r}, expected LoRA")
-            check_ranks(config, tensors)
-            found = model_factors(self._homes, tensors)
+                raise CheckpointError(f"{path}: the method is {config.name!r}, expected LoRA")
+            names = {name.rpartition(".lora_")[0] for name in tensors}
+            scales = {name: config.scale_of(name) for name in names}
+        else:
+            expect_base(path, self._made_on)
+            tensors, _, scales, _ = _plain_factors(path, self._matrices)
+            self._expect_ours(path, fields, tensors)
+        try:
+            found = model_factors(self._matrices, tensors)
         except (ValueError, MemoryError) as error:
             raise CheckpointError(f"{path}: {error}") from None
-        for name, _, _ in found.values():
-            if name not in self._matrices:
-                raise CheckpointError(f"{path}: it adapts {name!r}, which is not a linear layer")
-        return {path: (B, A, config.scale_of(name)) for path, (name, B, A) in found.items()}
+        return {path: (B, A, scales[name]) for path, (name, B, A) in found.items()}
+
+    def _expect_ours(
+        self, path: str | Path, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+    ) -> None:
+        """Raise CheckpointError unless a file's numbers fit the base, and none is missing."""
+        try:
+            self._expect_fit(tensors)
+            _expect_complete(fields, tensors, self._modules)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
 
     def _expect_fit(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Raise ValueError unless every number of a file is one of the base's dtype too."""
+        largest = np.finfo(self._dtype).max
         for name, x in tensors.items():
-            largest = np.finfo(self._dtype).max
             if x.dtype.kind == "f" and x.size and np.abs(x).max() > largest:
                 raise ValueError(f"{name!r} has entries too large for {self._dtype}")
 
@@ -259,9 +268,17 @@ def _of_gguf(base: Any, path: str | Path) -> tuple[dict[str, Any], dict[str, np.
     return as_fields(ranks, scales), tensors
 
 
-def _expect_complete(folder: Path, tensors: Collection[str], modules: Collection[str]) -> None:
+def fields_in(path: str | Path) -> dict[str, Any]:
+    """Return the fields of the config in an adapter's folder; an empty dict without a config."""
+    config = Path(path) / CONFIG
+    fields = load_json(config) if config.is_file() else {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _expect_complete(
+    fields: Mapping[str, Any], tensors: Collection[str], modules: Collection[str]
+) -> None:
     """Raise ValueError if a module of the model that the fields name in full has no tensor."""
-    fields = load_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     named = fields.get("target_modules")
     if not isinstance(named, list) or any(fields.get(name) for name in LEAVING_OUT):
         return  # the names may be of modules that are not adapted
@@ -289,6 +306,15 @@ def read_adapter(
             PeftConfig(config, ("use_dora",))
         with TensorFile(folder / TENSORS) as file:
             return fields, {n.removeprefix(PREFIX): file.read_any(n) for n in file.names}
+    tensors, ranks, scales, dropout = _plain_factors(folder, homes)
+    ours = {OURS: fields[OURS]} if OURS in fields else {}
+    return {**as_fields(ranks, scales), "lora_dropout": dropout, **ours}, tensors
+
+
+def _plain_factors(
+    folder: str | Path, homes: Collection[str]
+) -> tuple[dict[str, np.ndarray], dict[str, int], dict[str, float], float]:
+    """Return the tensors of plain LoRA in PEFT's names, ranks and scales by module; the dropout."""
     tensors: dict[str, np.ndarray] = {}
     with open_adapter(folder) as adapter:
         adapter.require_scale()
@@ -296,11 +322,10 @@ def read_adapter(
         modules = {called[name]: module for name, module in adapter.modules.items()}
         for name, module in modules.items():
             B, A = module.factors()
-            tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+            tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = A, B
         ranks = {name: module.r for name, module in modules.items()}
         scales = {name: module.scale for name, module in modules.items()}
-    ours = {OURS: fields[OURS]} if OURS in fields else {}
-    return {**as_fields(ranks, scales), "lora_dropout": adapter.lora_dropout, **ours}, tensors
+        return tensors, ranks, scales, adapter.lora_dropout
 
 
 def _has_matrices_only(folder: Path) -> bool:

@@ -203,7 +203,7 @@ def test_what_does_not_fit_the_base_is_an_error(base, tmp_path, rng):
         "wide": "with shape",
         "gpt": "which the model does not have",
         "dora": "the method is 'dora', expected LoRA",
-        "embedding": "not a linear layer",
+        "embedding": "a factor of an embedding",
         "large": "pages, but the pool has 40",
     }
     assert sorted(said) == sorted(adapters.names)
