@@ -109,7 +109,6 @@ def run_serve(arguments: argparse.Namespace) -> int:
         tokenizer,
         model_name=name,
         folder=a.adapters,
-        context=engine.longest,
         port=PORT if a.port is None else a.port,
         aliases=aliases,
         limits=replace(limits, body=body_for(engine.longest)),

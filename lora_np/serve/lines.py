@@ -22,11 +22,9 @@ from lora_np.serve.api import Call, chat_of, completion_of
 from lora_np.serve.engine import LOOKED_AT, Engine
 from lora_np.serve.errors import Refusal
 from lora_np.serve.names import Names
-from lora_np.serve.prompt import most_new, options_of, prompt_of
+from lora_np.serve.prompt import LONGEST, most_new, options_of, prompt_of
 from lora_np.serve.request import Request
 from lora_np.serve.text import AnswerText
-
-LONGEST = 512  # tokens of the longest answer to a line that gives no max_tokens
 
 
 @dataclass(frozen=True)
@@ -104,19 +102,19 @@ def answers_to(
         "line", "custom_id" if there is one, and either "model", "text", "finish_reason" and
         "usage", or "error" in OpenAI's shape.
     """
-    left, most = iter(lines), 2 * engine.batch + LOOKED_AT  # the engine chooses among so many
-    live: list[_Answer] = []
+    later = iter(lines)
+    running: list[_Answer] = []
     while True:
-        for line in islice(left, most - len(live)):
-            live.append(_Answer(line, names))
-            live[-1].submit(engine, tokenizer)
-        if not live:
+        for line in islice(later, 2 * engine.batch + LOOKED_AT - len(running)):
+            running.append(_Answer(line, names))
+            running[-1].submit(engine, tokenizer)
+        if not running:
             return
-        before = sum(answer.new for answer in live)
+        before = sum(answer.new for answer in running)
         engine.step()
-        listen(sum(answer.new for answer in live) - before)
-        ready = [answer for answer in live if answer.over]
-        live = [answer for answer in live if not answer.over]
+        listen(sum(answer.new for answer in running) - before)
+        ready = [answer for answer in running if answer.over]
+        running = [answer for answer in running if not answer.over]
         yield from (answer.written() for answer in ready)
 
 

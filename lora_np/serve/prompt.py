@@ -10,6 +10,8 @@ from lora_np.serve.api import Call
 from lora_np.serve.errors import Refusal
 from lora_np.tables import counted
 
+LONGEST = 512  # tokens of the longest answer to a chat that gives no max_tokens
+
 
 def prompt_of(call: Call, tokenizer: Tokenizer) -> list[int]:
     """Return the tokens of a call's prompt, or of its messages in the model's chat template.
@@ -49,7 +51,7 @@ def most_new(call: Call, prompt: list[int], context: int, longest: int) -> int:
     Raises
     ------
     Refusal
-        If the prompt and they are longer than the context.
+        If the prompt and its answer would be longer than the context.
     """
     left = context - len(prompt)
     most = call.max_tokens or max(1, min(longest, left))
@@ -64,7 +66,7 @@ def most_new(call: Call, prompt: list[int], context: int, longest: int) -> int:
 
 
 def options_of(call: Call, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return a call's options for :meth:`lora_np.serve.Engine.submit`."""
+    """Return a call's options for :meth:`lora_np.serve.engine.Engine.submit`."""
     return {
         "stop": tokenizer.ends,
         "temperature": call.temperature,

@@ -52,11 +52,6 @@ class RowsLinear(Layer):
         self.W0, self.b = linear.W, linear.b
         self.pairs, self.scales, self.rows = pairs, scales, rows
 
-    @property
-    def d_out(self) -> int:
-        """The length of an output."""
-        return self.W0.shape[0]
-
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Any]:
         """Return y (n, ..., out), and no cache: there is no backward."""
         b = None if self.b is None else self.b.value

@@ -3,9 +3,8 @@
 import threading
 import time
 from itertools import cycle
-from types import SimpleNamespace
 
-from lora_np.serve.request import Counts
+from lora_np.serve.request import Counts, Request
 
 CRASH = 99  # a prompt that begins with this token makes a step raise
 
@@ -14,21 +13,17 @@ class FakeEngine:
     """Has the engine's interface. `steps` is a semaphore: each step waits for a permit."""
 
     def __init__(self, names=("shops", "sql", "broken"), context=160, batch=4):
-        self.names, self.context, self.batch = list(names), context, batch
+        self.names, self.longest, self.batch = list(names), context, batch
         self.waiting, self.running, self.submitted = [], [], []
         self.steps = None
 
     def submit(self, adapter, prompt, n, *, stop=(), on_token=None, **drawing):
-        if len(prompt) + n > self.context:
-            raise ValueError(f"{len(prompt)} + {n} tokens, but the context has {self.context}")
+        if len(prompt) + n > self.longest:
+            raise ValueError(f"{len(prompt)} + {n} tokens, but the context has {self.longest}")
         if not prompt:
             raise ValueError("the prompt is empty")
-        now = time.monotonic()
-        request = SimpleNamespace(
-            adapter=adapter, prompt=prompt, n=n, stop=stop, drawing=drawing, on_token=on_token,
-            tokens=[], state="waiting", finish=None, error=None, submitted=now, first=None,
-            last=None, script=cycle(prompt),
-        )  # fmt: skip
+        request = Request(adapter, prompt, n, stop, on_token=on_token)
+        vars(request).update(drawing=drawing, script=cycle(prompt))
         self.waiting.append(request)
         self.submitted.append(request)
         return request
@@ -93,7 +88,7 @@ class Server:
         self.port = self.listener.getsockname()[1]
         names = Names("tiny", engine.names, options["aliases"], options["rng"])
         self.site = http._Site(engine, self.listener, options["limits"], self.said.append)
-        run = self.site.run(tokenizer, names, folder, engine.context)
+        run = self.site.run(tokenizer, names, folder)
         self.thread = threading.Thread(target=asyncio.run, args=[run], daemon=True)
         self.thread.start()
 

@@ -111,7 +111,7 @@ def storm(number, seed=0):
     found, lock = Counter(), threading.Lock()
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(llama(), write_adapters(Path(folder)), pages=700, batch=8)
-        engine.context, engine.steps = CONTEXT, None
+        engine.steps = None
         limits = Limits(queue=CLIENTS - 2, patience=20)
         server = Server(engine, tiny_tokenizer(), Path(folder), limits=limits)
         get(server, "/health")

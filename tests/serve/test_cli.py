@@ -163,7 +163,7 @@ def test_a_missing_package_is_named_with_its_extra(command, folder, monkeypatch,
 
 def serve(engine, **options):
     """Serve a fake engine in this thread."""
-    fixed = {"model_name": "tiny", "folder": "nowhere", "context": 160, "port": 0}
+    fixed = {"model_name": "tiny", "folder": "nowhere", "port": 0}
     serve_http(engine, tiny_tokenizer(), **fixed | options)
 
 
@@ -210,6 +210,6 @@ def test_a_second_signal_is_an_interruption():
 
     ended = []
     with pytest.raises(KeyboardInterrupt):
-        serve(engine, context=engine.context, say=from_outside(act))
+        serve(engine, say=from_outside(act))
     ended.append(True)
     assert len(engine.submitted[0].tokens) < 50_000

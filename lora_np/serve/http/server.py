@@ -49,7 +49,6 @@ def serve_http(
     *,
     model_name: str,
     folder: str | Path,
-    context: int,
     port: int = 8000,
     aliases: Sequence[Alias] = (),
     limits: Limits | None = None,
@@ -69,8 +68,6 @@ def serve_http(
         The name under which clients ask for the base without an adapter.
     folder : str or Path
         The adapters' folder. A client may load the folders directly in it, and no others.
-    context : int
-        The largest number of tokens that the model reads.
     port : int
         0 takes a free one.
     aliases : sequence of Alias
@@ -94,7 +91,7 @@ def serve_http(
     names = Names(model_name, engine.names, aliases, rng)
     with _listening(port) as listener:
         site = _Site(engine, listener, limits or Limits(), say)
-        asyncio.run(site.run(tokenizer, names, Path(folder), context))
+        asyncio.run(site.run(tokenizer, names, Path(folder)))
     if site.worker.error is not None:
         raise site.worker.error
     if site.forced:
@@ -126,7 +123,7 @@ class _Site:
         self.engine, self.listener, self.limits, self.say = engine, listener, limits, say
         self.stopping = self.forced = False
 
-    async def run(self, tokenizer: Tokenizer, names: Names, folder: Path, context: int) -> None:
+    async def run(self, tokenizer: Tokenizer, names: Names, folder: Path) -> None:
         """Serve until the end."""
         from lora_np.serve.http.app import make_app
 
@@ -134,7 +131,7 @@ class _Site:
         port = self.listener.getsockname()[1]
         self.worker = Worker(self.engine, self.loop, self._end)
         self.service = Service(
-            self.worker, tokenizer, names, folder, context, self.limits, self._end
+            self.worker, tokenizer, names, folder, self.engine.longest, self.limits, self._end
         )
         number = counted(len(names.adapters), "adapter")
         ready = f"serving {names.base} and {number} at http://127.0.0.1:{port}/v1"

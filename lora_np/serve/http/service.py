@@ -15,7 +15,7 @@ from lora_np.serve.http.answer import Answer
 from lora_np.serve.http.metrics import Metrics
 from lora_np.serve.http.worker import Stopped, Worker
 from lora_np.serve.names import Names, folder_of
-from lora_np.serve.prompt import most_new, options_of, prompt_of
+from lora_np.serve.prompt import LONGEST, most_new, options_of, prompt_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Limits:
 
     queue: int = 1024
     body: int = 262_144
-    tokens: int = 512
+    tokens: int = LONGEST
     patience: float = 30.0
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class Service:
     folder : Path
         Where adapters are loaded from.
     context : int
-        The largest number of tokens that the model reads.
+        The most tokens of a prompt and its answer.
     limits : Limits
     on_drained : callable
         Called once, without arguments, when nothing runs any more after :meth:`drain`.

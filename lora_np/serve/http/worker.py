@@ -20,8 +20,6 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-OVER = ("done", "failed", "cancelled")
-
 
 class Stopped(RuntimeError):
     """The worker has stopped: it takes no more commands."""
@@ -149,7 +147,7 @@ class Worker(threading.Thread):
     def _deliver(self) -> None:
         """Send the step's tokens, and every request that is over, to their sinks."""
         for sink, request in list(self._live.items()):
-            if request.state in OVER:
+            if request.over:
                 del self._live[sink]
                 self._events.append((sink, request))
         self.counts = self._engine.counts()
