@@ -101,7 +101,7 @@ def test_what_can_never_run_and_what_breaks_fail_alone(served, tmp_path):
         tmp_path,
         {"model": "tiny", "prompt": [60] * CONTEXT, "max_tokens": 9},
         {"model": "sql", "prompt": [60], "max_tokens": 3},
-        {"model": "shops", "prompt": [60], "max_tokens": 3},
+        {"model": "shops", "prompt": [60], "max_tokens": 3, "temperature": 0},
         {"model": "tiny", "prompt": [10**6], "max_tokens": 3},
     )
     found = answered(served, path)
