@@ -6,7 +6,8 @@ names of its layers in other people's files (``file_layout``).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -207,11 +208,12 @@ class AdapterReader:
             If the file is broken, has no place in the base, or was trained on another.
         """
         expect_base(path, self._made_on)
-        if is_gguf(path):
-            fields, tensors = _of_gguf(self.base, path)
-        else:
-            fields, tensors = read_adapter(path, self._matrices)
-        self._expect_ours(path, fields_in(path), tensors)
+        with _in_memory(path):
+            if is_gguf(path):
+                fields, tensors = _of_gguf(self.base, path)
+            else:
+                fields, tensors = read_adapter(path, self._matrices)
+            self._expect_ours(path, fields_in(path), tensors)
         return fields, tensors
 
     def factors(self, path: str | Path) -> dict[str, Factors]:
@@ -232,8 +234,9 @@ class AdapterReader:
             scales = {name: config.scale_of(name) for name in names}
         else:
             expect_base(path, self._made_on)
-            tensors, _, scales, _ = _plain_factors(path, self._matrices)
-            self._expect_ours(path, fields, tensors)
+            with _in_memory(path):
+                tensors, _, scales, _ = _plain_factors(path, self._matrices)
+                self._expect_ours(path, fields, tensors)
         try:
             found = model_factors(self._matrices, tensors)
         except (ValueError, MemoryError) as error:
@@ -256,6 +259,15 @@ class AdapterReader:
         for name, x in tensors.items():
             if x.dtype.kind == "f" and x.size and np.abs(x).max() > largest:
                 raise ValueError(f"{name!r} has entries too large for {self._dtype}")
+
+
+@contextmanager
+def _in_memory(path: str | Path) -> Iterator[None]:
+    """Make an error of the file out of a MemoryError: a field may ask for any number of numbers."""
+    try:
+        yield
+    except MemoryError:
+        raise CheckpointError(f"{path}: its tensors do not fit in memory") from None
 
 
 def _of_gguf(base: Any, path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -26,6 +26,7 @@ from lora_np.methods.contract import MethodConfig, adapters, method_of
 from lora_np.methods.lora import LoRALinear
 from lora_np.methods.rows import with_rows
 from lora_np.ops import Rows
+from lora_np.ops.contract import expect_shape
 from lora_np.ops.fast import head_loss_backward, head_loss_forward
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.parameters import Grads, Parameter
@@ -101,6 +102,7 @@ class Together(Layer):
     def number(self, batch: Sequence[Array]) -> np.ndarray:
         """Return the number of targets of each adapter, (number of adapters,)."""
         ids = Rows(batch[2], len(self.models)).ids
+        expect_shape("ids", ids, len(batch[1]))
         kept = to_host(batch[1] != IGNORE_INDEX).reshape(len(ids), -1).sum(axis=1)  # (n,)
         own = ids >= 0
         return np.bincount(ids[own], kept[own], len(self.models)).astype(int)

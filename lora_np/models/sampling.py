@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,7 @@ def check_sampling(
 
 def check_drawing(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raise unless tokens can be drawn with these arguments of generate."""
+    top_k = None if top_k is None else index(top_k)
     if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
         raise ValueError(
             f"temperature = {temperature} and top_k = {top_k}, expected >= 0 and >= 1 (or None)"

@@ -219,10 +219,15 @@ class Adapters:
             self._let_go(held)
 
     def make_room(self, pages: int) -> bool:
-        """Let unused adapters go, the least recently used first; return whether pages are free."""
-        while self._pool.free < pages and self._idle:
+        """Let unused adapters go, the least recently used first; return whether pages are free.
+
+        None goes if even all of them were not enough.
+        """
+        if pages > self._pool.free + self._idle:
+            return False
+        while self._pool.free < pages:
             self._drop(next(name for name, held in self._loaded.items() if not held.users))
-        return self._pool.free >= pages
+        return True
 
     def _drop(self, name: str) -> None:
         """Forget what was read of an adapter; its users keep it until they release it."""

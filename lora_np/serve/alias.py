@@ -36,7 +36,7 @@ class Alias:
     Raises
     ------
     ValueError
-        If a weight is not positive, or an adapter is listed twice.
+        If a weight is not positive, their sum is not finite, or an adapter is listed twice.
 
     Examples
     --------
@@ -61,6 +61,8 @@ class Alias:
                     f"alias {shown(self.name)}: the weight of {shown(adapter)} is {weight}, "
                     "expected a positive number"
                 )
+        if sum(weight for _, weight in self.weights) == math.inf:
+            raise ValueError(f"alias {shown(self.name)}: the weights have no finite sum")
 
     def pick(self, user: str | None, rng: np.random.Generator) -> str:
         """Return the adapter for a user; without a user, draw one."""

@@ -102,9 +102,10 @@ def answers_to(
         "line", "custom_id" if there is one, and either "model", "text", "finish_reason" and
         "usage", or "error" in OpenAI's shape.
     """
-    later, running = iter(lines), []
+    later = iter(lines)
+    running: list[_Answer] = []
     while True:
-        for line in islice(later, engine.batch + LOOKED_AT - len(running)):
+        for line in islice(later, 2 * engine.batch + LOOKED_AT - len(running)):
             running.append(_Answer(line, names))
             running[-1].submit(engine, tokenizer)
         if not running:

@@ -83,7 +83,14 @@ class Pool:
     def __init__(self, pages: int, page: int, dtype: Any = np.float32) -> None:
         if pages < 1 or page < 1:
             raise ValueError(f"{pages} pages of {page} numbers, expected at least 1 of each")
-        self.memory = np.zeros((pages, page), dtype)
+        try:
+            self.memory = np.zeros((pages, page), dtype)
+        except (MemoryError, ValueError):  # ValueError: beyond what can be addressed
+            size = pages * page * np.dtype(dtype).itemsize
+            raise ValueError(
+                f"{pages} pages take {size / 2**30:.0f} GiB, which this machine does not have: "
+                "choose fewer"
+            ) from None
         self.free, self.moves = pages, 0
         self._gaps = [(0, pages)]  # runs of free pages, (start, pages), in order
         self._leases: set[Lease] = set()

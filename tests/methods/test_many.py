@@ -21,6 +21,7 @@ from lora_np import (
     load_adapter,
     save_adapter,
 )
+from lora_np.backend import ShapeError
 from lora_np.methods import LoRALinear, RowsLoRA, Together, adapters, make_method, with_rows
 from lora_np.ops import Rows
 from lora_np.selfcheck import at_random
@@ -295,5 +296,8 @@ def test_ids_that_do_not_fit_are_refused(rng):
     together = Together(models())
     with pytest.raises(IndexError, match=r"ids has the number 3, expected -1 \.\. 2"):
         together.loss(tokens, targets, ids + 1)
-    with pytest.raises(ValueError, match="ids"):
-        together.loss(tokens, targets, ids[:3])
+    for n in range(len(ids)):  # whether or not the targets can be cut into n equal parts
+        with pytest.raises(ShapeError, match=rf"ids has shape \({n},\), expected"):
+            together.loss(tokens, targets, ids[:n])
+        with pytest.raises(ShapeError, match=rf"ids has shape \({n},\), expected"):
+            together.number((tokens, targets, ids[:n]))

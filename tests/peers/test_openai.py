@@ -111,8 +111,9 @@ def test_errors_are_those_of_the_client(client, openai):
     with pytest.raises(openai.BadRequestError, match="n = 2 is not supported") as problem:
         ask(client, n=2)
     assert (problem.value.param, problem.value.code) == ("n", "unsupported_parameter")
-    with pytest.raises(openai.BadRequestError, match="the context's 160"):
+    with pytest.raises(openai.BadRequestError, match="there is room for 160") as problem:
         ask(client, max_tokens=1000)
+    assert problem.value.code == "context_length_exceeded"
     other = client.with_options(default_headers={"Host": "evil.example"})
     with pytest.raises(openai.PermissionDeniedError, match="is not this machine"):
         ask(other)

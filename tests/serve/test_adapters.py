@@ -65,6 +65,18 @@ def test_the_least_recently_used_is_let_go_and_one_in_use_never(base, tmp_path, 
     assert adapters.hold("b").users == 1 and adapters.loaded == 2
 
 
+def test_none_is_let_go_for_what_does_not_fit_all_the_same(base, tmp_path, rng):
+    adapters, pool = shelf(base, tmp_path, rng, "ab")
+    adapter(base, tmp_path / "large", rng, r=4, target_modules=["q_proj"])  # 32 pages
+    adapters.add(tmp_path / "large")
+    adapters.hold("a")
+    adapters.release(adapters.hold("b"))
+    assert adapters.hold("large") is None  # 8 pages are free, and 16 of b
+    assert (adapters.loaded, adapters.pages, pool.free) == (2, 32, 8)
+    assert not adapters.make_room(25) and adapters.loaded == 2
+    assert adapters.make_room(24) and adapters.loaded == 1
+
+
 def test_views_follow_a_move(base, tmp_path, rng):
     adapters, pool = shelf(base, tmp_path, rng, "a", pages=20)
     lease = pool.take(2, at_end=True)

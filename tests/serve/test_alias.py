@@ -62,6 +62,11 @@ def test_weights_are_positive_numbers(weight):
         alias_of(f"x=a:1,b:{weight}")
 
 
+def test_weights_without_a_finite_sum_are_refused():
+    with pytest.raises(ValueError, match="the weights have no finite sum"):
+        alias_of("x=a:1e308,b:1e308")
+
+
 @pytest.mark.parametrize("weights", [(), (("a", 1.0), ("a", 2.0))])
 def test_adapters_are_different(weights):
     with pytest.raises(ValueError, match="different adapters"):

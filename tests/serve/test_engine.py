@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lora_np import LoraConfig, StoredParameter, inject, save_adapter, store_model
-from lora_np.files import CheckpointError
+from lora_np.files import CheckpointError, TensorFile
 from lora_np.forms import Bfloat16
 from lora_np.serve import Engine
 from lora_np.serve.engine import OVERTAKEN, READ
@@ -221,6 +221,24 @@ def test_a_broken_adapter_fails_its_own_requests_alone(tmp_path, rng):
     assert requests[0].tokens == greedy(models["four"], [1, 2], 4) and is_clean(engine)
 
 
+def test_an_adapter_beyond_the_memory_fails_its_own_requests_alone(tmp_path, rng, monkeypatch):
+    base = llama()
+    adapters(base, tmp_path, rng)
+    read = TensorFile.read
+
+    def short_of_memory(file, *arguments):
+        if file.path.parent.name == "one":
+            raise MemoryError
+        return read(file, *arguments)
+
+    monkeypatch.setattr(TensorFile, "read", short_of_memory)
+    engine = Engine(base, folders(tmp_path), pages=300, batch=4)
+    one, four = engine.submit("one", [1, 2], 4), engine.submit("four", [1, 2], 4)
+    engine.run()
+    assert (one.state, four.state) == ("failed", "done") and is_clean(engine)
+    assert "do not fit in memory" in str(one.error)
+
+
 def test_an_adapter_of_numbers_beyond_reason_fails_its_own_requests_alone(tmp_path, rng):
     base = llama()
     adapted = adapter(base, tmp_path / "mad", rng, r=2, target_modules=["q_proj", "down_proj"])
@@ -322,6 +340,18 @@ def test_a_number_of_tokens_that_is_no_integer_is_refused_at_submit(n):
     with pytest.raises(ValueError, match="expected a whole number"):
         engine.submit(None, [1], n)
     assert engine.counts().waiting == 0 and engine.submit(None, [1], np.int64(2)).n == 2
+
+
+@pytest.mark.parametrize(
+    "how", [{"top_k": 2.5}, {"top_k": "2"}, {"temperature": "1"}, {"seed": 0.5}]
+)
+def test_a_draw_that_would_end_a_step_is_refused_at_submit(how):
+    engine = Engine(llama(), [], pages=64, batch=4)
+    with pytest.raises(TypeError):
+        engine.submit(None, [1], 2, **{"temperature": 1.0} | how)
+    engine.submit(None, [1], 2, temperature=1.0, top_k=np.int64(3), seed=1)
+    engine.run()
+    assert is_clean(engine)
 
 
 def test_more_than_the_whole_pool_is_refused_at_submit():

@@ -83,6 +83,12 @@ def test_what_is_no_lease_is_refused():
         Pool(0, 5)
 
 
+@pytest.mark.parametrize("pages", [10**13, 10**30])
+def test_more_memory_than_there_is_is_refused(pages):
+    with pytest.raises(ValueError, match=rf"{pages} pages take \d+ GiB, .* choose fewer"):
+        Pool(pages, 1000)
+
+
 def test_a_move_takes_no_second_memory():
     pool = Pool(1000, 100)
     first, long = pool.take(1), pool.take(900)

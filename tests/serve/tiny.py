@@ -24,12 +24,12 @@ OPTIONS = {  # unequal ranks, scales and targets
 }
 
 
-def adapter(base, folder, rng, **options):
-    """Write an adapter with random factors, large enough to change answers."""
+def adapter(base, folder, rng, size=0.3, **options):
+    """Write an adapter with random factors, by default large enough to change answers."""
     adapted = inject(base, LoraConfig(**options), rng)
     for p in adapted.parameters().values():
         if p.trainable:
-            p.value = (0.3 * rng.standard_normal(p.shape)).astype(np.float32)
+            p.value = (size * rng.standard_normal(p.shape)).astype(np.float32)
     save_adapter(adapted, folder)
     return adapted
 
