@@ -36,13 +36,13 @@ from lora_np.serve.routed import routed
 
 READ = 256  # tokens of prompts read in a step: requests that write wait no longer than this takes
 READ_ALONE = 2048  # the same if no request is writing
-ROOM = 16  # pages: rooms are multiples, so that many are of one size and attend in one product
+ROOM = 16  # pages: every room has a multiple, so that rooms of one size can share a product
 OVERTAKEN = 32  # requests that may overtake one that does not fit yet
 LOOKED_AT = 64  # requests that do not fit yet, after which no later one is looked at
 
 
-def room_for(tokens: int) -> int:
-    """Return the pages of a request for so many tokens: whole rooms."""
+def whole_rooms(tokens: int) -> int:
+    """Return the pages of a request for so many tokens: the next multiple of ROOM."""
     return ROOM * -(-tokens // ROOM)
 
 
@@ -286,7 +286,7 @@ class Engine:
     def _with_room(self, request: Request) -> _Running | None:
         """Return a request with its adapter and its pages, or None if they are not free yet."""
         needed = len(request.prompt) + request.n
-        pages = min(room_for(needed), self.pool.pages)
+        pages = min(whole_rooms(needed), self.pool.pages)
         if self._running and not self.adapters.room_for(request.adapter, pages):
             return None
         held = None if request.adapter is None else self.adapters.hold(request.adapter)

@@ -1,8 +1,8 @@
 """Keys and values of running requests, in leases of the pool.
 
-A page is one token's keys and values in all layers, so a request for a prompt of p tokens and n new
-ones takes p + n pages, all at once when it starts: it can never run out of memory later. Inside a
-lease the numbers of a layer lie together::
+A page holds one token's keys and values in all layers. A request for a prompt of p tokens and n new
+ones takes at least p + n pages, all at once when it starts, so it can never run out of memory
+later. Inside a lease the numbers of a layer lie together::
 
     lease     (layers, 2, tokens, heads * d_head)       2: keys, values
 
@@ -101,7 +101,7 @@ class KeyRoom:
     def __init__(self, pool: Pool, lease: Lease, layout: KeyLayout) -> None:
         self.pool, self.lease, self.layout = pool, lease, layout
         self._moves, self._views = -1, np.empty(0)
-        lease.numbers[:] = 0.0  # what lay here before may be nan, which 0 does not outweigh
+        lease.numbers[:] = 0.0  # a nan that was left here would spread: 0 * nan is nan
 
     def views(self) -> np.ndarray:
         """Return the room as an array (layers, 2, heads, tokens, d_head)."""
@@ -199,10 +199,11 @@ class Batch:
         The places in the batch of tokens that are their request's only ones, in the order of their
         rooms.
     grids : list of (keys, values)
-        The rooms of these tokens. R rooms that adjoin and are of one size are one array, by layer:
-        (layers, R, G, d, n) and (layers, R, G, n, d), with n of the token that sees most.
+        The rooms of these tokens, in arrays (layers, R, G, d, n) and (layers, R, G, n, d). An array
+        is a view of R rooms that adjoin and are of one size; n is how many places its tokens see at
+        most.
     unseen : array of bool, shape (N, 1, 1, n), or None
-        Which of these places a single token does not see; None if each sees all.
+        Which places a single token does not see; None if all see equally many.
     several : list of list of (int, Part)
         The other parts, each with the place of its first token, in groups that attend together.
     """
@@ -301,19 +302,19 @@ def _grid(pool: Pool, run: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
 def attend_one(
     q: np.ndarray, grids: Sequence[tuple[np.ndarray, np.ndarray]], unseen: np.ndarray | None
 ) -> np.ndarray:
-    """Return the attention of single queries, each over keys of its own, of any number.
+    """Return the attention of single queries, each over its own keys, of any number.
 
     y = softmax(q K^T / sqrt(d)) V, as in ops/grouped.py. The two products are done for one grid of
-    keys after the other; the softmax is done for all at once, in an array whose places that a query
-    does not see hold -inf.
+    keys after the other. The softmax is done for all queries at once, in an array that holds -inf
+    at the places that a query does not see.
 
     Parameters
     ----------
     q : array, shape (N, heads, d)
     grids : sequence of (keys, values)
-        Shapes (R, G, d, n) and (R, G, n, d), of the next R queries; G divides the heads.
+        Shapes (R, G, d, n) and (R, G, n, d), for the next R queries; G divides the heads.
     unseen : array of bool, shape (N, 1, 1, n), optional
-        The places of a query's own keys that it does not see; their values are finite.
+        The places of a query's own keys that it does not see. Their values must be finite.
 
     Returns
     -------

@@ -7,7 +7,7 @@ paging).
 
 S-LoRA's kernels for GPUs read scattered pages as fast as neighbouring ones. NumPy would have to
 gather scattered pages into a new array at every step. So a lease is never scattered. When the free
-pages suffice but no run of them is long enough, the pool moves its leases together once::
+pages suffice but no run of them is long enough, the pool moves its leases together, once::
 
     aa..bbb.c...        d takes 5 pages: no run is that long
     aabbbc......        moved
@@ -107,9 +107,9 @@ class Pool:
     def take(self, pages: int, at_end: bool = False) -> Lease | None:
         """Return a lease of so many pages, or None if there are not enough free ones.
 
-        It is the first run that is long enough, or the last with `at_end`: two kinds of leases that
-        are taken from two sides leave each other whole runs. Other leases may be moved. At least 1
-        page must be asked for, else ValueError is raised.
+        The lease begins the first run that is long enough or, with `at_end`, ends the last one.
+        Keys are taken from one side and adapters from the other, so that the free pages between
+        them tend to be one run. Leases may be moved. Less than 1 page raises ValueError.
         """
         if pages < 1:
             raise ValueError(f"a lease of {pages} pages, expected at least 1")

@@ -27,7 +27,7 @@ from lora_np.experiments.serving.shelf import Shelf
 from lora_np.models import Llama, LlamaConfig
 from lora_np.pretrained import load_llm
 from lora_np.serve import Engine
-from lora_np.serve.engine import READ, room_for
+from lora_np.serve.engine import READ, whole_rooms
 from lora_np.serve.keys import key_layout
 
 Results = dict[str, Any]
@@ -107,7 +107,7 @@ class Bench:
         The pool also has room for the keys of `rows` requests of so many tokens.
         """
         of_adapter = -(-self.shelf.numbers // key_layout(self.model).page)
-        pages = room * of_adapter + rows * room_for(tokens)
+        pages = room * of_adapter + rows * whole_rooms(tokens)
         return Engine(self.model, self.shelf.folders(adapters), pages=pages, batch=rows)
 
     def base(self, prompts: np.ndarray, n: int) -> None:
