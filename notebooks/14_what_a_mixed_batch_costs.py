@@ -477,29 +477,29 @@ for request in requests:
 # adapters and how many to keys need not be chosen beforehand. When pages run short, the least
 # recently used adapter is dropped, but never one that a request is using.
 #
-# A request takes the pages for its prompt and its answer when it starts. So it can never be stopped
-# halfway because the memory is full.
+# A request takes the pages for its prompt and its answer, rounded up to a multiple of 16, when it
+# starts. So it can never be stopped halfway because the memory is full.
 #
 # **Predict.** The three adapters take 58, 58 and 116 pages. We serve the same requests with a pool
-# of 200. What changes: the answers, the number of steps, or both?
+# of 220. What changes: the answers, the number of steps, or both?
 
 # %%
-tight, tight_steps = served(pages=200)
+tight, tight_steps = served(pages=220)
 page = 2 * 2 * 2 * 8  # blocks, keys and values, heads, width
 sizes = {}
 for name, model in models.items():
     numbers = sum(p.size for p in model.parameters().values() if p.trainable)
     sizes[name] = -(-numbers // page)
 print("pages of the adapters:", sizes)
-print(f"{len(steps)} steps with 300 pages, {len(tight_steps)} with 200")
+print(f"{len(steps)} steps with 300 pages, {len(tight_steps)} with 220")
 print("pages of adapters after each step:", *(counts.held for _, counts in tight_steps))
 assert list(sizes.values()) == [58, 58, 116]
 assert [request.tokens for request in tight] == [request.tokens for request in requests]
-assert len(tight_steps) > len(steps) and max(c.loaded for _, c in tight_steps) == 2
+assert len(tight_steps) > len(steps) and {c.held for _, c in tight_steps} == {116, 174}
 for _, counts in (steps[-1], tight_steps[-1]):
     assert counts.free + counts.held == counts.pages  # all pages of keys came back
 
-# %% alt="Above, a chart of seven requests over the steps: who waits, who reads a prompt and who writes, coloured by adapter. Below, the pages of adapters and of keys in the pool of 200 after each step"
+# %% alt="Above, a chart of seven requests over the steps: who waits, who reads a prompt and who writes, coloured by adapter. Below, the pages of adapters and of keys in the pool of 220 after each step"
 colours = {"anna": BLUE, "ben": ORANGE, "cleo": GREEN, None: GREY}
 figure, (top, low) = plt.subplots(2, 1, figsize=(7.4, 5.4), sharex=True, layout="constrained")
 new = np.array([tokens for tokens, _ in tight_steps])  # (steps, requests)
@@ -515,11 +515,11 @@ middles = np.arange(len(tight_steps)) + 0.5
 held = np.array([counts.held for _, counts in tight_steps])
 free = np.array([counts.free for _, counts in tight_steps])
 low.bar(middles, held, width=1, color=PURPLE, label="adapters")
-low.bar(middles, 200 - held - free, width=1, bottom=held, color="#56B4E9", hatch="..", label="keys")
-low.axhline(200, color="black", linewidth=0.8, label="the pool")
+low.bar(middles, 220 - held - free, width=1, bottom=held, color="#56B4E9", hatch="..", label="keys")
+low.axhline(220, color="black", linewidth=0.8, label="the pool")
 low.set_xticks(range(0, len(tight_steps) + 1, 2))
 low.set_xlim(0, len(tight_steps))
-low.set_ylim(0, 270)
+low.set_ylim(0, 300)
 low.set_xlabel("steps")
 low.set_ylabel("pages after the step")
 low.legend(frameon=False, loc="upper left", ncols=3)
