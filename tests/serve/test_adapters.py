@@ -77,6 +77,14 @@ def test_none_is_let_go_for_what_does_not_fit_all_the_same(base, tmp_path, rng):
     assert adapters.make_room(24) and adapters.loaded == 1
 
 
+def test_an_adapter_in_use_is_passed_over_though_it_was_used_before_others(base, tmp_path, rng):
+    adapters, _ = shelf(base, tmp_path, rng, "abc")
+    a = adapters.hold("a")
+    adapters.release(adapters.hold("b"))
+    adapters.hold("c")  # in the place of b
+    assert adapters.hold("a") is a and adapters.reads == 3
+
+
 def test_views_follow_a_move(base, tmp_path, rng):
     adapters, pool = shelf(base, tmp_path, rng, "a", pages=20)
     lease = pool.take(2, at_end=True)

@@ -311,6 +311,53 @@ def test_who_never_fits_beside_an_adapter_fails_without_waiting_for_those_who_ru
     assert runs.state == "done" and is_clean(engine)
 
 
+def test_who_waits_for_room_holds_no_adapter_and_drops_none(tmp_path, rng):
+    base = llama()
+    for name in ("a", "b", "new"):
+        adapter(base, tmp_path / name, rng, r=4, target_modules=["q_proj", "v_proj"])  # 14 pages
+    engine = Engine(base, folders(tmp_path), pages=60, batch=4)
+    for name in ("a", "b"):
+        engine.submit(name, [1], 1)
+        engine.run()
+    engine.submit(None, [1], 39)  # in the place of a: 6 pages are free, and 14 of b
+    engine.step()
+    known = engine.submit("a", [1], 9)
+    for _ in range(3):
+        engine.step()
+        assert known.state == "waiting" and engine.adapters.reads == 2
+        assert engine.counts().held == 14
+    unknown = engine.submit("new", [1], 9)  # fits, for all that is known before it is read
+    for _ in range(3):
+        engine.step()
+        assert unknown.state == "waiting" and engine.counts().running == 1
+    engine.run()
+    assert (known.state, unknown.state) == ("done", "done")
+    for name in engine.names:
+        engine.unload(name)
+    assert engine.counts().free == 60
+
+
+def test_a_move_is_seen_in_a_batch_whose_rows_stay(tmp_path, rng):
+    config = llama().config
+    base = llama().__class__(
+        config.__class__(V, 4 * READ, 1, 2, 1, d_model=8, d_hidden=8), np.random.default_rng(0)
+    )
+    adapted = adapter(base, tmp_path / "a", rng, r=2, size=2.0, target_modules="all-linear")
+    size = 21 + 3 * READ + 2 + 10
+    pages = size + math.ceil(sum(p.size for p in adapted.parameters().values() if p.trainable) / 8)
+    engine = Engine(base, [tmp_path / "a"], pages=pages, batch=3)
+    engine.submit(None, [1] * 20, 1)  # 21 pages before those of the adapter
+    prompt = rng.integers(0, V, 3 * READ)
+    long = engine.submit("a", prompt, 2)
+    engine.step()
+    engine.step()
+    last = engine.submit(None, [1] * 20, 5)  # 31 pages are free, but no run of 25
+    engine.step()
+    assert engine.pool.moves == 1 and last.state == "running" and not long.tokens
+    engine.run()
+    assert long.tokens == greedy(adapted, prompt, 2)
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [

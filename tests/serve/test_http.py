@@ -171,6 +171,13 @@ def test_a_stop_string_ends_the_text_and_the_engines_request(server):
     assert after["stop"] == before["stop"] + 2 and after["cancelled"] == before["cancelled"]
 
 
+def test_a_stop_string_cancels_the_engines_request(gated):
+    with asking(gated, prompt="shops 12, ", stop=["12"], max_tokens=50_000):
+        step_until(gated, lambda: gated.engine.submitted and gated.site.service.live == 0)
+    (request,) = gated.engine.submitted
+    assert request.state == "cancelled" and outcomes(gated)["stop"] == 1
+
+
 def test_a_stream_is_the_whole_answer_in_pieces(server):
     pieces = stream(server, prompt="how many shops", max_tokens=9)
     whole = complete(server, prompt="how many shops", max_tokens=9)[1]
