@@ -63,6 +63,7 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "experiments/study/trial.py": "a default task",
     "finetune/layout.py": "the trained top of a model",
     "selfcheck.py": "the table of every pair, layer and model",
+    "serve/batch.py": "the memory is a language model's",
     "serve/engine.py": "tokens are drawn as in generate",
     "serve/keys.py": "the memory is a language model's",
     "serve/split.py": "LoRA's two products and a language model's blocks are split",

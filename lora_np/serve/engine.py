@@ -29,7 +29,8 @@ from lora_np.methods import is_adapted
 from lora_np.models.language import LanguageModel
 from lora_np.models.sampling import check_drawing, sample_token
 from lora_np.serve.adapters import Adapters, Loaded
-from lora_np.serve.keys import Batch, KeyRoom, Part, key_layout
+from lora_np.serve.batch import Batch, Part
+from lora_np.serve.keys import KeyRoom, key_layout
 from lora_np.serve.pool import Pool
 from lora_np.serve.request import Counts, Request
 from lora_np.serve.routed import routed

@@ -6,14 +6,8 @@ import pytest
 from lora_np import GRU, Chain, PrefixConfig, PromptConfig, inject
 from lora_np.models.language import LanguageModel
 from lora_np.ops import gqa_forward
-from lora_np.serve.keys import (
-    Batch,
-    KeyRoom,
-    Part,
-    attend_one,
-    key_layout,
-    side_by_side_rooms,
-)
+from lora_np.serve.batch import Batch, Part, attend_one, side_by_side_rooms
+from lora_np.serve.keys import KeyRoom, key_layout
 from lora_np.serve.pool import Pool
 from tests.serve.tiny import BASES, V, llama
 
