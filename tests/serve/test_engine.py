@@ -10,7 +10,7 @@ from lora_np import LoraConfig, StoredParameter, inject, save_adapter, store_mod
 from lora_np.files import CheckpointError, TensorFile
 from lora_np.forms import Bfloat16
 from lora_np.serve import Engine
-from lora_np.serve.engine import OVERTAKEN, READ
+from lora_np.serve.engine import OVERTAKEN, READ, whole_rooms
 from tests.serve.tiny import BASES, CONTEXT, V, adapter, adapters, greedy, llama
 
 
@@ -315,11 +315,11 @@ def test_who_waits_for_room_holds_no_adapter_and_drops_none(tmp_path, rng):
     base = llama()
     for name in ("a", "b", "new"):
         adapter(base, tmp_path / name, rng, r=4, target_modules=["q_proj", "v_proj"])  # 14 pages
-    engine = Engine(base, folders(tmp_path), pages=60, batch=4)
+    engine = Engine(base, folders(tmp_path), pages=68, batch=4)
     for name in ("a", "b"):
         engine.submit(name, [1], 1)
         engine.run()
-    engine.submit(None, [1], 39)  # in the place of a: 6 pages are free, and 14 of b
+    engine.submit(None, [1], 39)  # a room of 48, in the place of a: 6 pages are free, and 14 of b
     engine.step()
     known = engine.submit("a", [1], 9)
     for _ in range(3):
@@ -334,7 +334,7 @@ def test_who_waits_for_room_holds_no_adapter_and_drops_none(tmp_path, rng):
     assert (known.state, unknown.state) == ("done", "done")
     for name in engine.names:
         engine.unload(name)
-    assert engine.counts().free == 60
+    assert engine.counts().free == 68
 
 
 def test_a_move_is_seen_in_a_batch_whose_rows_stay(tmp_path, rng):
@@ -343,15 +343,17 @@ def test_a_move_is_seen_in_a_batch_whose_rows_stay(tmp_path, rng):
         config.__class__(V, 4 * READ, 1, 2, 1, d_model=8, d_hidden=8), np.random.default_rng(0)
     )
     adapted = adapter(base, tmp_path / "a", rng, r=2, size=2.0, target_modules="all-linear")
-    size = 21 + 3 * READ + 2 + 10
-    pages = size + math.ceil(sum(p.size for p in adapted.parameters().values() if p.trainable) / 8)
-    engine = Engine(base, [tmp_path / "a"], pages=pages, batch=3)
-    engine.submit(None, [1] * 20, 1)  # 21 pages before those of the adapter
+    of_adapter = sum(p.size for p in adapted.parameters().values() if p.trainable)
     prompt = rng.integers(0, V, 3 * READ)
+    pages = 32 + 32 + whole_rooms(3 * READ + 2) + 16 + math.ceil(of_adapter / 8)
+    engine = Engine(base, [tmp_path / "a"], pages=pages, batch=4)
+    engine.submit(None, [1], 30)  # it writes, so the long prompt is read in pieces
+    engine.step()
+    engine.submit(None, [1] * 20, 1)  # a room of 32 pages before that of the long one
     long = engine.submit("a", prompt, 2)
     engine.step()
     engine.step()
-    last = engine.submit(None, [1] * 20, 5)  # 31 pages are free, but no run of 25
+    last = engine.submit(None, [1] * 20, 20)  # 32 and 16 pages are free, but no run of 48
     engine.step()
     assert engine.pool.moves == 1 and last.state == "running" and not long.tokens
     engine.run()
