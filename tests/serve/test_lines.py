@@ -93,7 +93,9 @@ def test_what_can_never_run_and_what_breaks_fail_alone(served, tmp_path):
     found = answered(served, path)
     assert f"there is room for {CONTEXT}" in found[1]["error"]["message"]
     assert found[1]["error"]["code"] == "context_length_exceeded"
+    assert found[2]["error"]["message"].startswith("'sql' cannot answer: ")
     assert "not a readable" in found[2]["error"]["message"]
+    assert found[2]["error"]["code"] == "model_failed"
     assert found[3]["usage"]["completion_tokens"] == 3
     assert "there is no token" in found[4]["error"]["message"]
 
