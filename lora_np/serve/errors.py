@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lora_np.reading import shown
+
 FAULT = "invalid_request_error"  # of the client
 TYPES = {404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
@@ -49,3 +51,15 @@ class Refusal(ValueError):
         kind = TYPES.get(self.status, FAULT)
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
+
+
+def cannot_answer(model: str, error: Exception | None) -> Refusal:
+    """Return the Refusal of a request that failed in the engine.
+
+    Examples
+    --------
+    >>> from lora_np.serve.errors import cannot_answer
+    >>> cannot_answer("sql", ValueError("a tensor is missing")).message
+    "'sql' cannot answer: a tensor is missing"
+    """
+    return Refusal(f"{shown(model)} cannot answer: {error}", 500, code="model_failed")

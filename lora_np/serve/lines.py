@@ -20,7 +20,7 @@ from lora_np.pretrained import Tokenizer
 from lora_np.reading import brief
 from lora_np.serve.api import Call, chat_of, completion_of
 from lora_np.serve.engine import LOOKED_AT, Engine
-from lora_np.serve.errors import Refusal
+from lora_np.serve.errors import Refusal, cannot_answer
 from lora_np.serve.names import Names
 from lora_np.serve.prompt import LONGEST, most_new, options_of, prompt_of
 from lora_np.serve.request import Request
@@ -166,10 +166,11 @@ class _Answer:
         found: dict[str, Any] = {"line": self.line.number}
         if self.line.custom_id is not None:
             found["custom_id"] = self.line.custom_id
-        error = self.error if self.request is None else self.request.error
-        if error is not None:
+        if self.request is None:
+            error = self.error
             return found | (error if isinstance(error, Refusal) else Refusal(str(error))).body()
-        assert self.request is not None, "without an error there is a request"
+        if self.request.error is not None:
+            return found | cannot_answer(self.model, self.request.error).body()
         finish = "stop" if self.text.stopped else self.request.finish
         usage = self.text.usage(self.prompt)
         text = self.said + self.text.flush()

@@ -7,9 +7,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from lora_np.reading import shown
 from lora_np.serve.api import Call
-from lora_np.serve.errors import Refusal
+from lora_np.serve.errors import Refusal, cannot_answer
 from lora_np.serve.text import AnswerText
 
 if TYPE_CHECKING:
@@ -113,8 +112,4 @@ class Answer:
             return Refusal("the engine has stopped", 500, code="engine_stopped")
         if event.state != "failed":
             return None
-        return Refusal(
-            f"{shown(self.model)} cannot answer: {event.error}",
-            500,
-            code="model_failed",
-        )
+        return cannot_answer(self.model, event.error)
