@@ -24,12 +24,14 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "docs" / "benchmarks.json"
 RIVALS = ROOT / "docs" / "rivals_benchmarks.json"
 LLAMA = ROOT / "docs" / "llama_benchmarks.json"
+ROWS = ROOT / "docs" / "serving_benchmarks.json"
 PAGES = {  # and the run whose figures they show
     ROOT / "README.md": SOURCE,
     ROOT / "README.zh-CN.md": SOURCE,
     ROOT / "docs" / "performance.md": SOURCE,
     ROOT / "docs" / "llama_performance.md": LLAMA,
     ROOT / "docs" / "rivals.md": RIVALS,
+    ROOT / "docs" / "serving.md": ROWS,
 }
 PLACE = re.compile(r"(<!-- benchmarks: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
