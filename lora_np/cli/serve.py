@@ -146,9 +146,10 @@ def _answer_file(
 
     names = Names(name, engine.names, aliases, np.random.default_rng())
     lines, errors = read_requests(a.requests, names), 0
-    # What JSON can hold and UTF-8 cannot, half a surrogate pair, is written as JSON's escape.
-    out = a.out.open("x", encoding="utf-8", errors="backslashreplace")
-    with out as file, tqdm(unit=" tokens", disable=None) as bar:
+    with (  # half a surrogate pair, which UTF-8 does not hold, is written as JSON's escape
+        a.out.open("x", encoding="utf-8", errors="backslashreplace") as file,
+        tqdm(unit=" tokens", disable=None) as bar,
+    ):
         for answer in answers_to(lines, engine, tokenizer, names, bar.update):
             errors += "error" in answer
             write_line(file, answer)
