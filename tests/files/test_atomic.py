@@ -227,9 +227,11 @@ WRITES = {
 }
 WRITERS = ("files/atomic.py", "files/lock.py")  # the way itself
 APART = (
-    "course/sandbox/runner.py",
+    "course/sandbox/runner.py",  # a submission's own folder
     "course/sandbox/child.py",
-)  # a submission's own folder
+    "cli/serve.py",  # an answer stands as soon as it is written
+    "experiments/serving/shelf.py",  # a temporary folder, which ends with the run
+)
 
 
 def writing(tree):
