@@ -58,11 +58,11 @@ class PagedKeys:
 
     def extended(self, k: np.ndarray, v: np.ndarray) -> PagedKeys:
         """Write keys and values (N, heads, 1, d_head) to their rooms, and return this memory."""
-        batch = self._batch
-        width = k.shape[1] * k.shape[3]
-        memory = batch.pool.memory.reshape(-1, width)
+        batch, (_, heads, _, d) = self._batch, k.shape
+        memory = batch.pool.memory.reshape(-1, d)
         for half, x in enumerate((k, v)):
-            memory[batch.rows + (2 * self._layer + half) * batch.sizes] = x.reshape(len(x), width)
+            head = np.arange(heads) + (2 * self._layer + half) * heads
+            memory[batch.rows[:, None] + head * batch.sizes[:, None]] = x[:, :, 0]  # (N, heads, d)
         return self
 
     def attend(self, q: np.ndarray, attention: Attention) -> np.ndarray:
@@ -99,9 +99,10 @@ class Batch:
     positions : tuple of int
         The position of each token in its own text.
     rows : integer array, shape (N,)
-        Where the keys of each token go in layer 0, as rows of the pool: see ``KeyRoom.row``.
+        Where the keys of each token go in head 0 of layer 0, as rows of the pool: see
+        ``KeyRoom.row``.
     sizes : integer array, shape (N,)
-        The pages of each token's lease: how far the values lie behind the keys, in rows.
+        The pages of each token's lease: how many rows a head has.
     single : integer array
         The places in the batch of tokens that are their request's only ones, in the order of their
         rooms.
@@ -202,8 +203,9 @@ def _grid(pool: Pool, run: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
     """Return the keys (layers, R, G, d, n) and values (layers, R, G, n, d) of rooms that adjoin."""
     first, c, n = run[0].room.lease, run[0].room.layout, max(part.end for part in run)
     numbers = pool.memory[first.start : first.start + len(run) * first.pages]
-    rooms = numbers.reshape(len(run), c.layers, 2, first.pages, c.heads, c.d_head)[:, :, :, :n]
-    return rooms[:, :, 0].transpose(1, 0, 3, 4, 2), rooms[:, :, 1].transpose(1, 0, 3, 2, 4)
+    rooms = numbers.reshape(len(run), c.layers, 2, c.heads, first.pages, c.d_head)[..., :n, :]
+    rooms = rooms.swapaxes(0, 1)  # (layers, R, 2, G, n, d)
+    return rooms[:, :, 0].swapaxes(3, 4), rooms[:, :, 1]
 
 
 def attend_one(

@@ -4,7 +4,7 @@ A page holds one token's keys and values in all layers. A request for a prompt o
 ones takes at least p + n pages, all at once when it starts, so it can never run out of memory
 later. Inside a lease the numbers of a layer lie together::
 
-    lease     (layers, 2, tokens, heads * d_head)       2: keys, values
+    lease     (layers, 2, heads, tokens, d_head)       2: keys, values
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ class KeyRoom:
         """Return the room as an array (layers, 2, heads, tokens, d_head)."""
         if self._moves != self.pool.moves:
             c = self.layout
-            numbers = self.lease.numbers.reshape(c.layers, 2, -1, c.heads, c.d_head)
-            self._views, self._moves = numbers.swapaxes(2, 3), self.pool.moves
+            self._views = self.lease.numbers.reshape(c.layers, 2, c.heads, -1, c.d_head)
+            self._moves = self.pool.moves
         return self._views
 
     @property
     def row(self) -> int:
-        """Where the keys of layer 0 begin, in the pool as rows of heads * d_head."""
-        return self.lease.start * self.layout.layers * 2
+        """Where the keys of layer 0 begin, in the pool as rows of d_head."""
+        return self.lease.start * self.layout.layers * 2 * self.layout.heads
