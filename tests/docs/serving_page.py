@@ -70,6 +70,8 @@ def take(name: str, run: Path) -> None:
     results = json.loads(path.read_text(encoding="utf-8"))
     if not results["complete"]:
         raise SystemExit(f"{run} is not complete: run the command again")
+    settings = results["settings"]
+    settings["model"] = Path(settings["model"]).stem  # no path of a machine
     made = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     content = {**kept(), name: {"date": f"{made:%Y-%m-%d}", "results": results}}
     SOURCE.write_text(f"{json.dumps(content)}\n", encoding="utf-8")
