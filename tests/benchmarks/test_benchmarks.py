@@ -193,7 +193,7 @@ def test_textbook_grouped_attention_takes_the_place_of_its_twin(monkeypatch):
 def test_every_twin_is_measured_where_the_model_has_it(finished):
     content, _ = finished
     pairs = {name.removesuffix("_forward") for name in fast.__all__ if name.endswith("_forward")}
-    pairs -= {"gqa", "head_loss", "linear"}  # measured on a Llama, and on generation
+    pairs -= {"gqa", "head_loss", "linear", "lora_rows"}  # measured elsewhere: see their files
     whats = {what for what, _ in rows_of(content, "twins")}
     assert whats == {f"full: textbook {pair} / fast" for pair in pairs - {"lora_linear"}} | {
         f"LoRA: textbook {pair} / fast"
