@@ -41,6 +41,7 @@ __all__ = [
     "isfinite",
     "linalg",
     "log",
+    "may_share_memory",
     "multiply",
     "ndarray",
     "ones",
@@ -285,6 +286,11 @@ def tile(x: ndarray, repetitions: int) -> ndarray:
 def concatenate(arrays: list[ndarray], axis: int = 0) -> ndarray:
     """Join arrays end to end."""
     return ndarray(np.concatenate([_held(x) for x in arrays], axis))
+
+
+def may_share_memory(x: ndarray, y: ndarray) -> bool:
+    """NumPy's."""
+    return np.may_share_memory(_held(x), _held(y))
 
 
 def stack(arrays: list[ndarray]) -> ndarray:
