@@ -54,8 +54,8 @@ class InstructionSettings:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
 
 
-# lr: the best of 5e-4 to 1.6e-2, each twice the last, by exact match on the validation split of
-# seed 0 (52.7, 55.0, 57.7, 59.6, 47.3 and 0.8 %, n = 260).
+# lr: the best of six from 5e-4 to 1.6e-2, each twice the last, by exact match on the validation
+# split of seed 0.
 TRAINED_WITH = {
     **{"r": 8, "target_modules": "all-linear", "top_layers": 15},
     **{"epochs": 1, "batch_size": 4, "lr": 4e-3},

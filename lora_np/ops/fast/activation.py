@@ -4,8 +4,8 @@ As in ops/activation.py, y = x g with g = (1 + tanh(u)) / 2 and y' = g + y (1 - 
 computes the slope y' too and caches it in place of x and g, so backward is one product. Where
 possible, forward works in place on arrays that it has made.
 
-What it gains: with the textbook pair a full step takes 1.06 / 1.06 / 1.02 times as long, and a LoRA
-step 1.06 / 1.07 / 1.02 (tiny / small / medium; 2026-11-26; ``python -m tests.benchmarks --only
+What it gains: with the textbook pair a full step takes 1.08 / 1.05 / 1.01 times as long, and a LoRA
+step 1.06 / 1.04 / 1.02 (tiny / small / medium; 2026-11-26; ``python -m tests.benchmarks --only
 twins``).
 """
 

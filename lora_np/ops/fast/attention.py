@@ -2,8 +2,8 @@
 
 ops/fast/grouped.py says why it is faster: it works in blocks of queries and never forms P.
 
-What it gains: with the textbook pair a full step takes 1.07 / 1.05 / 1.16 times as long, and a LoRA
-step 1.08 / 1.06 / 1.20 (tiny / small / medium; 2026-11-26; ``python -m tests.benchmarks --only
+What it gains: with the textbook pair a full step takes 1.08 / 1.04 / 1.14 times as long, and a LoRA
+step 1.09 / 1.05 / 1.21 (tiny / small / medium; 2026-11-26; ``python -m tests.benchmarks --only
 twins``).
 """
 

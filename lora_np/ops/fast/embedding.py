@@ -4,7 +4,7 @@ dW = H^T dy adds up the rows of dy that belong to one token. Once the tokens are
 stand together, and one pass adds up each run of them; adding row after row to its place in dW, as
 the textbook form does, takes several times as long.
 
-What it gains: with the textbook pair a full step takes 1.03 / 1.01 / 1.00 times as long (tiny /
+What it gains: with the textbook pair a full step takes 1.00 / 1.00 / 1.00 times as long (tiny /
 small / medium; 2026-11-26; ``python -m tests.benchmarks --only twins``). In a LoRA step the table
 is frozen.
 """

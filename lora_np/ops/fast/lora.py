@@ -6,7 +6,7 @@ sample through A and B: then y = x W^T + b and dx = dy W; dA, dB and dW0 are com
 is used for one product and is not cached. With a mask, or with few samples, as in generation, the
 textbook pair is called.
 
-What it gains: with the textbook pair a LoRA step on q, k, v and o takes 1.02 / 1.02 / 1.02 times as
+What it gains: with the textbook pair a LoRA step on q, k, v and o takes 1.03 / 1.02 / 1.01 times as
 long (tiny / small / medium; 2026-11-26; ``python -m tests.benchmarks --only twins``), and longer if
 the layers of the MLP are adapted too.
 """

@@ -7,10 +7,9 @@ are already sorted. The large product is that of ops/fast/linear.py.
 
 If the dtypes of x, W0 and the adapters differ, the textbook pair is called.
 
-What it gains: with in = out = 576 and r = 8, 64 rows with 62 adapters take 1.46 times as long as
-x W0^T, with the textbook form 1.74 times; with 10 adapters 1.23 and 1.58 times (2026-11-26;
-``python -m tests.benchmarks --only many``). The more rows, the more the textbook copies: with 1024
-rows, 38 MB of factors.
+What it gains: with in = out = 576 and r = 8, the textbook form takes 1.18 times as long for 64 rows
+with 62 adapters, and 1.96 times for 1024 rows with 100 (2026-11-26; ``python -m tests.benchmarks
+--only many``). The more rows, the more the textbook copies: with 1024 rows, 38 MB of factors.
 """
 
 from __future__ import annotations
