@@ -103,15 +103,7 @@ def letters(
     chosen = np.array([_letter(letter) for letter in _some("of", of)])
     masters = _masters_by_family(_some("families", families), style, size)
     words = _spread_evenly(rng, n, chosen, np.array(list(masters)))  # (n, 2)
-    stack = np.stack(list(masters.values()))  # (families, 26, m, m)
-    place = {family: i for i, family in enumerate(masters)}
-    glyph = np.array([place[family] for family in words[:, 1].tolist()]) * len(LETTERS)
-    glyph += words[:, 0]  # (n,) places in the stack of all glyphs
-    images = np.empty((n, size, size), np.float32)
-    maps = _maps(rng, n)
-    for start in range(0, n, BLOCK):
-        part = slice(start, start + BLOCK)
-        images[part] = _mapped(stack.reshape(-1, *stack.shape[2:]), glyph[part], maps[part], size)
+    images = _images(masters, words, _maps(rng, n), size)
     return Letters(-images if style == "inverted" else images, words)
 
 
@@ -350,6 +342,20 @@ def _maps(rng: np.random.Generator, n: int) -> np.ndarray:
     rows = [[x_of_x / size, x_of_y / size, SHIFT * change[4]]]
     rows.append([y_of_x / size, y_of_y / size, SHIFT * change[5]])
     return np.array(rows).transpose(2, 0, 1)
+
+
+def _images(
+    masters: dict[int, np.ndarray], words: np.ndarray, maps: np.ndarray, size: int
+) -> np.ndarray:
+    """Return the images (n, size, size) of the letters and families in `words` (n, 2)."""
+    stack = np.concatenate(list(masters.values()))  # (families 26, m, m)
+    first = {family: i * len(LETTERS) for i, family in enumerate(masters)}
+    glyph = words[:, 0] + np.array([first[family] for family in words[:, 1].tolist()])
+    images = np.empty((len(words), size, size), np.float32)
+    for start in range(0, len(words), BLOCK):
+        part = slice(start, start + BLOCK)
+        images[part] = _mapped(stack, glyph[part], maps[part], size)
+    return images
 
 
 def _mapped(stack: np.ndarray, glyph: np.ndarray, maps: np.ndarray, size: int) -> np.ndarray:
