@@ -31,6 +31,7 @@ _HOME = {
         "Conv2d",
         "RNN",
         "GRU",
+        "Modulated",
         "Residual",
         "Chain",
         "Recompute",

@@ -206,6 +206,26 @@ def layernorm_backward(dy, x, gamma, beta, eps=1e-5):
     return np.array(dx).reshape(x.shape), dgamma, dbeta
 
 
+def modulated_norm_forward(x, shift, scale, eps=1e-6):
+    """Copy the shift and the scale for every sample that shares them."""
+    shift, scale = (rows(np.broadcast_to(a, x.shape)) for a in (shift, scale))
+    y = [_standardised(a, eps)[0] * (1 + s) + t for a, t, s in zip(rows(x), shift, scale)]
+    return np.array(y, x.dtype).reshape(x.shape)
+
+
+def modulated_norm_backward(dy, x, shift, scale, eps=1e-6):
+    """Every sample is a layer normalisation of its own; what they share adds up."""
+    dx, dshift, dscale = np.zeros_like(x), np.zeros_like(shift), np.zeros_like(scale)
+    for place in np.ndindex(x.shape[:-1]):
+        shared = tuple(i if size > 1 else 0 for i, size in zip(place, scale.shape))
+        gamma, beta = 1 + scale[shared], shift[shared]
+        found = layernorm_backward(dy[place][None], x[place][None], gamma, beta, eps)
+        dx[place] = found[0][0]
+        dscale[shared] += found[1]
+        dshift[shared] += found[2]
+    return dx, dshift, dscale
+
+
 def _rms(sample, eps):
     return math.sqrt(sum(float(a) ** 2 for a in sample) / len(sample) + eps)
 

@@ -17,8 +17,8 @@ HOUSE = (
     "selfcheck checks course cli __main__"
 )
 OPS = (
-    "contract fastfood linear lora many activation swiglu norm rope embedding attention grouped "
-    "dropout loss head_loss conv recurrent __init__ fast"
+    "contract fastfood linear lora many activation swiglu norm modulated rope embedding attention "
+    "grouped dropout loss head_loss conv recurrent __init__ fast"
 )
 ORDER, OPS_ORDER = HOUSE.split(), OPS.split()
 NEVER_GPT = ("methods", "costs", "train", "files", "adapters", "rank")
@@ -62,7 +62,9 @@ PARTICULAR = {  # files beside methods, models and pretrained that name a model 
     "experiments/study/run.py": "a default task",
     "experiments/study/trial.py": "a default task",
     "finetune/layout.py": "the trained top of a model",
-    "selfcheck.py": "the table of every pair, layer and model",
+    "selfcheck/layers.py": "the table of every pair, layer and model",
+    "selfcheck/models.py": "the table of every pair, layer and model",
+    "selfcheck/pairs.py": "the table of every pair, layer and model",
     "serve/batch.py": "the memory is a language model's",
     "serve/engine.py": "tokens are drawn as in generate",
     "serve/keys.py": "the memory is a language model's",

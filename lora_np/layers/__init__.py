@@ -6,6 +6,7 @@ from lora_np.layers.basic import Dropout, Embedding, Gelu, LayerNorm, RMSNorm, p
 from lora_np.layers.compose import MLP, Chain, Composed, GatedMLP, Residual
 from lora_np.layers.conv import Conv1d, Conv2d
 from lora_np.layers.linear import Linear, lean, normal, product_flops
+from lora_np.layers.modulated import Modulated
 from lora_np.layers.recompute import Recompute
 from lora_np.layers.recurrent import GRU, RNN
 from lora_np.layers.rotary import RotaryAttention
@@ -29,6 +30,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "Linear",
+    "Modulated",
     "RMSNorm",
     "Recompute",
     "Residual",

@@ -62,6 +62,8 @@ class Layer:
 
         `memory` is None, or the memory that the last call returned. Most layers need no memory.
         """
+        if self.conditioned:
+            raise TypeError(f"{type(self).__name__} needs a condition c: use forward(x, c)")
         return self.forward(x)[0], None
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:

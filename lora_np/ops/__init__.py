@@ -38,6 +38,7 @@ from lora_np.ops.loss import (
     mse_forward,
 )
 from lora_np.ops.many import Rows, lora_rows_backward, lora_rows_forward
+from lora_np.ops.modulated import modulated_norm_backward, modulated_norm_forward
 from lora_np.ops.norm import (
     layernorm_backward,
     layernorm_forward,
@@ -83,6 +84,8 @@ __all__ = [
     "lora_linear_forward",
     "lora_rows_backward",
     "lora_rows_forward",
+    "modulated_norm_backward",
+    "modulated_norm_forward",
     "mse_backward",
     "mse_forward",
     "relu_backward",

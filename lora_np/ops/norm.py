@@ -72,11 +72,7 @@ def layernorm_forward(
     expect_some("x", x)
     expect_shape("gamma", gamma, *x.shape[-1:])
     expect_shape("beta", beta, *x.shape[-1:])
-    centred = x - mean_last(x)  # (..., d)
-    # Not np.var, which conjugates and would break the complex step.
-    variance = mean_last(centred * centred)  # (..., 1)
-    rstd = (variance + float(eps)) ** -0.5  # an np.float64 would turn float32 into float64
-    xhat = rstd * centred
+    xhat, rstd = standardised(x, eps)
     return gamma * xhat + beta, LayernormCache(xhat, rstd, gamma)
 
 
@@ -87,13 +83,24 @@ def layernorm_backward(
     xhat, rstd, gamma = cache
     need_x, need_gamma, need_beta = wanted(need, 3)
     expect_shape("dy", dy, *xhat.shape)
-    dx = None
-    if need_x:
-        g = dy * gamma  # (..., d)
-        dx = rstd * (g - mean_last(g) - xhat * mean_last(g * xhat))
+    dx = standardised_backward(dy * gamma, xhat, rstd) if need_x else None  # (..., d)
     dgamma = sum_rows(dy * xhat) if need_gamma else None  # (d,)
     dbeta = sum_rows(dy) if need_beta else None  # (d,)
     return dx, dgamma, dbeta
+
+
+def standardised(x: Array, eps: float) -> tuple[Array, Array]:
+    """Return xhat, which is `x` (..., d) with mean 0 and variance 1, and rstd (..., 1)."""
+    centred = x - mean_last(x)  # (..., d)
+    # Not np.var, which conjugates and would break the complex step.
+    variance = mean_last(centred * centred)  # (..., 1)
+    rstd = (variance + float(eps)) ** -0.5  # an np.float64 would turn float32 into float64
+    return rstd * centred, rstd
+
+
+def standardised_backward(g: Array, xhat: Array, rstd: Array) -> Array:
+    """Return dx (..., d) for g = dL/dxhat (..., d)."""
+    return rstd * (g - mean_last(g) - xhat * mean_last(g * xhat))
 
 
 class RmsnormCache(NamedTuple):

@@ -25,6 +25,7 @@ PAIRS = {  # pair: its page, and the gradients in the order that backward return
     "rope": ("rope.md", "dx"),
     "rmsnorm": ("rmsnorm.md", "dx dgamma"),
     "layernorm": ("layernorm.md", "dx dgamma dbeta"),
+    "modulated_norm": ("modulated_norm.md", "dx dshift dscale"),
     "embedding": ("embedding.md", "dW"),
     "dropout": ("dropout.md", "dx"),
     "cross_entropy": ("cross_entropy.md", "dlogits"),

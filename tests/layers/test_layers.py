@@ -21,6 +21,7 @@ from lora_np.layers import (
     Layer,
     LayerNorm,
     Linear,
+    Modulated,
     Residual,
     as_pair,
     copy_model,
@@ -588,37 +589,21 @@ def test_numbers_and_names_in_containers_are_no_parts():
 # --- a layer with a condition --------------------------------------------------------------------
 
 
-class Modulated(Layer):
-    """x scaled and shifted by what a condition c (..., d_c) says of every feature."""
-
-    conditioned = True
-
-    def __init__(self, d, d_c, rng):
-        self.scale, self.shift = (Linear(d_c, d, rng, dtype=F64) for _ in range(2))
-
-    def forward(self, x, c, rng=None):
-        s, c_scale = self.scale.forward(c, rng)
-        t, c_shift = self.shift.forward(c, rng)
-        return x * s + t, (x, s, c_scale, c_shift)
-
-    def backward(self, dy, cache, grads, need_dx=True):
-        x, s, c_scale, c_shift = cache
-        dc = self.scale.backward(dy * x, c_scale, grads)
-        dc = dc + self.shift.backward(dy, c_shift, grads)
-        return dy * s if need_dx else None, dc
+def modulated(rng, kind=Modulated):
+    return kind(Linear(3, 3, rng, dtype=F64), 3, 2, rng, F64)
 
 
 @pytest.mark.parametrize("method", ["central", "complex"])
 def test_a_layer_with_a_condition_is_checked_as_a_pair_of_both(rng, method):
-    layer = Modulated(3, 2, rng)
+    layer = modulated(rng)
     at_random(layer, rng)
     forward, backward, inputs = as_pair(layer)
     arguments = inputs(rng.standard_normal((4, 3)), rng.standard_normal((4, 2)))
-    assert list(arguments) == ["x", "c", "scale.W", "scale.b", "shift.W", "shift.b"]
+    assert list(arguments) == ["x", "c", "layer.W", "layer.b", "mod.W", "mod.b"]
     report = check_gradients(forward, backward, arguments, method=method)
     assert report.ok and len(report.rows) == 6
-    alone = check_gradients(forward, backward, arguments, method=method, wrt=["c", "shift.b"])
-    assert alone.ok and [row.name for row in alone.rows] == ["c", "shift.b"]
+    alone = check_gradients(forward, backward, arguments, method=method, wrt=["c", "mod.b"])
+    assert alone.ok and [row.name for row in alone.rows] == ["c", "mod.b"]
 
 
 def test_a_wrong_gradient_of_the_condition_is_found(rng):
@@ -627,7 +612,9 @@ def test_a_wrong_gradient_of_the_condition_is_found(rng):
             dx, dc = super().backward(dy, cache, grads, need_dx)
             return dx, 0.5 * dc
 
-    forward, backward, inputs = as_pair(Wrong(3, 2, rng))
+    layer = modulated(rng, Wrong)
+    at_random(layer, rng)
+    forward, backward, inputs = as_pair(layer)
     report = check_gradients(
         forward, backward, inputs(rng.standard_normal((4, 3)), rng.standard_normal((4, 2)))
     )

@@ -86,6 +86,12 @@ def head_inputs(s, targets):
     return s.x(), s.normal(s.r, s.n_in), targets
 
 
+def shared_inputs(s):
+    """x, and a shift and a scale that some leading axes of x share."""
+    shape = [n if s.seed >> i & 1 else 1 for i, n in enumerate(s.lead)]
+    return s.x(), s.normal(*shape, s.n_in), s.normal(*shape, s.n_in)
+
+
 def gru_inputs(s):
     return *(s.normal(*s.lead, 3 * s.n_in) for _ in range(2)), s.x()
 
@@ -124,6 +130,8 @@ PAIRS = {
         lambda s: (s.x(), s.normal(s.n_in)),
         lambda s: {"eps": 0.1},
     ),
+    "modulated norm": ("modulated_norm", 3, lambda s: (s.x(), s.x(), s.x()), None),
+    "modulated norm, shared": ("modulated_norm", 3, shared_inputs, lambda s: {"eps": 0.1}),
     "rope": ("rope", 1, lambda s: (s.normal(*s.lead, s.T, 2 * s.n_in),), angles),
     "rope, positions by row": (
         "rope",
@@ -680,6 +688,14 @@ MISFITS = [
     ("layernorm", (o((2, 3)), o(2), o(3)), r"gamma has shape \(2,\), expected \(3,\)"),
     ("layernorm", (o((2, 3)), o(3), o((2, 3))), r"beta has shape \(2, 3\), expected \(3,\)"),
     ("rmsnorm", (o((2, 3)), o(2)), r"gamma has shape \(2,\), expected \(3,\)"),
+    ("modulated_norm", (o((2, 3)), o(3), o(3)), r"shift has shape \(3,\), expected \(2, 3\), the"),
+    ("modulated_norm", (o((2, 3)), o((3, 3)), o((3, 3))), r"shift has .* the shape of x, or 1 in"),
+    ("modulated_norm", (o((2, 3)), o((2, 1)), o((2, 1))), r"shift has shape \(2, 1\), expected"),
+    (
+        "modulated_norm",
+        (o((2, 3)), o((1, 3)), o((2, 3))),
+        r"scale has .* \(1, 3\), the shape of sh",
+    ),
     ("rope", (o((2, 3)), o((2, 1)), o((2, 1))), r"x has shape \(2, 3\), expected an even last"),
     ("rope", (o((3, 4)), o((2, 2)), o((2, 2))), r"cos has shape \(2, 2\), .* against \(3, 2\)"),
     ("rope", (o((3, 4)), o((3, 1)), o((3, 1))), r"cos has shape \(3, 1\), .* against \(3, 2\)"),
@@ -762,8 +778,8 @@ def of_no_rows(case):
     """A case's inputs with their batch axis emptied, where they have one."""
     named = case.inputs if isinstance(case.inputs, dict) else dict(enumerate(case.inputs))
     pair = case.name.partition(",")[0]
-    all_batched = ("attention", "gqa", "swiglu", "rnn_cell", "gru_cell", *LOSSES)
-    batched = range(len(named)) if pair in all_batched else [0]
+    all_batched = ("attention", "gqa", "swiglu", "modulated_norm", "rnn_cell", "gru_cell", *LOSSES)
+    batched = range(len(named)) if pair in all_batched else [0, *(1 for k in named if k == "c")]
     batched = [0, 2] if pair == "head_loss" else batched  # its second input is a weight
     inputs = [x[:0] if i in batched else x for i, x in enumerate(named.values())]
     alike = {k for k, v in case.kwargs.items() if np.ndim(v) == np.ndim(inputs[0])}  # masks, angles
@@ -796,12 +812,13 @@ def test_a_part_without_tokens_adds_nothing_to_the_whole():
         lambda: ops.softmax_forward(np.zeros((2, 0))),
         lambda: ops.layernorm_forward(np.zeros((2, 0)), np.zeros(0), np.zeros(0)),
         lambda: ops.rmsnorm_forward(np.zeros((2, 0)), np.zeros(0)),
+        lambda: ops.modulated_norm_forward(*np.zeros((3, 2, 0))),
         lambda: ops.rope_forward(*np.zeros((3, 2, 0))),
         lambda: ops.attention_forward(*np.zeros((3, 2, 2, 0))),
         lambda: ops.head_loss_forward(*np.zeros((2, 2, 0)), np.zeros(2, int)),
         lambda: ops.cross_entropy_forward(np.zeros((2, 0)), np.zeros(2, int)),
     ],
-    ids=["softmax", "layernorm", "rmsnorm", "rope", "attention", "head_loss", "cross_entropy"],
+    ids=["softmax", "layernorm", "rmsnorm", "modulated", "rope", "attention", "head", "entropy"],
 )
 def test_a_last_axis_of_no_length_is_named(call):
     with pytest.raises(ShapeError, match=r"shape \(.*0\), expected at least 1 in the last axis"):

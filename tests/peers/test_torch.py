@@ -76,6 +76,9 @@ def op_cases(tg):
         allowed = allowed.tril(k.shape[-2] - q.shape[-2])  # queries align to the last key
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
 
+    def modulated(x, shift, scale):
+        return F.layer_norm(x, (5,), eps=1e-6) * (1 + scale) + shift
+
     def rope(x):
         """Multiply by complex numbers of length one."""
         turned = torch.complex(*x.chunk(2, -1)) * torch.complex(*map(tg.tensor, angles.values()))
@@ -123,6 +126,8 @@ def op_cases(tg):
         ("layernorm", (x, n(5), n(5)), {"eps": 0.1},
          lambda x, g, b: F.layer_norm(x, (5,), g, b, eps=0.1)),
         ("rmsnorm", (x, n(5)), {"eps": 0.1}, lambda x, g: F.rms_norm(x, (5,), g, eps=0.1)),
+        ("modulated_norm", (x, n(x.shape), n(x.shape)), {}, modulated),
+        ("modulated_norm", (x, n((2, 1, 5)), n((2, 1, 5))), {}, modulated),
         ("rope", (n((2, 3, 4, 6)),), angles, rope),
         ("swiglu", (3.0 * x, n(x.shape)), {}, lambda gate, up: F.silu(gate) * up),
         ("gqa", (n((2, 2, 3, 4, 3)), n((2, 2, 4, 3)), n((2, 2, 4, 5))), {}, grouped),
