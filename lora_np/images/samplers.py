@@ -1,15 +1,15 @@
-r"""Samplers: from pure noise at the noisiest time to a picture at time 0, in a number of steps.
+r"""Samplers: from pure noise at the noisiest time to latents at time 0, in a number of steps.
 
-Each sampler takes the same arguments, walks down the same :func:`~lora_np.images.schedule.grid`,
-asks the model for x0 and eps at the time t, and goes on to the next time s. Unprimed alpha and
-sigma belong to t, alpha' and sigma' to s::
+Every sampler takes the same arguments and walks down the same
+:func:`~lora_np.images.schedule.grid`. At each time t the model's v gives x0 and eps, from which the
+sampler makes z' at the next time s. With alpha', sigma' at time s::
 
     ddim          z' = alpha' x0 + sigma' eps
-    ddpm          z' = alpha' x0 + (part of sigma') eps + (the rest of sigma') fresh noise
-    dpm_solver    z' = ddim's, with x0 extrapolated to the middle of the step
-    consistency   z' = alpha' x0 + sigma' fresh noise
+    ddpm          z' = alpha' x0 + kept eps + fresh noise,      kept^2 + fresh^2 = sigma'^2
+    dpm_solver    z' is ddim's, with x0 extrapolated to the middle of the step
+    consistency   z' = alpha' x0 + sigma' noise
 
-All end in x0 itself, since alpha' = 1 and sigma' = 0 at s = 0. The derivations are
+All end in x0 itself, since alpha' = 1 and sigma' = 0 at s = 0. For the derivations, see
 ``docs/derivations/ddim.md`` and ``docs/derivations/consistency.md``.
 """
 
@@ -22,14 +22,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lora_np.backend import Array, ShapeError
-from lora_np.images.schedule import Time, alpha_sigma, eps_of, grid, half_log_snr, x0_of, z_of
+from lora_np.backend import Array, ShapeError, get_xp, like
+from lora_np.images.glyphs import NO_FAMILY, NO_LETTER
+from lora_np.images.schedule import alpha, column, eps_of, grid, half_log_snr, noised, sigma, x0_of
 
-NONE = (26, 3)  # the words of an empty prompt: no letter, no family
+NO_WORDS = (NO_LETTER, NO_FAMILY)  # an empty prompt
 
 
 class Sampler(Protocol):
-    """What every sampler is: a function from words and noise to latents."""
+    """What every sampler is: a function from words to latents."""
 
     def __call__(
         self,
@@ -44,61 +45,59 @@ class Sampler(Protocol):
         ...
 
 
-def predict(
-    denoiser: Any, z: Array, t: Time, words: Array, guidance: float = 1.0
-) -> tuple[Array, Array]:
-    """Return the model's picture x0 and noise eps for `z`, with classifier-free guidance::
+def guided(denoiser: Any, z: Array, t: Array, words: Array, guidance: float | Array = 1.0) -> Array:
+    """Return the model's v for `z`, with classifier-free guidance::
 
         v = v_none + guidance (v_words - v_none)
 
     Guidance 1 is the model itself, 0 ignores the words, and more than 1 exaggerates what the words
-    change. Both of these cost one evaluation; any other guidance costs two, in one batch.
+    change. The first two cost one evaluation each; any other guidance costs two, in one batch. x0
+    and eps are linear in z and v, so that the same line holds for them.
 
     Parameters
     ----------
     denoiser : Layer
-        ``forward(z (n, k), t (n,), words (n, 2)) -> v (n, k), cache``.
+        ``forward(z (n, k), t (n,), words (n, 2))`` returns v (n, k) and a cache.
     z : array, shape (n, k)
-    t : float or array, shape (n,)
+    t : array, shape (n,)
+        In the dtype of `z`.
     words : array of int, shape (n, 2)
-    guidance : float
+    guidance : float or array, shape (n,)
+        Of all rows, or of each, in the dtype of `z`.
 
     Returns
     -------
-    x0, eps : array, shape (n, k)
+    v : array, shape (n, k)
 
     References
     ----------
     Ho and Salimans (2022), Classifier-Free Diffusion Guidance, arXiv:2207.12598, equation 6, whose
     w is our guidance - 1.
     """
-    n, none = len(z), np.broadcast_to(np.array(NONE, words.dtype), words.shape)
-    times = t if isinstance(t, np.ndarray) else np.full(n, t, z.dtype)
-    if guidance in (0.0, 1.0):
-        v, _ = denoiser.forward(z, times, words if guidance else none)
-    else:
-        twice = (np.concatenate(pair) for pair in ((z, z), (times, times), (words, none)))
-        both, _ = denoiser.forward(*twice)  # (2 n, k)
-        v_words, v_none = both[:n], both[n:]
-        v = v_none + guidance * (v_words - v_none)
-    return x0_of(z, v, t), eps_of(z, v, t)
+    xp, n = get_xp(z), len(z)
+    none = xp.zeros_like(words) + xp.asarray(NO_WORDS, dtype=words.dtype)
+    if isinstance(guidance, float | int) and guidance in (0.0, 1.0):
+        return denoiser.forward(z, t, words if guidance else none)[0]
+    twice = (xp.concatenate(pair) for pair in ((z, z), (t, t), (words, none)))
+    v, _ = denoiser.forward(*twice)  # (2 n, k)
+    return v[n:] + column(guidance) * (v[:n] - v[n:])
 
 
 def ddim(
     denoiser: Any, words: Array, *, steps: int, rng: np.random.Generator, guidance: float = 1.0
 ) -> Array:
-    """Sample along the probability-flow ODE; random in its start alone::
+    """Sample along the paths of the probability-flow ODE; only the start is random::
 
         z' = alpha' x0 + sigma' eps
 
-    The step is exact if eps does not change along it; the error falls like 1 / steps.
+    The error falls like 1 / steps.
 
     Parameters
     ----------
     denoiser : Layer
-        See :func:`~lora_np.images.samplers.predict`; it has an attribute ``k``.
+        As for :func:`~lora_np.images.samplers.guided`; its attribute ``k`` is the length of z.
     words : array of int, shape (n, 2)
-        The letter 0 to 25 and the family 0 to 2 of each prompt; 26 and 3 where none is given.
+        The letter, 0 to 25, and the family, 0 to 2, of each prompt; 26 and 3 if it names none.
     steps : int
         Evaluations of the model, from 1 to 1000.
     rng : numpy.random.Generator
@@ -107,13 +106,13 @@ def ddim(
     Returns
     -------
     z : array, shape (n, k)
-        Latents in the dtype of the denoiser.
+        In the dtype of the denoiser's Parameters.
 
     Raises
     ------
     ValueError
-        If `words` is empty or has an entry out of range, `steps` is out of range, or `guidance` is
-        not finite.
+        If `words` is empty or an entry is out of range, if `steps` is out of range, or if
+        `guidance` is not finite.
 
     References
     ----------
@@ -122,22 +121,22 @@ def ddim(
     Examples
     --------
     >>> import numpy as np
-    >>> from lora_np.images.schedule import alpha_sigma
-    >>> from lora_np.layers import Layer
     >>> from lora_np.images.samplers import ddim
-    >>> class Blank(Layer):  # knows one picture, (1, -1), and so v = (alpha z - x0) / sigma
+    >>> from lora_np.images.schedule import alpha, column, sigma
+    >>> from lora_np.layers import Layer
+    >>> class Single(Layer):  # knows one picture, (1, -1), and so v = (alpha z - x0) / sigma
     ...     k = 2
     ...     def forward(self, z, t, words, rng=None):
-    ...         alpha, sigma = alpha_sigma(t)
-    ...         return (alpha * z - np.array([1, -1], z.dtype)) / sigma, None
-    >>> z = ddim(Blank(), np.array([[17, 1]]), steps=4, rng=np.random.default_rng(0))
+    ...         x0 = np.array([1, -1], z.dtype)
+    ...         return (column(alpha(t)) * z - x0) / column(sigma(t)), None
+    >>> z = ddim(Single(), np.array([[17, 1]]), steps=4, rng=np.random.default_rng(0))
     >>> z.round(3), z.dtype
     (array([[ 1., -1.]], dtype=float32), dtype('float32'))
     """
     z = _start(denoiser, words, rng, guidance)
     for t, s in _steps(steps):
-        x0, eps = predict(denoiser, z, t, words, guidance)
-        z = z_of(x0, eps, s)
+        x0, eps = _predict(denoiser, z, t, words, guidance)
+        z = noised(x0, eps, s)
     return z
 
 
@@ -146,16 +145,15 @@ def ddpm(
 ) -> Array:
     """Sample with fresh noise in every step (ancestral sampling)::
 
-        z' = alpha' x0 + kept eps + fresh noise,    kept = sigma'^2 alpha / (alpha' sigma)
-        fresh^2 = sigma'^2 - kept^2
+        z' = alpha' x0 + kept eps + fresh noise
+        kept = sigma'^2 alpha / (alpha' sigma),    fresh^2 = sigma'^2 - kept^2
 
-    This is z' drawn from its distribution given z and x0, which is Gaussian: as much of the noise
-    in z is kept as z' and z have in common. The last step adds none.
+    This draws z' from its Gaussian distribution given z and x0. The last step adds no noise.
 
     Parameters
     ----------
     denoiser, words, steps, rng, guidance
-        As in :func:`~lora_np.images.samplers.ddim`.
+        As for :func:`~lora_np.images.samplers.ddim`.
 
     Returns
     -------
@@ -164,34 +162,34 @@ def ddpm(
     References
     ----------
     Ho, Jain and Abbeel (2020), Denoising Diffusion Probabilistic Models, arXiv:2006.11239,
-    equations 6 and 7 (the posterior variance), on any grid of times.
+    equations 6 and 7, between any two times.
     """
     z = _start(denoiser, words, rng, guidance)
     for t, s in _steps(steps):
-        x0, eps = predict(denoiser, z, t, words, guidance)
-        (alpha, sigma), (alpha_s, sigma_s) = alpha_sigma(t), alpha_sigma(s)
-        kept = sigma_s**2 * alpha / (alpha_s * sigma)
-        fresh = math.sqrt(sigma_s**2 - kept**2)
-        z = alpha_s * x0 + kept * eps + fresh * _noise(rng, z)
+        x0, eps = _predict(denoiser, z, t, words, guidance)
+        kept = sigma(s) ** 2 * alpha(t) / (alpha(s) * sigma(t))
+        fresh = math.sqrt(sigma(s) ** 2 - kept**2)
+        z = alpha(s) * x0 + kept * eps + fresh * _noise(rng, z)
     return z
 
 
 def dpm_solver(
     denoiser: Any, words: Array, *, steps: int, rng: np.random.Generator, guidance: float = 1.0
 ) -> Array:
-    """Sample along the same ODE as DDIM, in steps of second order (DPM-Solver++ 2M)::
+    """Sample along the paths that DDIM follows, in steps of second order (DPM-Solver++ 2M)::
 
-        z' = (sigma' / sigma) z + alpha' (1 - exp(-h')) D,    h' = lambda' - lambda
+        z' = (sigma' / sigma) z + alpha' (1 - exp(-h')) D
         D = x0 + h' / (2 h) (x0 - the last step's x0)
 
-    Here lambda = log(alpha / sigma), and h is the length of the last step in lambda. With D = x0
-    this is DDIM's step; D is x0 extrapolated to the middle of the step. The first step and the
-    last, which is infinitely long, take D = x0. The error falls like 1 / steps^2.
+    Here h' and h are the lengths of this step and the last in lambda = log(alpha / sigma). D is x0
+    extrapolated to the middle of the step; with D = x0 the step is DDIM's. The first step has
+    nothing to extrapolate from, and the last is infinitely long: both take D = x0. The error falls
+    like 1 / steps^2.
 
     Parameters
     ----------
     denoiser, words, steps, rng, guidance
-        As in :func:`~lora_np.images.samplers.ddim`.
+        As for :func:`~lora_np.images.samplers.ddim`.
 
     Returns
     -------
@@ -205,11 +203,10 @@ def dpm_solver(
     z = _start(denoiser, words, rng, guidance)
     last, h_last = z, math.inf  # nothing to extrapolate from
     for t, s in _steps(steps):
-        x0, _ = predict(denoiser, z, t, words, guidance)
-        (_, sigma), (alpha_s, sigma_s) = alpha_sigma(t), alpha_sigma(s)
+        x0, _ = _predict(denoiser, z, t, words, guidance)
         h = half_log_snr(s) - half_log_snr(t)  # infinite in the last step
         D = x0 + h / (2.0 * h_last) * (x0 - last) if s else x0
-        z = sigma_s / sigma * z - alpha_s * math.expm1(-h) * D
+        z = sigma(s) / sigma(t) * z - alpha(s) * math.expm1(-h) * D
         last, h_last = x0, h
     return z
 
@@ -217,18 +214,18 @@ def dpm_solver(
 def consistency(
     denoiser: Any, words: Array, *, steps: int, rng: np.random.Generator, guidance: float = 1.0
 ) -> Array:
-    """Sample from a model whose x0 is already the end of the ODE's path: one step suffices::
+    """Sample from a model whose x0 is the end of the ODE's path, so that one step suffices::
 
-        z' = alpha' x0 + sigma' fresh noise
+        z' = alpha' x0 + sigma' noise
 
-    Every further step puts noise back and removes it again. A denoiser that is not distilled
-    predicts the mean of all pictures that z may have come from, and one step from it is a blur.
+    Every further step adds noise again and removes it. For a model that is not distilled, x0 is the
+    mean of all pictures that z can have come from, and one step gives a blur.
 
     Parameters
     ----------
     denoiser, words, steps, rng, guidance
-        As in :func:`~lora_np.images.samplers.ddim`. A distilled denoiser has its guidance inside:
-        leave 1.
+        As for :func:`~lora_np.images.samplers.ddim`. Distillation builds the guidance into the
+        model: leave `guidance` at 1 then.
 
     Returns
     -------
@@ -236,14 +233,14 @@ def consistency(
 
     References
     ----------
-    Song, Dhariwal, Chen and Sutskever (2023), Consistency Models, arXiv:2303.01469, algorithm 1;
+    Song, Dhariwal, Chen and Sutskever (2023), Consistency Models, arXiv:2303.01469, algorithm 1.
     Luo, Tan, Huang, Li and Zhao (2023), Latent Consistency Models: Synthesizing High-Resolution
     Images with Few-Step Inference, arXiv:2310.04378.
     """
     z = _start(denoiser, words, rng, guidance)
     for t, s in _steps(steps):
-        x0, _ = predict(denoiser, z, t, words, guidance)
-        z = z_of(x0, _noise(rng, z), s)
+        x0, _ = _predict(denoiser, z, t, words, guidance)
+        z = noised(x0, _noise(rng, z), s)
     return z
 
 
@@ -261,17 +258,25 @@ def _steps(steps: int) -> Iterator[tuple[float, float]]:
 
 
 def _start(denoiser: Any, words: Array, rng: np.random.Generator, guidance: float) -> Array:
-    """Check the arguments of a sampler; return its noise (n, k) in the dtype of the denoiser."""
+    """Check a sampler's arguments; return noise (n, k) of the dtype of the denoiser."""
     _check_words(words)
     if not math.isfinite(guidance):
         raise ValueError(f"guidance is {guidance}: give a finite number, 1 for the model itself")
-    dtype = next((p.dtype for p in denoiser.parameters().values()), np.float32)
-    return _noise(rng, np.empty((len(words), denoiser.k), dtype))
+    own = next((p.value for p in denoiser.parameters().values()), np.empty(0, np.float32))
+    return _noise(rng, get_xp(own).empty((len(words), denoiser.k), own.dtype))
 
 
-def _noise(rng: np.random.Generator, like: Array) -> Array:
-    """Return standard normal noise; float64 gets the numbers that float32 gets."""
-    return rng.standard_normal(like.shape, np.float32).astype(like.dtype, copy=False)
+def _noise(rng: np.random.Generator, z: Array) -> Array:
+    """Return standard normal noise like `z`; float64 gets the numbers that float32 gets."""
+    return like(rng.standard_normal(z.shape, np.float32).astype(z.dtype, copy=False), z)
+
+
+def _predict(
+    denoiser: Any, z: Array, t: float, words: Array, guidance: float
+) -> tuple[Array, Array]:
+    """Return the model's x0 and eps for `z` at one time `t`."""
+    v = guided(denoiser, z, get_xp(z).full(len(z), t, dtype=z.dtype), words, guidance)
+    return x0_of(z, v, t), eps_of(z, v, t)
 
 
 def _check_words(words: Array) -> None:
@@ -281,7 +286,7 @@ def _check_words(words: Array) -> None:
     if words.dtype.kind not in "iu":
         raise ValueError(f"words has dtype {words.dtype}: give whole numbers")
     if not len(words):
-        raise ValueError(f"words is empty: give a row for each picture, {NONE} for no prompt")
-    for name, column, none in zip(("letter", "family"), words.T, NONE):
-        if (wrong := column[(column < 0) | (column > none)]).size:
+        raise ValueError(f"words is empty: give a row for each picture, {NO_WORDS} for no prompt")
+    for name, given, none in zip(("letter", "family"), words.T, NO_WORDS):
+        if (wrong := given[(given < 0) | (given > none)]).size:
             raise ValueError(f"{name} {wrong[0]} is out of range: give 0 to {none} ({none}: none)")

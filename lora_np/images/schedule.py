@@ -21,41 +21,57 @@ Diffusion Models, arXiv:2202.00512, section 4 and appendix D (v-prediction).
 from __future__ import annotations
 
 import math
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from lora_np.backend import Array
+from lora_np.backend import Array, get_xp
 
 T_MAX = 0.995  # the noisiest time that is trained and sampled: alpha is 0.008 there, not yet 0
 STEPS_MAX = 1000  # of a grid
 
-Time = float | Array  # a Python float for all rows, or an array (n,) in the dtype of z
+Time: TypeAlias = Any  # a float, the time of all rows, or an array (n,), in the dtype of z
 
 
-def alpha_sigma(t: Time) -> tuple[Time, Time]:
-    """Return the weights of picture and noise at time `t`.
+def alpha(t: Time) -> Time:
+    """Return the weight of the picture at time `t`, cos(pi t / 2).
 
     Parameters
     ----------
     t : float or array, shape (n,)
-        A time from 0 to 1 for all rows, or one for each row.
-
-    Returns
-    -------
-    alpha, sigma : float or array, shape (n, 1)
-        Python floats for a float, which leave float32 arrays as they are; for an array, columns
-        that scale the rows of z, in the array's dtype.
+        From 0 to 1. The weight of a float is a float, which leaves float32 arrays float32; that
+        of an array has the array's shape and dtype.
 
     Examples
     --------
-    >>> from lora_np.images.schedule import alpha_sigma
-    >>> alpha_sigma(0.0)
+    >>> from lora_np.images.schedule import alpha, sigma
+    >>> alpha(0.0), sigma(0.0)
     (1.0, 0.0)
     """
-    if isinstance(t, np.ndarray):
-        angle = (math.pi / 2) * t[:, None]  # (n, 1)
-        return np.cos(angle), np.sin(angle)
-    return math.cos(math.pi / 2 * t), math.sin(math.pi / 2 * t)
+    angle = t * (math.pi / 2)
+    return math.cos(angle) if isinstance(angle, float) else get_xp(angle).cos(angle)
+
+
+def sigma(t: Time) -> Time:
+    """Return the weight of the noise at time `t`, sin(pi t / 2).
+
+    Parameters
+    ----------
+    t : float or array, shape (n,)
+        As for :func:`~lora_np.images.schedule.alpha`.
+    """
+    angle = t * (math.pi / 2)
+    return math.sin(angle) if isinstance(angle, float) else get_xp(angle).sin(angle)
+
+
+def column(weight: Time) -> Time:
+    """Return weights (n,) as a column (n, 1), which scales rows; a float stays a float.
+
+    Parameters
+    ----------
+    weight : float or array, shape (n,)
+    """
+    return weight if isinstance(weight, float | int) else weight[:, None]
 
 
 def half_log_snr(t: float) -> float:
@@ -72,11 +88,10 @@ def half_log_snr(t: float) -> float:
     >>> half_log_snr(0.0), abs(half_log_snr(0.5)) < 1e-12
     (inf, True)
     """
-    alpha, sigma = alpha_sigma(float(t))
-    return math.log(alpha / sigma) if t else math.inf
+    return -math.log(math.tan(t * (math.pi / 2))) if t else math.inf
 
 
-def z_of(x0: Array, eps: Array, t: Time) -> Array:
+def noised(x0: Array, eps: Array, t: Time) -> Array:
     """Return the noisy picture z = alpha x0 + sigma eps at time `t`.
 
     Parameters
@@ -87,14 +102,13 @@ def z_of(x0: Array, eps: Array, t: Time) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> from lora_np.images.schedule import v_of, x0_of, z_of
+    >>> from lora_np.images.schedule import noised, v_of, x0_of
     >>> x0, eps = np.array([[3.0, 0.0]]), np.array([[0.0, 4.0]])
-    >>> z, v = z_of(x0, eps, 0.5), v_of(x0, eps, 0.5)
+    >>> z, v = noised(x0, eps, 0.5), v_of(x0, eps, 0.5)
     >>> np.allclose(x0_of(z, v, 0.5), x0)
     True
     """
-    alpha, sigma = alpha_sigma(t)
-    return alpha * x0 + sigma * eps
+    return column(alpha(t)) * x0 + column(sigma(t)) * eps
 
 
 def v_of(x0: Array, eps: Array, t: Time) -> Array:
@@ -105,8 +119,7 @@ def v_of(x0: Array, eps: Array, t: Time) -> Array:
     x0, eps : array, shape (n, k)
     t : float or array, shape (n,)
     """
-    alpha, sigma = alpha_sigma(t)
-    return alpha * eps - sigma * x0
+    return column(alpha(t)) * eps - column(sigma(t)) * x0
 
 
 def x0_of(z: Array, v: Array, t: Time) -> Array:
@@ -117,8 +130,7 @@ def x0_of(z: Array, v: Array, t: Time) -> Array:
     z, v : array, shape (n, k)
     t : float or array, shape (n,)
     """
-    alpha, sigma = alpha_sigma(t)
-    return alpha * z - sigma * v
+    return column(alpha(t)) * z - column(sigma(t)) * v
 
 
 def eps_of(z: Array, v: Array, t: Time) -> Array:
@@ -129,8 +141,7 @@ def eps_of(z: Array, v: Array, t: Time) -> Array:
     z, v : array, shape (n, k)
     t : float or array, shape (n,)
     """
-    alpha, sigma = alpha_sigma(t)
-    return sigma * z + alpha * v
+    return column(sigma(t)) * z + column(alpha(t)) * v
 
 
 def grid(steps: int) -> Array:

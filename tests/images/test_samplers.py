@@ -7,16 +7,16 @@ import pytest
 
 from lora_np.images import samplers
 from lora_np.images.samplers import (
-    NONE,
+    NO_WORDS,
     SAMPLERS,
     consistency,
     ddim,
     ddpm,
     dpm_solver,
-    predict,
+    guided,
 )
-from lora_np.images.schedule import T_MAX, alpha_sigma, grid
-from tests.images.exact import Gaussian, GaussianFlow, Mixture
+from lora_np.images.schedule import T_MAX, grid, x0_of
+from tests.images.exact import Gaussian, GaussianFlow, Mixture, weights
 
 M, S = (0.5, -1.0), (0.3, 0.8)  # of the Gaussian data
 START = float(np.float32(T_MAX))
@@ -24,7 +24,7 @@ each = pytest.mark.parametrize("name", SAMPLERS)
 
 
 def no_words(n):
-    return np.tile(np.array([NONE]), (n, 1))
+    return np.tile(np.array([NO_WORDS]), (n, 1))
 
 
 def sample(f, denoiser, n=300, steps=4, seed=0, words=None, **more):
@@ -46,7 +46,7 @@ def distance(a, b):
 def errors_between(f, denoiser, counts, monkeypatch, t=0.9, s=0.1):
     """Return the distance from the exact path at time s, for each count of steps from t."""
     monkeypatch.setattr(samplers, "grid", lambda steps: np.linspace(t, s, steps + 1))
-    m, (a, _), (b, _) = denoiser.m.value, alpha_sigma(t), alpha_sigma(s)
+    m, (a, _), (b, _) = denoiser.m.value, weights(t), weights(s)
     ratio = np.sqrt(denoiser.variance(s) / denoiser.variance(t))
     exact = b * m + ratio * (noise(300, 2) - a * m)
     return np.array([distance(sample(f, denoiser, steps=n), exact) for n in counts])
@@ -84,7 +84,8 @@ def test_dpm_solver_is_nearer_to_the_path_than_ddim(steps):
 
 def test_with_one_step_all_samplers_are_the_predicted_picture():
     denoiser = Gaussian(M, S)
-    x0, _ = predict(denoiser, noise(300, 2), START, no_words(300))
+    z, t = noise(300, 2), np.full(300, START)
+    x0 = x0_of(z, guided(denoiser, z, t, no_words(300)), t)
     for f in SAMPLERS.values():
         np.testing.assert_allclose(sample(f, denoiser, steps=1), x0, atol=1e-12)
 
@@ -113,7 +114,7 @@ def test_many_steps_of_ddpm_draw_from_the_data():
 @pytest.mark.parametrize("steps", [1, 3])
 def test_ddpm_stays_on_the_distributions_of_a_single_picture(steps, monkeypatch):
     monkeypatch.setattr(samplers, "grid", lambda n: np.linspace(1.0, 0.3, n + 1))
-    denoiser, (alpha, sigma) = Gaussian(M, (0.0, 0.0)), alpha_sigma(0.3)  # x0 is always M
+    denoiser, (alpha, sigma) = Gaussian(M, (0.0, 0.0)), weights(0.3)  # x0 is always M
     z = sample(ddpm, denoiser, n=20_000, steps=steps)
     expect_moments(z, alpha * np.array(M), np.full(2, sigma**2))
 
@@ -122,7 +123,7 @@ def test_a_step_of_ddpm_keeps_the_noise_that_two_times_have_in_common(monkeypatc
     t, s, n = 0.6, 0.4, 40_000
     monkeypatch.setattr(samplers, "grid", lambda steps: np.array([t, s]))
     z = sample(ddpm, Gaussian((0.0,), (0.0,)), n=n, steps=1)  # x0 is always 0
-    (alpha, sigma), (alpha_s, sigma_s) = alpha_sigma(t), alpha_sigma(s)
+    (alpha, sigma), (alpha_s, sigma_s) = weights(t), weights(s)
     # z_t = (alpha / alpha') z_s + more noise, so Cov(z_s, z_t) = (alpha / alpha') sigma'^2
     slope = alpha / alpha_s * sigma_s**2 / sigma**2
     assert abs((z * noise(n, 1)).mean() - slope) < 4 / np.sqrt(n)
@@ -166,19 +167,21 @@ def test_guidance_zero_ignores_the_words(name):
 
 
 def test_guidance_goes_from_no_words_through_the_words_and_beyond(rng):
-    denoiser, z = Gaussian(M, S), rng.standard_normal((4, 2))
-    at = {w: predict(denoiser, z, 0.7, WORDS, w) for w in (0, 0.5, 1, 3)}
-    for nothing, half, words, beyond in zip(*at.values()):  # x0, then eps
-        np.testing.assert_allclose(half, (nothing + words) / 2, atol=1e-12)
-        np.testing.assert_allclose(beyond, nothing + 3 * (words - nothing), atol=1e-12)
+    denoiser, z, t = Gaussian(M, S), rng.standard_normal((4, 2)), np.full(4, 0.7)
+    at = {w: guided(denoiser, z, t, WORDS, w) for w in (0, 0.5, 1, 3)}
+    np.testing.assert_allclose(at[0.5], (at[0] + at[1]) / 2, atol=1e-12)
+    np.testing.assert_allclose(at[3], at[0] + 3 * (at[1] - at[0]), atol=1e-12)
+    assert distance(at[0], at[1]) > 0.1
 
 
-def test_a_time_for_each_row_is_the_same_as_one_for_all(rng):
-    z = rng.standard_normal((4, 2))
-    for guidance in (1.0, 2.0):
-        one = predict(Gaussian(M, S), z, 0.7, WORDS, guidance)
-        each_row = predict(Gaussian(M, S), z, np.full(4, 0.7), WORDS, guidance)
-        np.testing.assert_allclose(one, each_row, atol=1e-12)
+def test_every_row_may_have_its_own_guidance_and_time(rng):
+    denoiser, z, t = Gaussian(M, S), rng.standard_normal((4, 2)), np.array([0.0, 0.2, 0.7, 0.9])
+    guidance = np.array([0.0, 1.0, 1.5, 3.0])
+    together = guided(denoiser, z, t, WORDS, guidance)
+    for i in range(4):
+        here = slice(i, i + 1)
+        alone = guided(denoiser, z[here], t[here], WORDS[here], float(guidance[i]))
+        np.testing.assert_allclose(together[here], alone, atol=1e-12)
 
 
 # --- one contract -------------------------------------------------------------------------------
