@@ -2,14 +2,14 @@ r"""Samplers: from pure noise at the noisiest time to latents at time 0, in a nu
 
 Every sampler takes the same arguments and walks down the same
 :func:`~lora_np.images.schedule.grid`. At each time t the model's v gives x0 and eps, from which the
-sampler makes z' at the next time s. With alpha', sigma' at time s::
+sampler makes z' at the next time t'; alpha' and sigma' belong to t'::
 
     ddim          z' = alpha' x0 + sigma' eps
     ddpm          z' = alpha' x0 + kept eps + fresh noise,      kept^2 + fresh^2 = sigma'^2
     dpm_solver    z' is ddim's, with x0 extrapolated to the middle of the step
     consistency   z' = alpha' x0 + sigma' noise
 
-All end in x0 itself, since alpha' = 1 and sigma' = 0 at s = 0. For the derivations, see
+All end in x0 itself, since alpha' = 1 and sigma' = 0 at t' = 0. For the derivations, see
 ``docs/derivations/ddim.md`` and ``docs/derivations/consistency.md``.
 """
 
@@ -134,9 +134,9 @@ def ddim(
     (array([[ 1., -1.]], dtype=float32), dtype('float32'))
     """
     z = _start(denoiser, words, rng, guidance)
-    for t, s in _steps(steps):
+    for t, later in _steps(steps):
         x0, eps = _predict(denoiser, z, t, words, guidance)
-        z = noised(x0, eps, s)
+        z = noised(x0, eps, later)
     return z
 
 
@@ -165,11 +165,11 @@ def ddpm(
     equations 6 and 7, between any two times.
     """
     z = _start(denoiser, words, rng, guidance)
-    for t, s in _steps(steps):
+    for t, later in _steps(steps):
         x0, eps = _predict(denoiser, z, t, words, guidance)
-        kept = sigma(s) ** 2 * alpha(t) / (alpha(s) * sigma(t))
-        fresh = math.sqrt(sigma(s) ** 2 - kept**2)
-        z = alpha(s) * x0 + kept * eps + fresh * _noise(rng, z)
+        kept = sigma(later) ** 2 * alpha(t) / (alpha(later) * sigma(t))
+        fresh = math.sqrt(sigma(later) ** 2 - kept**2)
+        z = alpha(later) * x0 + kept * eps + fresh * _noise(rng, z)
     return z
 
 
@@ -202,11 +202,11 @@ def dpm_solver(
     """
     z = _start(denoiser, words, rng, guidance)
     last, h_last = z, math.inf  # nothing to extrapolate from
-    for t, s in _steps(steps):
+    for t, later in _steps(steps):
         x0, _ = _predict(denoiser, z, t, words, guidance)
-        h = half_log_snr(s) - half_log_snr(t)  # infinite in the last step
-        D = x0 + h / (2.0 * h_last) * (x0 - last) if s else x0
-        z = sigma(s) / sigma(t) * z - alpha(s) * math.expm1(-h) * D
+        h = half_log_snr(later) - half_log_snr(t)  # infinite in the last step
+        D = x0 + h / (2.0 * h_last) * (x0 - last) if later else x0
+        z = sigma(later) / sigma(t) * z - alpha(later) * math.expm1(-h) * D
         last, h_last = x0, h
     return z
 
@@ -238,9 +238,9 @@ def consistency(
     Images with Few-Step Inference, arXiv:2310.04378.
     """
     z = _start(denoiser, words, rng, guidance)
-    for t, s in _steps(steps):
+    for t, later in _steps(steps):
         x0, _ = _predict(denoiser, z, t, words, guidance)
-        z = noised(x0, _noise(rng, z), s)
+        z = noised(x0, _noise(rng, z), later)
     return z
 
 
@@ -253,7 +253,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def _steps(steps: int) -> Iterator[tuple[float, float]]:
-    """Return the pairs (t, s) of neighbours on the grid, as Python floats."""
+    """Return the pairs (t, t') of neighbours on the grid, as Python floats."""
     return pairwise(grid(steps).tolist())
 
 

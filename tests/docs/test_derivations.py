@@ -7,6 +7,7 @@ import pytest
 
 from lora_np import ops, optim, rank
 from lora_np.gradcheck import check
+from lora_np.images import samplers, schedule
 from tests.docs.pages import ROOT, bodies, failures
 
 FOLDER = ROOT / "docs" / "derivations"
@@ -209,6 +210,11 @@ def decays_all(self, gradient, lr):
     optim.Adam.step(self, gradient, lr)
 
 
+def scaled(function):
+    """Return the function with a result that is a little too long."""
+    return lambda *args, **kwargs: slightly_longer(function(*args, **kwargs))
+
+
 @pytest.mark.parametrize(
     "page, owner, name, wrong",
     [
@@ -224,6 +230,17 @@ def decays_all(self, gradient, lr):
         ("adamw.md", optim.AdamW, "step", decays_all),
         ("initialisation.md", optim.Adam, "step", uncorrected),
         ("initialisation.md", optim.SGD, "step", optim.Adam.step),
+        *(
+            ("v_prediction.md", schedule, name, scaled(getattr(schedule, name)))
+            for name in ("noised", "v_of", "x0_of", "eps_of")
+        ),
+        ("ddim.md", samplers, "ddim", samplers.dpm_solver),
+        ("ddim.md", samplers, "ddpm", samplers.ddim),
+        ("ddim.md", samplers, "dpm_solver", samplers.ddim),
+        ("ddim.md", samplers, "half_log_snr", scaled(schedule.half_log_snr)),
+        ("consistency.md", samplers, "consistency", samplers.ddim),
+        ("consistency.md", samplers, "guided", scaled(samplers.guided)),
+        ("consistency.md", schedule, "x0_of", scaled(schedule.x0_of)),
     ],
 )
 def test_a_wrong_library_fails_the_page(page, owner, name, wrong, monkeypatch, capsys):
