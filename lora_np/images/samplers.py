@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lora_np.backend import Array, ShapeError, get_xp, like
+from lora_np.backend import Array, ShapeError, get_xp, like, to_host
 from lora_np.images.glyphs import NO_FAMILY, NO_LETTER
 from lora_np.images.schedule import alpha, column, eps_of, grid, half_log_snr, noised, sigma, x0_of
 
@@ -75,7 +75,7 @@ def guided(denoiser: Any, z: Array, t: Array, words: Array, guidance: float | Ar
     w is our guidance - 1.
     """
     xp, n = get_xp(z), len(z)
-    none = xp.zeros_like(words) + xp.asarray(NO_WORDS, dtype=words.dtype)
+    none = like(np.tile(np.array(NO_WORDS, words.dtype), (n, 1)), words)
     if isinstance(guidance, float | int) and guidance in (0.0, 1.0):
         return denoiser.forward(z, t, words if guidance else none)[0]
     twice = (xp.concatenate(pair) for pair in ((z, z), (t, t), (words, none)))
@@ -169,7 +169,7 @@ def ddpm(
         x0, eps = _predict(denoiser, z, t, words, guidance)
         kept = sigma(later) ** 2 * alpha(t) / (alpha(later) * sigma(t))
         fresh = math.sqrt(sigma(later) ** 2 - kept**2)
-        z = alpha(later) * x0 + kept * eps + fresh * _noise(rng, z)
+        z = alpha(later) * x0 + kept * eps + fresh * _noise(rng, z.shape, z)
     return z
 
 
@@ -240,7 +240,7 @@ def consistency(
     z = _start(denoiser, words, rng, guidance)
     for t, later in _steps(steps):
         x0, _ = _predict(denoiser, z, t, words, guidance)
-        z = noised(x0, _noise(rng, z), later)
+        z = noised(x0, _noise(rng, z.shape, z), later)
     return z
 
 
@@ -259,23 +259,26 @@ def _steps(steps: int) -> Iterator[tuple[float, float]]:
 
 def _start(denoiser: Any, words: Array, rng: np.random.Generator, guidance: float) -> Array:
     """Check a sampler's arguments; return noise (n, k) of the dtype of the denoiser."""
-    _check_words(words)
+    _check_words(to_host(words))
     if not math.isfinite(guidance):
         raise ValueError(f"guidance is {guidance}: give a finite number, 1 for the model itself")
     own = next((p.value for p in denoiser.parameters().values()), np.empty(0, np.float32))
-    return _noise(rng, get_xp(own).empty((len(words), denoiser.k), own.dtype))
+    return _noise(rng, (len(words), denoiser.k), own)
 
 
-def _noise(rng: np.random.Generator, z: Array) -> Array:
-    """Return standard normal noise like `z`; float64 gets the numbers that float32 gets."""
-    return like(rng.standard_normal(z.shape, np.float32).astype(z.dtype, copy=False), z)
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], other: Array) -> Array:
+    """Return standard normal noise in the dtype and on the device of `other`.
+
+    It is drawn in float32, so that float64 gets the same numbers.
+    """
+    return like(rng.standard_normal(shape, np.float32).astype(other.dtype, copy=False), other)
 
 
 def _predict(
     denoiser: Any, z: Array, t: float, words: Array, guidance: float
 ) -> tuple[Array, Array]:
     """Return the model's x0 and eps for `z` at one time `t`."""
-    v = guided(denoiser, z, get_xp(z).full(len(z), t, dtype=z.dtype), words, guidance)
+    v = guided(denoiser, z, like(np.full(len(z), t, z.dtype), z), words, guidance)
     return x0_of(z, v, t), eps_of(z, v, t)
 
 

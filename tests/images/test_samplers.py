@@ -1,6 +1,7 @@
 """Samplers against data for which the best denoiser and the ODE's paths are known exactly."""
 
 import inspect
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from lora_np.images.samplers import (
     guided,
 )
 from lora_np.images.schedule import T_MAX, grid, x0_of
+from lora_np.layers import Layer
+from lora_np.parameters import Parameter
+from tests import fake_cupy
 from tests.images.exact import Gaussian, GaussianFlow, Mixture, weights
 
 M, S = (0.5, -1.0), (0.3, 0.8)  # of the Gaussian data
@@ -211,6 +215,29 @@ def test_float64_draws_the_pictures_of_float32(name):
 def test_a_seed_decides_the_pictures(name):
     first, again, other = (sample(SAMPLERS[name], Gaussian(M, S), seed=s) for s in (0, 0, 1))
     assert np.array_equal(first, again) and distance(first, other) > 1e-3
+
+
+class Drift(Layer):
+    """v = p z + t + the letter: operations that every array module has."""
+
+    k = 2
+
+    def __init__(self, asarray):
+        self.p = Parameter(asarray(np.array([0.5, -0.2], np.float32)))
+
+    def forward(self, z, t, words, rng=None):
+        return self.p.value * z + t[:, None] + words[:, :1].astype(np.float32), None
+
+
+@each
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.0])
+def test_on_a_device_the_samples_are_the_hosts_and_stay_there(name, guidance, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    words = fake_cupy.asarray(WORDS)
+    z = sample(SAMPLERS[name], Drift(fake_cupy.asarray), words=words, guidance=guidance)
+    assert type(z) is fake_cupy.ndarray
+    host = sample(SAMPLERS[name], Drift(np.asarray), words=WORDS, guidance=guidance)
+    assert np.array_equal(fake_cupy.asnumpy(z), host)
 
 
 @each
