@@ -24,9 +24,9 @@ import numpy as np
 
 from lora_np.backend import Array, ShapeError, get_xp, like, to_host
 from lora_np.images.glyphs import NO_FAMILY, NO_LETTER
-from lora_np.images.schedule import alpha, column, eps_of, grid, half_log_snr, noised, sigma, x0_of
+from lora_np.images.schedule import alpha_sigma, eps_of, grid, half_log_snr, x0_of, z_of
 
-NO_WORDS = (NO_LETTER, NO_FAMILY)  # an empty prompt
+NONE = (NO_LETTER, NO_FAMILY)  # an empty prompt
 
 
 class Sampler(Protocol):
@@ -62,7 +62,7 @@ def guided(denoiser: Any, z: Array, t: Array, words: Array, guidance: float | Ar
     t : array, shape (n,)
         In the dtype of `z`.
     words : array of int, shape (n, 2)
-    guidance : float or array, shape (n,)
+    guidance : float or array, shape (n, 1)
         Of all rows, or of each, in the dtype of `z`.
 
     Returns
@@ -75,12 +75,12 @@ def guided(denoiser: Any, z: Array, t: Array, words: Array, guidance: float | Ar
     w is our guidance - 1.
     """
     xp, n = get_xp(z), len(z)
-    none = like(np.tile(np.array(NO_WORDS, words.dtype), (n, 1)), words)
+    none = like(np.tile(np.array(NONE, words.dtype), (n, 1)), words)
     if isinstance(guidance, float | int) and guidance in (0.0, 1.0):
         return denoiser.forward(z, t, words if guidance else none)[0]
     twice = (xp.concatenate(pair) for pair in ((z, z), (t, t), (words, none)))
     v, _ = denoiser.forward(*twice)  # (2 n, k)
-    return v[n:] + column(guidance) * (v[:n] - v[n:])
+    return v[n:] + guidance * (v[:n] - v[n:])
 
 
 def ddim(
@@ -122,13 +122,13 @@ def ddim(
     --------
     >>> import numpy as np
     >>> from lora_np.images.samplers import ddim
-    >>> from lora_np.images.schedule import alpha, column, sigma
+    >>> from lora_np.images.schedule import alpha_sigma
     >>> from lora_np.layers import Layer
     >>> class Single(Layer):  # knows one picture, (1, -1), and so v = (alpha z - x0) / sigma
     ...     k = 2
     ...     def forward(self, z, t, words, rng=None):
-    ...         x0 = np.array([1, -1], z.dtype)
-    ...         return (column(alpha(t)) * z - x0) / column(sigma(t)), None
+    ...         alpha, sigma = alpha_sigma(t)
+    ...         return (alpha * z - np.array([1, -1], z.dtype)) / sigma, None
     >>> z = ddim(Single(), np.array([[17, 1]]), steps=4, rng=np.random.default_rng(0))
     >>> z.round(3), z.dtype
     (array([[ 1., -1.]], dtype=float32), dtype('float32'))
@@ -136,7 +136,7 @@ def ddim(
     z = _start(denoiser, words, rng, guidance)
     for t, later in _steps(steps):
         x0, eps = _predict(denoiser, z, t, words, guidance)
-        z = noised(x0, eps, later)
+        z = z_of(x0, eps, later)
     return z
 
 
@@ -167,9 +167,10 @@ def ddpm(
     z = _start(denoiser, words, rng, guidance)
     for t, later in _steps(steps):
         x0, eps = _predict(denoiser, z, t, words, guidance)
-        kept = sigma(later) ** 2 * alpha(t) / (alpha(later) * sigma(t))
-        fresh = math.sqrt(sigma(later) ** 2 - kept**2)
-        z = alpha(later) * x0 + kept * eps + fresh * _noise(rng, z.shape, z)
+        (alpha, sigma), (alpha_later, sigma_later) = alpha_sigma(t), alpha_sigma(later)
+        kept = sigma_later**2 * alpha / (alpha_later * sigma)
+        fresh = math.sqrt(sigma_later**2 - kept**2)
+        z = alpha_later * x0 + kept * eps + fresh * _noise(rng, z.shape, z)
     return z
 
 
@@ -204,9 +205,10 @@ def dpm_solver(
     last, h_last = z, math.inf  # nothing to extrapolate from
     for t, later in _steps(steps):
         x0, _ = _predict(denoiser, z, t, words, guidance)
+        (_, sigma), (alpha_later, sigma_later) = alpha_sigma(t), alpha_sigma(later)
         h = half_log_snr(later) - half_log_snr(t)  # infinite in the last step
         D = x0 + h / (2.0 * h_last) * (x0 - last) if later else x0
-        z = sigma(later) / sigma(t) * z - alpha(later) * math.expm1(-h) * D
+        z = sigma_later / sigma * z - alpha_later * math.expm1(-h) * D
         last, h_last = x0, h
     return z
 
@@ -240,7 +242,7 @@ def consistency(
     z = _start(denoiser, words, rng, guidance)
     for t, later in _steps(steps):
         x0, _ = _predict(denoiser, z, t, words, guidance)
-        z = noised(x0, _noise(rng, z.shape, z), later)
+        z = z_of(x0, _noise(rng, z.shape, z), later)
     return z
 
 
@@ -289,7 +291,7 @@ def _check_words(words: Array) -> None:
     if words.dtype.kind not in "iu":
         raise ValueError(f"words has dtype {words.dtype}: give whole numbers")
     if not len(words):
-        raise ValueError(f"words is empty: give a row for each picture, {NO_WORDS} for no prompt")
-    for name, given, none in zip(("letter", "family"), words.T, NO_WORDS):
+        raise ValueError(f"words is empty: give a row for each picture, {NONE} for no prompt")
+    for name, given, none in zip(("letter", "family"), words.T, NONE):
         if (wrong := given[(given < 0) | (given > none)]).size:
             raise ValueError(f"{name} {wrong[0]} is out of range: give 0 to {none} ({none}: none)")

@@ -33,45 +33,30 @@ STEPS_MAX = 1000  # of a grid
 Time: TypeAlias = Any  # a float, the time of all rows, or an array (n,), in the dtype of z
 
 
-def alpha(t: Time) -> Time:
-    """Return the weight of the picture at time `t`, cos(pi t / 2).
+def alpha_sigma(t: Time) -> tuple[Any, Any]:
+    """Return the weights of picture and noise at time `t`.
 
     Parameters
     ----------
     t : float or array, shape (n,)
-        From 0 to 1. The weight of a float is a float, which leaves float32 arrays float32; that
-        of an array has the array's shape and dtype.
+        From 0 to 1.
+
+    Returns
+    -------
+    alpha, sigma : float or array, shape (n, 1)
+        Floats for a float: they leave float32 arrays float32. For an array, columns that scale the
+        rows of z, in the array's dtype.
 
     Examples
     --------
-    >>> from lora_np.images.schedule import alpha, sigma
-    >>> alpha(0.0), sigma(0.0)
+    >>> from lora_np.images.schedule import alpha_sigma
+    >>> alpha_sigma(0.0)
     (1.0, 0.0)
     """
-    angle = t * (math.pi / 2)
-    return math.cos(angle) if isinstance(angle, float) else get_xp(angle).cos(angle)
-
-
-def sigma(t: Time) -> Time:
-    """Return the weight of the noise at time `t`, sin(pi t / 2).
-
-    Parameters
-    ----------
-    t : float or array, shape (n,)
-        As for :func:`~lora_np.images.schedule.alpha`.
-    """
-    angle = t * (math.pi / 2)
-    return math.sin(angle) if isinstance(angle, float) else get_xp(angle).sin(angle)
-
-
-def column(weight: Time) -> Time:
-    """Return weights (n,) as a column (n, 1), which scales rows; a float stays a float.
-
-    Parameters
-    ----------
-    weight : float or array, shape (n,)
-    """
-    return weight if isinstance(weight, float | int) else weight[:, None]
+    if isinstance(t, float | int):
+        return math.cos(t * (math.pi / 2)), math.sin(t * (math.pi / 2))
+    xp, angle = get_xp(t), t[:, None] * (math.pi / 2)  # (n, 1)
+    return xp.cos(angle), xp.sin(angle)
 
 
 def half_log_snr(t: float) -> float:
@@ -91,7 +76,7 @@ def half_log_snr(t: float) -> float:
     return -math.log(math.tan(t * (math.pi / 2))) if t else math.inf
 
 
-def noised(x0: Array, eps: Array, t: Time) -> Array:
+def z_of(x0: Array, eps: Array, t: Time) -> Array:
     """Return the noisy picture z = alpha x0 + sigma eps at time `t`.
 
     Parameters
@@ -102,13 +87,14 @@ def noised(x0: Array, eps: Array, t: Time) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> from lora_np.images.schedule import noised, v_of, x0_of
+    >>> from lora_np.images.schedule import v_of, x0_of, z_of
     >>> x0, eps = np.array([[3.0, 0.0]]), np.array([[0.0, 4.0]])
-    >>> z, v = noised(x0, eps, 0.5), v_of(x0, eps, 0.5)
+    >>> z, v = z_of(x0, eps, 0.5), v_of(x0, eps, 0.5)
     >>> np.allclose(x0_of(z, v, 0.5), x0)
     True
     """
-    return column(alpha(t)) * x0 + column(sigma(t)) * eps
+    alpha, sigma = alpha_sigma(t)
+    return alpha * x0 + sigma * eps
 
 
 def v_of(x0: Array, eps: Array, t: Time) -> Array:
@@ -119,7 +105,8 @@ def v_of(x0: Array, eps: Array, t: Time) -> Array:
     x0, eps : array, shape (n, k)
     t : float or array, shape (n,)
     """
-    return column(alpha(t)) * eps - column(sigma(t)) * x0
+    alpha, sigma = alpha_sigma(t)
+    return alpha * eps - sigma * x0
 
 
 def x0_of(z: Array, v: Array, t: Time) -> Array:
@@ -130,7 +117,8 @@ def x0_of(z: Array, v: Array, t: Time) -> Array:
     z, v : array, shape (n, k)
     t : float or array, shape (n,)
     """
-    return column(alpha(t)) * z - column(sigma(t)) * v
+    alpha, sigma = alpha_sigma(t)
+    return alpha * z - sigma * v
 
 
 def eps_of(z: Array, v: Array, t: Time) -> Array:
@@ -141,7 +129,8 @@ def eps_of(z: Array, v: Array, t: Time) -> Array:
     z, v : array, shape (n, k)
     t : float or array, shape (n,)
     """
-    return column(sigma(t)) * z + column(alpha(t)) * v
+    alpha, sigma = alpha_sigma(t)
+    return sigma * z + alpha * v
 
 
 def grid(steps: int) -> Array:

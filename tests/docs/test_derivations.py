@@ -232,7 +232,7 @@ def scaled(function):
         ("initialisation.md", optim.SGD, "step", optim.Adam.step),
         *(
             ("v_prediction.md", schedule, name, scaled(getattr(schedule, name)))
-            for name in ("noised", "v_of", "x0_of", "eps_of")
+            for name in ("z_of", "v_of", "x0_of", "eps_of")
         ),
         ("ddim.md", samplers, "ddim", samplers.dpm_solver),
         ("ddim.md", samplers, "ddpm", samplers.ddim),

@@ -2,15 +2,10 @@
 
 import numpy as np
 
-from lora_np.images import schedule
-from lora_np.images.samplers import NO_WORDS
+from lora_np.images.samplers import NONE
+from lora_np.images.schedule import alpha_sigma
 from lora_np.layers import Layer
 from lora_np.parameters import Parameter
-
-
-def weights(t):
-    """Return alpha and sigma at t, as columns if t is an array."""
-    return schedule.column(schedule.alpha(t)), schedule.column(schedule.sigma(t))
 
 
 class Gaussian(Layer):
@@ -25,23 +20,23 @@ class Gaussian(Layer):
         self.k, self.rows, self.dtypes = len(m), [], set()
 
     def mean(self, words):
-        given = (words != np.array(NO_WORDS)).any(axis=1)[:, None]
+        given = (words != np.array(NONE)).any(axis=1)[:, None]
         shift = np.resize(np.eye(2), (2, self.k)).astype(self.m.dtype)
         return self.m.value + given * (words.astype(self.m.dtype) @ shift)
 
     def forward(self, z, t, words, rng=None):
         self.rows.append(len(z))
         self.dtypes |= {z.dtype.name, t.dtype.name}
-        (alpha, sigma), m, s = weights(t), self.mean(words), self.s.value
+        (alpha, sigma), m, s = alpha_sigma(t), self.mean(words), self.s.value
         return alpha * sigma * (1 - s**2) * (z - alpha * m) / self.variance(t) - sigma * m, None
 
     def variance(self, t):
-        alpha, sigma = weights(t)
+        alpha, sigma = alpha_sigma(t)
         return alpha**2 * self.s.value**2 + sigma**2  # s_t^2
 
     def flow(self, z, t, words):
         """The end at time 0 of the path of the probability-flow ODE through z at t."""
-        alpha, m = weights(t)[0], self.mean(words)
+        alpha, m = alpha_sigma(t)[0], self.mean(words)
         return m + self.s.value * (z - alpha * m) / np.sqrt(self.variance(t))
 
 
@@ -49,7 +44,7 @@ class GaussianFlow(Gaussian):
     """The consistency model of the same data: its x0 is the end of the path."""
 
     def forward(self, z, t, words, rng=None):
-        alpha, sigma = weights(t)
+        alpha, sigma = alpha_sigma(t)
         return (alpha * z - self.flow(z, t, words)) / sigma, None
 
 
@@ -62,7 +57,7 @@ class Mixture(Layer):
         self.m, self.p, self.s = Parameter(np.array(m, dtype)), np.array(p, dtype), s
 
     def forward(self, z, t, words, rng=None):
-        alpha, sigma = weights(t)
+        alpha, sigma = alpha_sigma(t)
         variance = alpha**2 * self.s**2 + sigma**2
         m = self.m.value  # (2,); z is (n, 1)
         fits = np.log(self.p) - (z - alpha * m) ** 2 / (2 * variance)
@@ -75,7 +70,7 @@ class Mixture(Layer):
         """The chance of a number below z at time t."""
         from scipy.special import ndtr
 
-        alpha, sigma = weights(t)
+        alpha, sigma = alpha_sigma(t)
         s_t = np.sqrt(alpha**2 * self.s**2 + sigma**2)
         return (self.p * ndtr((z - alpha * self.m.value) / s_t)).sum(axis=-1)
 

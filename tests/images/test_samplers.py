@@ -8,7 +8,7 @@ import pytest
 
 from lora_np.images import samplers
 from lora_np.images.samplers import (
-    NO_WORDS,
+    NONE,
     SAMPLERS,
     consistency,
     ddim,
@@ -16,11 +16,11 @@ from lora_np.images.samplers import (
     dpm_solver,
     guided,
 )
-from lora_np.images.schedule import T_MAX, grid, x0_of
+from lora_np.images.schedule import T_MAX, alpha_sigma, grid, x0_of
 from lora_np.layers import Layer
 from lora_np.parameters import Parameter
 from tests import fake_cupy
-from tests.images.exact import Gaussian, GaussianFlow, Mixture, weights
+from tests.images.exact import Gaussian, GaussianFlow, Mixture
 
 M, S = (0.5, -1.0), (0.3, 0.8)  # of the Gaussian data
 START = float(np.float32(T_MAX))
@@ -28,7 +28,7 @@ each = pytest.mark.parametrize("name", SAMPLERS)
 
 
 def no_words(n):
-    return np.tile(np.array([NO_WORDS]), (n, 1))
+    return np.tile(np.array([NONE]), (n, 1))
 
 
 def sample(f, denoiser, n=300, steps=4, seed=0, words=None, **more):
@@ -50,7 +50,7 @@ def distance(a, b):
 def errors_between(f, denoiser, counts, monkeypatch, t=0.9, s=0.1):
     """Return the distance from the exact path at time s, for each count of steps from t."""
     monkeypatch.setattr(samplers, "grid", lambda steps: np.linspace(t, s, steps + 1))
-    m, (a, _), (b, _) = denoiser.m.value, weights(t), weights(s)
+    m, (a, _), (b, _) = denoiser.m.value, alpha_sigma(t), alpha_sigma(s)
     ratio = np.sqrt(denoiser.variance(s) / denoiser.variance(t))
     exact = b * m + ratio * (noise(300, 2) - a * m)
     return np.array([distance(sample(f, denoiser, steps=n), exact) for n in counts])
@@ -118,7 +118,7 @@ def test_many_steps_of_ddpm_draw_from_the_data():
 @pytest.mark.parametrize("steps", [1, 3])
 def test_ddpm_stays_on_the_distributions_of_a_single_picture(steps, monkeypatch):
     monkeypatch.setattr(samplers, "grid", lambda n: np.linspace(1.0, 0.3, n + 1))
-    denoiser, (alpha, sigma) = Gaussian(M, (0.0, 0.0)), weights(0.3)  # x0 is always M
+    denoiser, (alpha, sigma) = Gaussian(M, (0.0, 0.0)), alpha_sigma(0.3)  # x0 is always M
     z = sample(ddpm, denoiser, n=20_000, steps=steps)
     expect_moments(z, alpha * np.array(M), np.full(2, sigma**2))
 
@@ -127,7 +127,7 @@ def test_a_step_of_ddpm_keeps_the_noise_that_two_times_have_in_common(monkeypatc
     t, s, n = 0.6, 0.4, 40_000
     monkeypatch.setattr(samplers, "grid", lambda steps: np.array([t, s]))
     z = sample(ddpm, Gaussian((0.0,), (0.0,)), n=n, steps=1)  # x0 is always 0
-    (alpha, sigma), (alpha_s, sigma_s) = weights(t), weights(s)
+    (alpha, sigma), (alpha_s, sigma_s) = alpha_sigma(t), alpha_sigma(s)
     # z_t = (alpha / alpha') z_s + more noise, so Cov(z_s, z_t) = (alpha / alpha') sigma'^2
     slope = alpha / alpha_s * sigma_s**2 / sigma**2
     assert abs((z * noise(n, 1)).mean() - slope) < 4 / np.sqrt(n)
@@ -180,11 +180,11 @@ def test_guidance_goes_from_no_words_through_the_words_and_beyond(rng):
 
 def test_every_row_may_have_its_own_guidance_and_time(rng):
     denoiser, z, t = Gaussian(M, S), rng.standard_normal((4, 2)), np.array([0.0, 0.2, 0.7, 0.9])
-    guidance = np.array([0.0, 1.0, 1.5, 3.0])
+    guidance = np.array([[0.0], [1.0], [1.5], [3.0]])
     together = guided(denoiser, z, t, WORDS, guidance)
     for i in range(4):
         here = slice(i, i + 1)
-        alone = guided(denoiser, z[here], t[here], WORDS[here], float(guidance[i]))
+        alone = guided(denoiser, z[here], t[here], WORDS[here], guidance[i].item())
         np.testing.assert_allclose(together[here], alone, atol=1e-12)
 
 

@@ -8,15 +8,13 @@ import pytest
 from lora_np.images.schedule import (
     STEPS_MAX,
     T_MAX,
-    alpha,
-    column,
+    alpha_sigma,
     eps_of,
     grid,
     half_log_snr,
-    noised,
-    sigma,
     v_of,
     x0_of,
+    z_of,
 )
 
 TIMES = (0.0, 1e-9, 0.1, 0.5, T_MAX, 1.0)
@@ -29,7 +27,7 @@ def same(a, b):
 @pytest.mark.parametrize("t", [*TIMES, np.resize(TIMES, 7)], ids=lambda t: str(t)[:5])
 def test_picture_and_noise_come_back_from_z_and_v(t, rng):
     x0, eps = rng.standard_normal((2, 7, 3))
-    z, v = noised(x0, eps, t), v_of(x0, eps, t)
+    z, v = z_of(x0, eps, t), v_of(x0, eps, t)
     assert same(x0_of(z, v, t), x0) and same(eps_of(z, v, t), eps)
     assert same(z**2 + v**2, x0**2 + eps**2)  # a rotation
 
@@ -37,42 +35,38 @@ def test_picture_and_noise_come_back_from_z_and_v(t, rng):
 def test_v_is_the_velocity_of_z(rng):
     x0, eps = rng.standard_normal((2, 7, 3))
     t, h = 0.3, 1e-5
-    moved = (noised(x0, eps, t + h) - noised(x0, eps, t - h)) / (2 * h)
+    moved = (z_of(x0, eps, t + h) - z_of(x0, eps, t - h)) / (2 * h)
     np.testing.assert_allclose(moved, math.pi / 2 * v_of(x0, eps, t), atol=1e-8)
 
 
 def test_the_ends_are_the_picture_and_the_noise(rng):
     x0, eps = rng.standard_normal((2, 7, 3))
-    assert np.array_equal(noised(x0, eps, 0.0), x0)
-    assert same(noised(x0, eps, 1.0), eps)
+    assert np.array_equal(z_of(x0, eps, 0.0), x0)
+    assert same(z_of(x0, eps, 1.0), eps)
     assert np.array_equal(x0_of(x0, eps, 0.0), x0)  # whatever v is: a consistency model's boundary
 
 
 def test_a_time_for_each_row_is_that_time_for_the_row(rng):
     z, v = rng.standard_normal((2, 6, 3))
     t = np.array(TIMES)
-    for f in (noised, v_of, x0_of, eps_of):
+    for f in (z_of, v_of, x0_of, eps_of):
         alone = [f(z[i : i + 1], v[i : i + 1], float(t[i])) for i in range(6)]
         assert same(f(z, v, t), np.concatenate(alone))
-
-
-def test_a_column_scales_rows_and_a_number_stays_one(rng):
-    assert column(0.5) == 0.5
-    assert column(np.arange(3.0)).tolist() == [[0.0], [1.0], [2.0]]
 
 
 def test_float32_stays_float32(rng):
     z, v = rng.standard_normal((2, 6, 3), np.float32)
     for t in (0.3, 1.0, np.array(TIMES, np.float32)):
-        assert {f(z, v, t).dtype.name for f in (noised, v_of, x0_of, eps_of)} == {"float32"}
-    assert type(alpha(0.3)) is type(sigma(1.0)) is type(sigma(0)) is float
+        assert {f(z, v, t).dtype.name for f in (z_of, v_of, x0_of, eps_of)} == {"float32"}
+    assert all(type(weight) is float for t in (0.3, 0, 1) for weight in alpha_sigma(t))
     assert grid(7).dtype == np.float32
 
 
 def test_half_the_log_of_the_signal_to_noise_ratio_falls_from_infinity():
     values = [half_log_snr(t) for t in (0.0, 0.1, 0.5, 0.9, T_MAX)]
     assert values[0] == math.inf and values == sorted(values, reverse=True)
-    assert math.isclose(math.exp(2 * values[1]), alpha(0.1) ** 2 / sigma(0.1) ** 2)
+    alpha, sigma = alpha_sigma(0.1)
+    assert math.isclose(math.exp(2 * values[1]), alpha**2 / sigma**2)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, np.int64(50), STEPS_MAX])
@@ -81,7 +75,7 @@ def test_the_grid_falls_from_the_noisiest_time_to_exactly_zero(steps):
     assert times.shape == (steps + 1,)
     assert times[0] == np.float32(T_MAX) and times[-1] == 0.0
     np.testing.assert_allclose(np.diff(times), -T_MAX / steps, rtol=1e-3)
-    assert alpha(float(times[0])) > 0.005  # the picture is never quite gone
+    assert alpha_sigma(float(times[0]))[0] > 0.005  # the picture is never quite gone
 
 
 @pytest.mark.parametrize("steps", [0, -1, STEPS_MAX + 1, 2.0, "4", None])
