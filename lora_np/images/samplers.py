@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lora_np.backend import Array, ShapeError, get_xp, like, to_host
+from lora_np.backend import Array, ShapeError, get_xp, like
 from lora_np.images.glyphs import NO_FAMILY, NO_LETTER
 from lora_np.images.schedule import alpha_sigma, eps_of, grid, half_log_snr, x0_of, z_of
 
@@ -261,7 +261,7 @@ def _steps(steps: int) -> Iterator[tuple[float, float]]:
 
 def _start(denoiser: Any, words: Array, rng: np.random.Generator, guidance: float) -> Array:
     """Check a sampler's arguments; return noise (n, k) of the dtype of the denoiser."""
-    _check_words(to_host(words))
+    _check_words(words)
     if not math.isfinite(guidance):
         raise ValueError(f"guidance is {guidance}: give a finite number, 1 for the model itself")
     own = next((p.value for p in denoiser.parameters().values()), np.empty(0, np.float32))
