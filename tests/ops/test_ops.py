@@ -149,6 +149,24 @@ PAIRS = {
         lambda s: attention_inputs(s, s.T, s.T + s.r),
         None,
     ),
+    "attention, all keys": (
+        "attention",
+        3,
+        lambda s: attention_inputs(s, s.T, s.T),
+        lambda s: {"causal": False},
+    ),
+    "attention, all keys, fewer queries": (
+        "attention",
+        3,
+        lambda s: attention_inputs(s, s.r, s.T + s.r),
+        lambda s: {"causal": False},
+    ),
+    "attention, all keys, more queries": (
+        "attention",
+        3,
+        lambda s: attention_inputs(s, s.T + s.r, s.T),
+        lambda s: {"causal": False},
+    ),
     "gqa": ("gqa", 3, lambda s: gqa_inputs(s, s.T, s.T), None),
     "gqa, fewer queries": ("gqa", 3, lambda s: gqa_inputs(s, s.T, s.T + s.r), None),
     "gqa, one query": ("gqa", 3, lambda s: gqa_inputs(s, 1, s.T), None),
@@ -734,6 +752,26 @@ def test_a_shape_error_names_the_argument_its_shape_and_the_expected_one(name, a
 def test_a_lora_mask_has_the_shape_of_x(form):
     with pytest.raises(ShapeError, match=r"mask has shape \(1,\), expected \(2,\), the shape of x"):
         form.lora_linear_forward(o(2), W0, A, B, scale=1.0, mask=o(1))
+
+
+@both_forms
+def test_without_the_mask_the_order_of_the_keys_does_not_matter(form, rng):
+    q, k, v = (rng.standard_normal((2, T, 3)) for T in (70, 66, 66))
+    order = rng.permutation(66)
+    (y, cache), (shuffled, again) = (
+        form.attention_forward(q, *kv, causal=False) for kv in ((k, v), (k[:, order], v[:, order]))
+    )
+    close(shuffled, y)
+    dq, dk, dv = form.attention_backward(q, cache)
+    for found, expected in zip(form.attention_backward(q, again), (dq, dk[:, order], dv[:, order])):
+        close(found, expected, 10 * TOL)
+
+
+@both_forms
+@pytest.mark.parametrize("causal", [True, False])
+def test_queries_without_a_key_to_look_at_are_refused(form, causal):
+    with pytest.raises(ShapeError, match=r"q has shape \(2, 3\), .* 0 queries for 0 keys"):
+        form.attention_forward(o((2, 3)), o((0, 3)), o((0, 3)), causal=causal)
 
 
 @both_forms
