@@ -31,7 +31,6 @@ __all__ = [
     "asnumpy",
     "concatenate",
     "cuda",
-    "diff",
     "empty",
     "empty_like",
     "exp",
@@ -169,7 +168,6 @@ for _name in ("neg", "abs"):
 METHODS = (
     "all",
     "any",
-    "argsort",
     "astype",
     "clip",
     "copy",
@@ -215,27 +213,17 @@ abs, exp, log, multiply, sqrt, tanh, isfinite = map(
 
 
 class add:
-    """The sum, of which two forms are used by name."""
+    """The sum, of which one form is used by name."""
 
     @staticmethod
     def at(x: ndarray, index: ndarray, values: ndarray) -> None:
         """Add `values` to rows of `x` in place; equal indices add up."""
         np.add.at(_held(x), _held(index), _held(values))
 
-    @staticmethod
-    def reduceat(x: ndarray, starts: ndarray, axis: int) -> ndarray:
-        """Add up the runs of `x` that begin at `starts`."""
-        return ndarray(np.add.reduceat(_held(x), _held(starts), axis))
-
 
 def flatnonzero(x: ndarray) -> ndarray:
     """Return where `x` is not zero."""
     return ndarray(np.flatnonzero(_held(x)))
-
-
-def diff(x: ndarray, prepend: int) -> ndarray:
-    """Return the differences of neighbours, of a number that is put in front too."""
-    return ndarray(np.diff(_held(x), prepend=prepend))
 
 
 def zeros_like(x: ndarray) -> ndarray:

@@ -266,9 +266,9 @@ def rope_backward(dy, x, cos, sin):
     return (dx,)
 
 
-def _attention_row(q, k, v, i):
-    """Weights of query i over the keys 0 .. i + Tk - Tq."""
-    allowed = i + len(k) - len(q) + 1
+def _attention_row(q, k, v, i, causal):
+    """Weights of query i over all keys, or over the keys 0 .. i + Tk - Tq."""
+    allowed = i + len(k) - len(q) + 1 if causal else len(k)
     scores = [float(q[i] @ k[j]) / math.sqrt(q.shape[1]) for j in range(allowed)]
     return softmax_forward(np.array([scores]))[0]
 
@@ -277,21 +277,21 @@ def _heads(*arrays):
     return zip(*(a.reshape(-1, *a.shape[-2:]) for a in arrays))
 
 
-def attention_forward(q, k, v):
+def attention_forward(q, k, v, causal=True):
     y = np.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
     for y_head, *head in _heads(y, q, k, v):
         for i in range(q.shape[-2]):
-            for j, weight in enumerate(_attention_row(*head, i)):
+            for j, weight in enumerate(_attention_row(*head, i, causal)):
                 y_head[i] += weight * head[2][j]
     return y
 
 
-def attention_backward(dy, q, k, v):
+def attention_backward(dy, q, k, v, causal=True):
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     root = math.sqrt(q.shape[-1])
     for g, dqh, dkh, dvh, qh, kh, vh in _heads(dy, dq, dk, dv, q, k, v):
         for i in range(len(qh)):
-            p = _attention_row(qh, kh, vh, i)
+            p = _attention_row(qh, kh, vh, i, causal)
             dp = [float(g[i] @ vh[j]) for j in range(len(p))]
             for j, weight in enumerate(p):
                 ds = weight * (dp[j] - sum(p[m] * dp[m] for m in range(len(p))))

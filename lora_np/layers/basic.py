@@ -13,18 +13,15 @@ from lora_np.ops import (
     dropout_backward,
     dropout_forward,
     dropout_mask,
+    embedding_backward,
+    embedding_forward,
     layernorm_backward,
     layernorm_forward,
     rmsnorm_backward,
     rmsnorm_forward,
 )
 from lora_np.ops.embedding import check_tokens
-from lora_np.ops.fast import (
-    embedding_backward,
-    embedding_forward,
-    gelu_backward,
-    gelu_forward,
-)
+from lora_np.ops.fast import gelu_backward, gelu_forward
 from lora_np.parameters import Grads, Parameter
 
 

@@ -5,17 +5,18 @@ With a condition c for every sample, such as an embedded time and a label::
     [shift, scale, gate] = mod(c)
     y = x + gate layer((1 + scale) xhat + shift),   xhat = x with mean 0 and variance 1
 
-``mod`` is one linear layer, which starts at zero. So the gate is zero at first and every block is
-the identity, as LoRA's B makes the adapter zero at first: training opens the gate.
+``mod`` is one linear layer that starts at zero. So the gate is zero at first and the block is the
+identity, as LoRA starts with a change of zero because B is zero; training opens the gate.
 
 Backward. All positions of a sample share its shift, scale and gate, so each of their gradients is a
 sum over positions; ops/modulated.py derives the first two. With h = layer(...)::
 
     dgate = sum dy h        dh = gate dy        dx = dy + the normalisation's dx
-    dc = mod's dx at [dshift, dscale, dgate]
 
-Source: Peebles and Xie (2022), arXiv:2212.09748, section 3.2. There a SiLU stands before ``mod``:
-apply it to c once, not in every block.
+``mod`` turns [dshift, dscale, dgate] into dc.
+
+Source: Peebles and Xie (2022), arXiv:2212.09748, section 3.2. Their blocks apply a SiLU to c before
+``mod``. It is the same in every block, so the caller applies it once.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class ModulatedCache(NamedTuple):
 class Modulated(Layer):
     """y = x + gate * layer(modulated norm of x), with shift, scale and gate from a condition c.
 
+    Inputs are x (n, d) or (n, ..., d), such as n sequences, and c (n, d_c): one condition a sample.
+
     Parameters
     ----------
     layer : Layer
@@ -53,7 +56,7 @@ class Modulated(Layer):
     d, d_c : int
         Lengths of an input and of a condition.
     rng : numpy.random.Generator
-        As in every layer with Parameters; nothing is drawn, because mod starts at zero.
+        Draws the weights of mod, as for every Linear; std = 0 makes them zero.
     dtype : numpy dtype
 
     Examples
@@ -85,9 +88,9 @@ class Modulated(Layer):
         if not hasattr(c, "shape"):  # a Chain and a Residual pass their rng in the place of c
             raise TypeError(f"{type(self).__name__} needs a condition c: use forward(x, c)")
         expect_shape("c", c, len(x), self.d_c)
-        found, mod = self.mod.forward(c, rng)  # (n, 3 d)
-        shared = found.reshape(len(x), *[1] * (x.ndim - 2), found.shape[-1])  # (n, 1 ..., 3 d)
-        d = found.shape[-1] // 3
+        three, mod = self.mod.forward(c, rng)  # (n, 3 d)
+        d = three.shape[-1] // 3
+        shared = three.reshape(len(x), *[1] * (x.ndim - 2), 3 * d)  # (n, 1 ..., 3 d)
         shift, scale, gate = (shared[..., i * d : (i + 1) * d] for i in range(3))
         normed, norm = modulated_norm_forward(x, shift, scale)  # (n, ..., d)
         h, inner = self.layer.forward(normed, rng)  # (n, ..., d)
@@ -100,13 +103,13 @@ class Modulated(Layer):
         dgate = sum_shared(dy * cache.h, cache.gate.shape)  # (n, 1 ..., d)
         dnormed: Any = self.layer.backward(cache.gate * dy, cache.layer, grads)  # (n, ..., d)
         dx, dshift, dscale = modulated_norm_backward(dnormed, cache.norm, (need_dx, True, True))
-        found = get_xp(dy).concatenate([dshift, dscale, dgate], axis=-1)  # (n, 1 ..., 3 d)
-        dfound = found.reshape(len(dy), found.shape[-1])  # (n, 3 d)
-        dc: Any = self.mod.backward(dfound, cache.mod, grads)  # (n, d_c)
+        dshared = get_xp(dy).concatenate([dshift, dscale, dgate], axis=-1)  # (n, 1 ..., 3 d)
+        dthree = dshared.reshape(len(dy), dshared.shape[-1])  # (n, 3 d)
+        dc: Any = self.mod.backward(dthree, cache.mod, grads)  # (n, d_c)
         return None if dx is None else dy + dx, dc
 
     def flops(self, T: int, need_dx: bool = True) -> Flops:
-        """Return the layer's cost, and the share of a token in mod's, which runs once a sample."""
-        mod = self.mod.flops(1)
+        """Return the layer's cost, and a token's share of mod's cost: mod runs once a sample."""
+        mod = self.mod.flops(1)  # dc is always formed, and so is the layer's dx, which it needs
         share = Flops(round(mod.forward / T), round(mod.backward / T))
         return self.layer.flops(T).plus(share)

@@ -28,8 +28,8 @@ from lora_np.layers import Embedding, Flops, Rng
 from lora_np.methods.contract import Adapter
 from lora_np.methods.stacked import FACTOR_NAMES, Factors
 from lora_np.methods.start import EMBEDDING_STARTS
+from lora_np.ops import embedding_backward, embedding_forward
 from lora_np.ops.contract import Need, wanted
-from lora_np.ops.fast import embedding_backward, embedding_forward
 from lora_np.ops.linear import rows
 from lora_np.parameters import Grads, Parameter
 

@@ -26,9 +26,9 @@ from lora_np.backend import Array, like, to_host
 from lora_np.layers import Embedding, Layer, Rng
 from lora_np.methods.contract import Adapter, Fields, FileForm, Places, Tensors, head_of
 from lora_np.methods.peft import PeftMethod
+from lora_np.ops import embedding_backward, embedding_forward
 from lora_np.ops.contract import Need, wanted
 from lora_np.ops.embedding import EmbeddingCache
-from lora_np.ops.fast import embedding_backward, embedding_forward
 from lora_np.parameters import Grads, Parameter
 from lora_np.reading import shown
 

@@ -1,12 +1,15 @@
-"""Causal scaled dot-product attention.
+"""Scaled dot-product attention, causal or over all keys.
 
-Shapes: q (..., Tq, d_head), k (..., Tk, d_head), v (..., Tk, d_v), y (..., Tq, d_v), Tq <= Tk.
-The last query is aligned with the last key: query i may look at keys 0 .. i + Tk - Tq. In training
-Tq = Tk; with a KV cache the queries are the newest Tq positions and the keys are all positions::
+Shapes: q (..., Tq, d_head), k (..., Tk, d_head), v (..., Tk, d_v), y (..., Tq, d_v)::
 
     S = q k^T / sqrt(d_head) + M        M is 0 where the query may look, else -inf
     P = softmax(S)                      (..., Tq, Tk), row by row
     y = P v
+
+Causal attention, for text that is written from left to right, has Tq <= Tk, and the last query is
+aligned with the last key: query i may look at keys 0 .. i + Tk - Tq. In training Tq = Tk; with a KV
+cache the queries are the newest Tq positions and the keys are all positions. Otherwise, as for the
+parts of an image, every query may look at all keys: M = 0, and Tq may be larger than Tk.
 
 Derivation, from the outside in: a product, softmax (activation.py), a product::
 
@@ -48,14 +51,18 @@ def causal_mask(Tq: int, Tk: int, dtype: Any, xp: Any) -> Array:
     return mask
 
 
-def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, AttentionCache]:
-    """Compute for each query a weighted mean of the values at or before its position.
+def attention_forward(
+    q: Array, k: Array, v: Array, causal: bool = True
+) -> tuple[Array, AttentionCache]:
+    """Compute for each query a weighted mean of the values that it may look at.
 
     Parameters
     ----------
     q : array, shape (..., Tq, d_head)
     k : array, shape (..., Tk, d_head)
     v : array, shape (..., Tk, d_v)
+    causal : bool
+        Whether a query may look only at the values at or before its position, or at all values.
 
     Returns
     -------
@@ -65,7 +72,7 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, AttentionCac
     Raises
     ------
     ShapeError
-        If the shapes do not fit, or there are more queries than keys.
+        If the shapes do not fit, or causal attention has more queries than keys.
 
     Examples
     --------
@@ -78,11 +85,15 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, AttentionCac
     >>> dq, dk, dv = attention_backward(np.ones((3, 1)), cache)
     >>> dv[:, 0].round(3).tolist()  # value 0 is in all three means, value 2 only in the last
     [1.833, 0.833, 0.333]
+    >>> y, cache = attention_forward(q, k, np.array([[6.0], [2.0], [1.0]]), causal=False)
+    >>> y[:, 0].tolist()  # every query sees all three
+    [3.0, 3.0, 3.0]
     """
-    check_shapes(q, k, v)
+    check_shapes(q, k, v, causal)
     root = math.sqrt(q.shape[-1])
     S = (q @ k.swapaxes(-1, -2)) / root  # (..., Tq, Tk)
-    S += causal_mask(q.shape[-2], k.shape[-2], q.real.dtype, get_xp(q))
+    if causal:
+        S += causal_mask(q.shape[-2], k.shape[-2], q.real.dtype, get_xp(q))
     P, _ = softmax_forward(S)  # (..., Tq, Tk)
     return P @ v, AttentionCache(q, k, v, P)
 
@@ -106,11 +117,11 @@ def attention_backward(
     return dq, dk, dv
 
 
-def check_shapes(q: Array, k: Array, v: Array) -> None:
+def check_shapes(q: Array, k: Array, v: Array, causal: bool = True) -> None:
     """Raise unless the arguments of :func:`attention_forward` fit."""
     expect_some("q", q)
     expect_shape("k", k, *q.shape[:-2], None, q.shape[-1])
     expect_shape("v", v, *k.shape[:-1], None)
     Tq, Tk = q.shape[-2], k.shape[-2]
-    if Tq > Tk:
+    if Tq > Tk and (causal or Tk == 0):
         raise ShapeError(f"q has shape {q.shape}, expected at most {Tk} queries for {Tk} keys")

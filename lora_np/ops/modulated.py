@@ -108,4 +108,4 @@ def expect_shared(name: str, part: Array, x: Array) -> None:
 def sum_shared(g: Array, shape: tuple[int, ...]) -> Array:
     """Return the sum of `g` over the axes where `shape` has size 1: a new array of this shape."""
     axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
-    return g.sum(axis=axes, keepdims=True)
+    return g.sum(axis=axes, keepdims=True) if axes else g.copy()

@@ -34,6 +34,7 @@ def of_ops(rng: np.random.Generator) -> list[Case]:
     mask = (rng.random(x.shape) < 0.7) / 0.7
     tokens = rng.integers(0, 6, (2, 4))
     some = np.where(tokens == tokens[0, 0], -100, tokens)  # some targets are ignored
+    every = {"causal": False}
     table = [
         _pair("linear", x, W0, b),
         _pair("linear", x, W0, label=", no bias"),
@@ -52,6 +53,8 @@ def of_ops(rng: np.random.Generator) -> list[Case]:
         _pair("attention", n((2, 2, 4, 3)), n((2, 2, 4, 3)), n((2, 2, 4, 3))),
         _pair("attention", n((2, 2, 3)), n((2, 5, 3)), n((2, 5, 4)), label=", 2 queries, 5 keys"),
         _pair("attention", n((1, 1, 1)), n((1, 1, 1)), n((1, 1, 1)), label=", one of each"),
+        _pair("attention", n((2, 4, 3)), n((2, 4, 3)), n((2, 4, 3)), label=", all keys", **every),
+        _pair("attention", n((2, 5, 3)), n((2, 2, 3)), n((2, 2, 4)), label=", all 2 keys", **every),
         _pair("cross_entropy", n((2, 4, 6)), tokens),
         _pair("cross_entropy", n((2, 4, 6)), some, label=", some ignored"),
         _pair("mse", n((3, 4)), n((3, 4))),

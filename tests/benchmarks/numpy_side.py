@@ -39,7 +39,6 @@ PRODUCT_FLOPS = 2 * PRODUCT**3
 
 HOMES = {  # where the layers call each twin from
     "attention": layers.attention,
-    "embedding": layers.basic,
     "gelu": layers.basic,
     "gqa": layers.rotary,
     "lora_linear": methods.lora,

@@ -196,8 +196,7 @@ def test_every_twin_is_measured_where_the_model_has_it(finished):
     pairs -= {"gqa", "head_loss", "linear", "lora_rows"}  # measured elsewhere: see their files
     whats = {what for what, _ in rows_of(content, "twins")}
     assert whats == {f"full: textbook {pair} / fast" for pair in pairs - {"lora_linear"}} | {
-        f"LoRA: textbook {pair} / fast"
-        for pair in pairs - {"embedding"}  # which is frozen there
+        f"LoRA: textbook {pair} / fast" for pair in pairs
     }
 
 

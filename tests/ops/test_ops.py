@@ -149,6 +149,24 @@ PAIRS = {
         lambda s: attention_inputs(s, s.T, s.T + s.r),
         None,
     ),
+    "attention, all keys": (
+        "attention",
+        3,
+        lambda s: attention_inputs(s, s.T, s.T),
+        lambda s: {"causal": False},
+    ),
+    "attention, all keys, fewer queries": (
+        "attention",
+        3,
+        lambda s: attention_inputs(s, s.r, s.T + s.r),
+        lambda s: {"causal": False},
+    ),
+    "attention, all keys, more queries": (
+        "attention",
+        3,
+        lambda s: attention_inputs(s, s.T + s.r, s.T),
+        lambda s: {"causal": False},
+    ),
     "gqa": ("gqa", 3, lambda s: gqa_inputs(s, s.T, s.T), None),
     "gqa, fewer queries": ("gqa", 3, lambda s: gqa_inputs(s, s.T, s.T + s.r), None),
     "gqa, one query": ("gqa", 3, lambda s: gqa_inputs(s, 1, s.T), None),
@@ -496,24 +514,32 @@ def test_no_position_sees_the_future(form, size):
     assert (np.abs(changed[3] - y[3]) > 0).all()
 
 
-@pytest.mark.parametrize(
-    "name, arguments",
-    [
-        ("gelu", (np.float64(0.3),)),
-        ("gelu", (np.array(0.3, np.float32),)),
-        ("embedding", (np.array([1, 1]), np.zeros((3, 0)))),
-        ("embedding", (np.zeros((0, 2), int), np.zeros((3, 0)))),
-        ("embedding", (np.array(2), np.ones((3, 2)))),
-    ],
-)
-def test_a_twin_takes_a_scalar_and_rows_without_an_entry_too(name, arguments):
+@pytest.mark.parametrize("x", [np.float64(0.3), np.array(0.3, np.float32)])
+def test_a_twin_takes_a_scalar_too(x):
     results = []
     for module in (ops, fast):
-        y, cache = getattr(module, f"{name}_forward")(*arguments)
-        results.append([y, *getattr(module, f"{name}_backward")(np.ones_like(y), cache)])
+        y, cache = module.gelu_forward(x)
+        results.append([y, *module.gelu_backward(np.ones_like(y), cache)])
     for found, expected in zip(*results):
         assert found.shape == expected.shape and found.dtype == expected.dtype
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tokens, W",
+    [
+        (np.array([1, 1]), np.zeros((3, 0))),
+        (np.zeros((0, 2), int), np.zeros((3, 0))),
+        (np.zeros((0, 2), int), np.ones((3, 2))),
+        (np.array(2), np.ones((3, 2))),
+    ],
+    ids=["rows without an entry", "nothing of nothing", "no tokens", "a scalar"],
+)
+def test_an_embedding_takes_a_scalar_no_tokens_and_rows_without_an_entry(tokens, W):
+    y, cache = ops.embedding_forward(tokens, W)
+    (dW,) = ops.embedding_backward(np.ones_like(y), cache)
+    assert y.shape == (*tokens.shape, W.shape[1]) and (y == 1.0).all()
+    assert dW.tolist() == [[float((tokens == v).sum())] * W.shape[1] for v in range(3)]
 
 
 def test_float16_scores_that_exp_cannot_hold_attend_as_in_the_textbook():
@@ -734,6 +760,26 @@ def test_a_shape_error_names_the_argument_its_shape_and_the_expected_one(name, a
 def test_a_lora_mask_has_the_shape_of_x(form):
     with pytest.raises(ShapeError, match=r"mask has shape \(1,\), expected \(2,\), the shape of x"):
         form.lora_linear_forward(o(2), W0, A, B, scale=1.0, mask=o(1))
+
+
+@both_forms
+def test_without_the_mask_the_order_of_the_keys_does_not_matter(form, rng):
+    q, k, v = (rng.standard_normal((2, T, 3)) for T in (70, 66, 66))
+    order = rng.permutation(66)
+    (y, cache), (shuffled, again) = (
+        form.attention_forward(q, *kv, causal=False) for kv in ((k, v), (k[:, order], v[:, order]))
+    )
+    close(shuffled, y)
+    dq, dk, dv = form.attention_backward(q, cache)
+    for found, expected in zip(form.attention_backward(q, again), (dq, dk[:, order], dv[:, order])):
+        close(found, expected, 10 * TOL)
+
+
+@both_forms
+@pytest.mark.parametrize("causal", [True, False])
+def test_queries_without_a_key_to_look_at_are_refused(form, causal):
+    with pytest.raises(ShapeError, match=r"q has shape \(2, 3\), .* 0 queries for 0 keys"):
+        form.attention_forward(o((2, 3)), o((0, 3)), o((0, 3)), causal=causal)
 
 
 @both_forms

@@ -56,6 +56,7 @@ def op_cases(tg):
     some = np.where(tokens == tokens[0, 0], -100, tokens)
     logits = 3.0 * n((2, 4, 6))
     square, wide = [n((2, 2, 4, 3)) for _ in range(3)], [n((2, 2, 3)), n((2, 5, 3)), n((2, 5, 4))]
+    many = [n((2, 5, 3)), n((2, 2, 3)), n((2, 2, 4))]  # more queries than keys
 
     def lora(x, W0, A, B, b=None, m=1.0):
         return F.linear(x, W0, b) + 0.7 * F.linear(F.linear(x * m, A), B)
@@ -141,6 +142,9 @@ def op_cases(tg):
         ("attention", square, {},
          lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)),
         ("attention", wide, {}, attend),
+        ("attention", square, {"causal": False}, F.scaled_dot_product_attention),
+        ("attention", wide, {"causal": False}, F.scaled_dot_product_attention),
+        ("attention", many, {"causal": False}, F.scaled_dot_product_attention),
         ("cross_entropy", (logits, tokens), {}, entropy),
         ("cross_entropy", (logits, some), {}, entropy),
         ("cross_entropy", (logits, some), {"count": 20},

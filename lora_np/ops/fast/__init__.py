@@ -12,7 +12,6 @@ of its twin; ``--only llama-twins`` does so for grouped attention.
 
 from lora_np.ops.fast.activation import gelu_backward, gelu_forward
 from lora_np.ops.fast.attention import attention_backward, attention_forward
-from lora_np.ops.fast.embedding import embedding_backward, embedding_forward
 from lora_np.ops.fast.grouped import gqa_backward, gqa_forward
 from lora_np.ops.fast.head_loss import head_loss_backward, head_loss_forward
 from lora_np.ops.fast.linear import linear_backward, linear_forward
@@ -22,8 +21,6 @@ from lora_np.ops.fast.many import lora_rows_backward, lora_rows_forward
 __all__ = [
     "attention_backward",
     "attention_forward",
-    "embedding_backward",
-    "embedding_forward",
     "gelu_backward",
     "gelu_forward",
     "gqa_backward",
