@@ -1,6 +1,9 @@
 """Letters as images: what is drawn, how evenly, from which numbers, and what is refused."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,8 @@ from lora_np.images.glyphs import (
     prompt_of,
     words_of,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def drawn(style="regular", n=780, seed=0, **options):
@@ -129,6 +134,85 @@ def test_wide_letters_and_tails_stay_inside_the_image():
     images = drawn("bold", 500, of="WMQJ").images
     border = np.concatenate([images[:, [0, -1]].reshape(-1), images[:, :, [0, -1]].reshape(-1)])
     assert (border > 0.0).mean() < 0.01
+
+
+# ---------------------------------------------------------------- masters, maps, processors
+
+
+def test_an_image_is_its_master_seen_through_its_map():
+    rng = np.random.default_rng(5)
+    stack = rng.uniform(-1.0, 1.0, (3, 41, 41)).astype(np.float32)
+    glyph, maps = np.array([2, 0]), glyphs._maps(rng, 2)
+    images = glyphs._mapped(stack, glyph, maps, 9)
+    for image, i, A in zip(images, glyph, maps):
+        for row in range(9):
+            for column in range(9):
+                place = [(column + 0.5) / 9 - 0.5, (row + 0.5) / 9 - 0.5, 1.0]  # (x, y, 1)
+                u, v = (A @ place) * 4 * 9 + 20.0  # in pixels of the master, around its middle
+                assert image[row, column] == pytest.approx(bilinear(stack[i], u, v), abs=1e-4)
+
+
+def bilinear(master, u, v):
+    """Return the master at (u, v), within its border."""
+    u, v = (min(max(x, 0.0), len(master) - 1.001) for x in (u, v))
+    (left, a), (top, b) = divmod(u, 1.0), divmod(v, 1.0)
+    square = master[int(top) : int(top) + 2, int(left) : int(left) + 2]
+    return np.array([1.0 - b, b]) @ square @ np.array([1.0 - a, a])
+
+
+def test_maps_turn_slant_and_scale_around_the_identity():
+    maps = glyphs._maps(np.random.default_rng(6), 4000)
+    A, shift = maps[:, :, :2], maps[:, :, 2]
+    assert np.abs(maps.mean(axis=0) - np.eye(2, 3)).max() < 0.01
+    assert np.abs(shift).max() <= glyphs.SHIFT < 1.02 * np.abs(shift).max()
+    turn = np.arctan2(A[:, 1, 0], A[:, 0, 0])
+    largest = 2.0 * np.arctan(glyphs.TURN)
+    assert np.abs(turn).max() <= largest < 1.02 * np.abs(turn).max()
+    cos, sin = np.cos(turn), np.sin(turn)
+    upright = np.array([[cos, sin], [-sin, cos]]).transpose(2, 0, 1) @ A  # [[1/w, slant], [0, 1]]/s
+    assert np.abs(upright[:, 1, 0]).max() < 1e-12
+    size, slant = 1.0 / upright[:, 1, 1], upright[:, 0, 1] / upright[:, 1, 1]
+    assert np.abs(size - 1.0).max() <= glyphs.SIZE and np.abs(slant).max() <= glyphs.SLANT
+
+
+def test_wide_strokes_are_within_the_radius_and_masters_keep_their_ink():
+    ink = np.zeros((1, 21, 21), np.float32)
+    ink[0, 10, 10] = 1.0
+    rows, columns = np.nonzero(glyphs._widened(ink, 4.0)[0])
+    every = [(i, j) for i in range(21) for j in range(21) if (i - 10) ** 2 + (j - 10) ** 2 <= 16]
+    assert list(zip(rows.tolist(), columns.tolist())) == every
+    averaged = glyphs._averaged(ink)
+    assert averaged.shape == (1, 26, 26) and averaged.sum() == pytest.approx(1.0)
+    assert np.array_equal(averaged, averaged[:, ::-1, ::-1])  # the middle stays in the middle
+
+
+HASHED = """
+import hashlib
+import numpy as np
+from lora_np.images.glyphs import STYLES, letters
+drawn = [letters(np.random.default_rng(0), 300, style).images for style in STYLES]
+print(hashlib.sha256(np.stack(drawn).tobytes()).hexdigest())
+"""
+
+
+def test_every_processor_draws_the_same_bits():
+    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+
+    fast = [name for name in __cpu_dispatch__ if __cpu_features__[name]]
+    plain = {"NPY_DISABLE_CPU_FEATURES": " ".join(fast), "OPENBLAS_CORETYPE": "Prescott"}
+    hashes = [
+        subprocess.run(
+            [sys.executable, "-c", HASHED],
+            env={**os.environ, **settings},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for settings in ({}, plain)
+    ]
+    assert len(hashes[0]) == 65 and hashes[0] == hashes[1]
 
 
 # ------------------------------------------------------------------------------- prompts
