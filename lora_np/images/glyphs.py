@@ -37,7 +37,7 @@ FILES = {  # by family, what follows in the file's name for regular, bold and it
     "mono": ("DejaVuSansMono", "", "-Bold", "-Oblique"),
 }
 OVER = 4  # pixels of a master along a pixel of an image
-WINDOW = 6  # pixels of a master that are averaged along each axis, against stairs
+WINDOW = 6  # pixels of a master that are averaged along each axis: edges become smooth
 SMALLEST = 8  # pixels along an image
 CAP_HEIGHT, WIDEST, BASELINE = 0.64, 0.80, 0.80  # shares of the size; the last one from the top
 CAP_OF_EM = 0.729  # height of a capital in these fonts, over the size of the font
@@ -86,7 +86,7 @@ def letters(
     ValueError
         If a style, family or letter is unknown, or n or size is too small.
     FileNotFoundError
-        If the font of no family is found; one that is missing beside others is a warning.
+        If no font is found. If some are, a warning names each missing one.
 
     Examples
     --------

@@ -28,7 +28,7 @@ from lora_np.parameters import Grads
 from lora_np.train import fill, fit
 
 HEADS = (len(LETTERS), len(FAMILIES), len(STYLES))
-NOISE = 0.1  # on the training images: the judge shall not rely on what nobody can see
+NOISE = 0.1  # on the training images: the judge must not rely on what nobody sees
 BLOCK = 1024  # images judged at once
 
 
