@@ -1,7 +1,7 @@
 """Letters as images: A to Z from the fonts that matplotlib ships, no two images alike.
 
 An image (size, size) holds -1 for paper and +1 for ink. Each glyph is drawn once, as a master with
-OVER times the resolution, and averaged over windows of one pixel of the image. An image is a small
+OVER times the resolution, and averaged over windows of 1.5 pixels of the image. An image is a small
 random affine map of the master: pixel p shows what the master holds at A p + b, by bilinear
 interpolation. The map changes size, width, slant, rotation and position a little.
 
@@ -37,6 +37,7 @@ FILES = {  # by family, what follows in the file's name for regular, bold and it
     "mono": ("DejaVuSansMono", "", "-Bold", "-Oblique"),
 }
 OVER = 4  # pixels of a master along a pixel of an image
+WINDOW = 6  # pixels of a master that are averaged along each axis: edges become smooth
 SMALLEST = 8  # pixels along an image
 CAP_HEIGHT, WIDEST, BASELINE = 0.64, 0.80, 0.80  # shares of the size; the last one from the top
 CAP_OF_EM = 0.729  # height of a capital in these fonts, over the size of the font
@@ -85,7 +86,7 @@ def letters(
     ValueError
         If a style, family or letter is unknown, or n or size is too small.
     FileNotFoundError
-        If the font of no family is found; one that is missing beside others is a warning.
+        If no font is found. If some are, a warning names each missing one.
 
     Examples
     --------
@@ -299,17 +300,17 @@ def _widened(ink: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _averaged(ink: np.ndarray) -> np.ndarray:
-    """Return the mean over windows of OVER x OVER pixels, (26, m + OVER - 1, m + OVER - 1).
+    """Return the mean over windows of the ink (26, m, m), with a margin of paper around it.
 
-    Entry (i, j) is the mean of the window that ends at pixel (i, j), so the paper around the master
-    is kept.
+    Entry (i, j) of the result is the mean of the window that ends at pixel (i, j).
     """
+    margin = WINDOW - 1
     for axis in (1, 2):
         pads = [(0, 0)] * 3
-        pads[axis] = (OVER - 1, OVER - 1)
-        padded, length = np.pad(ink, pads), ink.shape[axis] + OVER - 1
-        windows = [np.take(padded, range(i, i + length), axis) for i in range(OVER)]
-        ink = sum(windows[1:], windows[0]) / np.float32(OVER)
+        pads[axis] = (margin, margin)
+        padded, length = np.pad(ink, pads), ink.shape[axis] + margin
+        windows = [np.take(padded, range(i, i + length), axis) for i in range(WINDOW)]
+        ink = sum(windows[1:], windows[0]) / np.float32(WINDOW)
     return ink
 
 

@@ -92,7 +92,7 @@ class SvdCodec:
         _, sigma, V = np.linalg.svd(R, full_matrices=False)
         V = _signed(V[:most])
         scale = float(np.linalg.norm(sigma[:k])) / (n * k) ** 0.5
-        if scale == 0.0:
+        if scale < 1e-6:  # rounding
             raise ValueError(f"the {n} images are all equal: there is nothing to encode")
         mean, V = mean.reshape(size, size).astype(np.float32), V.astype(np.float32)
         return cls(mean, V[:k], scale, V[k:])
