@@ -1,23 +1,54 @@
-"""Images of letters: how they are drawn, their latents, and a judge of images that a model drew."""
+"""Image generation: a diffusion model of letters, style adapters, fewer steps, and a judge."""
 
+from lora_np.images.denoiser import Denoiser, MlpBody, mlp_denoiser
 from lora_np.images.distance import frechet, kernel_distance, nearest, spread
 from lora_np.images.glyphs import Letters, check_images, letters, prompt_of, words_of
 from lora_np.images.judge import Judge, load_judge, save_judge, train_judge
 from lora_np.images.latent import SvdCodec
+from lora_np.images.objective import Consistency, VPrediction
+from lora_np.images.samplers import SAMPLERS, consistency, ddim, ddpm, dpm_solver
+from lora_np.images.training import (
+    Base,
+    BaseSettings,
+    Collapsed,
+    DistilSettings,
+    StyleSettings,
+    distil,
+    train_base,
+    train_style,
+)
 
 __all__ = [
+    "SAMPLERS",
+    "Base",
+    "BaseSettings",
+    "Collapsed",
+    "Consistency",
+    "Denoiser",
+    "DistilSettings",
     "Judge",
     "Letters",
+    "MlpBody",
+    "StyleSettings",
     "SvdCodec",
+    "VPrediction",
     "check_images",
+    "consistency",
+    "ddim",
+    "ddpm",
+    "distil",
+    "dpm_solver",
     "frechet",
     "kernel_distance",
     "letters",
     "load_judge",
+    "mlp_denoiser",
     "nearest",
     "prompt_of",
     "save_judge",
     "spread",
+    "train_base",
     "train_judge",
+    "train_style",
     "words_of",
 ]

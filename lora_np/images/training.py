@@ -1,0 +1,317 @@
+"""Train the three things that an image model is made of here: a base, styles, fewer steps.
+
+    train_base      a denoiser from nothing, on regular letters in latents
+    train_style     the base on a few images of another style: an adapter, or all its weights
+    distil          the base into a student that draws in one to four steps: the same two ways
+
+An adapter is a method of the library on a frozen base, so a style and an acceleration that were
+trained apart can be added: both are changes of the same weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from lora_np.images.denoiser import Denoiser, mlp_denoiser
+from lora_np.images.distance import spread
+from lora_np.images.glyphs import NO_FAMILY, NO_LETTER, letters
+from lora_np.images.latent import SvdCodec
+from lora_np.images.objective import Consistency, VPrediction
+from lora_np.images.samplers import Sampler, consistency, ddim
+from lora_np.images.schedule import T_MAX, grid
+from lora_np.methods import MethodConfig, inject
+from lora_np.train import MovingAverage, fit
+
+DROP = 0.25  # share of prompts that lose their letter, and of those that lose their family
+WATCHED = 100  # steps between two looks at whether a student collapses
+LEAST_SPREAD = 0.05  # of the teacher's
+
+
+class Base(NamedTuple):
+    """An image model: a denoiser, and the codec of the latents that it denoises."""
+
+    denoiser: Denoiser
+    codec: SvdCodec
+
+
+class Mixed:
+    """Batches for :class:`VPrediction`: latents, noise, times and words.
+
+    The times of a batch are stratified: one from each of n equal parts of (0, T_MAX]. Each word is
+    left out of a quarter of the prompts, so that the denoiser also learns to do without.
+    """
+
+    def __init__(self, z: np.ndarray, words: np.ndarray, batch: int, rng: np.random.Generator):
+        self.z, self.words, self.batch, self.rng = z, words, batch, rng
+
+    def __call__(self) -> tuple[np.ndarray, ...]:
+        """Return x0 (n, k), eps (n, k), t (n,), words (n, 2)."""
+        x0, eps, words = self.mixed()
+        t = (np.arange(self.batch) + self.rng.random(self.batch)) * (T_MAX / self.batch)
+        return x0, eps, t.astype(np.float32), words
+
+    def mixed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Draw latents (n, k), noise (n, k) and words (n, 2), some of them left out."""
+        rng = self.rng
+        rows = rng.integers(0, len(self.z), self.batch)
+        left_out = rng.random((self.batch, 2)) < DROP
+        words = np.where(left_out, (NO_LETTER, NO_FAMILY), self.words[rows])
+        eps = rng.standard_normal((self.batch, self.z.shape[1]), np.float32)
+        return self.z[rows], eps, words
+
+
+class Neighbours(Mixed):
+    """Batches for :class:`Consistency`: also neighbouring times of a grid, and weights."""
+
+    def __init__(
+        self,
+        z: np.ndarray,
+        words: np.ndarray,
+        batch: int,
+        rng: np.random.Generator,
+        steps: int,
+        guidance: tuple[float, float],
+    ):
+        super().__init__(z, words, batch, rng)
+        self.times, self.guidance = grid(steps), guidance
+
+    def __call__(self) -> tuple[np.ndarray, ...]:
+        """Return x0, eps, t, words, later (n,) and guidance (n, 1)."""
+        x0, eps, words = self.mixed()
+        n, last = self.batch, len(self.times) - 1
+        place = ((np.arange(n) + self.rng.random(n)) * (last / n)).astype(np.int64)  # stratified
+        place = np.minimum(place, last - 1)
+        w = self.rng.uniform(*self.guidance, (n, 1)).astype(np.float32)
+        return x0, eps, self.times[place], words, self.times[place + 1], w
+
+
+# ----------------------------------------------------------------------------------- the base
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """How a base is trained.
+
+    Parameters
+    ----------
+    images : int
+        Number of regular letters, drawn anew for every seed.
+    k : int
+        Latents of the codec.
+    d, d_hidden, n_block, d_c : int
+        Sizes of :func:`~lora_np.images.mlp_denoiser`.
+    steps, batch, lr : int, int, float
+    processes : int
+        Workers that share each batch.
+    """
+
+    images: int = 20_000
+    k: int = 112
+    d: int = 256
+    d_hidden: int = 512
+    n_block: int = 4
+    d_c: int = 128
+    steps: int = 7000
+    batch: int = 256
+    lr: float = 6e-3
+    processes: int = 2
+
+
+def train_base(rng: np.random.Generator, settings: BaseSettings = BaseSettings()) -> Base:
+    """Train an image model from nothing, on regular letters.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Draws images, weights, batches.
+    settings : BaseSettings
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.images import BaseSettings, ddim, train_base
+    >>> tiny = BaseSettings(images=200, k=8, d=16, d_hidden=16, n_block=1, steps=2, batch=8)
+    >>> base = train_base(np.random.default_rng(0), tiny)
+    >>> z = ddim(base.denoiser, np.array([[17, 1]]), steps=2, rng=np.random.default_rng(1))
+    >>> base.codec.decode(z).shape
+    (1, 16, 16)
+    """
+    s = settings
+    drawn = letters(rng, s.images)
+    codec = SvdCodec.fit(drawn.images, s.k)
+    sizes = {"k": s.k, "d": s.d, "d_hidden": s.d_hidden, "n_block": s.n_block, "d_c": s.d_c}
+    denoiser = mlp_denoiser(rng, **sizes)
+    fit(
+        VPrediction(denoiser),
+        Mixed(codec.encode(drawn.images), drawn.words, s.batch, rng),
+        steps=s.steps,
+        lr=s.lr,
+        warmup=min(50, s.steps),
+        clip=None,
+        processes=s.processes,
+    )
+    return Base(denoiser, codec)
+
+
+# ---------------------------------------------------------------------------- what is added to it
+
+
+@dataclass(frozen=True)
+class StyleSettings:
+    """How a style is trained on a few images.
+
+    Parameters
+    ----------
+    style : str
+        One of the styles of :func:`~lora_np.images.letters`.
+    images : int
+        Number of images to learn from.
+    of : str
+        The letters they show. What the others look like in this style must be guessed.
+    steps, batch, lr : int, int, float
+    """
+
+    style: str = "bold"
+    images: int = 117
+    of: str = "ACEGIKMOQSUWY"
+    steps: int = 200
+    batch: int = 128
+    lr: float = 5e-3
+
+
+def train_style(
+    base: Base,
+    method: MethodConfig,
+    rng: np.random.Generator,
+    settings: StyleSettings = StyleSettings(),
+) -> Denoiser:
+    """Return the base adapted to a style.
+
+    Parameters
+    ----------
+    base : Base
+        It stays as it was.
+    method : MethodConfig
+        What is trained, such as a LoraConfig, or a FullConfig for all weights.
+    rng : numpy.random.Generator
+        Draws images, what the method draws, batches.
+    settings : StyleSettings
+
+    Raises
+    ------
+    ValueError
+        If the codec cannot hold the style's images.
+    """
+    s = settings
+    drawn = letters(rng, s.images, s.style, base.codec.size, of=s.of)
+    base.codec.expect_held(drawn.images)
+    adapted = inject(base.denoiser, method, rng)
+    batches = Mixed(base.codec.encode(drawn.images), drawn.words, s.batch, rng)
+    warmup = min(20, s.steps)
+    fit(VPrediction(adapted), batches, steps=s.steps, lr=s.lr, warmup=warmup, clip=None)
+    return adapted
+
+
+@dataclass(frozen=True)
+class DistilSettings:
+    """How a base is distilled into a student of few steps.
+
+    Parameters
+    ----------
+    guidance : (float, float)
+        Weights of the teacher's steps are drawn between these two.
+    images : int
+        Number of regular letters.
+    grid : int
+        Steps of the teacher from noise to image.
+    decay : float
+        Of the moving average that gives the target.
+    steps, batch, lr : int, int, float
+    processes : int
+        Workers that share each batch.
+    """
+
+    guidance: tuple[float, float] = (1.0, 1.0)
+    images: int = 20_000
+    grid: int = 32
+    decay: float = 0.95
+    steps: int = 400
+    batch: int = 256
+    lr: float = 1e-3
+    processes: int = 2
+
+
+class Collapsed(ValueError):
+    """A student that draws nearly the same image whatever the noise."""
+
+
+def distil(
+    base: Base,
+    method: MethodConfig,
+    rng: np.random.Generator,
+    settings: DistilSettings = DistilSettings(),
+) -> Denoiser:
+    """Return a student of the base that draws with :func:`~lora_np.images.consistency`.
+
+    Parameters
+    ----------
+    base : Base
+        The teacher; it stays as it was.
+    method : MethodConfig
+        What is trained: a LoraConfig for LCM-LoRA, a FullConfig for LCM.
+    rng : numpy.random.Generator
+        Draws images, what the method draws, batches.
+    settings : DistilSettings
+
+    Raises
+    ------
+    Collapsed
+        If the student's images of one prompt come to differ by less than 5 % of the teacher's.
+    """
+    s = settings
+    drawn = letters(rng, s.images, size=base.codec.size)
+    student = inject(base.denoiser, method, rng)
+    average = MovingAverage(student, s.decay)
+    z = base.codec.encode(drawn.images)
+    batches = Neighbours(z, drawn.words, s.batch, rng, s.grid, s.guidance)
+    watch = _Watch(base, student)
+    fit(
+        Consistency(student, base.denoiser, average),
+        batches,
+        steps=s.steps,
+        lr=s.lr,
+        warmup=min(20, s.steps),
+        clip=None,
+        processes=s.processes,
+        after_step=average.update,
+        validate=watch,
+        validate_every=WATCHED,
+    )
+    return student
+
+
+class _Watch:
+    """Raises Collapsed if a student's images hardly depend on the noise."""
+
+    def __init__(self, base: Base, student: Denoiser) -> None:
+        self.codec, self.student = base.codec, student
+        self.words = np.repeat([[i, i % NO_FAMILY] for i in range(NO_LETTER)], 4, axis=0)
+        self.expected = self._spread(base.denoiser, ddim, 8)
+
+    def __call__(self) -> float:
+        """Return the share of the teacher's spread that the student has."""
+        share = self._spread(self.student, consistency, 1) / self.expected
+        if not share >= LEAST_SPREAD:
+            raise Collapsed(
+                f"the student's images of one prompt differ by {share:.1%} of what the teacher's "
+                f"do: it has collapsed; give the target a moving average (decay 0.95), or a lower "
+                f"learning rate"
+            )
+        return share
+
+    def _spread(self, denoiser: Denoiser, sampler: Sampler, steps: int) -> float:
+        z = sampler(denoiser, self.words, steps=steps, rng=np.random.default_rng(0))
+        return spread(self.codec.decode(z), self.words)
