@@ -4,7 +4,7 @@ Three convolutions, the first two of stride 2, make features h of unit variance;
 W h + b gives the logits of three heads: 26 letters, 3 families, 5 styles. The loss is the sum of
 the heads' cross-entropies::
 
-    image (16, 16) -> (8, 8, 16) -> (4, 4, 32) -> h (64,) -> (26 + 3 + 5,)
+    image (16, 16) -> (8, 8, 16) -> (4, 4, 32) -> h (128,) -> (26 + 3 + 5,)
 
 The features are what :mod:`lora_np.images.distance` compares sets of images by. A distance between
 features depends on the judge, so that all that is compared must have one judge.
@@ -28,7 +28,7 @@ from lora_np.parameters import Grads
 from lora_np.train import fill, fit
 
 HEADS = (len(LETTERS), len(FAMILIES), len(STYLES))
-NOISE = 0.1  # on the training images: the judge must not rely on what nobody sees
+NOISE = 0.3  # on the training images: the judge must not rely on what nobody sees
 BLOCK = 1024  # images judged at once
 
 
@@ -60,7 +60,7 @@ class Judge(Layer):
     >>> judge = Judge(np.random.default_rng(0))
     >>> paper = -np.ones((3, 16, 16), np.float32)
     >>> judge.features(paper).shape, judge.letters(paper).shape, judge.styles(paper).shape
-    ((3, 64), (3, 26), (3, 5))
+    ((3, 128), (3, 26), (3, 5))
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Judge(Layer):
         rng: np.random.Generator,
         size: int = 16,
         channels: tuple[int, int] = (16, 32),
-        d: int = 64,
+        d: int = 128,
     ) -> None:
         c1, c2 = channels
         self.size = size
