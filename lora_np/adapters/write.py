@@ -74,7 +74,7 @@ def write_adapter(
     ...     sorted(os.listdir(folder))
     ['adapter_config.json', 'adapter_model.safetensors']
     """
-    folder = _new_folder(folder)
+    folder = new_folder(folder)
     tensors, ranks, scales = named_tensors(modules)
     fields = {
         **as_fields(ranks, scales),
@@ -112,7 +112,7 @@ def write_folder(
     record : mapping, optional
         The content of ``training.json``, which names the base; by default there is no such file.
     """
-    folder = _new_folder(folder)
+    folder = new_folder(folder)
     written = {
         n: x if n in as_they_are else as_written(n.removeprefix(PREFIX), x, dtype)
         for n, x in tensors.items()
@@ -194,7 +194,7 @@ def write_like(
             record=kept_of_records([file.path]),
         )
         return
-    folder = _new_folder(folder)
+    folder = new_folder(folder)
     tensors: dict[str, np.ndarray] = {}
     for name, B, A, scale in modules:
         _check_written(name, B, A, abs(scale))  # kohya's alpha may be negative
@@ -225,7 +225,8 @@ def _narrowest(x: float, dtypes: Iterable[np.dtype]) -> np.ndarray:
     return fits[0] if fits else np.array(x)
 
 
-def _new_folder(folder: str | Path) -> Path:
+def new_folder(folder: str | Path) -> Path:
+    """Return the path of a folder that an adapter may take; raise CheckpointError if it is not."""
     folder = Path(folder).resolve()  # "." has no name, and a link is not replaced
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} already exists: give the adapter a new folder")
