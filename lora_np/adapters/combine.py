@@ -38,7 +38,7 @@ from lora_np.adapters.file import AdapterFile, AdapterModule, open_adapter
 from lora_np.adapters.write import Written, require_matrices, write_adapter
 from lora_np.files import CheckpointError
 from lora_np.files.names import matched
-from lora_np.pretrained.find import base_of_adapter
+from lora_np.pretrained.find import base_of_adapter, kept_of_records
 from lora_np.rank import svd_of_factors
 from lora_np.reading import shown
 from lora_np.tables import counted, listed
@@ -107,12 +107,14 @@ def combine_adapters(
         files = [stack.enter_context(open_adapter(path)) for path in adapters]
         _check_forms(files, adapters)
         held = _by_common_name(files, adapters, same_modules=method == "linear")
-        _write(folder, files, _combined(held, weights, make, fits))
+        _write(folder, files, _combined(held, weights, make, fits), kept_of_records(adapters))
     return fits
 
 
-def _write(folder: str | Path, files: list[AdapterFile], modules: Iterator[Written]) -> None:
-    """Write the modules, with the config fields that all files have in common."""
+def _write(
+    folder: str | Path, files: list[AdapterFile], modules: Iterator[Written], record: dict[str, Any]
+) -> None:
+    """Write the modules and the record, with the config fields that all files have in common."""
     write_adapter(
         folder,
         modules,
@@ -121,6 +123,7 @@ def _write(folder: str | Path, files: list[AdapterFile], modules: Iterator[Writt
         fan_in_fan_out=files[0].fan_in_fan_out,
         lora_dropout=_common([file.lora_dropout for file in files]) or 0.0,
         origin=_common([file.origin for file in files]),
+        record=record,
     )
 
 

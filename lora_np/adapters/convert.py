@@ -46,7 +46,7 @@ from lora_np.methods.peft_lora import as_fields
 from lora_np.methods.stacked import homes_of
 from lora_np.parameters import Parameter
 from lora_np.pretrained import file_layout, load_model
-from lora_np.pretrained.find import expect_base
+from lora_np.pretrained.find import expect_base, kept_of_records
 from lora_np.tables import listed
 
 EPS = float(np.finfo(np.float32).eps)  # files and models round W to a part of this, or less
@@ -108,7 +108,8 @@ def convert_adapter(
     with ExitStack() as stack:
         flag, changes = _changes(adapter, base, fields, found, stack)
         modules = _truncated(changes, keep, rng or np.random.default_rng(0), found, str(adapter))
-        write_adapter(folder, modules, dtype=None, fan_in_fan_out=flag, **_origin(fields))
+        of_base = {**_origin(fields), "record": kept_of_records([adapter])}
+        write_adapter(folder, modules, dtype=None, fan_in_fan_out=flag, **of_base)
     return found
 
 

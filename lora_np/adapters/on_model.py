@@ -39,6 +39,7 @@ def save_adapter(
     base_model: str | None = None,
     dtype: Any = None,
     peft_only: bool = False,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model's adapters as a folder, in PEFT's format if PEFT has the method.
 
@@ -58,6 +59,8 @@ def save_adapter(
         Type of the numbers in the file; by default the model's.
     peft_only : bool
         Whether to raise an error if PEFT cannot hold the adapter.
+    record : mapping, optional
+        The content of ``training.json``, which names the base; by default there is no such file.
 
     Raises
     ------
@@ -86,9 +89,8 @@ def save_adapter(
     fields |= _of_base(adapted, fields, layout.fan_in_fan_out, base_model)
     of_model = method_of_fields(fields).of_model
     named = {n if n in of_model else f"{PREFIX}{n}": x for n, x in tensors.items()}
-    write_folder(
-        folder, fields, named, dtype, [n for n, x in named.items() if x.dtype.kind in "iu"]
-    )
+    whole = [n for n, x in named.items() if x.dtype.kind in "iu"]
+    write_folder(folder, fields, named, dtype, whole, record)
 
 
 def _of_base(

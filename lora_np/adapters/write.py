@@ -20,6 +20,7 @@ from lora_np.files.atomic import replacing_folder
 from lora_np.files.names import PREFIX
 from lora_np.files.tensors import float_dtype, save_tensors
 from lora_np.methods.peft_lora import as_fields
+from lora_np.pretrained.find import RECORD, kept_of_records
 
 Written = tuple[str, np.ndarray, np.ndarray, float]  # name, B (out, r), A (r, in), scale
 
@@ -33,6 +34,7 @@ def write_adapter(
     fan_in_fan_out: bool = False,
     lora_dropout: float = 0.0,
     origin: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an adapter as a folder that PEFT loads.
 
@@ -51,9 +53,9 @@ def write_adapter(
     fan_in_fan_out : bool
         Whether that model stores its weights as (in, out), as Hugging Face's GPT-2 does.
     lora_dropout : float
-        The dropout with which PEFT continues training.
-    origin : mapping, optional
-        Further fields of the config; see :class:`~lora_np.adapters.file.AdapterFile`.
+        With which PEFT continues training.
+    origin, record : mapping, optional
+        Further fields of the config, as an AdapterFile has them; as for :func:`write_folder`.
 
     Raises
     ------
@@ -64,8 +66,7 @@ def write_adapter(
 
     Examples
     --------
-    >>> import os
-    >>> import tempfile
+    >>> import os, tempfile
     >>> import numpy as np
     >>> from lora_np import write_adapter
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +74,7 @@ def write_adapter(
     ...     sorted(os.listdir(folder))
     ['adapter_config.json', 'adapter_model.safetensors']
     """
-    folder = _new_folder(folder)
+    folder = new_folder(folder)
     tensors, ranks, scales = named_tensors(modules)
     fields = {
         **as_fields(ranks, scales),
@@ -83,7 +84,7 @@ def write_adapter(
         **(origin or {}),
     }
     named = {f"{PREFIX}{name}": x for name, x in tensors.items()}
-    write_folder(folder, fields, named, dtype)
+    write_folder(folder, fields, named, dtype, record=record)
 
 
 def write_folder(
@@ -92,6 +93,7 @@ def write_folder(
     tensors: Mapping[str, np.ndarray],
     dtype: Any,
     as_they_are: Collection[str] = (),
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the configuration and the tensors of an adapter as a folder, or nothing.
 
@@ -107,8 +109,10 @@ def write_folder(
         Type of the numbers in the file; None keeps the type of each tensor.
     as_they_are : collection of str
         The tensors that are not converted: integers, such as places in a weight.
+    record : mapping, optional
+        The content of ``training.json``, which names the base; by default there is no such file.
     """
-    folder = _new_folder(folder)
+    folder = new_folder(folder)
     written = {
         n: x if n in as_they_are else as_written(n.removeprefix(PREFIX), x, dtype)
         for n, x in tensors.items()
@@ -116,6 +120,8 @@ def write_folder(
     with replacing_folder(folder) as temporary:
         save_tensors(temporary / TENSORS, written, {"format": "pt"})
         save_json(temporary / CONFIG, dict(fields))
+        if record:
+            save_json(temporary / RECORD, dict(record))
 
 
 def named_tensors(
@@ -185,9 +191,10 @@ def write_like(
             fan_in_fan_out=file.fan_in_fan_out,
             lora_dropout=file.lora_dropout,
             origin=file.origin,
+            record=kept_of_records([file.path]),
         )
         return
-    folder = _new_folder(folder)
+    folder = new_folder(folder)
     tensors: dict[str, np.ndarray] = {}
     for name, B, A, scale in modules:
         _check_written(name, B, A, abs(scale))  # kohya's alpha may be negative
@@ -218,7 +225,8 @@ def _narrowest(x: float, dtypes: Iterable[np.dtype]) -> np.ndarray:
     return fits[0] if fits else np.array(x)
 
 
-def _new_folder(folder: str | Path) -> Path:
+def new_folder(folder: str | Path) -> Path:
+    """Return the path of a folder that an adapter may take; raise CheckpointError if it is not."""
     folder = Path(folder).resolve()  # "." has no name, and a link is not replaced
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} already exists: give the adapter a new folder")

@@ -1,8 +1,8 @@
 """The command line ``lora-np``, with one file for each family of commands.
 
 The families are sweep.py, finetune.py, chat.py, serve.py, serve_bench.py, sql.py, many_adapters.py,
-studies.py, precision.py, checks.py and adapters.py. A mistake in the input ends with one line on
-standard error and exit status 2.
+studies.py, precision.py, images.py, checks.py and adapters.py. A mistake in the input ends with one
+line on standard error and exit status 2.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lora_np.cli.chat import add_chat
 from lora_np.cli.checks import add_account, add_gradcheck, add_grade
 from lora_np.cli.compare import add_compare
 from lora_np.cli.finetune import add_finetune
+from lora_np.cli.images import add_images
 from lora_np.cli.many_adapters import add_instructions, add_personal
 from lora_np.cli.precision import add_precision
 from lora_np.cli.serve import add_serve
@@ -59,6 +60,7 @@ ADD = (
     add_compare,
     add_sql,
     add_serve_bench,
+    add_images,
     add_account,
     add_adapter_commands,
     add_grade,

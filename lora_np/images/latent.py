@@ -32,6 +32,14 @@ from lora_np.images.glyphs import check_images
 GOLDEN = 0.6180339887498949  # its multiples modulo 1 never come back
 
 
+class NotHeld(ValueError):
+    """A codec loses too much of some images; the attribute `k` is a number that would do."""
+
+    def __init__(self, message: str, k: int) -> None:
+        super().__init__(message)
+        self.k = k
+
+
 @dataclass(frozen=True)
 class SvdCodec:
     """The best linear autoencoder of a set of images.
@@ -141,7 +149,7 @@ class SvdCodec:
         return int(np.argmax(kept >= share)) + 1
 
     def expect_held(self, images: np.ndarray, least: float = 0.9) -> None:
-        """Raise ValueError, with the k that would do, if less than this share is kept.
+        """Raise NotHeld, with the k that would do, if less than this share is kept.
 
         Examples
         --------
@@ -159,9 +167,11 @@ class SvdCodec:
         """
         share = self.energy(images)
         if share < least:
-            raise ValueError(
+            k = self.enough(images, least)
+            raise NotHeld(
                 f"the codec cannot hold these images: k = {self.k} keeps {share:.1%} of their "
-                f"energy, expected {least:.1%}; fit a codec with k = {self.enough(images, least)}"
+                f"energy, expected {least:.1%}; fit a codec with k = {k}",
+                k,
             )
 
     def digest(self) -> str:

@@ -10,8 +10,9 @@ trained apart can be added: both are changes of the same weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,8 @@ from lora_np.images.objective import Consistency, VPrediction
 from lora_np.images.samplers import Sampler, consistency, ddim
 from lora_np.images.schedule import T_MAX, grid
 from lora_np.methods import MethodConfig, inject
-from lora_np.train import MovingAverage, fit
+from lora_np.train import MovingAverage, Trainer, continue_from, fit
+from lora_np.train.loop import AfterStep
 
 DROP = 0.25  # share of prompts that lose their letter, and of those that lose their family
 WATCHED = 100  # steps between two looks at whether a student collapses
@@ -119,8 +121,18 @@ class BaseSettings:
     lr: float = 6e-3
     processes: int = 2
 
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes of the denoiser, as arguments of its function."""
+        return {n: getattr(self, n) for n in ("k", "d", "d_hidden", "n_block", "d_c")}
 
-def train_base(rng: np.random.Generator, settings: BaseSettings = BaseSettings()) -> Base:
+
+def train_base(
+    rng: np.random.Generator,
+    settings: BaseSettings = BaseSettings(),
+    *,
+    state: str | Path | None = None,
+    after: AfterStep | None = None,
+) -> Base:
     """Train an image model from nothing, on regular letters.
 
     Parameters
@@ -128,6 +140,10 @@ def train_base(rng: np.random.Generator, settings: BaseSettings = BaseSettings()
     rng : numpy.random.Generator
         Draws images, weights, batches.
     settings : BaseSettings
+    state : str or Path, optional
+        A file in which the training saves its state, and from which it continues.
+    after : callable, optional
+        Called after every step, as ``after_step`` of :class:`~lora_np.train.Trainer`.
 
     Examples
     --------
@@ -139,12 +155,11 @@ def train_base(rng: np.random.Generator, settings: BaseSettings = BaseSettings()
     >>> base.codec.decode(z).shape
     (1, 16, 16)
     """
-    s = settings
+    s, key = settings, {"settings": asdict(settings), "generator": rng.bit_generator.state}
     drawn = letters(rng, s.images)
     codec = SvdCodec.fit(drawn.images, s.k)
-    sizes = {"k": s.k, "d": s.d, "d_hidden": s.d_hidden, "n_block": s.n_block, "d_c": s.d_c}
-    denoiser = mlp_denoiser(rng, **sizes)
-    fit(
+    denoiser = mlp_denoiser(rng, **s.sizes())
+    trainer = Trainer(
         VPrediction(denoiser),
         Mixed(codec.encode(drawn.images), drawn.words, s.batch, rng),
         steps=s.steps,
@@ -152,7 +167,11 @@ def train_base(rng: np.random.Generator, settings: BaseSettings = BaseSettings()
         warmup=min(50, s.steps),
         clip=None,
         processes=s.processes,
+        after_step=after,
     )
+    if state is not None:
+        continue_from(state, trainer, key)
+    trainer.run()
     return Base(denoiser, codec)
 
 
@@ -187,6 +206,8 @@ def train_style(
     method: MethodConfig,
     rng: np.random.Generator,
     settings: StyleSettings = StyleSettings(),
+    *,
+    after: AfterStep | None = None,
 ) -> Denoiser:
     """Return the base adapted to a style.
 
@@ -199,19 +220,24 @@ def train_style(
     rng : numpy.random.Generator
         Draws images, what the method draws, batches.
     settings : StyleSettings
+    after : callable, optional
+        As for :func:`train_base`.
 
     Raises
     ------
     ValueError
-        If the codec cannot hold the style's images.
+        If there are fewer images than letters, or the codec cannot hold the style's images.
     """
     s = settings
+    if s.images < len(s.of):
+        raise ValueError(f"{s.images} images for {len(s.of)} letters: give at least one for each")
     drawn = letters(rng, s.images, s.style, base.codec.size, of=s.of)
     base.codec.expect_held(drawn.images)
     adapted = inject(base.denoiser, method, rng)
     batches = Mixed(base.codec.encode(drawn.images), drawn.words, s.batch, rng)
     warmup = min(20, s.steps)
-    fit(VPrediction(adapted), batches, steps=s.steps, lr=s.lr, warmup=warmup, clip=None)
+    how: dict[str, Any] = {"warmup": warmup, "clip": None, "after_step": after}
+    fit(VPrediction(adapted), batches, steps=s.steps, lr=s.lr, **how)
     return adapted
 
 
@@ -253,6 +279,8 @@ def distil(
     method: MethodConfig,
     rng: np.random.Generator,
     settings: DistilSettings = DistilSettings(),
+    *,
+    after: AfterStep | None = None,
 ) -> Denoiser:
     """Return a student of the base that draws with :func:`~lora_np.images.consistency`.
 
@@ -265,6 +293,8 @@ def distil(
     rng : numpy.random.Generator
         Draws images, what the method draws, batches.
     settings : DistilSettings
+    after : callable, optional
+        As for :func:`train_base`.
 
     Raises
     ------
@@ -278,6 +308,12 @@ def distil(
     z = base.codec.encode(drawn.images)
     batches = Neighbours(z, drawn.words, s.batch, rng, s.grid, s.guidance)
     watch = _Watch(base, student)
+
+    def after_step(*step: Any) -> None:
+        average.update()
+        if after is not None:
+            after(*step)
+
     fit(
         Consistency(student, base.denoiser, average),
         batches,
@@ -286,7 +322,7 @@ def distil(
         warmup=min(20, s.steps),
         clip=None,
         processes=s.processes,
-        after_step=average.update,
+        after_step=after_step,
         validate=watch,
         validate_every=WATCHED,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -276,10 +277,58 @@ def base_of_adapter(adapter: str | Path) -> RecordedBase | None:
     adapter : str or Path
         A folder, or the file of tensors in it.
     """
-    path = Path(adapter)
-    record = (path.parent if path.name == ADAPTER_FILE else path) / RECORD
-    content = load_json(record) if record.is_file() else None
-    base = content.get("base") if isinstance(content, dict) else None
+    base = record_of_adapter(adapter).get("base")
     if not isinstance(base, dict) or not isinstance(base.get("fingerprint"), str):
         return None
-    return RecordedBase(base.get("name"), base["fingerprint"], record)
+    return RecordedBase(base.get("name"), base["fingerprint"], _record_path(adapter))
+
+
+def record_of_adapter(adapter: str | Path) -> dict[str, Any]:
+    """Return the content of the record beside an adapter; an empty dict if there is none.
+
+    Parameters
+    ----------
+    adapter : str or Path
+        A folder, or the file of tensors in it.
+    """
+    record = _record_path(adapter)
+    content = load_json(record) if record.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def kept_of_records(adapters: Sequence[str | Path]) -> dict[str, Any]:
+    """Return the record of an adapter that is made of others: what still holds of theirs.
+
+    The base is kept if all have the same one, and the sampler of an image model if all that name
+    one agree. How they were trained is not kept.
+
+    Parameters
+    ----------
+    adapters : sequence of str or Path
+        Folders, or the files of tensors in them.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lora_np.files import save_json
+    >>> from lora_np.pretrained.find import kept_of_records
+    >>> base = {"name": "tiny", "fingerprint": "0123456789abcdef"}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_json(f"{folder}/training.json", {"base": base, "loss": [2.0, 1.0]})
+    ...     kept_of_records([folder])
+    {'base': {'name': 'tiny', 'fingerprint': '0123456789abcdef'}}
+    """
+    kept: dict[str, Any] = {}
+    bases = [base_of_adapter(adapter) for adapter in adapters]
+    if len({base and base.fingerprint for base in bases}) == 1 and bases[0] is not None:
+        kept["base"] = record_of_adapter(adapters[0])["base"]
+    samplers = [record_of_adapter(adapter).get("sampler") for adapter in adapters]
+    named = [sampler for sampler in samplers if isinstance(sampler, str)]
+    if len(set(named)) == 1:
+        kept["sampler"] = named[0]
+    return kept
+
+
+def _record_path(adapter: str | Path) -> Path:
+    path = Path(adapter)
+    return (path.parent if path.name == ADAPTER_FILE else path) / RECORD

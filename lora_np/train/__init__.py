@@ -5,6 +5,7 @@ from lora_np.train.gradient import Batch, BatchGradient, loss_and_gradient
 from lora_np.train.loop import Trainer, evaluate, fit
 from lora_np.train.recipe import Diverged, History, Recipe
 from lora_np.train.resume import (
+    continue_from,
     fill,
     load_parameters,
     load_state,
@@ -20,6 +21,7 @@ __all__ = [
     "MovingAverage",
     "Recipe",
     "Trainer",
+    "continue_from",
     "evaluate",
     "fill",
     "fit",

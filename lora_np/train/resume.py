@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lora_np.layers import Layer
 from lora_np.parameters import Parameter
 
 PLAIN = "plain values, as JSON"
+KEEP_EVERY = 10.0  # seconds between two saved states
 STATE = (  # what a run's state holds
     "arrays",
     "optimizer",
@@ -203,6 +206,50 @@ def load_state(path: str | Path) -> dict[str, Any]:
         return {"arrays": arrays, **plain}
     except (KeyError, ValueError, TypeError):
         raise CheckpointError(f"{path} is not a saved training run") from None
+
+
+def continue_from(path: str | Path, trainer: Any, key: Mapping[str, Any]) -> None:
+    """Continue a run from the state in a file, which is written anew every ten seconds from now on.
+
+    Parameters
+    ----------
+    path : str or Path
+        If the file is missing, damaged or of another run, the run begins at its first step.
+    trainer : Trainer
+    key : mapping
+        What the run depends on, as plain values: a state with another key is of another run.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import GPT, GPTConfig
+    >>> from lora_np.train import Trainer, continue_from, save_state
+    >>> def begin():
+    ...     model = GPT(GPTConfig(4, 3, 1, 1, 8), np.random.default_rng(0))
+    ...     batch = np.array([[0, 1, 2]]), np.array([[1, 2, 3]])
+    ...     return Trainer(model, lambda: batch, steps=5, lr=0.02)
+    >>> first, second = begin(), begin()
+    >>> first.run(3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_state(f"{folder}/state.npz", {**first.state(), "key": {"seed": 0}})
+    ...     continue_from(f"{folder}/state.npz", second, {"seed": 0})
+    >>> second.position
+    3
+    """
+    with suppress(CheckpointError):
+        state = load_state(path)
+        if state.get("key") == key:
+            trainer.load(state)
+    kept = time.monotonic()
+
+    def keep(*step: Any) -> None:
+        nonlocal kept
+        if time.monotonic() - kept >= KEEP_EVERY:
+            save_state(path, {**trainer.state(), "key": key})
+            kept = time.monotonic()
+
+    trainer.hooks.append(keep)
 
 
 def expect_same_run(

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from lora_np import LoraConfig, cli, load_adapter, load_llama
-from lora_np.files import CheckpointError, TensorFile, save_json, save_tensors
+from lora_np.files import CheckpointError, TensorFile, load_json, save_json, save_tensors
 from lora_np.finetune import Settings
 from lora_np.finetune.prepare import prepare
 from lora_np.methods import DoraConfig, OFTConfig
 from lora_np.pretrained import fingerprint
-from lora_np.pretrained.find import base_of_adapter
+from lora_np.pretrained.find import base_of_adapter, kept_of_records
 from tests.adapters.llama_files import arrays, llama, write_folder, write_lora, write_model_gguf
 
 PLAIN, DORA, OFT = LoraConfig(r=2), DoraConfig(r=2), OFTConfig()
@@ -123,3 +123,43 @@ def test_a_quantised_model_is_compared_with_the_record(tmp_path):
     write_lora(tmp_path / "lora", llama())
     recorded(tmp_path / "lora", fingerprint(llama()))
     load_adapter(load_llama(tmp_path / "base.gguf", keep_quantised=True), tmp_path / "lora")
+
+
+# ------------------------------------------------------------- an adapter made of other adapters
+
+WRITERS = [  # every command that writes an adapter of others
+    (PLAIN, "resize LORA --rank 1 --out OUT"),
+    (PLAIN, "convert LORA --rank 1 --out OUT --base FOLDER"),
+    (OFT, "convert LORA --rank 1 --out OUT --base FOLDER"),
+    (PLAIN, "combine LORA OTHER --weights 1 1 --out OUT"),
+    (PLAIN, "combine LORA OTHER --weights 1 1 --out OUT --method svd --rank 1"),
+]
+
+
+@pytest.mark.parametrize("config, command", WRITERS)
+def test_what_is_made_of_an_adapter_still_names_its_base(config, command, words_of, tmp_path):
+    words, base = words_of(config, command), fingerprint(llama())
+    about = {"name": "mine", "fingerprint": base}
+    save_json(tmp_path / "lora" / "training.json", {"base": about, "loss": [2.0, 1.0]})
+    assert cli.main(words) == 0
+    assert load_json(tmp_path / "x" / "training.json") == {"base": about}
+    load_adapter(llama(), tmp_path / "x")
+    another = llama()
+    another.parameters()["model.norm.gamma"].value[0] += 0.5
+    with pytest.raises(CheckpointError, match=r"x was trained on another base \('mine', "):
+        load_adapter(another, tmp_path / "x")
+
+
+@pytest.mark.parametrize("config, command", WRITERS)
+def test_nobody_invents_a_base(config, command, words_of, tmp_path):
+    assert cli.main(words_of(config, command)) == 0  # LORA has no record
+    assert not (tmp_path / "x" / "training.json").exists()
+
+
+def test_a_sampler_is_kept_if_all_that_name_one_agree(tmp_path):
+    for name, record in (("a", {}), ("b", {"sampler": "x"}), ("c", {"sampler": "y"})):
+        (tmp_path / name).mkdir()
+        save_json(tmp_path / name / "training.json", record)
+    a, b, c = (tmp_path / name for name in "abc")
+    assert kept_of_records([a, b]) == kept_of_records([b, b]) == {"sampler": "x"}
+    assert kept_of_records([a]) == kept_of_records([b, c]) == {}

@@ -31,10 +31,10 @@ from lora_np.experiments.rank_sweep import (
     SweepError,
     TextSettings,
     rank_sweep,
-    text,
 )
 from lora_np.experiments.sql.study import run_sql
 from lora_np.experiments.study import Contender, Study, run_study
+from lora_np.train import resume
 from tests.experiments.personal import byte_model
 from tests.experiments.sql.tiny import tiny_sql
 from tests.finetune.tiny import llama
@@ -84,7 +84,7 @@ def experiment(what, folder):
         return TINY_MODELS[what](folder)
     english, code = write_texts(folder.parent)
     settings = TextSettings(seeds=1, pretrain_text=english, adapt_text=code, **TINY)
-    text.KEEP_EVERY = 0.0  # the state of pretraining is kept after every step
+    resume.KEEP_EVERY = 0.0  # the state of pretraining is kept after every step
     if what == "compare":
         compared = replace(settings, block_size=20, full_lr=None)
         compared = CompareSettings(compared, ("full", "lora"), rounds=1, turn=0.0)

@@ -23,14 +23,13 @@ from lora_np.experiments.rank_sweep import (
     TextSettings,
     Trial,
     rank_sweep,
-    text,
 )
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.experiments.rank_sweep.text import DeviceBatches, TextTask, rebuild_base
 from lora_np.experiments.runner import InProcess, mapped, run_all
 from lora_np.experiments.terminal import Terminal
 from lora_np.files import load_json, save_arrays, save_json
-from lora_np.train import load_state, save_state
+from lora_np.train import load_state, resume, save_state
 from tests.tiny import TINY, write_texts
 
 SMALL = LinearSettings(ranks=(1,), seeds=1, d_in=4, d_out=3, steps=5)  # of old_sweep.json
@@ -267,7 +266,7 @@ def steps(monkeypatch):
 
     counted.stop_at, counted.drawn = None, drawn
     monkeypatch.setattr(DeviceBatches, "__call__", counted)
-    monkeypatch.setattr(text, "KEEP_EVERY", 0.0)  # after every step
+    monkeypatch.setattr(resume, "KEEP_EVERY", 0.0)  # after every step
     return counted
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,11 +44,10 @@ from lora_np.layers import Linear, copy_model
 from lora_np.methods import MethodConfig, inject
 from lora_np.models import GPT, GPTConfig
 from lora_np.rank import spectrum
-from lora_np.train import Diverged, Trainer, evaluate, fill, fit, load_state, save_state
+from lora_np.train import Diverged, Trainer, continue_from, evaluate, fill, fit
 
 WITHOUT = "without --base, a base is pretrained"
 TEXTS = ("adapt", "pretrain")  # arrays that are no Parameters of the base
-KEEP_EVERY = 10.0  # seconds between two saved states of pretraining
 
 
 @dataclass(frozen=True)
@@ -232,14 +230,7 @@ class TextTask:
 
     def _trainer(self, state: Path) -> Trainer:
         """Return the pretraining, at the state that the file `state` holds and will hold."""
-        s, rng, kept = self.settings, np.random.default_rng(0), time.monotonic()
-
-        def keep(*step: Any) -> None:
-            nonlocal kept
-            if time.monotonic() - kept >= KEEP_EVERY:
-                save_state(state, {**trainer.state(), "key": self._base_key()})
-                kept = time.monotonic()
-
+        s, rng = self.settings, np.random.default_rng(0)
         model = copy_model(GPT(s.gpt(), rng), device=s.device)
         trainer = Trainer(
             model,
@@ -248,12 +239,8 @@ class TextTask:
             lr=s.pretrain_lr,
             warmup=min(50, s.pretrain_steps // 4),
             threads=2,  # fixed: the number of cores must not change the result
-            after_step=keep,
         )
-        with suppress(CheckpointError):  # no state was saved, or the file is damaged
-            held = load_state(state)
-            if held.get("key") == self._base_key():
-                trainer.load(held)
+        continue_from(state, trainer, self._base_key())
         return trainer
 
 

@@ -1,0 +1,239 @@
+"""The folder of an image model: written while it is trained, read by whatever builds on it.
+
+    image_model.json   body, settings, seed, digests; "complete" once the model is trained
+    denoiser.npz       the denoiser's Parameters by name
+    codec.npz          mean, basis and scale of the latents
+    pretraining.npz    the state of a training that was stopped
+
+The record is written first and completed last, so a folder that says it is complete is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import numpy as np
+
+from lora_np import __version__
+from lora_np.files import CheckpointError, load_arrays, load_json, save_arrays, save_json
+from lora_np.files.atomic import strangers
+from lora_np.files.lock import ELSEWHERE, clear, held
+from lora_np.images.denoiser import Denoiser, mlp_denoiser
+from lora_np.images.latent import SvdCodec
+from lora_np.images.training import Base, BaseSettings, train_base
+from lora_np.pretrained import fingerprint
+from lora_np.reading import shown
+from lora_np.train import load_parameters, save_parameters
+from lora_np.train.loop import AfterStep
+
+CONFIG, WEIGHTS, CODEC = "image_model.json", "denoiser.npz", "codec.npz"
+STATE = "pretraining.npz"
+BODIES: dict[str, Callable[..., Denoiser]] = {"mlp": mlp_denoiser}  # by the name of a body's kind
+LARGEST = 4096  # of a size
+
+
+def save_base(
+    folder: str | Path, base: Base, body: Mapping[str, Any], about: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write an image model to a folder, and return the record.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made if it does not exist. A complete model is not overwritten.
+    base : Base
+    body : mapping
+        How the denoiser is built: its ``kind``, a key of ``BODIES``, and the arguments of that
+        function.
+    about : mapping, optional
+        What else the record holds, such as the settings of the training and the seed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.images import BaseSettings, train_base
+    >>> from lora_np.images.folder import load_base, save_base
+    >>> tiny = BaseSettings(images=200, k=8, d=16, d_hidden=16, n_block=1, steps=2, batch=8)
+    >>> base = train_base(np.random.default_rng(0), tiny)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     record = save_base(folder, base, {"kind": "mlp", **tiny.sizes()})
+    ...     again = load_base(folder)
+    >>> np.array_equal(again.codec.basis, base.codec.basis), record["codec"] == again.codec.digest()
+    (True, True)
+    """
+    folder = Path(folder)
+    if _read(folder).get("complete"):
+        raise CheckpointError(f"{folder} already holds an image model: {ELSEWHERE}")
+    record = _record(base, body, about or {})
+    with held(folder, CheckpointError):
+        _write(folder, base, record)
+    return record
+
+
+def load_base(folder: str | Path) -> Base:
+    """Read an image model from a folder.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder does not hold a complete image model, or a file in it is damaged or has
+        changed.
+    """
+    folder = Path(folder)
+    record = _read(folder)
+    if not record:
+        raise CheckpointError(
+            f"{folder} has no {CONFIG}: give the folder of an image model, which lora-np images "
+            f"base --out DIR makes"
+        )
+    if record.get("complete") is not True:
+        raise CheckpointError(
+            f"{folder} holds an image model whose training was stopped: run the same command as "
+            f"before to continue, or remove it"
+        )
+    denoiser, codec = _denoiser(folder, record), _codec(folder)
+    found = {"fingerprint": fingerprint(denoiser), "codec": codec.digest()}
+    for what, path in (("fingerprint", WEIGHTS), ("codec", CODEC)):
+        if record.get(what) != found[what]:
+            raise CheckpointError(f"{folder / path} has changed since {CONFIG} was written")
+    return Base(denoiser, codec)
+
+
+def make_base(
+    folder: str | Path,
+    settings: BaseSettings,
+    seed: int,
+    *,
+    take_over: bool = False,
+    after: AfterStep | None = None,
+) -> dict[str, Any]:
+    """Train an image model in a folder, or continue a training that was stopped there.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A new folder, or one in which the same training was begun.
+    settings : BaseSettings
+    seed : int
+    take_over : bool
+        As for :func:`lora_np.files.lock.hold`.
+    after : callable, optional
+        As for :func:`~lora_np.images.train_base`.
+
+    Returns
+    -------
+    dict
+        The record in the folder. A complete model is only read.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds anything else.
+    """
+    folder, made_with = Path(folder), {"settings": _as_json(asdict(settings)), "seed": seed}
+    record = _begun(folder, made_with)
+    if record.get("complete"):
+        clear(folder)
+        return record
+    with held(folder, CheckpointError, take_over):
+        if not _begun(folder, made_with):  # another process may have written since
+            save_json(folder / CONFIG, {"complete": False, **made_with})
+        rng, state = np.random.default_rng(seed), folder / STATE
+        base = train_base(rng, settings, state=state, after=after)
+        body = {"kind": "mlp", **settings.sizes()}
+        record = _record(base, body, made_with)
+        _write(folder, base, record)
+        state.unlink(missing_ok=True)
+    return record
+
+
+def record_of_base(folder: str | Path) -> dict[str, Any]:
+    """Return the digests in the record of an image model, which say which one it is."""
+    record = _read(Path(folder))
+    return {name: record.get(name) for name in ("fingerprint", "codec")}
+
+
+# ---------------------------------------------------------------------------- what it holds
+
+
+def _record(base: Base, body: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    digests = {"fingerprint": fingerprint(base.denoiser), "codec": base.codec.digest()}
+    versions = {"lora_np": __version__, "numpy": np.__version__, "python": python_version()}
+    return {"complete": True, **about, "body": dict(body), **digests, "versions": versions}
+
+
+def _write(folder: Path, base: Base, record: Mapping[str, Any]) -> None:
+    save_parameters(folder / WEIGHTS, base.denoiser)
+    save_arrays(folder / CODEC, base.codec.arrays())
+    save_json(folder / CONFIG, record)  # last: it says that the others are complete
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """Return the record in a folder; an empty dict if there is none."""
+    path = folder / CONFIG
+    record = load_json(path) if path.is_file() else {}
+    if not isinstance(record, dict) or (record and "complete" not in record):
+        raise CheckpointError(f"{path} is not the record of an image model: {ELSEWHERE}")
+    return record
+
+
+def _begun(folder: Path, made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of the same training in a folder; an empty dict for a new folder."""
+    record = _read(folder)
+    if not record:
+        found = sorted(strangers(folder)) if folder.is_dir() else []
+        if found or (folder.exists() and not folder.is_dir()):
+            what = found[0].name if found else "a file"
+            raise CheckpointError(f"{folder} holds {what}, but no {CONFIG}: {ELSEWHERE}")
+        return {}
+    for name, before, now in _differences(record, made_with):
+        raise CheckpointError(
+            f"{folder} was begun with {name} = {shown(before)}, now {shown(now)}: {ELSEWHERE}, or "
+            f"remove it"
+        )
+    return record
+
+
+def _differences(
+    record: Mapping[str, Any], made_with: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """Return the settings in which a record differs: name, before, now."""
+    before, now = record.get("settings"), made_with["settings"]
+    before = before if isinstance(before, dict) else {}
+    pairs = [(name, before.get(name), now.get(name)) for name in {**before, **now}]
+    pairs.append(("seed", record.get("seed"), made_with["seed"]))
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _denoiser(folder: Path, record: Mapping[str, Any]) -> Denoiser:
+    """Return the denoiser of a folder."""
+    path, body = folder / CONFIG, record.get("body")
+    if not isinstance(body, dict) or body.get("kind") not in BODIES:
+        raise CheckpointError(f"{path} names no body that is known: {', '.join(BODIES)}")
+    sizes = {name: size for name, size in body.items() if name != "kind"}
+    if not all(type(size) is int and 0 < size <= LARGEST for size in sizes.values()):
+        raise CheckpointError(f"{path} has a size that is not a whole number from 1 to {LARGEST}")
+    try:
+        denoiser = BODIES[body["kind"]](np.random.default_rng(0), **sizes)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has sizes that fit no {body['kind']}: {error}") from None
+    load_parameters(folder / WEIGHTS, denoiser)
+    return denoiser
+
+
+def _codec(folder: Path) -> SvdCodec:
+    arrays = load_arrays(folder / CODEC)
+    try:
+        return SvdCodec.of_arrays(arrays)
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{folder / CODEC} is not a codec") from None
+
+
+def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(content))
