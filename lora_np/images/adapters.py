@@ -47,7 +47,11 @@ def method_of(r: int | None) -> MethodConfig:
     >>> method_of(4).name, method_of(None).name
     ('lora', 'full')
     """
-    return make_method("full") if r is None else make_method("lora", r=r, target_modules=TARGETS)
+    return (
+        make_method("full")
+        if r is None
+        else make_method("lora", r=r, lora_alpha=r, target_modules=TARGETS)
+    )
 
 
 def save_trained(

@@ -19,10 +19,10 @@ JUDGE, BASE = "judge", "base"
 STYLE, STYLE_FULL, CHOOSING = "style", "style-full", "style-choosing"
 LCM, LCM_FULL, LCM_SMALL = "lcm", "lcm-full", "lcm-small"
 OUTLINE, REFINED = "outline", "outline-refined"
-CHANGES = (STYLE, STYLE_FULL, LCM, LCM_FULL, LCM_SMALL, OUTLINE, REFINED)
+CHANGES = (STYLE, STYLE_FULL, LCM, LCM_FULL, LCM_SMALL, OUTLINE)
 CHOSEN, SPEED = "chosen", "speed"  # weights of the sum; what a step costs
 ONCE = (JUDGE, CHOOSING, CHOSEN, SPEED)  # with seed 0 alone
-DRAWN = ("regular", "styled", "weighed", "outlined")  # what is drawn and judged of every seed
+DRAWN = ("regular", "styled", "weighed")  # what is drawn and judged of every seed
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,6 @@ NEEDS: Mapping[str, tuple[str, ...]] = {  # what must be done before, with the s
     CHOSEN: (JUDGE, BASE, CHOOSING, LCM),
     "styled": (JUDGE, BASE, STYLE, STYLE_FULL, LCM, CHOSEN),
     "weighed": (JUDGE, BASE, STYLE),
-    "outlined": (JUDGE, BASE, OUTLINE, REFINED),
     SPEED: (BASE, LCM, *DRAWN),
 }
 
