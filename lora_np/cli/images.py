@@ -1,4 +1,4 @@
-"""Letters from a diffusion model: ``images base``, ``style``, ``distil`` and ``sample``."""
+"""Letters drawn by a diffusion model: ``images base``, ``style``, ``distil`` and ``sample``."""
 
 from __future__ import annotations
 

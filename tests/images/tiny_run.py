@@ -1,0 +1,41 @@
+"""A run of the report on images in a few seconds, of models that have hardly begun to learn."""
+
+from functools import partial
+
+import numpy as np
+
+from lora_np.images import BaseSettings, DistilSettings, StyleSettings, study, train_judge
+from lora_np.images.plan import ImagesSettings
+
+BASE = BaseSettings(images=200, k=96, d=16, d_hidden=16, n_block=1, d_c=8, steps=4, batch=16)
+TINY = ImagesSettings(
+    seeds=1,
+    n=156,
+    base=BASE,
+    style=StyleSettings(steps=2, batch=16),
+    style_full=StyleSettings(steps=2, batch=16, lr=1e-3),
+    distil=DistilSettings(images=200, steps=2, batch=16),
+    distil_full=DistilSettings(images=200, steps=2, batch=16),
+    steps=(1, 2, 20),
+    weights=(0.0, 1.0),
+)
+
+
+def hurry(patch):
+    """Let the judge be one that was hardly trained, and every number of steps small."""
+    patch.setattr(study, "train_judge", partial(train_judge, n=156, steps=2, batch=32))
+    patch.setattr(study, "FEW", (1, 2))
+
+
+def timeless(results):
+    """Return what the work found, without what depends on the clock."""
+    times = ("cpu_seconds", "wall_seconds", "seconds", "ratio")
+    return {
+        work: {key: value for key, value in found.items() if key not in times}
+        for work, found in results["done"].items()
+    }
+
+
+def same(one, other):
+    """Return whether two results hold equal numbers."""
+    return np.array_equal([str(timeless(one))], [str(timeless(other))])
