@@ -29,7 +29,7 @@ def add_images(commands: Any) -> None:
         description="A diffusion model of letters is trained from nothing in about a minute. A "
         "style and an acceleration are adapters of it, and can be added.",
     )
-    parts = images.add_subparsers(metavar="command", required=True)
+    parts = images.add_subparsers(metavar="command", required=True, help="one of these")
     _add_base(parts)
     _add_style(parts)
     _add_distil(parts)
