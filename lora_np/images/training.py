@@ -228,7 +228,7 @@ def train_style(
         Draws images, what the method draws, batches.
     settings : StyleSettings
     after : callable, optional
-        As for :func:`train_base`.
+        As for :func:`~lora_np.images.train_base`.
 
     Raises
     ------
@@ -301,7 +301,7 @@ def distil(
         Draws images, what the method draws, batches.
     settings : DistilSettings
     after : callable, optional
-        As for :func:`train_base`.
+        As for :func:`~lora_np.images.train_base`.
 
     Raises
     ------
