@@ -14,14 +14,7 @@ from lora_np.images.adapters import adapted
 from lora_np.images.claims import SUM, Results, chosen_pair, pair_text, rows_of, scores
 from lora_np.images.folder import load_base
 from lora_np.images.glyphs import FAMILIES, LETTERS, letters
-from lora_np.images.plan import (
-    BASE,
-    LCM,
-    LCM_FULL,
-    OUTLINE,
-    REFINED,
-    STYLE,
-)
+from lora_np.images.plan import BASE, LCM, LCM_FULL, OUTLINE, REFINED, STYLE, STYLE_FULL
 from lora_np.images.report import sum_ratios
 from lora_np.images.samplers import SAMPLERS
 from lora_np.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
@@ -280,34 +273,37 @@ def plot_letters(results: Results, out: Path, path: str | Path) -> None:
 
 def sheet_rows(results: Results, out: Path) -> list[tuple[str, np.ndarray]]:
     """Return the labels and images of the sheet's rows."""
-    of, style = results["settings"]["style"]["of"], results["settings"]["style"]["style"]
-    unseen = "".join(letter for letter in LETTERS if letter not in of)
-    words = {"seen": _words(of), "unseen": _words(unseen)}
+    style, of = (results["settings"]["style"][name] for name in ("style", "of"))
+    seen = _words(of)
+    unseen = _words("".join(letter for letter in LETTERS if letter not in of))
     models, base = out / "models", load_base(out / "models" / f"{BASE}-0")
     l1, l2 = chosen_pair(results) or (1.0, 1.0)
 
-    def drawn(part: str, sampler: str, steps: int, **weights: float) -> np.ndarray:
-        folders = [models / f"{name.replace('_', '-')}-0" for name in weights]
+    def drawn(words: np.ndarray, sampler: str, steps: int, weights: dict[str, float]) -> np.ndarray:
+        folders = [models / f"{what}-0" for what in weights]
         model = adapted(base, folders, list(weights.values()))
-        z = SAMPLERS[sampler](model, words[part], steps=steps, rng=np.random.default_rng(0))
+        z = SAMPLERS[sampler](model, words, steps=steps, rng=np.random.default_rng(0))
         return base.codec.decode(z)
 
+    def student(steps: int, **weights: float) -> np.ndarray:
+        return drawn(unseen, "consistency", steps, weights)
+
+    size, both = base.codec.size, f"{style} + LCM-LoRA {pair_text((l1, l2))}"
     return [
-        ("real", real(words["unseen"], "regular", base.codec.size)),
-        ("base, DDIM, 50 steps", drawn("unseen", "ddim", 50)),
-        ("base, DDIM, 1 step", drawn("unseen", "ddim", 1)),
-        *(
-            (f"LCM-LoRA, {n} step{'s' * (n > 1)}", drawn("unseen", "consistency", n, lcm=1.0))
-            for n in (1, 2, 4)
-        ),
-        (f"{style}, real", real(words["unseen"], style, base.codec.size)),
-        (f"{style}, letters never shown", drawn("unseen", "ddim", 20, style=1.0)),
-        ("the same, all weights", drawn("unseen", "ddim", 20, style_full=1.0)),
-        (f"style + LCM-LoRA {pair_text((l1, l2))}, 2 steps",
-            drawn("unseen", "consistency", 2, style=l1, lcm=l2)),
-        (f"{style}, letters seen", drawn("seen", "ddim", 20, style=1.0)),
-        *_outlines(out, words["unseen"]),
-    ]  # fmt: skip
+        ("real", real(unseen, "regular", size)),
+        ("base, DDIM, 50 steps", drawn(unseen, "ddim", 50, {})),
+        ("base, DDIM, 1 step", drawn(unseen, "ddim", 1, {})),
+        ("LCM-LoRA, 1 step", student(1, lcm=1.0)),
+        ("LCM-LoRA, 2 steps", student(2, lcm=1.0)),
+        ("LCM-LoRA, 4 steps", student(4, lcm=1.0)),
+        (f"{style}, real", real(unseen, style, size)),
+        (f"{style}, letters never shown", drawn(unseen, "ddim", 20, {STYLE: 1.0})),
+        ("the same, all weights", drawn(unseen, "ddim", 20, {STYLE_FULL: 1.0})),
+        (f"{both}, 2 steps", student(2, style=l1, lcm=l2)),
+        ("the same without LCM-LoRA", student(2, style=l1)),
+        (f"{style}, letters seen", drawn(seen, "ddim", 20, {STYLE: 1.0})),
+        *_outlines(out, unseen),
+    ]
 
 
 def _words(of: str) -> np.ndarray:
