@@ -56,10 +56,16 @@ def test_every_command_of_a_page_parses(page):
 NOT_OURS = {"--nthreads", "--ntasks"}  # of Dask's worker and of SLURM
 
 
+def options_of(command):
+    """Return the options of a parser and of the commands in it."""
+    parts = (a for a in command._actions if isinstance(a, argparse._SubParsersAction))
+    inner = [options_of(part) for action in parts for part in action.choices.values()]
+    return set(command._option_string_actions).union(*inner)
+
+
 @every_page
 def test_every_option_that_a_page_names_exists(page):
-    (choice,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    known = {o for command in choice.choices.values() for o in command._option_string_actions}
+    known = options_of(parser())
     spans = " ".join(span for span in in_words(page) if span.startswith("--"))
     assert set(re.findall(r"--[a-z-]+", spans)) <= known | NOT_OURS
 

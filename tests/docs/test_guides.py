@@ -106,6 +106,7 @@ def walk(name, folder):
     [
         "own_data.md",
         pytest.param("own_adapter.md", marks=pytest.mark.slow),
+        pytest.param("letters.md", marks=pytest.mark.slow),
         pytest.param("first_run.md", marks=pytest.mark.docs),
         pytest.param("own_text.md", marks=pytest.mark.docs),
     ],
