@@ -29,7 +29,7 @@ def add_images(commands: Any) -> None:
         description="A diffusion model of letters is trained from nothing in about a minute. A "
         "style and an acceleration are adapters of it, and can be added.",
     )
-    parts = images.add_subparsers(metavar="command", required=True)
+    parts = images.add_subparsers(metavar="command", required=True, help="one of these")
     _add_base(parts)
     _add_style(parts)
     _add_distil(parts)
@@ -149,7 +149,8 @@ class _Weighed(argparse.Action):
 
 
 def _add_seed(parser: Any) -> None:
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    said = "of all that is drawn; default: 0"
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=said)
 
 
 def _range(text: str) -> tuple[float, float]:
@@ -223,6 +224,7 @@ def _train(arguments: argparse.Namespace, train: Any, settings: Any, about: dict
     import numpy as np
 
     from lora_np.adapters.write import new_folder
+    from lora_np.crew import one_blas_thread
     from lora_np.images.adapters import method_of, save_trained
     from lora_np.images.folder import load_base
 
@@ -231,7 +233,7 @@ def _train(arguments: argparse.Namespace, train: Any, settings: Any, about: dict
     new_folder(a.out)  # before the work
     base, rng, start = load_base(a.base), np.random.default_rng(a.seed), time.perf_counter()
     method = method_of(None if a.full else a.r)
-    with _plain_warnings(), _Bar(settings.steps) as bar:
+    with _plain_warnings(), one_blas_thread(), _Bar(settings.steps) as bar:
         trained = train(base, method, rng, settings, after=bar)
     about |= {"settings": asdict(settings), "seed": a.seed}
     save_trained(a.out, trained, base, a.base.resolve().name, about)
@@ -248,6 +250,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from lora_np import images
+    from lora_np.crew import one_blas_thread
     from lora_np.images.adapters import adapted, cautions, needed_sampler
     from lora_np.images.folder import load_base
     from lora_np.images.sheet import save_png
@@ -266,7 +269,8 @@ def run_sample(arguments: argparse.Namespace) -> int:
     steps = STEPS[sampler] if a.steps is None else a.steps
     how: dict[str, Any] = {"steps": steps, "guidance": a.guidance}
     draw, rng = images.SAMPLERS[sampler], np.random.default_rng(a.seed)
-    drawn = base.codec.decode(draw(denoiser, words, rng=rng, **how))
+    with one_blas_thread():
+        drawn = base.codec.decode(draw(denoiser, words, rng=rng, **how))
     for caution in cautions(folders, weights, sampler, **how):
         _warn(caution)
     about = {"seed": a.seed, "sampler": sampler, **how, "adapters": list(zip(folders, weights))}

@@ -171,7 +171,7 @@ def cautions(
     Parameters
     ----------
     folders, weights
-        As for :func:`adapted`.
+        As for :func:`~lora_np.images.adapted`.
     sampler : str
         A key of ``SAMPLERS``.
     steps : int

@@ -63,7 +63,7 @@ def save_png(
     ----------
     path : str or Path
     images, columns, scale
-        As for :func:`sheet`.
+        As for :func:`~lora_np.images.sheet.sheet`.
     about : mapping of str to str
         The text chunks of the file, by keyword.
     """

@@ -27,6 +27,7 @@ from lora_np.methods import MethodConfig, inject
 from lora_np.train import MovingAverage, Trainer, continue_from, fit
 from lora_np.train.loop import AfterStep
 
+SIZE = 16  # pixels along an image
 DROP = 0.25  # share of prompts that lose their letter, and of those that lose their family
 WATCHED = 100  # steps between two looks at whether a student collapses
 LEAST_SPREAD = 0.05  # of the teacher's
@@ -121,6 +122,12 @@ class BaseSettings:
     lr: float = 6e-3
     processes: int = 2
 
+    def __post_init__(self) -> None:
+        """Check what the codec would refuse once the images are drawn."""
+        most = min(self.images - 1, SIZE * SIZE)
+        if not 1 <= self.k <= most:
+            raise ValueError(f"k = {self.k}, expected 1 to {most} for {self.images} images")
+
     def sizes(self) -> dict[str, int]:
         """Return the sizes of the denoiser, as arguments of its function."""
         return {n: getattr(self, n) for n in ("k", "d", "d_hidden", "n_block", "d_c")}
@@ -156,7 +163,7 @@ def train_base(
     (1, 16, 16)
     """
     s, key = settings, {"settings": asdict(settings), "generator": rng.bit_generator.state}
-    drawn = letters(rng, s.images)
+    drawn = letters(rng, s.images, size=SIZE)
     codec = SvdCodec.fit(drawn.images, s.k)
     denoiser = mlp_denoiser(rng, **s.sizes())
     trainer = Trainer(
@@ -221,7 +228,7 @@ def train_style(
         Draws images, what the method draws, batches.
     settings : StyleSettings
     after : callable, optional
-        As for :func:`train_base`.
+        As for :func:`~lora_np.images.train_base`.
 
     Raises
     ------
@@ -294,7 +301,7 @@ def distil(
         Draws images, what the method draws, batches.
     settings : DistilSettings
     after : callable, optional
-        As for :func:`train_base`.
+        As for :func:`~lora_np.images.train_base`.
 
     Raises
     ------

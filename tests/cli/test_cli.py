@@ -442,10 +442,19 @@ def test_no_command_prints_the_help_and_an_unknown_one_is_an_error(command):
         command("swep")
 
 
+def commands_of(parser):
+    """The commands of a parser by name, and those that they have themselves."""
+    for action in parser._actions:
+        for name, command in action.choices.items() if isinstance(action.choices, dict) else ():
+            yield name, command
+            yield from commands_of(command)
+
+
 def test_every_option_of_every_command_is_explained_and_names_its_default():
-    (commands,) = (a.choices for a in cli.parser()._actions if isinstance(a.choices, dict))
-    options = [(name, a) for name, command in commands.items() for a in command._actions]
+    commands = list(commands_of(cli.parser()))
+    options = [(name, a) for name, command in commands for a in command._actions]
     assert len(commands) > 20 and len(options) > 150
+    assert {"sweep", "images", "distil"} <= {name for name, _ in commands}
     for name, option in options:
         shown = option.help or ""
         assert shown, (name, option.dest)
