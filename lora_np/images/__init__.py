@@ -2,10 +2,12 @@
 
 from lora_np.images.denoiser import Denoiser, MlpBody, mlp_denoiser
 from lora_np.images.distance import frechet, kernel_distance, nearest, spread
+from lora_np.images.dit import DitBody, dit_denoiser
 from lora_np.images.glyphs import Letters, check_images, letters, prompt_of, words_of
 from lora_np.images.judge import Judge, load_judge, save_judge, train_judge
 from lora_np.images.latent import SvdCodec
 from lora_np.images.objective import Consistency, VPrediction
+from lora_np.images.refiner import ConvNet, Refined, RefinerSettings, train_refined
 from lora_np.images.samplers import SAMPLERS, consistency, ddim, ddpm, dpm_solver
 from lora_np.images.training import (
     Base,
@@ -24,11 +26,15 @@ __all__ = [
     "BaseSettings",
     "Collapsed",
     "Consistency",
+    "ConvNet",
     "Denoiser",
     "DistilSettings",
+    "DitBody",
     "Judge",
     "Letters",
     "MlpBody",
+    "Refined",
+    "RefinerSettings",
     "StyleSettings",
     "SvdCodec",
     "VPrediction",
@@ -37,6 +43,7 @@ __all__ = [
     "ddim",
     "ddpm",
     "distil",
+    "dit_denoiser",
     "dpm_solver",
     "frechet",
     "kernel_distance",
@@ -49,6 +56,7 @@ __all__ = [
     "spread",
     "train_base",
     "train_judge",
+    "train_refined",
     "train_style",
     "words_of",
 ]
