@@ -7,7 +7,7 @@ from lora_np.images.glyphs import Letters, check_images, letters, prompt_of, wor
 from lora_np.images.judge import Judge, load_judge, save_judge, train_judge
 from lora_np.images.latent import SvdCodec
 from lora_np.images.objective import Consistency, VPrediction
-from lora_np.images.refiner import ConvNet, Refined, RefinerSettings, train_refined
+from lora_np.images.refiner import ConvNet, Refined, around, refine
 from lora_np.images.samplers import SAMPLERS, consistency, ddim, ddpm, dpm_solver
 from lora_np.images.training import (
     Base,
@@ -34,10 +34,10 @@ __all__ = [
     "Letters",
     "MlpBody",
     "Refined",
-    "RefinerSettings",
     "StyleSettings",
     "SvdCodec",
     "VPrediction",
+    "around",
     "check_images",
     "consistency",
     "ddim",
@@ -52,11 +52,11 @@ __all__ = [
     "mlp_denoiser",
     "nearest",
     "prompt_of",
+    "refine",
     "save_judge",
     "spread",
     "train_base",
     "train_judge",
-    "train_refined",
     "train_style",
     "words_of",
 ]

@@ -72,7 +72,7 @@ class DitBody(Layer):
         self.to_image, self.to_latent = pixel_maps(codec, dtype)
         self.in_proj = Linear(inside, d, rng, std=1 / PATCH, dtype=dtype)
         self.place = Parameter((rng.standard_normal((self.side**2, d)) * INNER_STD).astype(dtype))
-        self.block: list[Layer] = []
+        self.block: list[Modulated] = []
         for _ in range(n_block):
             attention = SelfAttention(d, n_head, rng, std_out=INNER_STD, dtype=dtype)
             mlp = MLP(d, d_hidden, rng, std_down=INNER_STD, dtype=dtype)

@@ -17,26 +17,27 @@ never seen: its x0 becomes poor just where the letter is decided. ``before`` tur
 noisy letter of the denoiser's own style. It is trained through the denoiser, whose dz it needs.
 
 A network is a convolution, blocks that the time steers (adaLN-zero, layers/modulated.py) with two
-convolutions each, and a last convolution. That one starts at zero, so that v = v' at first. Its
-receptive field is small on purpose: a wide one learns the letters it is shown by heart.
+convolutions each, and a last convolution. That one starts at zero, so that v = v' at first, and
+LoRA may change random weights: no training comes before it. The gates start at one, since a gate at
+zero would hide the frozen convolutions behind it. The receptive field is small on purpose: a wide
+one learns the letters that it is shown by heart, and fails on all others.
+
+Sources: Peebles and Xie (2022), arXiv:2212.09748, section 3.2 (adaLN-zero).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lora_np.backend import Array, get_xp
 from lora_np.images.denoiser import FREQUENCIES, Denoiser, waves
-from lora_np.images.glyphs import letters
 from lora_np.images.latent import SvdCodec
-from lora_np.images.objective import VPrediction
 from lora_np.images.pixels import pixel_maps
 from lora_np.images.schedule import alpha_sigma
-from lora_np.images.training import Base, Mixed
+from lora_np.images.training import Base
 from lora_np.layers import (
     Chain,
     Conv2d,
@@ -49,8 +50,8 @@ from lora_np.layers import (
     Rng,
     rebuild,
 )
+from lora_np.methods import LoraConfig
 from lora_np.parameters import Grads, Parameter
-from lora_np.train import fit
 
 
 class ConvNet(Layer):
@@ -89,6 +90,8 @@ class ConvNet(Layer):
             Modulated(Chain(conv(C, C), Gelu(), conv(C, C)), C, d_c, rng, dtype)
             for _ in range(n_block)
         ]
+        for block in self.block:
+            block.mod.b.value[2 * C :] = 1.0  # gates: they may start open, as conv_out is zero
         self.norm = LayerNorm(C, dtype=dtype)
         self.conv_out = conv(C, 1)
         W = self.conv_out.group[0].W
@@ -181,7 +184,7 @@ class Refined(Denoiser):
         rng: np.random.Generator,
         *,
         channels: int = 16,
-        n_block: int = 1,
+        n_block: int = 2,
         d_c: int = 32,
         dtype: Any = np.float32,
     ) -> None:
@@ -218,9 +221,7 @@ class Refined(Denoiser):
         caches = of_before, of_change, of_denoiser, of_x0, of_behind, of_correction
         return v + correction, RefinedCache(alpha, sigma, of_time, of_z, *caches)
 
-    def backward(
-        self, dy: Array, cache: RefinedCache, grads: Grads, need_dx: bool = True
-    ) -> Array | None:
+    def backward(self, dy: Array, cache: Any, grads: Grads, need_dx: bool = True) -> Array | None:
         """Add the gradients; return dz (n, k)."""
         alpha, sigma, n = cache.alpha, cache.sigma, len(dy)
         need_z = need_dx or self.to_image.trainable or self.mean.trainable
@@ -258,62 +259,38 @@ class Refined(Denoiser):
         return total
 
 
-@dataclass(frozen=True)
-class RefinerSettings:
-    """How the networks around a base are trained on its own style, before they are adapted.
-
-    Parameters
-    ----------
-    channels, n_block, d_c : int
-        As for :class:`ConvNet`.
-    images : int
-        Number of regular letters.
-    steps, batch, lr : int, int, float
-    """
-
-    channels: int = 16
-    n_block: int = 1
-    d_c: int = 32
-    images: int = 20_000
-    steps: int = 200
-    batch: int = 32
-    lr: float = 5e-3
-
-
-def train_refined(
-    base: Base, rng: np.random.Generator, settings: RefinerSettings = RefinerSettings()
-) -> Base:
-    """Return the base with convolutional networks around it, trained on regular letters.
+def refine(base: Base, rng: np.random.Generator, **sizes: int) -> Base:
+    """Return the base with convolutional networks around its denoiser, ready to be adapted.
 
     Parameters
     ----------
     base : Base
         It stays as it was: its Parameters are shared, and frozen here.
     rng : numpy.random.Generator
-        Draws weights, images, batches.
-    settings : RefinerSettings
+        Draws the weights.
+    **sizes : int
+        `channels`, `n_block` and `d_c` of :class:`Refined`.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from lora_np import LoraConfig
-    >>> from lora_np.images import BaseSettings, RefinerSettings, StyleSettings, train_base
-    >>> from lora_np.images import train_refined, train_style
+    >>> from lora_np.images import BaseSettings, StyleSettings, around, refine
+    >>> from lora_np.images import train_base, train_style
     >>> rng = np.random.default_rng(0)
     >>> tiny = BaseSettings(images=400, k=112, d=16, d_hidden=16, n_block=1, steps=2, batch=8)
-    >>> few = RefinerSettings(channels=4, images=40, steps=2, batch=8)
-    >>> refined = train_refined(train_base(rng, tiny), rng, few)
-    >>> method = LoraConfig(r=2, target_modules=("group.0",))  # on every convolution
-    >>> outline = StyleSettings(style="outline", steps=2, batch=8)
-    >>> outlined = train_style(refined, method, rng, outline)
-    >>> outlined.k
+    >>> base = refine(train_base(rng, tiny), rng, channels=4)
+    >>> few = StyleSettings(style="outline", steps=2, batch=8)
+    >>> train_style(base, around(r=2), rng, few).k
     112
     """
-    s = settings
-    sizes = {"channels": s.channels, "n_block": s.n_block, "d_c": s.d_c}
-    refined = Refined(base.denoiser, base.codec, rng, **sizes)
-    drawn = letters(rng, s.images, size=base.codec.size)
-    batches = Mixed(base.codec.encode(drawn.images), drawn.words, s.batch, rng)
-    warmup = min(20, s.steps)
-    fit(VPrediction(refined), batches, steps=s.steps, lr=s.lr, warmup=warmup, clip=None)
-    return Base(refined, base.codec)
+    return Base(Refined(base.denoiser, base.codec, rng, **sizes), base.codec)
+
+
+def around(r: int) -> LoraConfig:
+    """Return LoRA of rank r on the convolutions around a denoiser, and on what steers them.
+
+    The last convolutions have one output and so rank 1.
+    """
+    return LoraConfig(
+        r=r, target_modules=r"(before|behind)\..*", rank_pattern={"conv_out.group.0": 1}
+    )
