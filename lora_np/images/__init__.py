@@ -7,7 +7,7 @@ from lora_np.images.glyphs import Letters, check_images, letters, prompt_of, wor
 from lora_np.images.judge import Judge, load_judge, save_judge, train_judge
 from lora_np.images.latent import SvdCodec
 from lora_np.images.objective import Consistency, VPrediction
-from lora_np.images.refiner import ConvNet, Refined, around, refine
+from lora_np.images.refiner import AROUND, ConvNet, Refined, refine
 from lora_np.images.samplers import SAMPLERS, consistency, ddim, ddpm, dpm_solver
 from lora_np.images.training import (
     Base,
@@ -21,6 +21,7 @@ from lora_np.images.training import (
 )
 
 __all__ = [
+    "AROUND",
     "SAMPLERS",
     "Base",
     "BaseSettings",
@@ -37,7 +38,6 @@ __all__ = [
     "StyleSettings",
     "SvdCodec",
     "VPrediction",
-    "around",
     "check_images",
     "consistency",
     "ddim",

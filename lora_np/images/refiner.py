@@ -50,8 +50,14 @@ from lora_np.layers import (
     Rng,
     rebuild,
 )
-from lora_np.methods import LoraConfig
 from lora_np.parameters import Grads, Parameter
+
+# Options of a LoraConfig that adapts both networks: their convolutions and what steers them. The last
+# convolutions have one output, and so rank 1.
+AROUND: dict[str, Any] = {
+    "target_modules": r"(before|behind)\..*",
+    "rank_pattern": {"conv_out.group.0": 1},
+}
 
 
 class ConvNet(Layer):
@@ -91,7 +97,8 @@ class ConvNet(Layer):
             for _ in range(n_block)
         ]
         for block in self.block:
-            block.mod.b.value[2 * C :] = 1.0  # gates: they may start open, as conv_out is zero
+            shift_scale_gate: Any = block.mod.b
+            shift_scale_gate.value[2 * C :] = 1.0
         self.norm = LayerNorm(C, dtype=dtype)
         self.conv_out = conv(C, 1)
         W = self.conv_out.group[0].W
@@ -274,23 +281,14 @@ def refine(base: Base, rng: np.random.Generator, **sizes: int) -> Base:
     Examples
     --------
     >>> import numpy as np
-    >>> from lora_np.images import BaseSettings, StyleSettings, around, refine
+    >>> from lora_np import LoraConfig
+    >>> from lora_np.images import AROUND, BaseSettings, StyleSettings, refine
     >>> from lora_np.images import train_base, train_style
     >>> rng = np.random.default_rng(0)
     >>> tiny = BaseSettings(images=400, k=112, d=16, d_hidden=16, n_block=1, steps=2, batch=8)
     >>> base = refine(train_base(rng, tiny), rng, channels=4)
     >>> few = StyleSettings(style="outline", steps=2, batch=8)
-    >>> train_style(base, around(r=2), rng, few).k
+    >>> train_style(base, LoraConfig(r=2, **AROUND), rng, few).k
     112
     """
     return Base(Refined(base.denoiser, base.codec, rng, **sizes), base.codec)
-
-
-def around(r: int) -> LoraConfig:
-    """Return LoRA of rank r on the convolutions around a denoiser, and on what steers them.
-
-    The last convolutions have one output and so rank 1.
-    """
-    return LoraConfig(
-        r=r, target_modules=r"(before|behind)\..*", rank_pattern={"conv_out.group.0": 1}
-    )

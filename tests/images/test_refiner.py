@@ -5,11 +5,11 @@ import pytest
 
 from lora_np import Grads, LoraConfig, inject
 from lora_np.images import (
+    AROUND,
     BaseSettings,
     Refined,
     StyleSettings,
     VPrediction,
-    around,
     ddim,
     letters,
     refine,
@@ -80,7 +80,7 @@ def test_the_denoiser_and_the_codec_are_frozen_and_shared(rng):
 def test_lora_on_the_convolutions_learns_and_leaves_the_base_as_it_was(rng):
     of, (z, t, words) = refined(rng), small.batch(rng, 8)
     before = {name: p.value.copy() for name, p in of.parameters().items()}
-    adapted = inject(of, around(r=2), rng)
+    adapted = inject(of, LoraConfig(r=2, **AROUND), rng)
     trained = [name for name, p in adapted.parameters().items() if p.trainable]
     assert len(trained) == 20  # A and B of four convolutions and mod, on both sides
     data = z, rng.standard_normal(z.shape), t, words
@@ -141,5 +141,7 @@ def test_an_outline_learned_on_13_letters_is_an_outline_on_the_others():
 
     alone, _ = judged(base, LoraConfig(r=4, target_modules="all-linear"))
     assert alone < 0.5
-    letter, style = judged(refine(base, rng), around(r=8), steps=500, batch=32, lr=2e-2)
+    letter, style = judged(
+        refine(base, rng), LoraConfig(r=8, **AROUND), steps=500, batch=32, lr=2e-2
+    )
     assert letter > 0.85 and style > 0.9
