@@ -52,7 +52,7 @@ from lora_np.layers import (
 )
 from lora_np.parameters import Grads, Parameter
 
-# Options of a LoraConfig that adapts both networks: their convolutions and what steers them. The last
+# Options of a LoraConfig for both networks: their convolutions and what steers them. The last
 # convolutions have one output, and so rank 1.
 AROUND: dict[str, Any] = {
     "target_modules": r"(before|behind)\..*",
