@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lora_np.cli.images_report import add_report
 from lora_np.reading import printable
 
 QUICK = {"images": 4000, "k": 48, "d": 128, "d_hidden": 256, "n_block": 2, "steps": 600}
@@ -34,6 +35,7 @@ def add_images(commands: Any) -> None:
     _add_style(parts)
     _add_distil(parts)
     _add_sample(parts)
+    add_report(parts)
 
 
 def _add_base(parts: Any) -> None:

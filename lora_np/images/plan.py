@@ -70,7 +70,7 @@ class ImagesSettings:
     steps: tuple[int, ...] = (1, 2, 4, 8, 20, 50)
     weights: tuple[float, ...] = (0.0, 0.4, 0.6, 0.8, 1.0, 1.2)
 
-    task = "images"
+    task, device = "images", "cpu"
 
     def __post_init__(self) -> None:
         if self.n % 78 or self.seeds < 1:
@@ -82,6 +82,18 @@ class ImagesSettings:
     def unseen(self) -> str:
         """The letters that the style is never shown."""
         return "".join(letter for letter in LETTERS if letter not in self.style.of)
+
+
+QUICK = ImagesSettings(  # the whole chain in less than a minute of one core
+    seeds=1,
+    n=312,
+    base=BaseSettings(images=4000, k=96, d=128, d_hidden=256, n_block=2, steps=1500, batch=128),
+    style=StyleSettings(steps=150),
+    style_full=StyleSettings(steps=150, lr=3e-4),
+    distil=DistilSettings(images=4000, steps=200),
+    distil_full=DistilSettings(images=4000, steps=200, lr=3e-4),
+    weights=(0.0, 0.6, 1.0),
+)
 
 
 class Work(NamedTuple):

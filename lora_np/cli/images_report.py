@@ -1,0 +1,55 @@
+"""The command ``images report``: every claim about images beside its control."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name
+from lora_np.cli.workers import jobs_of
+
+
+def add_report(parts: Any) -> None:
+    """Add the parser of ``images report``."""
+    report = parts.add_parser(
+        "report",
+        help="train everything, judge what it draws: tables and pictures",
+        description="Every claim about styles and few steps beside its control. docs/images.md "
+        "shows a run. The settings are those of lora_np.images.plan.ImagesSettings, for Python.",
+    )
+    report.add_argument("--seeds", type=int, metavar="N", help="bases; default: 3, quick: 1")
+    add_options(report, "a small run in a minute", "runs/images-<settings>/", base=False)
+    report.set_defaults(run=run_report)
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Run or resume the report; write its tables and pictures."""
+    from lora_np.files import save_text
+    from lora_np.images.picture import pictures
+    from lora_np.images.plan import QUICK, ImagesSettings
+    from lora_np.images.report import Listener, images_report
+    from lora_np.images.study import check_images_run, run_images
+
+    settings = QUICK if arguments.quick else ImagesSettings()
+    if arguments.seeds is not None:
+        settings = replace(settings, seeds=arguments.seeds)
+    out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
+    note = "\na quick run: there is nothing to conclude from it\n" if arguments.quick else ""
+
+    def files(results: dict[str, Any]) -> Writers:
+        text = partial(save_text, text=f"{images_report(results)}\n{note}")
+        return {"images.txt": text, **pictures(results, out)}
+
+    return carry_out(
+        arguments,
+        jobs_of(arguments, settings),
+        Listener(out),
+        partial(check_images_run, settings, out),
+        partial(run_images, settings, out),
+        "results.json",
+        files,
+        lambda results: f"{images_report(results)}\n{note}",
+    )
