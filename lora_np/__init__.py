@@ -27,6 +27,7 @@ _HOME = {
         "GatedMLP",
         "CausalSelfAttention",
         "RotaryAttention",
+        "SelfAttention",
         "Conv1d",
         "Conv2d",
         "RNN",

@@ -197,9 +197,9 @@ def mlp_denoiser(
     rng: np.random.Generator,
     *,
     k: int = 112,
-    d: int = 256,
-    d_hidden: int = 512,
-    n_block: int = 4,
+    d: int = 144,
+    d_hidden: int = 288,
+    n_block: int = 5,
     d_c: int = 128,
     dtype: Any = np.float32,
 ) -> Denoiser:

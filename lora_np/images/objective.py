@@ -104,7 +104,7 @@ class Consistency(Objective):
     """
 
     def __init__(
-        self, denoiser: Denoiser, teacher: Denoiser, average: MovingAverage, huber: float = 0.1
+        self, denoiser: Denoiser, teacher: Denoiser, average: MovingAverage, huber: float = 0.03
     ) -> None:
         super().__init__(denoiser)
         self.teacher = rebuild(teacher, Parameter.share)

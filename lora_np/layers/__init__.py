@@ -1,6 +1,6 @@
 """Layers: Parameters, and the pairs of ops composed; forward stands beside backward."""
 
-from lora_np.layers.attention import CausalSelfAttention
+from lora_np.layers.attention import CausalSelfAttention, SelfAttention
 from lora_np.layers.base import Flops, Layer, Rng
 from lora_np.layers.basic import Dropout, Embedding, Gelu, LayerNorm, RMSNorm, probability
 from lora_np.layers.compose import MLP, Chain, Composed, GatedMLP, Residual
@@ -36,6 +36,7 @@ __all__ = [
     "Residual",
     "Rng",
     "RotaryAttention",
+    "SelfAttention",
     "TextStart",
     "as_pair",
     "copy_model",

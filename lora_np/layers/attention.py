@@ -1,4 +1,4 @@
-"""Causal self-attention as a layer: four projections, and the attention of each head."""
+"""Self-attention as a layer, causal or not: four projections, and the attention of each head."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lora_np import ops
 from lora_np.backend import Array, ShapeError
 from lora_np.layers.base import Flops, Layer, Rng
 from lora_np.layers.linear import Linear
@@ -210,6 +211,37 @@ class CausalSelfAttention(Layer):
 
     def _inward_needs(self, need_dx: bool) -> list[bool]:
         return [need_dx or p.trainable for p in (self.q_proj, self.k_proj, self.v_proj)]
+
+
+class SelfAttention(CausalSelfAttention):
+    """Every position attends to all positions, as the parts of an image do.
+
+    The parameters are those of :class:`CausalSelfAttention`. There is no newest position.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import SelfAttention
+    >>> rng = np.random.default_rng(0)
+    >>> layer, x = SelfAttention(8, 2, rng, dtype=np.float64), rng.standard_normal((1, 5, 8))
+    >>> y, backwards = layer.forward(x)[0], layer.forward(x[:, ::-1])[0]
+    >>> bool(np.allclose(y, backwards[:, ::-1]))  # no order: the output follows its input
+    True
+    """
+
+    @staticmethod
+    def attention(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
+        """Return the attention (..., n_head, T, d_head) of all heads, and the cache."""
+        return ops.attention_forward(q, k, v, causal=False)  # faster than its twin at few tokens
+
+    @staticmethod
+    def attention_backward(dy: Array, cache: Any, need: Sequence[bool]) -> tuple:
+        """Return (dq, dk, dv) of :meth:`attention`."""
+        return ops.attention_backward(dy, cache, need)
+
+    def extend(self, x: Array, memory: Any = None) -> tuple[Array, Any]:
+        """Raise TypeError: every position also reads the positions after it."""
+        raise TypeError(f"{type(self).__name__} reads positions after its own: use forward")
 
 
 def split_heads(x: Array, n_head: int) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from lora_np.gradcheck import Case
-from lora_np.selfcheck import layers, models, pairs
+from lora_np.selfcheck import images, layers, models, pairs
 from lora_np.selfcheck.layers import at_random
 from lora_np.selfcheck.pairs import flat_pair
 from lora_np.tables import text_row
@@ -18,7 +18,7 @@ __all__ = ["Case", "at_random", "cases", "flat_pair", "table"]
 
 
 def cases(rng: np.random.Generator) -> list[Case]:
-    """Return the whole table: pairs, layers, models.
+    """Return the whole table: pairs, layers, models, parts of image models.
 
     Examples
     --------
@@ -36,6 +36,7 @@ def cases(rng: np.random.Generator) -> list[Case]:
         *layers.patches_and_time(rng),
         *layers.conditioned(rng),
         *models.of_models(rng),
+        *images.of_images(rng),
         *layers.with_methods(rng),
     ]
 

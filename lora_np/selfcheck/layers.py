@@ -27,6 +27,7 @@ from lora_np.layers import (
     Residual,
     RMSNorm,
     RotaryAttention,
+    SelfAttention,
     as_pair,
 )
 from lora_np.layers.rotary import Angles
@@ -54,11 +55,12 @@ def plain(rng: np.random.Generator) -> list[Case]:
         ("MLP", mlp, x),
         ("CausalSelfAttention", attention, x),
         ("CausalSelfAttention, T = 1", attention, x[:, :1]),
+        ("SelfAttention", SelfAttention(d, 2, rng, dtype=f64), x),
         ("Residual", Residual(mlp), x),
         ("Chain", Chain(norm, attention, mlp), x),
         ("Chain, one layer twice", Chain(mlp, Residual(mlp)), x),
     ]
-    return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in table]
+    return [layer_case(name, layer, inputs, rng) for name, layer, inputs in table]
 
 
 def of_a_llama(rng: np.random.Generator) -> list[Case]:
@@ -81,7 +83,7 @@ def of_a_llama(rng: np.random.Generator) -> list[Case]:
         ("RotaryAttention, one key", attention(1, bias=True), x),
         ("Recompute", Recompute(Chain(mlp, Dropout(0.3))), x),
     ]
-    return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in table]
+    return [layer_case(name, layer, inputs, rng) for name, layer, inputs in table]
 
 
 def patches_and_time(rng: np.random.Generator) -> list[Case]:
@@ -96,7 +98,7 @@ def patches_and_time(rng: np.random.Generator) -> list[Case]:
     ]
     config = LoraConfig(2, lora_alpha=1, lora_dropout=0.2, target_modules="all-linear")
     with_lora = [(f"{name} with LoRA", inject(layer, config, rng), x) for name, layer, x in table]
-    return [_layer_case(name, layer, inputs, rng) for name, layer, inputs in [*table, *with_lora]]
+    return [layer_case(name, layer, inputs, rng) for name, layer, inputs in [*table, *with_lora]]
 
 
 def conditioned(rng: np.random.Generator) -> list[Case]:
@@ -106,10 +108,10 @@ def conditioned(rng: np.random.Generator) -> list[Case]:
     attention = Modulated(CausalSelfAttention(4, 2, rng, dtype=f64), 4, 3, rng, f64)
     config = LoraConfig(2, lora_alpha=1, lora_dropout=0.2, target_modules="all-linear")
     return [
-        _layer_case("Modulated", mlp, x, rng, c),
-        _layer_case("Modulated, one position", mlp, x[:, 0], rng, c),
-        _layer_case("Modulated attention", attention, x, rng, c),
-        _layer_case("Modulated with LoRA", inject(mlp, config, rng), x, rng, c),
+        layer_case("Modulated", mlp, x, rng, c),
+        layer_case("Modulated, one position", mlp, x[:, 0], rng, c),
+        layer_case("Modulated attention", attention, x, rng, c),
+        layer_case("Modulated with LoRA", inject(mlp, config, rng), x, rng, c),
     ]
 
 
@@ -141,12 +143,12 @@ def with_methods(rng: np.random.Generator) -> list[Case]:
     cases = [(name, linear, config, x) for name, config in on_linear]
     cases += [(name, table, config, tokens) for name, config in on_embedding]
     return [
-        _layer_case(name, inject(base, config, rng), inputs, rng)
+        layer_case(name, inject(base, config, rng), inputs, rng)
         for name, base, config, inputs in cases
     ]
 
 
-def _layer_case(
+def layer_case(
     name: str, layer: Layer, x: np.ndarray, rng: np.random.Generator, *c: np.ndarray
 ) -> Case:
     """Return the case of a layer at x, or at x and a condition c."""

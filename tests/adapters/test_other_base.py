@@ -156,6 +156,16 @@ def test_nobody_invents_a_base(config, command, words_of, tmp_path):
     assert not (tmp_path / "x" / "training.json").exists()
 
 
+def test_a_base_is_kept_if_all_have_it(tmp_path):
+    for name, base in (("a", "x"), ("b", "x"), ("c", "y"), ("d", None)):
+        (tmp_path / name).mkdir()
+        if base is not None:
+            recorded(tmp_path / name, base, name)
+    a, b, c, d = (tmp_path / name for name in "abcd")
+    assert kept_of_records([a, b]) == {"base": {"name": "a", "fingerprint": "x"}}
+    assert kept_of_records([a, c]) == kept_of_records([a, d]) == kept_of_records([d, a]) == {}
+
+
 def test_a_sampler_is_kept_if_all_that_name_one_agree(tmp_path):
     for name, record in (("a", {}), ("b", {"sampler": "x"}), ("c", {"sampler": "y"})):
         (tmp_path / name).mkdir()

@@ -235,6 +235,7 @@ MISTAKES = {  # a command, and what is said
     "style --base BASE --out OUT --steps 0": "steps = 0",
     "style --base BASE --out OUT --lr -1": "lr = -1.0",
     "style --base BASE --out BOLD": "bold already exists: give the adapter a new folder",
+    "style --base none --out BOLD": "bold already exists",  # said before any work
     "distil --base none --out OUT": "none has no image_model.json",
     "base --quick --out BOLD": "bold holds adapter_config.json, but no image_model.json",
     "base --quick --k 257 --out OUT": "k = 257, expected 1 to 256 for 300 images",

@@ -219,6 +219,7 @@ WRITES = {
     "write_text",
     "write_bytes",
     "savefig",
+    "imsave",
     "savez",
     "save_file",
     "tofile",
