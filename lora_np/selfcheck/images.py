@@ -20,7 +20,7 @@ def of_images(rng: np.random.Generator) -> list[Case]:
     codec = SvdCodec(draw((SIZE, SIZE)), basis, 0.7, np.empty((0, SIZE * SIZE)))
     z, c, image = draw((n, K)), draw((n, D_C)), draw((n, 4, 3, 2))
     body = DitBody(codec, 4, 2, 6, 1, D_C, rng, f64)
-    net = ConvNet(2, 3, 1, D_C, rng, f64)
+    net = ConvNet(2, 6, 1, D_C, rng, f64)
     inner = mlp_denoiser(rng, k=K, d=4, d_hidden=5, n_block=1, d_c=3, dtype=f64)
     refined = Refined(inner, codec, rng, channels=6, n_block=1, d_c=3, dtype=f64)
     at_random(refined, rng, 0.5)
