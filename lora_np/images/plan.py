@@ -88,10 +88,8 @@ QUICK = ImagesSettings(  # the whole chain in less than a minute of one core
     seeds=1,
     n=312,
     base=BaseSettings(images=4000, k=96, d=128, d_hidden=256, n_block=2, steps=1500, batch=128),
-    style=StyleSettings(steps=150),
-    style_full=StyleSettings(steps=150, lr=3e-4),
     distil=DistilSettings(images=4000, steps=200),
-    distil_full=DistilSettings(images=4000, steps=200, lr=3e-4),
+    distil_full=DistilSettings(images=4000, steps=200, lr=FULL_DISTIL_LR),
     weights=(0.0, 0.6, 1.0),
 )
 
