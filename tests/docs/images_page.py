@@ -12,13 +12,10 @@ A test holds that nothing would change. So no figure was typed by hand.
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -42,6 +39,7 @@ from lora_np.images.report import (
     weight_table,
 )
 from lora_np.tables import counted, markdown_table
+from tests.docs.filling import complete_run, keep_in, kept_in, marks
 
 ROOT = Path(__file__).parents[2]
 SOURCE, PAGE = ROOT / "docs" / "images.json", ROOT / "docs" / "images.md"
@@ -51,7 +49,7 @@ PICTURES = {
     PAIRS: "FD of the sum over that of the style alone, for every pair of weights",
     SHEET: "Rows of letters: real ones, and those that each model draws",
 }
-PLACE = re.compile(r"(<!-- images: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = marks("images")
 MISSING = "The run of this section has not been made yet."
 SMALL = 1000  # images of a set, below which a run decides nothing
 
@@ -141,18 +139,14 @@ BLOCKS: Mapping[str, Any] = {
 
 def kept() -> dict[str, Any]:
     """Return what docs/images.json holds; an empty mapping before the first run."""
-    return json.loads(SOURCE.read_text(encoding="utf-8")) if SOURCE.exists() else {}
+    return kept_in(SOURCE)
 
 
 def take(run: Path) -> None:
     """Keep the results of a run, and its pictures."""
-    path = run / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8"))
-    if not results["complete"]:
-        raise SystemExit(f"{run} is not complete: run the same command to continue")
-    made = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    content = {"date": f"{made:%Y-%m-%d}", "results": results}
-    SOURCE.write_text(f"{json.dumps(content)}\n", encoding="utf-8")
+    results, date = complete_run(run)
+    content = {"date": date, "results": results}
+    keep_in(SOURCE, content)
     for name in PICTURES:
         shutil.copyfile(run / name, SOURCE.parent / name)
 

@@ -13,11 +13,8 @@ A test holds that nothing would change. So no figure was typed by hand.
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +22,12 @@ from lora_np.experiments.instructions import report
 from lora_np.experiments.instructions.judge import guessed, rate
 from lora_np.experiments.personal import matrix_of, run_text
 from lora_np.tables import counted, listed
+from tests.docs.filling import complete_run, keep_in, kept_in, marks
 
 ROOT = Path(__file__).parents[2]
 SOURCE, PAGE = ROOT / "docs" / "many_adapters.json", ROOT / "docs" / "many_adapters.md"
 PICTURE = "personal_matrix.png"
-PLACE = re.compile(r"(<!-- run: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = marks("run")
 MISSING = "The run of this section has not been made yet."
 
 
@@ -113,21 +111,17 @@ def _text(text: str, run: Mapping[str, Any]) -> str:
 
 def kept() -> dict[str, Any]:
     """Return what docs/many_adapters.json holds; an empty mapping before the first run."""
-    return json.loads(SOURCE.read_text(encoding="utf-8"))
+    return kept_in(SOURCE)
 
 
 def take(name: str, run: Path) -> None:
     """Keep the results of a run of one of the commands, and its picture."""
-    path = run / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8"))
-    if not results["complete"]:
-        raise SystemExit(f"{run} is not complete: run the same command to continue")
+    results, date = complete_run(run)
     for trial in results["trials"]:
         for row in (*trial.get("before", ()), *trial.get("after", ())):
             row.pop("answer")  # most of the bytes, and no table shows it
-    made = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    content = {**kept(), name: {"date": f"{made:%Y-%m-%d}", "results": results}}
-    SOURCE.write_text(f"{json.dumps(content)}\n", encoding="utf-8")
+    content = {**kept(), name: {"date": date, "results": results}}
+    keep_in(SOURCE, content)
     if name == "personal":
         shutil.copyfile(run / "matrix.png", SOURCE.parent / PICTURE)
 

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from textwrap import fill
@@ -39,6 +37,7 @@ from lora_np.experiments.compare.report import (
 from lora_np.experiments.search import SAME
 from lora_np.experiments.study.losses import losses, mean_loss
 from lora_np.experiments.study.report import verdicts
+from tests.docs.filling import complete_run, keep_in, kept_in, marks
 
 ROOT = Path(__file__).parents[2]
 SOURCE, PAGE = ROOT / "docs" / "rivals.json", ROOT / "docs" / "rivals.md"
@@ -46,7 +45,7 @@ PICTURES = {
     "compare_losses.png": "Test loss of every method against its trainable numbers",
     "compare_latency.png": "Test loss of every method against its latency at batch 1",
 }
-PLACE = re.compile(r"(<!-- compare: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = marks("compare")
 MISSING = "The run of this page has not been made yet."
 
 
@@ -166,20 +165,17 @@ def _picture(name: str) -> str:
 
 def kept() -> dict[str, Any]:
     """Return what docs/rivals.json holds; an empty mapping before the first run."""
-    return json.loads(SOURCE.read_text(encoding="utf-8"))
+    return kept_in(SOURCE)
 
 
 def take(run: Path) -> None:
     """Keep the results of a run, and its pictures."""
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    if not results["complete"]:
-        raise SystemExit(f"{run} is not complete: run the same command to continue")
-    made = datetime.fromtimestamp((run / "results.json").stat().st_mtime, UTC)
-    content = {"date": f"{made:%Y-%m-%d}", "results": results}
+    results, date = complete_run(run)
+    content = {"date": date, "results": results}
     if (run / "reach.json").exists():
         content["reach"] = json.loads((run / "reach.json").read_text(encoding="utf-8"))
     assert all(math.isfinite(results[f"base_{name}_loss"]) for name in ("test", "pretrain"))
-    SOURCE.write_text(f"{json.dumps(content)}\n", encoding="utf-8")
+    keep_in(SOURCE, content)
     for name in PICTURES:
         shutil.copyfile(run / name, SOURCE.parent / name)
 

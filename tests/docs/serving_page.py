@@ -13,20 +13,18 @@ A test holds that nothing would change. So no figure was typed by hand.
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import shutil
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lora_np.experiments.serving.report import alone_text, head, note, table_of
+from tests.docs.filling import complete_run, keep_in, kept_in, marks
 
 ROOT = Path(__file__).parents[2]
 SOURCE, PAGE = ROOT / "docs" / "serving.json", ROOT / "docs" / "serving.md"
 PICTURE = "serving.png"
-PLACE = re.compile(r"(<!-- run: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = marks("run")
 MISSING = "The run of this section has not been made yet."
 ALT = "Tokens a second by the number of distinct adapters in the batch, on a logarithmic axis"
 BLOCKS = {  # the run, and its measurements
@@ -61,20 +59,16 @@ def block(name: str, content: Mapping[str, Any]) -> str:
 
 def kept() -> dict[str, Any]:
     """Return what docs/serving.json holds; an empty mapping before the first run."""
-    return json.loads(SOURCE.read_text(encoding="utf-8")) if SOURCE.exists() else {}
+    return kept_in(SOURCE)
 
 
 def take(name: str, run: Path) -> None:
     """Keep the results of a run, and its picture."""
-    path = run / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8"))
-    if not results["complete"]:
-        raise SystemExit(f"{run} is not complete: run the command again")
+    results, date = complete_run(run)
     settings = results["settings"]
     settings["model"] = Path(settings["model"]).stem  # no path of a machine
-    made = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    content = {**kept(), name: {"date": f"{made:%Y-%m-%d}", "results": results}}
-    SOURCE.write_text(f"{json.dumps(content)}\n", encoding="utf-8")
+    content = {**kept(), name: {"date": date, "results": results}}
+    keep_in(SOURCE, content)
     if name == "small" and "distinct" in results["measured"]:
         shutil.copyfile(run / "serve.png", SOURCE.parent / PICTURE)
 

@@ -12,12 +12,9 @@ A test holds that nothing would change. So no figure was typed by hand.
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -39,11 +36,12 @@ from lora_np.experiments.sql.schemas import TRAINED, UNSEEN, VALIDATION
 from lora_np.experiments.sql.task import TESTS
 from lora_np.experiments.sql.templates import TEMPLATES
 from lora_np.tables import counted
+from tests.docs.filling import complete_run, keep_in, kept_in, marks
 
 ROOT = Path(__file__).parents[2]
 SOURCE, PAGE = ROOT / "docs" / "text_to_sql.json", ROOT / "docs" / "text_to_sql.md"
 PICTURE = "text_to_sql.png"
-PLACE = re.compile(r"(<!-- sql: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = marks("sql")
 MINUTES = 4  # of one core, that a training may take
 SMALL = 120  # questions of a split, below which a run decides nothing
 
@@ -157,17 +155,14 @@ def slim(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def kept() -> dict[str, Any]:
     """Return what docs/text_to_sql.json holds."""
-    return json.loads(SOURCE.read_text(encoding="utf-8"))
+    return kept_in(SOURCE)
 
 
 def take(run: Path) -> None:
     """Keep the results of a run, and its picture."""
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    if not results["complete"]:
-        raise SystemExit(f"{run} is not complete: run the same command to continue")
-    made = datetime.fromtimestamp((run / "results.json").stat().st_mtime, UTC)
-    content = {"date": f"{made:%Y-%m-%d}", "results": slim(results)}
-    SOURCE.write_text(f"{json.dumps(content)}\n", encoding="utf-8")
+    results, date = complete_run(run)
+    content = {"date": date, "results": slim(results)}
+    keep_in(SOURCE, content)
     shutil.copyfile(run / PICTURE, SOURCE.parent / PICTURE)
 
 

@@ -13,11 +13,9 @@ A test holds that nothing would change. So no figure was typed by hand.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -36,11 +34,12 @@ from lora_np.experiments.rank_sweep.report import (
 )
 from lora_np.experiments.search import MOST_RATES
 from lora_np.tables import counted, text_table
+from tests.docs.filling import complete_run, keep_in, kept_in, marks
 
 DOCS = Path(__file__).parents[2] / "docs"
 SOURCE, PICTURE = DOCS / "rank_on_smollm2.json", "rank_on_smollm2.png"
 PAGES = DOCS / "rank_on_smollm2.md", DOCS / "guides" / "own_data.md"
-PLACE = re.compile(r"(<!-- sweep: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = marks("sweep")
 SHOWN = (
     *("settings", "versions", "complete", "base_validation_loss", "base_test_loss", "base_made"),
     *("samples", "learned_tokens", "trials", "runs"),
@@ -227,22 +226,19 @@ def measured(log: str) -> dict[str, Any]:
 
 def kept() -> dict[str, Any]:
     """Return what docs/rank_on_smollm2.json holds."""
-    return json.loads(SOURCE.read_text(encoding="utf-8"))
+    return kept_in(SOURCE)
 
 
 def take(run: Path, log: Path) -> None:
     """Keep what the pages need of a sweep, and draw its picture."""
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    if not results["complete"]:
-        raise SystemExit(f"{run} is not complete: run the same command to continue")
-    made = datetime.fromtimestamp((run / "results.json").stat().st_mtime, UTC)
+    results, date = complete_run(run)
     energy = [
         {"name": change["name"], "90 %": change["energy_ranks"]["0.90"]}
         for change in results["spectrum"]
     ]
-    content = {"date": f"{made:%Y-%m-%d}", **measured(log.read_text(encoding="utf-8"))}
+    content = {"date": date, **measured(log.read_text(encoding="utf-8"))}
     content |= {"results": slim(results), "energy": energy}
-    SOURCE.write_text(f"{json.dumps(content)}\n", encoding="utf-8")
+    keep_in(SOURCE, content)
     plot_rank_vs_loss(results, SOURCE.parent / PICTURE)
 
 
