@@ -88,7 +88,7 @@ def share_on_ink(z):
 x0 = points(np.random.default_rng(0), 20_000)
 noise = np.random.default_rng(1).standard_normal(x0.shape, np.float32)
 print(f"on the ink: data {share_on_ink(x0):.2f}, noise {share_on_ink(noise):.2f}")
-assert share_on_ink(x0) == 1 and share_on_ink(noise) < 0.65
+assert share_on_ink(x0) == 1 and 0.5 < share_on_ink(noise) < 0.65
 
 # %% [markdown]
 # The letter covers much of the place where noise falls: 0.58 is the floor of this measure.
@@ -457,9 +457,9 @@ plt.show()
 # beside its floor: the distance of two sets of *true* images, of the same number.
 
 # %%
-settings = BaseSettings(
-    images=6000, k=64, d=96, d_hidden=192, n_block=3, d_c=64, steps=2500, batch=128, processes=1
-)
+sizes = {"k": 64, "d": 96, "d_hidden": 192, "n_block": 3, "d_c": 64}
+recipe = {"images": 6000, "batch": 128, "processes": 1}
+settings = BaseSettings(**sizes, **recipe, steps=2500, lr=6e-3)
 base = train_base(np.random.default_rng(0), settings)
 judge = train_judge(np.random.default_rng(9), n=3000, steps=1000)
 SEEN, UNSEEN = "ACEGIKMOQSUWY", "BDFHJLNPRTVXZ"
@@ -568,7 +568,8 @@ show(
 # %%
 rng = np.random.default_rng(1)
 lora = LoraConfig(r=4, lora_alpha=4, target_modules="all-linear")
-bold = train_style(base, lora, rng, StyleSettings(style="bold", images=117, of=SEEN))
+settings = StyleSettings(style="bold", images=117, of=SEEN, steps=200, batch=128, lr=5e-3)
+bold = train_style(base, lora, rng, settings)
 trained = sum(p.size for p in bold.parameters().values() if p.trainable)
 print(f"{trained:,} parameters of {sum(p.size for p in base.denoiser.parameters().values()):,}")
 by_style = {}
@@ -598,12 +599,9 @@ assert by_style["unseen", 1.5]["style"] > by_style["unseen", 1.0]["style"] > 0.3
 
 # %%
 rng = np.random.default_rng(2)
-fast = distil(
-    base,
-    LoraConfig(r=16, lora_alpha=16, target_modules="all-linear"),
-    rng,
-    DistilSettings(images=6000, batch=128, steps=400, processes=1),
-)
+lora = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear")
+settings = DistilSettings(**recipe, guidance=(1.0, 1.0), grid=32, decay=0.95, steps=400, lr=1e-3)
+fast = distil(base, lora, rng, settings)
 by_speed = {}
 for name, denoiser in (("base", base.denoiser), ("LCM-LoRA", fast)):
     for steps in (1, 2, 4):
