@@ -113,7 +113,7 @@ def test_real_letters_are_those_that_were_asked_for():
 def test_the_sheet_has_a_row_for_every_way_to_draw(stopped_run):
     out, _, results, _ = stopped_run
     rows = dict(sheet_rows(results, out))
-    assert len(rows) == 14 and all(images.shape == (13, 16, 16) for images in rows.values())
+    assert len(rows) == 15 and all(images.shape == (13, 16, 16) for images in rows.values())
     labels = ("LCM-LoRA, 1 step", "LCM-LoRA, 2 steps", "the same, all weights")
     letters = (
         "bold, letters never shown",

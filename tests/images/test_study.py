@@ -92,8 +92,9 @@ def test_pictures_without_results_are_nothing_to_continue(tmp_path):
 
 def test_every_training_leaves_a_model_that_can_be_drawn_with(stopped_run):
     out = stopped_run[0]
-    base = load_base(out / "models" / "base-0")
     for what in CHANGES:
+        made_on = load_json(out / "models" / f"{what}-0" / "training.json")["base"]["name"]
+        base = load_base(out / "models" / made_on)
         model = adapted(base, [out / "models" / f"{what}-0"], [1.0])
         z = np.ones((1, TINY.base.k), np.float32)
         v, _ = model.forward(z, np.full(1, 0.5, np.float32), np.array([[17, 1]]))
