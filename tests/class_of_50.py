@@ -129,6 +129,33 @@ def best_rank_error(M, r):
     s = np.linalg.svd(M, compute_uv=False)
     return np.sqrt((s[r:] ** 2).sum() / (s ** 2).sum())
 """,
+    "x0_and_eps": """
+def x0_and_eps(z, v, t):
+    angle = math.pi / 2 * t[:, None]
+    alpha, sigma = np.cos(angle), np.sin(angle)
+    x0 = alpha * z - sigma * v
+    eps = sigma * z + alpha * v
+    return x0, eps
+""",
+    "ddim_step": """
+def ddim_step(z, v, t, later):
+    weights = lambda t: [f(math.pi / 2 * t) for f in (math.cos, math.sin)]
+    (alpha, sigma), (alpha_later, sigma_later) = weights(t), weights(later)
+    x0 = alpha * z - sigma * v
+    eps = sigma * z + alpha * v
+    return alpha_later * x0 + sigma_later * eps
+""",
+    "consistency_step": """
+def consistency_step(z, v, t, later, noise):
+    weights = lambda t: [f(math.pi / 2 * t) for f in (math.cos, math.sin)]
+    (alpha, sigma), (alpha_later, sigma_later) = weights(t), weights(later)
+    x0 = alpha * z - sigma * v
+    return alpha_later * x0 + sigma_later * noise
+""",
+    "guided": """
+def guided(v_none, v_words, w):
+    return v_none + w * (v_words - v_none)
+""",
 }
 
 # task, expected finding, old text, new text: each is one mistake of a student
@@ -283,10 +310,93 @@ WRONG = [
     ("energy_rank", "one too few", " + 1", ""),
     ("best_rank_error", "not relative", " / (s ** 2).sum()", ""),
     ("best_rank_error", "one value too many", "s[r:]", "s[r + 1:]"),
+    ("x0_and_eps", "alpha and sigma swapped", "alpha, sigma =", "sigma, alpha ="),
+    ("x0_and_eps", "angle is t", "math.pi / 2 * ", ""),
+    ("x0_and_eps", "angle is pi t", "math.pi / 2", "math.pi"),
+    ("x0_and_eps", "sigma is one minus alpha", "x0 =", "sigma = 1 - alpha; x0 ="),
+    ("x0_and_eps", "times along the latents", "[:, None]", ""),
+    ("x0_and_eps", "time of the first row", "x0 =", "alpha, sigma = alpha[0], sigma[0]; x0 ="),
+    ("x0_and_eps", "x0 divides by alpha", "alpha * z - sigma * v", "(z - sigma * v) / alpha"),
+    ("x0_and_eps", "x0 adds v", "alpha * z - sigma", "alpha * z + sigma"),
+    ("x0_and_eps", "eps divides by sigma", "sigma * z + alpha * v", "(z - alpha * v) / sigma"),
+    ("x0_and_eps", "eps by alpha z", "sigma * z + alpha", "alpha * z + sigma"),
+    ("x0_and_eps", "order", "return x0, eps", "return eps, x0"),
+    ("ddim_step", "old time", "= weights(t), weights(later)", "= weights(t), weights(t)"),
+    ("ddim_step", "old sigma", "sigma_later * eps", "sigma * eps"),
+    ("ddim_step", "mixed the wrong way", "alpha_later, sigma_later)", "sigma_later, alpha_later)"),
+    ("ddim_step", "toward noise", "(math.cos, math.sin)", "(math.sin, math.cos)"),
+    ("ddim_step", "toward noise", "weights(t), weights(later)", "weights(later), weights(t)"),
+    ("ddim_step", "noise left out", " + sigma_later * eps", ""),
+    ("ddim_step", "v for eps", "eps = sigma * z + alpha * v", "eps = v"),
+    (
+        "ddim_step",
+        "v is eps",
+        "x0 = alpha * z - sigma * v\n    eps = sigma * z + alpha * v",
+        "eps = v\n    x0 = (z - sigma * eps) / alpha",
+    ),
+    ("ddim_step", "step along v", "alpha_later * x0 + sigma_later * eps", "z + (later - t) * v"),
+    ("ddim_step", "step by the angle t", "math.pi / 2 * ", ""),
+    ("ddim_step", "dtype", "alpha_later * x0", "np.float64(alpha_later) * x0"),
+    ("consistency_step", "old noise", "* noise", "* (sigma * z + alpha * v)"),
+    ("consistency_step", "noise to z", "alpha_later * x0", "alpha_later * z"),
+    (
+        "consistency_step",
+        "noise of the old time",
+        "alpha_later * x0 + sigma_later",
+        "alpha * x0 + sigma",
+    ),
+    ("consistency_step", "alpha missing", "alpha_later * x0", "x0"),
+    ("consistency_step", "noise of size one", "sigma_later * noise", "noise"),
+    ("consistency_step", "variance for sigma", "sigma_later * noise", "sigma_later**2 * noise"),
+    ("consistency_step", "picture alone", "alpha_later * x0 + sigma_later * noise", "x0"),
+    ("consistency_step", "sign of v", "- sigma * v", "+ sigma * v"),
+    ("guided", "w off by one", "v_none + w", "v_words + w"),
+    ("guided", "away from the words", "v_none + w * (v_words", "v_none + (1 - w) * (v_words"),
+    ("guided", "difference alone", "v_none + w", "w"),
+    ("guided", "weights do not sum to one", "(v_words - v_none)", "v_words"),
+    ("guided", "not guided", "w * (v_words", "(v_words"),
 ]
 
 # Correct, but written in another way
 OTHERWISE = [
+    (
+        "x0_and_eps",
+        "complex numbers",
+        """
+def x0_and_eps(z, v, t):
+    turned = (z + 1j * v) * np.exp(0.5j * math.pi * t).astype(np.result_type(z, 1j))[:, None]
+    return turned.real, turned.imag
+""",
+    ),
+    (
+        "ddim_step",
+        "a turn by the difference of the angles",
+        """
+def ddim_step(z, v, t, later):
+    angle = (t - later) * math.pi / 2
+    return math.cos(angle) * z - math.sin(angle) * v
+""",
+    ),
+    (
+        "consistency_step",
+        "row by row",
+        """
+def consistency_step(z, v, t, later, noise):
+    out = np.empty_like(z)
+    c = lambda t: math.sqrt((1 + math.cos(math.pi * t)) / 2)
+    for i in range(len(z)):
+        out[i] = c(later) * (c(t) * z[i] - c(1 - t) * v[i]) + c(1 - later) * noise[i]
+    return out
+""",
+    ),
+    (
+        "guided",
+        "as a weighted mean",
+        """
+def guided(v_none, v_words, w):
+    return w * v_words + (1 - w) * v_none
+""",
+    ),
     (
         "linear_backward",
         "einsum",

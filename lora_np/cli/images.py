@@ -32,6 +32,7 @@ def add_images(commands: Any) -> None:
     )
     parts = images.add_subparsers(metavar="command", required=True, help="one of these")
     _add_base(parts)
+    _add_refine(parts)
     _add_style(parts)
     _add_distil(parts)
     _add_sample(parts)
@@ -50,6 +51,15 @@ def _add_base(parts: Any) -> None:
     base.add_argument("--take-over", action="store_true", help=take_over)
     _add_seed(base)
     base.set_defaults(run=run_base)
+
+
+def _add_refine(parts: Any) -> None:
+    said = "put small convolutions around a base, for styles such as outline"
+    refine = parts.add_parser("refine", help=said)
+    refine.add_argument("--base", help="the folder of a base", **FOLDER)
+    refine.add_argument("--out", help="a new folder for a base", **FOLDER)
+    _add_seed(refine)
+    refine.set_defaults(run=run_refine)
 
 
 def _add_style(parts: Any) -> None:
@@ -196,15 +206,31 @@ def run_base(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_refine(arguments: argparse.Namespace) -> int:
+    """Put convolutional networks around a base."""
+    from lora_np.images.folder import refine_base
+
+    _expect_seed(arguments.seed)
+    refine_base(arguments.base, arguments.out, arguments.seed)
+    print(f"a base that can learn what is local in an image\nwritten to {arguments.out}/")
+    return 0
+
+
 def run_style(arguments: argparse.Namespace) -> int:
     """Train a style."""
     from lora_np.images.latent import NotHeld
-    from lora_np.images.training import StyleSettings, train_style
+    from lora_np.images.refiner import REFINED_STYLE, Refined
+    from lora_np.images.training import ALL_WEIGHTS_STYLE, Base, StyleSettings, train_style
 
-    settings = StyleSettings(**_given(arguments, "style", "images", "of", "steps", "lr"))
-    about = {"kind": "style", "style": settings.style}
+    def settings_for(base: Base) -> StyleSettings:
+        around = REFINED_STYLE if isinstance(base.denoiser, Refined) else {}
+        recipe = ALL_WEIGHTS_STYLE if arguments.full else around
+        given = _given(arguments, "style", "images", "of", "steps", "lr")
+        return StyleSettings(**{**recipe, **given})
+
+    about = {"kind": "style", "style": arguments.style or StyleSettings.style}
     try:
-        return _train(arguments, train_style, settings, about)
+        return _train(arguments, train_style, settings_for, about)
     except NotHeld as error:
         way_out = f"lora-np images base --k {error.k} --out DIR makes such a base"
         raise ValueError(f"{error}: {way_out}") from None
@@ -212,14 +238,20 @@ def run_style(arguments: argparse.Namespace) -> int:
 
 def run_distil(arguments: argparse.Namespace) -> int:
     """Train an acceleration."""
-    from lora_np.images.training import DistilSettings, distil
+    from lora_np.images.training import ALL_WEIGHTS_DISTIL, Base, DistilSettings, distil
 
-    settings = DistilSettings(**_given(arguments, "guidance", "steps", "lr"))
-    about = {"kind": "lcm", "sampler": "consistency", "guidance": list(settings.guidance)}
-    return _train(arguments, distil, settings, about)
+    def settings_for(base: Base) -> DistilSettings:
+        recipe = ALL_WEIGHTS_DISTIL if arguments.full else {}
+        return DistilSettings(**{**recipe, **_given(arguments, "guidance", "steps", "lr")})
+
+    guidance = arguments.guidance or DistilSettings.guidance
+    about = {"kind": "lcm", "sampler": "consistency", "guidance": list(guidance)}
+    return _train(arguments, distil, settings_for, about)
 
 
-def _train(arguments: argparse.Namespace, train: Any, settings: Any, about: dict[str, Any]) -> int:
+def _train(
+    arguments: argparse.Namespace, train: Any, settings_for: Any, about: dict[str, Any]
+) -> int:
     """Train something on a base, and write it as an adapter."""
     from dataclasses import asdict
 
@@ -234,7 +266,8 @@ def _train(arguments: argparse.Namespace, train: Any, settings: Any, about: dict
     _expect_seed(a.seed)
     new_folder(a.out)  # before the work
     base, rng, start = load_base(a.base), np.random.default_rng(a.seed), time.perf_counter()
-    method = method_of(None if a.full else a.r)
+    settings = settings_for(base)
+    method = method_of(None if a.full else a.r, base.denoiser)
     with _plain_warnings(), one_blas_thread(), _Bar(settings.steps) as bar:
         trained = train(base, method, rng, settings, after=bar)
     about |= {"settings": asdict(settings), "seed": a.seed}
@@ -242,9 +275,6 @@ def _train(arguments: argparse.Namespace, train: Any, settings: Any, about: dict
     number = sum(p.size for p in trained.parameters().values() if p.trainable)
     print(f"{number:,} weights, {time.perf_counter() - start:.0f} seconds\nwritten to {a.out}/")
     return 0
-
-
-# --------------------------------------------------------------------------------- sampling
 
 
 def run_sample(arguments: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ from lora_np.adapters import combine_adapters, load_adapter, save_adapter
 from lora_np.adapters.on_model import fields_in, is_plain_lora
 from lora_np.files import CheckpointError
 from lora_np.images.denoiser import Denoiser
+from lora_np.images.refiner import AROUND, Refined
 from lora_np.images.training import Base
 from lora_np.methods import MethodConfig, make_method
 from lora_np.pretrained import fingerprint
@@ -38,8 +39,14 @@ TARGETS = "all-linear"  # what LoRA adapts in a denoiser
 Folders = Sequence[str | Path]
 
 
-def method_of(r: int | None) -> MethodConfig:
+def method_of(r: int | None, denoiser: Denoiser | None = None) -> MethodConfig:
     """Return what is trained: LoRA of rank `r`, or all weights for None.
+
+    Parameters
+    ----------
+    r : int or None
+    denoiser : Denoiser, optional
+        LoRA adapts all its linear layers; of a Refined the convolutional networks alone.
 
     Examples
     --------
@@ -47,11 +54,10 @@ def method_of(r: int | None) -> MethodConfig:
     >>> method_of(4).name, method_of(None).name
     ('lora', 'full')
     """
-    return (
-        make_method("full")
-        if r is None
-        else make_method("lora", r=r, lora_alpha=r, target_modules=TARGETS)
-    )
+    if r is None:
+        return make_method("full")
+    where = AROUND if isinstance(denoiser, Refined) else {"target_modules": TARGETS}
+    return make_method("lora", r=r, lora_alpha=r, **where)
 
 
 def save_trained(

@@ -14,8 +14,8 @@ W_out start at zero, so that v does. Both maps between latent and image are line
 codec gives and training leaves as they are. The mean image is left out: it only moves `place`.
 
 An attention mixes patches by weights that depend on the image, where an MLP on latents has fixed
-weights for all of it. Here, with 16 tokens and a minute of training, that does not pay:
-docs/images.md has both, trained for the same time.
+weights for all of it. That pays with more tokens and more training than here, where the MLP learns
+faster and is the default.
 
 Source: Peebles and Xie (2022), arXiv:2212.09748, section 3.2.
 """

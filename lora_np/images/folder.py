@@ -24,8 +24,11 @@ from lora_np.files import CheckpointError, load_arrays, load_json, save_arrays, 
 from lora_np.files.atomic import strangers
 from lora_np.files.lock import ELSEWHERE, clear, held
 from lora_np.images.denoiser import Denoiser, mlp_denoiser
+from lora_np.images.dit import dit_denoiser
 from lora_np.images.latent import SvdCodec
+from lora_np.images.refiner import REFINER, Refined, refine
 from lora_np.images.training import Base, BaseSettings, train_base
+from lora_np.layers import copy_model
 from lora_np.pretrained import fingerprint
 from lora_np.reading import shown
 from lora_np.train import load_parameters, save_parameters
@@ -33,8 +36,14 @@ from lora_np.train.loop import AfterStep
 
 CONFIG, WEIGHTS, CODEC = "image_model.json", "denoiser.npz", "codec.npz"
 STATE = "pretraining.npz"
-BODIES: dict[str, Callable[..., Denoiser]] = {"mlp": mlp_denoiser}  # by the name of a body's kind
 LARGEST = 4096  # of a size
+
+
+def _mlp(codec: SvdCodec, rng: np.random.Generator, **sizes: int) -> Denoiser:
+    return mlp_denoiser(rng, **sizes)
+
+
+BODIES: dict[str, Callable[..., Denoiser]] = {"mlp": _mlp, "dit": dit_denoiser}  # by kind
 
 
 def save_base(
@@ -51,7 +60,8 @@ def save_base(
         How the denoiser is built: its ``kind``, a key of ``BODIES``, and the arguments of that
         function.
     about : mapping, optional
-        What else the record holds, such as the settings of the training and the seed.
+        What else the record holds, such as the settings of the training and the seed. Under
+        ``refiner`` it has the sizes of the networks of a Refined.
 
     Examples
     --------
@@ -97,7 +107,8 @@ def load_base(folder: str | Path) -> Base:
             f"{folder} holds an image model whose training was stopped: run the same command as "
             f"before to continue, or remove it"
         )
-    denoiser, codec = _denoiser(folder, record), _codec(folder)
+    codec = _codec(folder)
+    denoiser = _denoiser(folder, record, codec)
     found = {"fingerprint": fingerprint(denoiser), "codec": codec.digest()}
     for what, path in (("fingerprint", WEIGHTS), ("codec", CODEC)):
         if record.get(what) != found[what]:
@@ -151,6 +162,37 @@ def make_base(
         _write(folder, base, record)
         state.unlink(missing_ok=True)
     return record
+
+
+def refine_base(folder: str | Path, out: str | Path, seed: int = 0) -> dict[str, Any]:
+    """Put convolutional networks around the denoiser of a folder, and write it to another.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A base that is not refined.
+    out : str or Path
+        A new folder.
+    seed : int
+        Of the networks' weights.
+
+    Returns
+    -------
+    dict
+        The record in the new folder.
+
+    Raises
+    ------
+    CheckpointError
+        If the base is refined already, or the new folder holds a model.
+    """
+    base, record = load_base(folder), _read(Path(folder))
+    if isinstance(base.denoiser, Refined):
+        raise CheckpointError(f"{folder} has convolutions around its denoiser already: use it")
+    refined = refine(base, np.random.default_rng(seed), **REFINER)
+    about = {name: record[name] for name in ("settings", "seed") if name in record}
+    about |= {"refiner": REFINER, "refiner_seed": seed}
+    return save_base(out, refined, record["body"], about)
 
 
 def record_of_base(folder: str | Path) -> dict[str, Any]:
@@ -211,20 +253,32 @@ def _differences(
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
-def _denoiser(folder: Path, record: Mapping[str, Any]) -> Denoiser:
+def _denoiser(folder: Path, record: Mapping[str, Any], codec: SvdCodec) -> Denoiser:
     """Return the denoiser of a folder."""
-    path, body = folder / CONFIG, record.get("body")
+    path, body, around = folder / CONFIG, record.get("body"), record.get("refiner")
     if not isinstance(body, dict) or body.get("kind") not in BODIES:
         raise CheckpointError(f"{path} names no body that is known: {', '.join(BODIES)}")
-    sizes = {name: size for name, size in body.items() if name != "kind"}
-    if not all(type(size) is int and 0 < size <= LARGEST for size in sizes.values()):
-        raise CheckpointError(f"{path} has a size that is not a whole number from 1 to {LARGEST}")
+    kind, sizes = body["kind"], {name: size for name, size in body.items() if name != "kind"}
+    rng = np.random.default_rng(0)  # what it draws is overwritten
     try:
-        denoiser = BODIES[body["kind"]](np.random.default_rng(0), **sizes)
+        denoiser = BODIES[kind](codec, rng, **_whole(path, sizes))
+        if around is not None:
+            kind, inner = "refiner", denoiser
+            denoiser = copy_model(Refined(inner, codec, rng, **_whole(path, around)))
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} has sizes that fit no {body['kind']}: {error}") from None
+        raise CheckpointError(f"{path} has sizes that fit no {kind}: {error}") from None
     load_parameters(folder / WEIGHTS, denoiser)
     return denoiser
+
+
+def _whole(path: Path, sizes: Any) -> dict[str, int]:
+    """Return sizes; raise CheckpointError if they are not whole numbers in the expected range."""
+    whole = isinstance(sizes, dict) and all(
+        type(size) is int and 0 < size <= LARGEST for size in sizes.values()
+    )
+    if not whole:
+        raise CheckpointError(f"{path} has a size that is not a whole number from 1 to {LARGEST}")
+    return sizes
 
 
 def _codec(folder: Path) -> SvdCodec:

@@ -13,20 +13,23 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lora_np.images.glyphs import LETTERS
-from lora_np.images.training import BaseSettings, DistilSettings, StyleSettings
+from lora_np.images.refiner import REFINED_STYLE
+from lora_np.images.training import (
+    ALL_WEIGHTS_DISTIL,
+    ALL_WEIGHTS_STYLE,
+    BaseSettings,
+    DistilSettings,
+    StyleSettings,
+)
 
 JUDGE, BASE = "judge", "base"
 STYLE, STYLE_FULL, CHOOSING = "style", "style-full", "style-choosing"
 LCM, LCM_FULL, LCM_SMALL = "lcm", "lcm-full", "lcm-small"
 OUTLINE, REFINED = "outline", "outline-refined"
-CHANGES = (STYLE, STYLE_FULL, LCM, LCM_FULL, LCM_SMALL, OUTLINE)
+CHANGES = (STYLE, STYLE_FULL, LCM, LCM_FULL, LCM_SMALL, OUTLINE, REFINED)
 CHOSEN, SPEED = "chosen", "speed"  # weights of the sum; what a step costs
 ONCE = (JUDGE, CHOOSING, CHOSEN, SPEED)  # with seed 0 alone
-DRAWN = ("regular", "styled", "weighed")  # what is drawn and judged of every seed
-
-# All weights: of the rates tried, those with the lowest FD on the letters shown.
-FULL_STYLE: Mapping[str, Any] = {"steps": 400, "lr": 5e-4, "weight_decay": 0.01}
-FULL_DISTIL_LR = 1e-3
+DRAWN = ("regular", "styled", "weighed", "outlined")  # what is drawn and judged of every seed
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,11 @@ class ImagesSettings:
     base, style, distil : BaseSettings, StyleSettings, DistilSettings
     style_full, distil_full : StyleSettings, DistilSettings
         Of all weights, which need lower learning rates.
-    r, r_lcm, r_small : int
-        Ranks of the style, of LCM-LoRA, and of LCM-LoRA with few parameters.
+    refined : StyleSettings
+        Of outlines, with convolutions around the base.
+    r, r_refined, r_lcm, r_small : int
+        Ranks of a style, of one with convolutions, of LCM-LoRA, and of LCM-LoRA with few
+        parameters.
     steps : tuple of int
         Numbers of steps.
     weights : tuple of float
@@ -62,9 +68,15 @@ class ImagesSettings:
     base: BaseSettings = field(default_factory=BaseSettings)
     style: StyleSettings = field(default_factory=StyleSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
-    style_full: StyleSettings = field(default_factory=lambda: StyleSettings(**FULL_STYLE))
-    distil_full: DistilSettings = field(default_factory=lambda: DistilSettings(lr=FULL_DISTIL_LR))
+    style_full: StyleSettings = field(default_factory=lambda: StyleSettings(**ALL_WEIGHTS_STYLE))
+    distil_full: DistilSettings = field(
+        default_factory=lambda: DistilSettings(**ALL_WEIGHTS_DISTIL)
+    )
+    refined: StyleSettings = field(
+        default_factory=lambda: StyleSettings(style="outline", **REFINED_STYLE)
+    )
     r: int = 4
+    r_refined: int = 8
     r_lcm: int = 16
     r_small: int = 4
     steps: tuple[int, ...] = (1, 2, 4, 8, 20, 50)
@@ -88,8 +100,9 @@ QUICK = ImagesSettings(  # the whole chain in less than a minute of one core
     seeds=1,
     n=312,
     base=BaseSettings(images=4000, k=96, d=128, d_hidden=256, n_block=2, steps=1500, batch=128),
+    refined=StyleSettings(style="outline", **{**REFINED_STYLE, "steps": 100}),
     distil=DistilSettings(images=4000, steps=200),
-    distil_full=DistilSettings(images=4000, steps=200, lr=FULL_DISTIL_LR),
+    distil_full=DistilSettings(images=4000, steps=200, **ALL_WEIGHTS_DISTIL),
     weights=(0.0, 0.6, 1.0),
 )
 
@@ -112,6 +125,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {  # what must be done before, with the s
     CHOSEN: (JUDGE, BASE, CHOOSING, LCM),
     "styled": (JUDGE, BASE, STYLE, STYLE_FULL, LCM, CHOSEN),
     "weighed": (JUDGE, BASE, STYLE),
+    "outlined": (JUDGE, BASE, OUTLINE, REFINED),
     SPEED: (BASE, LCM, *DRAWN),
 }
 

@@ -52,6 +52,9 @@ from lora_np.layers import (
 )
 from lora_np.parameters import Grads, Parameter
 
+REFINER = {"channels": 16, "n_block": 2, "d_c": 32}  # sizes
+# How a style is trained with it.
+REFINED_STYLE: dict[str, Any] = {"steps": 500, "batch": 32, "weight_decay": 0.01}
 # Options of a LoraConfig for both networks: their convolutions and what steers them. The last
 # convolutions have one output, and so rank 1.
 AROUND: dict[str, Any] = {

@@ -10,8 +10,9 @@ from lora_np.experiments.folder import SweepError
 from lora_np.files import load_json
 from lora_np.images import load_base
 from lora_np.images.adapters import adapted
+from lora_np.images.drawn import best_weights
 from lora_np.images.plan import CHANGES, CHOSEN, NEEDS, ImagesSettings, all_work, next_work
-from lora_np.images.study import best_weights, check_images_run, run_images
+from lora_np.images.study import check_images_run, run_images
 from tests.images.tiny_run import TINY, hurry, timeless
 
 

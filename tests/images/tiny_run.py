@@ -2,17 +2,27 @@
 
 from functools import partial
 
-from lora_np.images import BaseSettings, DistilSettings, StyleSettings, scores, study, train_judge
+from lora_np.images import (
+    BaseSettings,
+    DistilSettings,
+    StyleSettings,
+    drawn,
+    scores,
+    study,
+    train_judge,
+)
 from lora_np.images.plan import ImagesSettings
 
 BASE = BaseSettings(images=200, k=96, d=32, d_hidden=32, n_block=1, d_c=16, steps=30, batch=32)
 TINY = ImagesSettings(
     seeds=1,
     r_lcm=8,
+    r_refined=2,
     n=156,
     base=BASE,
     style=StyleSettings(steps=2, batch=16),
     style_full=StyleSettings(steps=2, batch=16, lr=1e-3),
+    refined=StyleSettings(style="outline", steps=2, batch=16),
     distil=DistilSettings(images=200, steps=2, batch=16),
     distil_full=DistilSettings(images=200, steps=2, batch=16),
     steps=(1, 2, 20),
@@ -23,7 +33,7 @@ TINY = ImagesSettings(
 def hurry(patch):
     """Let the judge be hardly trained, and fewer sets be drawn."""
     patch.setattr(study, "train_judge", partial(train_judge, n=156, steps=2, batch=32))
-    patch.setattr(study, "FEW", (1, 2))
+    patch.setattr(drawn, "FEW", (1, 2))
     patch.setattr(scores, "FLOORS", 1)
 
 

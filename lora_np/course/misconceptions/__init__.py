@@ -8,6 +8,8 @@ copy softmax.py, import the new file here, and plant its mistakes in tests/class
 from lora_np.course.misconceptions import (  # noqa: F401
     attention,
     cross_entropy,
+    diffusion_steps,
+    guidance,
     layernorm,
     linear,
     lora_backward,
@@ -15,4 +17,5 @@ from lora_np.course.misconceptions import (  # noqa: F401
     numeric_gradient,
     rank,
     softmax,
+    v_prediction,
 )
