@@ -145,18 +145,18 @@ def not_above(ours: Sequence[float], theirs: Sequence[float]) -> str:
 
 
 def ranged(values: Sequence[float], form: str = ".2f") -> str:
-    """Return a mean over seeds, and the range where there are several.
+    """Return a mean over seeds, and the range if it shows in this many digits.
 
     Examples
     --------
     >>> from lora_np.images.claims import ranged
-    >>> ranged([0.7, 0.8]), ranged([0.7]), ranged([])
+    >>> ranged([0.7, 0.8]), ranged([0.7, 0.701]), ranged([])
     ('0.75 [0.70, 0.80]', '0.70', '-')
     """
     if not values:
         return "-"
-    ends = f" [{min(values):{form}}, {max(values):{form}}]" if len(values) > 1 else ""
-    return f"{mean(values):{form}}{ends}"
+    low, high = (format(end, form) for end in (min(values), max(values)))
+    return format(mean(values), form) + (f" [{low}, {high}]" if low != high else "")
 
 
 # ------------------------------------------------------------------------------------ the claims
@@ -191,7 +191,7 @@ def all_claims(results: Results) -> list[Claim]:
 
 
 def _at_most(says: str, bar: float, values: Sequence[float], form: str, beside: str = "") -> Claim:
-    return Claim(says, f"<= {bar:g}", values, form, verdict(values, high=bar), beside)
+    return Claim(says, f"<= {bar:,g}", values, form, verdict(values, high=bar), beside)
 
 
 def _at_least(says: str, bar: float, values: Sequence[float], form: str, beside: str = "") -> Claim:

@@ -73,13 +73,14 @@ def _run(content: Mapping[str, Any]) -> str:
     results = content["results"]
     s, versions = results["settings"], results["versions"]
     b, d, y = (s[name] for name in ("base", "distil", "style"))
+    guidance = " to ".join(f"{w:g}" for w in dict.fromkeys(d["guidance"]))
     (parameters, *_) = of_training(results, BASE, "parameters")
     said = (
         f"The base has {parameters:,} weights in {counted(b['n_block'], 'block')} and "
         f"{b['k']} latents; it is trained on {b['images']:,} regular letters in {b['steps']:,} "
         f"steps of {b['batch']}. A style is {y['images']} images of {len(y['of'])} letters, "
         f"{y['steps']} steps of {y['batch']}; a distillation is {d['steps']} steps of "
-        f"{d['batch']}, with guidance {d['guidance'][0]:g} to {d['guidance'][1]:g}. "
+        f"{d['batch']}, with guidance {guidance}. "
         f"{content['date']}, {', '.join(' '.join(x) for x in versions.items())}."
     )
     small = "\n\n**A quick run: there is nothing to conclude from it.**" if s["n"] < SMALL else ""
