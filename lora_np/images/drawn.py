@@ -136,8 +136,8 @@ def chosen(desk: Desk) -> dict[str, Any]:
         style = desk.model(style_choosing=1.0)
         for steps in (2, 50):
             rows.add(STYLE, style, "ddim", steps)
-        for l1 in s.weights[1:]:
-            for l2 in s.weights:
+        for l1 in s.style_weights:
+            for l2 in s.lcm_weights:
                 model = desk.model(style_choosing=l1, lcm=l2)
                 rows.add("sum", model, "consistency", 2, weights=[l1, l2])
         found += rows.found

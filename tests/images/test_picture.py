@@ -140,4 +140,4 @@ def test_the_letters_are_drawn_dark_on_light(stopped_run, drawn):
     assert strip.shape == (16, 13 * 18)
     assert axes[0].images[0].cmap(axes[0].images[0].norm(-1.0))[:3] == (1.0, 1.0, 1.0)
     assert (strip[:, [0, -1]] == -1.0).all()
-    assert axes[0].get_ylabel() == "real" and len(axes) == 14
+    assert axes[0].get_ylabel() == "real" and len(axes) == 15
