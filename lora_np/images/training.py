@@ -211,7 +211,7 @@ class StyleSettings:
     steps: int = 200
     batch: int = 128
     lr: float = 2e-2
-    weight_decay: float = 1.0
+    weight_decay: float = 2.0
 
 
 def train_style(
