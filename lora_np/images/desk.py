@@ -22,6 +22,7 @@ from lora_np.images.plan import (
 )
 from lora_np.images.samplers import SAMPLERS
 from lora_np.images.training import Base
+from lora_np.methods import is_adapted, merge
 
 AROUND_BASE = "base-refined"  # a base with convolutional networks around it
 
@@ -65,9 +66,9 @@ class Desk:
         return _judge(self.out / "judge.npz")
 
     def model(self, **weights: float) -> Denoiser:
-        """Return the base with adapters, each named with its weight."""
+        """Return the base with adapters merged into it, each named with its weight."""
         folders = [self.folder(what.replace("_", "-")) for what in weights]
-        return adapted(self.base, folders, list(weights.values()))
+        return plain(adapted(self.base, folders, list(weights.values())))
 
     def draw(
         self, model: Denoiser, words: np.ndarray, sampler: str, steps: int, guidance: float = 1.0
@@ -77,6 +78,11 @@ class Desk:
             model, words, steps=steps, rng=np.random.default_rng(self.work.seed), guidance=guidance
         )
         return self.base.codec.decode(z)
+
+
+def plain(model: Denoiser) -> Denoiser:
+    """Return the model with its adapters merged, which draws faster."""
+    return merge(model) if is_adapted(model) else model
 
 
 @lru_cache(maxsize=2)

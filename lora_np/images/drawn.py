@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_np.images.adapters import adapted
 from lora_np.images.denoiser import Denoiser
-from lora_np.images.desk import Desk
+from lora_np.images.desk import Desk, plain
 from lora_np.images.glyphs import LETTERS, NO_FAMILY, NO_LETTER, letters
 from lora_np.images.plan import (
     BASE,
@@ -68,7 +68,7 @@ def regular(desk: Desk) -> dict[str, Any]:
     for guidance in (1.5, 2.0, 3.0):
         rows.add(BASE, base, "ddim", 20, guidance)
     for what in (LCM, LCM_FULL, LCM_SMALL):
-        model = adapted(desk.base, [desk.folder(what)], [1.0])
+        model = desk.model(**{what: 1.0})
         for steps in FEW:
             rows.add(what, model, "consistency", steps)
     none = np.full((desk.settings.n // 2, 2), (NO_LETTER, NO_FAMILY))
@@ -117,8 +117,8 @@ def outlined(desk: Desk) -> dict[str, Any]:
     """Draw outlines: a local operation, with the MLP alone and with convolutions around it."""
     s, found = desk.settings, []
     models = {
-        OUTLINE: adapted(desk.base, [desk.folder(OUTLINE)], [1.0]),
-        REFINED: adapted(desk.refined, [desk.folder(REFINED)], [1.0]),
+        OUTLINE: desk.model(outline=1.0),
+        REFINED: plain(adapted(desk.refined, [desk.folder(REFINED)], [1.0])),
     }
     for part, of in (("outline-seen", s.style.of), ("outline-unseen", s.unseen)):
         rows = Rows(desk, part, "outline", of)
@@ -136,8 +136,8 @@ def chosen(desk: Desk) -> dict[str, Any]:
         style = desk.model(style_choosing=1.0)
         for steps in (2, 50):
             rows.add(STYLE, style, "ddim", steps)
-        for l1 in s.weights[1:]:
-            for l2 in s.weights:
+        for l1 in s.style_weights:
+            for l2 in s.lcm_weights:
                 model = desk.model(style_choosing=l1, lcm=l2)
                 rows.add("sum", model, "consistency", 2, weights=[l1, l2])
         found += rows.found

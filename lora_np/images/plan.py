@@ -53,7 +53,7 @@ class ImagesSettings:
         parameters.
     steps : tuple of int
         Numbers of steps.
-    weights : tuple of float
+    style_weights, lcm_weights : tuple of float
         Weights of a style and of LCM-LoRA that are tried in a sum.
 
     Examples
@@ -80,7 +80,8 @@ class ImagesSettings:
     r_lcm: int = 16
     r_small: int = 4
     steps: tuple[int, ...] = (1, 2, 4, 8, 20, 50)
-    weights: tuple[float, ...] = (0.0, 0.4, 0.6, 0.8, 1.0, 1.2)
+    style_weights: tuple[float, ...] = (0.8, 0.9, 1.0, 1.05, 1.1, 1.2)
+    lcm_weights: tuple[float, ...] = (0.0, 0.4, 0.6, 0.8, 1.0, 1.2)
 
     task, device = "images", "cpu"
 
@@ -103,7 +104,8 @@ QUICK = ImagesSettings(  # the whole chain in less than a minute of one core
     refined=StyleSettings(style="outline", **{**REFINED_STYLE, "steps": 100}),
     distil=DistilSettings(images=4000, steps=200),
     distil_full=DistilSettings(images=4000, steps=200, **ALL_WEIGHTS_DISTIL),
-    weights=(0.0, 0.6, 1.0),
+    style_weights=(0.6, 1.0),
+    lcm_weights=(0.0, 0.6, 1.0),
 )
 
 

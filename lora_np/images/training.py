@@ -29,7 +29,7 @@ from lora_np.train import MovingAverage, Trainer, continue_from, fit
 from lora_np.train.loop import AfterStep
 
 SIZE = 16  # pixels along an image
-DROP = 0.25  # share of prompts that lose their letter, and of those that lose their family
+DROP = 0.2  # share of prompts that lose their letter, and of those that lose their family
 BEND = 0.65  # t = T_MAX u^BEND: below 1, more noisy times than others
 WATCHED = 100  # steps between two looks at whether a student collapses
 LEAST_SPREAD = 0.05  # of the teacher's
@@ -46,7 +46,7 @@ class Mixed:
     """Batches for :class:`VPrediction`: latents, noise, times and words.
 
     The times of a batch are stratified: one from each of n equal parts of (0, 1), bent towards the
-    noisy end, where a letter takes its shape. Each word is left out of a quarter of the prompts, so
+    noisy end, where a letter takes its shape. Each word is left out of a fifth of the prompts, so
     that the denoiser also learns to do without.
     """
 

@@ -26,7 +26,8 @@ TINY = ImagesSettings(
     distil=DistilSettings(images=200, steps=2, batch=16),
     distil_full=DistilSettings(images=200, steps=2, batch=16),
     steps=(1, 2, 20),
-    weights=(0.0, 1.0),
+    style_weights=(1.0,),
+    lcm_weights=(0.0, 1.0),
 )
 
 
