@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_np import plots
-from lora_np.files import CheckpointError
 from lora_np.images.adapters import adapted
 from lora_np.images.claims import SUM, Results, chosen_pair, pair_text, rows_of, scores
 from lora_np.images.folder import load_base
@@ -303,7 +302,7 @@ def sheet_rows(results: Results, out: Path) -> list[tuple[str, np.ndarray]]:
         (f"{both}, 2 steps", student(2, style=l1, lcm=l2)),
         ("the same without LCM-LoRA", student(2, style=l1)),
         (f"{style}, letters seen", drawn(seen, "ddim", 20, {STYLE: 1.0})),
-        *_outlines(models, unseen),
+        *_outlines(models, unseen, size),
     ]
 
 
@@ -319,19 +318,13 @@ def real(words: np.ndarray, style: str, size: int) -> np.ndarray:
     return np.stack([drawn.images[(drawn.words == prompt).all(axis=1)][0] for prompt in words])
 
 
-def _outlines(models: Path, words: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Return a row for each model of outlines whose base lies in a folder."""
-    rows = []
+def _outlines(models: Path, words: np.ndarray, size: int) -> list[tuple[str, np.ndarray]]:
+    """Return a row of real outlines and one for each model of them, whose record names its base."""
+    rows = [("outline, real", real(words, "outline", size))]
     for what, label in ((OUTLINE, "outline, MLP"), (REFINED, "outline, refiner")):
         folder = models / f"{what}-0"
-        if not folder.exists():
-            continue
         base = load_base(models / record_of_adapter(folder)["base"]["name"])
-        try:
-            model = adapted(base, [folder], [1.0])
-        except CheckpointError:  # trained on networks around this base, which no folder holds
-            continue
-        z = SAMPLERS["ddim"](model, words, steps=20, rng=np.random.default_rng(0))
+        model, rng = adapted(base, [folder], [1.0]), np.random.default_rng(0)
+        z = SAMPLERS["ddim"](model, words, steps=20, rng=rng)
         rows.append((f"{label}, letters never shown", base.codec.decode(z)))
-    real_ones = [("outline, real", real(words, "outline", rows[0][1].shape[1]))] if rows else []
-    return real_ones + rows
+    return rows

@@ -283,7 +283,7 @@ def pairs_table(results: Results) -> str:
 
 def costs_table(results: Results) -> str:
     """Return what each training took, and what it trained."""
-    tried = {what: of_training(results, what, "cpu_seconds") for what in (BASE, *CHANGES, REFINED)}
+    tried = {what: of_training(results, what, "cpu_seconds") for what in (BASE, *CHANGES)}
     cpu = {what: seconds for what, seconds in tried.items() if seconds}
     trained = {what: of_training(results, what, "parameters") for what in cpu}
     names = [

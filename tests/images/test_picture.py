@@ -114,14 +114,10 @@ def test_the_sheet_has_a_row_for_every_way_to_draw(stopped_run):
     out, _, results, _ = stopped_run
     rows = dict(sheet_rows(results, out))
     assert len(rows) == 15 and all(images.shape == (13, 16, 16) for images in rows.values())
-    labels = ("LCM-LoRA, 1 step", "LCM-LoRA, 2 steps", "the same, all weights")
-    letters = (
-        "bold, letters never shown",
-        "bold, letters seen",
-        "outline, MLP, letters never shown",
-    )
-    different = {rows[label].tobytes() for label in (*labels, *letters)}
-    assert len(different) == 6
+    labels = ["LCM-LoRA, 1 step", "LCM-LoRA, 2 steps", "the same, all weights"]
+    labels += ["bold, letters seen", "bold, letters never shown"]
+    labels += [f"outline, {model}, letters never shown" for model in ("MLP", "refiner")]
+    assert len({rows[label].tobytes() for label in labels}) == len(labels)
     again = dict(sheet_rows(results, out))
     assert all(np.array_equal(images, again[label]) for label, images in rows.items())
 

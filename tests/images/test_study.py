@@ -91,16 +91,17 @@ def test_pictures_without_results_are_nothing_to_continue(tmp_path):
 
 
 def test_every_training_leaves_a_model_that_can_be_drawn_with(stopped_run):
-    out = stopped_run[0]
+    models = stopped_run[0] / "models"
+    z, t, words = np.ones((1, TINY.base.k), np.float32), np.full(1, 0.5, np.float32), [[17, 1]]
     for what in CHANGES:
-        made_on = load_json(out / "models" / f"{what}-0" / "training.json")["base"]["name"]
-        base = load_base(out / "models" / made_on)
-        model = adapted(base, [out / "models" / f"{what}-0"], [1.0])
-        z = np.ones((1, TINY.base.k), np.float32)
-        v, _ = model.forward(z, np.full(1, 0.5, np.float32), np.array([[17, 1]]))
-        bare, _ = base.denoiser.forward(z, np.full(1, 0.5, np.float32), np.array([[17, 1]]))
+        folder = models / f"{what}-0"
+        base = load_base(models / load_json(folder / "training.json")["base"]["name"])
+        v, bare = (
+            model.forward(z, t, np.array(words))[0]
+            for model in (adapted(base, [folder], [1.0]), base.denoiser)
+        )
         assert np.isfinite(v).all() and not np.array_equal(v, bare)
-    assert load_json(out / "models" / "lcm-0" / "training.json")["sampler"] == "consistency"
+    assert load_json(models / "lcm-0" / "training.json")["sampler"] == "consistency"
 
 
 def row(part, model, fd, **how):
