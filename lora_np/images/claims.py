@@ -279,12 +279,19 @@ def _of_students(results: Results) -> Iterable[Claim]:
 
 
 def _of_sum(results: Results) -> Iterable[Claim]:
-    """Return the claims about the chosen pair of weights, and those about (1, 1) beside it."""
+    """Return the claims about a pair of weights for both parts, one for each alone, and (1, 1)."""
+    bars = {"seen": (2, 0.8), "unseen": (50, 0.75)}
     chosen = chosen_pair(results)
-    for pair in dict.fromkeys((tuple(chosen or (1.0, 1.0)), (1.0, 1.0))):
-        for part, steps, bar in (("seen", 2, 0.8), ("unseen", 50, 0.75)):
-            name = f"{pair_text(pair)}, {part}" + (", not chosen" if list(pair) != chosen else "")
-            yield from _one_sum(results, list(pair), name, part, steps, bar)
+    for part, bar in bars.items():
+        pair = chosen or [1.0, 1.0]
+        yield from _one_sum(results, pair, f"{pair_text(pair)}, {part}", part, *bar)
+    for part, pair in results["done"].get(CHOSEN, {}).get("alone", {}).items():
+        if pair != chosen:
+            name = f"{pair_text(pair)}, {part}, chosen for it alone"
+            yield from _one_sum(results, pair, name, part, *bars[part])
+    if chosen not in (None, [1.0, 1.0]):
+        for part, bar in bars.items():
+            yield from _one_sum(results, [1.0, 1.0], f"(1, 1), {part}, not chosen", part, *bar)
 
 
 def _one_sum(

@@ -42,10 +42,10 @@ class Desk:
         """Return the folder of a model with this work's seed."""
         return self.out / "models" / f"{what}-{self.work.seed}"
 
-    def weights(self) -> tuple[float, float]:
-        """Return the weights of the sum that were chosen, as the results hold them."""
-        l1, l2 = load_json(self.out / "results.json")["done"][CHOSEN]["weights"]
-        return l1, l2
+    def weights(self) -> list[tuple[float, ...]]:
+        """Return the weights of the sum that were chosen: for both parts, and for each alone."""
+        chosen = load_json(self.out / "results.json")["done"][CHOSEN]
+        return [tuple(pair) for pair in (chosen["weights"], *chosen["alone"].values())]
 
     @property
     def base(self) -> Base:

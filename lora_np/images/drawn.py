@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from lora_np.images.scores import floor, nearness, reference, scored, sure
 
 Results = dict[str, Any]
 Row = dict[str, Any]
+Pair = tuple[float, ...]  # the weights of a style and of LCM-LoRA
 REFERENCE_SEED = 900
 FEW = (1, 2, 4, 8)  # steps of the consistency sampler
 SUM_BARS = {"seen": (2, 0.80), "unseen": (50, 0.75)}  # of the style's FD with so many DDIM steps
@@ -83,7 +85,7 @@ def regular(desk: Desk) -> dict[str, Any]:
 def styled(desk: Desk) -> dict[str, Any]:
     """Draw the style: on letters it was shown, and on the others."""
     s = desk.settings
-    l1, l2 = desk.weights()
+    pairs = dict.fromkeys([*desk.weights(), (1.0, 1.0)])
     found: list[Row] = []
     for part, of in (("seen", s.style.of), ("unseen", s.unseen)):
         rows = Rows(desk, part, s.style.style, of)
@@ -92,7 +94,7 @@ def styled(desk: Desk) -> dict[str, Any]:
         for steps in s.steps:
             rows.add(STYLE, style, "ddim", steps)
         rows.add(STYLE_FULL, full, "ddim", 20)
-        for pair in dict.fromkeys(((l1, l2), (1.0, 1.0))):
+        for pair in pairs:
             both = desk.model(style=pair[0], lcm=pair[1])
             for steps in FEW:
                 rows.add("sum", both, "consistency", steps, weights=list(pair))
@@ -141,22 +143,29 @@ def chosen(desk: Desk) -> dict[str, Any]:
                 model = desk.model(style_choosing=l1, lcm=l2)
                 rows.add("sum", model, "consistency", 2, weights=[l1, l2])
         found += rows.found
-    return {"rows": found, "weights": best_weights(found)}
+    over = over_bars(found)
+    alone = {part: least({pair: {part: over[pair][part]} for pair in over}) for part in SUM_BARS}
+    return {"rows": found, "weights": least(over), "alone": alone}
 
 
-def best_weights(rows: list[Row]) -> list[float]:
-    """Return the pair of weights whose larger ratio to its own bar is smallest.
+def over_bars(rows: list[Row]) -> dict[Pair, dict[str, float]]:
+    """Return the FD of every pair of weights, over its bar, on letters seen and unseen.
 
-    On seen letters the bar is the style's two DDIM steps, on unseen ones its fifty.
+    On seen letters the bar is a share of the style's two DDIM steps, on unseen ones of its fifty.
     """
     bars = {(row["set"], row.get("steps")): row["fd"] for row in rows if row["model"] == STYLE}
-    ratios: dict[tuple[float, ...], float] = {}
+    over: dict[Pair, dict[str, float]] = {}
     for row in rows:
         if row["model"] == "sum":
-            pair, (steps, share) = tuple(row["weights"]), SUM_BARS[row["set"]]
-            over = row["fd"] / (share * bars[row["set"], steps])
-            ratios[pair] = max(ratios.get(pair, 0.0), over)
-    return list(min(ratios, key=lambda pair: (round(ratios[pair], 3), pair)))
+            steps, share = SUM_BARS[row["set"]]
+            of_pair = over.setdefault(tuple(row["weights"]), {})
+            of_pair[row["set"]] = row["fd"] / (share * bars[row["set"], steps])
+    return over
+
+
+def least(over: Mapping[Pair, Mapping[str, float]]) -> list[float]:
+    """Return the pair of weights whose larger ratio to a bar is smallest."""
+    return list(min(over, key=lambda pair: (round(max(over[pair].values()), 3), pair)))
 
 
 def speed(desk: Desk) -> dict[str, Any]:

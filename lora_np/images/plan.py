@@ -80,8 +80,8 @@ class ImagesSettings:
     r_lcm: int = 16
     r_small: int = 4
     steps: tuple[int, ...] = (1, 2, 4, 8, 20, 50)
-    style_weights: tuple[float, ...] = (0.8, 0.9, 1.0, 1.05, 1.1, 1.2)
-    lcm_weights: tuple[float, ...] = (0.0, 0.4, 0.6, 0.8, 1.0, 1.2)
+    style_weights: tuple[float, ...] = (0.9, 1.0, 1.05, 1.1, 1.15, 1.2)
+    lcm_weights: tuple[float, ...] = (0.0, 0.6, 0.8, 1.0, 1.2)
 
     task, device = "images", "cpu"
 

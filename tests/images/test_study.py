@@ -10,7 +10,7 @@ from lora_np.experiments.folder import SweepError
 from lora_np.files import load_json
 from lora_np.images import load_base
 from lora_np.images.adapters import adapted
-from lora_np.images.drawn import best_weights
+from lora_np.images.drawn import least, over_bars
 from lora_np.images.plan import CHANGES, CHOSEN, NEEDS, ImagesSettings, all_work, next_work
 from lora_np.images.study import check_images_run, run_images
 from tests.images.tiny_run import TINY, hurry, timeless
@@ -114,7 +114,9 @@ def test_the_weights_whose_worse_ratio_is_smallest_are_chosen():
     for pair, (seen, unseen) in planted.items():
         rows += [row("seen", "sum", seen, weights=list(pair))]
         rows += [row("unseen", "sum", unseen, weights=list(pair))]
-    assert best_weights(rows) == [1.0, 0.6]  # 7 / 7.5; (1, 1) is 9 / 8 on letters seen
+    over = over_bars(rows)
+    assert over[1.0, 1.0] == {"seen": 9.0 / 8.0, "unseen": 3.0 / 7.5}
+    assert least(over) == [1.0, 0.6]  # 7 / 7.5; (1, 1) is 9 / 8 on letters seen
 
 
 def test_the_weights_are_chosen_among_those_that_were_tried(stopped_run):
