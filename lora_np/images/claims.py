@@ -212,7 +212,7 @@ def beside(results: Results, work: str, part: str, model: str, **how: Any) -> st
 def _of_base(results: Results) -> Iterable[Claim]:
     judge = results["done"].get(JUDGE)
     cpu = [x + judge["cpu_seconds"] for x in of_training(results, BASE, "cpu_seconds") if judge]
-    yield _at_most("base and judge: CPU s, 90 on each of two cores", 180, cpu, ".0f")
+    yield _at_most("base and judge: CPU s of one core", 90, cpu, ".0f")
     at = ("regular", "all", BASE)
     how = {"sampler": "ddim", "steps": 20}
     letter, fd = (scores(results, *at, key, **how) for key in ("letter", "fd"))

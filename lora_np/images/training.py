@@ -120,7 +120,7 @@ class BaseSettings:
     d_hidden: int = 288
     n_block: int = 5
     d_c: int = 128
-    steps: int = 8000
+    steps: int = 6600
     batch: int = 256
     lr: float = 8e-3
     processes: int = 2
