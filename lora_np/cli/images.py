@@ -8,7 +8,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ def add_images(commands: Any) -> None:
     images = commands.add_parser(
         "images",
         help="letters from a diffusion model: a base, a style, fewer steps, pictures",
-        description="A diffusion model of letters is trained from nothing in about a minute. A "
-        "style and an acceleration are adapters of it, and can be added.",
+        description="Train a diffusion model of letters, the base, from nothing in a minute or "
+        "two; then adapters of it: a style, and an acceleration that can be added to the style.",
     )
     parts = images.add_subparsers(metavar="command", required=True, help="one of these")
     _add_base(parts)
@@ -43,7 +43,7 @@ def _add_base(parts: Any) -> None:
     from lora_np.images.training import BaseSettings
 
     base = parts.add_parser("base", help="train a base from nothing, on regular letters")
-    _add_setting(base, "--k", int, "latents of an image", BaseSettings.k)
+    _add_setting(base, "--k", int, "number of latents of an image", BaseSettings.k)
     quick = "a small base in a few seconds, which draws worse"
     base.add_argument("--quick", action="store_true", help=quick)
     base.add_argument("--out", help="a new folder, or that of a base that was stopped", **FOLDER)
@@ -64,19 +64,22 @@ def _add_refine(parts: Any) -> None:
 
 def _add_style(parts: Any) -> None:
     from lora_np.images.glyphs import STYLES
-    from lora_np.images.training import StyleSettings
+    from lora_np.images.refiner import REFINED_STYLE
+    from lora_np.images.training import ALL_WEIGHTS_STYLE, StyleSettings
 
     style = parts.add_parser("style", help="train a style on a few images of some letters")
     names = ", ".join(STYLES)
     _add_setting(style, "--style", str, names, StyleSettings.style, metavar="NAME")
     _add_setting(style, "--images", int, "number of images to learn from", StyleSettings.images)
-    _add_setting(style, "--letters", str, "what they show", StyleSettings.of, "ABC...", dest="of")
-    _add_training(style, StyleSettings, r=4)
+    shown = "the letters that the images show"
+    _add_setting(style, "--letters", str, shown, StyleSettings.of, "ABC...", dest="of")
+    around = f"; on a refined base: {REFINED_STYLE['steps']}"
+    _add_training(style, StyleSettings, ALL_WEIGHTS_STYLE, r=4, more_steps=around)
     style.set_defaults(run=run_style)
 
 
 def _add_distil(parts: Any) -> None:
-    from lora_np.images.training import DistilSettings
+    from lora_np.images.training import ALL_WEIGHTS_DISTIL, DistilSettings
 
     distil = parts.add_parser("distil", help="train an acceleration: letters in one to four steps")
     distil.add_argument(
@@ -86,18 +89,24 @@ def _add_distil(parts: Any) -> None:
         help="weight of the teacher's guidance, or the ends of a range of weights; default: "
         + ",".join(map(str, DistilSettings.guidance)),
     )
-    _add_training(distil, DistilSettings, r=16)
+    _add_training(distil, DistilSettings, ALL_WEIGHTS_DISTIL, r=16)
     distil.set_defaults(run=run_distil)
 
 
-def _add_training(parser: Any, settings: Any, r: int) -> None:
-    """Add the options of what is trained on a base."""
+def _add_training(
+    parser: Any, settings: Any, full: Mapping[str, Any], r: int, more_steps: str = ""
+) -> None:
+    """Add the options of a training on a base; `full` has the defaults that --full changes."""
     parser.add_argument("--base", help="the folder of a base", **FOLDER)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--r", type=int, default=r, metavar="R", help=f"rank of LoRA; default: {r}")
     how.add_argument("--full", action="store_true", help="train all weights, without LoRA")
-    _add_setting(parser, "--steps", int, "steps of the training", settings.steps)
-    _add_setting(parser, "--lr", float, "learning rate", settings.lr, "X")
+    steps, lr = (
+        f"{getattr(settings, name)}" + (f", with --full: {full[name]}" if name in full else "")
+        for name in ("steps", "lr")
+    )
+    _add_setting(parser, "--steps", int, "steps of the training", steps + more_steps)
+    _add_setting(parser, "--lr", float, "learning rate", lr, "X")
     parser.add_argument("--out", help="a new folder for the adapter", **FOLDER)
     _add_seed(parser)
 
@@ -105,7 +114,7 @@ def _add_training(parser: Any, settings: Any, r: int) -> None:
 def _add_setting(
     parser: Any, option: str, kind: Any, what: str, default: Any, metavar: str = "N", **how: Any
 ) -> None:
-    """Add an option that is None unless it is given, when the setting's default holds."""
+    """Add an option that is None unless it is given; None stands for the setting's default."""
     said = f"{what}; default: {default}"
     parser.add_argument(option, type=kind, metavar=metavar, help=said, **how)
 
@@ -128,17 +137,18 @@ def _add_sample(parts: Any) -> None:
     add("--adapter", action=_Weighed, type=Path, metavar="DIR",
         help="a style or an acceleration of this base; may be given several times")  # fmt: skip
     add("--weight", action=_Weighed, type=float, metavar="W",
-        help="of the --adapter before it; default: 1")  # fmt: skip
+        help="weight of the --adapter before it; default: 1")  # fmt: skip
     what = sample.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="WORDS", help='a letter, a family or both: "serif R"')
     what.add_argument("--text", metavar="LETTERS", help="one image of each letter, in a row")
     add("--family", metavar="NAME", help="sans, serif or mono, for --text; default: any")
-    add("--n", type=int, metavar="N", help="images of a prompt, or rows of a text; default: 8 or 1")
+    number = "number of images of a prompt, or of rows of a text; default: 8 images, 1 row"
+    add("--n", type=int, metavar="N", help=number)
     add("--sampler", choices=tuple(STEPS),
         help="default: the one that the adapters were distilled for, else ddim")  # fmt: skip
     steps = ", ".join(f"{sampler} {number}" for sampler, number in STEPS.items())
-    add("--steps", type=int, metavar="N", help=f"default: {steps}")
-    guidance = "0 ignores the prompt, above 1 exaggerates it; default: 1"
+    add("--steps", type=int, metavar="N", help=f"steps of the sampler; default: {steps}")
+    guidance = "weight of guidance: 0 ignores the prompt, above 1 exaggerates it; default: 1"
     add("--guidance", type=float, default=1.0, metavar="W", help=guidance)
     add("--out", type=Path, required=True, metavar="FILE", help="a new .png file")
     _add_seed(sample)
@@ -161,7 +171,7 @@ class _Weighed(argparse.Action):
 
 
 def _add_seed(parser: Any) -> None:
-    said = "of all that is drawn; default: 0"
+    said = "seed of all random draws; default: 0"
     parser.add_argument("--seed", type=int, default=0, metavar="N", help=said)
 
 

@@ -17,11 +17,13 @@ def add_report(parts: Any) -> None:
     report = parts.add_parser(
         "report",
         help="train everything, judge what it draws: tables and pictures",
-        description="Every claim about styles and few steps beside its control. docs/images.md "
-        "shows a run. The settings are those of lora_np.images.plan.ImagesSettings, for Python.",
+        description="Measure every claim about styles and few steps, beside its control. "
+        "docs/images.md shows a run. Further settings, from Python: "
+        "lora_np.images.plan.ImagesSettings.",
     )
-    report.add_argument("--seeds", type=int, metavar="N", help="bases; default: 3, quick: 1")
-    add_options(report, "a small run in a minute", "runs/images-<settings>/", base=False)
+    seeds = "number of bases, each with a seed of its own; default: 3, with --quick: 1"
+    report.add_argument("--seeds", type=int, metavar="N", help=seeds)
+    add_options(report, "a small run in about a minute", "runs/images-<settings>/", base=False)
     report.set_defaults(run=run_report)
 
 

@@ -1,12 +1,12 @@
-"""Adapters of an image model: how they are trained, kept, weighed and added.
+"""Adapters of an image model: what is trained, how adapters are kept, weighed and added.
 
 A style and an acceleration are changes of the same weights, tau = W - W0, so they can be added::
 
     W = W0 + l1 tau_style + l2 tau_LCM
 
 This is task arithmetic; with LoRA each tau is s B A, and the sum is one LoRA of concatenated
-factors, which ``lora-np combine`` writes too. The adapters are ordinary folders. A record beside
-each names its base, the codec, and, for an acceleration, the sampler that it was distilled for.
+factors, which ``lora-np combine`` writes too. The adapters are ordinary folders. The record in each
+names the base and its codec, and for an acceleration the sampler that it was distilled for.
 
 Sources: Luo et al. (2023), LCM-LoRA, arXiv:2311.05556; Ilharco et al. (2022), Editing Models with
 Task Arithmetic, arXiv:2212.04089.
@@ -46,7 +46,7 @@ def method_of(r: int | None, denoiser: Denoiser | None = None) -> MethodConfig:
     ----------
     r : int or None
     denoiser : Denoiser, optional
-        LoRA adapts all its linear layers; of a Refined the convolutional networks alone.
+        LoRA adapts all its linear layers; in a Refined, the convolutional networks alone.
 
     Examples
     --------
@@ -120,8 +120,8 @@ def adapted(base: Base, folders: Folders, weights: Sequence[float]) -> Denoiser:
     CheckpointError
         If a file is broken, or an adapter was trained on another base or another codec.
     ValueError
-        If a weight is missing or not finite, or an adapter that is not LoRA shall be weighed or
-        added.
+        If a weight is missing or not finite, or if an adapter that is not LoRA has a weight other
+        than 1 or is not the only one.
     """
     if len(folders) != len(weights):
         number = counted(len(weights), "weight")
@@ -161,7 +161,7 @@ def _scaled(model: Denoiser, weight: float) -> Denoiser:
 
 
 def needed_sampler(folders: Folders, weights: Sequence[float]) -> str | None:
-    """Return the sampler that adapters were distilled for; None if they fit every sampler.
+    """Return the sampler that the adapters were distilled for; None if they fit every sampler.
 
     Adapters of weight 0 do not count.
     """
@@ -172,7 +172,7 @@ def needed_sampler(folders: Folders, weights: Sequence[float]) -> str | None:
 def cautions(
     folders: Folders, weights: Sequence[float], sampler: str, steps: int, guidance: float
 ) -> list[str]:
-    """Return sentences about what will not draw as it should, each with the reason.
+    """Return warnings about a choice that will not draw as it should, each with the reason.
 
     Parameters
     ----------
@@ -188,18 +188,18 @@ def cautions(
         if sampler != needed:
             said.append(
                 f"{folder} was distilled for the sampler {needed}, not {sampler}: its x0 is the "
-                f"end of a path and no direction to step along"
+                f"end of a path, and gives no direction to step along"
             )
         if guidance != 1.0:
             said.append(
-                f"{folder} has guidance {built_in} built in, and guidance {guidance:g} comes on "
-                f"top: letters grow too bold; use 1"
+                f"{folder} has guidance {built_in} built in, and guidance {guidance:g} changes the "
+                f"letters once more: use 1"
             )
     if sampler == "consistency" and not needs:
-        blur = "with 1 step a blur" if steps == 1 else "and each step adds fresh noise to it"
+        blur = "a blur" if steps == 1 else "and each step adds fresh noise to it"
         said.append(
             f"no adapter is distilled for the sampler consistency: x0 is the mean of all images "
-            f"that the noise can have come from, {blur}"
+            f"that can have been under the noise, {blur}"
         )
     return said
 

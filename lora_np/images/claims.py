@@ -1,8 +1,8 @@
 """What the report on images claims, and whether the measured numbers reach it.
 
-A bar is reached if every seed reaches it, missed if none does; where it lies among the seeds, the
-spread decides nothing. Two contenders are compared seed by seed, and a difference counts if its
-mean exceeds its range over seeds. A claim that nothing was measured for says so.
+A bar is reached if every seed reaches it, and missed if none does; if some do, the claim is within
+the spread over seeds. Two contenders are compared seed by seed, and a difference counts if its mean
+exceeds its range over seeds. A claim without a measurement says so.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from lora_np.images.plan import (
     SPEED,
     STYLE,
     STYLE_FULL,
+    SUM,
+    SUM_BARS,
 )
 
 Row = Mapping[str, Any]
 Results = Mapping[str, Any]
 REACHED, MISSED, WITHIN = "reached", "missed", "within the spread"
 UNMEASURED = "not measured"
-SUM = "sum"  # of a style and LCM-LoRA, as the rows call it
 HOW = ("sampler", "steps", "guidance", "weight", "weights")  # of a drawn set, beside its model
 
 
@@ -117,7 +118,7 @@ def verdict(values: Sequence[float], low: float = -math.inf, high: float = math.
 
 
 def sign(ours: Sequence[float], theirs: Sequence[float]) -> int:
-    """Return 1 if ours is higher than theirs, -1 if it is lower, 0 within the spread over seeds.
+    """Return 1 if our scores are higher than theirs, -1 if lower, 0 within the spread over seeds.
 
     Examples
     --------
@@ -131,14 +132,14 @@ def sign(ours: Sequence[float], theirs: Sequence[float]) -> int:
 
 
 def below(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Return whether ours is lower than theirs by more than the spread."""
+    """Return whether our scores are lower than theirs by more than the spread over seeds."""
     if not ours or not theirs:
         return UNMEASURED
     return {-1: REACHED, 0: WITHIN, 1: MISSED}[sign(ours, theirs)]
 
 
 def not_above(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Return whether ours is not higher than theirs by more than the spread."""
+    """Return whether our scores are not higher than theirs by more than the spread over seeds."""
     if not ours or not theirs:
         return UNMEASURED
     return MISSED if sign(ours, theirs) > 0 else REACHED
@@ -199,7 +200,7 @@ def _at_least(says: str, bar: float, values: Sequence[float], form: str, beside:
 
 
 def beside(results: Results, work: str, part: str, model: str, **how: Any) -> str:
-    """Return what stands beside a share that the judge reads: FD and spread, of the real ones'."""
+    """Return what stands beside a share that the judge reads: FD and spread over real images'."""
     said = []
     for key, name in (("fd", "FD / floor"), ("spread", "spread / real")):
         real = scores(results, work, part, "real", key)
@@ -280,17 +281,16 @@ def _of_students(results: Results) -> Iterable[Claim]:
 
 def _of_sum(results: Results) -> Iterable[Claim]:
     """Return the claims about a pair of weights for both parts, one for each alone, and (1, 1)."""
-    bars = {"seen": (2, 0.8), "unseen": (50, 0.75)}
     chosen = chosen_pair(results)
-    for part, bar in bars.items():
+    for part, bar in SUM_BARS.items():
         pair = chosen or [1.0, 1.0]
         yield from _one_sum(results, pair, f"{pair_text(pair)}, {part}", part, *bar)
     for part, pair in results["done"].get(CHOSEN, {}).get("alone", {}).items():
         if pair != chosen:
             name = f"{pair_text(pair)}, {part}, chosen for it alone"
-            yield from _one_sum(results, pair, name, part, *bars[part])
+            yield from _one_sum(results, pair, name, part, *SUM_BARS[part])
     if chosen not in (None, [1.0, 1.0]):
-        for part, bar in bars.items():
+        for part, bar in SUM_BARS.items():
             yield from _one_sum(results, [1.0, 1.0], f"(1, 1), {part}, not chosen", part, *bar)
 
 

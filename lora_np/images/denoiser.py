@@ -8,8 +8,8 @@ It steers every block (adaLN-Zero)::
 
     h = h + gate(c) * block(modulated_norm(h, shift(c), scale(c)))
 
-A body turns z (n, k) and c into v: ``body.forward(z, c)`` and ``body.backward``, which returns dz
-and dc. :class:`MlpBody` is the default; dit.py and refiner.py have others.
+A body turns z (n, k) and c into v: ``body.forward(z, c)`` returns v and a cache, ``body.backward``
+dz and dc. :class:`MlpBody` is the default; dit.py has another. refiner.py puts networks around it.
 
 Sources: Peebles and Xie (2022), arXiv:2212.09748, section 3.2 (adaLN-Zero, patches); Salimans and
 Ho (2022), arXiv:2202.00512 (v).
@@ -29,9 +29,9 @@ from lora_np.layers.base import Rng
 from lora_np.ops.fast import gelu_backward, gelu_forward
 from lora_np.parameters import Grads
 
-FREQUENCIES = 16  # of the waves that a time is shown as: a sine and a cosine of each
+FREQUENCIES = 16  # of the waves that encode a time: a sine and a cosine of each
 FASTEST = 200.0  # radians per unit of time
-INNER_STD = 0.05  # weights inside the network, as wide as its narrow layers need
+INNER_STD = 0.05  # of the weights that write to the residual stream
 
 
 class DenoiserCache(NamedTuple):

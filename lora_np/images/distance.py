@@ -5,17 +5,17 @@ covariances C, C'. The squared distance of the two, Fréchet's or Wasserstein's,
 
     |m - m'|^2 + tr(C + C' - 2 (C^1/2 C' C^1/2)^1/2)
 
-It depends on the number of images: two sets from one distribution have a distance above zero, too,
-the floor. So a distance is read beside the floor for the same numbers of images. Sets that are
-balanced over letters are more alike than independent images, and their floor is lower.
+FD depends on the number of images: two sets from one distribution also have a distance above zero,
+the floor. So FD is read beside the floor for the same numbers of images. Sets that are balanced
+over letters are more alike than independent images, and their floor is lower.
 
 Kernel distance (KID). The squared difference of the means of the two sets in the space of a kernel,
-here k(x, y) = (x . y / d + 1)^3. Left without the pairs of an x with itself, the sums are unbiased:
-for sets of any size the mean over many draws is zero if the distributions are equal::
+here k(x, y) = (x . y / d + 1)^3. The sums leave out the pairs of an image with itself. That makes
+KID unbiased: if the distributions are equal, its mean over many draws is zero for any sizes::
 
     mean over i != j of k(x_i, x_j) + mean over i != j of k(y_i, y_j) - 2 mean of k(x_i, y_j)
 
-That holds for independent images; for balanced sets the floor is a little below zero.
+This holds for independent images; for balanced sets the mean is a little below zero.
 
 Spread. A model that draws one image for each prompt may have perfect letters. The spread is the
 root of the mean variance of the pixels over the images of one prompt, averaged over the prompts.

@@ -5,17 +5,17 @@ The codec's basis V turns a latent into an image and back. The image is cut into
 
     X = z (scale V)                                     (n, 256), cut into patches (n, P, 16)
     h = X W_in^T + b + place                            (n, P, d)
-    h = h + gate(c) * attention(modulated norm of h)    twice in every block,
-    h = h + gate(c) * mlp(modulated norm of h)          with its own shift, scale, gate
+    h = h + gate(c) * attention(modulated norm of h)    in every block, each of the two lines
+    h = h + gate(c) * mlp(modulated norm of h)          with a shift, a scale and a gate of its own
     v = (norm(h) W_out^T + b) V^T / scale               (n, k)
 
 Every token attends to all others. The condition c steers every block (adaLN-zero); the gates and
 W_out start at zero, so that v does. Both maps between latent and image are linear layers that the
 codec gives and training leaves as they are. The mean image is left out: it only moves `place`.
 
-An attention mixes patches by weights that depend on the image, where an MLP on latents has fixed
-weights for all of it. That pays with more tokens and more training than here, where the MLP learns
-faster and is the default.
+Attention mixes patches by weights that depend on the image, whereas an MLP on latents has fixed
+weights. Attention pays with more tokens and more training than here, where the MLP learns faster
+and is the default.
 
 Source: Peebles and Xie (2022), arXiv:2212.09748, section 3.2.
 """

@@ -22,6 +22,8 @@ from lora_np.images.plan import (
     REFINED,
     STYLE,
     STYLE_FULL,
+    SUM,
+    SUM_BARS,
 )
 from lora_np.images.scores import floor, nearness, reference, scored, sure
 
@@ -30,7 +32,6 @@ Row = dict[str, Any]
 Pair = tuple[float, ...]  # the weights of a style and of LCM-LoRA
 REFERENCE_SEED = 900
 FEW = (1, 2, 4, 8)  # steps of the consistency sampler
-SUM_BARS = {"seen": (2, 0.80), "unseen": (50, 0.75)}  # of the style's FD with so many DDIM steps
 
 
 class Rows:
@@ -83,7 +84,7 @@ def regular(desk: Desk) -> dict[str, Any]:
 
 
 def styled(desk: Desk) -> dict[str, Any]:
-    """Draw the style: on letters it was shown, and on the others."""
+    """Draw the style, and its sums with LCM-LoRA: on letters it was shown, and on the others."""
     s = desk.settings
     pairs = dict.fromkeys([*desk.weights(), (1.0, 1.0)])
     found: list[Row] = []
@@ -97,7 +98,7 @@ def styled(desk: Desk) -> dict[str, Any]:
         for pair in pairs:
             both = desk.model(style=pair[0], lcm=pair[1])
             for steps in FEW:
-                rows.add("sum", both, "consistency", steps, weights=list(pair))
+                rows.add(SUM, both, "consistency", steps, weights=list(pair))
         for steps in FEW:
             rows.add(STYLE, style, "consistency", steps)
         found += rows.found
@@ -116,7 +117,7 @@ def weighed(desk: Desk) -> dict[str, Any]:
 
 
 def outlined(desk: Desk) -> dict[str, Any]:
-    """Draw outlines: a local operation, with the MLP alone and with convolutions around it."""
+    """Draw outlines, with the MLP alone and with convolutions around it."""
     s, found = desk.settings, []
     models = {
         OUTLINE: desk.model(outline=1.0),
@@ -136,12 +137,12 @@ def chosen(desk: Desk) -> dict[str, Any]:
     for part, of in (("seen", s.unseen), ("unseen", s.style.of)):  # the letters change places
         rows = Rows(desk, part, s.style.style, of)
         style = desk.model(style_choosing=1.0)
-        for steps in (2, 50):
+        for steps, _ in SUM_BARS.values():
             rows.add(STYLE, style, "ddim", steps)
         for l1 in s.style_weights:
             for l2 in s.lcm_weights:
                 model = desk.model(style_choosing=l1, lcm=l2)
-                rows.add("sum", model, "consistency", 2, weights=[l1, l2])
+                rows.add(SUM, model, "consistency", 2, weights=[l1, l2])
         found += rows.found
     over = over_bars(found)
     alone = {part: least({pair: {part: over[pair][part]} for pair in over}) for part in SUM_BARS}
@@ -156,7 +157,7 @@ def over_bars(rows: list[Row]) -> dict[Pair, dict[str, float]]:
     bars = {(row["set"], row.get("steps")): row["fd"] for row in rows if row["model"] == STYLE}
     over: dict[Pair, dict[str, float]] = {}
     for row in rows:
-        if row["model"] == "sum":
+        if row["model"] == SUM:
             steps, share = SUM_BARS[row["set"]]
             of_pair = over.setdefault(tuple(row["weights"]), {})
             of_pair[row["set"]] = row["fd"] / (share * bars[row["set"], steps])
@@ -169,7 +170,7 @@ def least(over: Mapping[Pair, Mapping[str, float]]) -> list[float]:
 
 
 def speed(desk: Desk) -> dict[str, Any]:
-    """Time a step of the student and fifty of the base, in turns, at one batch."""
+    """Time one step of the student and fifty of the base, in turns, on batches of one size."""
     words = np.tile([[17, 1]], (256, 1))
     sides = {
         "one": (desk.model(lcm=1.0), "consistency", 1),

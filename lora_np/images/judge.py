@@ -6,8 +6,8 @@ the heads' cross-entropies::
 
     image (16, 16) -> (8, 8, 16) -> (4, 4, 32) -> h (128,) -> (26 + 3 + 5,)
 
-The features are what :mod:`lora_np.images.distance` compares sets of images by. A distance between
-features depends on the judge, so that all that is compared must have one judge.
+:mod:`lora_np.images.distance` compares sets of images by their features. Such a distance depends on
+the judge, so all sets that are compared must have the same judge.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lora_np.parameters import Grads
 from lora_np.train import fill, fit
 
 HEADS = (len(LETTERS), len(FAMILIES), len(STYLES))
-NOISE = 0.3  # on the training images: the judge must not rely on what nobody sees
+NOISE = 0.3  # on the training images, so that the judge does not rely on details nobody sees
 BLOCK = 1024  # images judged at once
 
 
@@ -49,7 +49,7 @@ class Judge(Layer):
     size : int
         Pixels along an image.
     channels : (int, int)
-        Of the two convolutions.
+        Of the first two convolutions.
     d : int
         Number of features.
 
@@ -133,7 +133,7 @@ class Judge(Layer):
         """Return the number of images in a batch, the arguments of loss."""
         return len(batch[0])
 
-    # ---------------------------------------------------------------------- what it says
+    # ---------------------------------------------------------------------- what the judge says
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Return the features (n, d), float32, of images (n, size, size)."""

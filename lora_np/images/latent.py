@@ -6,18 +6,18 @@ orthonormal rows, and latents z (n, k)::
     z = (x - mu) V^T / scale           encode
     x = mu + scale z V                 decode
 
-The rows of V are the first k right singular vectors of X - mu. By Eckart and Young (1936) no matrix
-of rank k is nearer to X - mu, and any linear autoencoder with k latents, D E x, is one: this is the
-best of them. The lost share of the energy ||X - mu||_F^2 is that of the singular values from k + 1
-on. The scale, the root mean square of all latents of the fitting set, gives a latent the size of
-the noise that a diffusion model adds to it.
+The rows of V are the first k right singular vectors of X - mu. Every linear autoencoder with k
+latents turns X - mu into a matrix of rank k at most. By Eckart and Young (1936), none of these
+matrices is nearer to X - mu than the one made here. The lost share of the energy ||X - mu||_F^2 is
+that of the singular values from k + 1 on. The scale is the root mean square of (X - mu) V^T, so
+that a latent has the size of the noise that a diffusion model adds to it.
 
 With X - mu = Q R and Q^T Q = I, the matrix R (d, d) has the same singular values and right singular
 vectors as X - mu, since R^T R = (X - mu)^T (X - mu). So R is decomposed in place of X - mu.
 
-A singular vector is determined up to its sign. Here its product with fixed irrational weights is
-positive. The sign of its largest entry would not do: a vector that is odd under a mirror has two
-largest entries of opposite signs, and rounding decides between them.
+A singular vector is determined up to its sign. The sign chosen here makes its product with fixed
+irrational weights positive. The sign of its largest entry would not do: a vector that is odd under
+a mirror has two largest entries of opposite signs, and rounding decides between them.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class SvdCodec:
             )
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that identify the codec, as a model of its latents needs."""
+        """Return 16 hexadecimal digits that identify the codec: a model fits one codec alone."""
         content = [np.ascontiguousarray(part, "<f4") for part in (self.mean, self.basis)]
         content.append(np.array([self.scale], "<f8"))
         return hashlib.sha256(b"".join(part.tobytes() for part in content)).hexdigest()[:16]

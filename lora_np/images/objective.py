@@ -1,4 +1,4 @@
-"""What a denoiser is trained for: v-prediction, and consistency with its own later self.
+"""What a denoiser is trained for: v-prediction, and consistency along the paths of a teacher.
 
 Each objective is a model for ``fit``: ``loss(*batch)``, ``backward`` and ``parameters``.
 
@@ -7,17 +7,22 @@ v = alpha eps - sigma x0 by least squares::
 
     loss = mean over n and k of (v(z, t, words) - v)^2
 
-Consistency distillation. The function f(z, t) = alpha z - sigma v(z, t) shall be the same along a
-path of the teacher's flow; at t = 0 it is z, whatever v is. From z at time t, one DDIM step of the
-teacher leads to z' at the next time t'. With f' of a moving average of the student::
+Consistency distillation. The function f(z, t) = alpha z - sigma v(z, t) is trained to be the same
+along a path of the teacher's flow; at t = 0 it is z, whatever v is. From z at time t, one DDIM step
+of the teacher leads to z' at the next time t'. With f' for the function of a moving average of the
+student, the loss is the mean over n and k of::
 
-    loss = mean of sqrt((f(z, t) - f'(z', t'))^2 + c^2) - c
+    sqrt((f(z, t) - f'(z', t'))^2 + c^2) - c
 
-f' receives no gradient. The teacher's step is guided with weight w: v = v0 + w (v_words - v0).
+f' receives no gradient. The teacher's step is guided with weight w::
+
+    v = v_none + w (v_words - v_none)
+
+See ``docs/derivations/consistency.md``.
 
 Sources: Salimans and Ho (2022), arXiv:2202.00512; Song et al. (2023), arXiv:2303.01469, algorithm
-2; Luo et al. (2023), arXiv:2310.04378, section 4 (LCM's w is w - 1 here); Song and Dhariwal (2023),
-arXiv:2310.14189 (the loss: pseudo-Huber).
+2; Luo et al. (2023), arXiv:2310.04378, section 4.2 (the w of this paper is our w - 1); Song and
+Dhariwal (2023), arXiv:2310.14189, section 3.3 (pseudo-Huber, there with one root for each image).
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ from lora_np.train import MovingAverage
 
 
 class Objective(Layer):
-    """A denoiser with a loss; the classes below say which.
+    """A denoiser with a loss, which a subclass adds.
 
     Parameters
     ----------
@@ -81,7 +86,7 @@ class VPrediction(Objective):
 
 
 class ConsistencyCache(NamedTuple):
-    """The slope of the loss at every entry of f, the derivative of f by v, and the denoiser's."""
+    """The slope of the loss at every entry of f, the derivative of f by v, the denoiser's cache."""
 
     slope: Array  # (n, k)
     by_v: Array  # (n, 1)

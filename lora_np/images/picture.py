@@ -11,10 +11,10 @@ import numpy as np
 
 from lora_np import plots
 from lora_np.images.adapters import adapted
-from lora_np.images.claims import SUM, Results, chosen_pair, pair_text, rows_of, scores
+from lora_np.images.claims import Results, chosen_pair, pair_text, rows_of, scores
 from lora_np.images.folder import load_base
 from lora_np.images.glyphs import FAMILIES, LETTERS, letters
-from lora_np.images.plan import BASE, LCM, LCM_FULL, OUTLINE, REFINED, STYLE, STYLE_FULL
+from lora_np.images.plan import BASE, LCM, LCM_FULL, OUTLINE, REFINED, STYLE, STYLE_FULL, SUM
 from lora_np.images.report import sum_ratios
 from lora_np.images.samplers import SAMPLERS
 from lora_np.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
@@ -28,7 +28,7 @@ REAL_SEED = 7  # of the real letters on the sheet
 
 
 class Curve(NamedTuple):
-    """A curve: its label, its look, and what it shows."""
+    """A curve: its label, its look, and the model, sampler and weights whose FD it shows."""
 
     label: str
     colour: str
@@ -39,7 +39,7 @@ class Curve(NamedTuple):
 
 
 def pictures(results: Results, out: Path) -> dict[str, Callable[[Path], None]]:
-    """Return by a file's name what writes it.
+    """Return the function that writes each picture, by the picture's name.
 
     Parameters
     ----------
@@ -319,7 +319,7 @@ def real(words: np.ndarray, style: str, size: int) -> np.ndarray:
 
 
 def _outlines(models: Path, words: np.ndarray, size: int) -> list[tuple[str, np.ndarray]]:
-    """Return a row of real outlines and one for each model of them, whose record names its base."""
+    """Return a row of real outlines, and one for each model; its record names its base."""
     rows = [("outline, real", real(words, "outline", size))]
     for what, label in ((OUTLINE, "outline, MLP"), (REFINED, "outline, refiner")):
         folder = models / f"{what}-0"

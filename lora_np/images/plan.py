@@ -1,9 +1,9 @@
 """What the report on images trains and draws, and which work remains, given what is done.
 
-One judge scores everything. Every seed trains a base of its own; on it a style, with LoRA and with
-all weights, and three students of few steps. All are then drawn from, with several samplers and
-numbers of steps. The weights of a sum are chosen on a style that nothing else sees: of the other
-letters, with a seed of its own.
+One judge scores everything. Every seed trains a base of its own; on this base a style, with LoRA
+and with all weights, three students of few steps, and outlines with and without convolutions. All
+of them then draw, with several samplers and numbers of steps. The weights of a sum are chosen on
+a style that nothing else uses: it is trained on the other letters, from draws of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ OUTLINE, REFINED = "outline", "outline-refined"
 CHANGES = (STYLE, STYLE_FULL, LCM, LCM_FULL, LCM_SMALL, OUTLINE, REFINED)
 CHOSEN, SPEED = "chosen", "speed"  # weights of the sum; what a step costs
 ONCE = (JUDGE, CHOOSING, CHOSEN, SPEED)  # with seed 0 alone
+SUM = "sum"  # of a style and LCM-LoRA, as a row of scores calls it
+SUM_BARS = {"seen": (2, 0.80), "unseen": (50, 0.75)}  # a share of the style's FD in so many steps
 DRAWN = ("regular", "styled", "weighed", "outlined")  # what is drawn and judged of every seed
 
 
@@ -41,13 +43,13 @@ class ImagesSettings:
     seeds : int
         Bases, with all that is built on them.
     n : int
-        Images in every set that is judged: a multiple of 78 and of 39, so that all prompts are
-        equally often in it.
+        Images in every set that is judged: a multiple of 78, the number of prompts, so that all
+        prompts are in it equally often.
     base, style, distil : BaseSettings, StyleSettings, DistilSettings
     style_full, distil_full : StyleSettings, DistilSettings
-        Of all weights, which need lower learning rates.
+        For all weights, which need lower learning rates.
     refined : StyleSettings
-        Of outlines, with convolutions around the base.
+        For outlines, with convolutions around the base.
     r, r_refined, r_lcm, r_small : int
         Ranks of a style, of one with convolutions, of LCM-LoRA, and of LCM-LoRA with few
         parameters.
@@ -83,7 +85,7 @@ class ImagesSettings:
     style_weights: tuple[float, ...] = (0.9, 1.0, 1.05, 1.1, 1.15, 1.2)
     lcm_weights: tuple[float, ...] = (0.0, 0.6, 0.8, 1.0, 1.2)
 
-    task, device = "images", "cpu"
+    task, device = "images", "cpu"  # what the commands of all experiments ask their settings for
 
     def __post_init__(self) -> None:
         if self.n % 78 or self.seeds < 1:

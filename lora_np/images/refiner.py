@@ -1,26 +1,27 @@
 r"""Two small convolutional networks around a frozen denoiser, for what is local in an image.
 
-An MLP or a transformer that knows a letter only in one style has no weights for "the rim of a
+An MLP or a transformer that knows letters in one style alone has no weights for "the rim of a
 stroke": it must learn the rim of each letter anew. A convolution does the same everywhere, so a rim
-learned on some letters is a rim on all. With D the linear map from latents to pixels, E its
-inverse, and the images x_z = D z + alpha mean and x_0 = D x0 + mean::
+learned on some letters is a rim on all. With D for the linear map from latents to pixels, and E for
+the one from pixels to latents::
 
-    z' = z + E before(x_z, t)                           what the denoiser can read
+    z' = z + E before(z_image, t)                           what the denoiser can read
     v' = denoiser(z', t, words),    x0 = alpha z' - sigma v'
-    v = v' + E behind([x_z, x_0], t)                    what the style looks like
+    v = v' + E behind([z_image, x0_image], t)               what the style looks like
 
-The networks see the time but not the words: which letter it is, they can learn from pixels alone.
+The images are z_image = D z + alpha mean and x0_image = D x0 + mean. The networks see the time but
+not the words: pixels tell them which letter it is.
 
-Why two? At high noise z says little, the denoiser's x0 follows from its prompt, and ``behind``
-turns that letter into another style. At less noise z itself shows the style, which the denoiser has
-never seen: its x0 becomes poor just where the letter is decided. ``before`` turns z back into a
-noisy letter of the denoiser's own style. It is trained through the denoiser, whose dz it needs.
+Why two networks? At high noise z says little. The denoiser's x0 follows from the prompt, and
+``behind`` turns that letter into the new style. At less noise z itself shows the new style, which
+the denoiser has never seen: its x0 becomes poor just where the letter is decided. ``before`` turns
+z back into a noisy letter of the denoiser's own style. It is trained through the denoiser.
 
 A network is a convolution, blocks that the time steers (adaLN-zero, layers/modulated.py) with two
-convolutions each, and a last convolution. That one starts at zero, so that v = v' at first, and
-LoRA may change random weights: no training comes before it. The gates start at one, since a gate at
-zero would hide the frozen convolutions behind it. The receptive field is small on purpose: a wide
-one learns the letters that it is shown by heart, and fails on all others.
+convolutions each, and a last convolution. The last one starts at zero, so that v = v' at first. The
+others are random, and LoRA adapts them without any training before. The gates start at one, since a
+gate at zero would hide the frozen convolutions behind it. The receptive field is small on purpose:
+networks with a wide one learn the letters that are shown by heart, and fail on all others.
 
 Sources: Peebles and Xie (2022), arXiv:2212.09748, section 3.2 (adaLN-zero).
 """
@@ -52,8 +53,8 @@ from lora_np.layers import (
 )
 from lora_np.parameters import Grads, Parameter
 
-REFINER = {"channels": 16, "n_block": 2, "d_c": 32}  # sizes
-# How a style is trained with it.
+REFINER = {"channels": 16, "n_block": 2, "d_c": 32}  # sizes of a Refined
+# Settings of a style that is trained on a Refined.
 REFINED_STYLE: dict[str, Any] = {"steps": 500, "batch": 32, "weight_decay": 0.01}
 # Options of a LoraConfig for both networks: their convolutions and what steers them. The last
 # convolutions have one output, and so rank 1.
@@ -64,7 +65,7 @@ AROUND: dict[str, Any] = {
 
 
 class ConvNet(Layer):
-    """Convolutions that a condition steers, from images (n, H, W, c_in) to (n, H, W, 1).
+    """Convolutions that a condition steers, from images (n, H, W, c_in) to images (n, H, W, 1).
 
     Parameters
     ----------
@@ -142,16 +143,16 @@ class ConvNet(Layer):
 
 
 class RefinedCache(NamedTuple):
-    """Weights of picture and noise, and the caches of the parts."""
+    """Weights of picture and noise, and the caches of the parts, in the order of forward."""
 
     alpha: Array  # (n, 1)
     sigma: Array  # (n, 1)
     time: Any
-    z_image: Any
+    of_z: Any
     before: Any
     change: Any
     denoiser: Any
-    x0_image: Any
+    of_x0: Any
     behind: Any
     correction: Any
 
@@ -218,14 +219,14 @@ class Refined(Denoiser):
         """Return v (n, k) and the cache."""
         alpha, sigma = alpha_sigma(t)
         c, of_time = self.time.forward(waves(t), rng)  # (n, d_c)
-        x_z, of_z = self.to_image.forward(z, rng)  # (n, size^2)
-        x_z = self._seen(x_z + alpha * self.mean.value)  # (n, size, size)
-        y, of_before = self.before.forward(x_z[..., None], c, rng)
+        z_image, of_z = self.to_image.forward(z, rng)  # (n, size^2)
+        z_image = self._seen(z_image + alpha * self.mean.value)  # (n, size, size)
+        y, of_before = self.before.forward(z_image[..., None], c, rng)
         change, of_change = self.to_latent.forward(y.reshape(len(z), -1), rng)  # (n, k)
         readable = z + change
         v, of_denoiser = self.denoiser.forward(readable, t, words, rng)
-        x_0, of_x0 = self.to_image.forward(alpha * readable - sigma * v, rng)
-        both = get_xp(z).stack([x_z, self._seen(x_0 + self.mean.value)], axis=-1)
+        x0_image, of_x0 = self.to_image.forward(alpha * readable - sigma * v, rng)
+        both = get_xp(z).stack([z_image, self._seen(x0_image + self.mean.value)], axis=-1)
         y, of_behind = self.behind.forward(both, c, rng)  # (n, size, size, 1)
         correction, of_correction = self.to_latent.forward(y.reshape(len(z), -1), rng)
         caches = of_before, of_change, of_denoiser, of_x0, of_behind, of_correction
@@ -237,8 +238,8 @@ class Refined(Denoiser):
         need_z = need_dx or self.to_image.trainable or self.mean.trainable
         d: Any = self.to_latent.backward(dy, cache.correction, grads)  # (n, size^2)
         d, dc = self.behind.backward(self._seen(d)[..., None], cache.behind, grads)
-        dx_z, dx_0 = (d[..., i].reshape(n, -1) for i in range(2))  # (n, size^2)
-        dx0: Any = self.to_image.backward(dx_0, cache.x0_image, grads)  # (n, k)
+        dz_image, dx0_image = (d[..., i].reshape(n, -1) for i in range(2))  # (n, size^2)
+        dx0: Any = self.to_image.backward(dx0_image, cache.of_x0, grads)  # (n, k)
         d = self.denoiser.backward(dy - sigma * dx0, cache.denoiser, grads)
         dreadable = d + alpha * dx0
         d = self.to_latent.backward(dreadable, cache.change, grads)
@@ -247,10 +248,10 @@ class Refined(Denoiser):
             self.time.backward(dc + d[1], cache.time, grads, need_dx=False)
         if not need_z:
             return None
-        dx_z = dx_z + d[0].reshape(n, -1)
+        dz_image = dz_image + d[0].reshape(n, -1)
         if self.mean.trainable:
-            grads.add(self.mean, (alpha * dx_z + dx_0).sum(axis=0))
-        dz = self.to_image.backward(dx_z, cache.z_image, grads, need_dx)
+            grads.add(self.mean, (alpha * dz_image + dx0_image).sum(axis=0))
+        dz = self.to_image.backward(dz_image, cache.of_z, grads, need_dx)
         return dreadable + dz if need_dx else None
 
     def _seen(self, x: Array) -> Array:

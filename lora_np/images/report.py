@@ -14,7 +14,6 @@ from lora_np.experiments.runner import Progress
 from lora_np.experiments.terminal import Terminal
 from lora_np.files import load_json
 from lora_np.images.claims import (
-    SUM,
     Results,
     chosen_pair,
     claim_rows,
@@ -38,6 +37,8 @@ from lora_np.images.plan import (
     SPEED,
     STYLE,
     STYLE_FULL,
+    SUM,
+    SUM_BARS,
 )
 from lora_np.tables import counted, text_table
 
@@ -49,14 +50,15 @@ SAMPLER_NAMES = {
 }
 NOTE = (
     "FD is the Fréchet distance of the judge's features to real images of the same prompts. It "
-    "depends on the number of images, so it stands beside its floor, the FD of other real images, "
-    "and beside KID, which hardly does. Spread is the distance between images of one prompt. The "
-    "letter of a blurred mean is nearly always read right: trust no letter without FD and spread."
+    "depends on the number of images, so beside it stand its floor, the FD of other real images, "
+    "and KID, the kernel distance, which hardly depends on it. Spread says how much images of one "
+    "prompt differ. The letter of a blurred mean is nearly always read right: trust no share of "
+    "letters without FD and spread."
 )
 RULE = (
-    "A bar is reached if every seed reaches it, and missed if none does; where it lies among them, "
-    "the claim is within the spread. A difference of two contenders, taken seed by seed, counts if "
-    "its mean exceeds its range. Ratios are taken seed by seed too."
+    "A bar is reached if every seed reaches it, and missed if none does; if some seeds do, the "
+    "claim is within the spread. A difference of two contenders, taken seed by seed, counts if its "
+    "mean exceeds its range. Ratios are taken seed by seed too."
 )
 
 
@@ -209,7 +211,7 @@ def weight_table(results: Results) -> str:
 
 
 def guidance_table(results: Results) -> str:
-    """Return scores of regular letters, and how many look bold, for weights of guidance."""
+    """Return scores of regular letters: a row for each weight of guidance."""
     rows = [
         row
         for row in drawn_sets(results, "regular", "all")
@@ -236,7 +238,7 @@ def outline_table(results: Results) -> str:
 
 
 def sum_ratios(results: Results) -> dict[str, tuple[list[float], list[float], np.ndarray]]:
-    """Return, for both sets of letters, how far each pair of weights is from the style alone.
+    """Return, for both sets of letters, the FD of each pair of weights over that of the style.
 
     Returns
     -------
@@ -246,7 +248,7 @@ def sum_ratios(results: Results) -> dict[str, tuple[list[float], list[float], np
     """
     found = {}
     rows = results["done"].get(CHOSEN, {}).get("rows", ())
-    for part, steps in (("seen", 2), ("unseen", 50)):
+    for part, (steps, _) in SUM_BARS.items():
         here = [row for row in rows if row["set"] == part]
         bars = [r["fd"] for r in here if r["model"] == STYLE and r["steps"] == steps]
         fds = {tuple(row["weights"]): row["fd"] for row in here if row["model"] == SUM}
@@ -273,7 +275,7 @@ def pairs_table(results: Results) -> str:
     styles, lcms, _ = next(iter(found.values()))
     pairs = [(i, j) for i in range(len(styles)) for j in range(len(lcms))]
     columns = {"(style, LCM)": [pair_text((styles[i], lcms[j])) for i, j in pairs]}
-    for part, steps in (("seen", 2), ("unseen", 50)):
+    for part, (steps, _) in SUM_BARS.items():
         if part in found:
             cells = found[part][2]
             heading = f"{part}: FD / style DDIM-{steps}'s"

@@ -9,8 +9,8 @@ sampler makes z' at the next time t'; alpha' and sigma' belong to t'::
     dpm_solver    z' is ddim's, with x0 extrapolated to the middle of the step
     consistency   z' = alpha' x0 + sigma' noise
 
-All end in x0 itself, since alpha' = 1 and sigma' = 0 at t' = 0. For the derivations, see
-``docs/derivations/ddim.md`` and ``docs/derivations/consistency.md``.
+The last step of each ends in x0 itself, since alpha' = 1 and sigma' = 0 at t' = 0. For the
+derivations, see ``docs/derivations/ddim.md`` and ``docs/derivations/consistency.md``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def guided(denoiser: Any, z: Array, t: Array, words: Array, guidance: float | Ar
 
     Guidance 1 is the model itself, 0 ignores the words, and more than 1 exaggerates what the words
     change. The first two cost one evaluation each; any other guidance costs two, in one batch. x0
-    and eps are linear in z and v, so that the same line holds for them.
+    and eps are linear in z and v, so the same formula holds for them.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def guided(denoiser: Any, z: Array, t: Array, words: Array, guidance: float | Ar
         In the dtype of `z`.
     words : array of int, shape (n, 2)
     guidance : float or array, shape (n, 1)
-        Of all rows, or of each, in the dtype of `z`.
+        One number for all rows, or one for each row, in the dtype of `z`.
 
     Returns
     -------
@@ -182,10 +182,10 @@ def dpm_solver(
         z' = (sigma' / sigma) z + alpha' (1 - exp(-h')) D
         D = x0 + h' / (2 h) (x0 - the last step's x0)
 
-    Here h' and h are the lengths of this step and the last in lambda = log(alpha / sigma). D is x0
-    extrapolated to the middle of the step; with D = x0 the step is DDIM's. The first step has
-    nothing to extrapolate from, and the last is infinitely long: both take D = x0. The error falls
-    like 1 / steps^2.
+    Here h' and h are the lengths of this step and of the one before, in lambda = log(alpha /
+    sigma). D is x0 extrapolated to the middle of the step; with D = x0 the step is DDIM's. The
+    first step has nothing to extrapolate from, and the final one is infinitely long: both take
+    D = x0. The error falls like 1 / steps^2.
 
     Parameters
     ----------
@@ -226,8 +226,8 @@ def consistency(
     Parameters
     ----------
     denoiser, words, steps, rng, guidance
-        As for :func:`~lora_np.images.samplers.ddim`. Distillation builds the guidance into the
-        model: leave `guidance` at 1 then.
+        As for :func:`~lora_np.images.samplers.ddim`. Distillation builds guidance into the model:
+        leave `guidance` at 1 for a distilled one.
 
     Returns
     -------

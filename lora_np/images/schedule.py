@@ -1,16 +1,16 @@
-r"""How much noise there is at time t: a picture turns into noise along a quarter of a circle.
+r"""How much noise there is at time t: a picture turns into noise by an angle from 0 to pi / 2.
 
 The time t runs from 0, the picture x0 alone, to 1, the noise eps alone::
 
     z_t = alpha x0 + sigma eps,    alpha = cos(pi t / 2),    sigma = sin(pi t / 2)
 
 Since alpha^2 + sigma^2 = 1, the variance of z stays 1 if that of x0 is 1 (variance preserving). The
-model predicts neither x0 nor eps but the velocity v, along which z moves on its circle::
+model predicts neither x0 nor eps but v, the velocity of z by the angle pi t / 2::
 
     v = alpha eps - sigma x0
     x0 = alpha z - sigma v,    eps = sigma z + alpha v
 
-(z, v) is (x0, eps) rotated by the angle pi t / 2, and the last line rotates back. No line divides,
+(z, v) is (x0, eps) rotated by the angle -pi t / 2, and the last line rotates back. No line divides,
 so none is unsafe at either end; see ``docs/derivations/v_prediction.md``.
 
 Sources: Nichol and Dhariwal (2021), Improved Denoising Diffusion Probabilistic Models,

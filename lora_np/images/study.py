@@ -1,8 +1,8 @@
-"""The report's work: train, keep, draw, judge; stopped at any moment, it continues.
+"""The report's work: train, keep, draw and judge. A run that was stopped continues.
 
-Everything that is trained leaves a folder, an ordinary one: bases and adapters that ``lora-np
-images sample`` draws with. Everything that is drawn leaves rows of figures. Work runs in processes
-that hold BLAS at one thread, so the results do not depend on their number, and the CPU seconds of a
+Every training leaves an ordinary folder: a base or an adapter, which ``lora-np images sample`` can
+draw with. Everything that is drawn leaves rows of scores. Work runs in processes that hold BLAS at
+one thread, so the results do not depend on the number of processes, and the CPU seconds of a
 training are those of one core.
 """
 
@@ -80,7 +80,7 @@ def run_images(
     executor : concurrent.futures.Executor, optional
         By default this process.
     listen : callable, optional
-        Hears of every piece of work that ends.
+        Called with the progress after every piece of work.
     take_over : bool
         As for :func:`lora_np.files.lock.hold`.
 
@@ -104,8 +104,7 @@ def run_images(
                 listen(Progress(len(done), len(all_work(settings)), work, found))
 
         waiting = partial(next_work, settings, done)
-        chosen = partial(carry_out_work, settings, out)
-        run_all(waiting, chosen, keep, executor)
+        run_all(waiting, partial(carry_out_work, settings, out), keep, executor)
         results["complete"] = True
         save_results(out, results)
     return results

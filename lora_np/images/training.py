@@ -1,11 +1,11 @@
 """Train the three things that an image model is made of here: a base, styles, fewer steps.
 
     train_base      a denoiser from nothing, on regular letters in latents
-    train_style     the base on a few images of another style: an adapter, or all its weights
-    distil          the base into a student that draws in one to four steps: the same two ways
+    train_style     a style, from a few images: an adapter of the base, or all weights of a copy
+    distil          a student that draws in one to four steps: an adapter or all weights, too
 
-An adapter is a method of the library on a frozen base, so a style and an acceleration that were
-trained apart can be added: both are changes of the same weights.
+An adapter is a method of the library on a frozen base. A style and an acceleration that were
+trained apart are changes of the same weights, so they can be added.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from lora_np.train import MovingAverage, Trainer, continue_from, fit
 from lora_np.train.loop import AfterStep
 
 SIZE = 16  # pixels along an image
-DROP = 0.2  # share of prompts that lose their letter, and of those that lose their family
-BEND = 0.65  # t = T_MAX u^BEND: below 1, more noisy times than others
+DROP = 0.2  # chance of each word of a prompt to be left out
+BEND = 0.65  # t = T_MAX u^BEND, u uniform in (0, 1): below 1, there are more noisy times
 WATCHED = 100  # steps between two looks at whether a student collapses
-LEAST_SPREAD = 0.05  # of the teacher's
+LEAST_SPREAD = 0.05  # of a student's images, as a share of the teacher's spread
 
 
 class Base(NamedTuple):
@@ -70,7 +70,7 @@ class Mixed:
 
 
 class Neighbours(Mixed):
-    """Batches for :class:`Consistency`: also neighbouring times of a grid, and weights."""
+    """Batches for :class:`Consistency`: neighbouring times of a grid, and weights of guidance."""
 
     def __init__(
         self,
@@ -199,10 +199,10 @@ class StyleSettings:
     images : int
         Number of images to learn from.
     of : str
-        The letters they show. What the others look like in this style must be guessed.
+        The letters that the images show. How other letters look in this style must be guessed.
     steps, batch, lr : int, int, float
     weight_decay : float
-        It holds the change near zero, where the letters that are not shown stay readable.
+        It keeps the change small, so that letters that are not shown stay readable.
     """
 
     style: str = "bold"
@@ -268,13 +268,13 @@ class DistilSettings:
     Parameters
     ----------
     guidance : (float, float)
-        Weights of the teacher's steps are drawn between these two.
+        The weight of guidance of each of the teacher's steps is drawn between these two.
     images : int
         Number of regular letters.
     grid : int
         Steps of the teacher from noise to image.
     decay : float
-        Of the moving average that gives the target.
+        How much of the moving average, which gives the target, stays in each step.
     steps, batch, lr : int, int, float
     processes : int
         Workers that share each batch.
@@ -290,8 +290,8 @@ class DistilSettings:
     processes: int = 2
 
 
-# Settings for all weights in place of LoRA: of the rates tried, those with the lowest FD on letters
-# that are shown.
+# Settings for all weights in place of LoRA. Of the learning rates that were tried, these have the
+# lowest FD on letters that are shown.
 ALL_WEIGHTS_STYLE: Mapping[str, Any] = {"steps": 400, "lr": 5e-4, "weight_decay": 0.01}
 ALL_WEIGHTS_DISTIL: Mapping[str, Any] = {"lr": 1e-3}
 
@@ -325,7 +325,7 @@ def distil(
     Raises
     ------
     Collapsed
-        If the student's images of one prompt come to differ by less than 5 % of the teacher's.
+        If the spread of the student's images falls below 5 % of that of the teacher's.
     """
     s = settings
     drawn = letters(rng, s.images, size=base.codec.size)
@@ -368,9 +368,9 @@ class _Watch:
         share = self._spread(self.student, consistency, 1) / self.expected
         if not share >= LEAST_SPREAD:
             raise Collapsed(
-                f"the student's images of one prompt differ by {share:.1%} of what the teacher's "
-                f"do: it has collapsed; give the target a moving average (decay 0.98), or a lower "
-                f"learning rate"
+                f"the student has collapsed: the spread of its images is {share:.1%} of the "
+                f"teacher's; give it a lower learning rate, or the target a slower moving average "
+                f"(a decay nearer to 1)"
             )
         return share
 

@@ -306,7 +306,7 @@ def test_a_missing_font_is_named_and_the_others_go_on(images, tmp_path, monkeypa
 def test_a_distillation_that_collapses_stops_and_leaves_nothing(images, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LEAST_SPREAD", 2.0)  # a share that no student has
     err = refused(images("distil --base BASE --out OUT --r 2", *FEW))
-    assert "it has collapsed; give the target a moving average" in err and "learning rate" in err
+    assert "the student has collapsed" in err and "give it a lower learning rate" in err
     assert not (tmp_path / "out").exists()
 
 

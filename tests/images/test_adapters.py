@@ -158,9 +158,9 @@ def test_combining_adapters_keeps_the_whole_base(shelf, tmp_path):
         (["lcm"], [1], "ddim", 2, 1.0, ["lcm was distilled for the sampler consistency, not ddim"]),
         (["lcm"], [0], "ddim", 2, 1.0, []),
         (["lcm"], [1], "consistency", 2, 2.0, ["has guidance 1.0 to 1.5 built in, and guidance 2"]),
-        (["bold"], [1], "consistency", 1, 1.0, ["no adapter is distilled .* with 1 step a blur"]),
+        (["bold"], [1], "consistency", 1, 1.0, ["no adapter .* under the noise, a blur"]),
         ([], [], "consistency", 4, 1.0, ["no adapter is distilled .* adds fresh noise"]),
-        (["lcm"], [1], "ddpm", 2, 0.0, ["not ddpm: its x0 is the end", "letters grow too bold"]),
+        (["lcm"], [1], "ddpm", 2, 0.0, ["not ddpm: its x0 is the end", "letters once more: use 1"]),
     ],
 )
 def test_what_will_not_draw_well_is_said_with_the_reason(
