@@ -153,7 +153,7 @@ def test_each_claim_is_missed_where_its_own_scores_are_worse(says, where, worse)
 @pytest.mark.parametrize(
     "says, work, key, value",
     [
-        ("base and judge: CPU s, 90 on each of two cores", "base", "cpu_seconds", 200.0),
+        ("base and judge: CPU s of one core", "base", "cpu_seconds", 200.0),
         ("no prompt: judge sure of a letter", "regular", "sure", 0.6),
         ("style r = 4: parameters", "style", "parameters", 41_000),
         ("style r = 4: CPU s", "style", "cpu_seconds", 11.0),
