@@ -50,7 +50,7 @@ OBJECTIVES = pytest.mark.parametrize("make", [of_v, of_consistency], ids=["v", "
 @OBJECTIVES
 def test_the_gradient_of_every_parameter_is_that_of_central_differences(make, rng):
     model, batch = make(rng)
-    loss, cache = model.loss(*batch)
+    _, cache = model.loss(*batch)
     grads, step = Grads(), 1e-6
     model.backward(2.0, cache, grads)
     for name in trained_names(model):
