@@ -4,14 +4,14 @@ The condition of an image is one vector, of its time and its words::
 
     c = gelu(time(t) + E_letter[letter] + E_family[family])          # (n, d_c)
 
-It steers every block (adaLN-Zero)::
+It steers every block (adaLN-zero)::
 
     h = h + gate(c) * block(modulated_norm(h, shift(c), scale(c)))
 
 A body turns z (n, k) and c into v: ``body.forward(z, c)`` returns v and a cache, ``body.backward``
 dz and dc. :class:`MlpBody` is the default; dit.py has another. refiner.py puts networks around it.
 
-Sources: Peebles and Xie (2022), arXiv:2212.09748, section 3.2 (adaLN-Zero, patches); Salimans and
+Sources: Peebles and Xie (2022), arXiv:2212.09748, section 3.2 (adaLN-zero, patches); Salimans and
 Ho (2022), arXiv:2202.00512 (v).
 """
 

@@ -82,7 +82,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def spread(images: np.ndarray, words: np.ndarray) -> float:
-    """Return the root mean variance of the images of one prompt, averaged over the prompts.
+    """Return the root of the mean variance within a prompt, averaged over the prompts.
 
     Parameters
     ----------

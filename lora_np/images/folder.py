@@ -196,7 +196,7 @@ def refine_base(folder: str | Path, out: str | Path, seed: int = 0) -> dict[str,
 
 
 def record_of_base(folder: str | Path) -> dict[str, Any]:
-    """Return the digests in the record of an image model, which say which one it is."""
+    """Return the digests in the record of an image model, which identify the model."""
     record = _read(Path(folder))
     return {name: record.get(name) for name in ("fingerprint", "codec")}
 

@@ -8,8 +8,8 @@ interpolation. The map changes size, width, slant, rotation and position a littl
 The styles regular, bold and italic are fonts. An outline is a rim around the regular glyph, where
 a pixel depends on its neighbourhood alone. An inverted image is minus the regular image.
 
-Sums, products and quotients alone make an image of the master and of the generator's draws, entry
-by entry. No sine and no matrix product takes part, since their last bits depend on the processor.
+An image is made from the master and the generator's draws by sums, products and quotients alone,
+entry by entry, without sines and matrix products, whose last bits depend on the processor.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def words_of(prompt: str) -> tuple[int, int]:
     letter, family = NO_LETTER, NO_FAMILY
     for word in prompt.split():
         if (len(word) == 1 and letter != NO_LETTER) or (word in FAMILIES and family != NO_FAMILY):
-            raise ValueError(f"prompt {prompt!r} names two of a kind: one letter and one family")
+            raise ValueError(f"prompt {prompt!r} names two of a kind: give one letter, one family")
         if len(word) == 1:
             letter = _letter(word)
         elif word in STYLES:
@@ -200,7 +200,7 @@ def prompt_of(letter: int, family: int) -> str:
 
 
 def _letter(letter: str) -> int:
-    """Return the index of a letter; raise ValueError, with the letter below its accents."""
+    """Return the index of a letter; raise ValueError, which suggests it without its accents."""
     if letter in LETTERS:
         return LETTERS.index(letter)
     near = unicodedata.normalize("NFKD", letter)[0].upper()  # a to A, and Ä to A

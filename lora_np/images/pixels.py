@@ -14,8 +14,8 @@ from lora_np.parameters import Parameter
 def pixel_maps(codec: SvdCodec, dtype: Any = np.float32) -> tuple[Linear, Linear]:
     """Return the maps from latents (n, k) to pixels (n, size^2), and back, both frozen.
 
-    With a basis V whose rows are orthonormal, they are z (scale V) and x V^T / scale. The mean
-    image is left out: maps of changes, such as a velocity, do not have it.
+    With the codec's basis V, whose rows are orthonormal, they map z to z (scale V) and an image x
+    to x V^T / scale. The mean image is left out, since a change, such as a velocity, has none.
 
     Examples
     --------

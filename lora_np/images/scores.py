@@ -1,8 +1,8 @@
 """What a judge says of a set of drawn images, beside real ones of the same prompts.
 
-A letter that is read right says little: a blurred mean of all images of a letter is read right
-too. So distances to real images and the spread stand beside it, always. A Fréchet distance depends
-on the number of images; what two sets of real images have between them is its floor.
+A letter that is read right says little: a blurred mean of all images of a letter is read right,
+too. So distances to real images and the spread always stand beside it. A Fréchet distance depends
+on the number of images; that between two sets of real images is its floor.
 """
 
 from __future__ import annotations

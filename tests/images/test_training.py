@@ -61,5 +61,5 @@ def test_a_student_that_ignores_the_noise_is_stopped(rng, monkeypatch):
     monkeypatch.setattr("lora_np.images.training.WATCHED", 1)
     monkeypatch.setattr("lora_np.images.training.LEAST_SPREAD", 1e9)
     settings = DistilSettings(images=100, steps=5, batch=8, processes=1)
-    with pytest.raises(Collapsed, match="lower learning rate.*moving average"):
+    with pytest.raises(Collapsed, match=r"lower learning rate.*moving average"):
         distil(base(), FullConfig(), rng, settings)

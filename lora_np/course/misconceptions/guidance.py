@@ -28,13 +28,13 @@ GUIDED.usual_mistakes(but=("transposed",))
 
 @GUIDED.mistake("v")
 def _w_off_by_one(v_none: Any, v_words: Any, w: Any) -> Any:
-    """Your w is off by one: w = 1 must return v_words, and w = 0 v_none."""
+    """Your weight is w + 1: w = 1 must return v_words, and w = 0 must return v_none."""
     return v_words + w * (v_words - v_none)
 
 
 @GUIDED.mistake("v")
 def _w_minus_one(v_none: Any, v_words: Any, w: Any) -> Any:
-    """Your v uses w - 1 with v_none: v_none + w (v_words - v_none)."""
+    """Your weight is w - 1: it should be w, in v_none + w (v_words - v_none)."""
     return v_none + (w - 1) * (v_words - v_none)
 
 
