@@ -101,10 +101,10 @@ assert share_on_ink(x0) == 1 and 0.5 < share_on_ink(noise) < 0.65
 # $$ z = \alpha x_0 + \sigma \epsilon , \qquad
 #    \alpha = \cos\frac{\pi t}{2} , \quad \sigma = \sin\frac{\pi t}{2} . $$
 #
-# Since $\alpha^2 + \sigma^2 = 1$, the mixture turns on a quarter of a circle from $x_0$ to
-# $\epsilon$, and its velocity by the angle is $v = \alpha \epsilon - \sigma x_0$. From $z$ and $v$
-# one turns back: $x_0 = \alpha z - \sigma v$ and $\epsilon = \sigma z + \alpha v$, with no
-# division.
+# Since $\alpha^2 + \sigma^2 = 1$, the weights $(\alpha, \sigma)$ run along a quarter of a circle,
+# and $z$ runs from $x_0$ to $\epsilon$. Its velocity by the angle is
+# $v = \alpha \epsilon - \sigma x_0$. From $z$ and $v$ one turns back, $x_0 = \alpha z - \sigma v$
+# and $\epsilon = \sigma z + \alpha v$, with no division.
 #
 # **Predict.** The points and the noise both have variance 1. What is the variance of $z$ at
 # $t = 0.5$, and that of $v$?
@@ -118,8 +118,8 @@ for t in (0.0, 0.25, 0.5, 0.75, 1.0):
     assert np.allclose(eps_of(z, v, t), noise, atol=1e-5)
 
 # %% [markdown]
-# Both are 1 at all times: picture and noise are independent, so their variances add up to
-# $\alpha^2 + \sigma^2$. A network whose inputs and targets always have the same size is easy to
+# Both are 1 at all times: picture and noise are independent, so the variances of their parts add up
+# to $\alpha^2 + \sigma^2$. A network whose inputs and targets always have the same size is easy to
 # train.
 
 
@@ -149,12 +149,13 @@ plt.show()
 # ## A denoiser
 #
 # The denoiser sees $z$ and $t$, and is trained to predict $v$ by least squares. It is a residual
-# network of three blocks. The time steers each block: it is turned into a scale, a shift and a gate
-# (adaLN-zero). The library's denoiser also sees the words of a prompt, which we leave out for now:
-# the words (26, 3) name no letter and no family.
+# network of three blocks. The time steers each block: a small network turns $t$ into a scale, a
+# shift and a gate (adaLN-zero). The library's denoiser also sees the words of a prompt, which we
+# leave out for now: the words (26, 3) name no letter and no family.
 #
-# Every block normalises its input first, and a normalised vector forgets its length: points on a
-# ray from the origin would look alike. Biases of the first layer that are not zero tell them apart.
+# Every block normalises its input first, and a normalised vector forgets its length: without
+# biases, all points on a ray from the origin would look alike. So we draw large biases for the
+# first layer.
 
 
 # %%
@@ -189,18 +190,18 @@ for t in (0.02, 0.2, 0.4, 0.6, 0.8, 0.98):
 assert loss[0.2] < 0.9 < 0.96 < min(loss[0.02], loss[0.98])
 
 # %% [markdown]
-# At both. At $t = 0$ one sees $z = x_0$ and has to guess $v = \epsilon$, at $t = 1$ one sees
-# $z = \epsilon$ and has to guess $v = -x_0$. What one has to guess is independent of what one
-# sees. Many pairs of picture and noise give the same $z$, and the best answer is the mean of their
-# $v$. All that the denoiser can learn lies in between.
+# At both. At $t = 0$ one sees $z = x_0$ and has to guess $v = \epsilon$; at $t = 1$ one sees
+# $z = \epsilon$ and has to guess $v = -x_0$. There, what one has to guess is independent of what
+# one sees. All that the denoiser can learn lies in between, where many pairs of picture and noise
+# give the same $z$, and the best answer is the mean of their $v$.
 #
 # ## Samplers
 #
 # The means are enough to draw points: follow the field of mean velocities from noise at $t = 1$ to
-# $t = 0$. DDIM goes in steps. At $t$, the denoiser's $v$ gives $x_0$ and $\epsilon$, and these are
-# mixed again for a smaller time $t'$: $z' = \alpha' x_0 + \sigma' \epsilon$. DPM-Solver goes the
-# same way, and also uses how $x_0$ changed since the last step. DDPM throws away a part of
-# $\epsilon$ in each step and takes fresh noise.
+# $t = 0$. DDIM goes in steps. At $t$, the denoiser's $v$ gives $x_0$ and $\epsilon$, and DDIM mixes
+# these again for a smaller time $t'$: $z' = \alpha' x_0 + \sigma' \epsilon$. DPM-Solver goes the
+# same way, and also uses how $x_0$ changed since the last step. DDPM replaces a part of $\epsilon$
+# by fresh noise in each step.
 
 
 # %%
@@ -245,8 +246,8 @@ for axis, (name, way) in zip(axes[1:], ways.items()):
 plt.show()
 
 # %% [markdown]
-# Each path of DDIM is decided by its start. So we can ask how far a few steps end from where very
-# many steps end.
+# The start decides each path of DDIM. So we can measure how far from the end of very many steps a
+# few steps end.
 #
 # **Predict.** DDIM's error falls like one over the number of steps, DPM-Solver's like one over its
 # square. By which factor does each error fall from 8 to 32 steps?
@@ -267,7 +268,7 @@ assert 3 < fell[ddim] < 5 and fell[dpm_solver] > 6
 assert off[dpm_solver, 8] < off[ddim, 16]
 
 # %% [markdown]
-# The rules say 4 and 16, and hold once the steps are small. In 8 steps, DPM-Solver comes nearer
+# The rules say 4 and 16; they hold once the steps are small. In 8 steps, DPM-Solver comes nearer
 # than DDIM does in 16.
 #
 # ## A style is an adapter
@@ -324,15 +325,17 @@ for axis, (weight, z) in zip(axes, ends.items()):
 plt.show()
 
 # %% [markdown]
-# With 0 it is the base, entry by entry. With 0.5 the slant is between the two, and with 2 the model
-# goes on in the same direction, where nobody trained it.
+# With 0 the model is the base, entry by entry. With 0.5 the slant lies between that of the base and
+# that of the adapted model, and with 2 the model goes on in the same direction, where nobody
+# trained it.
 #
 # ## One step
 #
 # Fifty steps are fifty evaluations of the denoiser. Let $f(z, t) = \alpha z - \sigma v(z, t)$ be
 # the $x_0$ that it predicts. A *consistency model* has the same $f$ at all points of one path, so
-# that one evaluation at the start gives the end. Distillation makes our denoiser into one. From $z$
-# at $t$ the teacher goes one small step to $z'$ at $t'$, and the student learns
+# that one evaluation at the start gives the end. Distillation makes our denoiser into such a model.
+# The denoiser is the *teacher*. From $z$ at $t$ it goes one small step to $z'$ at $t'$, and the
+# *student* learns
 #
 # $$ f(z, t) = f'(z', t') , $$
 #
@@ -372,8 +375,8 @@ plt.show()
 
 # %% [markdown]
 # The base draws a small spot in the middle. At $t = 1$ nothing is known of the point, and the best
-# answer is the mean of the whole letter. The spot happens to lie on the ink, so that *all* its
-# points do: where points lie says nothing without how far they *spread*. A second control is the
+# answer is the mean of the whole letter. The spot happens to lie on the ink, and so *all* its
+# points do: the share on the ink says nothing without the *spread*. A second control is the
 # sampler: consistency sampling adds noise after each step and removes it again, and in 4 steps the
 # base gains much by it without any distillation. The student draws an R in one step, with a foot
 # that is too short.
@@ -382,8 +385,8 @@ plt.show()
 #
 # Now to images of letters, 16 by 16 pixels, in three families of fonts. "Latent" diffusion models
 # draw in a smaller space, and an autoencoder leads there and back. The best *linear* autoencoder
-# with $k$ numbers is known since 1936: chapter 3's SVD, here of the matrix with one image in each
-# row.
+# with $k$ numbers has been known since 1936: it is chapter 3's SVD, here of the matrix with one
+# image in each row.
 #
 # **Predict.** Two plain alternatives keep 64 numbers too: the means of 2 by 2 pixels, and the
 # products with 64 random directions. How much of the energy does each of the three keep?
@@ -436,25 +439,26 @@ for axis, k in zip(axes[1:], (4, 16, 64, 256)):
 plt.show()
 
 # %% [markdown]
-# The singular vectors keep the most, by a theorem on the images that they were fitted to, and here
-# on fresh ones too. But they are made for regular letters: outlines lose more. A style that the
-# codec cannot hold cannot be drawn, whatever the adapter does.
+# The singular vectors keep the most: a theorem says so for the images that they were fitted to, and
+# here they do on fresh images too. But they are made for regular letters: outlines lose more. A
+# style that the codec, our pair of encoder and decoder, cannot hold cannot be drawn, whatever the
+# adapter does.
 #
 # ## A small base, and prompts
 #
-# The base learns from 6,000 regular letters, in 64 latents. It is *small*: a few seconds of
-# training. `docs/images.md` has the one that is meant to be good, with all measurements over three
+# The base learns from 6,000 regular letters, in 64 latents. It is *small*: it trains for a few
+# seconds. `docs/images.md` has a base that is meant to be good, with all measurements over three
 # seeds; ours shows the same effects on one seed.
 #
 # A prompt names a letter, a family, both or neither. In training, each word is left out of a
-# quarter of the prompts. So one denoiser predicts both $v_\text{words}$ and $v_\text{none}$, and
+# fifth of the prompts. So one denoiser predicts both $v_\text{words}$ and $v_\text{none}$, and
 # *guidance* with weight $w$ goes from the second through the first and beyond:
 #
 # $$ v = v_\text{none} + w\,(v_\text{words} - v_\text{none}) . $$
 #
-# We judge with a small network that reads letter, family and style. It also supplies features for
+# The judge is a small network that reads letter, family and style. It also supplies features for
 # the Fréchet distance (FD) of two sets of images. FD depends on the number of images, so it stands
-# beside its floor: the distance of two sets of *true* images, of the same number.
+# beside its floor: the FD between two sets of as many *true* images.
 
 # %%
 sizes = {"k": 64, "d": 96, "d_hidden": 192, "n_block": 3, "d_c": 64}
@@ -511,8 +515,8 @@ assert by_steps["DPM-Solver", 4]["FD"] < by_steps["DDIM", 4]["FD"]
 
 # %% [markdown]
 # The row to learn from is DDIM with one step: *all* letters are right, and the images are bad. They
-# are means, sharp enough for a judge, and nearly the same for all noise, as their spread shows. A
-# share of right letters never stands alone.
+# are means, sharp enough for a judge, and nearly the same for all noise, as their spread shows. So
+# never report a share of right letters alone.
 #
 # **Predict.** What does guidance 0 draw if the prompt says "serif R"? And guidance 4: better
 # letters, or something else?
@@ -583,9 +587,9 @@ assert by_style["unseen", 0.0]["FD"] > by_style["unseen", 1.0]["FD"]
 assert by_style["unseen", 1.5]["style"] > by_style["unseen", 1.0]["style"] > 0.3
 
 # %% [markdown]
-# About half of the unseen ones. The adapter has learned a change of strokes, not 13 letters, but it
-# carries over only in part, and a weight above 1 carries it further, at the cost of some letters. A
-# style is measured on letters that it never saw: on the others, memory would do.
+# Fewer than half of the unseen ones. The adapter has learned a change of strokes, not 13 letters,
+# but the change carries over only in part. A weight above 1 carries it further, at the cost of some
+# letters. A style is measured on letters that it never saw: on the others, memory would do.
 #
 # ## An acceleration that is added
 #
@@ -612,8 +616,8 @@ assert by_speed["LCM-LoRA", 1]["spread"] > 2 * by_speed["base", 1]["spread"]
 assert by_speed["LCM-LoRA", 4]["FD"] < by_speed["base", 4]["FD"]
 
 # %% [markdown]
-# The base's one step is the blur of before. Its consistency sampling with 4 steps is a control that
-# one must not forget: without any distillation it is most of the way.
+# One step of the base gives the same blur as before. Its 4 steps of consistency sampling are a
+# control that must not be forgotten: they go most of the way without any distillation.
 #
 # **Predict.** Now both, in 2 steps, on letters that the style has never seen. Does the sum keep the
 # style? And does it need LCM-LoRA, or does the sampler alone do it?
@@ -638,7 +642,6 @@ assert added["style + LCM-LoRA"]["FD"] < added["style, consistency, 2"]["FD"]
 assert added["style + LCM-LoRA"]["FD"] < added["style, DDIM, 2 steps"]["FD"]
 assert added["LCM-LoRA"]["style"] < 0.1 < added["style + LCM-LoRA"]["style"]
 assert added["1.25 style + LCM-LoRA"]["FD"] < added["style + LCM-LoRA"]["FD"]
-assert added["1.25 style + LCM-LoRA"]["letter"] < added["style + LCM-LoRA"]["letter"]
 
 # %% alt="Six rows of the letters BDFHLNPR in sans. The style with 20 steps of DDIM, and with 2 steps of DDIM and of the consistency sampler, draws them bold; LCM-LoRA alone draws them thin; the sum of style and LCM-LoRA draws them bold, and with weight 1.25 of the style bolder, with blemishes"
 unseen = np.array([words_of(f"sans {letter}") for letter in "BDFHLNPR"])
@@ -650,30 +653,30 @@ show(
 )
 
 # %% [markdown]
-# The sum draws in two steps what neither adapter draws alone. Without LCM-LoRA, two steps give the
-# smooth means of before, with either sampler. Without the style, nothing is bold. Nothing was
-# trained to make the two fit together: that the sum works is a measurement, not a theorem. More
-# weight on the style lowers FD and costs some letters.
+# The sum draws in two steps what neither adapter draws alone. Without LCM-LoRA, two steps give
+# smooth means again, with either sampler. Without the style, nothing is bold. Nothing was trained
+# to make the two fit together: that the sum works is a measurement, not a theorem. More weight on
+# the style lowers FD.
 #
 # ## What to remember
 #
-# * Picture and noise are mixed on a quarter of a circle, and $v$ is the velocity on it: $x_0$ and
-#   $\epsilon$ follow from $z$ and $v$ without a division.
+# * The weights of picture and noise run along a quarter of a circle, and $v$ is the velocity of the
+#   mixture: $x_0$ and $\epsilon$ follow from $z$ and $v$ without a division.
 # * A denoiser gives means. A sampler turns means into samples, in many steps, since one step gives
-#   one mean. Distillation moves the end of the way into one evaluation.
-# * A style and an acceleration are adapters: weighted, merged, and added.
+#   only a mean. A distilled model predicts the end of a path in one evaluation.
+# * A style and an acceleration are adapters: they can be weighted, merged and added.
 # * Right letters alone prove nothing. Beside them stand the spread, FD with its floor, the letters
 #   never shown, and the sampler without the adapter.
 #
 # The images here are deliberately small: grey, 16 by 16, an SVD in place of a trained autoencoder,
-# two words in place of a text encoder. `lora-np images` trains the real ones, and `docs/images.md`
-# measures them.
+# two words in place of a text encoder. `lora-np images` trains larger models of them, and
+# `docs/images.md` measures these models.
 #
 # ## Exercises
 #
 # 1. Train the points' student without the moving average: `MovingAverage(student, 0.0)` is the
-#    student itself. Predict the spread of its one-step points, then measure it, also with a rate of
-#    `1e-2`.
+#    student itself. Predict the spread of its one-step points, then measure it, also with a
+#    learning rate of `1e-2`.
 # 2. Add the slant and the acceleration of the points: `changed(model, (slanted, 1), (student, 1))`
 #    in one step. Measure the slope and the share on the sheared ink, and find the pair of weights
 #    that is best on fresh noise.
