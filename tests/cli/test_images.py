@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from lora_np.cli import images as cli_images
+from lora_np.cli.images import QUICK
 from lora_np.files import load_json, save_json
-from lora_np.images import SAMPLERS, adapted, glyphs, letters, load_base, training
+from lora_np.images import SAMPLERS, SvdCodec, adapted, glyphs, letters, load_base, training
 from lora_np.images.training import Mixed
 from lora_np.train import resume
 from tests.images.test_sheet import chunks, texts
@@ -204,6 +205,14 @@ def test_the_quick_base_draws_letters_that_one_can_read_in_every_way(images, tmp
         assert ink[thick] > ink[thin] + 0.06
 
 
+@pytest.mark.parametrize("k", [QUICK["k"], training.BaseSettings.k])
+def test_the_bases_of_the_guide_can_hold_every_style_but_inverted(k):
+    rng = np.random.default_rng(0)
+    codec = SvdCodec.fit(letters(rng, QUICK["images"]).images, k)
+    held = {s for s in glyphs.STYLES if codec.energy(letters(rng, 100, s).images) >= 0.9}
+    assert held == set(glyphs.STYLES) - {"inverted"}
+
+
 # -------------------------------------------------------------------------------- bad input
 
 SAMPLE = "sample --base BASE --out OUT.png"
@@ -281,7 +290,7 @@ def test_a_style_that_the_codec_cannot_hold_names_the_command_that_makes_one_tha
     "options, said",
     [
         ("--adapter LCM --sampler ddim", "was distilled for the sampler consistency, not ddim"),
-        ("--adapter LCM --guidance 2", "has guidance 1.0 to 1.5 built in, and guidance 2 comes"),
+        ("--adapter LCM --guidance 2", "has guidance 1.0 to 1.5 built in, and guidance 2 changes"),
         ("--sampler consistency --steps 1", "no adapter is distilled for the sampler consistency"),
     ],
 )
