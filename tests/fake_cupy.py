@@ -30,6 +30,7 @@ __all__ = [
     "asarray",
     "asnumpy",
     "concatenate",
+    "cos",
     "cuda",
     "empty",
     "empty_like",
@@ -44,6 +45,7 @@ __all__ = [
     "multiply",
     "ndarray",
     "ones",
+    "sin",
     "sqrt",
     "stack",
     "tanh",
@@ -207,8 +209,9 @@ def _elementwise(function: Any) -> Any:
     return compute
 
 
-abs, exp, log, multiply, sqrt, tanh, isfinite = map(
-    _elementwise, (np.abs, np.exp, np.log, np.multiply, np.sqrt, np.tanh, np.isfinite)
+abs, cos, exp, log, multiply, sin, sqrt, tanh, isfinite = map(
+    _elementwise,
+    (np.abs, np.cos, np.exp, np.log, np.multiply, np.sin, np.sqrt, np.tanh, np.isfinite),
 )
 
 

@@ -222,13 +222,13 @@ class Refined(Denoiser):
         z_image, of_z = self.to_image.forward(z, rng)  # (n, size^2)
         z_image = self._seen(z_image + alpha * self.mean.value)  # (n, size, size)
         y, of_before = self.before.forward(z_image[..., None], c, rng)
-        change, of_change = self.to_latent.forward(y.reshape(len(z), -1), rng)  # (n, k)
+        change, of_change = self.to_latent.forward(y.reshape(len(z), self.size**2), rng)  # (n, k)
         readable = z + change
         v, of_denoiser = self.denoiser.forward(readable, t, words, rng)
         x0_image, of_x0 = self.to_image.forward(alpha * readable - sigma * v, rng)
         both = get_xp(z).stack([z_image, self._seen(x0_image + self.mean.value)], axis=-1)
         y, of_behind = self.behind.forward(both, c, rng)  # (n, size, size, 1)
-        correction, of_correction = self.to_latent.forward(y.reshape(len(z), -1), rng)
+        correction, of_correction = self.to_latent.forward(y.reshape(len(z), self.size**2), rng)
         caches = of_before, of_change, of_denoiser, of_x0, of_behind, of_correction
         return v + correction, RefinedCache(alpha, sigma, of_time, of_z, *caches)
 
@@ -238,7 +238,7 @@ class Refined(Denoiser):
         need_z = need_dx or self.to_image.trainable or self.mean.trainable
         d: Any = self.to_latent.backward(dy, cache.correction, grads)  # (n, size^2)
         d, dc = self.behind.backward(self._seen(d)[..., None], cache.behind, grads)
-        dz_image, dx0_image = (d[..., i].reshape(n, -1) for i in range(2))  # (n, size^2)
+        dz_image, dx0_image = (d[..., i].reshape(n, self.size**2) for i in range(2))  # (n, size^2)
         dx0: Any = self.to_image.backward(dx0_image, cache.of_x0, grads)  # (n, k)
         d = self.denoiser.backward(dy - sigma * dx0, cache.denoiser, grads)
         dreadable = d + alpha * dx0
@@ -248,7 +248,7 @@ class Refined(Denoiser):
             self.time.backward(dc + d[1], cache.time, grads, need_dx=False)
         if not need_z:
             return None
-        dz_image = dz_image + d[0].reshape(n, -1)
+        dz_image = dz_image + d[0].reshape(n, self.size**2)
         if self.mean.trainable:
             grads.add(self.mean, (alpha * dz_image + dx0_image).sum(axis=0))
         dz = self.to_image.backward(dz_image, cache.of_z, grads, need_dx)

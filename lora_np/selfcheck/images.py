@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from lora_np.backend import like
 from lora_np.gradcheck import Case
 from lora_np.images import ConvNet, DitBody, Refined, SvdCodec, mlp_denoiser
 from lora_np.layers import as_pair
@@ -23,7 +26,12 @@ def of_images(rng: np.random.Generator) -> list[Case]:
     refined = Refined(inner, _codec(rng, 3), rng, channels=6, n_block=1, d_c=3, dtype=f64)
     at_random(refined, rng, 0.5)
     t, words = np.array([0.3, 0.8]), np.array([[1, 2], [26, 3]])
-    forward, backward, inputs = as_pair(refined, lambda model, z: model.forward(z, t, words))
+
+    def run(model: Any, z: Any) -> tuple[Any, Any]:
+        at = (like(x[: len(z)], z) for x in (t, words))  # where z is, and no more rows
+        return model.forward(z, *at)
+
+    forward, backward, inputs = as_pair(refined, run)
     return [
         layer_case("DitBody", body, z, rng, c),
         layer_case("ConvNet", net, image, rng, c),
