@@ -226,7 +226,8 @@ class Refined(Denoiser):
         readable = z + change
         v, of_denoiser = self.denoiser.forward(readable, t, words, rng)
         x0_image, of_x0 = self.to_image.forward(alpha * readable - sigma * v, rng)
-        both = get_xp(z).stack([z_image, self._seen(x0_image + self.mean.value)], axis=-1)
+        both = [x[..., None] for x in (z_image, self._seen(x0_image + self.mean.value))]
+        both = get_xp(z).concatenate(both, axis=-1)  # (n, size, size, 2)
         y, of_behind = self.behind.forward(both, c, rng)  # (n, size, size, 1)
         correction, of_correction = self.to_latent.forward(y.reshape(len(z), self.size**2), rng)
         caches = of_before, of_change, of_denoiser, of_x0, of_behind, of_correction
