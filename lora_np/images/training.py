@@ -43,7 +43,7 @@ class Base(NamedTuple):
 
 
 class Mixed:
-    """Batches for :class:`VPrediction`: latents, noise, times and words.
+    """Batches for :class:`~lora_np.images.VPrediction`: latents, noise, times and words.
 
     The times of a batch are stratified: one from each of n equal parts of (0, 1), bent towards the
     noisy end, where a letter takes its shape. Each word is left out of a fifth of the prompts, so
@@ -70,7 +70,7 @@ class Mixed:
 
 
 class Neighbours(Mixed):
-    """Batches for :class:`Consistency`: neighbouring times of a grid, and weights of guidance."""
+    """Batches for :class:`~lora_np.images.Consistency`: neighbouring times of a grid, and weights of guidance."""
 
     def __init__(
         self,
