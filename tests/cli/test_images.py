@@ -281,7 +281,7 @@ def test_a_style_that_the_codec_cannot_hold_names_the_command_that_makes_one_tha
     "options, said",
     [
         ("--adapter LCM --sampler ddim", "was distilled for the sampler consistency, not ddim"),
-        ("--adapter LCM --guidance 2", "has guidance 1.0 to 1.5 built in, and guidance 2 comes"),
+        ("--adapter LCM --guidance 2", "has guidance 1.0 to 1.5 built in, and guidance 2 changes"),
         ("--sampler consistency --steps 1", "no adapter is distilled for the sampler consistency"),
     ],
 )
