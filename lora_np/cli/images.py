@@ -16,7 +16,7 @@ from typing import Any
 from lora_np.cli.images_report import add_report
 from lora_np.reading import printable
 
-QUICK = {"images": 4000, "k": 48, "d": 128, "d_hidden": 256, "n_block": 2, "steps": 600}
+QUICK = {"images": 4000, "k": 96, "d": 128, "d_hidden": 256, "n_block": 2, "steps": 600}
 STEPS = {"ddpm": 50, "ddim": 20, "dpm_solver": 8, "consistency": 2}  # by default
 ACROSS = 8  # images in a row of a sheet
 FOLDER: dict[str, Any] = {"type": Path, "required": True, "metavar": "DIR"}

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from lora_np.cli import images as cli_images
+from lora_np.cli.images import QUICK
 from lora_np.files import load_json, save_json
-from lora_np.images import SAMPLERS, adapted, glyphs, letters, load_base, training
+from lora_np.images import SAMPLERS, SvdCodec, adapted, glyphs, letters, load_base, training
 from lora_np.images.training import Mixed
 from lora_np.train import resume
 from tests.images.test_sheet import chunks, texts
@@ -202,6 +203,14 @@ def test_the_quick_base_draws_letters_that_one_can_read_in_every_way(images, tmp
     ink = {name: float(x.mean()) for name, x in found.items()}
     for thin, thick in (("base", "bold"), ("lcm", "both")):  # real letters: -0.76 and -0.62
         assert ink[thick] > ink[thin] + 0.06
+
+
+@pytest.mark.parametrize("k", [QUICK["k"], training.BaseSettings.k])
+def test_the_bases_of_the_guide_can_hold_every_style_but_inverted(k):
+    rng = np.random.default_rng(0)
+    codec = SvdCodec.fit(letters(rng, QUICK["images"]).images, k)
+    held = {s for s in glyphs.STYLES if codec.energy(letters(rng, 100, s).images) >= 0.9}
+    assert held == set(glyphs.STYLES) - {"inverted"}
 
 
 # -------------------------------------------------------------------------------- bad input

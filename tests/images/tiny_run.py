@@ -7,6 +7,7 @@ from lora_np.images import (
     DistilSettings,
     StyleSettings,
     drawn,
+    folder,
     scores,
     study,
     train_judge,
@@ -32,8 +33,9 @@ TINY = ImagesSettings(
 
 
 def hurry(patch):
-    """Let the judge be hardly trained, and fewer sets be drawn."""
+    """Let the judge be hardly trained, the convolutions be few, and fewer sets be drawn."""
     patch.setattr(study, "train_judge", partial(train_judge, n=156, steps=2, batch=32))
+    patch.setattr(folder, "REFINER", {"channels": 4, "n_block": 1, "d_c": 8})
     patch.setattr(drawn, "FEW", (1, 2))
     patch.setattr(scores, "FLOORS", 1)
 
