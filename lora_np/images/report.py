@@ -306,7 +306,8 @@ def further_text(results: Results) -> str:
     said = []
     sure, near = (of_training(results, "regular", key) for key in ("sure", "nearness"))
     if sure:
-        said.append(f"Without a prompt, the judge is sure of a letter in {ranged(sure)}.")
+        share = ranged(sure)
+        said.append(f"Without a prompt, the judge is sure of a letter in {share} of the images.")
         drawn, fresh = ([one[key] for one in near] for key in ("drawn", "fresh"))
         said.append(
             f"The median distance to the nearest training image is {ranged(drawn)} for drawn "

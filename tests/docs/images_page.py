@@ -79,7 +79,7 @@ def _run(content: Mapping[str, Any]) -> str:
         f"The base has {parameters:,} weights in {counted(b['n_block'], 'block')} and "
         f"{b['k']} latents; it is trained on {b['images']:,} regular letters in {b['steps']:,} "
         f"steps of {b['batch']}. A style is {y['images']} images of {len(y['of'])} letters, "
-        f"{y['steps']} steps of {y['batch']}; a distillation is {d['steps']} steps of "
+        f"{y['steps']} steps of {y['batch']}; a distillation is {d['steps']:,} steps of "
         f"{d['batch']}, with guidance {guidance}. "
         f"{content['date']}, {', '.join(' '.join(x) for x in versions.items())}."
     )
