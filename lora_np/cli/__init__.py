@@ -79,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, DeviceError, Diverged, OSError) as error:
         print(f"lora-np: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"lora-np: not enough memory: {error or 'ask for less'}", file=sys.stderr)
+        return 1
     except BrokenExecutor:
         print("lora-np: a worker process died; run the same command to continue", file=sys.stderr)
         return 1

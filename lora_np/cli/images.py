@@ -19,6 +19,7 @@ from lora_np.reading import printable
 QUICK = {"images": 4000, "k": 96, "d": 128, "d_hidden": 256, "n_block": 2, "steps": 600}
 STEPS = {"ddpm": 50, "ddim": 20, "dpm_solver": 8, "consistency": 2}  # by default
 ACROSS = 8  # images in a row of a sheet
+MOST = 10_000  # images of a sheet
 FOLDER: dict[str, Any] = {"type": Path, "required": True, "metavar": "DIR"}
 
 
@@ -306,12 +307,12 @@ def run_sample(arguments: argparse.Namespace) -> int:
     folders = [folder for folder, _ in a.weighed]
     weights = [1.0 if weight is None else weight for _, weight in a.weighed]
     base = load_base(a.base)
-    denoiser = adapted(base, folders, weights)
     sampler = a.sampler or needed_sampler(folders, weights) or "ddim"
     steps = STEPS[sampler] if a.steps is None else a.steps
     how: dict[str, Any] = {"steps": steps, "guidance": a.guidance}
     draw, rng = images.SAMPLERS[sampler], np.random.default_rng(a.seed)
-    with one_blas_thread():
+    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):  # decode finds both
+        denoiser = adapted(base, folders, weights)
         drawn = base.codec.decode(draw(denoiser, words, rng=rng, **how))
     for caution in cautions(folders, weights, sampler, **how):
         _warn(caution)
@@ -325,8 +326,9 @@ def _prompts(arguments: argparse.Namespace) -> tuple[list[str], int]:
     """Return the prompt of every image, and the images in a row."""
     a, default = arguments, 8 if arguments.text is None else 1
     n = default if a.n is None else a.n
-    if n < 1:
-        raise ValueError(f"--n {n}: expected at least 1")
+    most = max(1, MOST // len(a.text or " "))
+    if not 1 <= n <= most:
+        raise ValueError(f"--n {n}: expected 1 to {most}")
     if a.text is None:
         if a.family is not None:
             raise ValueError("--family is for --text: name the family in the prompt")

@@ -28,6 +28,7 @@ from lora_np.adapters.on_model import fields_in, is_plain_lora
 from lora_np.files import CheckpointError
 from lora_np.images.denoiser import Denoiser
 from lora_np.images.refiner import AROUND, Refined
+from lora_np.images.samplers import SAMPLERS
 from lora_np.images.training import Base
 from lora_np.methods import MethodConfig, make_method
 from lora_np.pretrained import fingerprint
@@ -210,7 +211,7 @@ def _needs(folders: Folders, weights: Sequence[float]) -> list[tuple[str, str | 
     for folder in (folder for folder, weight in zip(folders, weights) if weight):
         record = record_of_adapter(folder)
         sampler, guidance = record.get("sampler"), record.get("guidance")
-        if isinstance(sampler, str):
-            ends = dict.fromkeys(guidance if isinstance(guidance, list) else ["of its own"])
-            found.append((sampler, folder, " to ".join(map(str, ends))))
+        if sampler in list(SAMPLERS):  # another's record may hold anything
+            ends = map(str, guidance) if isinstance(guidance, list) else ["of its own"]
+            found.append((sampler, folder, " to ".join(dict.fromkeys(ends))))
     return found

@@ -21,7 +21,7 @@ import numpy as np
 
 from lora_np import __version__
 from lora_np.files import CheckpointError, load_arrays, load_json, save_arrays, save_json
-from lora_np.files.atomic import strangers
+from lora_np.files.atomic import replacing_folder, strangers
 from lora_np.files.lock import ELSEWHERE, clear, held
 from lora_np.images.denoiser import Denoiser, mlp_denoiser
 from lora_np.images.dit import dit_denoiser
@@ -54,7 +54,7 @@ def save_base(
     Parameters
     ----------
     folder : str or Path
-        Made if it does not exist. A complete model is not overwritten.
+        A new or an empty folder. It appears with all its files or not at all.
     base : Base
     body : mapping
         How the denoiser is built: its ``kind``, a key of ``BODIES``, and the arguments of that
@@ -78,11 +78,12 @@ def save_base(
     (True, True)
     """
     folder = Path(folder)
-    if _read(folder).get("complete"):
+    if _read(folder):
         raise CheckpointError(f"{folder} already holds an image model: {ELSEWHERE}")
+    _expect_empty(folder)
     record = _record(base, body, about or {})
-    with held(folder, CheckpointError):
-        _write(folder, base, record)
+    with replacing_folder(folder.resolve()) as temporary:  # a link is not replaced
+        _write(temporary, base, record)
     return record
 
 
@@ -229,10 +230,7 @@ def _begun(folder: Path, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record of the same training in a folder; an empty dict for a new folder."""
     record = _read(folder)
     if not record:
-        found = sorted(strangers(folder)) if folder.is_dir() else []
-        if found or (folder.exists() and not folder.is_dir()):
-            what = found[0].name if found else "a file"
-            raise CheckpointError(f"{folder} holds {what}, but no {CONFIG}: {ELSEWHERE}")
+        _expect_empty(folder)
         return {}
     for name, before, now in _differences(record, made_with):
         raise CheckpointError(
@@ -240,6 +238,14 @@ def _begun(folder: Path, made_with: Mapping[str, Any]) -> dict[str, Any]:
             f"remove it"
         )
     return record
+
+
+def _expect_empty(folder: Path) -> None:
+    """Raise CheckpointError if there is a file in place of the folder, or one in it."""
+    found = sorted(strangers(folder)) if folder.is_dir() else []
+    if found or (folder.exists() and not folder.is_dir()):
+        what = found[0].name if found else "a file"
+        raise CheckpointError(f"{folder} holds {what}, but no {CONFIG}: {ELSEWHERE}")
 
 
 def _differences(
@@ -256,7 +262,7 @@ def _differences(
 def _denoiser(folder: Path, record: Mapping[str, Any], codec: SvdCodec) -> Denoiser:
     """Return the denoiser of a folder."""
     path, body, around = folder / CONFIG, record.get("body"), record.get("refiner")
-    if not isinstance(body, dict) or body.get("kind") not in BODIES:
+    if not isinstance(body, dict) or body.get("kind") not in list(BODIES):  # perhaps no string
         raise CheckpointError(f"{path} names no body that is known: {', '.join(BODIES)}")
     kind, sizes = body["kind"], {name: size for name, size in body.items() if name != "kind"}
     rng = np.random.default_rng(0)  # what it draws is overwritten

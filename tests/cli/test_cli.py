@@ -498,3 +498,12 @@ def test_start_worker_lets_sigint_end_a_process_without_a_word():
     finally:
         signal.signal(signal.SIGINT, before)
     assert keep_memory() is None  # may be asked for twice
+
+
+def test_too_little_memory_is_one_line(command, monkeypatch):
+    def too_large(rng):
+        raise MemoryError("Unable to allocate 7.45 GiB")
+
+    monkeypatch.setattr(selfcheck, "cases", too_large)
+    said = "lora-np: not enough memory: Unable to allocate 7.45 GiB\n"
+    assert command("gradcheck") == (1, "", said)

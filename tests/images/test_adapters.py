@@ -174,6 +174,10 @@ def test_what_will_not_draw_well_is_said_with_the_reason(
 
 def test_a_record_of_somebody_else_needs_no_sampler(shelf, tmp_path):
     shutil.copytree(shelf / "bold", tmp_path / "bold")
-    for record in ([], {"sampler": 5}, {"base": 1}):
+    for record in ([], {"sampler": 5}, {"sampler": "euler"}, {"sampler": ["ddim"]}, {"base": 1}):
         save_json(tmp_path / "bold" / "training.json", record)
         assert needed_sampler([tmp_path / "bold"], [1.0]) is None
+    save_json(
+        tmp_path / "bold" / "training.json", {"sampler": "consistency", "guidance": [{"a": 1}]}
+    )
+    assert cautions([tmp_path / "bold"], [1.0], "consistency", 2, 1.0) == []

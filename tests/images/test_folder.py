@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lora_np.files import CheckpointError, load_json, save_arrays, save_json
+from lora_np.images import folder as folder_module
 from lora_np.images import load_base, make_base, save_base
 from lora_np.images.folder import STATE
 from lora_np.images.training import Mixed
@@ -63,6 +64,27 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert names(tmp_path) == ["notes.txt"]
 
 
+def test_a_base_is_not_saved_into_a_folder_in_which_another_is_trained(tmp_path):
+    begun = {"complete": False, "seed": 0}
+    save_json(tmp_path / "image_model.json", begun)
+    with pytest.raises(CheckpointError, match="already holds an image model"):
+        save_base(tmp_path, base(), BODY)
+    assert load_json(tmp_path / "image_model.json") == begun
+
+
+@pytest.mark.parametrize("file", ["save_parameters", "save_arrays", "save_json"])
+def test_a_saved_base_appears_with_all_its_files_or_not_at_all(file, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, file, stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_base(tmp_path / "b")
+    assert not [*tmp_path.iterdir()]
+    load_base(write_base(tmp_path / "b"))
+
+
 @pytest.mark.parametrize("stop_at", [0, 1, 7, 11])
 def test_a_training_that_is_stopped_continues_bit_for_bit(stop_at, tmp_path, monkeypatch):
     drawn, draw = [], Mixed.__call__
@@ -115,6 +137,7 @@ BROKEN = {  # how a folder is broken, and what is said
     ),
     "another's": (lambda f: save_json(f / "image_model.json", {"a": 1}), "is not the record"),
     "body": (change("body", {"kind": "unet"}), "names no body that is known: mlp"),
+    "no kind": (change("body", {**BODY, "kind": ["mlp"]}), "names no body"),
     "no body": (change("body", 5), "names no body"),
     "sizes": (change("body", {**BODY, "d": 0}), "size that is not a whole number"),
     "size": (change("body", {**BODY, "width": 3}), "fit no mlp"),
