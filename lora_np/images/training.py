@@ -70,7 +70,7 @@ class Mixed:
 
 
 class Neighbours(Mixed):
-    """Batches for :class:`~lora_np.images.Consistency`: neighbouring times of a grid, and weights of guidance."""
+    """Batches for :class:`~lora_np.images.Consistency`, with neighbouring times and guidance."""
 
     def __init__(
         self,
