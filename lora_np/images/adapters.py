@@ -97,10 +97,8 @@ def expect_made_on(base: Base, folder: str | Path) -> None:
     made_on = record_of_adapter(folder).get("base")
     made_on = made_on if isinstance(made_on, dict) else {}
     found = digests_of(base)
-    for name, what in (
-        ("weights", "another base's weights"),
-        ("codec", "latents of another codec"),
-    ):
+    others = {"weights": "another base's weights", "codec": "latents of another codec"}
+    for name, what in others.items():
         expected = made_on.get(name)
         if expected is not None and expected != found[name]:
             raise CheckpointError(
