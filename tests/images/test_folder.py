@@ -171,3 +171,10 @@ def test_a_broken_folder_is_one_clear_error(break_it, said, tmp_path):
 def test_a_path_without_a_folder_is_one_too(tmp_path):
     with pytest.raises(CheckpointError, match="nothing has no image_model"):
         load_base(tmp_path / "nothing")
+
+
+def test_a_record_that_names_no_digest_of_the_weights_is_read(tmp_path):
+    record = load_json(write_base(tmp_path / "b") / "image_model.json")
+    del record["weights"]
+    save_json(tmp_path / "b" / "image_model.json", record)
+    assert digests_of(load_base(tmp_path / "b")) == digests_of(base())

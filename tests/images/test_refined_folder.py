@@ -1,4 +1,4 @@
-"""A refined base on the disk: from its plain one, with a record of its own, and adapters of its own."""
+"""A refined base on the disk: made from a plain one, and with adapters of its own."""
 
 import numpy as np
 import pytest
