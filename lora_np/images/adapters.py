@@ -27,11 +27,11 @@ from lora_np.adapters import combine_adapters, load_adapter, save_adapter
 from lora_np.adapters.on_model import fields_in, is_plain_lora
 from lora_np.files import CheckpointError
 from lora_np.images.denoiser import Denoiser
+from lora_np.images.folder import digests_of
 from lora_np.images.refiner import AROUND, Refined
 from lora_np.images.samplers import SAMPLERS
 from lora_np.images.training import Base
 from lora_np.methods import MethodConfig, make_method
-from lora_np.pretrained import fingerprint
 from lora_np.pretrained.find import expect_base, record_of_adapter
 from lora_np.reading import shown
 from lora_np.tables import counted
@@ -79,9 +79,8 @@ def save_trained(
     about : mapping
         How it was trained. A ``sampler`` in it is the only one that the adapter fits.
     """
-    made_on = {"name": name, "fingerprint": fingerprint(base.denoiser)}
     record = {
-        "base": {**made_on, "codec": base.codec.digest()},
+        "base": {"name": name, **digests_of(base)},
         **about,
         "versions": {"lora_np": __version__, "numpy": np.__version__},
     }
@@ -96,12 +95,16 @@ def expect_made_on(base: Base, folder: str | Path) -> None:
     """
     expect_base(folder, base.denoiser)
     made_on = record_of_adapter(folder).get("base")
-    codec = made_on.get("codec") if isinstance(made_on, dict) else None
-    if codec is not None and codec != base.codec.digest():
-        raise CheckpointError(
-            f"{folder} was trained on latents of another codec ({shown(codec)}; this base has "
-            f"{base.codec.digest()!r}): give the base that it was trained on"
-        )
+    made_on = made_on if isinstance(made_on, dict) else {}
+    found = digests_of(base)
+    others = {"weights": "another base's weights", "codec": "latents of another codec"}
+    for name, what in others.items():
+        expected = made_on.get(name)
+        if expected is not None and expected != found[name]:
+            raise CheckpointError(
+                f"{folder} was trained on {what} ({shown(expected)}; this base has "
+                f"{found[name]!r}): give the base that it was trained on"
+            )
 
 
 def adapted(base: Base, folders: Folders, weights: Sequence[float]) -> Denoiser:

@@ -17,12 +17,13 @@ Ho (2022), arXiv:2202.00512 (v).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_np.backend import Array, get_xp, like
+from lora_np.backend import Array, get_xp, like, to_host
 from lora_np.images.glyphs import NO_FAMILY, NO_LETTER
 from lora_np.layers import MLP, Chain, Embedding, Flops, Gelu, Layer, LayerNorm, Linear, Modulated
 from lora_np.layers.base import Rng
@@ -111,6 +112,19 @@ class Denoiser(Layer):
     def flops(self, T: int = 1, need_dx: bool = True) -> Flops:
         """Return the cost of one latent."""
         return self.body.flops(T, need_dx).plus(self.time.flops(T, need_dx=False))
+
+
+def digest_of(denoiser: Layer) -> str:
+    """Return 16 hexadecimal digits that identify a denoiser: a hash of all its Parameters.
+
+    Those of the convolutions around a denoiser count too, which have random weights and, before
+    they are trained, the same gains.
+    """
+    digest = hashlib.sha256()
+    for name, p in sorted(denoiser.parameters().items()):
+        digest.update(f"{name} {p.shape} ".encode())
+        digest.update(to_host(p.value).astype("<f4").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def waves(t: Array) -> Array:

@@ -23,7 +23,7 @@ from lora_np import __version__
 from lora_np.files import CheckpointError, load_arrays, load_json, save_arrays, save_json
 from lora_np.files.atomic import replacing_folder, strangers
 from lora_np.files.lock import ELSEWHERE, clear, held
-from lora_np.images.denoiser import Denoiser, mlp_denoiser
+from lora_np.images.denoiser import Denoiser, digest_of, mlp_denoiser
 from lora_np.images.dit import dit_denoiser
 from lora_np.images.latent import SvdCodec
 from lora_np.images.refiner import REFINER, Refined, refine
@@ -110,11 +110,12 @@ def load_base(folder: str | Path) -> Base:
         )
     codec = _codec(folder)
     denoiser = _denoiser(folder, record, codec)
-    found = {"fingerprint": fingerprint(denoiser), "codec": codec.digest()}
-    for what, path in (("fingerprint", WEIGHTS), ("codec", CODEC)):
-        if record.get(what) != found[what]:
+    base = Base(denoiser, codec)
+    for what, found in digests_of(base).items():
+        if record.get(what, found) != found:
+            path = CODEC if what == "codec" else WEIGHTS
             raise CheckpointError(f"{folder / path} has changed since {CONFIG} was written")
-    return Base(denoiser, codec)
+    return base
 
 
 def make_base(
@@ -199,16 +200,22 @@ def refine_base(folder: str | Path, out: str | Path, seed: int = 0) -> dict[str,
 def record_of_base(folder: str | Path) -> dict[str, Any]:
     """Return the digests in the record of an image model, which identify the model."""
     record = _read(Path(folder))
-    return {name: record.get(name) for name in ("fingerprint", "codec")}
+    return {name: record.get(name) for name in ("fingerprint", "weights", "codec")}
+
+
+def digests_of(base: Base) -> dict[str, str]:
+    """Return what identifies an image model: of its gains, of all its weights, of its codec."""
+    denoiser = base.denoiser
+    digests = {"fingerprint": fingerprint(denoiser), "weights": digest_of(denoiser)}
+    return {**digests, "codec": base.codec.digest()}
 
 
 # ---------------------------------------------------------------------------- what it holds
 
 
 def _record(base: Base, body: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    digests = {"fingerprint": fingerprint(base.denoiser), "codec": base.codec.digest()}
     versions = {"lora_np": __version__, "numpy": np.__version__, "python": python_version()}
-    return {"complete": True, **about, "body": dict(body), **digests, "versions": versions}
+    return {"complete": True, **about, "body": dict(body), **digests_of(base), "versions": versions}
 
 
 def _write(folder: Path, base: Base, record: Mapping[str, Any]) -> None:

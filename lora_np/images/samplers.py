@@ -76,7 +76,9 @@ def guided(denoiser: Any, z: Array, t: Array, words: Array, guidance: float | Ar
     """
     xp, n = get_xp(z), len(z)
     none = like(np.tile(np.array(NONE, words.dtype), (n, 1)), words)
-    if isinstance(guidance, float | int) and guidance in (0.0, 1.0):
+    if getattr(guidance, "ndim", 0) == 0:
+        guidance = float(guidance)  # a float64 of NumPy would turn z into float64
+    if isinstance(guidance, float) and guidance in (0.0, 1.0):
         return denoiser.forward(z, t, words if guidance else none)[0]
     twice = (xp.concatenate(pair) for pair in ((z, z), (t, t), (words, none)))
     v, _ = denoiser.forward(*twice)  # (2 n, k)

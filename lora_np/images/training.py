@@ -10,6 +10,7 @@ trained apart are changes of the same weights, so they can be added.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ class Mixed:
     """
 
     def __init__(self, z: np.ndarray, words: np.ndarray, batch: int, rng: np.random.Generator):
+        if batch < 1:
+            raise ValueError(f"batch = {batch}, expected at least 1")
         self.z, self.words, self.batch, self.rng = z, words, batch, rng
 
     def __call__(self) -> tuple[np.ndarray, ...]:
@@ -126,10 +129,13 @@ class BaseSettings:
     processes: int = 2
 
     def __post_init__(self) -> None:
-        """Check what the codec would refuse once the images are drawn."""
+        """Check what would be refused once the images are drawn."""
         most = min(self.images - 1, SIZE * SIZE)
         if not 1 <= self.k <= most:
             raise ValueError(f"k = {self.k}, expected 1 to {most} for {self.images} images")
+        for name, size in self.sizes().items():
+            if size < 1:
+                raise ValueError(f"{name} = {size}, expected at least 1")
 
     def sizes(self) -> dict[str, int]:
         """Return the sizes of the denoiser, as arguments of its function."""
@@ -288,6 +294,11 @@ class DistilSettings:
     batch: int = 256
     lr: float = 4e-3
     processes: int = 2
+
+    def __post_init__(self) -> None:
+        low, high = self.guidance
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError(f"guidance = ({low}, {high}), expected two numbers in rising order")
 
 
 # Settings for all weights in place of LoRA. Of the learning rates that were tried, these have the

@@ -20,8 +20,8 @@ def of_images(rng: np.random.Generator) -> list[Case]:
     f64, n = np.float64, 2
     draw = rng.standard_normal
     z, c, image = draw((n, K)), draw((n, D_C)), draw((n, 4, 3, 2))
-    body = DitBody(_codec(rng, 8), 4, 2, 6, 1, D_C, rng, f64)
-    net = ConvNet(2, 6, 1, D_C, rng, f64)
+    body = DitBody(_codec(rng, 8), 4, 2, 6, 2, D_C, rng, f64)
+    net = ConvNet(2, 6, 2, D_C, rng, f64)
     inner = mlp_denoiser(rng, k=K, d=4, d_hidden=5, n_block=1, d_c=3, dtype=f64)
     refined = Refined(inner, _codec(rng, 3), rng, channels=6, n_block=1, d_c=3, dtype=f64)
     at_random(refined, rng, 0.5)

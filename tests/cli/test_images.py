@@ -93,7 +93,8 @@ def test_from_nothing_to_a_picture(images, tmp_path, command):
     assert (about["sampler"], about["steps"], about["guidance"]) == ("consistency", "2", "1.0")
     assert json.loads(about["adapters"]) == [[str(bold), 1.25], [str(lcm), 1.0]]
     record = load_json(base / "image_model.json")
-    expected = {"name": str(base), "fingerprint": record["fingerprint"], "codec": record["codec"]}
+    digests = {name: record[name] for name in ("fingerprint", "weights", "codec")}
+    expected = {"name": str(base), **digests}
     assert json.loads(about["base"]) == expected and about["Software"].startswith("lora_np ")
 
 

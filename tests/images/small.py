@@ -14,7 +14,7 @@ def codec(rng, k=K, size=8):
 
 
 def denoiser(rng, k=K):
-    return mlp_denoiser(rng, k=k, d=8, d_hidden=8, n_block=1, d_c=4, dtype=np.float64)
+    return mlp_denoiser(rng, k=k, d=8, d_hidden=8, n_block=2, d_c=4, dtype=np.float64)
 
 
 def batch(rng, n=3, k=K):

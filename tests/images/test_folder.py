@@ -5,12 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lora_np.files import CheckpointError, load_json, save_arrays, save_json
+from lora_np.files import CheckpointError, load_arrays, load_json, save_arrays, save_json
 from lora_np.images import folder as folder_module
 from lora_np.images import load_base, make_base, save_base
-from lora_np.images.folder import STATE
+from lora_np.images.folder import STATE, digests_of
 from lora_np.images.training import Mixed
-from lora_np.pretrained import fingerprint
 from lora_np.train import resume
 from tests.images.tiny import BODY, SETTINGS, base, write_base
 
@@ -32,7 +31,7 @@ def test_bases_that_are_trained_apart_have_fingerprints_of_their_own(tmp_path):
     records = [save_base(tmp_path / str(seed), base(seed), BODY) for seed in (0, 1)]
     assert records[0]["fingerprint"] != records[1]["fingerprint"]
     assert records[0]["codec"] != records[1]["codec"]
-    assert records[0]["fingerprint"] == fingerprint(base(0).denoiser)
+    assert records[0] == {**records[0], **digests_of(base(0))}
 
 
 def test_a_complete_base_is_only_read_and_never_overwritten(tmp_path):
@@ -105,7 +104,7 @@ def test_a_training_that_is_stopped_continues_bit_for_bit(stop_at, tmp_path, mon
     (tmp_path / "stopped.txt").touch()
     made = make_base(tmp_path / "b", SETTINGS, 0)
     assert len(drawn) == SETTINGS.steps  # no step was taken twice
-    assert made["fingerprint"] == fingerprint(base(0).denoiser)
+    assert made["weights"] == digests_of(base(0))["weights"]
     np.testing.assert_array_equal(
         load_base(tmp_path / "b").denoiser.body.in_proj.W.value,
         base(0).denoiser.body.in_proj.W.value,
@@ -122,6 +121,13 @@ def change(name, content):
         )
 
     return write
+
+
+def edit_weight(folder):
+    """Change one number that is no gain."""
+    arrays = load_arrays(folder / "denoiser.npz")
+    arrays["body.in_proj.W"][0, 0] += 1.0
+    save_arrays(folder / "denoiser.npz", arrays)
 
 
 BROKEN = {  # how a folder is broken, and what is said
@@ -148,6 +154,7 @@ BROKEN = {  # how a folder is broken, and what is said
         lambda f: save_arrays(f / "codec.npz", {"a": np.ones(1)}),
         "codec.npz is not a codec",
     ),
+    "one weight": (edit_weight, "denoiser.npz has changed since"),
     "fingerprint": (change("fingerprint", "0"), "denoiser.npz has changed since"),
     "digest": (change("codec", "0"), "codec.npz has changed since"),
 }
@@ -164,3 +171,10 @@ def test_a_broken_folder_is_one_clear_error(break_it, said, tmp_path):
 def test_a_path_without_a_folder_is_one_too(tmp_path):
     with pytest.raises(CheckpointError, match="nothing has no image_model"):
         load_base(tmp_path / "nothing")
+
+
+def test_a_record_that_names_no_digest_of_the_weights_is_read(tmp_path):
+    record = load_json(write_base(tmp_path / "b") / "image_model.json")
+    del record["weights"]
+    save_json(tmp_path / "b" / "image_model.json", record)
+    assert digests_of(load_base(tmp_path / "b")) == digests_of(base())

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from lora_np.images import samplers
+from lora_np.images import mlp_denoiser, samplers
 from lora_np.images.samplers import (
     NONE,
     SAMPLERS,
@@ -267,3 +267,11 @@ def test_arguments_that_make_no_picture_are_refused(name, wrong, message):
     wrong = {key: np.array(v) if key == "words" else v for key, v in wrong.items()}
     with pytest.raises(ValueError, match=f"^{message}"):
         sample(SAMPLERS[name], Gaussian(M, S), **wrong)
+
+
+@each
+def test_a_guidance_of_numpy_changes_no_dtype(name):
+    denoiser = mlp_denoiser(np.random.default_rng(0), k=2, d=4, d_hidden=4, n_block=1)
+    draw, rng = SAMPLERS[name], np.random.default_rng(0)
+    z = draw(denoiser, no_words(2), steps=2, rng=rng, guidance=np.float64(1.5))
+    assert z.dtype == np.float32

@@ -124,3 +124,20 @@ def test_the_weights_are_chosen_among_those_that_were_tried(stopped_run):
     pairs = [one["weights"] for one in found["rows"] if one["model"] == "sum"]
     assert found["weights"] in pairs
     assert sorted(pairs) == sorted(2 * [[1.0, 0.0], [1.0, 1.0]])  # seen and unseen; never no style
+
+
+def test_weights_are_chosen_on_the_letters_that_the_style_is_not_judged_on(stopped_run):
+    done = stopped_run[2]["done"]
+
+    def floors(work):
+        return {row["set"]: row["fd"] for row in done[work]["rows"] if row["model"] == "real"}
+
+    chosen, judged = floors(CHOSEN), floors("styled, seed 0")
+    assert judged["seen"] != judged["unseen"]
+    assert chosen == {"seen": judged["unseen"], "unseen": judged["seen"]}
+
+
+def test_the_ratio_of_speed_is_that_of_the_medians(stopped_run):
+    speed = stopped_run[2]["done"]["speed"]
+    fifty, one = (np.median(speed["seconds"][name]) for name in ("fifty", "one"))
+    assert speed["ratio"] == pytest.approx(fifty / one)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from lora_np import LoraConfig
-from lora_np.images import Collapsed, DistilSettings, StyleSettings, distil, train_style
+from lora_np.images import (
+    BaseSettings,
+    Collapsed,
+    DistilSettings,
+    StyleSettings,
+    distil,
+    train_style,
+)
 from lora_np.images.schedule import T_MAX, grid
 from lora_np.images.training import BEND, DROP, Mixed, Neighbours
 from lora_np.methods import FullConfig
@@ -63,3 +70,32 @@ def test_a_student_that_ignores_the_noise_is_stopped(rng, monkeypatch):
     settings = DistilSettings(images=100, steps=5, batch=8, processes=1)
     with pytest.raises(Collapsed, match=r"lower learning rate.*moving average"):
         distil(base(), FullConfig(), rng, settings)
+
+
+def test_weight_decay_holds_the_change_near_zero(rng):
+    sizes = []
+    for weight_decay in (0.0, 2.0):
+        settings = StyleSettings(steps=40, batch=8, weight_decay=weight_decay)
+        method = LoraConfig(r=2, target_modules="all-linear")
+        trained = train_style(base(), method, np.random.default_rng(0), settings).parameters()
+        B = [p.value for name, p in trained.items() if p.trainable and name.endswith(".B")]
+        sizes.append(sum(float((x * x).sum()) for x in B))
+    assert sizes[1] < 0.8 * sizes[0]
+
+
+@pytest.mark.parametrize("make", [Mixed, lambda *of: Neighbours(*of, 8, (1.0, 1.0))])
+def test_an_empty_batch_is_refused(make, rng):
+    with pytest.raises(ValueError, match="batch = 0, expected at least 1"):
+        make(Z, WORDS, 0, rng)
+
+
+@pytest.mark.parametrize("guidance", [(1.5, 1.0), (np.nan, 1.0), (1.0, np.inf)])
+def test_a_range_of_guidance_rises(guidance):
+    with pytest.raises(ValueError, match=r"guidance = \(.*expected two numbers in rising order"):
+        DistilSettings(guidance=guidance)
+
+
+@pytest.mark.parametrize("name", ["d", "d_hidden", "n_block", "d_c"])
+def test_sizes_of_a_base_are_above_zero(name):
+    with pytest.raises(ValueError, match=f"{name} = 0, expected at least 1"):
+        BaseSettings(**{name: 0})
