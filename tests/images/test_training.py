@@ -64,6 +64,16 @@ def test_training_leaves_the_base_bit_for_bit(rng):
         np.testing.assert_array_equal(p.value, before[name])
 
 
+def test_weight_decay_holds_a_style_near_the_base():
+    def size(weight_decay):
+        rng, lora = np.random.default_rng(0), LoraConfig(r=2, target_modules="all-linear")
+        settings = StyleSettings(steps=20, batch=8, weight_decay=weight_decay)
+        trained = train_style(base(), lora, rng, settings).parameters()
+        return sum(float((p.value**2).sum()) for name, p in trained.items() if name.endswith(".B"))
+
+    assert size(20.0) < 0.8 * size(0.0)
+
+
 def test_a_student_that_ignores_the_noise_is_stopped(rng, monkeypatch):
     monkeypatch.setattr("lora_np.images.training.WATCHED", 1)
     monkeypatch.setattr("lora_np.images.training.LEAST_SPREAD", 1e9)
