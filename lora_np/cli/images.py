@@ -302,6 +302,8 @@ def run_sample(arguments: argparse.Namespace) -> int:
     _expect_seed(a.seed)
     if a.out.exists():
         raise ValueError(f"{a.out} already exists: choose another --out")
+    if a.out.suffix.lower() != ".png":
+        raise ValueError(f"--out {a.out}: the picture is a PNG, so its name must end with .png")
     prompts, columns = _prompts(a)
     words = np.array([images.words_of(prompt) for prompt in prompts])  # (n, 2)
     folders = [folder for folder, _ in a.weighed]

@@ -218,6 +218,7 @@ def test_the_bases_of_the_guide_can_hold_every_style_but_inverted(k):
 
 SAMPLE = "sample --base BASE --out OUT.png"
 MISTAKES = {  # a command, and what is said
+    "sample --base BASE --prompt R --out r.pdf": "--out r.pdf: the picture is a PNG",
     f"{SAMPLE} --prompt seriff": "word 'seriff' is unknown: did you mean serif",
     f"{SAMPLE} --prompt r": "letter 'r' is unknown: did you mean R?",
     f"{SAMPLE} --prompt bold": "'bold' is a style: a style is an adapter",
