@@ -33,10 +33,10 @@ class Desk:
     def __init__(self, settings: ImagesSettings, out: Path, work: Work) -> None:
         self.settings, self.out, self.work = settings, out, work
 
-    def rng(self, *of: int) -> np.random.Generator:
+    def rng(self) -> np.random.Generator:
         """Return a generator of this work's own."""
         place = [str(work) for work in all_work(self.settings)].index(str(self.work))
-        return np.random.default_rng([self.work.seed, place, *of])
+        return np.random.default_rng([self.work.seed, place])
 
     def folder(self, what: str) -> Path:
         """Return the folder of a model with this work's seed."""

@@ -149,7 +149,6 @@ def _train_base(desk: Desk) -> dict[str, Any]:
 def _train_change(desk: Desk) -> dict[str, Any]:
     """Train a style or a student, and write its folder."""
     s, what = desk.settings, desk.work.what
-    rng, before = desk.rng(), parameter_hashes(desk.base.denoiser)
     train, settings, r = {
         STYLE: (train_style, s.style, s.r),
         STYLE_FULL: (train_style, s.style_full, None),
@@ -165,12 +164,13 @@ def _train_change(desk: Desk) -> dict[str, Any]:
         name, base = f"{AROUND_BASE}-{desk.work.seed}", desk.refined
     if train is distil:
         settings = replace(settings, processes=1)
+    rng, before = desk.rng(), parameter_hashes(base.denoiser)
     model, took = _timed(lambda: train(base, method_of(r, base.denoiser), rng, settings))
     folder = desk.folder(what)
     shutil.rmtree(folder, ignore_errors=True)  # one that a stopped run wrote and did not record
     about = {"sampler": "consistency"} if train is distil else {}
     save_trained(folder, model, base, name, {"kind": what, **about})
-    check_unchanged(before, parameter_hashes(desk.base.denoiser), str(desk.work))
+    check_unchanged(before, parameter_hashes(base.denoiser), str(desk.work))
     return {**took, "parameters": _size(model, trainable=True)}
 
 
