@@ -281,6 +281,16 @@ def test_intruders_are_counted_of_as_many_directions_as_a_matrix_has(tmp_path, r
 # ------------------------------------------------------------------------------------ the command
 
 
+@pytest.mark.parametrize("name", ["json", "csv", "markdown"])
+def test_another_format_has_standard_output_to_itself(name, tmp_path, rng, command):
+    write_adapter(tmp_path / "a", modules_of(rng, SHAPES))
+    how = ("analyze", tmp_path / "a", "--out", tmp_path / "out", "--format", name)
+    status, said, notes = command(*how)
+    found = analyse_adapter(tmp_path / "a")
+    assert (status, said) == (0, found.table().in_format(name).rstrip("\n") + "\n")
+    assert found.sentence() in notes and "written to" in notes
+
+
 def test_the_command_prints_the_table_and_writes_the_same_figures(tmp_path, rng, command):
     write_adapter(tmp_path / "a", modules_of(rng, SHAPES))
     out = tmp_path / "out"
