@@ -68,9 +68,14 @@ ADD = (
 )
 
 
+ALIASES = {"analyze": "analyse"}  # argparse's own would have a section each on the docs' page
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    arguments = parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    given[:1] = [ALIASES.get(name, name) for name in given[:1]]
+    arguments = parser().parse_args(given)
     keep_memory()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM is handled like Ctrl-C
     try:

@@ -29,7 +29,6 @@ def add_adapter_commands(commands: Any) -> None:
 def _add_analyse(commands: Any) -> None:
     analyse = commands.add_parser(
         "analyse",
-        aliases=["analyze"],
         help="measure the rank of an adapter, or of the change between two checkpoints",
         description="PATH is a LoRA adapter (a PEFT folder or a .safetensors file) or the folder "
         "of a sweep. With --base, PATH is a checkpoint after training.",

@@ -513,7 +513,10 @@ def test_too_little_memory_is_one_line(command, monkeypatch):
     "line, said",
     [
         ("swep", "did you mean sweep"),
-        ("analyse x --format xml", "invalid choice: 'xml': expected one of table, json, csv, markd"),
+        (
+            "analyse x --format xml",
+            "invalid choice: 'xml': expected one of table, json, csv, markd",
+        ),
     ],
 )
 def test_a_choice_that_does_not_exist_names_the_nearest(line, said, capsys):
