@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lora_np.layers import Flops, Layer
 from lora_np.methods.contract import adapters
-from lora_np.tables import text_row
+from lora_np.tables import Table, text_row
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,27 @@ class Account:
         """The number of trainable parameters over the number in the base."""
         return self.trainable / self.base
 
+    def table(self) -> Table:
+        """Return the figures as a table."""
+        figures = {
+            "parameters": self.total,
+            "of which adapters": self.adapter,
+            "trainable": self.trainable,
+            "trainable / base": f"{100 * self.share:.2f} %",
+            f"FLOPs a token forward, T = {self.T}": self.flops.forward,
+            f"FLOPs a token backward, T = {self.T}": self.flops.backward,
+            "bytes of weights": self.weight_bytes,
+            "bytes of gradients": self.gradient_bytes,
+            "bytes of optimizer state": self.optimizer_bytes,
+        }
+        columns = {"figure": list(figures), "value": list(figures.values())}
+        return Table(columns, {"value": ","}, headings=False)
+
     def __str__(self) -> str:
-        rows = [
-            ("parameters", f"{self.total:,}"),
-            ("of which adapters", f"{self.adapter:,}"),
-            ("trainable", f"{self.trainable:,}"),
-            ("trainable / base", f"{100 * self.share:.2f} %"),
-            (f"FLOPs a token forward, T = {self.T}", f"{self.flops.forward:,}"),
-            (f"FLOPs a token backward, T = {self.T}", f"{self.flops.backward:,}"),
-            ("bytes of weights", f"{self.weight_bytes:,}"),
-            ("bytes of gradients", f"{self.gradient_bytes:,}"),
-            ("bytes of optimizer state", f"{self.optimizer_bytes:,}"),
-        ]
-        return "\n".join(text_row(row, (34, 18)) for row in rows)
+        return self.table().text()
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
 
 
 def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2) -> Account:

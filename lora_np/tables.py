@@ -1,12 +1,174 @@
-"""Names, counts and tables as text."""
+"""Names, counts and tables: as text, HTML, Markdown, CSV, JSON, and as a pandas DataFrame."""
 
 from __future__ import annotations
 
+import csv
+import html
+import io
+import json
+import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 MOST = 8  # names that a line lists
+NUMBERS = (int, float)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of values, which print as text, in a notebook, and in a file.
+
+    Text, HTML and Markdown show values in the form of their column. CSV, JSON and DataFrames hold
+    the values themselves.
+
+    Parameters
+    ----------
+    columns : mapping of str to sequence
+        The values of every column, by its heading. None is a cell without a value.
+    forms : mapping of str to str, optional
+        Format specifications of columns, such as ".3f" or ",".
+    title : str
+        A line above the table, or "".
+    notes : sequence of str
+        Lines below it.
+    missing : str
+        What stands for None.
+    headings : bool
+        Whether text shows the headings.
+
+    Raises
+    ------
+    ValueError
+        If the columns differ in length.
+
+    Examples
+    --------
+    >>> from lora_np.tables import Table
+    >>> table = Table({"module": ["q_proj", "v_proj"], "rank": [4, None]}, title="ranks")
+    >>> print(table)
+    ranks
+    module  rank
+    q_proj     4
+    v_proj
+    >>> print(table.csv(), end="")
+    module,rank
+    q_proj,4
+    v_proj,
+    >>> table.rows()[1]
+    {'module': 'v_proj', 'rank': None}
+    """
+
+    columns: Mapping[str, Sequence[Any]]
+    forms: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
+    notes: Sequence[str] = ()
+    missing: str = ""
+    headings: bool = True
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(column) for name, column in self.columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the columns differ in length: {lengths}")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a dict for each row."""
+        return [dict(zip(self.columns, row)) for row in zip(*self.columns.values())]
+
+    def cells(self) -> dict[str, list[str]]:
+        """Return the columns as they are shown."""
+        return {
+            name: [self._shown(value, self.forms.get(name, "")) for value in column]
+            for name, column in self.columns.items()
+        }
+
+    def _shown(self, value: Any, form: str) -> str:
+        """Return a value in the form of its column; strings stay as they are."""
+        if value is None:
+            return self.missing
+        return value if isinstance(value, str) else format(value, form)
+
+    def text(self) -> str:
+        """Return lines of text: the first column left-aligned, the others right-aligned."""
+        lines = text_table(self.cells()).splitlines()
+        title = [self.title] if self.title else []
+        return "\n".join([*title, *(lines if self.headings else lines[1:]), *self.notes])
+
+    def markdown(self) -> str:
+        """Return a Markdown table, with the title above and the notes below."""
+        cells = {name: [_escaped(cell) for cell in column] for name, column in self.cells().items()}
+        table = markdown_table([list(map(_escaped, cells)), *zip(*cells.values())])
+        return "\n\n".join(part for part in (self.title, table, "\n".join(self.notes)) if part)
+
+    def html(self) -> str:
+        """Return an HTML table, numbers right-aligned, with the title as its caption."""
+        caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
+        cells = self.cells()
+        lines = [f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>"]
+        for i, row in enumerate(zip(*self.columns.values())):
+            found = []
+            for name, value in zip(self.columns, row):
+                right = ' style="text-align: right"' if isinstance(value, NUMBERS) else ""
+                found.append(f"<td{right}>{html.escape(cells[name][i])}</td>")
+            lines.append(f"<tr>{''.join(found)}</tr>")
+        below = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return "\n".join([*lines, f"</tbody></table>{below}"])
+
+    def csv(self) -> str:
+        """Return comma-separated values, the headings first; an empty cell for None."""
+        content = io.StringIO()
+        writer = csv.writer(content, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows(zip(*self.columns.values()))
+        return content.getvalue()
+
+    def json(self) -> str:
+        """Return a list of rows as JSON; null for None and for numbers that are not finite."""
+        rows = [{name: _finite(value) for name, value in row.items()} for row in self.rows()]
+        return json.dumps(rows, indent=2)
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame; pandas must be installed."""
+        import pandas  # pyright: ignore[reportMissingImports]
+
+        return pandas.DataFrame(dict(self.columns))
+
+    def in_format(self, name: str) -> str:
+        """Return the table in one of ``FORMATS``.
+
+        Raises
+        ------
+        ValueError
+            If there is no such format; the message names all.
+        """
+        if name not in FORMATS:
+            raise ValueError(f"format {name!r}: expected one of {', '.join(FORMATS)}")
+        return FORMATS[name](self)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+
+FORMATS: Mapping[str, Callable[[Table], str]] = {
+    "table": Table.text,
+    "json": Table.json,
+    "csv": Table.csv,
+    "markdown": Table.markdown,
+}
+
+
+def _escaped(cell: str) -> str:
+    """Return a cell that cannot end a column or a row of Markdown."""
+    return cell.replace("|", "\\|").replace("\n", " ")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def natural(name: str) -> list[str | int]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lora_np.adapters.kinds import layers_and_kinds
 from lora_np.rank import Spectrum
-from lora_np.tables import listed, natural, text_table, unmatched_lines
+from lora_np.tables import Table, listed, natural, unmatched_lines
 
 FRACTIONS = (0.90, 0.95, 0.99)
 LEADING = 256  # singular values computed for a large matrix
@@ -175,24 +175,29 @@ class Analysis:
             f"{_or_more(whole)} over all."
         )
 
-    def table(self) -> str:
-        """Return a table with a line for each module. Columns without any value are left out."""
-        columns: dict[str, list[str]] = {
+    def table(self) -> Table:
+        """Return a table with a row for each module. Columns without any value are left out."""
+        columns: dict[str, list[Any]] = {
             "module": [m.name for m in self.modules],
             "shape": [f"{m.shape[0]} x {m.shape[1]}" for m in self.modules],
-            "r": [_or_dash(m.r) for m in self.modules],
-            "eff. rank": [_or_dash(m.effective_rank) for m in self.modules],
-            "stable rank": [_or_dash(m.stable_rank) for m in self.modules],
+            "r": [m.r for m in self.modules],
+            "eff. rank": [m.effective_rank for m in self.modules],
+            "stable rank": [m.stable_rank for m in self.modules],
             **{
                 f"{fraction:.0%}": [_or_more(m.energy_ranks[fraction]) for m in self.modules]
                 for fraction in FRACTIONS
             },
-            "share": [f"{share:.1%}" for share in self.shares],
-            "MP edge": [_or_dash(m.bulk_rank) for m in self.modules],
-            "G-D": [_or_dash(m.hard_threshold_rank) for m in self.modules],
+            "share": self.shares,
+            "MP edge": [m.bulk_rank for m in self.modules],
+            "G-D": [m.hard_threshold_rank for m in self.modules],
             "intruders": [_of_top(m) for m in self.modules],
         }
-        return text_table({k: v for k, v in columns.items() if any(cell != "-" for cell in v)})
+        known = {k: v for k, v in columns.items() if any(cell is not None for cell in v)}
+        forms = {"eff. rank": ".1f", "stable rank": ".1f", "share": ".1%"}
+        return Table(known, forms, missing="-")
+
+    def _repr_html_(self) -> str:
+        return replace(self.table(), notes=[*self.notes(), self.sentence()]).html()
 
     def notes(self) -> list[str]:
         """Return notes that explain the figures of the table."""
@@ -250,15 +255,9 @@ def by_name(modules: Sequence[ModuleRanks]) -> list[ModuleRanks]:
     return sorted(modules, key=lambda module: natural(module.name))
 
 
-def _of_top(module: ModuleRanks) -> str:
-    return "-" if module.intruders is None else f"{module.intruders} of {module.intruders_of}"
+def _of_top(module: ModuleRanks) -> str | None:
+    return None if module.intruders is None else f"{module.intruders} of {module.intruders_of}"
 
 
-def _or_dash(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:d}" if isinstance(value, int) else f"{value:.1f}"
-
-
-def _or_more(rank: int | None) -> str:
-    return f">{LEADING}" if rank is None else f"{rank:d}"
+def _or_more(rank: int | None) -> int | str:
+    return f">{LEADING}" if rank is None else rank

@@ -38,6 +38,7 @@ from lora_np.cli.studies import (
 )
 from lora_np.cli.sweep import add_generate, add_sweep
 from lora_np.crew import keep_memory
+from lora_np.methods.table import hint
 from lora_np.reading import printable
 from lora_np.train import Diverged
 
@@ -67,9 +68,14 @@ ADD = (
 )
 
 
+ALIASES = {"analyze": "analyse"}  # argparse's own would have a section each on the docs' page
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    arguments = parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    given[:1] = [ALIASES.get(name, name) for name in given[:1]]
+    arguments = parser().parse_args(given)
     keep_memory()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM is handled like Ctrl-C
     try:
@@ -99,6 +105,12 @@ class OneLineParser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(
             r"-(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|inf|infinity|nan)$", re.IGNORECASE
         )
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the nearest choice for one that does not exist: argparse lists all of them."""
+        if action.choices is not None and value not in action.choices:
+            said = f"invalid choice: {value!r}: {hint(str(value), map(str, action.choices))}"
+            raise argparse.ArgumentError(action, said)
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and how to get help, and exit with status 2."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ def _add_analyse(commands: Any) -> None:
         metavar="DIR",
         help="default: runs/analyse-<name>/, plus a hash if it holds an analysis of other files",
     )
+    add_format(analyse)
     analyse.set_defaults(run=run_analyse)
 
 
@@ -54,12 +56,21 @@ def run_analyse(arguments: argparse.Namespace) -> int:
     out = arguments.out or _own_folder(source)
     check_folder(out, source)  # before the work
     analysis = _analysis(arguments.path, arguments.base)
-    print(analysis.table())
-    print("\n".join(["", *analysis.notes(), analysis.sentence()]))
+    said = sys.stdout if arguments.format == "table" else sys.stderr  # a program reads stdout
+    print(analysis.table().in_format(arguments.format).rstrip("\n"))
+    print("\n".join(["", *analysis.notes(), analysis.sentence()]), file=said)
     save_analysis(analysis, out)
     plot_rank_map(analysis, out / "ranks.png")
-    print(f"written to {out}/: analysis.json, ranks.png")
+    print(f"written to {out}/: analysis.json, ranks.png", file=said)
     return 0
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Add ``--format``: the form of the table on standard output."""
+    from lora_np.tables import FORMATS
+
+    said = "of the table; default: table. With another, notes go to standard error"
+    parser.add_argument("--format", choices=tuple(FORMATS), default="table", help=said)
 
 
 def _own_folder(source: dict[str, str]) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lora_np.tables import Table
+
 
 class GradientError(AssertionError):
     """A gradient is wrong; the message says which gradient, at which entry, and by how much."""
@@ -78,6 +80,25 @@ class GradientReport:
                 f"({self.method}, tolerance {self.tolerance:.0e}):\n{lines}"
             )
 
+    def table(self) -> Table:
+        """Return a row for each gradient; the title says whether all are right."""
+        columns = {
+            "input": [row.name for row in self.rows],
+            "shape": [str(row.shape) for row in self.rows],
+            "error": [row.error for row in self.rows],
+            "analytic": [row.analytic for row in self.rows],
+            "numeric": [row.numeric for row in self.rows],
+            "at": [None if row.index is None else str(list(row.index)) for row in self.rows],
+            "note": [row.note or None for row in self.rows],
+        }
+        forms = {"error": ".1e", "analytic": "+.6e", "numeric": "+.6e"}
+        return Table(columns, forms, title=self._head())
+
+    def _head(self) -> str:
+        return f"{'ok' if self.ok else 'WRONG'}: {self.method}, tolerance {self.tolerance:.0e}"
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
+
     def __str__(self) -> str:
-        head = f"{'ok' if self.ok else 'WRONG'}: {self.method}, tolerance {self.tolerance:.0e}"
-        return "\n".join([head, *(str(row) for row in self.rows)])
+        return "\n".join([self._head(), *(str(row) for row in self.rows)])

@@ -52,7 +52,7 @@ from lora_np.rank.noise import (
     has_noise_floor,
     marchenko_pastur_edge,
 )
-from lora_np.tables import text_row
+from lora_np.tables import Table
 
 
 @dataclass(frozen=True, eq=False)  # eq would compare arrays, which have no single answer
@@ -192,17 +192,26 @@ class Spectrum:
             "energy_ranks": {f"{f:.2f}": k for f, k in self.energy_ranks.items()},
         }
 
-    def __str__(self) -> str:
-        rows = [
-            ("numerical rank", f"{self.numerical_rank:d}"),
-            ("stable rank", f"{self.stable_rank:.2f}"),
-            ("participation ratio", f"{self.participation_ratio:.2f}"),
-            ("effective rank", f"{self.effective_rank:.2f}"),
-            *((f"{f:.0%} energy rank", f"{k:d}") for f, k in self.energy_ranks.items()),
-        ]
+    def table(self) -> Table:
+        """Return the ranks as a table."""
+        ranks = {
+            "numerical rank": self.numerical_rank,
+            "stable rank": f"{self.stable_rank:.2f}",
+            "participation ratio": f"{self.participation_ratio:.2f}",
+            "effective rank": f"{self.effective_rank:.2f}",
+            **{f"{f:.0%} energy rank": k for f, k in self.energy_ranks.items()},
+        }
         out, in_ = self.shape
         title = f"{out} x {in_} matrix, sigma_1 = {self.singular_values[0]:.3g}"
-        return "\n".join([title, *(f"  {text_row(row, (20, 10))}" for row in rows)])
+        columns = {"measure": list(ranks), "rank": list(ranks.values())}
+        return Table(columns, title=title, headings=False)
+
+    def __str__(self) -> str:
+        title, *lines = self.table().text().splitlines()
+        return "\n".join([title, *(f"  {line}" for line in lines)])
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
 
 
 def spectrum(M: Array | tuple[Array, Array], scale: float = 1.0) -> Spectrum:

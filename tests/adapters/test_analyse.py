@@ -61,7 +61,7 @@ def test_factors_have_no_noise_floor_and_no_base_so_these_columns_are_absent(tmp
     write_adapter(tmp_path / "a", modules_of(rng, SHAPES))
     found = analyse_adapter(tmp_path / "a")
     assert all(m.bulk_rank is m.hard_threshold_rank is m.intruders is None for m in found.modules)
-    assert "G-D" not in found.table() and "share" in found.table()
+    assert "G-D" not in found.table().columns and "share" in found.table().columns
 
 
 def test_the_sentence_has_the_largest_rank_of_each_kind_and_of_all(tmp_path):
@@ -198,7 +198,7 @@ def test_a_large_difference_is_measured_by_a_randomised_svd_and_says_so(pair, mo
     assert spread.energy_ranks == {0.90: None, 0.95: None, 0.99: None}
     found = analyse_checkpoints(base, tuned)
     assert found.largest_rank() == {"q": None} and ">5 over all" in found.sentence()
-    assert "randomised SVD" in found.notes()[0] and ">5" in found.table()
+    assert "randomised SVD" in found.notes()[0] and ">5" in str(found.table())
 
 
 def test_a_gpt2s_intruders_are_sought_among_its_outputs(tmp_path, rng):
@@ -273,7 +273,7 @@ def test_intruders_are_counted_of_as_many_directions_as_a_matrix_has(tmp_path, r
     found = analyse_checkpoints(base, tuned)
     looked = {module.name: module.intruders_of for module in found.modules}
     assert looked == {"small": 4, "large": 10}
-    large, small = found.table().splitlines()[1:]
+    large, small = found.table().text().splitlines()[1:]
     assert small.endswith(" of 4") and large.endswith(" of 10")
     assert "of 10" not in "\n".join(found.notes())
 
@@ -281,12 +281,22 @@ def test_intruders_are_counted_of_as_many_directions_as_a_matrix_has(tmp_path, r
 # ------------------------------------------------------------------------------------ the command
 
 
+@pytest.mark.parametrize("name", ["json", "csv", "markdown"])
+def test_another_format_has_standard_output_to_itself(name, tmp_path, rng, command):
+    write_adapter(tmp_path / "a", modules_of(rng, SHAPES))
+    how = ("analyze", tmp_path / "a", "--out", tmp_path / "out", "--format", name)
+    status, said, notes = command(*how)
+    found = analyse_adapter(tmp_path / "a")
+    assert (status, said) == (0, found.table().in_format(name).rstrip("\n") + "\n")
+    assert found.sentence() in notes and "written to" in notes
+
+
 def test_the_command_prints_the_table_and_writes_the_same_figures(tmp_path, rng, command):
     write_adapter(tmp_path / "a", modules_of(rng, SHAPES))
     out = tmp_path / "out"
     status, said, _ = command("analyse", tmp_path / "a", "--out", out)
     found = analyse_adapter(tmp_path / "a")
-    assert status == 0 and found.table() in said and found.sentence() in said
+    assert status == 0 and str(found.table()) in said and found.sentence() in said
     held = json.loads((out / "analysis.json").read_text())
     assert [m["name"] for m in held["modules"]] == list(SHAPES)
     assert [m["energy_ranks"]["0.99"] for m in held["modules"]] == [

@@ -507,3 +507,20 @@ def test_too_little_memory_is_one_line(command, monkeypatch):
     monkeypatch.setattr(selfcheck, "cases", too_large)
     said = "lora-np: not enough memory: Unable to allocate 7.45 GiB\n"
     assert command("gradcheck") == (1, "", said)
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("swep", "did you mean sweep"),
+        (
+            "analyse x --format xml",
+            "invalid choice: 'xml': expected one of table, json, csv, markd",
+        ),
+    ],
+)
+def test_a_choice_that_does_not_exist_names_the_nearest(line, said, capsys):
+    with pytest.raises(SystemExit):
+        cli.parser().parse_args(line.split())
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
