@@ -236,18 +236,29 @@ def make_pyodide(folder: Path, fetched: Path, packages: list[Package], cdn: bool
     lock = lock_of(theirs, packages, cdn)
     folder.mkdir(parents=True)
     files = {package.path.name: package for package in packages}
-    rows = [] if cdn else [("pyodide", PYODIDE, "MPL-2.0")]
-    for entry in lock["packages"].values():
-        if package := files.get(entry["file_name"]):
-            shutil.copy(package.path, folder)
-            rows.append((package.name, package.version, package.licence))
-    for name in () if cdn else CORE:
-        shutil.copy(fetched / name, folder)
+    here = [files[e["file_name"]] for e in lock["packages"].values() if e["file_name"] in files]
+    for package in here:
+        shutil.copy(package.path, folder)
+    if not cdn:
+        for name in (*CORE, "pyodide-lock.json"):
+            shutil.copy(fetched / name, folder)
+        run(["node", str(HERE / "lite_compile.mjs"), str(folder)])
+    for package in here:
+        lock["packages"][package.name]["sha256"] = sha256(folder / package.path.name)
     (folder / "pyodide-lock.json").write_text(json.dumps(lock), encoding="utf-8")
-    lines = [f"{name} {version}: {licence}" for name, version, licence in rows]
-    said = "What lies here, and its licences; each wheel holds its own licence's text.\n\n"
-    (folder / "LICENCES.txt").write_text(said + "\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "LICENCES.txt").write_text(licences(here, cdn), encoding="utf-8")
     return lock
+
+
+def licences(packages: list[Package], cdn: bool) -> str:
+    """Return a line for each package that the site holds."""
+    said = (
+        "What lies here, and its licences. Each wheel holds its licence's text. Modules are compiled "
+        "by notebooks/lite_compile.py, which leaves out tests.\n\n"
+    )
+    core = [] if cdn else [f"pyodide {PYODIDE}: MPL-2.0"]
+    lines = [*core, *(f"{p.name} {p.version}: {p.licence}" for p in packages)]
+    return said + "\n".join(lines) + "\n"
 
 
 # --------------------------------------------------------------------- the notebooks
@@ -315,25 +326,41 @@ def settings(cdn: bool) -> dict[str, Any]:
     return {"jupyter-lite-schema-version": 0, "jupyter-config-data": data}
 
 
+GROUPS = {"": "Chapters", "zh": "中文", "assignments": "Assignments (not for grades here)"}
+
+
 def make_page(out: Path, titles: list[tuple[str, str]], lock: dict[str, Any]) -> None:
-    """Write the first page, and let every page of notebooks say what keeps it from running."""
-    rows = [
-        f'<li><a href="notebooks/index.html?path={escape(path)}">{escape(title)}</a></li>'
-        for path, title in titles
-    ]
+    """Write the first page, and let the page of a notebook say what keeps it from running."""
+    lists = []
+    for folder, heading in GROUPS.items():
+        rows = [row(path, title) for path, title in titles if path.rpartition("/")[0] == folder]
+        if rows:
+            lists += [f"<h2>{heading}</h2>", "<ul>", *rows, "</ul>"]
+    files = [place if "://" in place else f"../static/pyodide/{place}" for place in first_files(lock)]
+    local = [out / "notebooks" / file for file in files if "://" not in file]
+    megabytes = round(sum(path.stat().st_size for path in local) / 1e6)
     page = Template((HERE / "lite.html").read_text(encoding="utf-8"))
-    (out / "index.html").write_text(page.substitute(rows="\n".join(rows)), encoding="utf-8")
+    said = page.substitute(lists="\n".join(lists), first=megabytes)
+    (out / "index.html").write_text(said, encoding="utf-8")
     shutil.copy(HERE / "lite.js", out / "watch.js")
-    entries = lock["packages"]
-    first = [entries[name]["file_name"] for name in closure(entries, START)]
-    files = [f"static/pyodide/{name}" for name in (*CORE, "pyodide-lock.json", *first)]
-    watch = f"<script>window.LORA_NP_FILES = {json.dumps(files)};</script>"
     shown = out / "notebooks/index.html"
+    watch = f"<script>window.LORA_NP_FILES = {json.dumps(files)};</script>"
+    head = f'<head>{watch}<script src="../watch.js"></script>'
     html = shown.read_text(encoding="utf-8")
-    shown.write_text(
-        html.replace("<head>", f'<head>{watch}<script src="../watch.js"></script>', 1),
-        encoding="utf-8",
-    )
+    shown.write_text(html.replace("<head>", head, 1), encoding="utf-8")
+
+
+def row(path: str, title: str) -> str:
+    """Return the line of a notebook on the first page."""
+    return f'<li><a href="notebooks/index.html?path={escape(path)}">{escape(title)}</a></li>'
+
+
+def first_files(lock: dict[str, Any]) -> list[str]:
+    """Return the files that a notebook needs before its first cell runs."""
+    entries = lock["packages"]
+    wheels = [entries[name]["file_name"] for name in closure(entries, START)]
+    base = CDN if any("://" in name for name in wheels) else ""
+    return [*(f"{base}{name}" for name in CORE), "pyodide-lock.json", *wheels]
 
 
 def build(out: Path, cdn: bool = False) -> None:
@@ -354,6 +381,9 @@ def build(out: Path, cdn: bool = False) -> None:
         lite_build = [sys.executable, "-m", "jupyterlite_core", "build", "--no-sourcemaps"]
         folders = ["--lite-dir", str(lite), "--contents", "content", "--output-dir", str(out.resolve())]
         run([*lite_build, "--apps", "notebooks", "--no-unused-shared-packages", *folders], cwd=lite)
+        for old in out.glob("build/fa-*"):
+            if old.suffix in (".svg", ".eot", ".ttf"):  # browsers that run Pyodide read .woff2
+                old.unlink()
         make_page(out, titles, lock)
 
 
