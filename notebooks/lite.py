@@ -39,9 +39,16 @@ PYODIDE = "314.0.3"
 PYODIDE_SHA256 = "d7f7d24f8db486c7eda7280f3b0f7517524c8e43e8b086c6ee6ae8016658b484"
 CDN = f"https://cdn.jsdelivr.net/pyodide/v{PYODIDE}/full/"  # Pyodide's own distribution
 CORE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip")
-HOLDER, INSIDE = "open_webui", "open_webui/frontend/pyodide/"  # the wheel that holds others, and where
+HOLDER, INSIDE = (
+    "open_webui",
+    "open_webui/frontend/pyodide/",
+)  # the wheel that holds others, and where
 KERNEL = ("ipykernel", "comm", "pyodide-kernel", "piplite", "micropip", "jedi", "ipython")
-START = (*KERNEL, "lora-np", "matplotlib")  # loaded with the kernel; others where a cell imports them
+START = (
+    *KERNEL,
+    "lora-np",
+    "matplotlib",
+)  # loaded with the kernel; others where a cell imports them
 ROOTS = (*START, "scipy", "ipywidgets", "pydoc-data")  # what the site holds, with what they need
 # What a package needs there, where its metadata names more: parts that only a terminal or a server has.
 NEEDS = {
@@ -124,7 +131,9 @@ def fetch_pyodide(folder: Path) -> None:
     run([npm, "pack", "--silent", f"pyodide@{PYODIDE}"], cwd=folder)
     archive = folder / f"pyodide-{PYODIDE}.tgz"
     if sha256(archive) != PYODIDE_SHA256:
-        raise SystemExit(f"lite.py: {archive.name} has the SHA-256 {sha256(archive)}, not the pinned")
+        raise SystemExit(
+            f"lite.py: {archive.name} has the SHA-256 {sha256(archive)}, not the pinned"
+        )
     with tarfile.open(archive) as tar:
         for name in (*CORE, "pyodide-lock.json"):
             member = tar.extractfile(f"package/{name}")
@@ -175,7 +184,9 @@ def reference_wheel(folder: Path) -> Path:
         wheel.writestr("pydoc_data/__init__.py", "")
         wheel.writestr("pydoc_data/topics.py", source.read_bytes())
         wheel.writestr(f"{info}/METADATA", said)
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr(f"{info}/RECORD", "")
     return path
 
@@ -224,7 +235,9 @@ def closure(entries: dict[str, Any], roots: tuple[str, ...] = ROOTS) -> list[str
         name = normal(wanted.pop())
         if name not in found:
             if name not in entries:
-                raise SystemExit(f"lite.py: the course needs {name}: add it to notebooks/browser.txt")
+                raise SystemExit(
+                    f"lite.py: the course needs {name}: add it to notebooks/browser.txt"
+                )
             found.add(name)
             wanted += entries[name]["depends"]
     return sorted(found)
@@ -322,7 +335,11 @@ def settings(cdn: bool) -> dict[str, Any]:
     if cdn:
         kernel["pyodideUrl"] = f"{CDN}pyodide.mjs"
         options["lockFileURL"] = "./static/pyodide/pyodide-lock.json"
-    data = {"appName": "lora_np", "exposeAppInBrowser": True, "litePluginSettings": {PLUGIN: kernel}}
+    data = {
+        "appName": "lora_np",
+        "exposeAppInBrowser": True,
+        "litePluginSettings": {PLUGIN: kernel},
+    }
     return {"jupyter-lite-schema-version": 0, "jupyter-config-data": data}
 
 
@@ -336,7 +353,9 @@ def make_page(out: Path, titles: list[tuple[str, str]], lock: dict[str, Any]) ->
         rows = [row(path, title) for path, title in titles if path.rpartition("/")[0] == folder]
         if rows:
             lists += [f"<h2>{heading}</h2>", "<ul>", *rows, "</ul>"]
-    files = [place if "://" in place else f"../static/pyodide/{place}" for place in first_files(lock)]
+    files = [
+        place if "://" in place else f"../static/pyodide/{place}" for place in first_files(lock)
+    ]
     local = [out / "notebooks" / file for file in files if "://" not in file]
     megabytes = round(sum(path.stat().st_size for path in local) / 1e6)
     page = Template((HERE / "lite.html").read_text(encoding="utf-8"))
@@ -379,7 +398,14 @@ def build(out: Path, cdn: bool = False) -> None:
         shutil.rmtree(out, ignore_errors=True)
         # A fresh folder: a task database that JupyterLite left there makes its kernel wait for ever.
         lite_build = [sys.executable, "-m", "jupyterlite_core", "build", "--no-sourcemaps"]
-        folders = ["--lite-dir", str(lite), "--contents", "content", "--output-dir", str(out.resolve())]
+        folders = [
+            "--lite-dir",
+            str(lite),
+            "--contents",
+            "content",
+            "--output-dir",
+            str(out.resolve()),
+        ]
         run([*lite_build, "--apps", "notebooks", "--no-unused-shared-packages", *folders], cwd=lite)
         for old in out.glob("build/fa-*"):
             if old.suffix in (".svg", ".eot", ".ttf"):  # browsers that run Pyodide read .woff2

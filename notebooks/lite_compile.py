@@ -14,13 +14,17 @@ from pathlib import Path
 UNCHECKED = 0b01  # a .pyc file is valid whatever its source's time says (PEP 552)
 # Large, and hardly imported; and lora_np, whose sources students read.
 AS_THEY_ARE = ("fonttools", "jedi", "pygments", "lora_np")
-LEFT_OUT = re.compile(r"/tests/|/sample_data/|^jedi/third_party/(django-stubs|typeshed/third_party)/")
+LEFT_OUT = re.compile(
+    r"/tests/|/sample_data/|^jedi/third_party/(django-stubs|typeshed/third_party)/"
+)
 
 
 def compiled(source: bytes, name: str) -> bytes:
     """Return the contents of the .pyc file of a module."""
     code = compile(source, name, "exec", dont_inherit=True, optimize=0)
-    return MAGIC_NUMBER + UNCHECKED.to_bytes(4, "little") + source_hash(source) + marshal.dumps(code)
+    return (
+        MAGIC_NUMBER + UNCHECKED.to_bytes(4, "little") + source_hash(source) + marshal.dumps(code)
+    )
 
 
 def compile_wheel(path: Path) -> None:

@@ -6,16 +6,12 @@ mistake. Needs ``pip install '.[docs]'`` and Chromium.
 """
 
 import re
-import shutil
 import subprocess
 import sys
-import threading
 import zlib
 from argparse import _SubParsersAction
 from contextlib import contextmanager
-from functools import partial
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urldefrag
@@ -25,13 +21,11 @@ import pytest
 import lora_np
 from lora_np import ops
 from lora_np.cli import parser
+from tests.browsing import browsing, served
 
 pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
-ONLY_THIS_MACHINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}  # CSS pixels
 LOUD = {"error", "warning"}
@@ -138,42 +132,6 @@ def dead_links(site: Path) -> list[str]:
     return dead
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """A server of files that does not print."""
-
-    def log_message(self, format, *args):
-        """Say nothing."""
-
-
-class Patient(ThreadingHTTPServer):
-    """A server that minds no tab closed before everything in it has arrived."""
-
-    def handle_error(self, request, client_address):
-        """Report what went wrong, unless the tab is gone."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)
-
-
-@contextmanager
-def served(folder: Path):
-    """Serve a folder on this machine; give its address."""
-    server = Patient(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def chromium() -> str:
-    """Return where Chromium is; fail with what to do where it is not."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.fail("Chromium is needed to look at the docs: apt-get install chromium")
-
-
 def look(browser, addresses: list[str], server: str) -> dict[str, Seen]:
     """Open pages one after another, as wide as a phone, and return what was seen of each."""
     tab = browser.new_page(viewport=PHONE)
@@ -225,12 +183,8 @@ def server(site):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        started = play.chromium.launch(executable_path=chromium(), args=[*FLAGS, ONLY_THIS_MACHINE])
+    with browsing() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
