@@ -2,7 +2,7 @@
 
 ``lite.py`` runs this file in Pyodide, under Node, on the wheels of the site. A module becomes a .pyc
 file, which Python reads several times faster than it compiles the source. What a reader of the
-course never imports is left out: tests, sample data, and the stubs of other packages.
+course never imports is left out: tests, sample data, headers, and stubs for other tools.
 """
 
 import marshal
@@ -16,6 +16,7 @@ UNCHECKED = 0b01  # a .pyc file is valid whatever its source's time says (PEP 55
 AS_THEY_ARE = ("fonttools", "jedi", "pygments", "lora_np")
 LEFT_OUT = re.compile(
     r"/tests/|/sample_data/|^jedi/third_party/(django-stubs|typeshed/third_party)/"
+    r"|^(numpy|scipy|matplotlib)/.*\.(h|pxd|pyi|a)$"
 )
 
 

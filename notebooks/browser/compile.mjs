@@ -1,4 +1,4 @@
-// node lite_compile.mjs PYODIDE_FOLDER: compile the wheels in a folder of Pyodide, with its own Python.
+// node compile.mjs PYODIDE_FOLDER: compile the wheels in a folder of Pyodide, with its own Python.
 import fs from "node:fs";
 import path from "node:path";
 import { pathToFileURL } from "node:url";
@@ -8,4 +8,4 @@ const { loadPyodide } = await import(pathToFileURL(path.join(folder, "pyodide.mj
 const python = await loadPyodide({ indexURL: folder + path.sep });
 python.FS.mkdirTree("/wheels");
 python.FS.mount(python.FS.filesystems.NODEFS, { root: folder }, "/wheels");
-python.runPython(fs.readFileSync(new URL("lite_compile.py", import.meta.url), "utf8"));
+python.runPython(fs.readFileSync(new URL("compile.py", import.meta.url), "utf8"));

@@ -3,7 +3,7 @@
 // the cache that the kernel reads, and the kernel itself gets a minute to start after that.
 "use strict";
 (() => {
-  const QUIET = 12_000; // milliseconds without a byte, after which a download counts as blocked
+  const QUIET = 8_000; // milliseconds without a byte, after which a download counts as blocked
   const START = 60_000; // milliseconds that a kernel may take once all files are here
   const AGAIN = "Then load this page again.";
 
@@ -41,6 +41,7 @@
     }
     try {
       await Promise.all(files.map((file) => fetchOne(file).catch(() => Promise.reject(file))));
+      document.querySelector(".lora-np-alert")?.remove(); // it was only slow
       return true;
     } catch (file) {
       blocked(nameOf(String(file)));
