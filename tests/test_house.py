@@ -12,7 +12,7 @@ import lora_np
 from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
 HOUSE = (
-    "backend reading patterns tables forms files crew gradcheck plots parameters optim ops data "
+    "backend reading patterns progress tables forms files crew gradcheck plots parameters optim ops data "
     "rank layers methods models costs pretrained train adapters finetune chat serve experiments "
     "images selfcheck checks course cli __main__"
 )

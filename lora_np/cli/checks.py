@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lora_np.cli.says import add_format
+
 
 def add_gradcheck(commands: Any) -> None:
     """Add the parser of ``gradcheck``."""
     check = commands.add_parser(
         "gradcheck", help="check every gradient against numerical derivatives"
     )
-    check.add_argument("--seed", type=int, default=0, help="seed of the inputs; default: 0")
+    check.add_argument("--seed", type=int, default=0, metavar="N", help="of the inputs; default: 0")
+    add_format(check)
     check.set_defaults(run=run_gradcheck)
 
 
@@ -32,6 +35,7 @@ def run_gradcheck(arguments: argparse.Namespace) -> int:
 def add_account(commands: Any) -> None:
     """Add the parser of ``account``."""
     costs = commands.add_parser("account", help="count what LoRA costs, here and on known models")
+    add_format(costs)
     costs.set_defaults(run=run_account)
 
 
@@ -56,8 +60,10 @@ def run_account(arguments: argparse.Namespace) -> int:
 def add_grade(commands: Any) -> None:
     """Add the parser of ``grade``."""
     grade = commands.add_parser("grade", help="grade FOLDER/TASK/STUDENT.py and report mistakes")
-    grade.add_argument("folder", type=Path, help="holds a folder for each task")
-    grade.add_argument("--seed", type=int, default=0, help="seed of the test inputs; default: 0")
+    grade.add_argument("folder", type=Path, metavar="DIR", help="holds a folder for each task")
+    seed = "seed of the test inputs; default: 0"
+    grade.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
+    add_format(grade)
     grade.set_defaults(run=run_grade)
 
 

@@ -9,27 +9,29 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+from lora_np.cli.parser import OUTPUT, WHAT, OneLineParser
+from lora_np.cli.says import add_format
 from lora_np.cli.workers import pool_of
 
 Writers = Mapping[str, Callable[[Path], None]]  # by a file's name, what writes it
 
 
-def add_options(
-    parser: argparse.ArgumentParser, quick: str | None, out: str, base: bool = True
-) -> None:
+def add_options(parser: OneLineParser, quick: str | None, out: str, base: bool = True) -> None:
     """Add the options that every experiment has; `quick` and `out` are their help.
 
     Without a help there is no ``--quick``: the command has other presets. Without `base` there is
     no ``--base``: the command pretrains none.
     """
-    add = parser.add_argument
+    add = parser.group(WHAT).add_argument
     if quick is not None:
         add("--quick", action="store_true", help=quick)
-    add("--out", type=Path, metavar="DIR", help=f"default: {out}")
     if base:
         copied = "folder of a text sweep or a study whose base is copied; default: pretrain a base"
         add("--base", type=Path, metavar="DIR", help=copied)
-    add("--jobs", type=int, help="processes; default: one per core")
+    add = parser.group(OUTPUT).add_argument
+    add("--out", type=Path, metavar="DIR", help=f"default: {out}")
+    add_format(parser)
+    add("--jobs", type=int, metavar="N", help="processes; default: one per core")
     take_over = "take DIR from a process on another host, if that process has ended"
     add("--take-over", action="store_true", help=take_over)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name
+from lora_np.cli.parser import WHAT
 from lora_np.cli.workers import jobs_of
 
 
@@ -22,7 +23,7 @@ def add_report(parts: Any) -> None:
         "lora_np.images.plan.ImagesSettings.",
     )
     seeds = "number of bases, each with a seed of its own; default: 3, with --quick: 1"
-    report.add_argument("--seeds", type=int, metavar="N", help=seeds)
+    report.group(WHAT).add_argument("--seeds", type=int, metavar="N", help=seeds)
     add_options(report, "a small run in about a minute", "runs/images-<settings>/", base=False)
     report.set_defaults(run=run_report)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.cli.experiment import Writers, write_files
+from lora_np.cli.says import add_format, listen
 
 
 def add_instructions(commands: Any) -> None:
@@ -22,8 +23,9 @@ def add_instructions(commands: Any) -> None:
         "LoRA is trained on it, and the model answers again. docs/many_adapters.md shows a run.",
         epilog="Example: lora-np instructions --model smollm2 --out runs/instructions",
     )
-    parser.add_argument("--seeds", type=int, help="number of seeds; default: 3, quick: 1")
-    parser.add_argument("--quick", action="store_true", help="a small run, in a few minutes")
+    add = parser.add_argument
+    add("--seeds", type=int, metavar="N", help="number of seeds; default: 3, quick: 1")
+    add("--quick", action="store_true", help="a small run, in a few minutes")
     _add_options(parser, "runs/instructions[-quick]")
     parser.set_defaults(run=run_instructions_command)
 
@@ -52,10 +54,11 @@ def _add_options(parser: argparse.ArgumentParser, out: str) -> None:
     add(
         "--model",
         default="smollm2",
-        metavar="NAME",
+        metavar="MODEL",
         help="smollm2 (default), or a folder, a .gguf file or a wheel",
     )
     add("--out", type=Path, metavar="DIR", help=f"default: {out}")
+    add_format(parser)
     take_over = "take DIR from a process on another host, if that process has ended"
     add("--take-over", action="store_true", help=take_over)
 
@@ -123,10 +126,6 @@ def _carry_out(
     """Load the model, run an experiment with it on one thread, print it and write its files."""
     from lora_np.crew import one_blas_thread
     from lora_np.pretrained import load_llm
-
-    def listen(what: str) -> None:
-        if sys.stderr.isatty():
-            print(f"{what} ...", file=sys.stderr)
 
     base, tokenizer, *_ = load_llm(arguments.model)
     try:

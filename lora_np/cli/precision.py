@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from lora_np.cli.says import add_format, listen
 
 
 def add_precision(commands: Any) -> None:
@@ -19,6 +20,7 @@ def add_precision(commands: Any) -> None:
     precision.add_argument("--quick", action="store_true", help="a small run in a few seconds")
     out = "default: runs/precision[-quick]"
     precision.add_argument("--out", type=Path, metavar="DIR", help=out)
+    add_format(precision)
     precision.set_defaults(run=run_precision)
 
 
@@ -31,10 +33,6 @@ def run_precision(arguments: argparse.Namespace) -> int:
 
     out = arguments.out or Path("runs") / f"precision{'-quick' if arguments.quick else ''}"
     make_folder(out)  # before the work: DIR may not be writable
-
-    def listen(what: str) -> None:
-        if sys.stderr.isatty():
-            print(f"{what} ...", file=sys.stderr)
 
     results = precision_study(QUICK if arguments.quick else PrecisionSettings(), listen)
     text = report(results)

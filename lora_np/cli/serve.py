@@ -22,23 +22,8 @@ def add_serve(commands: Any) -> None:
         epilog="Examples: lora-np serve --model smollm2 --adapters customers --port 8000; lora-np "
         "serve --model smollm2 --adapters customers --requests r.jsonl --out answers.jsonl",
     )
-    add = serve.add_argument
-    add("--model", required=True, metavar="M", help="smollm2, or a folder, a .gguf file or a wheel")
-    add(
-        "--adapters",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="the folder that holds the adapters' folders",
-    )
-    add(
-        "--alias",
-        action="append",
-        default=[],
-        metavar="NAME=A:0.9,B:0.1",
-        help="a name for several adapters with weights; a user always gets the same one; may be "
-        "given several times",
-    )
+    _add_models(serve.group("model and adapters").add_argument)
+    add = serve.group("limits").add_argument
     add(
         "--batch", type=int, default=32, metavar="N", help="requests that run together; default: 32"
     )
@@ -57,6 +42,32 @@ def add_serve(commands: Any) -> None:
         metavar="N",
         help="the most requests that wait or run; one more is refused with 429; default: 1024",
     )
+    _add_ways(serve.group("where requests come from").add_argument)
+    serve.set_defaults(run=run_serve)
+
+
+def _add_models(add: Any) -> None:
+    add(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="smollm2, or a folder, a .gguf file or a wheel",
+    )
+    add(
+        "--adapters",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="the folder that holds the adapters' folders",
+    )
+    add(
+        "--alias",
+        action="append",
+        default=[],
+        metavar="NAME=A:0.9,B:0.1",
+        help="a name for several adapters with weights; a user always gets the same one; may be "
+        "given several times",
+    )
     add(
         "--keep-quantised",
         action="store_true",
@@ -67,8 +78,6 @@ def add_serve(commands: Any) -> None:
         metavar="NAME",
         help="chatml, or a file that holds a chat template; default: the model's",
     )
-    _add_ways(add)
-    serve.set_defaults(run=run_serve)
 
 
 def _add_ways(add: Any) -> None:

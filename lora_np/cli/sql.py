@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name
+from lora_np.cli.parser import WHAT
 from lora_np.cli.workers import jobs_of
 
 
@@ -23,8 +24,10 @@ def add_sql(commands: Any) -> None:
         "lora_np.experiments.sql.plan.SqlSettings, for Python.",
     )
     model = "smollm2 (default), or a folder, a .gguf file or a wheel"
-    sql.add_argument("--model", metavar="NAME", help=model)
-    sql.add_argument("--seeds", type=int, help="trainings of each contender; default: 3, quick: 1")
+    add = sql.group(WHAT).add_argument
+    add("--model", metavar="MODEL", help=model)
+    seeds = "trainings of each contender; default: 3, quick: 1"
+    add("--seeds", type=int, metavar="N", help=seeds)
     add_options(sql, "a small run in a minute", "runs/sql-<settings>/", base=False)
     sql.set_defaults(run=run_sql_command)
 

@@ -21,6 +21,7 @@ from lora_np.cli.experiment import (
     numbers,
     whole_numbers,
 )
+from lora_np.cli.parser import WHAT, OneLineParser
 from lora_np.cli.workers import jobs_of
 
 if TYPE_CHECKING:
@@ -125,8 +126,9 @@ def add_grid(commands: Any) -> None:
         description="Heat maps of the loss, the best rate against alpha / r, and the first step. "
         "docs/studies.md shows a run.",
     )
-    grid.add_argument("--ranks", type=whole_numbers, metavar="R,R,...", help=f"default: {ranks}")
-    grid.add_argument("--alphas", type=numbers, metavar="A,A,...", help=f"default: {alphas}")
+    add = grid.group(WHAT).add_argument
+    add("--ranks", type=whole_numbers, metavar="R,R,...", help=f"default: {ranks}")
+    add("--alphas", type=numbers, metavar="A,A,...", help=f"default: {alphas}")
     _add_study(grid, run_grid)
 
 
@@ -191,7 +193,8 @@ def add_dylora(commands: Any) -> None:
         "how long each training takes. docs/dylora.md shows a run.",
     )
     default = DyLoraSettings().r_max
-    dylora.add_argument("--r-max", type=int, help=f"the largest rank; default: {default}")
+    said = f"the largest rank; default: {default}"
+    dylora.group(WHAT).add_argument("--r-max", type=int, metavar="R", help=said)
     _add_study(dylora, run_dylora)
 
 
@@ -205,10 +208,11 @@ def run_dylora(arguments: argparse.Namespace) -> int:
     return carry_out_study(arguments, settings, dylora_study, arguments.quick)
 
 
-def _add_study(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+def _add_study(parser: OneLineParser, run: Callable[[argparse.Namespace], int]) -> None:
     """Add the options that studies of contenders share."""
     add_options(parser, "a small run in seconds", "runs/<command>-<settings>/")
-    parser.add_argument("--seeds", type=int, help="number of seeds; default: 5, quick: 2")
+    said = "number of seeds; default: 5, quick: 2"
+    parser.group(WHAT).add_argument("--seeds", type=int, metavar="N", help=said)
     parser.set_defaults(run=run)
 
 
