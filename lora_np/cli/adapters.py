@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lora_np.cli.says import add_format, note, report
 
 if TYPE_CHECKING:
     from lora_np.adapters import Keep
@@ -54,21 +55,13 @@ def run_analyse(arguments: argparse.Namespace) -> int:
     out = arguments.out or _own_folder(source)
     check_folder(out, source)  # before the work
     analysis = _analysis(arguments.path, arguments.base)
-    said = sys.stdout if arguments.format == "table" else sys.stderr  # a program reads stdout
-    print(analysis.table().in_format(arguments.format).rstrip("\n"))
-    print("\n".join(["", *analysis.notes(), analysis.sentence()]), file=said)
+    report(arguments, analysis.table(), "", *analysis.notes(), analysis.sentence())
     save_analysis(analysis, out)
     plot_rank_map(analysis, out / "ranks.png")
-    print(f"written to {out}/: analysis.json, ranks.png", file=said)
+    note(f"written to {out}/: analysis.json, ranks.png")
+    if line := _next(analysis, arguments):
+        note(line)
     return 0
-
-
-def add_format(parser: argparse.ArgumentParser) -> None:
-    """Add ``--format``: the form of the table on standard output."""
-    from lora_np.tables import FORMATS
-
-    said = "of the table; default: table. With another, notes go to standard error"
-    parser.add_argument("--format", choices=tuple(FORMATS), default="table", help=said)
 
 
 def _own_folder(source: dict[str, str]) -> Path:
@@ -96,10 +89,21 @@ def _analysis(path: Path, base: Path | None) -> Analysis:
 
     if base is not None:
         return analyse_checkpoints(base, path)
-    is_adapter = (path / "adapter_config.json").is_file()
-    if (path / "results.json").is_file() and not is_adapter:
-        return analyse_sweep(path)
-    return analyse_adapter(path)
+    return analyse_sweep(path) if _is_sweep(path) else analyse_adapter(path)
+
+
+def _is_sweep(path: Path) -> bool:
+    return (path / "results.json").is_file() and not (path / "adapter_config.json").is_file()
+
+
+def _next(analysis: Analysis, arguments: argparse.Namespace) -> str:
+    """Return a line with the command that fits an analysis, and what will come of it."""
+    from lora_np.adapters.advice import next_command
+    from lora_np.experiments.rank_sweep.analyse import next_of_sweep
+
+    if arguments.base is None and _is_sweep(arguments.path):
+        return next_of_sweep(analysis, arguments.path)
+    return next_command(analysis, arguments.path, arguments.base)
 
 
 # --------------------------------------------------------------------- adapters from other files
