@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from lora_np.cli.says import add_format, note, report
 
 if TYPE_CHECKING:
     from lora_np.adapters import Keep
+    from lora_np.adapters.extract import Extracted
     from lora_np.adapters.ranks import Analysis
 
 PLAIN = "a PEFT folder or a .safetensors file"  # what a plain LoRA adapter is
@@ -131,6 +133,7 @@ def _add_merge(commands: Any) -> None:
     merge.add_argument("--base", required=True, help="the checkpoint", **CHECKPOINT)
     merge.add_argument("--adapter", type=Path, required=True, metavar="ADAPTER", help=PLAIN)
     merge.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new file")
+    add_format(merge)
     merge.set_defaults(run=run_merge)
 
 
@@ -173,6 +176,7 @@ def _add_convert(commands: Any) -> None:
     convert.add_argument(
         "--out", type=Path, required=True, metavar="PATH", help="a new folder, or a new .gguf file"
     )
+    add_format(convert)
     convert.set_defaults(run=run_convert)
 
 
@@ -196,6 +200,7 @@ def _add_export(commands: Any) -> None:
     export.add_argument(
         "--out", type=Path, required=True, metavar="PATH", help="a new .gguf file or a new folder"
     )
+    add_format(export)
     export.set_defaults(run=run_export)
 
 
@@ -212,6 +217,7 @@ def _add_keep(command: Any, required: bool = True) -> None:
 
 def _add_folder(command: Any) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    add_format(command)
 
 
 def _keep(arguments: argparse.Namespace) -> Keep:
@@ -225,31 +231,26 @@ def run_resize(arguments: argparse.Namespace) -> int:
     from lora_np.adapters import fit_table, resize_adapter
 
     fits = resize_adapter(arguments.adapter, arguments.out, _keep(arguments))
-    print(f"{fit_table(fits)}\nwritten to {arguments.out}/")
+    report(arguments, fit_table(fits))
+    note(f"written to {arguments.out}/")
     return 0
 
 
 def run_extract(arguments: argparse.Namespace) -> int:
     """Write an adapter from two checkpoints; print its errors and the changes outside it."""
-    from lora_np.adapters import beyond_table, extract_adapter, fit_table
-    from lora_np.tables import listed, unmatched_lines
+    from lora_np.adapters import extract_adapter, fit_table
+    from lora_np.tables import unmatched_lines
 
     found = extract_adapter(arguments.base, arguments.tuned, arguments.out, _keep(arguments))
-    print(fit_table(found.fits))
-    if found.beyond:
-        print(f"\nchanged, but not in the adapter:\n{beyond_table(found)}")
-    if found.rounding:
-        print(f"not in the adapter, because they differ only by rounding: {listed(found.rounding)}")
-    for line in unmatched_lines(found.unmatched):
-        print(f"not compared, {line}")
-    print(f"written to {arguments.out}/")
+    lines = [f"not compared, {line}" for line in unmatched_lines(found.unmatched)]
+    report(arguments, fit_table(found.fits), *_left_out(found, "differ"), *lines)
+    note(f"written to {arguments.out}/")
     return 0
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """Write a plain LoRA adapter; print its errors and the changes that it cannot hold."""
-    from lora_np.adapters import beyond_table, convert_adapter, fit_table
-    from lora_np.tables import listed
+    from lora_np.adapters import convert_adapter, fit_table
 
     chosen = {arguments.rank, arguments.energy, arguments.error} != {None}
     if arguments.to == "gguf":
@@ -259,20 +260,27 @@ def run_convert(arguments: argparse.Namespace) -> int:
     if not chosen:
         raise ValueError("--to lora needs one of --rank, --energy and --error")
     found = convert_adapter(arguments.adapter, arguments.base, arguments.out, _keep(arguments))
-    print(fit_table(found.fits))
-    if found.beyond:
-        print(f"\nchanged, but not in the adapter:\n{beyond_table(found)}")
-    if found.rounding:
-        print(f"not in the adapter, because they change only by rounding: {listed(found.rounding)}")
-    print(f"written to {arguments.out}/")
+    report(arguments, fit_table(found.fits), *_left_out(found, "change"))
+    note(f"written to {arguments.out}/")
     return 0
+
+
+def _left_out(found: Extracted, verb: str) -> Iterator[str]:
+    """Yield what changed outside the adapter, and what is only rounding."""
+    from lora_np.adapters import beyond_table
+    from lora_np.tables import listed
+
+    if found.beyond:
+        yield f"\nchanged, but not in the adapter:\n{beyond_table(found)}"
+    if found.rounding:
+        yield f"not in the adapter, because they {verb} only by rounding: {listed(found.rounding)}"
 
 
 def _run_to_gguf(arguments: argparse.Namespace) -> int:
     from lora_np.adapters.gguf import adapter_to_gguf
 
     modules = adapter_to_gguf(arguments.adapter, arguments.base, arguments.out)
-    print(f"{len(modules)} modules written to {arguments.out}")
+    note(f"{len(modules)} modules written to {arguments.out}")
     return 0
 
 
@@ -284,9 +292,9 @@ def run_export(arguments: argparse.Namespace) -> int:
         arguments.model, arguments.out, adapter=arguments.adapter, kind=arguments.type
     )
     if merged:
-        print(merge_table(merged))
+        report(arguments, merge_table(merged))
     folder = "" if arguments.out.suffix == ".gguf" else "/"
-    print(f"written to {arguments.out}{folder}")
+    note(f"written to {arguments.out}{folder}")
     return 0
 
 
@@ -296,10 +304,8 @@ def run_merge(arguments: argparse.Namespace) -> int:
     from lora_np.adapters.merge import names_note
 
     merged = merge_adapter(arguments.base, arguments.adapter, arguments.out)
-    print(merge_table(merged))
-    if note := names_note(merged):
-        print(note)
-    print(f"written to {arguments.out}")
+    report(arguments, merge_table(merged), *filter(None, [names_note(merged)]))
+    note(f"written to {arguments.out}")
     return 0
 
 
@@ -310,5 +316,6 @@ def run_combine(arguments: argparse.Namespace) -> int:
     fits = combine_adapters(
         arguments.adapters, arguments.weights, arguments.out, arguments.method, arguments.rank
     )
-    print(f"{fit_table(fits)}\nwritten to {arguments.out}/")
+    report(arguments, fit_table(fits))
+    note(f"written to {arguments.out}/")
     return 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_np.cli.says import add_format
+from lora_np.cli.says import add_format, report
 
 
 def add_gradcheck(commands: Any) -> None:
@@ -27,8 +28,7 @@ def run_gradcheck(arguments: argparse.Namespace) -> int:
     from lora_np.selfcheck import table
 
     text, ok = table(np.random.default_rng(arguments.seed))
-    print(text)
-    print("all gradients agree" if ok else "SOME GRADIENTS ARE WRONG")
+    report(arguments, text, "all gradients agree" if ok else "SOME GRADIENTS ARE WRONG")
     return 0 if ok else 1
 
 
@@ -51,9 +51,9 @@ def run_account(arguments: argparse.Namespace) -> int:
     rng = np.random.default_rng(0)
     base = GPT(TextSettings().gpt(), rng)
     adapted = inject(base, LoraConfig(r=8, target_modules="all-linear"), rng)
-    print(f"full fine-tuning of the sweep's GPT\n{account(base)}\n")
-    print(f"LoRA, r = 8 on all linear layers\n{account(adapted)}\n")
-    print(known_models())
+    full = replace(account(base).table(), title="full fine-tuning of the sweep's GPT")
+    lora = replace(account(adapted).table(), title="LoRA, r = 8 on all linear layers")
+    report(arguments, full, "", lora, "", known_models())
     return 0
 
 

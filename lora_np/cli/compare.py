@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_np.cli.experiment import add_options
 from lora_np.cli.parser import WHAT
+from lora_np.cli.says import note, report
 from lora_np.cli.studies import carry_out_study
 from lora_np.cli.workers import jobs_of, pool_of
 
@@ -69,10 +70,11 @@ def run_reach(arguments: argparse.Namespace) -> int:
         make_folder(out)  # before the work: DIR may not be writable
     with pool_of(jobs_of(arguments, PRESETS[arguments.preset].text)) as executor:
         found = reach(rows, executor)
-    print(f"What remains of a planted change after fitting, relative\n\n{reach_table(found)}")
+    title = "What remains of a planted change after fitting, relative"
+    report(arguments, title, "", reach_table(found))
     if out is not None:
         save_json(out / "reach.json", found)
-        print(f"\nwritten to {out}/: reach.json")
+        note(f"\nwritten to {out}/: reach.json")
     return 0
 
 

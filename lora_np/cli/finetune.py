@@ -15,6 +15,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lora_np.cli.parser import ADAPTER, MODEL, OUTPUT, TRAINING
+from lora_np.cli.says import note
 from lora_np.cli.sweep import targets
 from lora_np.finetune.settings import Settings, read_toml
 from lora_np.reading import printable
@@ -128,7 +129,7 @@ def run_finetune(arguments: argparse.Namespace) -> int:
     """Run or continue a fine-tuning, or show what it would need."""
     from lora_np.finetune import finetune
     from lora_np.finetune.dry_run import dry_run
-    from lora_np.finetune.folder import summary
+    from lora_np.finetune.folder import RECORD, summary
 
     settings = settings_of(arguments)
     if arguments.dry_run:
@@ -143,7 +144,8 @@ def run_finetune(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped: run the same command to continue in {out}", file=sys.stderr)
         return 130
-    print(summary(record, out))
+    print(summary(record))
+    note(f"written to {out}: the adapter for PEFT, README.md, {RECORD}")
     return 1 if record["diverged"] else 0
 
 

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lora_np.cli.experiment import Writers, write_files
-from lora_np.cli.says import add_format, listen
+from lora_np.cli.experiment import Writers, cautioned, write_files
+from lora_np.cli.says import add_format, listen, note
+from lora_np.cli.says import report as say
 
 
 def add_instructions(commands: Any) -> None:
@@ -73,11 +74,11 @@ def run_instructions_command(arguments: argparse.Namespace) -> int:
     if arguments.seeds is not None:
         settings = replace(settings, seeds=arguments.seeds)
     out = arguments.out or Path("runs") / f"instructions{'-quick' if arguments.quick else ''}"
-    note = "\n\na quick run: there is nothing to conclude from it" if arguments.quick else ""
 
-    def run(base: Any, tokenizer: Any, **how: Any) -> tuple[str, Writers]:
+    def run(base: Any, tokenizer: Any, **how: Any) -> tuple[list[str], Writers]:
         text = report(run_instructions(settings, base, tokenizer, out, **how))
-        return f"{text}{note}", {"instructions.txt": partial(save_text, text=f"{text}\n")}
+        files = {"instructions.txt": partial(save_text, text=f"{text}\n")}
+        return cautioned(text, arguments.quick), files
 
     return _carry_out(arguments, out, run)
 
@@ -100,11 +101,11 @@ def run_personal_command(arguments: argparse.Namespace) -> int:
         if arguments.example.exists():
             raise ValueError(f"{arguments.example} exists: name a new file")
         save_text(arguments.example, EXAMPLE)
-        print(f"written to {arguments.example}; next: lora-np personal --plan {arguments.example}")
+        note(f"written to {arguments.example}; next: lora-np personal --plan {arguments.example}")
         return 0
     plan, out = read_plan(arguments.plan), arguments.out or Path("runs/personal")
 
-    def run(base: Any, tokenizer: Any, **how: Any) -> tuple[str, Writers]:
+    def run(base: Any, tokenizer: Any, **how: Any) -> tuple[list[str], Writers]:
         try:
             tools = tools_for(plan, base, tokenizer)
         except ValueError as error:
@@ -115,13 +116,13 @@ def run_personal_command(arguments: argparse.Namespace) -> int:
             "personal.txt": partial(save_text, text=f"{text}\n"),
             "matrix.png": lambda path: plot_matrix(matrix, path),
         }
-        return text, files
+        return cautioned(text, quick=False), files
 
     return _carry_out(arguments, out, run)
 
 
 def _carry_out(
-    arguments: argparse.Namespace, out: Path, run: Callable[..., tuple[str, Writers]]
+    arguments: argparse.Namespace, out: Path, run: Callable[..., tuple[list[str], Writers]]
 ) -> int:
     """Load the model, run an experiment with it on one thread, print it and write its files."""
     from lora_np.crew import one_blas_thread
@@ -130,9 +131,10 @@ def _carry_out(
     base, tokenizer, *_ = load_llm(arguments.model)
     try:
         with one_blas_thread():  # so that the same command gives the same bits anywhere
-            text, files = run(base, tokenizer, listen=listen, take_over=arguments.take_over)
+            parts, files = run(base, tokenizer, listen=listen, take_over=arguments.take_over)
     except KeyboardInterrupt:
         print(f"\nstopped: run the same command to continue in {out}", file=sys.stderr)
         return 130
-    print(f"{text}\n\n{write_files(out, 'results.json', files, complete=False)}")
+    say(arguments, *parts)
+    note(write_files(out, "results.json", files, complete=False))
     return 0

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from lora_np.methods.table import hint
@@ -65,8 +66,9 @@ class OneLineParser(argparse.ArgumentParser):
             if not name.startswith("--") or " " in name:
                 continue
             if not any(option.startswith(name) for option in known):
-                shown = [option for option in known if option.startswith("--")]
-                self.error(f"no option {name}: {hint(name, shown)}")
+                near = get_close_matches(name[2:], [option.lstrip("-") for option in known])
+                meant = f": did you mean {' or '.join(f'--{one}' for one in near)}?" if near else ""
+                self.error(f"no option {name}{meant}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Name the nearest choice for one that does not exist: argparse lists all of them."""

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lora_np.cli.says import add_format, listen
+from lora_np.cli.experiment import cautioned
+from lora_np.cli.says import add_format, listen, note
+from lora_np.cli.says import report as say
 
 
 def add_precision(commands: Any) -> None:
@@ -39,6 +41,6 @@ def run_precision(arguments: argparse.Namespace) -> int:
     save_json(out / "precision.json", results)
     save_text(out / "precision.txt", f"{text}\n")
     plot_precision(results, out / "precision.png")
-    note = "\na quick run: there is nothing to conclude from it" if arguments.quick else ""
-    print(f"{text}\n{note}\nwritten to {out}/: precision.json, precision.txt, precision.png")
+    say(arguments, *cautioned(text, arguments.quick))
+    note(f"written to {out}/: precision.json, precision.txt, precision.png")
     return 0

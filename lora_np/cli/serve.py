@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lora_np.cli.says import note
+from lora_np.progress import shows_bars
+
 PORT = 8000
 
 
@@ -157,11 +160,11 @@ def _answer_file(
     lines, errors = read_requests(a.requests, names), 0
     with (  # half a surrogate pair, which UTF-8 does not hold, is written as JSON's escape
         a.out.open("x", encoding="utf-8", errors="backslashreplace") as file,
-        tqdm(unit=" tokens", disable=None) as bar,
+        tqdm(unit=" tokens", disable=not shows_bars()) as bar,
     ):
         for answer in answers_to(lines, engine, tokenizer, names, bar.update):
             errors += "error" in answer
             write_line(file, answer)
     failed = f", {errors} of them {'an error' if errors == 1 else 'errors'}" if errors else ""
-    print(f"{counted(len(lines), 'answer')}{failed}: written to {a.out}")
+    note(f"{counted(len(lines), 'answer')}{failed}: written to {a.out}")
     return 1 if errors else 0

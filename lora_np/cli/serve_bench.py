@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_np.cli.experiment import whole_numbers
+from lora_np.cli.experiment import CAUTION, whole_numbers
 from lora_np.cli.parser import OUTPUT
-from lora_np.cli.says import add_format, listen
+from lora_np.cli.says import add_format, listen, note
+from lora_np.cli.says import report as say
 from lora_np.cli.sweep import targets
 
 DESCRIPTION = (
@@ -86,15 +87,13 @@ def run_serve_bench(arguments: argparse.Namespace) -> int:
             save_json(out / "results.json", results)
 
     results = serving_study(settings, listen, keep)
-    text = report(results)
-    if arguments.quick:
-        text += "\n\na quick run: there is nothing to conclude from it"
-    print(text)
+    parts = [report(results), *(["", CAUTION] if arguments.quick else [])]
+    say(arguments, *parts)
     if out is not None:
-        save_text(out / "serve.txt", f"{text}\n")
+        save_text(out / "serve.txt", "".join(f"{part}\n" for part in parts))
         files = ["results.json", "serve.txt"]
         if "distinct" in results["measured"]:
             plot_serving(results, out / "serve.png")
             files.append("serve.png")
-        print(f"\nwritten to {out}/: {', '.join(files)}")
+        note(f"\nwritten to {out}/: {', '.join(files)}")
     return 0

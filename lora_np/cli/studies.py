@@ -17,6 +17,7 @@ from lora_np.cli.experiment import (
     Writers,
     add_options,
     carry_out,
+    cautioned,
     folder_name,
     numbers,
     whole_numbers,
@@ -53,7 +54,6 @@ def run_paper_command(arguments: argparse.Namespace) -> int:
 
     settings = QUICK if arguments.quick else DEFAULT
     out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
-    note = "\na quick run: there is nothing to conclude from it\n" if arguments.quick else ""
 
     def files(content: dict[str, Any]) -> Writers:
         text = partial(save_text, text=f"{report(content)}\n")
@@ -68,7 +68,7 @@ def run_paper_command(arguments: argparse.Namespace) -> int:
         partial(run_paper, settings, out),
         "paper.json",
         files,
-        lambda content: f"{report(content)}\n{note}",
+        lambda content: cautioned(report(content), arguments.quick),
         lambda executor, jobs: estimate(all_trials(settings), executor, jobs),
     )
 
@@ -106,7 +106,7 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
         partial(intrinsic_run, settings, out),
         "results.json",
         lambda results: {"intrinsic_dimension.png": partial(plot_intrinsic, results)},
-        table,
+        lambda results: [table(results)],
     )
 
 
@@ -233,7 +233,6 @@ def carry_out_study(
     study = study_of(settings)
     named = folder_name(settings, quick)
     out = arguments.out or Path("runs") / named
-    note = "\na quick run: there is nothing to conclude from it\n" if quick else ""
 
     def files(results: dict[str, Any]) -> Writers:
         text = partial(save_text, text=f"{study.report(results)}\n")
@@ -248,6 +247,6 @@ def carry_out_study(
         partial(run_study, study, out),
         "results.json",
         files,
-        lambda results: f"{study.report(results)}\n{note}",
+        lambda results: cautioned(study.report(results), quick),
         lambda executor, jobs: estimate(as_sweep(study), executor, jobs),
     )
