@@ -17,7 +17,7 @@ from typing import Any
 
 from lora_np.progress import log, shows_bars
 from lora_np.reading import printable
-from lora_np.tables import FORMATS, Table
+from lora_np.tables import FORMATS, Report, Table
 
 notes = log.getChild("notes")
 QUIET = "print results alone: no progress, and no note of the files that are written"
@@ -39,21 +39,27 @@ def report(arguments: argparse.Namespace, *parts: Table | str) -> None:
     if arguments.format == "table":
         print("\n".join(map(str, parts)))
         return
-    print(in_format([part for part in parts if isinstance(part, Table)], arguments.format))
-    for part in parts:
-        if isinstance(part, str) and part.strip():
+    whole = Report(parts)
+    print(in_format(whole.tables, arguments.format))
+    for part in whole.parts:
+        if isinstance(part, str):
             note(part.strip("\n"))
+        elif arguments.format != "markdown":  # which has the title and the notes of a table
+            for line in filter(None, (part.title, *part.notes)):
+                note(line)
 
 
 def in_format(tables: Sequence[Table], name: str) -> str:
     """Return tables in one of ``FORMATS``.
 
-    In JSON several tables are an object of lists by their titles; in the other forms an empty line
-    stands between them.
+    In JSON several tables are an object of lists, by the first lines of their titles; in the other
+    forms an empty line stands between them.
     """
     if name != "json" or len(tables) == 1:
         return "\n\n".join(table.in_format(name).rstrip("\n") for table in tables)
-    return json.dumps({table.title: json.loads(table.json()) for table in tables}, indent=2)
+    titles = (table.title.partition("\n")[0] for table in tables)
+    whole = {title: json.loads(table.json()) for title, table in zip(titles, tables)}
+    return json.dumps(whole, indent=2)
 
 
 def note(line: str) -> None:
