@@ -65,13 +65,13 @@ def run_grade(arguments: argparse.Namespace) -> int:
     """Grade a folder of submissions; print a line for each, with its mistakes."""
     import time
 
-    from lora_np.course.grade import grade_folder, table, verdict
+    from lora_np.course.grade import grade_folder, text, verdict
     from lora_np.tables import counted
 
     start = time.perf_counter()
     graded = grade_folder(arguments.folder, seed=arguments.seed)
     encoding = sys.stdout.encoding or "utf-8"  # a console may lack the letters of a name
-    print(table(graded).encode(encoding, "backslashreplace").decode(encoding))
+    print(text(graded).encode(encoding, "backslashreplace").decode(encoding))
     verdicts = [verdict(report) for report in graded.values()]
     seconds, left_out = time.perf_counter() - start, verdicts.count("left out")
     n, right = len(graded) - left_out, verdicts.count("right")

@@ -127,7 +127,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         partial(rank_sweep, settings, out),
         "results.json",
         files,
-        table,
+        lambda results: str(table(results)),
         lambda executor, jobs: estimate(settings, executor, jobs),
     )
 
