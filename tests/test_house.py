@@ -12,8 +12,8 @@ import lora_np
 from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
 HOUSE = (
-    "backend reading patterns progress tables forms files crew gradcheck plots parameters optim "
-    "ops data rank layers methods models costs pretrained train adapters finetune chat serve "
+    "backend reading patterns progress tables report forms files crew gradcheck plots parameters "
+    "optim ops data rank layers methods models costs pretrained train adapters finetune chat serve "
     "experiments images selfcheck checks course cli __main__"
 )
 OPS = (

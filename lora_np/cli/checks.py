@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,8 @@ def run_account(arguments: argparse.Namespace) -> int:
     adapted = inject(base, LoraConfig(r=8, target_modules="all-linear"), rng)
     full = replace(account(base).table(), title="full fine-tuning of the sweep's GPT")
     lora = replace(account(adapted).table(), title="LoRA, r = 8 on all linear layers")
-    report(arguments, full, "", lora, "", known_models())
+    known = replace(known_models(), title="LoRA on well-known models")
+    report(arguments, full, "", lora, "", known)
     return 0
 
 
@@ -71,16 +71,15 @@ def run_grade(arguments: argparse.Namespace) -> int:
     """Grade a folder of submissions; print a line for each, with its mistakes."""
     import time
 
-    from lora_np.course.grade import grade_folder, table, verdict
+    from lora_np.course.grade import grade_folder, table, text, verdict
     from lora_np.tables import counted
 
     start = time.perf_counter()
     graded = grade_folder(arguments.folder, seed=arguments.seed)
-    encoding = sys.stdout.encoding or "utf-8"  # a console may lack the letters of a name
-    print(table(graded).encode(encoding, "backslashreplace").decode(encoding))
-    verdicts = [verdict(report) for report in graded.values()]
+    verdicts = [verdict(found) for found in graded.values()]
     seconds, left_out = time.perf_counter() - start, verdicts.count("left out")
     n, right = len(graded) - left_out, verdicts.count("right")
     more = f"; {left_out} left out" if left_out else ""
-    print(f"{counted(n, 'submission')}, {right} right, in {seconds:.1f} s{more}")
+    shown = text(graded) if arguments.format == "table" else table(graded)
+    report(arguments, shown, f"{counted(n, 'submission')}, {right} right, in {seconds:.1f} s{more}")
     return 0

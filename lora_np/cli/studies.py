@@ -91,7 +91,7 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
         IntrinsicSettings,
         Listener,
         intrinsic_run,
-        table,
+        report,
     )
     from lora_np.experiments.intrinsic.picture import plot_intrinsic
     from lora_np.experiments.intrinsic.text import check_intrinsic
@@ -106,7 +106,7 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
         partial(intrinsic_run, settings, out),
         "results.json",
         lambda results: {"intrinsic_dimension.png": partial(plot_intrinsic, results)},
-        lambda results: [table(results)],
+        lambda results: [report(results)],
     )
 
 

@@ -10,7 +10,8 @@ import pytest
 from lora_np import selfcheck, write_adapter
 from lora_np.cli.says import in_format, report
 from lora_np.files import save_tensors
-from lora_np.tables import Report, Table
+from lora_np.report import Report
+from lora_np.tables import Table
 from tests.cli.test_cli import case
 from tests.cli.test_options import COMMANDS
 
@@ -71,7 +72,8 @@ FILES = {
 def test_standard_output_is_one_table_of_modules(name, form, command):
     status, out, err = command(name, *FILES[name].split(), "--format", form)
     found = rows(out, form)
-    assert status == 0 and found[0]["module"].removesuffix(".weight") == "h.0.q_proj"
+    name_of_first = found[0].get("module") or found[0]["tensor"]
+    assert status == 0 and name_of_first.removesuffix(".weight") == "h.0.q_proj"
     assert "written to" in err and "written to" not in out
     assert name != "extract" or "changed, but not in the adapter" in err
 
@@ -95,7 +97,7 @@ def test_several_tables_are_one_object_in_json_and_blocks_in_csv(command):
     _, out, err = command("account", "--format", "json")
     found = json.loads(out)
     assert len(found) == 3 and err
-    assert [row["value"] for row in found["LoRA, r = 8 on all linear layers"]][0] > 1e5
+    assert found["LoRA, r = 8 on all linear layers"][0]["value"] > 1e5
     _, out, _ = command("account", "--format", "csv")
     assert [len(table) for table in rows(out, "csv")] == [len(table) for table in found.values()]
 
@@ -130,7 +132,7 @@ def test_a_report_keeps_its_tables_wherever_they_stand(capsys):
     assert said("table", capsys, whole, "", "end") == f"{whole}\n\nend\n"
     found = json.loads(said("json", capsys, whole))
     assert found == {"one": [{"a": 1}, {"a": None}], "two": [{"b": 0.5}]}
-    assert said("csv", capsys, whole) == "a\n1\n\n\nb\n0.5\n" or True
+    assert said("csv", capsys, whole).endswith("\n\nb\n0.5\n")
 
 
 def test_one_table_is_a_list_and_a_format_that_does_not_exist_names_all():
