@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from lora_np.layers import Flops, Layer
 from lora_np.methods.contract import adapters
-from lora_np.tables import Table, text_row
+from lora_np.tables import Table, Tabular
 
 
 @dataclass(frozen=True)
-class Account:
+class Account(Tabular):
     """What it costs to train a model; prints as a table.
 
     Attributes
@@ -61,12 +61,6 @@ class Account:
         }
         columns = {"figure": list(figures), "value": list(figures.values())}
         return Table(columns, {"value": ","}, headings=False)
-
-    def __str__(self) -> str:
-        return self.table().text()
-
-    def _repr_html_(self) -> str:
-        return self.table().html()
 
 
 def account(model: Layer, T: int | None = None, *, state_per_parameter: int = 2) -> Account:
@@ -126,7 +120,7 @@ KNOWN_MODELS = {
 }
 
 
-def known_models() -> str:
+def known_models() -> Table:
     """Return a table of the parameters that LoRA adds to well-known models.
 
     An adapter of rank r on an (out, in) matrix has r (in + out) parameters. The shapes come from
@@ -136,13 +130,13 @@ def known_models() -> str:
     --------
     >>> from lora_np.costs import known_models
     >>> print(known_models())
-    model, matrices adapted     r       adapter    / base   fp16 MB
-    one 4096 x 4096 matrix      8        65,536   0.391 %       0.1
+    model, matrices adapted  r     adapter   / base  fp16 MB
+    one 4096 x 4096 matrix   8      65,536  0.391 %      0.1
     ...
     """
-    rows = [("model, matrices adapted", "r", "adapter", "/ base", "fp16 MB")]
+    rows = []
     for name, (matrices, r, base) in KNOWN_MODELS.items():
         adapter = sum(count * r * (d_out + d_in) for count, d_out, d_in in matrices)
-        share, megabytes = 100 * adapter / base, 2 * adapter / 1e6
-        rows.append((name, str(r), f"{adapter:,}", f"{share:.3f} %", f"{megabytes:.1f}"))
-    return "\n".join(text_row(row, (26, 3, 14, 10, 10)) for row in rows)
+        of_model = {"model, matrices adapted": name, "r": r, "adapter": adapter}
+        rows.append({**of_model, "/ base": adapter / base, "fp16 MB": 2 * adapter / 1e6})
+    return Table.of_rows(rows, {"adapter": ",", "/ base": ".3f %", "fp16 MB": ".1f"})

@@ -21,14 +21,15 @@ class Table:
     """Columns of values, which print as text, in a notebook, and in a file.
 
     Text, HTML and Markdown show values in the form of their column. CSV, JSON and DataFrames hold
-    the values themselves.
+    the values themselves, and for a :class:`Mean` its deviation in a column of its own.
 
     Parameters
     ----------
     columns : mapping of str to sequence
         The values of every column, by its heading. None is a cell without a value.
     forms : mapping of str to str, optional
-        Format specifications of columns, such as ".3f" or ",".
+        Format specifications of columns, such as ".3f" or ",". ".1f %" shows a share in percent.
+        "<" aligns a column of text to the left, as the first column always is.
     title : str
         A line above the table, or "".
     notes : sequence of str
@@ -72,9 +73,26 @@ class Table:
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the columns differ in length: {lengths}")
 
+    @classmethod
+    def of_rows(cls, rows: Sequence[Mapping[str, Any]], *how: Any, **named: Any) -> Table:
+        """Return the table of rows with equal keys; the other arguments are those of Table."""
+        headings = rows[0] if rows else ()
+        return cls({name: [row[name] for row in rows] for name in headings}, *how, **named)
+
+    def data(self) -> dict[str, list[Any]]:
+        """Return the columns as files hold them: the deviations of means beside the means."""
+        found: dict[str, list[Any]] = {}
+        for name, column in self.columns.items():
+            found[name] = list(column)
+            deviations = [getattr(value, "deviation", None) for value in column]
+            if any(deviation is not None for deviation in deviations):
+                found[f"{name} +-"] = deviations
+        return found
+
     def rows(self) -> list[dict[str, Any]]:
         """Return a dict for each row."""
-        return [dict(zip(self.columns, row)) for row in zip(*self.columns.values())]
+        data = self.data()
+        return [dict(zip(data, row)) for row in zip(*data.values())]
 
     def cells(self) -> dict[str, list[str]]:
         """Return the columns as they are shown."""
@@ -87,19 +105,30 @@ class Table:
         """Return a value in the form of its column; strings stay as they are."""
         if value is None:
             return self.missing
-        return value if isinstance(value, str) else format(value, form)
+        if isinstance(value, str):
+            return value
+        return f"{100 * value:{form[:-2]}} %" if form.endswith(" %") else format(value, form)
 
     def text(self) -> str:
-        """Return lines of text: the first column left-aligned, the others right-aligned."""
-        lines = text_table(self.cells()).splitlines()
+        """Return lines of text; unprintable characters, such as line ends, are escaped."""
+        columns = []
+        for i, (name, cells) in enumerate(self.cells().items()):
+            shown = [_line(cell) for cell in (name, *cells)]
+            width = max(map(len, shown))
+            left = i == 0 or self.forms.get(name, "").startswith("<")
+            columns.append([c.ljust(width) if left else c.rjust(width) for c in shown])
+        lines = ["  ".join(row).rstrip() for row in zip(*columns)]
         title = [self.title] if self.title else []
         return "\n".join([*title, *(lines if self.headings else lines[1:]), *self.notes])
 
     def markdown(self) -> str:
         """Return a Markdown table, with the title above and the notes below."""
-        cells = {name: [_escaped(cell) for cell in column] for name, column in self.cells().items()}
-        table = markdown_table([list(map(_escaped, cells)), *zip(*cells.values())])
-        return "\n\n".join(part for part in (self.title, table, "\n".join(self.notes)) if part)
+        cells = self.cells()
+        rows = [list(cells), ["---"] * len(cells), *zip(*cells.values())]
+        lines = [f"| {' | '.join(map(_escaped, row))} |" for row in rows]
+        table = "\n".join(lines) if cells else ""
+        notes = "\n".join(note for note in self.notes if note)
+        return "\n\n".join(part for part in (self.title, table, notes) if part)
 
     def html(self) -> str:
         """Return an HTML table, numbers right-aligned, with the title as its caption."""
@@ -113,27 +142,27 @@ class Table:
                 right = ' style="text-align: right"' if isinstance(value, NUMBERS) else ""
                 found.append(f"<td{right}>{html.escape(cells[name][i])}</td>")
             lines.append(f"<tr>{''.join(found)}</tr>")
-        below = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        below = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes if note)
         return "\n".join([*lines, f"</tbody></table>{below}"])
 
     def csv(self) -> str:
         """Return comma-separated values, the headings first; an empty cell for None."""
-        content = io.StringIO()
+        content, data = io.StringIO(), self.data()
         writer = csv.writer(content, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows(zip(*self.columns.values()))
+        writer.writerow(data)
+        writer.writerows(zip(*data.values()))
         return content.getvalue()
 
     def json(self) -> str:
         """Return a list of rows as JSON; null for None and for numbers that are not finite."""
-        rows = [{name: _finite(value) for name, value in row.items()} for row in self.rows()]
+        rows = [{name: _plain(value) for name, value in row.items()} for row in self.rows()]
         return json.dumps(rows, indent=2)
 
     def to_frame(self) -> Any:
         """Return a pandas DataFrame; pandas must be installed."""
         import pandas  # pyright: ignore[reportMissingImports]
 
-        return pandas.DataFrame(dict(self.columns))
+        return pandas.DataFrame(self.data())
 
     def in_format(self, name: str) -> str:
         """Return the table in one of ``FORMATS``.
@@ -154,6 +183,32 @@ class Table:
         return self.html()
 
 
+class Tabular:
+    """A result that shows itself as its table: printed, and in a notebook.
+
+    Examples
+    --------
+    >>> from lora_np.tables import Table, Tabular
+    >>> class Score(Tabular):
+    ...     def table(self):
+    ...         return Table({"team": ["a", "b"], "goals": [2, 10]})
+    >>> print(Score())
+    team  goals
+    a         2
+    b        10
+    """
+
+    def table(self) -> Table:
+        """Return the result as a table."""
+        raise NotImplementedError(f"{type(self).__name__} has no table")
+
+    def __str__(self) -> str:
+        return self.table().text()
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
+
+
 FORMATS: Mapping[str, Callable[[Table], str]] = {
     "table": Table.text,
     "json": Table.json,
@@ -162,13 +217,59 @@ FORMATS: Mapping[str, Callable[[Table], str]] = {
 }
 
 
+def _line(text: str) -> str:
+    """Return a text that stays on one line of a terminal."""
+    return text if text.isprintable() else repr(text)
+
+
 def _escaped(cell: str) -> str:
     """Return a cell that cannot end a column or a row of Markdown."""
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """Return a value that JSON has: NumPy's scalars as Python's, and None for inf and nan."""
+    value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Mean(float):
+    """A mean with its deviation: a table shows both, and a file has a column for each.
+
+    Parameters
+    ----------
+    value : float
+    deviation : float, optional
+        None for the mean of a single number.
+    form : str
+        Format specification of the deviation.
+    note : str
+        Text to follow.
+
+    Examples
+    --------
+    >>> from lora_np.tables import Mean, Table
+    >>> loss = Mean(2.9371, 0.0123)
+    >>> f"{loss:.4g}", loss + 1
+    ('2.937 +- 0.012', 3.9371)
+    >>> Table({"loss": [loss]}).rows()
+    [{'loss': 2.9371, 'loss +-': 0.0123}]
+    """
+
+    deviation: float | None
+    form: str
+    note: str
+
+    def __new__(
+        cls, value: float, deviation: float | None = None, form: str = ".2g", note: str = ""
+    ) -> Mean:
+        """Return a float that knows its deviation."""
+        made = super().__new__(cls, value)
+        made.deviation, made.form, made.note = deviation, form, note
+        return made
+
+    def __format__(self, form: str) -> str:
+        return f"{super().__format__(form)}{plus_minus(self.deviation, self.form)}{self.note}"
 
 
 def natural(name: str) -> list[str | int]:
@@ -180,62 +281,6 @@ def natural(name: str) -> list[str | int]:
     """
     parts = re.split(r"(\d+)", name)  # text and digits alternate
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
-
-
-def text_table(columns: dict[str, list[str]]) -> str:
-    """Return columns as text, one line per row: the first left-aligned, the others right-aligned.
-
-    Parameters
-    ----------
-    columns : dict of str to list of str
-        The columns by their headings.
-    """
-    cells = [[heading, *column] for heading, column in columns.items()]
-    first, *rest = (max(map(len, column)) for column in cells)
-    widths = [first, *(width + 2 for width in rest)]  # two spaces between columns
-    return "\n".join(text_row(row, widths).rstrip() for row in zip(*cells, strict=True))
-
-
-def text_row(cells: Sequence[Any], widths: Sequence[int]) -> str:
-    """Return one line of a table: the first cell left-aligned, the others right-aligned.
-
-    Parameters
-    ----------
-    cells : sequence
-        Strings or whole numbers. A cell wider than its column moves the others to the right.
-    widths : sequence of int
-        Widths of the columns, including the space before each; a row may have fewer cells.
-
-    Examples
-    --------
-    >>> from lora_np.tables import text_row
-    >>> for row in (("", "trainable", "loss"), ("r = 1", 2304, "2.937")):
-    ...     print(text_row(row, (8, 10, 8)))
-             trainable    loss
-    r = 1         2304   2.937
-    """
-    first, *rest = (str(cell) for cell in cells)
-    line = first.ljust(widths[0])
-    return line + "".join(cell.rjust(width) for cell, width in zip(rest, widths[1:]))
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as a Markdown table; the first row holds the headings.
-
-    Parameters
-    ----------
-    rows : sequence of sequence of str
-
-    Examples
-    --------
-    >>> from lora_np.tables import markdown_table
-    >>> print(markdown_table([["measure", "1"], ["stable rank", "9.7"]]))
-    | measure | 1 |
-    | --- | --- |
-    | stable rank | 9.7 |
-    """
-    head, *rest = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rest))
 
 
 def plus_minus(deviation: float | None, form: str) -> str:
@@ -308,7 +353,7 @@ def listed(names: Collection[str]) -> str:
     >>> listed(["q", "k"]), listed([f"h.{i}" for i in range(12)])[-14:]
     ('q, k', 'h.7 and 4 more')
     """
-    first = (name if name.isprintable() else repr(name) for name in list(names)[:MOST])
+    first = map(_line, list(names)[:MOST])
     more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
     return ", ".join(first) + more
 

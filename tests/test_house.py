@@ -12,9 +12,9 @@ import lora_np
 from tests.source import FILES, PACKAGE, every_file, nodes, tree_of
 
 HOUSE = (
-    "backend reading patterns tables forms files crew gradcheck plots parameters optim ops data "
-    "rank layers methods models costs pretrained train adapters finetune chat serve experiments "
-    "images selfcheck checks course cli __main__"
+    "backend reading patterns progress tables report forms files crew gradcheck plots parameters "
+    "optim ops data rank layers methods models costs pretrained train adapters finetune chat serve "
+    "experiments images selfcheck checks course cli __main__"
 )
 OPS = (
     "contract fastfood linear lora many activation swiglu norm modulated rope embedding attention "

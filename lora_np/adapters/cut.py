@@ -24,7 +24,7 @@ import numpy as np
 
 from lora_np.files import CheckpointError, float_dtype
 from lora_np.rank import Spectrum, smallest_rank, spectrum
-from lora_np.tables import listed, natural, text_table
+from lora_np.tables import Table, listed, natural
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -201,7 +201,7 @@ def total_errors(fits: Sequence[Truncation]) -> tuple[float, float]:
     return _over(missed, norm), _over(written, norm)
 
 
-def fit_table(fits: Sequence[Truncation]) -> str:
+def fit_table(fits: Sequence[Truncation]) -> Table:
     """Return a table: a line for each module with its relative Frobenius errors, and one for all.
 
     Examples
@@ -217,16 +217,14 @@ def fit_table(fits: Sequence[Truncation]) -> str:
     fits = sorted(fits, key=lambda fit: natural(fit.name))
     columns = {
         "module": [*(fit.name for fit in fits), "all"],
-        "shape": [*(f"{fit.shape[0]} x {fit.shape[1]}" for fit in fits), ""],
-        "r": [*(_ranks(fit) for fit in fits), ""],
-        "norm": [
-            *(f"{fit.norm:.4g}" for fit in fits),
-            f"{math.hypot(*(fit.norm for fit in fits)):.4g}",
-        ],
-        "error": [*(f"{_over(f.missed, f.norm):.2e}" for f in fits), f"{missed:.2e}"],
-        "as written": [*(f"{_over(f.written, f.norm):.2e}" for f in fits), f"{written:.2e}"],
+        "shape": [*(f"{fit.shape[0]} x {fit.shape[1]}" for fit in fits), None],
+        "r": [*(_ranks(fit) for fit in fits), None],
+        "norm": [*(fit.norm for fit in fits), math.hypot(*(fit.norm for fit in fits))],
+        "error": [*(_over(fit.missed, fit.norm) for fit in fits), missed],
+        "as written": [*(_over(fit.written, fit.norm) for fit in fits), written],
     }
-    return "\n".join([text_table(columns), *_cancelled(fits)])
+    forms = {"norm": ".4g", "error": ".2e", "as written": ".2e"}
+    return Table(columns, forms, notes=_cancelled(fits))
 
 
 def _cancelled(fits: Sequence[Truncation]) -> list[str]:

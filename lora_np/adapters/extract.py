@@ -20,7 +20,7 @@ from lora_np.adapters.rounding import equal_when_rounded
 from lora_np.adapters.weights import CONV1D_MODELS, CheckpointPair, leading_svd
 from lora_np.adapters.write import Written, write_adapter
 from lora_np.rank import uneven_noise_edge
-from lora_np.tables import text_table
+from lora_np.tables import Table
 
 EMBEDDING = re.compile(
     r"(?:^|\.)(?:wte|wpe|shared|relative_attention_bias|[^.]*embed[^.]*)(?:\.|$)"
@@ -211,7 +211,7 @@ def _best_factors(
         count = min(2 * count, *shape)  # with all of them, the SVD is dense
 
 
-def beyond_table(found: Extracted) -> str:
+def beyond_table(found: Extracted) -> Table:
     """Return a table: a line for each changed tensor outside the adapter, with its norm.
 
     Parameters
@@ -222,6 +222,6 @@ def beyond_table(found: Extracted) -> str:
     lacking = math.hypot(*found.beyond.values())
     columns = {
         "tensor": [*found.beyond, "all of these", "all in the adapter's modules"],
-        "norm": [f"{norm:.4g}" for norm in (*found.beyond.values(), lacking, held)],
+        "norm": [*found.beyond.values(), lacking, held],
     }
-    return text_table(columns)
+    return Table(columns, {"norm": ".4g"})

@@ -24,7 +24,7 @@ from lora_np.adapters.weights import (
 from lora_np.files import CheckpointError, TensorFile, open_weights
 from lora_np.files.rewrite import rewrite_tensors
 from lora_np.pretrained.find import expect_base
-from lora_np.tables import natural, text_table
+from lora_np.tables import Table, natural
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def names_note(merged: Sequence[Merged]) -> str:
     return "; ".join(said)
 
 
-def merge_table(merged: Sequence[Merged]) -> str:
+def merge_table(merged: Sequence[Merged]) -> Table:
     """Return a table: a line for each weight, with rounding relative to the change, and a total.
 
     Parameters
@@ -180,11 +180,10 @@ def merge_table(merged: Sequence[Merged]) -> str:
     norm = math.hypot(*(m.norm for m in merged))
     rounding = math.hypot(*(m.rounding for m in merged))
     rows = [*sorted(merged, key=lambda m: natural(m.name)), Merged("all", "", norm, rounding)]
-    return text_table(
-        {
-            "tensor": [m.name for m in rows],
-            "dtype": [m.dtype for m in rows],
-            "norm": [f"{m.norm:.4g}" for m in rows],
-            "rounding / norm": [f"{m.rounding / m.norm if m.norm else 0.0:.2e}" for m in rows],
-        }
-    )
+    columns = {
+        "tensor": [m.name for m in rows],
+        "dtype": [m.dtype or None for m in rows],
+        "norm": [m.norm for m in rows],
+        "rounding / norm": [m.rounding / m.norm if m.norm else 0.0 for m in rows],
+    }
+    return Table(columns, {"norm": ".4g", "rounding / norm": ".2e"})

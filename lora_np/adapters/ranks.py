@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_np.adapters.kinds import layers_and_kinds
 from lora_np.rank import Spectrum
-from lora_np.tables import Table, listed, natural, unmatched_lines
+from lora_np.tables import Table, Tabular, listed, natural, unmatched_lines
 
 FRACTIONS = (0.90, 0.95, 0.99)
 LEADING = 256  # singular values computed for a large matrix
@@ -114,7 +114,7 @@ class ModuleRanks:
 
 
 @dataclass(frozen=True, eq=False)
-class Analysis:
+class Analysis(Tabular):
     """The ranks of all modules of an adapter, a pair of checkpoints or a sweep.
 
     Parameters

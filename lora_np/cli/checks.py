@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from lora_np.cli.says import add_format, report
 
 
 def add_gradcheck(commands: Any) -> None:
@@ -13,7 +15,8 @@ def add_gradcheck(commands: Any) -> None:
     check = commands.add_parser(
         "gradcheck", help="check every gradient against numerical derivatives"
     )
-    check.add_argument("--seed", type=int, default=0, help="seed of the inputs; default: 0")
+    check.add_argument("--seed", type=int, default=0, metavar="N", help="of the inputs; default: 0")
+    add_format(check)
     check.set_defaults(run=run_gradcheck)
 
 
@@ -24,14 +27,14 @@ def run_gradcheck(arguments: argparse.Namespace) -> int:
     from lora_np.selfcheck import table
 
     text, ok = table(np.random.default_rng(arguments.seed))
-    print(text)
-    print("all gradients agree" if ok else "SOME GRADIENTS ARE WRONG")
+    report(arguments, text, "all gradients agree" if ok else "SOME GRADIENTS ARE WRONG")
     return 0 if ok else 1
 
 
 def add_account(commands: Any) -> None:
     """Add the parser of ``account``."""
     costs = commands.add_parser("account", help="count what LoRA costs, here and on known models")
+    add_format(costs)
     costs.set_defaults(run=run_account)
 
 
@@ -47,17 +50,20 @@ def run_account(arguments: argparse.Namespace) -> int:
     rng = np.random.default_rng(0)
     base = GPT(TextSettings().gpt(), rng)
     adapted = inject(base, LoraConfig(r=8, target_modules="all-linear"), rng)
-    print(f"full fine-tuning of the sweep's GPT\n{account(base)}\n")
-    print(f"LoRA, r = 8 on all linear layers\n{account(adapted)}\n")
-    print(known_models())
+    full = replace(account(base).table(), title="full fine-tuning of the sweep's GPT")
+    lora = replace(account(adapted).table(), title="LoRA, r = 8 on all linear layers")
+    known = replace(known_models(), title="LoRA on well-known models")
+    report(arguments, full, "", lora, "", known)
     return 0
 
 
 def add_grade(commands: Any) -> None:
     """Add the parser of ``grade``."""
     grade = commands.add_parser("grade", help="grade FOLDER/TASK/STUDENT.py and report mistakes")
-    grade.add_argument("folder", type=Path, help="holds a folder for each task")
-    grade.add_argument("--seed", type=int, default=0, help="seed of the test inputs; default: 0")
+    grade.add_argument("folder", type=Path, metavar="DIR", help="holds a folder for each task")
+    seed = "seed of the test inputs; default: 0"
+    grade.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
+    add_format(grade)
     grade.set_defaults(run=run_grade)
 
 
@@ -65,16 +71,15 @@ def run_grade(arguments: argparse.Namespace) -> int:
     """Grade a folder of submissions; print a line for each, with its mistakes."""
     import time
 
-    from lora_np.course.grade import grade_folder, table, verdict
+    from lora_np.course.grade import grade_folder, table, text, verdict
     from lora_np.tables import counted
 
     start = time.perf_counter()
     graded = grade_folder(arguments.folder, seed=arguments.seed)
-    encoding = sys.stdout.encoding or "utf-8"  # a console may lack the letters of a name
-    print(table(graded).encode(encoding, "backslashreplace").decode(encoding))
-    verdicts = [verdict(report) for report in graded.values()]
+    verdicts = [verdict(found) for found in graded.values()]
     seconds, left_out = time.perf_counter() - start, verdicts.count("left out")
     n, right = len(graded) - left_out, verdicts.count("right")
     more = f"; {left_out} left out" if left_out else ""
-    print(f"{counted(n, 'submission')}, {right} right, in {seconds:.1f} s{more}")
+    shown = text(graded) if arguments.format == "table" else table(graded)
+    report(arguments, shown, f"{counted(n, 'submission')}, {right} right, in {seconds:.1f} s{more}")
     return 0

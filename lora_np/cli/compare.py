@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from lora_np.cli.experiment import add_options
+from lora_np.cli.parser import WHAT
+from lora_np.cli.says import note, report
 from lora_np.cli.studies import carry_out_study
 from lora_np.cli.workers import jobs_of, pool_of
 
@@ -19,7 +21,7 @@ def add_compare(commands: Any) -> None:
         description="Every method gets a search for a learning rate of its own, then all seeds; "
         "what it costs is measured afterwards. docs/rivals.md shows a run.",
     )
-    add = compare.add_argument
+    add = compare.group(WHAT).add_argument
     names = "labels of the table, or names of methods; default: all"
     add("--methods", type=_names, metavar="NAME,NAME,...", help=names)
     preset = "minutes: a smoke run, too few seeds to decide; hour (default): 5 seeds"
@@ -29,7 +31,12 @@ def add_compare(commands: Any) -> None:
         "(--out keeps that in DIR/reach.json)"
     )
     add("--task", choices=("text", "linear"), default="text", help=tasks)
-    add("--seeds", type=int, help="number of seeds; default: 5, with --preset minutes 2")
+    add(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="number of seeds; default: 5, with --preset minutes 2",
+    )
     add_options(compare, None, "runs/compare-<settings>/")
     compare.set_defaults(run=run_compare)
 
@@ -63,10 +70,11 @@ def run_reach(arguments: argparse.Namespace) -> int:
         make_folder(out)  # before the work: DIR may not be writable
     with pool_of(jobs_of(arguments, PRESETS[arguments.preset].text)) as executor:
         found = reach(rows, executor)
-    print(f"What remains of a planted change after fitting, relative\n\n{reach_table(found)}")
+    title = "What remains of a planted change after fitting, relative"
+    report(arguments, title, "", reach_table(found))
     if out is not None:
         save_json(out / "reach.json", found)
-        print(f"\nwritten to {out}/: reach.json")
+        note(f"\nwritten to {out}/: reach.json")
     return 0
 
 

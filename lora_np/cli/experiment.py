@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+from lora_np.cli.parser import OUTPUT, WHAT, OneLineParser
+from lora_np.cli.says import add_format, note, report
 from lora_np.cli.workers import pool_of
+from lora_np.progress import log
+from lora_np.tables import Table
 
+CAUTION = "a quick run: there is nothing to conclude from it"
 Writers = Mapping[str, Callable[[Path], None]]  # by a file's name, what writes it
 
 
-def add_options(
-    parser: argparse.ArgumentParser, quick: str | None, out: str, base: bool = True
-) -> None:
+def add_options(parser: OneLineParser, quick: str | None, out: str, base: bool = True) -> None:
     """Add the options that every experiment has; `quick` and `out` are their help.
 
     Without a help there is no ``--quick``: the command has other presets. Without `base` there is
     no ``--base``: the command pretrains none.
     """
-    add = parser.add_argument
+    add = parser.group(WHAT).add_argument
     if quick is not None:
         add("--quick", action="store_true", help=quick)
-    add("--out", type=Path, metavar="DIR", help=f"default: {out}")
     if base:
         copied = "folder of a text sweep or a study whose base is copied; default: pretrain a base"
         add("--base", type=Path, metavar="DIR", help=copied)
-    add("--jobs", type=int, help="processes; default: one per core")
+    add = parser.group(OUTPUT).add_argument
+    add("--out", type=Path, metavar="DIR", help=f"default: {out}")
+    add_format(parser)
+    add("--jobs", type=int, metavar="N", help="processes; default: one per core")
     take_over = "take DIR from a process on another host, if that process has ended"
     add("--take-over", action="store_true", help=take_over)
 
@@ -64,7 +69,7 @@ def carry_out(
     run: Callable[..., dict[str, Any]],
     file: str,
     files: Callable[[dict[str, Any]], Writers],
-    shown: Callable[[dict[str, Any]], str],
+    shown: Callable[[dict[str, Any]], Sequence[Table | str]],
     seconds: Callable[[Executor | None, int], float] | None = None,
 ) -> int:
     """Run or resume an experiment, write its pictures and print its results.
@@ -81,7 +86,7 @@ def carry_out(
     file : str
         Name of the file that holds the results.
     files, shown : callable
-        Return what writes the pictures of some results, and results as text.
+        Return what writes the pictures of some results, and the parts of their report.
     seconds : callable, optional
         ``seconds(executor, jobs)`` estimates how long it takes.
 
@@ -106,8 +111,14 @@ def carry_out(
     except KeyboardInterrupt:
         terminal.interrupted()
         return 130
-    print(f"{shown(results)}\n{base_line(results)}{said}")
+    report(arguments, *shown(results))
+    note(f"{base_line(results)}{said}")
     return 0
+
+
+def cautioned(text: str, quick: bool) -> list[str]:
+    """Return the parts of a report; that of a quick run says that it decides nothing."""
+    return [text, "", *([CAUTION, ""] if quick else [])]
 
 
 def write_files(out: Path, held: str, files: Writers, complete: bool) -> str:
@@ -121,9 +132,9 @@ def write_files(out: Path, held: str, files: Writers, complete: bool) -> str:
     files : mapping
     complete : bool
         Whether the run was complete before. Then only missing files are written, and an error is
-        reported, not raised, for the folder may lie on a read-only disk.
+        a warning, not raised, for the folder may lie on a read-only disk.
     """
-    said, lost = "held in", []
+    said = "held in"
     for name, write in files.items():
         if complete and (out / name).exists():
             continue
@@ -133,6 +144,6 @@ def write_files(out: Path, held: str, files: Writers, complete: bool) -> str:
         except OSError as error:
             if not complete:
                 raise
-            lost.append(f"\nnot written: {error}")
+            log.warning(f"not written: {error}")
     names = [held, *(name for name in files if (out / name).exists())]
-    return f"{said if complete else 'written to'} {out}/: {', '.join(names)}{''.join(lost)}"
+    return f"{said if complete else 'written to'} {out}/: {', '.join(names)}"

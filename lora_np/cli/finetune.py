@@ -14,11 +14,20 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from lora_np.cli.parser import ADAPTER, MODEL, OUTPUT, TRAINING
+from lora_np.cli.says import note
 from lora_np.cli.sweep import targets
 from lora_np.finetune.settings import Settings, read_toml
 from lora_np.reading import printable
 
 METAVARS = {int: "N", float: "X", str: "NAME"}
+NAMED = {"model": "MODEL", "r": "R", "lr": "LR"}  # by the setting's name, before its type
+BEGIN = {  # the first setting of each group: they are in the order of lora_np.finetune.Settings
+    "model": MODEL,
+    "method": ADAPTER,
+    "epochs": TRAINING,
+    "recompute": OUTPUT,
+}
 
 
 def add_finetune(commands: Any) -> None:
@@ -30,7 +39,11 @@ def add_finetune(commands: Any) -> None:
         epilog="Example: lora-np finetune --model smollm2 --data my.jsonl --out my-adapter. "
         "docs/guides/own_data.md explains the files and the options that matter.",
     )
-    add = parser.add_argument
+    hints, title = get_type_hints(Settings), MODEL
+    for field in fields(Settings):
+        title = BEGIN.get(field.name, title)
+        _add_setting(parser.group(title), field, hints[field.name])
+    add = parser.group(OUTPUT).add_argument
     add("--config", type=Path, metavar="FILE", help="settings in TOML, named as the options here")
     add("--out", type=Path, metavar="DIR", help="default: runs/finetune-<settings>")
     add("--dry-run", action="store_true", help="show memory, time and samples; write nothing")
@@ -39,17 +52,14 @@ def add_finetune(commands: Any) -> None:
         action="store_true",
         help="take DIR from a process on another host, if that process has ended",
     )
-    hints = get_type_hints(Settings)
-    for field in fields(Settings):
-        _add_setting(parser, field, hints[field.name])
     parser.set_defaults(run=run_finetune)
 
 
-def _add_setting(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
+def _add_setting(group: Any, field: Any, hint: Any) -> None:
     """Add the option of one setting; it is None unless the user gives it."""
     said, name = field.metadata["help"], f"--{field.name.replace('_', '-')}"
     if field.name == "options":
-        parser.add_argument(
+        group.add_argument(
             "--option", action="append", metavar="NAME=VALUE", dest="options", help=said
         )
         return
@@ -64,8 +74,9 @@ def _add_setting(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None
     elif get_origin(hint) is Literal:
         how |= {"choices": get_args(hint)}
     else:
-        how |= {"type": kinds[0], "metavar": field.metadata.get("metavar", METAVARS[kinds[0]])}
-    parser.add_argument(name, **how)
+        metavar = NAMED.get(field.name, METAVARS[kinds[0]])
+        how |= {"type": kinds[0], "metavar": field.metadata.get("metavar", metavar)}
+    group.add_argument(name, **how)
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -118,7 +129,7 @@ def run_finetune(arguments: argparse.Namespace) -> int:
     """Run or continue a fine-tuning, or show what it would need."""
     from lora_np.finetune import finetune
     from lora_np.finetune.dry_run import dry_run
-    from lora_np.finetune.folder import summary
+    from lora_np.finetune.folder import RECORD, summary
 
     settings = settings_of(arguments)
     if arguments.dry_run:
@@ -133,7 +144,8 @@ def run_finetune(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped: run the same command to continue in {out}", file=sys.stderr)
         return 130
-    print(summary(record, out))
+    print(summary(record))
+    note(f"written to {out}: the adapter for PEFT, README.md, {RECORD}")
     return 1 if record["diverged"] else 0
 
 

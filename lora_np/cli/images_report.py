@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name
+from lora_np.cli.experiment import Writers, add_options, carry_out, cautioned, folder_name
+from lora_np.cli.parser import WHAT
 from lora_np.cli.workers import jobs_of
 
 
@@ -22,7 +23,7 @@ def add_report(parts: Any) -> None:
         "lora_np.images.plan.ImagesSettings.",
     )
     seeds = "number of bases, each with a seed of its own; default: 3, with --quick: 1"
-    report.add_argument("--seeds", type=int, metavar="N", help=seeds)
+    report.group(WHAT).add_argument("--seeds", type=int, metavar="N", help=seeds)
     add_options(report, "a small run in about a minute", "runs/images-<settings>/", base=False)
     report.set_defaults(run=run_report)
 
@@ -39,10 +40,12 @@ def run_report(arguments: argparse.Namespace) -> int:
     if arguments.seeds is not None:
         settings = replace(settings, seeds=arguments.seeds)
     out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
-    note = "\na quick run: there is nothing to conclude from it\n" if arguments.quick else ""
+
+    def shown(results: dict[str, Any]) -> list[str]:
+        return cautioned(images_report(results), arguments.quick)
 
     def files(results: dict[str, Any]) -> Writers:
-        text = partial(save_text, text=f"{images_report(results)}\n{note}")
+        text = partial(save_text, text="\n".join(shown(results)))
         return {"images.txt": text, **pictures(results, out)}
 
     return carry_out(
@@ -53,5 +56,5 @@ def run_report(arguments: argparse.Namespace) -> int:
         partial(run_images, settings, out),
         "results.json",
         files,
-        lambda results: f"{images_report(results)}\n{note}",
+        shown,
     )

@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lora_np.cli.experiment import Writers, write_files
+from lora_np.cli.experiment import Writers, cautioned, write_files
+from lora_np.cli.says import add_format, listen, note
+from lora_np.cli.says import report as say
 
 
 def add_instructions(commands: Any) -> None:
@@ -22,8 +24,9 @@ def add_instructions(commands: Any) -> None:
         "LoRA is trained on it, and the model answers again. docs/many_adapters.md shows a run.",
         epilog="Example: lora-np instructions --model smollm2 --out runs/instructions",
     )
-    parser.add_argument("--seeds", type=int, help="number of seeds; default: 3, quick: 1")
-    parser.add_argument("--quick", action="store_true", help="a small run, in a few minutes")
+    add = parser.add_argument
+    add("--seeds", type=int, metavar="N", help="number of seeds; default: 3, quick: 1")
+    add("--quick", action="store_true", help="a small run, in a few minutes")
     _add_options(parser, "runs/instructions[-quick]")
     parser.set_defaults(run=run_instructions_command)
 
@@ -52,10 +55,11 @@ def _add_options(parser: argparse.ArgumentParser, out: str) -> None:
     add(
         "--model",
         default="smollm2",
-        metavar="NAME",
+        metavar="MODEL",
         help="smollm2 (default), or a folder, a .gguf file or a wheel",
     )
     add("--out", type=Path, metavar="DIR", help=f"default: {out}")
+    add_format(parser)
     take_over = "take DIR from a process on another host, if that process has ended"
     add("--take-over", action="store_true", help=take_over)
 
@@ -70,11 +74,11 @@ def run_instructions_command(arguments: argparse.Namespace) -> int:
     if arguments.seeds is not None:
         settings = replace(settings, seeds=arguments.seeds)
     out = arguments.out or Path("runs") / f"instructions{'-quick' if arguments.quick else ''}"
-    note = "\n\na quick run: there is nothing to conclude from it" if arguments.quick else ""
 
-    def run(base: Any, tokenizer: Any, **how: Any) -> tuple[str, Writers]:
+    def run(base: Any, tokenizer: Any, **how: Any) -> tuple[list[str], Writers]:
         text = report(run_instructions(settings, base, tokenizer, out, **how))
-        return f"{text}{note}", {"instructions.txt": partial(save_text, text=f"{text}\n")}
+        files = {"instructions.txt": partial(save_text, text=f"{text}\n")}
+        return cautioned(text, arguments.quick), files
 
     return _carry_out(arguments, out, run)
 
@@ -97,11 +101,11 @@ def run_personal_command(arguments: argparse.Namespace) -> int:
         if arguments.example.exists():
             raise ValueError(f"{arguments.example} exists: name a new file")
         save_text(arguments.example, EXAMPLE)
-        print(f"written to {arguments.example}; next: lora-np personal --plan {arguments.example}")
+        note(f"written to {arguments.example}; next: lora-np personal --plan {arguments.example}")
         return 0
     plan, out = read_plan(arguments.plan), arguments.out or Path("runs/personal")
 
-    def run(base: Any, tokenizer: Any, **how: Any) -> tuple[str, Writers]:
+    def run(base: Any, tokenizer: Any, **how: Any) -> tuple[list[str], Writers]:
         try:
             tools = tools_for(plan, base, tokenizer)
         except ValueError as error:
@@ -112,28 +116,25 @@ def run_personal_command(arguments: argparse.Namespace) -> int:
             "personal.txt": partial(save_text, text=f"{text}\n"),
             "matrix.png": lambda path: plot_matrix(matrix, path),
         }
-        return text, files
+        return cautioned(text, quick=False), files
 
     return _carry_out(arguments, out, run)
 
 
 def _carry_out(
-    arguments: argparse.Namespace, out: Path, run: Callable[..., tuple[str, Writers]]
+    arguments: argparse.Namespace, out: Path, run: Callable[..., tuple[list[str], Writers]]
 ) -> int:
     """Load the model, run an experiment with it on one thread, print it and write its files."""
     from lora_np.crew import one_blas_thread
     from lora_np.pretrained import load_llm
 
-    def listen(what: str) -> None:
-        if sys.stderr.isatty():
-            print(f"{what} ...", file=sys.stderr)
-
     base, tokenizer, *_ = load_llm(arguments.model)
     try:
         with one_blas_thread():  # so that the same command gives the same bits anywhere
-            text, files = run(base, tokenizer, listen=listen, take_over=arguments.take_over)
+            parts, files = run(base, tokenizer, listen=listen, take_over=arguments.take_over)
     except KeyboardInterrupt:
         print(f"\nstopped: run the same command to continue in {out}", file=sys.stderr)
         return 130
-    print(f"{text}\n\n{write_files(out, 'results.json', files, complete=False)}")
+    say(arguments, *parts)
+    note(write_files(out, "results.json", files, complete=False))
     return 0

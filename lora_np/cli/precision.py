@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from lora_np.cli.experiment import cautioned
+from lora_np.cli.says import add_format, listen, note
+from lora_np.cli.says import report as say
 
 
 def add_precision(commands: Any) -> None:
@@ -19,6 +22,7 @@ def add_precision(commands: Any) -> None:
     precision.add_argument("--quick", action="store_true", help="a small run in a few seconds")
     out = "default: runs/precision[-quick]"
     precision.add_argument("--out", type=Path, metavar="DIR", help=out)
+    add_format(precision)
     precision.set_defaults(run=run_precision)
 
 
@@ -32,15 +36,11 @@ def run_precision(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("runs") / f"precision{'-quick' if arguments.quick else ''}"
     make_folder(out)  # before the work: DIR may not be writable
 
-    def listen(what: str) -> None:
-        if sys.stderr.isatty():
-            print(f"{what} ...", file=sys.stderr)
-
     results = precision_study(QUICK if arguments.quick else PrecisionSettings(), listen)
     text = report(results)
     save_json(out / "precision.json", results)
     save_text(out / "precision.txt", f"{text}\n")
     plot_precision(results, out / "precision.png")
-    note = "\na quick run: there is nothing to conclude from it" if arguments.quick else ""
-    print(f"{text}\n{note}\nwritten to {out}/: precision.json, precision.txt, precision.png")
+    say(arguments, *cautioned(text, arguments.quick))
+    note(f"written to {out}/: precision.json, precision.txt, precision.png")
     return 0

@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lora_np.cli.says import note
+from lora_np.progress import shows_bars
+
 PORT = 8000
 
 
@@ -22,23 +25,8 @@ def add_serve(commands: Any) -> None:
         epilog="Examples: lora-np serve --model smollm2 --adapters customers --port 8000; lora-np "
         "serve --model smollm2 --adapters customers --requests r.jsonl --out answers.jsonl",
     )
-    add = serve.add_argument
-    add("--model", required=True, metavar="M", help="smollm2, or a folder, a .gguf file or a wheel")
-    add(
-        "--adapters",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="the folder that holds the adapters' folders",
-    )
-    add(
-        "--alias",
-        action="append",
-        default=[],
-        metavar="NAME=A:0.9,B:0.1",
-        help="a name for several adapters with weights; a user always gets the same one; may be "
-        "given several times",
-    )
+    _add_models(serve.group("model and adapters").add_argument)
+    add = serve.group("limits").add_argument
     add(
         "--batch", type=int, default=32, metavar="N", help="requests that run together; default: 32"
     )
@@ -57,6 +45,32 @@ def add_serve(commands: Any) -> None:
         metavar="N",
         help="the most requests that wait or run; one more is refused with 429; default: 1024",
     )
+    _add_ways(serve.group("where requests come from").add_argument)
+    serve.set_defaults(run=run_serve)
+
+
+def _add_models(add: Any) -> None:
+    add(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="smollm2, or a folder, a .gguf file or a wheel",
+    )
+    add(
+        "--adapters",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="the folder that holds the adapters' folders",
+    )
+    add(
+        "--alias",
+        action="append",
+        default=[],
+        metavar="NAME=A:0.9,B:0.1",
+        help="a name for several adapters with weights; a user always gets the same one; may be "
+        "given several times",
+    )
     add(
         "--keep-quantised",
         action="store_true",
@@ -67,8 +81,6 @@ def add_serve(commands: Any) -> None:
         metavar="NAME",
         help="chatml, or a file that holds a chat template; default: the model's",
     )
-    _add_ways(add)
-    serve.set_defaults(run=run_serve)
 
 
 def _add_ways(add: Any) -> None:
@@ -148,11 +160,11 @@ def _answer_file(
     lines, errors = read_requests(a.requests, names), 0
     with (  # half a surrogate pair, which UTF-8 does not hold, is written as JSON's escape
         a.out.open("x", encoding="utf-8", errors="backslashreplace") as file,
-        progress_bar(unit=" tokens", disable=None) as bar,
+        progress_bar(unit=" tokens", disable=not shows_bars()) as bar,
     ):
         for answer in answers_to(lines, engine, tokenizer, names, bar.update):
             errors += "error" in answer
             write_line(file, answer)
     failed = f", {errors} of them {'an error' if errors == 1 else 'errors'}" if errors else ""
-    print(f"{counted(len(lines), 'answer')}{failed}: written to {a.out}")
+    note(f"{counted(len(lines), 'answer')}{failed}: written to {a.out}")
     return 1 if errors else 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_np.cli.experiment import whole_numbers
+from lora_np.cli.experiment import CAUTION, whole_numbers
+from lora_np.cli.parser import OUTPUT
+from lora_np.cli.says import add_format, listen, note
+from lora_np.cli.says import report as say
 from lora_np.cli.sweep import targets
 
 DESCRIPTION = (
@@ -39,25 +41,28 @@ def add_serve_bench(commands: Any) -> None:
         epilog="Examples: lora-np serve-bench --only distinct --peft --out runs/serve; "
         "lora-np serve-bench --model smollm2 --contexts 64,512",
     )
-    add = parser.add_argument
+    add = parser.group("model and adapters").add_argument
     model = "small (default), a random Llama of 3.2M parameters; smollm2, or a folder, a .gguf "
-    add("--model", metavar="NAME", help=f"{model}file or a wheel")
+    add("--model", metavar="MODEL", help=f"{model}file or a wheel")
+    add("--r", type=int, metavar="R", help="rank of the adapters; default: 8")
+    modules = "adapted layers, separated by commas; default: q_proj,v_proj"
+    add("--target-modules", type=targets, metavar="NAME,NAME", help=modules)
+    add = parser.group("what is measured").add_argument
     only = "measurements, separated by commas; default: pool,distinct,disk,wide for small, "
-    add("--only", type=names, metavar="NAMES", help=f"{only}real,long for others")
+    add("--only", type=names, metavar="NAME,NAME", help=f"{only}real,long for others")
     add("--batch", type=int, metavar="N", help="rows of a batch; default: 64")
     add("--prompt", type=int, metavar="N", help="tokens of a prompt; default: 16")
     add("--new", type=int, metavar="N", help="new tokens of an answer; default: 32")
     contexts = "tokens of the prompts of real and long; default: 64,512,2048"
     add("--contexts", type=whole_numbers, metavar="N,N", help=contexts)
-    add("--r", type=int, help="rank of the adapters; default: 8")
-    modules = "adapted layers, separated by commas; default: q_proj,v_proj"
-    add("--target-modules", type=targets, metavar="NAMES", help=modules)
     add("--rounds", type=int, metavar="N", help="turns of each side; default: 7")
     requests = "requests of a round of disk; default: 2048"
     add("--requests", type=int, metavar="N", help=requests)
     add("--peft", action="store_true", help="measure PEFT too; it must be installed")
     add("--quick", action="store_true", help="tiny sizes, in a few seconds")
+    add = parser.group(OUTPUT).add_argument
     add("--out", type=Path, metavar="DIR", help="write results.json, serve.txt and serve.png")
+    add_format(parser)
     parser.set_defaults(run=run_serve_bench)
 
 
@@ -77,24 +82,18 @@ def run_serve_bench(arguments: argparse.Namespace) -> int:
     if out is not None:
         make_folder(out)  # before the work: DIR may not be writable
 
-    def listen(what: str) -> None:
-        if sys.stderr.isatty():
-            print(f"{what} ...", file=sys.stderr)
-
     def keep(results: dict[str, Any]) -> None:
         if out is not None:
             save_json(out / "results.json", results)
 
     results = serving_study(settings, listen, keep)
-    text = report(results)
-    if arguments.quick:
-        text += "\n\na quick run: there is nothing to conclude from it"
-    print(text)
+    parts = [report(results), *(["", CAUTION] if arguments.quick else [])]
+    say(arguments, *parts)
     if out is not None:
-        save_text(out / "serve.txt", f"{text}\n")
+        save_text(out / "serve.txt", "".join(f"{part}\n" for part in parts))
         files = ["results.json", "serve.txt"]
         if "distinct" in results["measured"]:
             plot_serving(results, out / "serve.png")
             files.append("serve.png")
-        print(f"\nwritten to {out}/: {', '.join(files)}")
+        note(f"\nwritten to {out}/: {', '.join(files)}")
     return 0

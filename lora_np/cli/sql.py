@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name
+from lora_np.cli.experiment import Writers, add_options, carry_out, cautioned, folder_name
+from lora_np.cli.parser import WHAT
 from lora_np.cli.workers import jobs_of
 
 
@@ -23,8 +24,10 @@ def add_sql(commands: Any) -> None:
         "lora_np.experiments.sql.plan.SqlSettings, for Python.",
     )
     model = "smollm2 (default), or a folder, a .gguf file or a wheel"
-    sql.add_argument("--model", metavar="NAME", help=model)
-    sql.add_argument("--seeds", type=int, help="trainings of each contender; default: 3, quick: 1")
+    add = sql.group(WHAT).add_argument
+    add("--model", metavar="MODEL", help=model)
+    seeds = "trainings of each contender; default: 3, quick: 1"
+    add("--seeds", type=int, metavar="N", help=seeds)
     add_options(sql, "a small run in a minute", "runs/sql-<settings>/", base=False)
     sql.set_defaults(run=run_sql_command)
 
@@ -41,7 +44,6 @@ def run_sql_command(arguments: argparse.Namespace) -> int:
     settings = QUICK if arguments.quick else SqlSettings()
     settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
     out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
-    note = "\na quick run: there is nothing to conclude from it\n" if arguments.quick else ""
 
     def files(results: dict[str, Any]) -> Writers:
         text = partial(save_text, text=f"{study_report(results)}\n")
@@ -55,5 +57,5 @@ def run_sql_command(arguments: argparse.Namespace) -> int:
         partial(run_sql, settings, out),
         "results.json",
         files,
-        lambda results: f"{study_report(results)}\n{note}",
+        lambda results: cautioned(study_report(results), arguments.quick),
     )

@@ -17,10 +17,12 @@ from lora_np.cli.experiment import (
     Writers,
     add_options,
     carry_out,
+    cautioned,
     folder_name,
     numbers,
     whole_numbers,
 )
+from lora_np.cli.parser import WHAT, OneLineParser
 from lora_np.cli.workers import jobs_of
 
 if TYPE_CHECKING:
@@ -52,7 +54,6 @@ def run_paper_command(arguments: argparse.Namespace) -> int:
 
     settings = QUICK if arguments.quick else DEFAULT
     out = arguments.out or Path("runs") / folder_name(settings, arguments.quick)
-    note = "\na quick run: there is nothing to conclude from it\n" if arguments.quick else ""
 
     def files(content: dict[str, Any]) -> Writers:
         text = partial(save_text, text=f"{report(content)}\n")
@@ -67,7 +68,7 @@ def run_paper_command(arguments: argparse.Namespace) -> int:
         partial(run_paper, settings, out),
         "paper.json",
         files,
-        lambda content: f"{report(content)}\n{note}",
+        lambda content: cautioned(report(content), arguments.quick),
         lambda executor, jobs: estimate(all_trials(settings), executor, jobs),
     )
 
@@ -90,7 +91,7 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
         IntrinsicSettings,
         Listener,
         intrinsic_run,
-        table,
+        report,
     )
     from lora_np.experiments.intrinsic.picture import plot_intrinsic
     from lora_np.experiments.intrinsic.text import check_intrinsic
@@ -105,7 +106,7 @@ def run_intrinsic(arguments: argparse.Namespace) -> int:
         partial(intrinsic_run, settings, out),
         "results.json",
         lambda results: {"intrinsic_dimension.png": partial(plot_intrinsic, results)},
-        table,
+        lambda results: [report(results)],
     )
 
 
@@ -125,8 +126,9 @@ def add_grid(commands: Any) -> None:
         description="Heat maps of the loss, the best rate against alpha / r, and the first step. "
         "docs/studies.md shows a run.",
     )
-    grid.add_argument("--ranks", type=whole_numbers, metavar="R,R,...", help=f"default: {ranks}")
-    grid.add_argument("--alphas", type=numbers, metavar="A,A,...", help=f"default: {alphas}")
+    add = grid.group(WHAT).add_argument
+    add("--ranks", type=whole_numbers, metavar="R,R,...", help=f"default: {ranks}")
+    add("--alphas", type=numbers, metavar="A,A,...", help=f"default: {alphas}")
     _add_study(grid, run_grid)
 
 
@@ -191,7 +193,8 @@ def add_dylora(commands: Any) -> None:
         "how long each training takes. docs/dylora.md shows a run.",
     )
     default = DyLoraSettings().r_max
-    dylora.add_argument("--r-max", type=int, help=f"the largest rank; default: {default}")
+    said = f"the largest rank; default: {default}"
+    dylora.group(WHAT).add_argument("--r-max", type=int, metavar="R", help=said)
     _add_study(dylora, run_dylora)
 
 
@@ -205,10 +208,11 @@ def run_dylora(arguments: argparse.Namespace) -> int:
     return carry_out_study(arguments, settings, dylora_study, arguments.quick)
 
 
-def _add_study(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+def _add_study(parser: OneLineParser, run: Callable[[argparse.Namespace], int]) -> None:
     """Add the options that studies of contenders share."""
     add_options(parser, "a small run in seconds", "runs/<command>-<settings>/")
-    parser.add_argument("--seeds", type=int, help="number of seeds; default: 5, quick: 2")
+    said = "number of seeds; default: 5, quick: 2"
+    parser.group(WHAT).add_argument("--seeds", type=int, metavar="N", help=said)
     parser.set_defaults(run=run)
 
 
@@ -229,7 +233,6 @@ def carry_out_study(
     study = study_of(settings)
     named = folder_name(settings, quick)
     out = arguments.out or Path("runs") / named
-    note = "\na quick run: there is nothing to conclude from it\n" if quick else ""
 
     def files(results: dict[str, Any]) -> Writers:
         text = partial(save_text, text=f"{study.report(results)}\n")
@@ -244,6 +247,6 @@ def carry_out_study(
         partial(run_study, study, out),
         "results.json",
         files,
-        lambda results: f"{study.report(results)}\n{note}",
+        lambda results: cautioned(study.report(results), quick),
         lambda executor, jobs: estimate(as_sweep(study), executor, jobs),
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from lora_np.backend import get_device
 from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name, whole_numbers
+from lora_np.cli.parser import OUTPUT, TRAINING, WHAT
 from lora_np.cli.workers import jobs_of
 
 QUICK = {
@@ -21,27 +22,32 @@ QUICK = {
         **{"lora_lr": 6.4e-3, "full_lr": 1.6e-3},
     },
 }
-WHOLE = {
-    "seeds": "number of seeds",
-    "steps": "steps of each run",
-    "pretrain-steps": "steps of pretraining the base",
-    "batch-size": "windows or samples per batch",
-    "block-size": "bytes per window",
-    "d-model": "width of the transformer",
-    "n-layer": "number of blocks",
-    "n-head": "heads per block",
-    "windows": "held-out windows to evaluate",
-    "top-layers": "llm task: how many blocks are adapted, the last ones",
-    "samples": "llm task: samples to train on; a quarter each to validate on and to test on",
-    "d-in": "linear task: columns of W0",
-    "d-out": "linear task: rows of W0",
+WHOLE = {  # options whose value is a whole number, by the title of their group
+    WHAT: {"seeds": "number of seeds"},
+    TRAINING: {
+        "steps": "steps of each run",
+        "batch-size": "windows or samples per batch",
+        "pretrain-steps": "steps of pretraining the base",
+    },
+    "text task": {
+        "block-size": "bytes per window",
+        "d-model": "width of the transformer",
+        "n-layer": "number of blocks",
+        "n-head": "heads per block",
+        "windows": "held-out windows to evaluate",
+    },
+    "linear task": {"d-in": "columns of W0", "d-out": "rows of W0"},
+    "llm task": {
+        "top-layers": "how many blocks are adapted, the last ones",
+        "samples": "samples to train on; a quarter each to validate on and to test on",
+    },
 }
-REAL = {
+RATES = {
     "pretrain-lr": "learning rate of the base",
     "lora-lr": "where LoRA's searches for a learning rate start",
     "full-lr": "where full fine-tuning's search starts",
-    "decay": "linear task: ratio of neighbouring planted singular values",
 }
+NO_SETTINGS = ("run", "task", "quick", "out", "base", "jobs", "take_over", "format", "quiet")
 
 
 def add_sweep(commands: Any) -> None:
@@ -53,25 +59,30 @@ def add_sweep(commands: Any) -> None:
         "a planted change, where theory knows the answer. LLM: the last blocks of a real language "
         "model are adapted to answers. An option that the task does not have is refused.",
     )
-    add = sweep.add_argument
+    add = sweep.group(WHAT).add_argument
     add("--task", choices=("text", "linear", "llm"), help="default: text; llm with --model")
-    add_options(
-        sweep,
-        "a small sweep in 20 seconds; of a language model, in a minute",
-        "runs/<task>-<settings>/",
-    )
     add("--ranks", type=whole_numbers, metavar="R,R,...", help=_default("ranks"))
     modules = "NAME,NAME|all-linear|REGEX"
     add("--target-modules", type=targets, metavar=modules, help=_default("target-modules"))
-    add("--model", metavar="NAME", help="llm task: smollm2, or a folder, a .gguf file or a wheel")
-    add("--data", metavar="FILE", help="llm task: your samples; default: questions for SQL")
+    for title, options in WHOLE.items():
+        for name, meaning in options.items():
+            said = f"{meaning}; {_default(name)}"
+            sweep.group(title).add_argument(f"--{name}", type=int, metavar="N", help=said)
+    add = sweep.group(TRAINING).add_argument
+    for name, meaning in RATES.items():
+        add(f"--{name}", type=float, metavar="LR", help=f"{meaning}; {_default(name)}")
+    add = sweep.group("text task").add_argument
     add("--pretrain-text", metavar="FILE", help="your own text for the base")
     add("--adapt-text", metavar="FILE", help="your own text to adapt it to")
-    for name, meaning in WHOLE.items():
-        add(f"--{name}", type=int, help=f"{meaning}; {_default(name)}")
-    for name, meaning in REAL.items():
-        add(f"--{name}", type=float, help=f"{meaning}; {_default(name)}")
-    add("--device", help="cpu or cuda; default: cpu")
+    decay = f"ratio of neighbouring planted singular values; {_default('decay')}"
+    sweep.group("linear task").add_argument("--decay", type=float, metavar="X", help=decay)
+    add = sweep.group("llm task").add_argument
+    add("--model", metavar="MODEL", help="smollm2, or a folder, a .gguf file or a wheel")
+    add("--data", metavar="FILE", help="your samples; default: questions for SQL")
+    quick = "a small sweep in 20 seconds; of a language model, in a minute"
+    add_options(sweep, quick, "runs/<task>-<settings>/")
+    device = "cpu or cuda; default: cpu"
+    sweep.group(OUTPUT).add_argument("--device", metavar="DEVICE", help=device)
     sweep.set_defaults(run=run_sweep)
 
 
@@ -127,7 +138,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         partial(rank_sweep, settings, out),
         "results.json",
         files,
-        table,
+        lambda results: [table(results)],
         lambda executor, jobs: estimate(settings, executor, jobs),
     )
 
@@ -138,8 +149,8 @@ def sweep_settings(arguments: argparse.Namespace) -> Any:
     settings = settings_by_task()[task]()
     names = {field.name for field in fields(settings)}
     options = {**vars(arguments)}
-    for name in ("run", "task", "quick", "out", "base", "jobs", "take_over"):
-        del options[name]
+    for name in NO_SETTINGS:
+        options.pop(name, None)
     given = {name: value for name, value in options.items() if value is not None}
     foreign = [f"--{name.replace('_', '-')}" for name in given if name not in names]
     if foreign:
@@ -152,13 +163,20 @@ def add_generate(commands: Any) -> None:
     generate = commands.add_parser("generate", help="generate text with a model of a sweep")
     add = generate.add_argument
     add("--run", dest="folder", type=Path, required=True, metavar="DIR", help="folder of the sweep")
-    add("--prompt", default="def ", help='default: "def "')
-    add("--model", default="best", help="base, full, or a rank; default: the best on validation")
-    add("--tokens", type=int, default=300, help="bytes to write; default: 300")
-    add("--temperature", type=float, default=0.8, help="0: the likeliest; default: 0.8")
-    add("--top-k", type=int, help="draw only from the K likeliest bytes; default: all")
-    add("--seed", type=int, default=0, help="of what is drawn; default: 0")
-    add("--device", default="cpu", help="cpu or cuda; default: cpu")
+    add("--prompt", metavar="TEXT", default="def ", help='default: "def "')
+    add(
+        "--model",
+        metavar="NAME",
+        default="best",
+        help="base, full, or a rank; default: the best on validation",
+    )
+    add("--tokens", type=int, metavar="N", default=300, help="bytes to write; default: 300")
+    likeliest = "0: the likeliest; default: 0.8"
+    add("--temperature", type=float, metavar="X", default=0.8, help=likeliest)
+    top_k = "draw only from the K likeliest bytes; default: all"
+    add("--top-k", type=int, metavar="K", help=top_k)
+    add("--seed", type=int, metavar="N", default=0, help="of what is drawn; default: 0")
+    add("--device", metavar="DEVICE", default="cpu", help="cpu or cuda; default: cpu")
     generate.set_defaults(run=run_generate)
 
 

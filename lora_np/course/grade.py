@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from lora_np.course.report import Finding, Report
@@ -15,6 +16,7 @@ from lora_np.course.sandbox.runner import Limits, run_isolated
 from lora_np.course.task import TASKS
 from lora_np.crew import InProcess, cores, machine
 from lora_np.reading import brief
+from lora_np.tables import Table
 
 Key = tuple[str, str]  # task, student
 LONGEST_NAME = 48  # characters that the table shows
@@ -114,15 +116,25 @@ def _first(found: dict[Key, Path | str]) -> str:
     return f": {brief(os.path.join(task, student).rstrip(os.sep), 100)}: {why}{more}"
 
 
-def table(graded: dict[Key, Report]) -> str:
-    """Return one line for each submission, followed by its diagnosis."""
-    rows = [[brief(name, LONGEST_NAME) for name in key] for key in graded]
-    widths = [max(map(len, column)) + 2 for column in zip(*rows)]
+def table(graded: dict[Key, Report]) -> Table:
+    """Return a row for each submission, with its verdict and its diagnosis."""
+    columns = {
+        "task": [brief(task, LONGEST_NAME) for task, _ in graded],
+        "student": [brief(student, LONGEST_NAME) for _, student in graded],
+        "verdict": [verdict(report) for report in graded.values()],
+        "diagnosis": ["; ".join(report.sentences) for report in graded.values()],
+    }
+    return Table(columns, dict.fromkeys(columns, "<"))
+
+
+def text(graded: dict[Key, Report]) -> str:
+    """Return one line for each submission, with its diagnosis on the lines below."""
+    whole = table(graded)
+    columns = {name: whole.columns[name] for name in ("task", "student", "verdict")}
     lines = []
-    for row, report in zip(rows, graded.values()):
-        names = "".join(f"{name:<{width}}" for name, width in zip(row, widths))
-        lines.append(f"{names}{verdict(report)}")
-        lines += [f"    {sentence}" for sentence in report.sentences]
+    heads = replace(whole, columns=columns).text().splitlines()[1:]
+    for head, report in zip(heads, graded.values(), strict=True):
+        lines += [head, *(f"    {sentence}" for sentence in report.sentences)]
     return "\n".join(lines)
 
 

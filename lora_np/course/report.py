@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lora_np.tables import Table, Tabular
+
 
 class WrongAnswer(AssertionError):
     """An answer is wrong; the message is the diagnosis."""
@@ -32,7 +34,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Tabular):
     """The findings on one answer. A correct answer has none.
 
     Attributes
@@ -69,6 +71,12 @@ class Report:
         """Raise a WrongAnswer with the diagnosis, unless the answer is correct."""
         if not self.passed:
             raise WrongAnswer(str(self))
+
+    def table(self) -> Table:
+        """Return a row for each finding; the title says whether the answer is right."""
+        if self.passed:
+            return Table({}, title=f"{self.task}: right")
+        return Table({"diagnosis": self.sentences}, title=f"{self.task}: not yet right")
 
     def __str__(self) -> str:
         where = " (in this page; not for grades)" if self.in_page else ""

@@ -20,7 +20,7 @@ from lora_np.data.packing import Sample
 from lora_np.data.records import Message, Record
 from lora_np.data.texts import DataError
 from lora_np.reading import printable
-from lora_np.tables import counted, text_table
+from lora_np.tables import Table, counted
 
 BINS = 8  # rows of a histogram, at most
 BAR = 30  # characters of its longest bar
@@ -205,7 +205,7 @@ def _refuse(too_long: Sequence[tuple[Record, Sample]], longest: int) -> None:
     )
 
 
-def histogram(lengths: Sequence[int] | np.ndarray) -> str:
+def histogram(lengths: Sequence[int] | np.ndarray) -> Table:
     """Return a table of how many samples have which length.
 
     Parameters
@@ -233,13 +233,12 @@ def histogram(lengths: Sequence[int] | np.ndarray) -> str:
         width *= 2
     counts = np.bincount((found - 1) // width)
     bars = ["#" * -(-BAR * int(n) // int(counts.max())) for n in counts]
-    return text_table(
-        {
-            "tokens": [f"{k * width + 1}-{(k + 1) * width}" for k in range(counts.size)],
-            "samples": [str(n) for n in counts],
-            "": [bar.ljust(BAR) for bar in bars],
-        }
-    )
+    columns = {
+        "tokens": [f"{k * width + 1}-{(k + 1) * width}" for k in range(counts.size)],
+        "samples": counts.tolist(),
+        "": bars,
+    }
+    return Table(columns, {"": "<"})
 
 
 def sample_text(sample: Sample, tokenizer: SampleTokenizer) -> str:

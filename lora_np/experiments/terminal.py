@@ -11,6 +11,7 @@ from lora_np.crew import progress_bar
 from lora_np.experiments.folder import PRETRAINING
 from lora_np.experiments.runner import Progress
 from lora_np.files import load_json
+from lora_np.progress import log, shows_bars
 from lora_np.tables import counted
 
 
@@ -27,7 +28,7 @@ class Terminal:
 
     def __init__(self, out: Path = Path(), folders: Sequence[Path] = ()) -> None:
         self.out, self.folders = out, folders or (out,)
-        self.is_screen = sys.stderr.isatty()
+        self.is_screen = shows_bars()
         self.bar: Any = None
 
     def __enter__(self) -> Terminal:
@@ -40,7 +41,7 @@ class Terminal:
         """Say how long the whole experiment takes."""
         processes = counted(jobs, "process", "processes")
         less = f", less for what {self.out} already holds" if self._kept() else ""
-        print(f"about {spell(seconds)} in {processes}{less}", file=sys.stderr)
+        log.info(f"about {spell(seconds)} in {processes}{less}")
 
     def __call__(self, progress: Progress) -> None:
         """Show a finished run."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_np.finetune.settings import Settings
-from lora_np.tables import counted, markdown_table
+from lora_np.tables import Table, counted
 
 TEXT = """---
 base_model: {base}
@@ -60,13 +60,13 @@ def card(record: Mapping[str, Any]) -> str:
         tokens=samples["tokens"],
         labelled=samples["labelled"],
         best=record["best_step"],
-        losses=_losses(record),
+        losses=losses_table(record).markdown(),
         fingerprint=record["base"]["fingerprint"],
         sha256=record["data"]["sha256"],
         ended=record["ended"],
         versions=versions,
         command=record["command"] or "lora_np.finetune.finetune, in Python",
-        settings=markdown_table([["setting", "value"], *_changed(settings)]),
+        settings=_changed(settings).markdown(),
     )
 
 
@@ -76,22 +76,21 @@ def _quoted(name: str) -> str:
     return name if plain else json.dumps(name)
 
 
-def _losses(record: Mapping[str, Any]) -> str:
+def losses_table(record: Mapping[str, Any]) -> Table:
     """Return a table of the losses: of training since the row before, and of validation."""
     loss = record["loss"]
     points = record["validation"] or [[len(loss), None]]
-    rows, before = [["after step", "training", "validation"]], 0
+    rows, before = [], 0
     for step, validation in points:
         part = loss[before:step]
-        trained = f"{sum(part) / len(part):.4f}" if part else ""
-        rows.append([str(step), trained, "" if validation is None else f"{validation:.4f}"])
+        trained = sum(part) / len(part) if part else None
+        rows.append({"after step": step, "training": trained, "validation": validation})
         before = step
-    return markdown_table(rows)
+    return Table.of_rows(rows, {"training": ".4f", "validation": ".4f"})
 
 
-def _changed(settings: Mapping[str, Any]) -> list[list[str]]:
-    """Return the settings as rows; those that stand at "the method's own" are left out."""
+def _changed(settings: Mapping[str, Any]) -> Table:
+    """Return the settings as a table; those that stand at "the method's own" are left out."""
     names = [name for name in Settings.__dataclass_fields__ if name in settings]
-    return [
-        [name, json.dumps(settings[name])] for name in names if settings[name] not in (None, {})
-    ]
+    chosen = {name: settings[name] for name in names if settings[name] not in (None, {})}
+    return Table({"setting": list(chosen), "value": list(map(json.dumps, chosen.values()))})

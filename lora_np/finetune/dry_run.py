@@ -18,7 +18,7 @@ from lora_np.finetune.run import Training
 from lora_np.finetune.settings import Settings
 from lora_np.finetune.terminal import spell
 from lora_np.parameters import Grads
-from lora_np.tables import counted, text_table
+from lora_np.tables import Table, counted
 from lora_np.train import Batch
 
 MB = 2**20
@@ -48,15 +48,15 @@ def dry_run(settings: Settings) -> str:
     return "\n\n".join(
         [
             samples_line(prepared),
-            histogram(prepared.report.lengths),
-            memory,
+            str(histogram(prepared.report.lengths)),
+            str(memory),
             _duration(training, prepared, laying, step),
             f"the first sample:\n{sample_text(prepared.train[0], prepared.tokenizer)}",
         ]
     )
 
 
-def memory_of(training: Training, batch: Batch) -> str:
+def memory_of(training: Training, batch: Batch) -> Table:
     """Return a table of what is held in memory while a run trains."""
     costs, hidden = account(training.adapted, 1), training.layout.hidden
     trained, jobs = costs.gradient_bytes, training.jobs
@@ -68,7 +68,8 @@ def memory_of(training: Training, batch: Batch) -> str:
         "largest step (measured)": jobs * step_bytes(training.layout.model, batch),
     }
     rows["together"] = sum(rows.values())
-    return text_table({"memory": list(rows), "MB": [f"{size / MB:,.1f}" for size in rows.values()]})
+    columns = {"memory": list(rows), "MB": [size / MB for size in rows.values()]}
+    return Table(columns, {"MB": ",.1f"})
 
 
 def step_bytes(model: Any, batch: Batch) -> int:

@@ -264,8 +264,8 @@ def _plain(loss: float) -> float | None:
     return loss if math.isfinite(loss) else None
 
 
-def summary(record: Mapping[str, Any], out: str | Path) -> str:
-    """Say what a complete run reached and left."""
+def summary(record: Mapping[str, Any]) -> str:
+    """Say what a complete run reached."""
     lines = []
     validation = record["validation"]
     if validation:
@@ -281,7 +281,6 @@ def summary(record: Mapping[str, Any], out: str | Path) -> str:
         lines.append(f"training loss {record['loss'][-1]:.4f} at the last step")
     if record["diverged"]:
         lines.append(f"stopped early: {record['diverged']}")
-    lines.append(f"written to {out}: the adapter for PEFT, README.md, {RECORD}")
     return "\n".join(lines)
 
 

@@ -80,7 +80,8 @@ def train_adapter(
         ``after(training)`` is called after every step, with the :class:`Training`; an error that it
         raises ends the run.
     progress : bool
-        Show a bar on standard error with the loss, tokens per second and the time left.
+        Show a bar on standard error with the loss, tokens per second and the time left. Off a
+        screen, the logger ``lora_np`` gets a line with them after every epoch.
 
     Returns
     -------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from lora_np.crew import progress_bar
+from lora_np.progress import log, shows_bars
 
 
 class TrainingBar:
@@ -22,7 +22,7 @@ class TrainingBar:
     """
 
     def __init__(self, training: Any, after: Callable[[Any], None] | None = None) -> None:
-        self.after, self.is_screen = after, sys.stderr.isatty()
+        self.after, self.is_screen = after, shows_bars()
         self.epochs, self.bar = training.epochs, None
         epoch, step = divmod(training.trainer.position, training.steps_in_epoch)
         in_epoch = self._tokens(range(training.steps_in_epoch))
@@ -52,10 +52,9 @@ class TrainingBar:
             seconds = time.perf_counter() - self.began
             rate = (self.done - self.first) / seconds
             left = (self.total - self.done) / rate
-            print(
+            log.info(
                 f"epoch {done // training.steps_in_epoch} of {training.settings.epochs}: "
-                f"{_losses(history)}, {rate:.0f} tokens a second, {spell(left)} left",
-                file=sys.stderr,
+                f"{_losses(history)}, {rate:.0f} tokens a second, {spell(left)} left"
             )
         if self.after is not None:
             self.after(training)

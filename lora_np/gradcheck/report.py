@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_np.tables import Table
+from lora_np.tables import Table, Tabular
 
 
 class GradientError(AssertionError):
@@ -23,17 +24,9 @@ class GradientRow:
     numeric: float
     note: str = ""
 
-    def __str__(self) -> str:
-        where = "" if self.index is None else f" at {list(self.index)}"
-        text = (
-            f"{self.name:<24} {self.shape!s:<14} error {self.error:8.1e}   "
-            f"analytic {self.analytic:+.6e}  numeric {self.numeric:+.6e}{where}"
-        )
-        return f"{text}   {self.note}" if self.note else text
-
 
 @dataclass(frozen=True)
-class GradientReport:
+class GradientReport(Tabular):
     """The result of :func:`lora_np.check_gradients`: one row per input.
 
     Attributes
@@ -74,31 +67,27 @@ class GradientReport:
         """Raise a GradientError that names every wrong gradient."""
         wrong = [row for row in self.rows if not row.error <= self.tolerance]
         if wrong:
-            lines = "\n".join(f"  {row}" for row in wrong)
-            raise GradientError(
+            title = (
                 f"{len(wrong)} of {len(self.rows)} gradients are wrong "
-                f"({self.method}, tolerance {self.tolerance:.0e}):\n{lines}"
+                f"({self.method}, tolerance {self.tolerance:.0e}):"
             )
+            raise GradientError(str(_table(wrong, title)))
 
     def table(self) -> Table:
         """Return a row for each gradient; the title says whether all are right."""
-        columns = {
-            "input": [row.name for row in self.rows],
-            "shape": [str(row.shape) for row in self.rows],
-            "error": [row.error for row in self.rows],
-            "analytic": [row.analytic for row in self.rows],
-            "numeric": [row.numeric for row in self.rows],
-            "at": [None if row.index is None else str(list(row.index)) for row in self.rows],
-            "note": [row.note or None for row in self.rows],
-        }
-        forms = {"error": ".1e", "analytic": "+.6e", "numeric": "+.6e"}
-        return Table(columns, forms, title=self._head())
+        verdict = "ok" if self.ok else "WRONG"
+        return _table(self.rows, f"{verdict}: {self.method}, tolerance {self.tolerance:.0e}")
 
-    def _head(self) -> str:
-        return f"{'ok' if self.ok else 'WRONG'}: {self.method}, tolerance {self.tolerance:.0e}"
 
-    def _repr_html_(self) -> str:
-        return self.table().html()
-
-    def __str__(self) -> str:
-        return "\n".join([self._head(), *(str(row) for row in self.rows)])
+def _table(rows: Sequence[GradientRow], title: str) -> Table:
+    columns = {
+        "input": [row.name for row in rows],
+        "shape": [str(row.shape) for row in rows],
+        "error": [row.error for row in rows],
+        "analytic": [row.analytic for row in rows],
+        "numeric": [row.numeric for row in rows],
+        "at": [None if row.index is None else str(list(row.index)) for row in rows],
+        "note": [row.note or None for row in rows],
+    }
+    forms = {"error": ".1e", "analytic": "+.6e", "numeric": "+.6e", "at": "<", "note": "<"}
+    return Table(columns, forms, title)

@@ -27,6 +27,7 @@ from lora_np.images.plan import (
     SUM,
     SUM_BARS,
 )
+from lora_np.tables import Table
 
 Row = Mapping[str, Any]
 Results = Mapping[str, Any]
@@ -174,15 +175,17 @@ class Claim(NamedTuple):
     beside: str = ""
 
 
-def claim_rows(results: Results) -> list[list[str]]:
+def claims_table(results: Results) -> Table:
     """Return a table: a row for each claim, with its verdict and what stands beside it."""
-    head = ["claim", "bar", "mean [range]", "verdict", "beside it"]
-    return [head, *(_cells(claim) for claim in all_claims(results))]
-
-
-def _cells(claim: Claim) -> list[str]:
-    shown = ranged(claim.values, claim.form)
-    return [claim.says, claim.bar, shown, claim.verdict, claim.beside]
+    claims = all_claims(results)
+    columns = {
+        "claim": [claim.says for claim in claims],
+        "bar": [claim.bar for claim in claims],
+        "mean [range]": [ranged(claim.values, claim.form) for claim in claims],
+        "verdict": [claim.verdict for claim in claims],
+        "beside it": [claim.beside for claim in claims],
+    }
+    return Table(columns, dict.fromkeys(columns, "<"))
 
 
 def all_claims(results: Results) -> list[Claim]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import mean
 from textwrap import fill
 from typing import Any
@@ -16,7 +17,7 @@ from lora_np.files import load_json
 from lora_np.images.claims import (
     Results,
     chosen_pair,
-    claim_rows,
+    claims_table,
     of_training,
     pair_text,
     ranged,
@@ -40,7 +41,8 @@ from lora_np.images.plan import (
     SUM,
     SUM_BARS,
 )
-from lora_np.tables import counted, text_table
+from lora_np.report import Report
+from lora_np.tables import Table, counted
 
 SAMPLER_NAMES = {
     "ddim": "DDIM",
@@ -60,6 +62,7 @@ RULE = (
     "claim is within the spread. A difference of two contenders, taken seed by seed, counts if its "
     "mean exceeds its range. Ratios are taken seed by seed too."
 )
+NOT_MEASURED = Table({}, notes=["not measured"])
 
 
 class Listener(Terminal):
@@ -74,7 +77,7 @@ class Listener(Terminal):
         return len(load_json(path).get("done", ())) if path.exists() else 0
 
 
-def images_report(results: Results) -> str:
+def images_report(results: Results) -> Report:
     """Return everything as text.
 
     Parameters
@@ -83,7 +86,7 @@ def images_report(results: Results) -> str:
         What :func:`lora_np.images.study.run_images` returns.
     """
     parts = (
-        (fill(RULE, WIDTH), left_table(claim_rows(results))),
+        (fill(RULE, WIDTH), claims_table(results)),
         (f"regular letters against steps\n{fill(NOTE, WIDTH)}", steps_table(results)),
         ("the style, on letters that it was shown", style_table(results, "seen")),
         ("the style, on letters that it was never shown", style_table(results, "unseen")),
@@ -93,8 +96,8 @@ def images_report(results: Results) -> str:
         ("outlines, DDIM in 20 steps", outline_table(results)),
         ("what training cost", costs_table(results)),
     )
-    tables = [f"{head}\n{table}" for head, table in parts]
-    return "\n\n".join([head_text(results), *tables, fill(further_text(results), WIDTH)])
+    tables = [replace(table, title=head) for head, table in parts]
+    return Report([head_text(results), *tables, fill(further_text(results), WIDTH)])
 
 
 def head_text(results: Results) -> str:
@@ -107,22 +110,10 @@ def head_text(results: Results) -> str:
     )
 
 
-def left_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows, the first of them headings, as text whose columns all begin at the left."""
-    head, *body = rows
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return text_table(
-        {
-            name.ljust(width): [row[i].ljust(width) for row in body]
-            for i, (name, width) in enumerate(zip(head, widths))
-        }
-    )
-
-
 # ------------------------------------------------------------------------- scores of drawn sets
 
 
-def score_table(rows: Sequence[dict[str, Any]], first: dict[str, list[str]]) -> str:
+def score_table(rows: Sequence[dict[str, Any]], first: Mapping[str, Sequence[Any]]) -> Table:
     """Return scores over seeds as a table.
 
     Parameters
@@ -132,16 +123,14 @@ def score_table(rows: Sequence[dict[str, Any]], first: dict[str, list[str]]) -> 
     first : dict
         The columns before the scores.
     """
-
-    def over(row: dict[str, Any]) -> str:
-        return f"{mean(ratios(row['fd'], row['floor'])):.2f}"
-
-    shares = {
-        name: [f"{mean(row[name]):.3f}" for row in rows]
-        for name in ("kid", "letter", "style", "spread")
+    shares = {"KID": "kid", "letter": "letter", "style": "style", "spread": "spread"}
+    columns = {
+        **first,
+        "FD": [ranged(row["fd"]) for row in rows],
+        "FD / floor": [mean(ratios(row["fd"], row["floor"])) for row in rows],
+        **{heading: [mean(row[key]) for row in rows] for heading, key in shares.items()},
     }
-    fd = {"FD": [ranged(row["fd"]) for row in rows], "FD / floor": [over(row) for row in rows]}
-    return text_table({**first, **fd, "KID": shares.pop("kid"), **shares})
+    return Table(columns, {"FD / floor": ".2f", "weight": "g", **dict.fromkeys(shares, ".3f")})
 
 
 def drawn_sets(results: Results, work: str, part: str) -> list[dict[str, Any]]:
@@ -174,19 +163,19 @@ def model_name(results: Results, model: str, weights: Sequence[float] = ()) -> s
     }[model]
 
 
-def _sampled(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+def _sampled(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     names = [SAMPLER_NAMES.get(row["sampler"], "") for row in rows]
-    return {"sampler": names, "steps": [str(row["steps"] or "") for row in rows]}
+    return {"sampler": names, "steps": [row["steps"] or None for row in rows]}
 
 
-def steps_table(results: Results) -> str:
+def steps_table(results: Results) -> Table:
     """Return scores of regular letters: a row for each model, sampler and number of steps."""
     rows = [r for r in drawn_sets(results, "regular", "all") if r["guidance"] in (None, 1.0)]
     names = [model_name(results, row["model"]) for row in rows]
     return score_table(rows, {"": names, **_sampled(rows)})
 
 
-def style_table(results: Results, part: str) -> str:
+def style_table(results: Results, part: str) -> Table:
     """Return scores of styled letters, those of every control among them."""
     rows = drawn_sets(results, "styled", part)
     control = {(STYLE, "consistency"): ", no LCM-LoRA", (BASE, "ddim"): ", no style"}
@@ -198,7 +187,7 @@ def style_table(results: Results, part: str) -> str:
     return score_table(rows, {"": names, **_sampled(rows)})
 
 
-def weight_table(results: Results) -> str:
+def weight_table(results: Results) -> Table:
     """Return scores of styled letters: a row for each weight of the style, seen and unseen."""
     rows = [
         {**row, "part": part}
@@ -206,11 +195,11 @@ def weight_table(results: Results) -> str:
         for row in drawn_sets(results, "weighed", part)
         if row["weight"] is not None
     ]
-    weights = [f"{row['weight']:g}" for row in rows]
+    weights = [row["weight"] for row in rows]
     return score_table(rows, {"letters": [row["part"] for row in rows], "weight": weights})
 
 
-def guidance_table(results: Results) -> str:
+def guidance_table(results: Results) -> Table:
     """Return scores of regular letters: a row for each weight of guidance."""
     rows = [
         row
@@ -221,17 +210,16 @@ def guidance_table(results: Results) -> str:
     return score_table(rows, {"guidance": [f"{row['guidance']:g}" for row in rows]})
 
 
-def outline_table(results: Results) -> str:
-    """Return scores of outlines, if there are any."""
+def outline_table(results: Results) -> Table:
+    """Return scores of outlines, or that there are none."""
     rows = [
         {**row, "part": part.removeprefix("outline-")}
         for part in ("outline-seen", "outline-unseen")
         for row in drawn_sets(results, "outlined", part)
     ]
-    if not rows:
-        return "not measured"
     names = [model_name(results, row["model"]) for row in rows]
-    return score_table(rows, {"": names, "letters": [row["part"] for row in rows]})
+    first = {"": names, "letters": [row["part"] for row in rows]}
+    return score_table(rows, first) if rows else NOT_MEASURED
 
 
 # ----------------------------------------------------------------------------------- the rest
@@ -267,23 +255,25 @@ def pairs_head(results: Results) -> str:
     return said if pair is None else f"{said}; chosen: {pair_text(pair)}"
 
 
-def pairs_table(results: Results) -> str:
+def pairs_table(results: Results) -> Table:
     """Return the ratio of every pair of weights to the style alone: a row for each pair."""
     found = sum_ratios(results)
     if not found:
-        return "not measured"
+        return NOT_MEASURED
     styles, lcms, _ = next(iter(found.values()))
     pairs = [(i, j) for i in range(len(styles)) for j in range(len(lcms))]
-    columns = {"(style, LCM)": [pair_text((styles[i], lcms[j])) for i, j in pairs]}
+    columns: dict[str, list[Any]] = {
+        "(style, LCM)": [pair_text((styles[i], lcms[j])) for i, j in pairs]
+    }
     for part, (steps, _) in SUM_BARS.items():
         if part in found:
             cells = found[part][2]
             heading = f"{part}: FD / style DDIM-{steps}'s"
-            columns[heading] = [f"{cells[i, j]:.2f}" for i, j in pairs]
-    return text_table(columns)
+            columns[heading] = [float(cells[i, j]) for i, j in pairs]
+    return Table(columns, dict.fromkeys(columns, ".2f"))
 
 
-def costs_table(results: Results) -> str:
+def costs_table(results: Results) -> Table:
     """Return what each training took, and what it trained."""
     tried = {what: of_training(results, what, "cpu_seconds") for what in (BASE, *CHANGES)}
     cpu = {what: seconds for what, seconds in tried.items() if seconds}
@@ -292,13 +282,15 @@ def costs_table(results: Results) -> str:
         f"{'outline, ' * (what in (OUTLINE, REFINED))}{model_name(results, what)}" for what in cpu
     ]
     judge = results["done"].get(JUDGE)
-    first = [] if judge is None else [("judge, all seeds", "", f"{judge['cpu_seconds']:.1f}")]
-    rows = first + [
-        (name, f"{round(mean(trained[what])):,}", ranged(cpu[what], ".1f"))
-        for name, what in zip(names, cpu)
-    ]
-    headings = ("", "trained numbers", "CPU seconds")
-    return text_table({name: [row[i] for row in rows] for i, name in enumerate(headings)})
+    columns: dict[str, list[Any]] = {
+        "": names,
+        "trained numbers": [round(mean(trained[what])) for what in cpu],
+        "CPU seconds": [ranged(seconds, ".1f") for seconds in cpu.values()],
+    }
+    if judge is not None:
+        first = ("judge, all seeds", None, judge["cpu_seconds"])
+        columns = {name: [cell, *columns[name]] for name, cell in zip(columns, first)}
+    return Table(columns, {"trained numbers": ",", "CPU seconds": ".1f"})
 
 
 def further_text(results: Results) -> str:

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lora_np.backend import Array, ShapeError, to_host
 from lora_np.rank.noise import gavish_donoho_threshold, marchenko_pastur_edge
 from lora_np.rank.spectrum import Spectrum, spectrum
-from lora_np.tables import markdown_table
+from lora_np.tables import Table
 
 NOISE = 1.0  # standard deviation of an entry
 
@@ -237,8 +238,8 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def recovery_table(rows: Sequence[Recovery]) -> str:
-    """Return a Markdown table for each planted rank: a row per estimator, a column per ratio.
+def recovery_table(rows: Sequence[Recovery]) -> Table:
+    """Return a table: a row for each planted rank and estimator, a column for each ratio.
 
     A cell holds the mean answer, the 95 % interval of the mean unless its width is zero, and the
     percentage of trials with the exact answer.
@@ -254,25 +255,17 @@ def recovery_table(rows: Sequence[Recovery]) -> str:
     >>> from lora_np.rank import recovery, recovery_table
     >>> rows = recovery((60, 40), [3], [2.0], trials=2, rng=np.random.default_rng(0))
     >>> print(recovery_table(rows))
-    | k = 3, signal-to-noise | 2 |
-    | --- | --- |
-    | numerical rank | 40.0; 0% |
+    estimator                  k  signal-to-noise 2
+    numerical rank             3           40.0; 0%
     ...
     """
-    return "\n\n".join(
-        _table_of_rank([row for row in rows if row.k == k])
-        for k in dict.fromkeys(r.k for r in rows)
-    )
-
-
-def _table_of_rank(rows: Sequence[Recovery]) -> str:
-    ratios = list(dict.fromkeys(row.ratio for row in rows))
-    cells = {(row.estimator, row.ratio): _cell(row) for row in rows}
-    head = [f"k = {rows[0].k}, signal-to-noise", *(f"{ratio:g}" for ratio in ratios)]
-    lines = [head]
-    for name in dict.fromkeys(row.estimator for row in rows):
-        lines.append([name, *(cells[name, ratio] for ratio in ratios)])
-    return markdown_table(lines)
+    cells = {(row.k, row.estimator, row.ratio): _cell(row) for row in rows}
+    lines = list(dict.fromkeys((row.k, row.estimator) for row in rows))
+    columns: dict[str, list[Any]] = {"estimator": [name for _, name in lines]}
+    columns["k"] = [k for k, _ in lines]
+    for ratio in dict.fromkeys(row.ratio for row in rows):
+        columns[f"signal-to-noise {ratio:g}"] = [cells.get((*line, ratio)) for line in lines]
+    return Table(columns)
 
 
 def _cell(row: Recovery) -> str:

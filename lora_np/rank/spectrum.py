@@ -52,11 +52,11 @@ from lora_np.rank.noise import (
     has_noise_floor,
     marchenko_pastur_edge,
 )
-from lora_np.tables import Table
+from lora_np.tables import Table, Tabular
 
 
 @dataclass(frozen=True, eq=False)  # eq would compare arrays, which have no single answer
-class Spectrum:
+class Spectrum(Tabular):
     """The singular values of a matrix, and the measures of rank that this module defines.
 
     Parameters
@@ -209,9 +209,6 @@ class Spectrum:
     def __str__(self) -> str:
         title, *lines = self.table().text().splitlines()
         return "\n".join([title, *(f"  {line}" for line in lines)])
-
-    def _repr_html_(self) -> str:
-        return self.table().html()
 
 
 def spectrum(M: Array | tuple[Array, Array], scale: float = 1.0) -> Spectrum:

@@ -12,7 +12,7 @@ from lora_np.gradcheck import Case
 from lora_np.selfcheck import images, layers, models, pairs
 from lora_np.selfcheck.layers import at_random
 from lora_np.selfcheck.pairs import flat_pair
-from lora_np.tables import text_row
+from lora_np.tables import Table
 
 __all__ = ["Case", "at_random", "cases", "flat_pair", "table"]
 
@@ -41,19 +41,21 @@ def cases(rng: np.random.Generator) -> list[Case]:
     ]
 
 
-def table(rng: np.random.Generator) -> tuple[str, bool]:
-    """Check every case; return the printed table and whether all cases passed."""
-    lines = [_row("pair or layer", "gradients", "method", "error", "limit")]
-    all_ok = True
+def table(rng: np.random.Generator) -> tuple[Table, bool]:
+    """Check every case; return the table of all checks and whether all cases passed."""
+    rows, all_ok = [], True
     for case in cases(rng):
         for method in case.methods:
             report = case.check(method)
             all_ok = all_ok and report.ok
-            error, limit = f"{report.max_error:.1e}", f"{report.tolerance:.0e}"
-            line = _row(case.name, len(report.rows), method, error, limit)
-            lines.append(line if report.ok else f"{line}  WRONG")
-    return "\n".join(lines), all_ok
-
-
-def _row(name: str, gradients: int | str, method: str, error: str, limit: str) -> str:
-    return text_row((name, gradients, f"  {method:<12}", error, limit), (36, 10, 14, 9, 9))
+            rows.append(
+                {
+                    "pair or layer": case.name,
+                    "gradients": len(report.rows),
+                    "method": method,
+                    "error": report.max_error,
+                    "limit": report.tolerance,
+                    "": None if report.ok else "WRONG",
+                }
+            )
+    return Table.of_rows(rows, {"method": "<", "error": ".1e", "limit": ".0e"}), all_ok

@@ -328,7 +328,8 @@ def test_two_adapters_of_one_name_have_two_folders_and_each_keeps_its_own(
     def written(path):
         status, said, error = command("analyse", path)
         assert status == 0, error
-        return said.splitlines()[-1].split()[2].rstrip("/:")
+        (line,) = [line for line in said.splitlines() if line.startswith("written to")]
+        return line.split()[2].rstrip("/:")
 
     first, second = written("a/x"), written("b/x")
     assert first == "runs/analyse-x" and second.startswith("runs/analyse-x-")

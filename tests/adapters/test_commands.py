@@ -604,7 +604,7 @@ def test_a_sum_that_cancels_has_norm_and_error_0(tmp_path, adapter, method, rank
     for fit in fits:  # three weights rounded to float32 may leave something, which is then told
         assert abs(fit.written - norm(found[fit.name])) < EXACT * size
         assert fit.written < SINGLE * size
-    assert total_errors(fits) == (0.0, 0.0) or fit_table(fits).count("inf") >= 2
+    assert total_errors(fits) == (0.0, 0.0) or str(fit_table(fits)).count("inf") >= 2
 
 
 def test_what_is_written_in_place_of_a_zero_is_told(tmp_path, rng):
@@ -616,7 +616,7 @@ def test_what_is_written_in_place_of_a_zero_is_told(tmp_path, rng):
     fits = combine_adapters(paths, [1, -1], tmp_path / "c", "linear")
     left = norm(deltas(tmp_path / "c")[0]["q"])
     assert fits[0].norm == 0 and fits[0].written == pytest.approx(left) and left > 1
-    assert fit_table(fits).splitlines() == [
+    assert str(fit_table(fits)).splitlines() == [
         "module  shape       r  norm  error  as written",
         "q       6 x 5  4 -> 2     0    inf         inf",
         "all                       0    inf         inf",

@@ -17,7 +17,7 @@ import pytest
 
 from lora_np import cli
 from lora_np.course import TASKS, Limits, diagnose, run_isolated
-from lora_np.course.grade import grade_folder, table, verdict
+from lora_np.course.grade import grade_folder, text, verdict
 from lora_np.course.judge import judge
 from lora_np.course.sandbox import child, runner
 from lora_np.course.sandbox.untrusted import MOST_JSON, Unreadable, read_answers
@@ -94,7 +94,7 @@ def test_every_entry_gets_one_line_and_the_rest_keep_their_results(tmp_path, mon
         assert why in f"{verdict(graded[key])} {graded[key]}", name
     assert "there is no task 'essay': choose from" in str(graded["essay", ""])
     assert "it is not in the folder of a task" in str(graded["loose.py", ""])
-    lines = table(graded).splitlines()
+    lines = text(graded).splitlines()
     assert len([line for line in lines if not line.startswith("    ")]) == len(wanted) + 3
     assert all(line.isprintable() for line in lines)
     assert any(line.startswith(rf"{TASK}  \x1b[2J\nright ") for line in lines)

@@ -21,7 +21,7 @@ from textwrap import fill
 from typing import Any
 
 from lora_np.experiments.claims import WIDTH
-from lora_np.images.claims import all_claims, claim_rows, of_training, scores
+from lora_np.images.claims import all_claims, claims_table, of_training, scores
 from lora_np.images.picture import PAIRS, SHEET, STEPS, WEIGHT
 from lora_np.images.plan import BASE
 from lora_np.images.report import (
@@ -38,7 +38,7 @@ from lora_np.images.report import (
     style_table,
     weight_table,
 )
-from lora_np.tables import counted, markdown_table
+from lora_np.tables import Table, counted
 from tests.docs.filling import complete_run, keep_in, kept_in, marks
 
 ROOT = Path(__file__).parents[2]
@@ -90,9 +90,8 @@ def _run(content: Mapping[str, Any]) -> str:
 def _claims(results: Results) -> str:
     counts = Counter(claim.verdict for claim in all_claims(results))
     said = ", ".join(f"{number} {name}" for name, number in counts.most_common())
-    return (
-        f"{markdown_table(claim_rows(results))}\n\nOf these claims: {said}.\n\n{fill(RULE, WIDTH)}"
-    )
+    table = claims_table(results).markdown()
+    return f"{table}\n\nOf these claims: {said}.\n\n{fill(RULE, WIDTH)}"
 
 
 def _copies(results: Results) -> str:
@@ -115,7 +114,7 @@ def _picture(name: str) -> Callable[[Results], str]:
     return lambda results: f"![{PICTURES[name]}]({name})"
 
 
-def _text(table: str) -> str:
+def _text(table: Table | str) -> str:
     return f"```\n{table}\n```"
 
 

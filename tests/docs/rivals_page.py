@@ -37,6 +37,7 @@ from lora_np.experiments.compare.report import (
 from lora_np.experiments.search import SAME
 from lora_np.experiments.study.losses import losses, mean_loss
 from lora_np.experiments.study.report import verdicts
+from lora_np.tables import Table
 from tests.docs.filling import complete_run, keep_in, kept_in, marks
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +156,7 @@ def reached(reach: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _text(table: str) -> str:
+def _text(table: Table | str) -> str:
     return f"```\n{table}\n```"
 
 

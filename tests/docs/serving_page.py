@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_np.experiments.serving.report import alone_text, head, note, table_of
+from lora_np.experiments.serving.report import alone_text, head, note, tables_of
 from tests.docs.filling import complete_run, keep_in, kept_in, marks
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def block(name: str, content: Mapping[str, Any]) -> str:
     if of not in content or any(part not in content[of]["results"]["measured"] for part in parts):
         return MISSING
     results = content[of]["results"]
-    tables = [table_of(results, part) for part in parts]
+    tables = [str(table) for part in parts for table in tables_of(results, part)]
     if name == "alone":
         tables = [alone_text(results)]
     said = (head(results), *tables, f"{note(results)} {content[of]['date']}.")

@@ -35,7 +35,7 @@ from lora_np.experiments.sql.report import (
 from lora_np.experiments.sql.schemas import TRAINED, UNSEEN, VALIDATION
 from lora_np.experiments.sql.task import TESTS
 from lora_np.experiments.sql.templates import TEMPLATES
-from lora_np.tables import counted
+from lora_np.tables import Table, counted
 from tests.docs.filling import complete_run, keep_in, kept_in, marks
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,7 @@ BLOCKS = {
 }
 
 
-def _text(table: str) -> str:
+def _text(table: Table | str) -> str:
     return f"```\n{table}\n```"
 
 

@@ -33,7 +33,7 @@ from lora_np.experiments.rank_sweep.report import (
     trainable_parameters,
 )
 from lora_np.experiments.search import MOST_RATES
-from lora_np.tables import counted, text_table
+from lora_np.tables import Table, counted
 from tests.docs.filling import complete_run, keep_in, kept_in, marks
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -171,7 +171,7 @@ def _rates(content: Mapping[str, Any]) -> str:
         best = min(losses.values())
         shown = {lr: f"{x:.3f}{'*' if x == best else ' '}" for lr, x in losses.items()}
         columns[f"{name} "] = [shown.get(lr, "") for lr in rates]
-    return f"```\n{text_table(columns)}\n```"
+    return f"```\n{Table(columns)}\n```"
 
 
 def _directions(content: Mapping[str, Any]) -> str:

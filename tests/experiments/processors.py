@@ -22,7 +22,7 @@ settings = eval(sys.argv[1])
 for threads in (1, 2):
     with threadpool_limits(threads), tempfile.TemporaryDirectory() as folder:
         results = rank_sweep(settings, folder)
-    print(json.dumps([report.table(results), results]))
+    print(json.dumps([str(report.table(results)), results]))
 """
 
 

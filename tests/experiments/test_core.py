@@ -329,7 +329,7 @@ def old(tmp_path):
 def test_a_finished_sweep_of_an_earlier_version_is_read(old):
     before = (old / "results.json").read_bytes()
     results = rank_sweep(SMALL, old)
-    assert results == json.loads(before) and "r = 1" in table(results)
+    assert results == json.loads(before) and "r = 1" in str(table(results))
     assert (old / "results.json").read_bytes() == before
 
 

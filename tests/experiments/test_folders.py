@@ -360,17 +360,16 @@ def test_a_finished_sweep_on_a_read_only_disk_is_shown_analysed_and_read(shown, 
     assert analysed == 0 and names(tmp_path / "ranks") == ["analysis.json", "ranks.png"]
 
 
-def test_a_picture_that_a_read_only_disk_lacks_is_told(shown, tmp_path):
+def test_a_picture_that_a_read_only_disk_lacks_is_told(shown, tmp_path, capfd):
     folder, arguments = tmp_path / "copy", shown[1]
     shutil.copytree(shown[0], folder)
     (folder / "spectrum.png").unlink()
     arguments[-1] = str(folder)
     ((out, status),) = read_only(folder, arguments)
     assert status == 0 and "of full's gain" in out
-    assert out.endswith(
-        f"held in {folder}/: results.json, rank_vs_loss.png\n"
-        f"not written: {folder}/spectrum.png cannot be written: Read-only file system\n"
-    )
+    assert out.endswith(f"held in {folder}/: results.json, rank_vs_loss.png\n")
+    said = f"not written: {folder}/spectrum.png cannot be written: Read-only file system"
+    assert capfd.readouterr().err == f"lora-np: warning: {said}\n"
 
 
 def test_a_sweep_that_is_not_finished_needs_a_disk_that_can_be_written(tmp_path):

@@ -18,7 +18,7 @@ from lora_np.experiments.intrinsic import (
     dimension,
     intrinsic_dimension,
     intrinsic_run,
-    table,
+    report,
 )
 from lora_np.experiments.intrinsic import text as text_module
 from lora_np.experiments.intrinsic.dimension import Problem, Run, next_runs
@@ -448,7 +448,7 @@ def test_a_finished_run_of_an_earlier_version_is_read(finished, tmp_path):
     old = old_form(finished[1])
     (tmp_path / "results.json").write_text(json.dumps(old))
     assert intrinsic_run(SETTINGS, tmp_path) == old
-    assert table(old) == table(finished[1])
+    assert report(old) == report(finished[1])
 
 
 def test_an_unfinished_run_of_an_earlier_version_is_run(finished, tmp_path):
@@ -551,13 +551,15 @@ def made_up():
 
 
 def test_the_table_says_how_far_each_d_gets_and_between_which_two_d90_lies():
-    first, second = table(made_up()).split("\n\n")
+    first, second = report(made_up()).split("\n\n")
     lines = [" ".join(line.split()) for line in first.splitlines()]
     assert lines[2] == "d = 10 0.1 2.5000 50 % needs d > m"
     assert lines[3] == "d = 100 0.2 2.0500 95 % diverged"
     assert lines[4] == "full 0.004 2.0000 100 %"
     assert first.endswith("d90: plain 100 (10 is not enough); structured unknown")
-    one, other = (table(dict.fromkeys(STARTS, made_up()["random"] | {"layers": n})) for n in (1, 9))
+    one, other = (
+        report(dict.fromkeys(STARTS, made_up()["random"] | {"layers": n})) for n in (1, 9)
+    )
     assert "D = 1,000, 1 layer; " in one and "D = 1,000, 9 layers; " in other
     assert second.splitlines()[-2:] == [
         "d90: plain 10 (the smallest tried); structured unknown",
@@ -599,7 +601,7 @@ def test_the_command_writes_the_results_the_picture_and_the_table(monkeypatch, t
     command = ["intrinsic", "--quick", "--jobs", "1", "--out", str(out)]
     assert cli.main(command) == 0
     said = capsys.readouterr().out
-    assert said.startswith(table(json.loads((out / "results.json").read_text())))
+    assert said.startswith(report(json.loads((out / "results.json").read_text())))
     assert said.splitlines()[-2:] == [
         "base: pretrained here",
         f"written to {out}/: results.json, intrinsic_dimension.png",

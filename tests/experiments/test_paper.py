@@ -448,12 +448,12 @@ def test_table_5_names_the_lowest_row_of_all():
         {"targets": t, "rank": 1, "trainable_parameters": 9, "lr": 0.1, "losses": x, "paper": None}
         for t, x in (("q", {"0": 2.0, "1": 2.2}), ("up", {"0": 1.9}), ("down", {}))
     ]
-    text = report.table5({"budget": 9, "rows": rows}, BASE)
+    text = str(report.table5({"budget": 9, "rows": rows}, BASE))
     assert text.endswith("\nlowest of all: up") and "2.1000 +- 0.1414" in text
     assert text.count("+-") == 1  # one seed has no deviation
-    assert "lowest" not in report.table5({"budget": 9, "rows": rows[2:]}, BASE)
+    assert "lowest" not in str(report.table5({"budget": 9, "rows": rows[2:]}, BASE))
     rows[0]["losses"] = {"0": 1.9 + 0.9 * SAME * BASE}
-    assert report.table5({"budget": 9, "rows": rows}, BASE).endswith("\nlowest of all: q; up")
+    assert str(report.table5({"budget": 9, "rows": rows}, BASE)).endswith("\nlowest of all: q; up")
 
 
 def test_one_layer_and_one_step_are_not_plural(finished):
@@ -466,7 +466,7 @@ def test_one_layer_and_one_step_are_not_plural(finished):
 def test_a_row_that_diverged_is_reported_so(finished):
     table = json.loads(json.dumps(finished[1]["table5"]))
     table["rows"][0] |= {"losses": {}, "lr": None}
-    assert "diverged" in report.table5(table, BASE).splitlines()[2]
+    assert "diverged" in str(report.table5(table, BASE)).splitlines()[2]
     assert "diverged" in claims._losses({"q": {}}, ["q"])
 
 

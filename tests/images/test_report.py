@@ -14,7 +14,7 @@ from lora_np.images.claims import (
     WITHIN,
     all_claims,
     below,
-    claim_rows,
+    claims_table,
     not_above,
     ranged,
     ratios,
@@ -215,7 +215,9 @@ def test_scores_are_those_of_one_drawn_set_over_seeds():
 
 
 def line(table, *starts):
-    (found,) = (x for x in table.splitlines() if re.match(r"\s+".join(map(re.escape, starts)), x))
+    (found,) = (
+        x for x in str(table).splitlines() if re.match(r"\s+".join(map(re.escape, starts)), x)
+    )
     return found
 
 
@@ -224,7 +226,7 @@ def test_the_tables_show_means_ranges_and_the_floor():
     shown = line(steps_table(results), "base", "DDIM", "20 ")
     assert "4.44 [4.40, 4.49]" in shown and " 1.11 " in shown and "0.200" in shown
     assert "1.00" in line(steps_table(results), "real images, other draws")
-    assert "6.57" not in steps_table(results)  # with guidance: in a table of its own
+    assert "6.57" not in str(steps_table(results))  # with guidance: in a table of its own
     table = guidance_table(results)
     assert "6.57" in line(table, "3 ")
     assert [line(table, f"{w:g} ").split()[-2] for w in (1.0, 1.5, 2.0, 3.0)] == [
@@ -258,7 +260,7 @@ def test_the_report_holds_together_with_one_seed_and_with_several():
     assert one.startswith("1 seed, 4,056 images") and several.startswith("3 seeds, 4,056 images")
     assert "[" not in one.split("\n\n")[3] and "[4.40, 4.49]" in several
     assert "2.50 for drawn" in several.replace("\n", " ")
-    assert len(claim_rows(planted(seeds=1))) == len(claim_rows(planted()))
+    assert len(claims_table(planted(seeds=1)).rows()) == len(claims_table(planted()).rows())
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -555,7 +555,7 @@ def test_a_method_of_a_readers_file_is_swept_like_lora(tmp_path):
     assert {run["rank"]: run["trainable_parameters"] for run in runs} == {1: 12, 2: 24}
     for run in runs:
         assert run["test_loss"] == pytest.approx(run["floor"], rel=1e-3)
-    text = table(results)
+    text = str(table(results))
     assert "r = 2" in text and rank_sweep(settings, tmp_path / "gains") == results
     with pytest.raises(SweepError, match="other settings"):
         rank_sweep(dataclasses.replace(settings, method=None), tmp_path / "gains")

@@ -106,15 +106,12 @@ ROWS = [
 
 
 def test_the_table_has_a_line_an_estimator_and_a_column_a_ratio():
-    assert recovery_table(ROWS).splitlines() == [
-        "| k = 4, signal-to-noise | 1 | 2.5 |",
-        "| --- | --- | --- |",
-        "| stable rank | 9.7 [9.6, 9.8]; 0% | 4.4; 91% |",
-        "| bulk edge | 4.0; 100% | not defined |",
-        "",
-        "| k = 8, signal-to-noise | 1 |",
-        "| --- | --- |",
-        "| bulk edge | 7.5 [7.0, 8.0]; 50% |",
+    assert recovery_table(ROWS).markdown().splitlines() == [
+        "| estimator | k | signal-to-noise 1 | signal-to-noise 2.5 |",
+        "| --- | --- | --- | --- |",
+        "| stable rank | 4 | 9.7 [9.6, 9.8]; 0% | 4.4; 91% |",
+        "| bulk edge | 4 | 4.0; 100% | not defined |",
+        "| bulk edge | 8 | 7.5 [7.0, 8.0]; 50% |  |",
     ]
 
 

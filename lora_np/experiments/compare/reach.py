@@ -29,7 +29,7 @@ from lora_np.experiments.compare.rows import RANK, Row
 from lora_np.experiments.rank_sweep.linear import Regression
 from lora_np.layers import Linear
 from lora_np.methods import inject
-from lora_np.tables import text_table
+from lora_np.tables import Table
 from lora_np.train import Diverged, fit
 
 D_OUT, D_IN, LOW = 48, 32, 4
@@ -175,21 +175,21 @@ def described(changes: Mapping[str, tuple[Plant, str]]) -> dict[str, str]:
     return found
 
 
-def reach_table(found: Mapping[str, Any]) -> str:
+def reach_table(found: Mapping[str, Any]) -> Table:
     """Return the residuals as a matrix; a dash where a method cannot stand on a linear layer."""
-    columns: dict[str, list[str]] = {"": list(found["residual"])}
-    columns["numbers"] = ["-" if n is None else f"{n:,}" for n in found["trainable"].values()]
+    columns: dict[str, list[Any]] = {"": list(found["residual"])}
+    columns["numbers"] = list(found["trainable"].values())
     for i, name in enumerate(found["changes"]):
         column = [None if x is None else x[i] for x in found["residual"].values()]
         columns[name] = [_shown(value) for value in column]
     reached = f"* reached: below {REACHED}; a dash: the method does not stand on a linear layer"
-    words = "\n".join(f"{name}: {said}" for name, said in found["changes"].items())
-    return f"{text_table(columns)}\n{reached}\n\n{words}"
+    words = [f"{name}: {said}" for name, said in found["changes"].items()]
+    return Table(columns, {"numbers": ","}, notes=[reached, "", *words], missing="-")
 
 
-def _shown(residual: float | None) -> str:
+def _shown(residual: float | None) -> str | None:
     if residual is None:
-        return "-"
+        return None
     return f"{residual:.2f}{'*' if residual < REACHED else ' '}"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Sequence
@@ -17,8 +15,9 @@ from lora_np.experiments.compare.measure import LATENCIES, TIMES
 from lora_np.experiments.compare.order import UNDECIDED, orders, pairs_note
 from lora_np.experiments.search import MOST_RATES
 from lora_np.experiments.study.losses import Results, losses
-from lora_np.experiments.study.report import row, verdicts
-from lora_np.tables import counted, text_table
+from lora_np.experiments.study.report import FORMS, row, verdicts
+from lora_np.report import Report
+from lora_np.tables import Table, counted
 
 COLUMNS = (
     *("label", "family", "method", "base", "trainable", "share", "optimizer_bytes", "peak_bytes"),
@@ -34,7 +33,7 @@ HERE = (
 LOSSES = ("train_loss", "validation_loss", "test_loss", "pretrain_loss")
 
 
-def report(results: Results) -> str:
+def report(results: Results) -> Report:
     """Return complete results as text."""
     parts = [
         head(results),
@@ -46,7 +45,7 @@ def report(results: Results) -> str:
         verdicts(results),
         elsewhere(),
     ]
-    return "\n\n".join(parts)
+    return Report(parts)
 
 
 def elsewhere() -> str:
@@ -72,19 +71,17 @@ def head(results: Results) -> str:
     return fill(said, WIDTH)
 
 
-def losses_table(results: Results) -> str:
+def losses_table(results: Results) -> Table:
     """Return what the contenders learned; rows stand in the order of rows.py."""
-    order, columns = orders(results), {}
+    order, rows, notes = orders(results), [], []
     for label in results["best"]:
         cells = row(results, label)
         cells.pop("trainable")
-        cells["lr"] += "*" if at_limit(results, label) else ""
-        for heading, cell in {**cells, "order": order[label]}.items():
-            columns.setdefault(heading, []).append(cell)
-    table = text_table(columns)
-    if any(at_limit(results, label) for label in results["best"]):
-        table += f"\n* the best of {MOST_RATES} rates is an end, where the search stopped"
-    return table
+        if at_limit(results, label):
+            cells["lr"] = f"{cells['lr']:.2g}*"
+            notes = [f"* the best of {MOST_RATES} rates is an end, where the search stopped"]
+        rows.append({**cells, "order": order[label]})
+    return Table.of_rows(rows, FORMS, notes=notes)
 
 
 def at_limit(results: Results, label: str) -> bool:
@@ -93,26 +90,26 @@ def at_limit(results: Results, label: str) -> bool:
     return len(rates) >= MOST_RATES and results["best"][label] in (rates[0], rates[-1])
 
 
-def costs_table(results: Results) -> str:
+def costs_table(results: Results) -> Table:
     """Return what the contenders cost."""
-    columns: dict[str, list[str]] = {}
-    for label in results["best"]:
-        cells = {
+    latencies = {f"lat {size}": f"latency_{size}" for size in LATENCIES}
+    rows = [
+        {
             "": label,
-            "numbers": f"{results['measured'][label]['trainable']:,}",
-            "share": f"{100 * share(results, label):.2f} %",
-            "Adam B": f"{results['measured'][label]['optimizer_bytes']:,}",
-            "file B": _or_dash(results["measured"][label]["file_bytes"], ","),
-            "peak": _or_dash(over(results, label, "full", "peak_bytes"), ".2f"),
-            "step/lora": _or_dash(over(results, label, "lora", "step_seconds"), ".2f"),
-            "step": _or_dash(over(results, label, "full", "step_seconds"), ".2f"),
+            "numbers": results["measured"][label]["trainable"],
+            "share": share(results, label),
+            "Adam B": results["measured"][label]["optimizer_bytes"],
+            "file B": results["measured"][label]["file_bytes"],
+            "peak": over(results, label, "full", "peak_bytes"),
+            "step/lora": over(results, label, "lora", "step_seconds"),
+            "step": over(results, label, "full", "step_seconds"),
+            **{heading: over(results, label, "full", key) for heading, key in latencies.items()},
         }
-        for size in LATENCIES:
-            found = over(results, label, "full", f"latency_{size}")
-            cells[f"lat {size}"] = _or_dash(found, ".2f")
-        for heading, cell in cells.items():
-            columns.setdefault(heading, []).append(cell)
-    return text_table(columns)
+        for label in results["best"]
+    ]
+    counts = dict.fromkeys(("numbers", "Adam B", "file B"), ",")
+    ratios_of = dict.fromkeys(("peak", "step/lora", "step", *latencies), ".2f")
+    return Table.of_rows(rows, {**counts, **ratios_of, "share": ".2f %"}, missing="-")
 
 
 def over(results: Results, label: str, role: str, key: str) -> float | None:
@@ -156,10 +153,10 @@ def costs_note(results: Results) -> str:
     )
 
 
-def table(results: Results) -> list[dict[str, Any]]:
-    """Return a dictionary for each contender, with the columns of the CSV file."""
+def table(results: Results) -> Table:
+    """Return all numbers of the contenders, with the columns of the CSV file."""
     order = orders(results)
-    return [_record(results, label, order[label]) for label in results["best"]]
+    return Table.of_rows([_record(results, label, order[label]) for label in results["best"]])
 
 
 def _record(results: Results, label: str, order: str) -> dict[str, Any]:
@@ -201,17 +198,9 @@ def write_csv(results: Results, path: str | Path) -> None:
     """
     from lora_np.files import save_text
 
-    held = io.StringIO()
-    writer = csv.DictWriter(held, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table(results))
-    save_text(path, held.getvalue())
+    save_text(path, table(results).csv())
 
 
 def _mean(values: Sequence[float]) -> float | None:
     """Return the mean; None where a seed diverged, or there is no run."""
     return statistics.mean(values) if values and all(map(math.isfinite, values)) else None
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import mean
 from textwrap import fill
+from typing import Any
 
 from lora_np.experiments.claims import WIDTH
 from lora_np.experiments.dylora.claims import at, lora, speed_ups
 from lora_np.experiments.study.losses import Results
-from lora_np.experiments.study.report import head, spread, table, verdicts
-from lora_np.tables import text_table
+from lora_np.experiments.study.report import LOSS, head, spread, table, verdicts
+from lora_np.report import Report
+from lora_np.tables import Mean, Table
 
 
-def report(results: Results) -> str:
+def report(results: Results) -> Report:
     """Return complete results as text."""
     s = results["settings"]
     note = (
@@ -22,31 +25,34 @@ def report(results: Results) -> str:
     )
     parts = [
         head(results),
-        "Test loss by rank: of DyLoRA with an update rule and a scale, of LoRA trained at the "
-        f"rank,\nand of cuts of {lora(s['r_max'])}\n{by_rank(results)}",
-        f"{fill(note, WIDTH)}\n{table(results)}",
-        f"CPU seconds of one training, mean over seeds\n{seconds_table(results)}",
+        by_rank(results),
+        replace(table(results), title=fill(note, WIDTH)),
+        seconds_table(results),
         verdicts(results),
     ]
-    return "\n\n".join(parts)
+    return Report(parts)
 
 
-def by_rank(results: Results) -> str:
+def by_rank(results: Results) -> Table:
     """Return the test losses as a table with a row for each rank."""
     s, ranks = results["settings"], range(1, results["settings"]["r_max"] + 1)
-    columns = {"r": [str(r) for r in ranks]}
+    columns: dict[str, list[Any]] = {"r": list(ranks)}
     for label in s["dylora"]:
         heading = label.removeprefix("DyLoRA ")
         columns[heading] = [_mean(results, label, r) for r in ranks]
     columns["LoRA"] = [
-        spread(list(at(results, "LoRA", r).values())) if r in s["ranks"] else "" for r in ranks
+        spread(list(at(results, "LoRA", r).values())) if r in s["ranks"] else None for r in ranks
     ]
     for cut in ("svd", "naive"):
         columns[cut] = [_mean(results, cut, r) for r in ranks]
-    return text_table(columns)
+    title = (
+        "Test loss by rank: of DyLoRA with an update rule and a scale, of LoRA trained at the "
+        f"rank,\nand of cuts of {lora(s['r_max'])}"
+    )
+    return Table(columns, {**dict.fromkeys(columns, LOSS), "r": ""}, title)
 
 
-def seconds_table(results: Results) -> str:
+def seconds_table(results: Results) -> Table:
     """Return how long one training takes, and against LoRA of the largest rank."""
     s, seconds = results["settings"], results["training_seconds"]
     largest = mean(seconds[lora(s["r_max"])])
@@ -55,15 +61,17 @@ def seconds_table(results: Results) -> str:
     rows["LoRA of all these ranks"] = sum(rows[label] for label in ranks)
     columns = {
         "": list(rows),
-        "seconds": [f"{x:.2f}" for x in rows.values()],
-        f"/ {lora(s['r_max'])}": [f"{x / largest:.2f}" for x in rows.values()],
+        "seconds": list(rows.values()),
+        f"/ {lora(s['r_max'])}": [x / largest for x in rows.values()],
     }
     one, search = (mean(ratio) for ratio in speed_ups(results))
-    return (
-        f"{text_table(columns)}\nOver the mean of the DyLoRAs: one LoRA {one:.2f}, LoRA of all "
-        f"ranks {search:.2f}"
+    return Table(
+        columns,
+        dict.fromkeys(columns, ".2f"),
+        "CPU seconds of one training, mean over seeds",
+        [f"Over the mean of the DyLoRAs: one LoRA {one:.2f}, LoRA of all ranks {search:.2f}"],
     )
 
 
-def _mean(results: Results, label: str, r: int) -> str:
-    return spread(list(at(results, label, r).values()), None)
+def _mean(results: Results, label: str, r: int) -> Mean | str:
+    return spread(list(at(results, label, r).values()), False)

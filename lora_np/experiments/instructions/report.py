@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import mean, stdev
 from textwrap import fill
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from lora_np.experiments.claims import WIDTH
 from lora_np.experiments.instructions.families import ALL
 from lora_np.experiments.instructions.judge import Rate, Row, guessed, rate, refused_wrongly
-from lora_np.tables import counted, text_table
+from lora_np.report import Report
+from lora_np.tables import Table, counted
 
 TITLES = {
     "values": "New values: wordings as trained, names, cities and goods never trained",
@@ -26,7 +28,7 @@ NOTE = (
 )
 
 
-def report(results: Mapping[str, Any]) -> str:
+def report(results: Mapping[str, Any]) -> Report:
     """Return the results of a study as text.
 
     Parameters
@@ -37,41 +39,44 @@ def report(results: Mapping[str, Any]) -> str:
     trials = results["trials"]
     before, after = ([row for trial in trials for row in trial[side]] for side in SIDES)
     trained, seeds = counted(trials[0]["train"], "record"), counted(len(trials), "seed")
-    parts = [f"Synthetic instructions, trained on {trained}; {seeds}\n{fill(NOTE, WIDTH)}"]
+    parts: list[Table | str] = [
+        f"Synthetic instructions, trained on {trained}; {seeds}\n{fill(NOTE, WIDTH)}"
+    ]
     for split in dict.fromkeys(row["split"] for row in before):
         rows = [[row for row in side if row["split"] == split] for side in (before, after)]
-        parts.append(f"{TITLES[split]}\n{split_table(*rows)}\n{refusals(*rows)}")
+        parts.append(
+            replace(split_table(*rows), title=TITLES[split], notes=refusals(*rows).splitlines())
+        )
     if len(trials) > 1:
-        parts.append(f"Exact match by seed, in %\n{seeds_table(trials)}")
+        parts.append(seeds_table(trials))
     seconds = mean(trial["seconds"] for trial in trials)
     parts.append(f"One training took {seconds / 60:.1f} minutes of one processor.")
-    return "\n\n".join(parts)
+    return Report(parts)
 
 
-def seeds_table(trials: Sequence[Mapping[str, Any]]) -> str:
+def seeds_table(trials: Sequence[Mapping[str, Any]]) -> Table:
     """Return exact match after training by seed and split, and the standard error over seeds."""
-    columns: dict[str, list[str]] = {"": [*(f"seed {t['seed']}" for t in trials), "mean"]}
+    columns: dict[str, list[Any]] = {"": [*(f"seed {t['seed']}" for t in trials), "mean"]}
     for split in TITLES:
         shares = [
             100 * mean(row["exact"] for row in trial["after"] if row["split"] == split)
             for trial in trials
         ]
         error = stdev(shares) / math.sqrt(len(shares))
-        columns[split] = [f"{share:.1f}" for share in shares]
-        columns[split].append(f"{mean(shares):.1f} +- {error:.1f}")
-    return text_table(columns)
+        columns[split] = [*shares, f"{mean(shares):.1f} +- {error:.1f}"]
+    return Table(columns, dict.fromkeys(TITLES, ".1f"), "Exact match by seed, in %")
 
 
-def split_table(before: Sequence[Row], after: Sequence[Row]) -> str:
+def split_table(before: Sequence[Row], after: Sequence[Row]) -> Table:
     """Return exact match by family as a table; the rows of both sides are the same samples."""
     names = list(dict.fromkeys(row["family"] for row in before))
     lines = [_line(name, before, after, lambda row, of=name: row["family"] == of) for name in names]
     lines.append(_line("all", before, after, lambda row: True))
     if any(ALL[name].is_json for name in names):
         by_value = [_share([row["value"] for row in side]) for side in (before, after)]
-        values = {"": "all, JSON by value", "n": str(len(before))}
-        lines.append({**values, "before": by_value[0], "after": by_value[1], "change": ""})
-    return text_table({heading: [line[heading] for line in lines] for heading in lines[0]})
+        values = {"": "all, JSON by value", "n": len(before)}
+        lines.append({**values, "before": by_value[0], "after": by_value[1], "change": None})
+    return Table.of_rows(lines)
 
 
 def refusals(before: Sequence[Row], after: Sequence[Row]) -> str:
@@ -104,12 +109,12 @@ def change(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float]
 
 def _line(
     name: str, before: Sequence[Row], after: Sequence[Row], belongs: Callable[[Row], bool]
-) -> dict[str, str]:
+) -> dict[str, Any]:
     sides = [[row["exact"] for row in side if belongs(row)] for side in (before, after)]
     gain, error = change(*sides)
     return {
         "": name,
-        "n": str(len(sides[0])),
+        "n": len(sides[0]),
         "before": _share(sides[0]),
         "after": _share(sides[1]),
         "change": f"{100 * gain:+.1f} +- {100 * error:.1f}",

@@ -6,10 +6,10 @@ from typing import Any
 
 from lora_np.experiments.intrinsic.dimension import VARIANTS, Run, losses_of
 from lora_np.experiments.terminal import Terminal
-from lora_np.tables import counted, text_row
+from lora_np.report import Report
+from lora_np.tables import Table, counted
 
 STARTS = ("pretrained", "random")
-WIDTHS = (12, 35, 35)  # of the table: d, and three columns for each variant
 
 
 class Listener(Terminal):
@@ -21,45 +21,48 @@ class Listener(Terminal):
         self.show(f"{at}, lr {run.lr:.2g}: {loss:.4g}")
 
 
-def table(results: dict[str, Any]) -> str:
-    """Return for each start the loss at every d, as a share of the full gain too, and d90."""
-    return "\n\n".join(_table_of(start, results[start]) for start in STARTS)
+def report(results: dict[str, Any]) -> Report:
+    """Return the tables of both starts as text."""
+    return Report([table(results, start) for start in STARTS])
 
 
-def _table_of(start: str, found: dict[str, Any]) -> str:
+def table(results: dict[str, Any], start: str) -> Table:
+    """Return for a start the loss at every d, as a share of the full gain too, and d90."""
+    found = results[start]
     base, full = found["base"], found["full"]
-    rows = {(row["variant"], row["d"]): row for row in found["rows"]}
-    rate = rows["full", None]["lr"]
-    lines = [
+    by_run = {(row["variant"], row["d"]): row for row in found["rows"]}
+    rows = []
+    for d in sorted({d for _, d in by_run if d is not None}):
+        rows.append({"": f"d = {d}"})
+        for variant in VARIANTS:
+            rows[-1] |= _cells(variant, by_run.get((variant, d)), base, full)
+    whole = _cells(VARIANTS[0], by_run["full", None], base, full)
+    rows.append({"": "full", **dict.fromkeys(_headings(VARIANTS[1])), **whole})
+    title = (
         f"{start}: D = {found['D']:,}, {counted(found['layers'], 'layer')}; "
-        f"validation loss at the start {base:.4f}, 90 % of the way {found['target']:.4f}",
-        text_row(("", *(_three(f"{v}, lr", "loss", "of gain") for v in VARIANTS)), WIDTHS),
-    ]
-    for d in sorted({d for _, d in rows if d is not None}):
-        cells = [_cells(rows.get((variant, d)), base, full) for variant in VARIANTS]
-        lines.append(text_row((f"d = {d}", *cells), WIDTHS))
-    whole = _three(f"{rate:.2g}", f"{full:.4f}", "100 %")
-    lines.append(text_row(("full", whole), WIDTHS))
-    lines.append(f"d90: {_d90(found, 'd90')}")
+        f"validation loss at the start {base:.4f}, 90 % of the way {found['target']:.4f}"
+    )
+    notes = [f"d90: {_d90(found, 'd90')}"]
     if found["d90_square"] is not None:
-        lines.append(
-            f"d90 against plain at d = D ({found['square']:.4f}): {_d90(found, 'd90_square')}"
-        )
-    return "\n".join(lines)
+        at_D = f"d90 against plain at d = D ({found['square']:.4f})"
+        notes.append(f"{at_D}: {_d90(found, 'd90_square')}")
+    headings = [heading for variant in VARIANTS for heading in _headings(variant)]
+    return Table.of_rows(rows, dict(zip(headings, (".2g", ".4f", ".0f %") * 2)), title, notes)
 
 
-def _cells(row: dict[str, Any] | None, base: float, full: float) -> str:
-    """Return the three columns of a variant, or why they are empty."""
+def _headings(variant: str) -> tuple[str, str, str]:
+    return f"{variant}: lr", f"{variant}: loss", f"{variant}: gain"
+
+
+def _cells(variant: str, row: dict[str, Any] | None, base: float, full: float) -> dict[str, Any]:
+    """Return the three cells of a variant, or why they are empty."""
     if row is None:
-        return "needs d > m"
-    if row["loss"] is None:
-        return "diverged"
-    gain = (base - row["loss"]) / (base - full)
-    return _three(f"{row['lr']:.2g}", f"{row['loss']:.4f}", f"{100 * gain:.0f} %")
-
-
-def _three(lr: str, loss: str, gain: str) -> str:
-    return text_row(("", lr, loss, gain), (0, 17, 9, 9))
+        cells = ("needs d > m", None, None)
+    elif row["loss"] is None:
+        cells = ("diverged", None, None)
+    else:
+        cells = (row["lr"], row["loss"], (base - row["loss"]) / (base - full))
+    return dict(zip(_headings(variant), cells))
 
 
 def _d90(found: dict[str, Any], key: str) -> str:

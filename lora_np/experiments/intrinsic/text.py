@@ -20,7 +20,7 @@ import numpy as np
 from lora_np.data import split, windows
 from lora_np.experiments.folder import Kind, Results, begin, opened, save_results
 from lora_np.experiments.intrinsic.dimension import Problem, Run, intrinsic_dimension
-from lora_np.experiments.intrinsic.report import STARTS, table
+from lora_np.experiments.intrinsic.report import STARTS, report
 from lora_np.experiments.rank_sweep.plan import Trial
 from lora_np.experiments.rank_sweep.text import (
     DeviceBatches,
@@ -214,7 +214,7 @@ def _check(results: Results) -> None:
     for run, _ in map(_kept, trials):
         Trial(run.variant, run.d, run.seed, run.lr)  # raises if the fields are not a run's
     if results["complete"]:
-        table(results)
+        report(results)
 
 
 INTRINSIC = Kind("an intrinsic run", ("*",), _check)

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lora_np.tables import counted, text_table
+from lora_np.report import Report
+from lora_np.tables import Table, counted
 
 BASE = "base"
 ERRORS = 2.0  # standard errors by which a margin must exceed 0
@@ -119,24 +120,24 @@ def paired(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     return float(d.mean()), float(d.std(ddof=1)) / math.sqrt(len(d))
 
 
-def matrix_text(matrix: Matrix) -> str:
+def matrix_text(matrix: Matrix) -> Report:
     """Return the matrix as text: losses, exact answers, the narrowest margins, the verdict."""
     n = matrix.losses.shape[2]
     numbers = {pair: str(i) for i, pair in enumerate(matrix.pairs, 1)}
     rows = [f"{numbers.get(name, '')} {name}".strip() for name in matrix.adapters]
 
-    def table(cells: np.ndarray, form: str) -> str:
-        columns = {f"on {i}": [format(x, form) for x in cells[:, i - 1]] for i in _from_1(matrix)}
-        return text_table({"": rows, **columns})
+    def table(title: str, cells: np.ndarray, form: str) -> Table:
+        columns = {f"on {i}": cells[:, i - 1].tolist() for i in _from_1(matrix)}
+        return Table({"": rows, **columns}, dict.fromkeys(columns, form), title)
 
+    loss = f"Loss on the held-out samples of each pair, in nats a token (n = {n})"
     parts = [
-        f"Loss on the held-out samples of each pair, in nats a token (n = {n})\n"
-        + table(matrix.losses.mean(axis=2), ".3f"),
-        f"Exact answers to them, in %\n{table(100 * matrix.exact.mean(axis=2), '.1f')}",
-        f"The rival that comes nearest to each pair's own adapter\n{_nearest(matrix)}",
+        table(loss, matrix.losses.mean(axis=2), ".3f"),
+        table("Exact answers to them, in %", 100 * matrix.exact.mean(axis=2), ".1f"),
+        _nearest(matrix),
         verdict(matrix),
     ]
-    return "\n\n".join(parts)
+    return Report(parts)
 
 
 def verdict(matrix: Matrix) -> str:
@@ -150,20 +151,21 @@ def verdict(matrix: Matrix) -> str:
     return f"Not every adapter beats every other {rule}: not {', '.join(lost)}, of {compared}."
 
 
-def _nearest(matrix: Matrix) -> str:
+def _nearest(matrix: Matrix) -> Table:
     """Return, for each pair, the margin that is the fewest standard errors."""
     rows = []
     for pair in matrix.pairs:
         margins = [m for m in matrix.margins() if m.pair == pair]
         rows.append(min(margins, key=lambda m: m.loss - ERRORS * m.loss_error))
-    return text_table(
+    return Table(
         {
             "": [m.pair for m in rows],
             "rival": [m.other for m in rows],
             "loss": [f"{m.loss:+.3f} +- {m.loss_error:.3f}" for m in rows],
             "exact [%]": [f"{100 * m.exact:+.1f} +- {100 * m.exact_error:.1f}" for m in rows],
             "beaten": ["yes" if m.beats else "no" for m in rows],
-        }
+        },
+        title="The rival that comes nearest to each pair's own adapter",
     )
 
 

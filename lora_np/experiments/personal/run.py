@@ -24,6 +24,7 @@ from lora_np.experiments.personal.samples import Splits, samples_of
 from lora_np.experiments.personal.tasks import Sample
 from lora_np.experiments.unchanged import check_unchanged, parameter_hashes, whole
 from lora_np.layers import Layer
+from lora_np.report import Report
 
 ADAPTERS = "adapters"  # the folder of the adapters: adapters/USER/TASK
 
@@ -140,15 +141,15 @@ def matrix_of(results: Results) -> Matrix:
     return Matrix(adapters, pairs, losses, exact)
 
 
-def run_text(results: Results) -> str:
+def run_text(results: Results) -> Report:
     """Return complete results as text: the matrix, the verdict, the base, the time."""
     seconds = [trial["seconds"] for trial in results["trials"]]
-    return (
-        f"{matrix_text(matrix_of(results))}\n\n"
+    said = (
         f"The base is bit-equal before the first training and after each of {len(seconds)} "
         f"(SHA-256 {results['base_sha256'][:16]}).\n"
         f"A training took {min(seconds):.0f} to {max(seconds):.0f} seconds of one processor."
     )
+    return Report([matrix_text(matrix_of(results)), said])
 
 
 class Control(NamedTuple):

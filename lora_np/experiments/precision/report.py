@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_np.tables import counted, text_row
+from lora_np.report import Report
+from lora_np.tables import Table, counted
 
 
-def report(results: dict[str, Any]) -> str:
+def report(results: dict[str, Any]) -> Report:
     """Return all tables as text.
 
     Parameters
@@ -15,58 +16,71 @@ def report(results: dict[str, Any]) -> str:
     results : dict
         What :func:`lora_np.experiments.precision.precision_study` returns.
     """
-    return "\n\n".join(table(results) for table in (_storage, _merging, _sizes, _scaling))
+    tables = (storage_table, merging_table, sizes_table, scaling_table)
+    return Report([table(results) for table in tables])
 
 
-def _storage(results: dict[str, Any]) -> str:
+def storage_table(results: dict[str, Any]) -> Table:
+    """Return what a base takes in each form, and the losses before and after training."""
     s, whole = results["settings"], results["storage"][0]["bytes"]
-    widths = (12, 11, 9, 17, 13, 12)
-    head = ("base", "bytes", "share", "error of logits", "loss before", "loss after")
-    lines = [
+    rows = [
+        {
+            "base": row["form"],
+            "bytes": row["bytes"],
+            "share": row["bytes"] / whole,
+            "error of logits": row["error"],
+            "loss before": row["before"],
+            "loss after": row["after"],
+        }
+        for row in results["storage"]
+    ]
+    forms = {"bytes": ",", "share": ".1f %", "error of logits": ".1e"}
+    losses = dict.fromkeys(("loss before", "loss after"), ".4f")
+    title = (
         f"a base of {results['parameters']:,} parameters; LoRA, r = {s['r']}, lr {s['lr']:g}, "
-        f"{counted(s['steps'], 'step')}",
-        text_row(head, widths),
+        f"{counted(s['steps'], 'step')}"
+    )
+    return Table.of_rows(rows, {**forms, **losses}, title)
+
+
+def merging_table(results: dict[str, Any]) -> Table:
+    """Return what becomes of the trained change when it is merged into each form."""
+    rows = [
+        {
+            "merged in": row["form"],
+            "|dW| / |W0|": row["size"],
+            "unchanged": row["unchanged"],
+            "rounding / |dW|": row["rounding"],
+            "not restored": row["not_restored"],
+        }
+        for row in results["merging"]
     ]
-    for row in results["storage"]:
-        share = f"{100 * row['bytes'] / whole:.1f} %"
-        losses = (f"{row['before']:.4f}", f"{row['after']:.4f}")
-        cells = (row["form"], f"{row['bytes']:,}", share, f"{row['error']:.1e}", *losses)
-        lines.append(text_row(cells, widths))
-    return "\n".join(lines)
+    forms = {"|dW| / |W0|": ".3f", "rounding / |dW|": ".1e"}
+    shares = {"unchanged": ".1f %", "not restored": ".1f %"}
+    return Table.of_rows(rows, {**forms, **shares}, "the trained change, merged")
 
 
-def _merging(results: dict[str, Any]) -> str:
-    widths = (12, 13, 12, 17, 15)
-    head = ("merged in", "|dW| / |W0|", "unchanged", "rounding / |dW|", "not restored")
-    lines = ["the trained change, merged", text_row(head, widths)]
-    for row in results["merging"]:
-        shares = (f"{100 * row['unchanged']:.1f} %", f"{100 * row['not_restored']:.1f} %")
-        cells = (row["form"], f"{row['size']:.3f}", shares[0], f"{row['rounding']:.1e}", shares[1])
-        lines.append(text_row(cells, widths))
-    return "\n".join(lines)
+def sizes_table(results: dict[str, Any]) -> Table:
+    """Return the share of entries that a random change leaves as they are, by its size."""
+    sizes, found = results["settings"]["sizes"], results["sizes"]
+    columns: dict[str, list[Any]] = {"merged in": list(found)}
+    for i, size in enumerate(sizes):
+        columns[f"{size:g}"] = [shares[i] for shares in found.values()]
+    title = "entries that a random change leaves unchanged, by |dW| / |W0|"
+    return Table(columns, dict.fromkeys(columns, ".1f %"), title)
 
 
-def _sizes(results: dict[str, Any]) -> str:
-    sizes = results["settings"]["sizes"]
-    widths = (12, *(10 for _ in sizes))
-    lines = [
-        "entries that a random change leaves unchanged, by |dW| / |W0|",
-        text_row(("merged in", *(f"{size:g}" for size in sizes)), widths),
+def scaling_table(results: dict[str, Any]) -> Table:
+    """Return which gradients float16 loses, with and without a loss scale."""
+    rows = [
+        {
+            "gradients times": f"2^{row['power']}",
+            "loss scale": "none" if row["scale"] is None else row["scale"],
+            "lost": row["lost"],
+            "loss after": "diverged" if row["loss"] is None else row["loss"],
+        }
+        for row in results["scaling"]
     ]
-    for form, shares in results["sizes"].items():
-        lines.append(text_row((form, *(f"{100 * share:.1f} %" for share in shares)), widths))
-    return "\n".join(lines)
-
-
-def _scaling(results: dict[str, Any]) -> str:
-    widths, steps = (16, 14, 11, 12), results["settings"]["scaling_steps"]
-    lines = [
-        f"gradients made small and passed back in float16; {counted(steps, 'step')}",
-        text_row(("gradients times", "loss scale", "lost", "loss after"), widths),
-    ]
-    for row in results["scaling"]:
-        scale = row["scale"] if isinstance(row["scale"], str | None) else f"{row['scale']:g}"
-        lost = f"{100 * row['lost']:.1f} %"
-        loss = "diverged" if row["loss"] is None else f"{row['loss']:.4f}"
-        lines.append(text_row((f"2^{row['power']}", scale or "none", lost, loss), widths))
-    return "\n".join(lines)
+    steps = counted(results["settings"]["scaling_steps"], "step")
+    title = f"gradients made small and passed back in float16; {steps}"
+    return Table.of_rows(rows, {"loss scale": "g", "lost": ".1f %", "loss after": ".4f"}, title)

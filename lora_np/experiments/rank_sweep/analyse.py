@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,34 @@ def analyse_sweep(folder: str | Path) -> Analysis:
             raise SweepError(f"{folder} holds a spectrum with {error}") from None
         modules.append(ModuleRanks.of_spectrum(name.removesuffix(".W"), found))
     return Analysis(source_of(folder), by_name(modules))
+
+
+def next_of_sweep(analysis: Analysis, folder: str | Path) -> str:
+    """Return the line of the command that shows the model of the rank that an analysis found.
+
+    Parameters
+    ----------
+    analysis : Analysis
+        Of this sweep.
+    folder : str or Path
+
+    Returns
+    -------
+    str
+        With the validation loss of that model, which has the smallest rank of the sweep that is
+        enough, else the largest. "" for a sweep that leaves no model that writes.
+    """
+    results = read_results(Path(folder) / "results.json")
+    found = results["runs"] if results["settings"].get("task") == "text" else ()
+    runs = [run for run in found if run["rank"] is not None and run["validation_loss"] is not None]
+    if not runs:
+        return ""
+    needed = max(rank or 0 for rank in analysis.largest_rank().values())
+    ranks = sorted({run["rank"] for run in runs})
+    rank = next((rank for rank in ranks if rank >= needed), ranks[-1])
+    loss = min(run["validation_loss"] for run in runs if run["rank"] == rank)
+    command = f"lora-np generate --run {shlex.quote(str(folder))} --model {rank}"
+    return f"next: {command}   (validation loss {loss:.4g})"
 
 
 def _held_spectrum(change: Any) -> tuple[str, Spectrum]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from lora_np.experiments.rank_sweep.method import name_in
 from lora_np.experiments.search import FACTOR, Contender
-from lora_np.tables import plus_minus, text_row
+from lora_np.tables import Mean, Table
 from lora_np.train.equal import SAME, is_gain
 
+Results = Mapping[str, Any]  # the content of results.json
 FULL: Contender = ("full", None)
 ARTICLE = (2e-4, 5e-4)  # the learning rates that the article recommends for LoRA
-WIDTHS = (8, 10, 10, 10, 12, 20, 16)  # of the table's columns
 
 
-def summary(results: dict[str, Any], key: str) -> dict[Contender, tuple[float, float | None, int]]:
+def summary(results: Results, key: str) -> dict[Contender, tuple[float, float | None, int]]:
     """Return by method and rank the mean of `key` over seeds, its deviation, and the count.
 
     Runs that diverged are left out. The deviation is that of the sample; None for a single run.
@@ -32,53 +33,58 @@ def summary(results: dict[str, Any], key: str) -> dict[Contender, tuple[float, f
     }
 
 
-def trainable_parameters(results: dict[str, Any]) -> dict[Contender, int]:
+def trainable_parameters(results: Results) -> dict[Contender, int]:
     """Return by method and rank how many parameters were trained, without runs that diverged."""
     ended = [run for run in results["runs"] if run["test_loss"] is not None]
     return {(run["method"], run["rank"]): run["trainable_parameters"] for run in ended}
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: Results) -> Table:
     """Return the curve as a table: means of losses over seeds, with the sample deviation."""
-    linear = results["settings"]["task"] == "linear"
-    count = trainable_parameters(results)
-    rate = {(run["method"], run["rank"]): run["lr"] for run in results["runs"]}
-    columns = {k: summary(results, f"{k}_loss") for k in ("train", "validation", "test")}
-    base, full = results["base_test_loss"], columns["test"].get(FULL, (math.nan,))[0]
-    last = "floor" if linear else "of full's gain"
-    validation = f"{results['base_validation_loss']:.4g}"
-    lines = [
-        text_row(("", "trainable", "lr", "train", "validation", "test", last), WIDTHS),
-        text_row(("base", 0, "", "", validation, f"{base:.4g}"), (*WIDTHS[:5], 11)),
-    ]
-    settings = results["settings"]
+    settings, base = results["settings"], results["base_test_loss"]
+    validation = results["base_validation_loss"]
+    rows = [{"": "base", "trainable": 0, "validation": validation, "test": base}]
     curve: list[Contender] = [(name_in(results), r) for r in settings["ranks"]]
     for contender in [*curve, *([] if settings["full_lr"] is None else [FULL])]:
-        rank, label = contender[1], _label(contender)
-        if contender not in count:
-            lines.append(f"{label:<8}  diverged at every learning rate that was tried")
-            continue
-        test, deviation, n = columns["test"][contender]
-        spread = plus_minus(deviation, ".2g")
-        if lost := settings["seeds"] - n:
-            others = "other" if lost == 1 else "others"
-            spread += f" ({n} of {settings['seeds']} seeds, the {others} diverged)"
-        if linear:
-            final = "" if rank is None else f"{results['floors'][rank]:.4g}"
-        else:
-            share = 100 * (base - test) / (base - full) if is_gain(base, full) else None
-            final = "" if share is None else f"{share:.0f} %"
-        means = (f"{columns[slice_][contender][0]:.4g}" for slice_ in ("train", "validation"))
-        trained = label, f"{count[contender]:,}", f"{rate[contender]:.2g}"
-        lines.append(text_row((*trained, *means, f"{test:>11.4g}{spread:<9}", final), WIDTHS))
-    if not linear:
-        lines += flat(results)
-    if settings["task"] == "llm":
-        lines += best_rates(results)
-    return "\n".join(lines)
+        rows.append({"": _label(contender), **_row(results, contender)})
+    linear = settings["task"] == "linear"
+    headings = ("", "trainable", "lr", "train", "validation", "test")
+    headings += ("floor" if linear else "of full's gain",)
+    columns = {heading: [row.get(heading) for row in rows] for heading in headings}
+    forms = {"trainable": ",", "lr": ".2g", "of full's gain": ".0f %"}
+    losses = dict.fromkeys(("train", "validation", "test", "floor"), ".4g")
+    notes = [*([] if linear else flat(results))]
+    notes += best_rates(results) if settings["task"] == "llm" else []
+    return Table(columns, {**forms, **losses}, notes=notes)
 
 
-def best_rates(results: dict[str, Any]) -> list[str]:
+def _row(results: Results, contender: Contender) -> dict[str, Any]:
+    """Return what a contender trained and how far it came; that it diverged if no run ended."""
+    runs = [r for r in results["runs"] if (r["method"], r["rank"]) == contender]
+    if contender not in (count := trainable_parameters(results)):
+        return {"lr": "diverged"}  # at every rate that was tried
+    means = {key: summary(results, f"{key}_loss") for key in ("train", "validation", "test")}
+    test, deviation, n = means["test"][contender]
+    note = ""
+    if lost := results["settings"]["seeds"] - n:
+        others = "other" if lost == 1 else "others"
+        note = f" ({n} of {results['settings']['seeds']} seeds, the {others} diverged)"
+    row = {
+        "trainable": count[contender],
+        "lr": runs[-1]["lr"],
+        "train": means["train"][contender][0],
+        "validation": means["validation"][contender][0],
+        "test": Mean(test, deviation, note=note),
+    }
+    base, full = results["base_test_loss"], means["test"].get(FULL, (math.nan,))[0]
+    if is_gain(base, full):
+        row["of full's gain"] = (base - test) / (base - full)
+    if contender[1] is not None and results["settings"]["task"] == "linear":
+        row["floor"] = results["floors"][contender[1]]
+    return row
+
+
+def best_rates(results: Results) -> list[str]:
     """Return lines that say whether the best rate at each rank lies where the article says."""
     best = {run["rank"]: run["lr"] for run in results["runs"] if run["rank"] is not None}
     if not best:
@@ -103,7 +109,7 @@ def _label(contender: Contender) -> str:
     return method if rank is None else f"r = {rank}"
 
 
-def losses_by_seed(results: dict[str, Any]) -> dict[int, dict[int, float]]:
+def losses_by_seed(results: Results) -> dict[int, dict[int, float]]:
     """Return the test losses of the method by rank and seed, without runs that diverged."""
     loss: dict[int, dict[int, float]] = {}
     for run in results["runs"]:
@@ -139,7 +145,7 @@ def beats(one: dict[int, float], other: dict[int, float], base: float) -> bool |
     return float(np.mean(d)) > max(two_errors, SAME * abs(base))
 
 
-def flat_ranks(results: dict[str, Any]) -> list[int]:
+def flat_ranks(results: Results) -> list[int]:
     """Return the ranks from which on the curve is flat; empty where nothing can be compared."""
     loss = losses_by_seed(results)
     ranks = sorted(loss)
@@ -153,7 +159,7 @@ def flat_ranks(results: dict[str, Any]) -> list[int]:
     return [r for r in ranks if all(r > low for low in rough)]
 
 
-def flat(results: dict[str, Any]) -> list[str]:
+def flat(results: Results) -> list[str]:
     """Return a line that says from which rank on the curve is flat, beyond the spread."""
     found, beyond = flat_ranks(results), "beyond two standard errors"
     if not found:

@@ -32,7 +32,7 @@ def _check(results: Results) -> None:
             if trial[name] is not None:  # it diverged
                 _check_number(trial[name])
     if results["complete"]:
-        table(results)
+        str(table(results))
 
 
 def _check_number(value: Any) -> None:

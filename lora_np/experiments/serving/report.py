@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lora_np.experiments.serving.measure import Spread, ratio
 from lora_np.experiments.serving.plan import ALONE_GOAL, GOALS, SMALL, BenchSettings
 from lora_np.experiments.serving.run import ALONE, BASE, OURS, PEFT
-from lora_np.tables import counted, rounded, text_table
+from lora_np.report import Report
+from lora_np.tables import Table, counted, rounded
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -22,9 +24,10 @@ TITLES = {
     "real": "Whole answers",
     "long": "Writing after long contexts",
 }
+SIDES = {OURS: "ours", BASE: "base alone", ALONE: "one at a time", PEFT: "PEFT"}
 
 
-def report(results: Results) -> str:
+def report(results: Results) -> Report:
     """Return all tables as text.
 
     Parameters
@@ -32,10 +35,9 @@ def report(results: Results) -> str:
     results : mapping
         What :func:`lora_np.experiments.serving.serving_study` returns.
     """
-    tables = [table_of(results, name) for name in results["measured"]]
-    if "distinct" in results["measured"]:
-        tables.append(alone_text(results))
-    return "\n\n".join((head(results), *tables, note(results)))
+    tables = [table for name in results["measured"] for table in tables_of(results, name)]
+    alone = [alone_text(results)] if "distinct" in results["measured"] else []
+    return Report([head(results), *tables, *alone, note(results)])
 
 
 def head(results: Results) -> str:
@@ -70,18 +72,20 @@ def note(results: Results) -> str:
     )
 
 
-def table_of(results: Results, name: str) -> str:
-    """Return the table of a measurement, under its title."""
+def tables_of(results: Results, name: str) -> list[Table]:
+    """Return the tables of a measurement: two for "distinct", else one."""
     rows = results["measured"][name]
     if name == "distinct":
-        return f"{title(results, name)}\n{distinct_table(rows)}"
+        rates, times = rates_table(rows), times_table(rows)
+        return [replace(rates, title=f"{title(results, name)}\n{rates.title}"), times]
     goal = GOALS[name] if has_goals(results, name) else None
-    table = f"{title(results, name)}\n{ratio_table(rows, goal)}"
+    table = replace(ratio_table(rows, goal), title=title(results, name))
     if name == "disk":
         (row,) = rows
         share = f"{100 * row['reads']:.0f} % of {row['requests']:,} requests a round"
-        return f"{table}\n{share} read their adapter from disk; the pool was full before."
-    return table
+        note = f"{share} read their adapter from disk; the pool was full before."
+        return [replace(table, notes=[note])]
+    return [table]
 
 
 def has_goals(results: Results, name: str) -> bool:
@@ -106,20 +110,20 @@ def in_batch(row: Row) -> str:
     return f"{row['distinct']:,} of {row['rows']:,}{most}"
 
 
-def ratio_table(rows: Sequence[Row], goal: float | None) -> str:
+def ratio_table(rows: Sequence[Row], goal: float | None) -> Table:
     """Return the table of the engine's time over that of the base alone."""
     spreads = [ratio(row["seconds"][OURS], row["seconds"][BASE]) for row in rows]
     walls = [ratio(row["seconds"][OURS], row["seconds"][BASE], "wall") for row in rows]
     columns = {
         "": [row["case"] for row in rows],
-        "to choose from": [f"{row['pool']:,}" for row in rows],
+        "to choose from": [row["pool"] for row in rows],
         "in the batch, of rows": [in_batch(row) for row in rows],
         "time / base alone": list(map(spread_text, spreads)),
-        "by the clock": [f"{wall.median:.2f}" for wall in walls],
+        "by the clock": [wall.median for wall in walls],
     }
     if goal is not None:
         columns["goal"] = [verdict(spread, goal) for spread in spreads]
-    return text_table(columns)
+    return Table(columns, {"to choose from": ",", "by the clock": ".2f"})
 
 
 def verdict(spread: Spread, goal: float, at_least: bool = False) -> str:
@@ -148,27 +152,27 @@ def rate(row: Row, side: str) -> float | None:
     return row["tokens"] / cpu[len(cpu) // 2]
 
 
-def distinct_table(rows: Sequence[Row]) -> str:
-    """Return the rates of all sides by the number of distinct adapters, and their ratios."""
-    sides = {OURS: "ours", BASE: "base alone", ALONE: "one at a time", PEFT: "PEFT"}
-    ratios = {(OURS, BASE): "ours / base alone", (ALONE, OURS): "one at a time / ours"}
-    ratios[PEFT, OURS] = "PEFT / ours"
-    batch = {"in the batch, of rows": [in_batch(row) for row in rows]}
-    rates, times = dict(batch), dict(batch)
-    for side, said in sides.items():
+def rates_table(rows: Sequence[Row]) -> Table:
+    """Return the tokens a second of all sides, by the number of distinct adapters."""
+    columns: dict[str, list[Any]] = {"in the batch, of rows": list(map(in_batch, rows))}
+    for side, said in SIDES.items():
         if side in rows[0]["seconds"]:
-            rates[said] = [f"{rate(row, side):,.0f}" for row in rows]
-    for (of, to), said in ratios.items():
+            columns[said] = [rate(row, side) for row in rows]
+    title = f"tokens a CPU second; {rows[0]['pool']:,} adapters in the pool"
+    return Table(columns, dict.fromkeys(SIDES.values(), ",.0f"), title)
+
+
+def times_table(rows: Sequence[Row]) -> Table:
+    """Return the ratios of time of the sides, by the number of distinct adapters."""
+    columns = {"in the batch, of rows": list(map(in_batch, rows))}
+    for of, to in ((OURS, BASE), (ALONE, OURS), (PEFT, OURS)):
         if of in rows[0]["seconds"]:
             spreads = [ratio(row["seconds"][of], row["seconds"][to]) for row in rows]
-            times[said] = list(map(spread_text, spreads))
+            columns[f"{SIDES[of]} / {SIDES[to]}"] = list(map(spread_text, spreads))
     for side in rows[0]["equal"]:
-        times[f"as {sides[side]}"] = [f"{row['equal'][side]} of {row['asked']}" for row in rows]
-    return (
-        f"tokens a CPU second; {rows[0]['pool']:,} adapters in the pool\n{text_table(rates)}\n\n"
-        f"ratios of time; 'as ...': rows of ours whose tokens are all those of that side\n"
-        f"{text_table(times)}"
-    )
+        columns[f"as {SIDES[side]}"] = [f"{row['equal'][side]} of {row['asked']}" for row in rows]
+    title = "ratios of time; 'as ...': rows of ours whose tokens are all those of that side"
+    return Table(columns, title=title)
 
 
 def alone_text(results: Results) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from textwrap import fill
 from typing import Any
 
@@ -17,7 +18,8 @@ from lora_np.experiments.sql.plan import TRAINED, best_rate, records_of, tried_r
 from lora_np.experiments.sql.task import TESTS
 from lora_np.experiments.sql.templates import TEMPLATES
 from lora_np.experiments.terminal import Terminal
-from lora_np.tables import counted, plus_minus, text_table
+from lora_np.report import Report
+from lora_np.tables import Mean, Table, counted
 
 Records = Sequence[dict[str, Any]]
 
@@ -36,6 +38,7 @@ class Listener(Terminal):
         self.show(f"{progress.trial}, {said}", progress.done, progress.expected)
 
 
+PERCENT = ".1f"
 NOTE = (
     "Learning rates are chosen on the validation split, which no other table shows. A training is "
     "timed in a process with one BLAS thread: CPU seconds of that process and its children. An "
@@ -43,7 +46,7 @@ NOTE = (
 )
 
 
-def study_report(results: dict[str, Any]) -> str:
+def study_report(results: dict[str, Any]) -> Report:
     """Return what a study found, as text.
 
     Parameters
@@ -52,14 +55,15 @@ def study_report(results: dict[str, Any]) -> str:
         What :func:`lora_np.experiments.sql.study.run_sql` returns.
     """
     tests = tested(results)
-    return "\n\n".join(
-        (
+    every = "execution accuracy of every trained model, %"
+    return Report(
+        [
             report(tests),
-            f"execution accuracy of every trained model, %\n{seed_table(tests)}",
-            f"training, mean over runs\n{training_table(results)}",
+            replace(seed_table(tests), title=every),
+            replace(training_table(results), title="training, mean over runs"),
             rates_text(results),
             fill(NOTE, WIDTH),
-        )
+        ]
     )
 
 
@@ -73,7 +77,7 @@ def tested(results: dict[str, Any]) -> list[dict[str, Any]]:
     return [record for record in records_of(results) if record["split"] in TESTS]
 
 
-def report(records: Records) -> str:
+def report(records: Records) -> Report:
     """Return all tables as text.
 
     Parameters
@@ -82,21 +86,18 @@ def report(records: Records) -> str:
         What :func:`lora_np.experiments.sql.task.scored` returns, of all contenders and splits.
     """
     seeds = counted(len({record["seed"] for record in records}), "seed")
-    return "\n\n".join(
-        (
-            f"execution accuracy, %, with its standard error over questions; {seeds}",
-            accuracy_table(records, "right"),
-            "exact match, %",
-            accuracy_table(records, "exact"),
-            "execution accuracy by template, %, over all splits",
-            template_table(records),
-            "why answers are wrong, % of all answers",
-            reason_table(records),
-        )
-    )
+    tables = {
+        f"execution accuracy, %, with its standard error over questions; {seeds}": (
+            accuracy_table(records, "right")
+        ),
+        "exact match, %": accuracy_table(records, "exact"),
+        "execution accuracy by template, %, over all splits": template_table(records),
+        "why answers are wrong, % of all answers": reason_table(records),
+    }
+    return Report([replace(table, title=title) for title, table in tables.items()])
 
 
-def training_table(results: dict[str, Any]) -> str:
+def training_table(results: dict[str, Any]) -> Table:
     """Return what training took: a row for each contender that is trained.
 
     Parameters
@@ -110,18 +111,19 @@ def training_table(results: dict[str, Any]) -> str:
         if (best := best_rate(results, name)) is not None
     ]
     kept = [[t for t in found if "diverged" not in t] for _, found in rows]
-    return text_table(
-        {
-            "": [name for name, _ in rows],
-            "trained numbers": [f"{found[0]['trainable']:,}" for found in kept],
-            "lr": [f"{found[0]['lr']:g}" for found in kept],
-            "runs": [str(len(found)) for found in kept],
-            "CPU minutes": [_minutes(found, "cpu_seconds") for found in kept],
-            "at most": [f"{max(t['cpu_seconds'] for t in found) / 60:.2f}" for found in kept],
-            "wall minutes": [_minutes(found, "wall_seconds") for found in kept],
-            "train loss": [f"{np.mean([t['train_loss'] for t in found]):.3f}" for found in kept],
-        }
-    )
+    columns = {
+        "": [name for name, _ in rows],
+        "trained numbers": [found[0]["trainable"] for found in kept],
+        "lr": [found[0]["lr"] for found in kept],
+        "runs": [len(found) for found in kept],
+        "CPU minutes": [_mean(found, "cpu_seconds") / 60 for found in kept],
+        "at most": [max(t["cpu_seconds"] for t in found) / 60 for found in kept],
+        "wall minutes": [_mean(found, "wall_seconds") / 60 for found in kept],
+        "train loss": [_mean(found, "train_loss") for found in kept],
+    }
+    forms = {"trained numbers": ",", "lr": "g", "train loss": ".3f"}
+    minutes = dict.fromkeys(("CPU minutes", "at most", "wall minutes"), ".2f")
+    return Table(columns, {**forms, **minutes})
 
 
 def rates_text(results: dict[str, Any]) -> str:
@@ -145,7 +147,7 @@ def rates_text(results: dict[str, Any]) -> str:
     return "\n".join((f"accuracy on validation (n = {n}), seed 0, %", *lines, *diverged))
 
 
-def seed_table(records: Records) -> str:
+def seed_table(records: Records) -> Table:
     """Return execution accuracies: a row for each model, a column for each split.
 
     Parameters
@@ -153,15 +155,17 @@ def seed_table(records: Records) -> str:
     records : sequence of dict
     """
     models = list(dict.fromkeys((r["contender"], r["seed"]) for r in records if r["lr"]))
-    columns = {"": [f"{contender}, seed {seed}" for contender, seed in models]}
+    columns: dict[str, list[Any]] = {
+        "": [f"{contender}, seed {seed}" for contender, seed in models]
+    }
     for split in _names(records, "split"):
         chosen = (_of(records, contender=c, seed=seed, split=split) for c, seed in models)
         columns[split] = [_percent(found, "right") for found in chosen]
-    return text_table(columns)
+    return _percents(columns)
 
 
-def _minutes(trials: Records, key: str) -> str:
-    return f"{np.mean([t[key] for t in trials]) / 60:.2f}"
+def _mean(trials: Records, key: str) -> float:
+    return float(np.mean([t[key] for t in trials]))
 
 
 def accuracy(records: Records, key: str = "right") -> tuple[float, float | None, int]:
@@ -200,7 +204,7 @@ def accuracy(records: Records, key: str = "right") -> tuple[float, float | None,
     return float(np.mean(means)), error, n
 
 
-def accuracy_table(records: Records, key: str) -> str:
+def accuracy_table(records: Records, key: str) -> Table:
     """Return accuracies with their errors: a row for each contender, a column for each split.
 
     Parameters
@@ -209,16 +213,16 @@ def accuracy_table(records: Records, key: str) -> str:
     key : str
         "right" or "exact".
     """
-    contenders, columns = _names(records, "contender"), {}
-    columns[""] = contenders
+    contenders = _names(records, "contender")
+    columns: dict[str, list[Any]] = {"": contenders}
     for split in _names(records, "split"):
         chosen = [_of(records, contender=c, split=split) for c in contenders]
         n = max(len({record["prompt"] for record in found}) for found in chosen)
         columns[f"{split} (n = {n})"] = [_percent(found, key) for found in chosen]
-    return text_table(columns)
+    return _percents(columns)
 
 
-def template_table(records: Records) -> str:
+def template_table(records: Records) -> Table:
     """Return execution accuracies: a row for each template, a column for each contender.
 
     Parameters
@@ -227,14 +231,14 @@ def template_table(records: Records) -> str:
     """
     found = {record["template"] for record in records}
     templates = [name for name in TEMPLATES if name in found]
-    columns = {"": templates}
+    columns: dict[str, list[Any]] = {"": templates}
     for contender in _names(records, "contender"):
         chosen = [_of(records, contender=contender, template=name) for name in templates]
         columns[contender] = [_percent(found, "right") for found in chosen]
-    return text_table(columns)
+    return _percents(columns)
 
 
-def reason_table(records: Records) -> str:
+def reason_table(records: Records) -> Table:
     """Return how often answers fail: a row for each reason, a column for each contender.
 
     Parameters
@@ -243,12 +247,11 @@ def reason_table(records: Records) -> str:
     """
     met = {record["reason"] for record in records}
     reasons = [reason for reason in REASONS if reason in met]
-    columns = {"": [*reasons, "right"]}
+    columns: dict[str, list[Any]] = {"": [*reasons, "right"]}
     for contender in _names(records, "contender"):
         found = Counter(record["reason"] for record in _of(records, contender=contender))
-        shares = (100 * found[reason] / found.total() for reason in (*reasons, None))
-        columns[contender] = [f"{share:.1f}" for share in shares]
-    return text_table(columns)
+        columns[contender] = [100 * found[reason] / found.total() for reason in (*reasons, None)]
+    return _percents(columns)
 
 
 def _names(records: Records, key: str) -> list[str]:
@@ -260,9 +263,13 @@ def _of(records: Records, **named: Any) -> list[dict[str, Any]]:
     return [r for r in records if all(r[key] == name for key, name in named.items())]
 
 
-def _percent(records: Iterable[dict[str, Any]], key: str) -> str:
-    """Return an accuracy in percent with its error; "-" where nothing was asked."""
+def _percent(records: Iterable[dict[str, Any]], key: str) -> Mean | None:
+    """Return an accuracy in percent with its error; None where nothing was asked."""
     if not (found := list(records)):
-        return "-"
+        return None
     share, error, _ = accuracy(found, key)
-    return f"{100 * share:.1f}{plus_minus(None if error is None else 100 * error, '.1f')}"
+    return Mean(100 * share, None if error is None else 100 * error, PERCENT)
+
+
+def _percents(columns: dict[str, list[Any]]) -> Table:
+    return Table(columns, dict.fromkeys(columns, PERCENT), missing="-")

@@ -10,12 +10,17 @@ from typing import Any
 
 from lora_np.experiments.claims import WIDTH, claims_text
 from lora_np.experiments.study.losses import Results, losses
-from lora_np.tables import counted, plus_minus, text_table
+from lora_np.report import Report
+from lora_np.tables import Mean, Table, counted
+
+LOSS = ".4f"  # the form of a loss
+FORMS = {"trainable": ",", "lr": ".2g", "forgetting": "+.3f"}  # of the columns of `row`
+FORMS |= dict.fromkeys(("train", "validation", "test"), LOSS)
 
 
-def report(results: Results) -> str:
+def report(results: Results) -> Report:
     """Return complete results as text: the head, the table and the claims."""
-    return "\n\n".join([head(results), table(results), verdicts(results)]).rstrip()
+    return Report([head(results), table(results), verdicts(results)])
 
 
 def head(results: Results) -> str:
@@ -33,39 +38,38 @@ def head(results: Results) -> str:
     return fill(said, WIDTH)
 
 
-def table(results: Results, labels: Sequence[str] | None = None) -> str:
+def table(results: Results, labels: Sequence[str] | None = None) -> Table:
     """Return the contenders as a table, by default all of them."""
-    rows = [row(results, label) for label in labels or results["best"]]
-    return text_table({heading: [r[heading] for r in rows] for heading in rows[0]})
+    return Table.of_rows([row(results, label) for label in labels or results["best"]], FORMS)
 
 
-def row(results: Results, label: str) -> dict[str, str]:
-    """Return the cells of a contender, by heading."""
+def row(results: Results, label: str) -> dict[str, Any]:
+    """Return the cells of a contender, by heading; ``FORMS`` are their forms."""
     lr = results["best"][label]
-    shown = {"": label, "trainable": "", "lr": "diverged" if lr is None else f"{lr:.2g}"}
+    shown = {"": label, "trainable": None, "lr": "diverged" if lr is None else lr}
     headings = {"train_loss": "train", "validation_loss": "validation", "test_loss": "test"}
     if lr is None:
-        return {**shown, **dict.fromkeys((*headings.values(), "forgetting"), "")}
+        return {**shown, **dict.fromkeys((*headings.values(), "forgetting"))}
     runs = [t for t in results["trials"] if (t["label"], t["lr"]) == (label, lr)]
     count = next((t["trainable_parameters"] for t in runs if t["trainable_parameters"]), 0)
-    shown["trainable"] = f"{count:,}"
+    shown["trainable"] = count
     for key, heading in headings.items():
-        form = ".4f" if key == "test_loss" else None
-        shown[heading] = spread(list(losses(results, label, lr, key).values()), form)
+        found = list(losses(results, label, lr, key).values())
+        shown[heading] = spread(found, key == "test_loss")
     after = list(losses(results, label, lr, "pretrain_loss").values())
     rise = mean(after) - results["base_pretrain_loss"] if after else math.nan
-    return {**shown, "forgetting": f"{rise:+.3f}"}
+    return {**shown, "forgetting": rise}
 
 
-def spread(values: Sequence[float], deviation: str | None = ".4f") -> str:
-    """Return a mean over seeds, with the sample deviation in a format, if one is given.
+def spread(values: Sequence[float], deviation: bool = True) -> Mean | str:
+    """Return a mean over seeds, with the sample deviation unless it is not wanted.
 
     Runs that diverged are left out, and their number is said.
 
     Examples
     --------
     >>> from lora_np.experiments.study.report import spread
-    >>> spread([2.0, 2.1]), spread([2.0, float("inf")])
+    >>> f"{spread([2.0, 2.1]):.4f}", f"{spread([2.0, float('inf')]):.4f}"
     ('2.0500 +- 0.0707', '2.0000 (1 of 2 diverged)')
     """
     finite = [value for value in values if math.isfinite(value)]
@@ -74,7 +78,7 @@ def spread(values: Sequence[float], deviation: str | None = ".4f") -> str:
         return "diverged"
     sd = stdev(finite) if len(finite) > 1 and deviation else None
     note = f" ({lost} of {len(values)} diverged)" if lost else ""
-    return f"{mean(finite):.4f}{plus_minus(sd, deviation or '')}{note}"
+    return Mean(mean(finite), sd, ".4f", note)
 
 
 def verdicts(results: Mapping[str, Any]) -> str:

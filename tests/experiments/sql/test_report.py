@@ -32,7 +32,7 @@ def test_the_error_is_of_questions_not_of_answers():
 
 
 def test_the_tables_hold_the_planted_numbers():
-    assert accuracy_table(planted(), "right").splitlines() == [
+    assert str(accuracy_table(planted(), "right")).splitlines() == [
         "      new values (n = 4)  unseen schema (n = 1)",
         "base        25.0 +- 25.0                      -",
         "LoRA        75.0 +- 25.0                  100.0",
