@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_np.cli.workers import pool_of
 
-Writers = Mapping[str, Callable[[Path], None]]  # by a file's name, what writes it
+Writers = Mapping[str, Callable[[Path], Any]]  # by a file's name, what writes it
 
 
 def add_options(
