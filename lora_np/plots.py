@@ -241,6 +241,19 @@ def count_from_one(axis: Any, n: int) -> None:
     axis.set_xticks([1, *(int(tick) for tick in steps if 1 < tick <= n)])
 
 
+def legend_below(axis: Any, columns: int) -> None:
+    """Write the legend of an axis below it, where no curve can be.
+
+    Parameters
+    ----------
+    axis : Axes
+    columns : int
+    """
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize="small", ncols=columns, **below)
+
+
 def rank_axis(axis: Any, ranks: Sequence[float]) -> None:
     """Let a horizontal axis be logarithmic, with a tick at every rank and no others.
 

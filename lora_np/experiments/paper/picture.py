@@ -59,7 +59,7 @@ def plot_similarity(
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in found["panels"]))
     names = [[n for n in found["panels"] if n.endswith(kind)] for kind in kinds]
     rows, columns = max(2, len(names)), len(names[0]) + 1  # beside the maps: chance, diagonals
-    with plots.drawing(path, ax, (3.7 * columns + 1, 2.9 * rows + 0.6), rows, columns) as picture:
+    with plots.drawing(path, ax, (3.3 * columns + 1, 2.8 * rows + 0.6), rows, columns) as picture:
         axes = [picture.axes[columns * row : columns * (row + 1)] for row in range(rows)]
         for axis in picture.axes:
             axis.set_visible(False)  # until it has something to show
@@ -104,7 +104,7 @@ def _diagonals(axis: Any, found: Mapping[str, Any]) -> None:
     axis.set(
         xlabel="first i directions of both", ylabel=r"$\phi(i, i)$", ylim=(0, 1.03), visible=True
     )
-    axis.legend(fontsize="x-small")
+    axis.legend(fontsize="x-small", ncols=2)
     axis.grid(alpha=0.25)
 
 

@@ -66,7 +66,7 @@ def plot_rank_vs_loss(
     base, linear = results["base_test_loss"], results["settings"]["task"] == "linear"
     near = not linear and 0.0 < high - low < CLOSE * (base - low)
     panels = 1 + (near and ax is None)
-    with plots.drawing(path, ax, (7 if panels == 1 else 12, 4.6), columns=panels) as picture:
+    with plots.drawing(path, ax, (7 if panels == 1 else 11, 4.6), columns=panels) as picture:
         for axis in picture.axes:
             _draw_curve(axis, results)
         picture.axes[0].set_title(_title(results))
@@ -182,8 +182,8 @@ def plot_spectrum(
     for change in changes:
         blocks.setdefault(_block(change["name"]), []).append(change)
     n = len(blocks)
-    size, how = (1.2 + 3.9 * max(n, 1.5), 7.2), {"sharex": "col", "sharey": "row"}
-    with plots.drawing(path, ax, size, 2, n, **how) as picture:
+    size = 1.2 + 3.9 * max(n, 1.5), 7.4
+    with plots.drawing(path, ax, size, 2, n, sharey="row") as picture:
         above, below = picture.axes[:n], picture.axes[n:]
         for column, (block, own) in zip(zip(above, below), blocks.items()):
             _draw_spectra(*column, own, kinds)
