@@ -131,11 +131,8 @@ def test_an_endless_loop_is_stopped_in_a_cell_in_the_function_and_in_a_check(pag
 def test_a_check_says_that_it_is_not_for_grades(page, capsys, monkeypatch):
     monkeypatch.setattr("lora_np.course.notebook.Limits", lambda: Limits(1))
 
-    def stable_rank(M):
-        while True:
-            pass
-
-    space = {"stable_rank": stable_rank}
+    space = {}
+    exec("def stable_rank(M):\n    while True: pass", space)
     check = checker(space)
     said = capsys.readouterr().out
     assert "not for grades" in said and "after 1 s" in said and "Kernel > Restart" in said
