@@ -61,7 +61,7 @@ def carry_out(
     jobs: int,
     terminal: Any,
     check: Callable[..., bool],
-    run: Callable[..., Any],
+    run: Callable[..., dict[str, Any]],
     file: str,
     files: Callable[[dict[str, Any]], Writers],
     shown: Callable[[dict[str, Any]], str],

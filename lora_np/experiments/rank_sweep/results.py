@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class SweepResults(Tabular, Mapping[str, Any]):
-    """The results of a finished sweep. Its items are those of ``results.json``.
+class SweepResults(Tabular, dict[str, Any]):
+    """The results of a finished sweep: the content of ``results.json``, by name.
 
-    Parameters
-    ----------
-    content : dict
-        The content of ``results.json``; docs/results.md describes it.
+    They print as a table, in a notebook too, and draw their curve; docs/results.md describes them.
 
     Examples
     --------
@@ -34,9 +30,6 @@ class SweepResults(Tabular, Mapping[str, Any]):
     >>> same
     True
     """
-
-    def __init__(self, content: dict[str, Any]) -> None:
-        self.content = content
 
     @classmethod
     def read(cls, folder: str | Path) -> SweepResults:
@@ -60,16 +53,7 @@ class SweepResults(Tabular, Mapping[str, Any]):
         """Draw the loss at every rank, by default in a new figure."""
         from lora_np.experiments.rank_sweep.picture import plot_rank_vs_loss
 
-        return plot_rank_vs_loss(self.content, ax=ax)
-
-    def __getitem__(self, key: str) -> Any:
-        return self.content[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.content)
-
-    def __len__(self) -> int:
-        return len(self.content)
+        return plot_rank_vs_loss(self, ax=ax)
 
     def __repr__(self) -> str:
         return f"<SweepResults: {self['settings']['task']}, {len(self['runs'])} runs>"
