@@ -39,6 +39,11 @@ def plot_similarity(
     -------
     list of Axes
 
+    Raises
+    ------
+    ValueError
+        If there is no matrix.
+
     Examples
     --------
     >>> import os
@@ -56,6 +61,10 @@ def plot_similarity(
     ...     os.listdir(folder)
     ['similarity.png']
     """
+    if not found["panels"]:
+        raise ValueError(
+            "there is no matrix to draw: the two ranks have no adapted matrix in common"
+        )
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in found["panels"]))
     names = [[n for n in found["panels"] if n.endswith(kind)] for kind in kinds]
     rows, columns = max(2, len(names)), len(names[0]) + 1  # beside the maps: chance, diagonals
