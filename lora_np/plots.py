@@ -184,8 +184,9 @@ def write_cells(
         Of the font.
     """
     style = {"ha": "center", "va": "center", "fontsize": size}
+    colours = image.to_rgba(image.get_array())  # (rows, columns, 4)
     for (row, column), text in texts.items():
-        *rgb, alpha = image.to_rgba(image.get_array()[row, column])
+        *rgb, alpha = colours[row, column]
         light = contrast(rgb, "white") < contrast(rgb, "black")
         colour = ("black" if light else "white") if alpha else INK
         axis.text(column, row, text, color=colour, **style)

@@ -50,7 +50,12 @@ PAGE, RUNS = DOCS / "gallery.md", DOCS / "pictures.json"
 PLACE = re.compile(r"(<!-- pictures -->\n).*?(<!-- end -->)", re.DOTALL)
 HELD = {"paper": "paper.json", "precision": "precision.json"}  # otherwise results.json
 SPECTRUM = ("name", "shape", "r", "singular_values")  # what is kept of an adapter's module
-NEEDS_MODELS = {"images_letters.png"}  # drawn by the run itself, from the models that it trained
+OPAQUE = {  # drawn by earlier runs, on white; the sheet of letters needs the models of its run
+    "images_letters.png",
+    "intrinsic_dimension.png",
+    *(f"studies_{name}.png" for name in ("grid", "rates", "small_data")),
+    *(f"studies_regret_{name}.png" for name in ("rates", "layers", "capacity", "batch")),
+}
 
 
 class Shown(NamedTuple):
@@ -104,6 +109,18 @@ GALLERY = {
         Shown("benchmarks.png", "performance.md", "python -m tests.benchmarks"),
     ),
 }
+OF_RUNS = {  # function and run
+    "intrinsic_dimension.png": (plot_intrinsic, "intrinsic"),
+    "dylora.png": (plot_dylora, "dylora"),
+    "precision.png": (plot_precision, "precision"),
+    "studies_grid.png": (grid.plot_grid, "grid"),
+    "studies_rates.png": (grid.plot_rates, "grid"),
+    "studies_small_data.png": (plot_small_data, "small-data"),
+    "studies_regret_rates.png": (regret.plot_rates, "regret"),
+    "studies_regret_layers.png": (regret.plot_layers, "regret"),
+    "studies_regret_capacity.png": (regret.plot_capacity, "regret"),
+    "studies_regret_batch.png": (regret.plot_batch, "regret"),
+}
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -156,7 +173,7 @@ def _short(x: Any) -> Any:
 
 
 def drawings() -> dict[str, Callable[[Path], Any]]:
-    """Return by a picture's file the function that draws it."""
+    """Return by a picture's file the function that draws it, where its results are kept."""
     runs = load_json(RUNS)
     results = {path.stem: load_json(path) for path in DOCS.glob("*.json")}
     rivals, letters = (results[name]["results"] for name in ("rivals", "images"))
@@ -167,18 +184,8 @@ def drawings() -> dict[str, Callable[[Path], Any]]:
         "rank_vs_loss.png": partial(plot_rank_vs_loss, runs["sweep"]),
         "spectrum.png": partial(plot_spectrum, runs["sweep"]),
         "rank_on_smollm2.png": partial(plot_rank_vs_loss, results["rank_on_smollm2"]["results"]),
-        "intrinsic_dimension.png": partial(plot_intrinsic, runs["intrinsic"]),
-        "dylora.png": partial(plot_dylora, runs["dylora"]),
         "paper_figure3.png": partial(plot_similarity, runs["paper"]["figure3"]),
         "paper_figure4.png": partial(plot_similarity, runs["paper"]["figure4"]),
-        "studies_grid.png": partial(grid.plot_grid, runs["grid"]),
-        "studies_rates.png": partial(grid.plot_rates, runs["grid"]),
-        "studies_small_data.png": partial(plot_small_data, runs["small-data"]),
-        "studies_regret_rates.png": partial(regret.plot_rates, runs["regret"]),
-        "studies_regret_layers.png": partial(regret.plot_layers, runs["regret"]),
-        "studies_regret_capacity.png": partial(regret.plot_capacity, runs["regret"]),
-        "studies_regret_batch.png": partial(regret.plot_batch, runs["regret"]),
-        "precision.png": partial(plot_precision, runs["precision"]),
         "compare_losses.png": partial(plot_losses, rivals),
         "compare_latency.png": partial(plot_latency, rivals),
         "text_to_sql.png": partial(plot_sql, results["text_to_sql"]["results"]),
@@ -190,6 +197,7 @@ def drawings() -> dict[str, Callable[[Path], Any]]:
         "images_pairs.png": partial(images.plot_pairs, letters),
         "serving.png": partial(plot_serving, results["serving"]["small"]["results"]),
         "benchmarks.png": partial(_benchmarks, results["benchmarks"]),
+        **{file: partial(plot, runs[run]) for file, (plot, run) in OF_RUNS.items() if run in runs},
     }
 
 

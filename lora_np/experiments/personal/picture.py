@@ -38,6 +38,11 @@ def plot_matrix(
     -------
     list of Axes
 
+    Raises
+    ------
+    ValueError
+        If the matrix is empty.
+
     Examples
     --------
     >>> import os
@@ -52,13 +57,15 @@ def plot_matrix(
     ...     os.listdir(folder)
     ['matrix.png']
     """
+    if not matrix.losses.size:
+        raise ValueError("the matrix is empty: score an adapter on a sample of a pair first")
     wide = 2.2 + 0.6 * len(matrix.pairs)
     high = 2 * (1.7 + 0.34 * len(matrix.adapters))
     loss, exact = matrix.losses.mean(axis=2), 100 * matrix.exact.mean(axis=2)
     size = min(wide, LARGEST), min(high, LARGEST)
     with plots.drawing(path, ax, size, rows=2, sharex=True) as picture:
         above, below = picture.axes
-        _heat_map(above, matrix, loss, float(np.max(loss, initial=0.0)), ".2f")
+        _heat_map(above, matrix, loss, float(loss.max()), ".2f")
         _heat_map(below, matrix, exact, 100.0, ".0f")
         above.set_title("loss [nats a token]: lower is better", fontsize="medium")
         below.set_title("exact answers [%]: higher is better", fontsize="medium")
