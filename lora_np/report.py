@@ -31,7 +31,7 @@ class Report(str):
     Two runs.
     <BLANKLINE>
     loss
-     2.5
+    2.5
     2.25
     >>> report.tables[0].columns
     {'loss': [2.5, 2.25]}

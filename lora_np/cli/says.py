@@ -59,13 +59,12 @@ def _show(text: str) -> None:
 def in_format(tables: Sequence[Table], name: str) -> str:
     """Return tables in one of ``FORMATS``.
 
-    In JSON several tables are an object of lists, by the first lines of their titles; in the other
+    In JSON several tables are a list of objects, each with its title and its rows; in the other
     forms an empty line stands between them.
     """
     if name != "json" or len(tables) == 1:
         return "\n\n".join(table.in_format(name).rstrip("\n") for table in tables)
-    titles = (table.title.partition("\n")[0] for table in tables)
-    whole = {title: json.loads(table.json()) for title, table in zip(titles, tables)}
+    whole = [{"title": table.title, "rows": json.loads(table.json())} for table in tables]
     return json.dumps(whole, indent=2)
 
 

@@ -3,13 +3,21 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import lora_np
 from lora_np import selfcheck, write_adapter
 from lora_np.cli.says import in_format, report
+from lora_np.experiments.compare.report import report as compare_report
+from lora_np.experiments.instructions.report import report as instructions_report
+from lora_np.experiments.personal.run import run_text
+from lora_np.experiments.serving.report import report as serving_report
+from lora_np.experiments.sql.report import study_report
 from lora_np.files import save_tensors
+from lora_np.images.report import images_report
 from lora_np.report import Report
 from lora_np.tables import Table
 from tests.cli.test_cli import case
@@ -93,13 +101,14 @@ def test_gradcheck_and_its_verdict(command, monkeypatch):
     assert all(row["error"] < row["limit"] for row in json.loads(out))
 
 
-def test_several_tables_are_one_object_in_json_and_blocks_in_csv(command):
+def test_several_tables_have_titles_in_json_and_are_blocks_in_csv(command):
     _, out, err = command("account", "--format", "json")
-    found = json.loads(out)
-    assert len(found) == 3 and err
+    found = {table["title"]: table["rows"] for table in json.loads(out)}
+    assert len(found) == 3 and "" not in found
     assert found["LoRA, r = 8 on all linear layers"][0]["value"] > 1e5
-    _, out, _ = command("account", "--format", "csv")
+    _, out, err = command("account", "--format", "csv")
     assert [len(table) for table in rows(out, "csv")] == [len(table) for table in found.values()]
+    assert list(found) == err.splitlines()  # CSV has no place for titles
 
 
 @pytest.mark.usefixtures("unpainted")
@@ -110,6 +119,35 @@ def test_a_sweep_prints_its_curve(tmp_path, command):
     status, out, err = command(*arguments, "--format", "csv", "--quiet")
     assert (status, err) == (0, "")
     assert [row[""] for row in rows(out, "csv")][:3] == ["base", "r = 1", "r = 3"]
+
+
+# --------------------------------------------------------------------- reports of several tables
+
+
+def held(name):
+    """The results behind a page of the docs."""
+    path = Path(lora_np.__file__).parents[1] / "docs" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+REPORTS = {  # of the results that a page of the docs shows
+    "images": lambda: images_report(held("images")["results"]),
+    "compare": lambda: compare_report(held("rivals")["results"]),
+    "sql": lambda: study_report(held("text_to_sql")["results"]),
+    "instructions": lambda: instructions_report(held("many_adapters")["instructions"]["results"]),
+    "personal": lambda: run_text(held("many_adapters")["personal"]["results"]),
+    "serve-bench": lambda: serving_report(held("serving")["small"]["results"]),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_of_several_tables_names_each(name):
+    whole = REPORTS[name]()
+    assert len(whole.tables) > 1 and all(str(table) in whole for table in whole.tables)
+    found = json.loads(in_format(whole.tables, "json"))
+    titles = [table["title"] for table in found]
+    assert all(titles) and len(set(titles)) == len(titles)
+    assert [len(table["rows"]) for table in found] == [len(t.rows()) for t in whole.tables]
 
 
 # ---------------------------------------------------------------------------- the mechanism
@@ -130,8 +168,9 @@ def test_a_report_keeps_its_tables_wherever_they_stand(capsys):
     assert whole == f"words\n\n{ONE}\nmore\n\n{TWO}" and whole.tables == (ONE, TWO)
     assert whole.parts == ("words", ONE, "more", TWO)
     assert said("table", capsys, whole, "", "end") == f"{whole}\n\nend\n"
-    found = json.loads(said("json", capsys, whole))
-    assert found == {"one": [{"a": 1}, {"a": None}], "two": [{"b": 0.5}]}
+    first, second = json.loads(said("json", capsys, whole))
+    assert first == {"title": "one\nin full", "rows": [{"a": 1}, {"a": None}]}
+    assert second == {"title": "two", "rows": [{"b": 0.5}]}
     assert said("csv", capsys, whole).endswith("\n\nb\n0.5\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -37,9 +38,9 @@ def report(results: Results) -> Report:
     """Return complete results as text."""
     parts = [
         head(results),
-        losses_table(results),
+        replace(losses_table(results), title="What every row learned"),
         fill(pairs_note(results), WIDTH),
-        costs_table(results),
+        replace(costs_table(results), title="What it cost"),
         fill(costs_note(results), WIDTH),
         fill(HERE, WIDTH),
         verdicts(results),

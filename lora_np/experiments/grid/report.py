@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from lora_np.experiments.grid.claims import best_rates, cell
@@ -20,7 +21,7 @@ def report(results: Results) -> Report:
     )
     parts = [
         head(results),
-        table(results),
+        replace(table(results), title="Every contender"),
         grid(
             results,
             "Validation loss, every cell at its best learning rate",

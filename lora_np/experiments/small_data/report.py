@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lora_np.experiments.small_data.claims import NAMES, label
@@ -13,7 +14,8 @@ from lora_np.tables import Table
 
 def report(results: Results) -> Report:
     """Return complete results as text."""
-    parts = [head(results), table(results), common_table(results), verdicts(results)]
+    every = replace(table(results), title="Every contender")
+    parts = [head(results), every, common_table(results), verdicts(results)]
     return Report(parts)
 
 
