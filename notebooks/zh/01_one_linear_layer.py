@@ -85,7 +85,7 @@ assert loss(W, x) == 1.0
 print("where input 2 is 0:\n", np.outer(dy, [2.0, -1.0, 0.0]))
 
 # %% [markdown]
-# 含有 $W_{oi}$ 的只有 $y_o$，系数是 $x_i$。由链式法则，
+# 只有 $y_o$ 含有 $W_{oi}$，系数是 $x_i$。由链式法则，
 #
 # $$ \frac{\partial L}{\partial W_{oi}}
 #    = \frac{\partial L}{\partial y_o}\,\frac{\partial y_o}{\partial W_{oi}} = dy_o\, x_i
@@ -191,7 +191,7 @@ assert dW is None and dX.shape == X.shape
 #
 # $$ \eta < 2 / \lambda_{\max} . $$
 #
-# 最慢的方向决定快慢：记 $\rho = \max \vert 1-\eta\lambda\vert$，则每走一步，损失至多变为原来的 $\rho^2$ 倍。
+# 收敛的快慢由最慢的方向决定：记 $\rho = \max \vert 1-\eta\lambda\vert$，则每走一步，损失至多变为原来的 $\rho^2$ 倍。
 #
 # **预测**：学习率取这个上限的十分之九，损失会下降吗？取上限的 1.05 倍呢？
 
