@@ -20,7 +20,7 @@ import re
 import shutil
 import tomllib
 from importlib import import_module
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from pkgutil import walk_packages
 
 import lora_np
@@ -89,6 +89,8 @@ html_theme_options = {
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 repository = PROJECT.get("urls", {}).get("repository", "")
 BRANCH = "main"
+NOTEBOOKS, CHAPTERS = ROOT / "notebooks", HERE / "chapters"
+IN_CHINESE = {"Run in the browser": "在浏览器中运行", "Open in Colab": "在 Colab 中打开"}
 
 NOT_MEANT_FOR_READERS = {"lora_np.__main__", "lora_np.course.nbgrader"}
 FOUND = {found.name for found in walk_packages(lora_np.__path__, "lora_np.")}
@@ -104,29 +106,31 @@ ABOUT_THE_REFERENCE = (
 
 def copy_chapters(app, config) -> None:
     """Copy the notebooks, with their outputs and links to run them, to where Sphinx finds them."""
-    target = HERE / "chapters"
-    target.mkdir(exist_ok=True)
-    for stale in target.glob("[0-9][0-9]_*.ipynb"):
+    for stale in CHAPTERS.rglob("[0-9][0-9]_*.ipynb"):
         stale.unlink()
-    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    for path in sorted(NOTEBOOKS.rglob("[0-9][0-9]_*.ipynb")):
+        name = path.relative_to(NOTEBOOKS).as_posix()  # such as zh/04_lora.ipynb
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        links = ways_to_run(path.name, config.repository, "browser" in app.tags)
+        links = ways_to_run(name, config.repository, "browser" in app.tags)
         if links:
             title, *rest = notebook["cells"][0]["source"]
             notebook["cells"][0]["source"] = [title, f"\n<p>{' · '.join(links)}</p>\n", *rest]
-        (target / path.name).write_text(json.dumps(notebook), encoding="utf-8")
+        (CHAPTERS / name).parent.mkdir(exist_ok=True)
+        (CHAPTERS / name).write_text(json.dumps(notebook), encoding="utf-8")
 
 
 def ways_to_run(notebook: str, repository: str, browser: bool) -> list[str]:
     """Return links, as HTML, to where a reader can run a chapter."""
-    places = {}
+    links = {}
     if browser:
-        places["Run in the browser"] = f"../browser/notebooks/index.html?path={notebook}"
+        top = "../" * (1 + notebook.count("/"))
+        links["Run in the browser"] = f"{top}browser/notebooks/index.html?path={notebook}"
     if repository.startswith("https://github.com/"):
-        path = repository.removeprefix("https://").removesuffix("/").replace(".com", "", 1)
-        colab = f"https://colab.research.google.com/{path}/blob/{BRANCH}/notebooks/{notebook}"
-        places["Open in Colab"] = colab
-    return [f'<a href="{html.escape(link)}">{said}</a>' for said, link in places.items()]
+        project = repository.removeprefix("https://github.com/").rstrip("/")
+        place = f"https://colab.research.google.com/github/{project}/blob/{BRANCH}/notebooks"
+        links["Open in Colab"] = f"{place}/{notebook}"
+    names = IN_CHINESE if notebook.startswith("zh/") else {}
+    return [f'<a href="{html.escape(link)}">{names.get(n, n)}</a>' for n, link in links.items()]
 
 
 def link_to_the_project(app, config) -> None:
@@ -164,7 +168,11 @@ def source_of(page: str) -> str | None:
     if folder == "reference/api":
         path = f"{name.replace('.', '/')}.py"
         return path if (ROOT / path).exists() else f"{path.removesuffix('.py')}/__init__.py"
-    written = (f"notebooks/{name}.ipynb", f"docs/{page}.md", f"docs/{page}.rst")
+    written = (
+        f"notebooks/{page.removeprefix('chapters/')}.ipynb",
+        f"docs/{page}.md",
+        f"docs/{page}.rst",
+    )
     return next((path for path in written if (ROOT / path).exists()), None)
 
 
@@ -253,8 +261,9 @@ def in_the_site(path: str) -> str | None:
     module = path.removesuffix(".py").removesuffix("/__init__").rstrip("/").replace("/", ".")
     if module in MODULES:
         return f"/reference/api/{module}.rst"
-    if path.startswith("notebooks/") and (HERE / "chapters" / PurePosixPath(path).name).exists():
-        return "/chapters/" + PurePosixPath(path).name
+    chapter = path.removeprefix("notebooks/")
+    if chapter != path and (CHAPTERS / chapter).is_file():
+        return f"/chapters/{chapter}"
     if path in BESIDE:
         return f"/beside/{path}"
     if path == "README.md":

@@ -65,6 +65,7 @@ async function patiently(promise) {
   }
 }
 
+/** Start Python, with what every cell may use. */
 async function start() {
   const { loadPyodide } = await import(new URL("pyodide.mjs", PYODIDE));
   const found = await loadPyodide({ indexURL: PYODIDE.href });
@@ -75,11 +76,12 @@ async function start() {
   return found;
 }
 
-/** Fetch the packages that the code imports, and theirs. */
+/** Fetch lora_np, matplotlib, the packages that the code imports, and all that these need. */
 async function fetchPackages(code) {
-  const problems = [];
-  const errorCallback = (problem) => problems.push(problem);
-  await python.loadPackagesFromImports(code, { messageCallback: () => {}, errorCallback });
+  const problems = []; // they are not thrown
+  const options = { messageCallback: () => {}, errorCallback: (text) => problems.push(text) };
+  await python.loadPackage(["lora-np", "matplotlib"], options);
+  await python.loadPackagesFromImports(code, options);
   if (problems.length) throw Error(problems[0]);
 }
 
