@@ -54,11 +54,9 @@ def without_encoding(source):
             texts += [k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)]
             binary = any(isinstance(text, str) and "b" in text for text in texts)
             owner = getattr(getattr(node.func, "value", None), "id", None)
-            ours = called(node) == "read_text" and isinstance(
-                node.func, ast.Name
-            )  # of lora_np.data
-            on_disk = not ours and (called(node) != "open" or owner not in NOT_TEXT)
-            if on_disk and not binary and "encoding" not in named and len(node.args) < 4:
+            ours = getattr(node.func, "id", None) == "read_text"  # of lora_np.data: always UTF-8
+            other = ours or (called(node) == "open" and owner in NOT_TEXT)
+            if not other and not binary and "encoding" not in named and len(node.args) < 4:
                 lines.append(node.lineno)
     return lines
 
