@@ -44,7 +44,7 @@ self.fetch = async (...request) => {
   const transform = (part, stream) => {
     quiet = 0;
     bytes += part.length;
-    post("status", `Starting Python: ${(bytes / 1e6).toFixed(1)} MB fetched`);
+    post("fetched", (bytes / 1e6).toFixed(1));
     stream.enqueue(part);
   };
   return new Response(answer.body.pipeThrough(new TransformStream({ transform })), answer);
@@ -55,7 +55,7 @@ async function patiently(promise) {
   let clock;
   const stalled = new Promise((_, reject) => {
     // Counted second by second: while this thread computes, none is counted.
-    clock = setInterval(() => (quiet += 1) > PATIENCE && reject(Error("no byte arrives")), 1000);
+    clock = setInterval(() => (quiet += 1) > PATIENCE && reject(Error("stalled")), 1000);
   });
   quiet = 0;
   try {
@@ -85,11 +85,11 @@ async function fetchPackages(code) {
   if (problems.length) throw Error(problems[0]);
 }
 
-/** Say in one sentence why Python did not start, or ended. */
-function fail(error) {
-  const memory = /memory/i.test(error.message);
-  const reason = memory ? "There is not enough memory" : `A download failed: ${error.message}`;
-  post("failed", `${reason}. Reload the page to try again.`);
+/** Say why Python did not start, or ended. */
+function fail({ message }) {
+  if (message === "stalled") post("stalled");
+  else if (/memory/i.test(message)) post("memory");
+  else post("failed", message);
 }
 
 /** Run code, and post what it prints, its value or error, and its figures. */
@@ -109,7 +109,7 @@ self.onmessage = async ({ data: code }) => {
   try {
     python ??= await patiently(start());
     await patiently(fetchPackages(code));
-    post("status", "Running ...");
+    post("running");
     await run(code);
   } catch (error) {
     fail(error);

@@ -183,7 +183,7 @@ def test_the_cell_can_be_stopped_and_runs_again(tab):
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
-        ("absent", "A download failed: 404: absent.whl. Reload the page to try again."),
+        ("absent", "Python could not be started: 404: absent.whl. Reload the page to try again."),
         ("fatal", "There is not enough memory. Reload the page to try again."),
     ],
 )
@@ -194,13 +194,13 @@ def test_the_cell_says_in_a_sentence_what_went_wrong(tab, code, sentence):
 @pytest.mark.docs
 def test_the_cell_says_that_a_download_is_blocked(tab):
     tab.route("**/pyodide.mjs", lambda route: None)  # it is never answered
-    assert run(tab, "text")[0].startswith("A download failed: no byte arrives.")
+    assert run(tab, "text")[0].startswith("The download of Python has come to a halt.")
 
 
 @pytest.mark.docs
 def test_the_cell_says_that_a_file_is_missing(tab):
     tab.route("**/pyodide.mjs", lambda route: route.fulfill(status=404))
-    assert run(tab, "text")[0].startswith("A download failed: ")
+    assert run(tab, "text")[0].startswith("Python could not be started: ")
 
 
 @pytest.mark.docs
