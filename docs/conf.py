@@ -13,7 +13,7 @@ import posixpath
 import re
 import shutil
 from importlib import import_module
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from pkgutil import walk_packages
 
 import lora_np
@@ -59,7 +59,7 @@ html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
 html_domain_indices = False  # the reference is a better list of modules
 html_show_sourcelink = False
-html_sidebars = {"instructors": [], "beside/README.zh-CN": []}  # no page stands below them
+html_sidebars = {"instructors": []}  # no page stands below it
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_theme_options = {
     "navigation_with_keys": False,
@@ -82,12 +82,13 @@ ABOUT_THE_REFERENCE = (
 
 
 def copy_chapters(target: Path) -> None:
-    """Copy the notebooks, with their outputs, to where Sphinx finds them."""
-    target.mkdir(exist_ok=True)
-    for stale in target.glob("[0-9][0-9]_*.ipynb"):
+    """Copy the notebooks, with their outputs, to where Sphinx finds them, the Chinese in zh/."""
+    for stale in target.rglob("[0-9][0-9]_*.ipynb"):
         stale.unlink()
-    for notebook in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        shutil.copy(notebook, target / notebook.name)
+    for folder in ("", "zh"):
+        (target / folder).mkdir(exist_ok=True)
+        for notebook in sorted((ROOT / "notebooks" / folder).glob("[0-9][0-9]_*.ipynb")):
+            shutil.copy(notebook, target / folder / notebook.name)
 
 
 def write_module_pages(target: Path) -> None:
@@ -175,13 +176,20 @@ def in_the_site(path: str) -> str | None:
     module = path.removesuffix(".py").removesuffix("/__init__").rstrip("/").replace("/", ".")
     if module in MODULES:
         return f"/reference/api/{module}.rst"
-    if path.startswith("notebooks/") and (HERE / "chapters" / PurePosixPath(path).name).exists():
-        return "/chapters/" + PurePosixPath(path).name
+    chapter = path.removeprefix("notebooks/")
+    if chapter != path and (HERE / "chapters" / chapter).exists():
+        return f"/chapters/{chapter}"
     if path in BESIDE:
         return f"/beside/{path}"
     if path == "README.md":
         return "/index.md"  # which says the same in short
     return "/" + path.removeprefix("docs/") if path.startswith("docs/") else None
+
+
+def say_the_language(app, page: str, template, context: dict, tree) -> None:
+    """Say in what language a page is, so that it is read aloud and set in the script's forms."""
+    if page.startswith(("zh/", "chapters/zh/")) or page.endswith(".zh-CN"):
+        context["language"] = "zh-CN"
 
 
 def skip_field(app, what, name, member, skip, options) -> bool | None:
@@ -195,6 +203,7 @@ def setup(app) -> None:
     copy_pages(HERE / "beside")
     write_module_pages(HERE / "reference" / "api")
     write_the_map(HERE / "reference" / "api")
+    app.connect("html-page-context", say_the_language)
     app.connect("source-read", turn_links)
     app.connect("missing-reference", follow_home)
     app.connect("autodoc-skip-member", skip_field)

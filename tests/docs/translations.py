@@ -85,6 +85,11 @@ def lists(side):
     return re.findall(r"^ *([-*]|\d+\.) ", FENCED.sub("", side.body), flags=re.M)
 
 
+def tags(side):
+    """Return the lines of HTML, in order."""
+    return re.findall(r"^</?\w.*>$", FENCED.sub("", side.body), flags=re.M)
+
+
 def inline_code(side):
     return Counter(" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(side.body)))
 
@@ -125,7 +130,7 @@ def terms(english, chinese, words):
     ]
 
 
-IN_ORDER = {"code blocks": code, "links": links, "lists": lists}
+IN_ORDER = {"code blocks": code, "links": links, "lists": lists, "tags": tags}
 COUNTED = {"inline code": inline_code, "formulas": formulas, "numerals": numerals}
 
 
