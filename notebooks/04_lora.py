@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # 4. W0 x + s B A x
+# # 4. $W_0 x + s\, B A x$
 #
 # [中文](zh/04_lora.ipynb)
 #

@@ -14,7 +14,7 @@ from tests.docs.translations import FENCED, HAN, Side, Words, differences_of_pag
 PAGE, PAGE_ZH = "docs/index.md", "docs/zh/index.md"
 ENGLISH = (ROOT / PAGE).read_text(encoding="utf-8")
 CHINESE = (ROOT / PAGE_ZH).read_text(encoding="utf-8")
-WORDS = Words(SPELLED, TERMS)
+WORDS = Words({**SPELLED, "eight rivals": "八个 LoRA 的对手"}, TERMS)
 TOCTREE = r"^```\{toctree\}\n(.*?)^```$"
 
 
@@ -35,6 +35,11 @@ def test_the_two_first_pages_say_the_same():
         ("(../guides/index.md)", "(../instructors.md)", "links"),
         ("(../rank_vs_loss.png)", "(../dylora.png)", "links"),
         ("大约用两分钟", "大约用 2 分钟", "num"),
+        ("秩为 4 的改变量。", "秩为 8 的改变量。", "numerals"),
+        ("B - 0.02 * dB", "B - 0.01 * dB", "code blocks"),
+        ("改一改 `r`", "改一改 `A`", "inline code"),
+        ('<div class="doors">', "", "tags"),
+        ("## 在一个单元里", "### 在一个单元里", "headings"),
         ("# lora_np\n", "## lora_np\n", "headings"),
         ("- **", "**", "lists"),
         ("适配器", "插件", "terms"),
