@@ -3,6 +3,7 @@
 What is compared stands in tests/docs/translations.py.
 """
 
+import importlib.util
 import re
 
 import pytest
@@ -66,3 +67,22 @@ def test_the_chinese_is_set_as_chinese():
     assert ill_set(CHINESE) == []
     pictures = re.findall(r"!\[([^\]]*)\]", FENCED.sub("", CHINESE))
     assert pictures and all(re.search(HAN, text) for text in pictures)
+
+
+@pytest.mark.parametrize(
+    "page, language",
+    [
+        ("index", "en"),
+        ("chapters/04_lora", "en"),
+        ("zh/index", "zh-CN"),
+        ("chapters/zh/04_lora", "zh-CN"),
+        ("beside/README.zh-CN", "zh-CN"),
+    ],
+)
+def test_a_page_of_the_site_says_its_language(page, language):
+    spec = importlib.util.spec_from_file_location("conf", ROOT / "docs" / "conf.py")
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    context = {"language": "en"}
+    conf.say_the_language(None, page, None, context, None)
+    assert context["language"] == language

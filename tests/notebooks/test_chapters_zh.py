@@ -18,6 +18,7 @@ from tests.notebooks.test_notebooks import (
     FOLDER,
     cells_of_notebook,
     cells_of_source,
+    load_build,
     notebook_of,
     prose,
 )
@@ -190,6 +191,19 @@ def test_the_picture_of_chapter_4_is_found_from_the_folder_of_the_translations()
     here = "from step_through import STEPS, draw_all_steps, sliders; print(len(STEPS))"
     done = subprocess.run([sys.executable, "-c", here], cwd=FOLDER / "zh", capture_output=True)
     assert done.stdout == b"5\n", done.stderr
+
+
+@pytest.mark.notebooks
+@every_chapter
+def test_the_committed_notebook_is_what_build_py_writes(source):
+    assert load_build().translated(source) == notebook_of(source)
+
+
+@pytest.mark.notebooks
+def test_build_py_takes_no_outputs_for_other_code(tmp_path):
+    (tmp_path / "04_lora.py").write_text(read(FOLDER / "zh" / "04_lora.py").replace("1.0 / 2", "2"))
+    with pytest.raises(SystemExit, match=r"04_lora.py: this code is not the chapter's"):
+        load_build().translated(tmp_path / "04_lora.py")
 
 
 # The check, checked: each mistake is planted in a chapter, and seen.
