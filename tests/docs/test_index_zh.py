@@ -40,7 +40,7 @@ def test_the_two_first_pages_say_the_same():
         ("B - 0.02 * dB", "B - 0.01 * dB", "code blocks"),
         ("改一改 `r`", "改一改 `A`", "inline code"),
         ('<div class="doors">', '<div class="door">', "tags"),
-        ("## 在一个单元里", "### 在一个单元里", "headings"),
+        ("## 在一个单元格里", "### 在一个单元格里", "headings"),
         ("# lora_np\n", "## lora_np\n", "headings"),
         ("- **", "**", "lists"),
         ("适配器", "插件", "terms"),
