@@ -17,7 +17,6 @@ import html
 import json
 import posixpath
 import re
-import shutil
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -106,8 +105,7 @@ ABOUT_THE_REFERENCE = (
 
 def copy_chapters(app, config) -> None:
     """Copy the notebooks, with their outputs and links to run them, to where Sphinx finds them."""
-    for stale in CHAPTERS.rglob("[0-9][0-9]_*.ipynb"):
-        stale.unlink()
+    written = set()
     for path in sorted(NOTEBOOKS.rglob("[0-9][0-9]_*.ipynb")):
         name = path.relative_to(NOTEBOOKS).as_posix()  # such as zh/04_lora.ipynb
         notebook = json.loads(path.read_text(encoding="utf-8"))
@@ -115,8 +113,17 @@ def copy_chapters(app, config) -> None:
         if links:
             title, *rest = notebook["cells"][0]["source"]
             notebook["cells"][0]["source"] = [title, f"\n<p>{' · '.join(links)}</p>\n", *rest]
-        (CHAPTERS / name).parent.mkdir(exist_ok=True)
-        (CHAPTERS / name).write_text(json.dumps(notebook), encoding="utf-8")
+        written.add(refreshed(CHAPTERS / name, json.dumps(notebook)))
+    for stale in {*CHAPTERS.rglob("[0-9][0-9]_*.ipynb")} - written:
+        stale.unlink()
+
+
+def refreshed(path: Path, text: str) -> Path:
+    """Write a file unless it holds this text already: Sphinx reads again what is newer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+    return path
 
 
 def ways_to_run(notebook: str, repository: str, browser: bool) -> list[str]:
@@ -178,8 +185,7 @@ def source_of(page: str) -> str | None:
 
 def write_module_pages(target: Path) -> None:
     """Write one page a module; autodoc fills it from the docstrings."""
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    written = {target / "index.rst"}
     for name in MODULES:
         title = f"{name}\n{'=' * len(name)}"
         page = f"{title}\n\n.. automodule:: {name}\n   :members:\n   :ignore-module-all:\n"
@@ -187,7 +193,9 @@ def write_module_pages(target: Path) -> None:
         if lent := {shown: home for shown, home in lent.items() if home not in (None, shown)}:
             rows = "".join(f"- :py:obj:`{shown} <{home}>`\n" for shown, home in lent.items())
             page += f"\nImported here, from where they are described:\n\n{rows}"
-        (target / f"{name}.rst").write_text(page, encoding="utf-8")
+        written.add(refreshed(target / f"{name}.rst", page))
+    for stale in {*target.glob("*.rst")} - written:
+        stale.unlink()
 
 
 def write_the_map(target: Path) -> None:
@@ -204,7 +212,7 @@ def write_the_map(target: Path) -> None:
         page += [f"{links}", f"   {holds}", ""]
         toctree += inside
     page += ["", ".. toctree::", "   :hidden:", "", *(f"   {name}" for name in toctree)]
-    (target / "index.rst").write_text("\n".join(page) + "\n", encoding="utf-8")
+    refreshed(target / "index.rst", "\n".join(page) + "\n")
 
 
 def exported(module: str) -> list[str]:
@@ -238,9 +246,8 @@ def follow_home(app, env, node, contnode):
 
 def copy_pages(target: Path) -> None:
     """Copy the pages that lie beside this folder; their links are turned as they are read."""
-    target.mkdir(exist_ok=True)
     for name in BESIDE:
-        shutil.copy(ROOT / name, target / name)
+        refreshed(target / name, (ROOT / name).read_text(encoding="utf-8"))
 
 
 def turn_links(app, page: str, source: list[str]) -> None:

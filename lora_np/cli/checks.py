@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,7 @@ def run_grade(arguments: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     graded = grade_folder(arguments.folder, seed=arguments.seed)
-    encoding = sys.stdout.encoding or "utf-8"  # a console may lack the letters of a name
-    print(table(graded).encode(encoding, "backslashreplace").decode(encoding))
+    print(table(graded))
     verdicts = [verdict(report) for report in graded.values()]
     seconds, left_out = time.perf_counter() - start, verdicts.count("left out")
     n, right = len(graded) - left_out, verdicts.count("right")

@@ -6,16 +6,10 @@ mistake. Needs ``pip install '.[docs]'`` and Chromium.
 """
 
 import re
-import shutil
-import subprocess
-import sys
-import threading
 import zlib
 from argparse import _SubParsersAction
 from contextlib import contextmanager
-from functools import partial
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urldefrag
@@ -25,15 +19,11 @@ import pytest
 import lora_np
 from lora_np import ops
 from lora_np.cli import parser
+from tests.docs.browsing import DESK, PHONE
 
 pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
-ONLY_THIS_MACHINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-DESK = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}  # CSS pixels
 LOUD = {"error", "warning"}
 LEAST_CONTRAST = 4.5  # of text against what is behind it: level AA of the W3C's guidelines, 1.4.3
 READ_IN_BOTH_THEMES = (
@@ -119,7 +109,8 @@ class Anchors(HTMLParser):
 
 def pages_of(site: Path) -> list[str]:
     pages = sorted(str(page.relative_to(site)) for page in site.rglob("*.html"))
-    return [page for page in pages if not page.startswith("_static/")]  # the theme's templates
+    templates = ("_static/", "browser/")  # of the theme; not ours
+    return [page for page in pages if not page.startswith(templates)]
 
 
 def dead_links(site: Path) -> list[str]:
@@ -136,42 +127,6 @@ def dead_links(site: Path) -> list[str]:
             if not target.is_file() or place not in places:
                 dead.append(f"{page.relative_to(site)}: {link}")
     return dead
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """A server of files that does not print."""
-
-    def log_message(self, format, *args):
-        """Say nothing."""
-
-
-class Patient(ThreadingHTTPServer):
-    """A server that minds no tab closed before everything in it has arrived."""
-
-    def handle_error(self, request, client_address):
-        """Report what went wrong, unless the tab is gone."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)
-
-
-@contextmanager
-def served(folder: Path):
-    """Serve a folder on this machine; give its address."""
-    server = Patient(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def chromium() -> str:
-    """Return where Chromium is; fail with what to do where it is not."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.fail("Chromium is needed to look at the docs: apt-get install chromium")
 
 
 def look(browser, addresses: list[str], server: str) -> dict[str, Seen]:
@@ -200,37 +155,6 @@ def pale_text(browser, address: str, theme: str) -> list:
     found = tab.evaluate(PALE, LEAST_CONTRAST)
     tab.close()
     return found
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """Build the docs as CONTRIBUTING.md says, from scratch."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-W", "-n", "--keep-going", "-q", "-E"]
-    done = subprocess.run(
-        [*command, "-d", str(folder / "doctrees"), "docs", str(folder / "html")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "html"
-
-
-@pytest.fixture(scope="module")
-def server(site):
-    with served(site) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        started = play.chromium.launch(executable_path=chromium(), args=[*FLAGS, ONLY_THIS_MACHINE])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
