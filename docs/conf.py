@@ -73,7 +73,7 @@ html_css_files = ["custom.css"]
 templates_path = ["_templates"]
 html_domain_indices = False  # the reference is a better list of modules
 html_show_sourcelink = False
-html_sidebars = {"instructors": [], "beside/README.zh-CN": []}  # no page stands below them
+html_sidebars = {"instructors": []}  # no page stands below it
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_theme_options = {
     "navigation_with_keys": False,
@@ -94,7 +94,7 @@ IN_CHINESE = {"Run in the browser": "在浏览器中运行", "Open in Colab": "�
 NOT_MEANT_FOR_READERS = {"lora_np.__main__", "lora_np.course.nbgrader"}
 FOUND = {found.name for found in walk_packages(lora_np.__path__, "lora_np.")}
 MODULES = ["lora_np", *sorted(FOUND - NOT_MEANT_FOR_READERS)]
-WITH_A_CELL = {"index"}  # pages whose block in <div class="runs-here"> runs in the page
+WITH_A_CELL = {"index", "zh/index"}  # pages whose block in <div class="runs-here"> runs in the page
 BESIDE = ("CONTRIBUTING.md", "README.zh-CN.md")  # pages that lie beside this folder
 ABOUT_THE_REFERENCE = (
     "Made from the docstrings, whose examples are run by the tests. What most people need can be",
@@ -278,6 +278,12 @@ def in_the_site(path: str) -> str | None:
     return "/" + path.removeprefix("docs/") if path.startswith("docs/") else None
 
 
+def say_the_language(app, page: str, template, context: dict, tree) -> None:
+    """Say in what language a page is, so that it is read aloud and set in the script's forms."""
+    if page.startswith(("zh/", "chapters/zh/")) or page.endswith(".zh-CN"):
+        context["language"] = "zh-CN"
+
+
 def skip_field(app, what, name, member, skip, options) -> bool | None:
     """Leave out the fields of a tuple: its signature has them, its docstring says what they are."""
     return True if (getattr(member, "__doc__", None) or "").startswith("Alias for field") else None
@@ -293,6 +299,7 @@ def setup(app) -> None:
     app.connect("config-inited", copy_chapters)
     app.connect("config-inited", link_to_the_project)
     app.connect("html-page-context", dress)
+    app.connect("html-page-context", say_the_language)
     app.connect("source-read", turn_links)
     app.connect("missing-reference", follow_home)
     app.connect("autodoc-skip-member", skip_field)

@@ -91,7 +91,7 @@ print("where input 2 is 0:\n", np.outer(dy, [2.0, -1.0, 0.0]))
 #    = \frac{\partial L}{\partial y_o}\,\frac{\partial y_o}{\partial W_{oi}} = dy_o\, x_i
 #    \qquad\text{即}\qquad dW = dy\; x^\top . $$
 #
-# 这是一个**外积**：一列乘以一行。它的形状与 $W$ 相同。如果某个输入为 0，与它相乘的那一列权重就没有梯度。
+# 这是一个**外积**：一列乘以一行。它的形状与 $W$ 相同。如果某个输入为 0，与它相乘的那一列权重就得不到梯度。
 
 # %%
 dW = np.outer(dy, x)  # (out, in)

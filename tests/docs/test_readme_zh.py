@@ -70,7 +70,7 @@ def test_the_two_readmes_say_the_same():
         ("```\npip install . && lora-np sweep\n```\n", "", "code blocks"),
         ("(docs/findings.md)", "(docs/results.md)", "links"),
         ("chapters/index.md", "guides/index.md", "links"),
-        ("![秩与损失](docs/rank_vs_loss.png)\n", "", "links"),
+        ("![秩与损失](docs/rank_vs_loss.png)", "秩与损失", "links"),
         ("## 有多快？\n", "", "headings"),
         ("## 读代码", "### 读代码", "headings"),
         ("优化器", "调度器", "terms"),
@@ -83,9 +83,7 @@ def test_a_page_that_drifted_is_noticed(old, new, message):
 
 
 def test_a_number_that_readme_md_newly_spells_out_is_noticed():
-    (line,) = differences(
-        ENGLISH.replace("## In Python\n", "## In Python\n\nSeven ways.\n"), CHINESE
-    )
+    (line,) = differences(ENGLISH.replace("\n- DoRA", "\n- Seven: DoRA"), CHINESE)
     assert "'In Python'" in line and "seven: add it to SPELLED" in line
 
 
@@ -121,6 +119,7 @@ def test_the_chinese_is_set_as_chinese():
         ("秩, 损失", "full-width"),
         ("秩 $r$ 的界(下界)", "full-width"),
         ("**预测。**秩是多少", "emphasis"),
+        ("**预测*：秩是多少", "emphasis"),
     ],
 )
 def test_what_is_not_set_as_chinese_is_noticed(text, message):

@@ -13,7 +13,7 @@ from tests.docs.test_glossary import chinese_words
 
 HAN = "[\u4e00-\u9fff]"
 FENCED = re.compile(r"^```([\w{}-]*)(?: .*)?\n(.*?)^```$", re.M | re.S)
-FORMULA = re.compile(r"\$\$(.+?)\$\$|\$((?:[^$\n]|\n(?!\n))+)\$", re.S)
+FORMULA = re.compile(r"\$\$.+?\$\$|\$(?:[^$\n]|\n(?!\n))+\$", re.S)
 WITH_COMMENTS = ("python", "sh")
 TRANSLATED_IN_FORMULAS = {r"\text{即}": r"\text{or}"}
 NUMBER_WORDS = re.compile(
@@ -85,13 +85,23 @@ def lists(side):
     return re.findall(r"^ *([-*]|\d+\.) ", FENCED.sub("", side.body), flags=re.M)
 
 
+def paragraphs(side):
+    """Return how many paragraphs there are, items of lists with space between them included."""
+    return [len(re.split(r"\n\s*\n", FENCED.sub("", side.body).strip()))]
+
+
+def tags(side):
+    """Return the lines of HTML, in order."""
+    return re.findall(r"^</?\w.*>$", FENCED.sub("", side.body), flags=re.M)
+
+
 def inline_code(side):
     return Counter(" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(side.body)))
 
 
 def formulas(side):
     """Return how often each formula stands in the prose; the words in formulas are English."""
-    found = (" ".join("".join(parts).split()) for parts in FORMULA.findall(prose(side.body)))
+    found = [" ".join(formula.split()) for formula in FORMULA.findall(prose(side.body))]
     for chinese, english in TRANSLATED_IN_FORMULAS.items():
         found = [formula.replace(chinese, english) for formula in found]
     return Counter(found)
@@ -101,6 +111,11 @@ def numerals(side):
     """Return how often each numeral stands in the prose, dates whole."""
     numeral = r"\d{4}-\d\d-\d\d|\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?"
     return Counter(re.findall(numeral, words_of(side.body)))
+
+
+def shapes(side):
+    """Return how often each shape of an array stands in the prose, such as (out, in)."""
+    return Counter(re.findall(r"\([A-Za-z]{1,3}, [A-Za-z]{1,3}\)", words_of(side.body)))
 
 
 def spelled(english, chinese, words):
@@ -125,8 +140,21 @@ def terms(english, chinese, words):
     ]
 
 
-IN_ORDER = {"code blocks": code, "links": links, "lists": lists}
-COUNTED = {"inline code": inline_code, "formulas": formulas, "numerals": numerals}
+def foreign_words(english, chinese):
+    """Return the words in Latin letters that stand in the Chinese text alone."""
+    words = re.findall(r"[A-Za-z]{2,}", re.sub(r"`[^`]*`", "", words_of(chinese)))
+    known = words_of(english).lower()
+    return sorted({word for word in words if word.lower() not in known} - {"English"})
+
+
+IN_ORDER = {
+    "code blocks": code,
+    "links": links,
+    "lists": lists,
+    "tags": tags,
+    "paragraphs": paragraphs,
+}
+COUNTED = {"inline code": inline_code, "formulas": formulas, "numerals": numerals, "shapes": shapes}
 
 
 def differences(english, chinese, words):
@@ -141,6 +169,8 @@ def differences(english, chinese, words):
         here, there = count(english), count(chinese)
         if here != there:
             found.append(f"{what}: only in English {here - there}, only in Chinese {there - here}")
+    if added := foreign_words(english.body, chinese.body):
+        found.append(f"words in Latin letters: only in Chinese {added}")
     for what, check, of_what in (
         ("numbers in words", spelled, words.spelled),
         ("terms", terms, words.terms),
@@ -177,6 +207,8 @@ def ill_set(text):
         "full-width punctuation": rf"{HAN}\s*[,;:?!]|{HAN}\(|{HAN}\.\s|{HAN}\.$",
     }
     found = [(what, part) for what, mark in wrong.items() for part in re.findall(mark, text)]
+    if "**" in re.sub(r"\*\*.+?\*\*", "", text):
+        found.append(("emphasis without an end", "**"))
     for inside, after in re.findall(rf"\*\*(.+?)\*\*({HAN}?)", text):
         if after and inside[-1] in "，。：；！？）”":
             found.append(("Markdown does not see the end of this emphasis", inside))
