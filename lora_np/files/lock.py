@@ -134,7 +134,7 @@ def _make(lock: Path, text: str) -> bool:
             os.link(temporary, lock)
         except FileExistsError:
             return False
-        except OSError:
+        except (AttributeError, OSError):  # Pyodide's os has no link
             return _make_without_links(lock, text)
     return True
 
