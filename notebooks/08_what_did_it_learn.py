@@ -18,7 +18,7 @@
 # where noise begins, and why every such number must be compared with chance.
 #
 # **What you'll need.** Chapters 3, 5 and 7. Half a minute of computing. In a browser, a step of
-# training takes several times as long. The batches are half as large there (`BATCH` in the next
+# training takes several times as long. The batches are smaller there (`BATCH` in the next
 # cell), so that your numbers differ from those shown here, but the claims hold.
 
 # %%
@@ -50,7 +50,7 @@ from lora_np.plots import BLUE, GREEN, ORANGE, PURPLE
 from lora_np.rank import marchenko_pastur_edge, planted_matrix
 
 threadpool_limits(1)  # products this small are not faster on two threads
-BATCH = 8 if IN_BROWSER else 16  # windows of text
+BATCH = 12 if IN_BROWSER else 16  # windows of text
 rng = np.random.default_rng(0)
 
 # %% [markdown]
