@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from html import unescape
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_mathematics_in_a_title_is_set_wherever_the_title_stands(server, browser
 @pytest.mark.docs
 def test_the_name_of_a_browsers_tab_has_no_tex(site):
     titles = [
-        re.search("<title>(.*?)</title>", page.read_text(encoding="utf-8"), re.S)[1]
+        unescape(re.search("<title>(.*?)</title>", page.read_text(encoding="utf-8"), re.S)[1])
         for page in site.rglob("*.html")
         if "_static" not in page.parts and "browser" not in page.parts
     ]
@@ -160,6 +161,15 @@ def test_the_cell_holds_the_example_and_shows_what_it_prints_its_value_and_its_f
     assert tab.locator(".cell-said img").count() == 1
     _, output = run(tab, "html")
     assert tab.inner_text(".cell-said b") == "bold" and "lora-np" not in output
+
+
+@pytest.mark.docs
+def test_the_cell_of_the_chinese_page_speaks_chinese(tab, server):
+    tab.goto(server + "zh/index.html")
+    tab.click(".runs-here button")
+    tab.wait_for_selector(".cell-said img")
+    assert tab.inner_text(".runs-here button") == "运行"
+    assert tab.inner_text(".runs-here [role=status]").startswith("运行完毕")
 
 
 @pytest.mark.docs
@@ -236,7 +246,9 @@ def test_no_page_links_to_an_address_of_the_project_while_none_is_set(site):
 @pytest.mark.docs
 def test_the_links_follow_the_one_setting_and_the_tag(site, tmp_path):
     project = "https://github.com/somebody/some-name"  # made up
-    shutil.copytree(site.parent / "doctrees", tmp_path / "doctrees")
+    shutil.copytree(site.parent / "doctrees", tmp_path / "doctrees")  # only what changed is read
+    (tmp_path / "html").mkdir()
+    shutil.copy(site / "searchindex.js", tmp_path / "html")
     pages = [f"docs/{page}" for page in ("index.md", "chapters/04_lora.ipynb", "glossary.md")]
     other = build(tmp_path, "-D", f"repository={project}", pages=pages)
     chapter = links(other / "chapters/04_lora.html")
