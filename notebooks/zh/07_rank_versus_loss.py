@@ -17,7 +17,7 @@
 #
 # **学到什么**：怎样画这条曲线，才能让它比较的是秩，而不是学习率；曲线上的点有多可信；从曲线能得出什么结论。
 #
-# **预备知识**：第 3、4 和 6 章。运行需要一两分钟。
+# **预备知识**：第 3、4 和 6 章。运行需要一两分钟。在浏览器里，训练一步的时间是平时的好几倍，所以 GPT 的批次减半（见下一个单元格的 `BATCH`）：你得到的数与这里显示的不同，但各个论断仍然成立。
 
 # %%
 from pathlib import Path
@@ -29,6 +29,7 @@ from scipy.stats import t as student
 from threadpoolctl import threadpool_limits
 
 from lora_np import LoraConfig, account, evaluate, fit, inject, rank_sweep
+from lora_np.backend import IN_BROWSER
 from lora_np.data import encode, sample_batch, split, standard_library, windows
 from lora_np.experiments.rank_sweep import LinearSettings, TextSettings
 from lora_np.experiments.rank_sweep.models import load_model
@@ -42,6 +43,7 @@ from lora_np.experiments.rank_sweep.report import (
 from lora_np.plots import BLUE, GREEN, ORANGE
 
 threadpool_limits(1)  # 这么小的乘积，用两个线程不会更快
+BATCH = 8 if IN_BROWSER else 16  # 一个批次的文本窗口数
 store = TemporaryDirectory()  # 随内核一起删除
 folder = Path(store.name)
 
@@ -102,7 +104,13 @@ plt.show()
 
 # %%
 settings = TextSettings(
-    ranks=(1, 4, 16), seeds=3, pretrain_steps=600, steps=80, d_model=48, windows=64
+    ranks=(1, 4, 16),
+    seeds=3,
+    pretrain_steps=600,
+    steps=80,
+    d_model=48,
+    windows=64,
+    batch_size=BATCH,
 )
 text = rank_sweep(settings, folder / "text")
 print(table(text))

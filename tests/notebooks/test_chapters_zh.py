@@ -47,6 +47,7 @@ SPELLED = {
     "two other starts": "另外两种初始化",
     "rank twice": "画两次",
     "a minute or two": "一两分钟",
+    "half as large": "减半",
     "variance one": "方差为一",
     "two factors": "两个因子",
     "two blocks": "两个块",
