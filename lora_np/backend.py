@@ -79,7 +79,9 @@ def get_device(name: str) -> Any:
     try:
         import cupy  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise DeviceError("device 'cuda' needs CuPy: pip install '.[gpu]', or use 'cpu'") from None
+        raise DeviceError(
+            "device 'cuda' needs CuPy: pip install 'lora_np[gpu]', or use 'cpu'"
+        ) from None
     if not cupy.cuda.is_available():
         raise DeviceError("device 'cuda' needs a CUDA GPU and its driver, found none: use 'cpu'")
     return cupy

@@ -307,7 +307,7 @@ def _booked(adapted: Layer, base: Layer) -> None:
 
 
 def _files(adapted: Layer, base: Layer, x: np.ndarray) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         save_adapter(adapted, Path(folder) / "adapter")
         again = load_adapter(base, Path(folder) / "adapter")
     _expect_close(again.forward(x)[0], adapted.forward(x)[0], "y differs")

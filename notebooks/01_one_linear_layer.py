@@ -11,6 +11,8 @@
 # %% [markdown]
 # # 1. One linear layer and its gradient
 #
+# [中文](zh/01_one_linear_layer.ipynb)
+#
 # **What you'll do.** Compute $y = Wx$ by hand, then the derivative of a loss with respect to every
 # number in it, and train the layer with these gradients.
 #

@@ -9,7 +9,9 @@
 # ---
 
 # %% [markdown]
-# # 4. W0 x + s B A x
+# # 4. $W_0 x + s\, B A x$
+#
+# [中文](zh/04_lora.ipynb)
 #
 # **What you'll do.** Add a low-rank path to a frozen layer, derive its gradients, and work through
 # a small example with every number printed.

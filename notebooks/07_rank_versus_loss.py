@@ -11,6 +11,8 @@
 # %% [markdown]
 # # 7. Rank versus loss
 #
+# [中文](zh/07_rank_versus_loss.ipynb)
+#
 # **What you'll do.** Draw the loss against the rank twice: for a task whose answer theory knows, and
 # for a small GPT adapted from English to Python.
 #

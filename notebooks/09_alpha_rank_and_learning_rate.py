@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # 9. Alpha, r and the learning rate
+# # 9. $\alpha$, $r$ and the learning rate
 #
 # **What you'll do.** Derive how the first step of training changes the output of a layer, for two
 # optimizers and two scales, and measure it.

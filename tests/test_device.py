@@ -175,7 +175,7 @@ def test_unknown_device_is_an_error_that_lists_the_known():
 
 def test_cuda_without_cupy_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)  # an import of it now raises ImportError
-    with pytest.raises(backend.DeviceError, match=r"needs CuPy: pip install '\.\[gpu\]'"):
+    with pytest.raises(backend.DeviceError, match=r"needs CuPy: pip install 'lora_np\[gpu\]'"):
         backend.to_device(np.ones(2), "cuda")
     assert backend.get_xp(np.ones(2)) is np
 

@@ -8,6 +8,7 @@ mistake in the input ends with one line on standard error and exit status 2.
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given[:1] = [ALIASES.get(name, name) for name in given[:1]]
     arguments = parser().parse_args(given)
     keep_memory()
+    _print_any_letter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM is handled like Ctrl-C
     try:
         with heard(arguments):
@@ -100,6 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nlora-np: interrupted", file=sys.stderr)
         return 130
+
+
+def _print_any_letter() -> None:
+    """Escape the letters that standard output cannot encode, as standard error does by default.
+
+    Otherwise the name of a module, or a text that a model writes, could end a command whose output
+    goes into a file on Windows, where it is not UTF-8.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, InvalidStateError, ProcessPoolExecutor
@@ -13,6 +14,8 @@ from typing import Any
 
 from lora_np.crew import cores, keep_memory, machine
 
+MOST_ON_WINDOWS = 61  # processes: Python's pool cannot wait for more there
+
 
 def jobs_of(arguments: argparse.Namespace, settings: Any) -> int:
     """Return the number of processes: --jobs, or one per core; one on a GPU or in a browser."""
@@ -20,7 +23,8 @@ def jobs_of(arguments: argparse.Namespace, settings: Any) -> int:
         raise ValueError(f"--jobs {arguments.jobs}: expected at least 1")
     if settings.device == "cuda" or not machine.has_processes():
         return 1  # one device, one process
-    return arguments.jobs or cores()
+    most = MOST_ON_WINDOWS if sys.platform == "win32" else cores()
+    return arguments.jobs or min(cores(), most)
 
 
 @contextmanager

@@ -79,6 +79,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     with beside(folder) as temporary:
         temporary.mkdir(parents=True)
         yield temporary
+        with suppress(OSError):  # not there, or not empty: the next line says so
+            folder.rmdir()  # Windows renames to no folder that exists, even an empty one
         temporary.replace(folder)
         _flush_folder(folder.parent)
 

@@ -148,7 +148,7 @@ def adapted(base: Base, folders: Folders, weights: Sequence[float]) -> Denoiser:
             )
     if len(used) == 1:
         return _scaled(load_adapter(base.denoiser, used[0]), weights[0])
-    with TemporaryDirectory() as temporary:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         combine_adapters(used, weights, f"{temporary}/sum")
         return load_adapter(base.denoiser, f"{temporary}/sum")
 

@@ -6,8 +6,6 @@ mistake. Needs ``pip install '.[docs]'`` and Chromium.
 """
 
 import re
-import subprocess
-import sys
 import zlib
 from argparse import _SubParsersAction
 from contextlib import contextmanager
@@ -21,13 +19,11 @@ import pytest
 import lora_np
 from lora_np import ops
 from lora_np.cli import parser
-from tests.browsing import browsing, served
+from tests.browsing import DESK, PHONE
 
 pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).parents[2]
-DESK = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}  # CSS pixels
 LOUD = {"error", "warning"}
 LEAST_CONTRAST = 4.5  # of text against what is behind it: level AA of the W3C's guidelines, 1.4.3
 READ_IN_BOTH_THEMES = (
@@ -113,7 +109,8 @@ class Anchors(HTMLParser):
 
 def pages_of(site: Path) -> list[str]:
     pages = sorted(str(page.relative_to(site)) for page in site.rglob("*.html"))
-    return [page for page in pages if not page.startswith("_static/")]  # the theme's templates
+    templates = ("_static/", "browser/")  # of the theme; not ours
+    return [page for page in pages if not page.startswith(templates)]
 
 
 def dead_links(site: Path) -> list[str]:
@@ -158,33 +155,6 @@ def pale_text(browser, address: str, theme: str) -> list:
     found = tab.evaluate(PALE, LEAST_CONTRAST)
     tab.close()
     return found
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """Build the docs as CONTRIBUTING.md says, from scratch."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-W", "-n", "--keep-going", "-q", "-E"]
-    done = subprocess.run(
-        [*command, "-d", str(folder / "doctrees"), "docs", str(folder / "html")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "html"
-
-
-@pytest.fixture(scope="module")
-def server(site):
-    with served(site) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with browsing() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

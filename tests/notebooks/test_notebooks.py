@@ -37,6 +37,14 @@ def outputs(notebook):
     return [out for cell in notebook["cells"] for out in cell.get("outputs", [])]
 
 
+def load_build():
+    """Return notebooks/build.py as a module; it needs the extra notebooks."""
+    spec = importlib.util.spec_from_file_location("build", FOLDER / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    return build
+
+
 def prose(source):
     cells = cells_of_source(source.read_text(encoding="utf-8"))
     return "\n".join(text for kind, text in cells if kind == "markdown")
@@ -92,10 +100,7 @@ def test_a_chapter_opens_predicts_asserts_and_ends_with_three_exercises(source):
 @pytest.mark.notebooks
 @every_chapter
 def test_every_claim_of_a_chapter_holds_when_it_is_run_again(source):
-    spec = importlib.util.spec_from_file_location("build", FOLDER / "build.py")
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-    again = build.executed(source)  # raises where a cell does
+    again = load_build().executed(source)  # raises where a cell does
     assert cells_of_notebook(again) == cells_of_notebook(notebook_of(source))
     assert {out["output_type"] for out in outputs(again)} <= {"stream", "display_data"}
 

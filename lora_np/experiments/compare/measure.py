@@ -131,7 +131,7 @@ def at_inference(model: Any) -> tuple[Any, bool]:
 
 def file_bytes(model: Any) -> int | None:
     """Return the bytes of the file that training leaves; None where there is no file form."""
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "adapter" / TENSORS
         try:
             if is_adapted(model):

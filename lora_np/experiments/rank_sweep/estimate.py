@@ -46,7 +46,7 @@ def estimate(settings: Settings, executor: Executor | None = None, jobs: int = 1
         _slowest(small, arrays, executor, jobs)  # starts the workers
         return _slowest(small, arrays, executor, jobs), _slowest(large, arrays, executor, jobs)
 
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         once, more = with_mapped(arrays, Path(folder), executor, timed)
     step = max(more - once, 0.0) / (large.steps - small.steps)
     seconds = before + rounds * (settings.steps * step)

@@ -26,8 +26,8 @@ def expect_peft() -> None:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise CheckpointError(
-            f"--peft needs {', '.join(missing)}: pip install torch, then pip install '.[peers]'; "
-            "or leave --peft out"
+            f"--peft needs {', '.join(missing)}: pip install torch, then pip install "
+            "'lora_np[peers]'; or leave --peft out"
         )
 
 

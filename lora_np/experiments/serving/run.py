@@ -63,7 +63,7 @@ def serving_study(
     model = model_of(settings)
     results: Results = {"settings": asdict(settings), "parameters": account(model).base}
     results |= {"versions": {"numpy": np.__version__}, "complete": False, "measured": {}}
-    with one_blas_thread(), tempfile.TemporaryDirectory() as folder:
+    with one_blas_thread(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         bench = Bench(settings, model, Path(folder), listen)
         results["adapter_numbers"] = bench.shelf.numbers
         for name in settings.measured():
