@@ -26,12 +26,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import jupytext
 import nbformat
-
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path.insert(0, str(HERE))
-
 from browser.packages import (
     CDN,
     CORE,
@@ -43,7 +39,10 @@ from browser.packages import (
     own_wheels,
     run,
 )
+from tiny import make as make_tiny
 
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 KERNELSPEC = {"name": "python", "display_name": "Python (Pyodide)", "language": "python"}
 STUB = "# YOUR CODE HERE\nraise NotImplementedError"
 PLUGIN = "@jupyterlite/pyodide-kernel-extension:kernel"
@@ -55,27 +54,29 @@ PLUGIN = "@jupyterlite/pyodide-kernel-extension:kernel"
 def make_contents(folder: Path) -> list[tuple[str, str]]:
     """Write the chapters, without outputs, and the assignments, without solutions, into `folder`.
 
-    Returns the path of each notebook and its title.
+    A tiny model is trained for it too. Returns the path of each notebook and its title.
     """
     sources = [*sorted(HERE.glob("[0-9][0-9]_*.ipynb")), *sorted(HERE.glob("zh/*.ipynb"))]
     found = [(path, path.relative_to(HERE)) for path in sources]
     tasks = sorted(HERE.glob("assignments/source/*/*.ipynb"))
     found += [(path, Path("assignments", path.name)) for path in tasks]
+    notebooks = [(name, nbformat.read(path, as_version=4)) for path, name in found]
+    notebooks.append((Path("write_here.ipynb"), jupytext.read(HERE / "write_here.py")))
     titles = []
-    for source, name in found:
-        notebook = for_students(nbformat.read(source, as_version=4))
+    for name, notebook in notebooks:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, target)
+        nbformat.write(for_students(notebook), target)
         titles.append((name.as_posix(), title_of(notebook)))
     for helper in ("step_through.py", "small_llama.py"):
         shutil.copy(HERE / helper, folder)
+    make_tiny(folder / "tiny")
     return titles
 
 
 def for_students(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Clear outputs, solutions and hidden tests, and name the kernel that the site has."""
-    notebook.metadata["kernelspec"] = KERNELSPEC  # another name would open a dialog
+    notebook.metadata = {"kernelspec": KERNELSPEC}  # another name would open a dialog
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
