@@ -68,8 +68,8 @@ def make_contents(folder: Path) -> list[tuple[str, str]]:
         target.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(for_students(notebook), target)
         titles.append((name.as_posix(), title_of(notebook)))
-    for helper in ("step_through.py", "small_llama.py"):
-        shutil.copy(HERE / helper, folder)
+    for helper in ("step_through.py", "small_llama.py", "zh/step_through.py"):
+        shutil.copy(HERE / helper, folder / helper)
     make_tiny(folder / "tiny")
     return titles
 
