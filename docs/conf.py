@@ -152,8 +152,8 @@ def dress(app, page: str, template, context: dict, tree) -> None:
     """Give a page its address in the project, a title without TeX, and the first page its cell."""
     if app.config.repository and (path := source_of(page)):
         context["source_address"] = f"{app.config.repository.rstrip('/')}/blob/{BRANCH}/{path}"
-    # The sidebar of the chapters has mathematics in their titles, whatever the page has.
-    if page.startswith(("chapters/", "zh/")):
+    # Titles of chapters have mathematics, and stand in the sidebars of these pages.
+    if page.startswith(("chapters/", "zh/", "beside/README.zh")):
         context["has_maths_elements"] = True
     context["title"] = without_tex(context.get("title", ""))
     if page in WITH_A_CELL and "browser" in app.tags:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def run_grade(arguments: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     graded = grade_folder(arguments.folder, seed=arguments.seed)
-    print(table(graded))
+    encoding = sys.stdout.encoding or "utf-8"  # a console may lack the letters of a name
+    print(table(graded).encode(encoding, "backslashreplace").decode(encoding))
     verdicts = [verdict(report) for report in graded.values()]
     seconds, left_out = time.perf_counter() - start, verdicts.count("left out")
     n, right = len(graded) - left_out, verdicts.count("right")
