@@ -21,10 +21,10 @@
 
 # %%
 import matplotlib.pyplot as plt
-import ml_dtypes
 import numpy as np
 
 from lora_np import Linear, LoraConfig, inject, merge, spectrum, unmerge
+from lora_np.forms import in_bfloat16
 from lora_np.plots import BLUE, GREEN, ORANGE
 
 rng = np.random.default_rng(0)
@@ -75,25 +75,25 @@ assert 0 < differ < 0.5 and np.abs(back.W.value - base.W.value).max() < 1e-7
 
 
 # %% alt="Relative error of W0 against merges and unmerges: it grows in every dtype; bfloat16 is worst, float32 best"
-def drift(dtype, switches, size=0.1, n=64):
+def drift(rounded, switches, size=0.1, n=64):
     """Return, after each switch, the relative error of W0 and the share of entries it moved."""
     rng = np.random.default_rng(1)
-    W0 = rng.standard_normal((n, n)).astype(dtype)
+    W0 = rounded(rng.standard_normal((n, n)))
     W, errors, moved = W0.copy(), [], []
     for _ in range(switches):
         BA = rng.standard_normal((n, 4)) @ rng.standard_normal((4, n)) * (size / 2)
-        change = BA.astype(dtype)
+        change = rounded(BA)
         before = W
-        W = (W + change).astype(dtype)
-        W = (W - change).astype(dtype)
+        W = rounded(W + change)
+        W = rounded(W - change)
         moved.append(np.mean(before != W))
         error = W.astype(np.float64) - W0.astype(np.float64)
         errors.append(np.linalg.norm(error) / np.linalg.norm(W0.astype(np.float64)))
     return np.array(errors), np.array(moved)
 
 
-kinds = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
-runs = {name: drift(dtype, 1000) for name, dtype in kinds.items()}
+kinds = {"bfloat16": in_bfloat16, "float16": np.float16, "float32": np.float32}  # how to round
+runs = {name: drift(rounded, 1000) for name, rounded in kinds.items()}
 drifts = {name: errors for name, (errors, _) in runs.items()}
 
 figure, axis = plt.subplots(figsize=(6.6, 4))
@@ -134,11 +134,11 @@ assert drifts["float32"][-1] < 1e-6 and drifts["bfloat16"][-1] > 0.01
 # merging into bfloat16, what share of the entries has changed?
 
 # %%
-W0 = rng.standard_normal((256, 256)).astype(ml_dtypes.bfloat16)
+W0 = in_bfloat16(rng.standard_normal((256, 256)))
 BA = rng.standard_normal((256, 4)) @ rng.standard_normal((4, 256)) / 2 * 1e-3
 exact = W0.astype(np.float64) + BA
-for name, dtype in kinds.items():
-    stored = exact.astype(dtype).astype(np.float64)
+for name, rounded in kinds.items():
+    stored = rounded(exact).astype(np.float64)
     unchanged = np.mean(stored == W0.astype(np.float64))
     lost = np.linalg.norm(stored - exact) / np.linalg.norm(BA)
     print(f"{name:9} unchanged {unchanged:6.1%}   error / size of the change {lost:.4f}")

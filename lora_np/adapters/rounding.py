@@ -36,7 +36,7 @@ power of two the gap below is half the gap above), so D has a row or a column wh
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -156,7 +156,13 @@ def is_narrower(one: str, other: str) -> bool:
     return int(_grid(one).nmant) < int(_grid(other).nmant)
 
 
-def _grid(dtype: Any) -> Any:
-    import ml_dtypes  # pyright: ignore[reportMissingImports]
+class _Bfloat16(NamedTuple):
+    """What NumPy's finfo would say of bfloat16: digits after the first, smallest normal power."""
 
-    return ml_dtypes.finfo(float_dtype(dtype))
+    nmant: int = 7
+    minexp: int = -126
+
+
+def _grid(dtype: Any) -> Any:
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    return _Bfloat16() if name == "bfloat16" else np.finfo(float_dtype(name))

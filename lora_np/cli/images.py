@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.cli.images_report import add_report
+from lora_np.crew import progress_bar
 from lora_np.reading import printable
 
 QUICK = {"images": 4000, "k": 96, "d": 128, "d_hidden": 256, "n_block": 2, "steps": 600}
@@ -389,9 +390,7 @@ class _Bar:
         if not self.is_screen:
             return
         if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar: Any = tqdm(total=self.steps, initial=step, unit=" steps")
+            self.bar: Any = progress_bar(total=self.steps, initial=step, unit=" steps")
         self.bar.update()
 
     def __exit__(self, *error: object) -> None:

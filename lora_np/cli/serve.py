@@ -138,8 +138,8 @@ def _answer_file(
 ) -> int:
     """Write the answers to a file of requests; return 1 if one of them is an error."""
     import numpy as np
-    from tqdm import tqdm
 
+    from lora_np.crew import progress_bar
     from lora_np.serve.lines import answers_to, read_requests, write_line
     from lora_np.serve.names import Names
     from lora_np.tables import counted
@@ -148,7 +148,7 @@ def _answer_file(
     lines, errors = read_requests(a.requests, names), 0
     with (  # half a surrogate pair, which UTF-8 does not hold, is written as JSON's escape
         a.out.open("x", encoding="utf-8", errors="backslashreplace") as file,
-        tqdm(unit=" tokens", disable=None) as bar,
+        progress_bar(unit=" tokens", disable=None) as bar,
     ):
         for answer in answers_to(lines, engine, tokenizer, names, bar.update):
             errors += "error" in answer

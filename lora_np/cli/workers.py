@@ -12,16 +12,16 @@ from concurrent.futures import Executor, InvalidStateError, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from lora_np.crew import cores, keep_memory
+from lora_np.crew import cores, keep_memory, machine
 
 MOST_ON_WINDOWS = 61  # processes: Python's pool cannot wait for more there
 
 
 def jobs_of(arguments: argparse.Namespace, settings: Any) -> int:
-    """Return the number of processes: --jobs, or one per core; one on a GPU."""
+    """Return the number of processes: --jobs, or one per core; one on a GPU or in a browser."""
     if arguments.jobs is not None and arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs}: expected at least 1")
-    if settings.device == "cuda":
+    if settings.device == "cuda" or not machine.has_processes():
         return 1  # one device, one process
     most = MOST_ON_WINDOWS if sys.platform == "win32" else cores()
     return arguments.jobs or min(cores(), most)

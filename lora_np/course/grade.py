@@ -13,7 +13,7 @@ from pathlib import Path
 from lora_np.course.report import Finding, Report
 from lora_np.course.sandbox.runner import Limits, run_isolated
 from lora_np.course.task import TASKS
-from lora_np.crew import cores
+from lora_np.crew import InProcess, cores, machine
 from lora_np.reading import brief
 
 Key = tuple[str, str]  # task, student
@@ -51,7 +51,8 @@ def grade_folder(
     files = {key: entry for key, entry in found.items() if isinstance(entry, Path)}
     if not files:
         raise ValueError(f"{brief(str(folder))} contains no TASK/STUDENT.py{_first(found)}")
-    with ThreadPoolExecutor(jobs or cores()) as pool:  # each thread waits for a process
+    threads = ThreadPoolExecutor if machine.has_processes() else InProcess
+    with threads(jobs or cores()) as pool:  # each thread waits for a process
         reports = pool.map(lambda key: run_isolated(files[key], key[0], limits, seed=seed), files)
         graded = dict(zip(files, reports))
     left_out = {k: _left_out(k[0], why) for k, why in found.items() if isinstance(why, str)}

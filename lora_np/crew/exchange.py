@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_np.crew import machine
 from lora_np.crew.processes import BEAT, PATIENCE, shared_empty, state_of
 from lora_np.crew.threads import CrewError
 
@@ -66,6 +67,8 @@ class Exchange:
     def __init__(self, size: int, dtype: Any, kinds: Sequence[str]) -> None:
         import multiprocessing
 
+        if not machine.has_threads():
+            raise CrewError("Python starts no threads here, so members cannot wait for one another")
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
         self.size, self.kinds = size, list(kinds)
         self._offered = shared_empty((size, ROOM), dtype)  # by each member

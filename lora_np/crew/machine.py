@@ -1,4 +1,9 @@
-"""Settings of the machine: its cores, glibc's memory, and the threads of BLAS."""
+"""What the machine offers: threads, processes, cores; glibc's memory; the threads of BLAS.
+
+In a browser Python starts no thread and no process. Everything runs there all the same: the members
+of a crew take turns. The functions of other files ask :func:`has_threads` and
+:func:`has_processes`, so that what a browser lacks is decided here alone.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,30 @@ import sys
 import threading
 from functools import lru_cache
 from typing import Any
+
+
+def has_threads() -> bool:
+    """Return whether Python can start threads here: not in a browser.
+
+    Examples
+    --------
+    >>> from lora_np.crew import has_threads
+    >>> has_threads()
+    True
+    """
+    return sys.thread_info.name != "pthread-stubs"
+
+
+def has_processes() -> bool:
+    """Return whether Python can start processes here: not in a browser.
+
+    Examples
+    --------
+    >>> from lora_np.crew import has_processes
+    >>> has_processes()
+    True
+    """
+    return sys.platform not in ("emscripten", "wasi")
 
 
 class one_blas_thread:
@@ -34,7 +63,7 @@ class one_blas_thread:
     def __enter__(self) -> None:
         here = one_blas_thread
         with here._lock:
-            if here._inside == 0:
+            if here._inside == 0 and has_threads():
                 here._limits = _controller(len(sys.modules)).limit(limits=1, user_api="blas")
             here._inside += 1
 
@@ -42,10 +71,11 @@ class one_blas_thread:
         here = one_blas_thread
         with here._lock:
             here._inside -= 1
-            if here._inside == 0:
+            if here._inside == 0 and here._limits is not None:
                 _release_blas()
                 here._limits.restore_original_limits()
                 _release_blas()
+                here._limits = None
 
 
 @lru_cache(maxsize=1)
@@ -77,9 +107,20 @@ def cores() -> int:
     >>> cores() >= 1
     True
     """
+    if not has_threads():
+        return 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def progress_bar(*arguments: Any, **settings: Any) -> Any:
+    """Return a progress bar of tqdm, whose own thread is left out where there are no threads."""
+    from tqdm import tqdm
+
+    if not has_threads():
+        tqdm.monitor_interval = 0
+    return tqdm(*arguments, **settings)
 
 
 def keep_memory() -> None:

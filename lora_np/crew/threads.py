@@ -1,15 +1,17 @@
-"""A crew of one, and a crew of Python threads."""
+"""A crew of one, a crew of Python threads, and an executor without either."""
 
 from __future__ import annotations
 
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from contextvars import copy_context
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from lora_np.crew import machine
 from lora_np.crew.machine import one_blas_thread
 
 WAITING = {  # functions of the standard library in which threads wait: (file, function)
@@ -56,8 +58,28 @@ class Alone:
         return [self.work(member, item) for member, item in enumerate(items)]
 
 
+class InProcess(Executor):
+    """An executor that runs each call at once, in this thread.
+
+    Examples
+    --------
+    >>> from lora_np.crew import InProcess
+    >>> InProcess().submit(max, 2, 3).result()
+    3
+    """
+
+    def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
+        """Call `fn` and return its finished future."""
+        future: Future = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
 class Threads(Alone):
     """A crew of Python threads, for use in a ``with`` block.
+
+    Where Python cannot start threads, as in a browser, the members work one after another in this
+    thread: what they return is the same, as long as none waits for another.
 
     Parameters
     ----------
@@ -83,7 +105,7 @@ class Threads(Alone):
         from concurrent.futures import ThreadPoolExecutor
 
         self.blas.__enter__()
-        self.pool = ThreadPoolExecutor(self.size)
+        self.pool = ThreadPoolExecutor(self.size) if machine.has_threads() else InProcess()
         return self
 
     def __exit__(self, *args: object) -> None:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,13 +72,13 @@ def standard_library() -> str:
     -------
     str
         The ``*.py`` files beside ``os.py`` in the order of their names, separated by blank lines.
-        Files that are not UTF-8 are left out. The text is the same in every run of one Python
-        version.
+        If the library lies in a zip file, as in a browser, they are read out of it. Files that are
+        not UTF-8 are left out. The text is the same in every run of one Python version.
 
     Raises
     ------
     DataError
-        If there are no such files, as in an installation that keeps its library in a zip file.
+        If there are no such files.
 
     Examples
     --------
@@ -85,22 +86,28 @@ def standard_library() -> str:
     >>> "import sys" in standard_library()
     True
     """
-    folder = Path(os.__file__).parent
-    sources = []
-    for path in sorted(folder.glob("*.py"), key=lambda path: path.name):
+    beside_os = Path(os.__file__).parent
+    in_zips = (zipfile.Path(place) for place in sys.path if zipfile.is_zipfile(place))
+    for folder in (beside_os, *in_zips):
+        if sources := list(_sources(folder)):
+            return "\n\n".join(sources)
+    raise DataError(
+        f"no standard library source in {beside_os}: read your own files with read_text"
+    )
+
+
+def _sources(folder: Path | zipfile.Path) -> Iterator[str]:
+    """Yield the standard library's modules in a folder, in the order of their names."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    for path in sorted(files, key=lambda path: path.name):
         # Some builds and distributions put their own files here (sitecustomize.py, build settings);
         # with them two machines with the same Python would have different corpora.
-        if path.stem not in sys.stdlib_module_names:
+        if path.suffix != ".py" or path.stem not in sys.stdlib_module_names:
             continue
         try:
-            sources.append(path.read_text(encoding="utf-8"))
+            yield path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-    if not sources:
-        raise DataError(
-            f"no standard library source in {folder}: read your own files with read_text"
-        )
-    return "\n\n".join(sources)
 
 
 def read_text(*paths: str | os.PathLike[str]) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lora_np.crew import InProcess
 from lora_np.files.atomic import PREFIX, WriteError, replacing
 from lora_np.train import Diverged
 
@@ -36,16 +37,6 @@ class Progress:
     expected: int
     trial: Any
     result: dict[str, Any]
-
-
-class InProcess(Executor):
-    """An executor that runs each call at once, in this process."""
-
-    def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
-        """Call `fn` and return its finished future."""
-        future: Future = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
 
 
 def run_all(

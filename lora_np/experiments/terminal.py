@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_np.crew import progress_bar
 from lora_np.experiments.folder import PRETRAINING
 from lora_np.experiments.runner import Progress
 from lora_np.files import load_json
@@ -52,9 +53,7 @@ class Terminal:
         if not self.is_screen:
             return
         if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=expected, unit=" runs", initial=(done or 1) - 1)
+            self.bar = progress_bar(total=expected, unit=" runs", initial=(done or 1) - 1)
         self.bar.total = expected
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()

@@ -1,22 +1,20 @@
 """Copy a checkpoint and replace some tensors, with one tensor in memory at a time.
 
-A safetensors file has eight bytes with the length of the header, little-endian; the header, JSON
-with each tensor's dtype, shape and place; then the bytes of the tensors. Tensors that are not
-replaced are copied as bytes, whatever their type.
+Tensors that are not replaced are copied as bytes, whatever their type.
 """
 
 from __future__ import annotations
 
-import json
-import struct
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from lora_np.files.arrays import CheckpointError, load_json
 from lora_np.files.atomic import make_folder, replacing
+from lora_np.files.tensor_header import BITS, Entry, header_bytes, read_header
 from lora_np.files.tensors import TensorFile
 from lora_np.reading import open_file
 
@@ -24,12 +22,10 @@ CHUNK = 2**24  # bytes copied at once
 
 
 class _Place(NamedTuple):
-    """The place of a tensor's bytes, and its entry in the header."""
+    """The file of a tensor, and its entry in the header."""
 
     file: Path
-    start: int
-    size: int
-    entry: dict[str, Any]
+    entry: Entry
 
 
 def rewrite_tensors(
@@ -57,17 +53,10 @@ def rewrite_tensors(
     if path.exists():
         raise CheckpointError(f"{path} exists already: give the result another name")
     metadata, places = _places(source)
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    start = 0
-    for name, place in places.items():
-        offsets = [start, start + place.size]
-        header[name] = {**place.entry, "data_offsets": offsets}
-        start += place.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight, as usual
+    tensors = {n: (e.code, e.shape, e.size) for n, (_, e) in places.items()}
     make_folder(path.parent)
     with replacing(path) as temporary, temporary.open("wb") as out:
-        out.write(struct.pack("<Q", len(text)) + text)
+        out.write(header_bytes(metadata, tensors))
         for name, place in places.items():
             array = replacement(name)
             if array is None:
@@ -81,16 +70,15 @@ def _places(source: TensorFile) -> tuple[dict[str, str], dict[str, _Place]]:
     metadata, places = {}, {}
     for file in _files(source.path):
         with open_file(file, CheckpointError) as raw:
-            (length,) = struct.unpack("<Q", raw.read(8))
-            header = json.loads(raw.read(length))  # checked when the TensorFile was opened
-        metadata = {**header.pop("__metadata__", {}), **metadata}  # the first file's value counts
-        for name, entry in header.items():
-            begin, end = entry.pop("data_offsets")
-            places[name] = _Place(file, 8 + length + begin, end - begin, entry)
+            notes, entries = read_header(raw, os.fstat(raw.fileno()).st_size)
+        metadata = {**notes, **metadata}  # the first file's value counts
+        places.update({name: _Place(file, entry) for name, entry in entries.items()})
     if len(places) != len(source.names):
         raise CheckpointError(f"{source.path} holds a tensor more than once")
-    width = {name: _width(place) for name, place in places.items()}
-    return metadata, {name: places[name] for name in sorted(source.names, key=lambda n: -width[n])}
+    return metadata, {  # in descending order of width, all numbers are aligned
+        name: places[name]
+        for name in sorted(source.names, key=lambda name: -BITS[places[name].entry.code])
+    }
 
 
 def _files(path: Path) -> list[Path]:
@@ -99,16 +87,10 @@ def _files(path: Path) -> list[Path]:
     return [path.parent / name for name in dict.fromkeys(load_json(path)["weight_map"].values())]
 
 
-def _width(place: _Place) -> int:
-    """Return the bytes per number; in descending order, all numbers are aligned."""
-    count = int(np.prod(place.entry["shape"], dtype=np.int64))
-    return place.size // count if count else 0
-
-
 def _copy(place: _Place, out: BinaryIO) -> None:
     with open_file(place.file, CheckpointError) as raw:
-        raw.seek(place.start)
-        left = place.size
+        raw.seek(place.entry.start)
+        left = place.entry.size
         while left:
             piece = raw.read(min(CHUNK, left))
             if not piece:

@@ -1,15 +1,18 @@
 """Tensors by name in safetensors files: read one at a time, written in one step.
 
-A safetensors file is a JSON header (names, dtypes, shapes, places) followed by the numbers. Opening
-a file reads and checks only the header, so that a file larger than the memory can be read tensor by
-tensor. A safetensors file cannot run code. A pickle can, so pickles are refused.
+A safetensors file is a JSON header (tensor_header.py) followed by the numbers. Opening a file reads
+and checks only the header, so that a file larger than the memory can be read tensor by tensor. A
+safetensors file cannot run code. A pickle can, so pickles are refused.
 
-NumPy does not have bfloat16, the upper half of a float32; the package ml_dtypes adds it.
+NumPy does not have bfloat16, the upper half of a float32. The package ml_dtypes adds it; only
+arrays of this dtype need the package: to read bfloat16 as float32, the bits suffice.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,10 +23,16 @@ import numpy as np
 from lora_np.files.arrays import CheckpointError, load_json
 from lora_np.files.atomic import replacing
 from lora_np.files.gguf_header import MAGIC
+from lora_np.files.tensor_header import BITS, Entry, header_bytes, read_header
+from lora_np.forms import Bfloat16, bfloat16_numbers
 from lora_np.reading import brief, is_name, open_file, shown
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
+NUMPY = {  # of what can be read: little-endian
+    **{code: np.dtype(name).newbyteorder("<") for code, name in INTEGERS.items()},
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"},
+}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -38,7 +47,7 @@ def float_dtype(name: Any) -> np.dtype:
     Raises
     ------
     ValueError
-        If `name` is another type.
+        If `name` is another type, or is bfloat16 and the package ml_dtypes is missing.
 
     Examples
     --------
@@ -49,11 +58,13 @@ def float_dtype(name: Any) -> np.dtype:
     text = name if isinstance(name, str) else np.dtype(name).name
     if text not in FLOATS.values():
         raise ValueError(f"dtype {text}: expected one of {', '.join(FLOATS.values())}")
-    if text == "bfloat16":
+    if text != "bfloat16":
+        return np.dtype(text)
+    try:
         import ml_dtypes  # pyright: ignore[reportMissingImports]
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(text)
+    except ImportError:
+        raise ValueError("arrays of bfloat16 need ml_dtypes: pip install ml_dtypes") from None
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 class TensorFile:
@@ -94,24 +105,24 @@ class TensorFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.metadata: dict[str, str] = {}
-        self._home: dict[str, Any] = {}  # the open file in which each tensor lies
+        self._home: dict[str, _OneFile] = {}  # the open file in which each tensor lies
         self._open_files = ExitStack()
         try:
             if self.path.suffix == ".json":
                 self._open_shards()
             else:
                 file = self._open(self.path)
-                self.metadata = file.metadata() or {}
-                self._home = dict.fromkeys(file.offset_keys(), file)
+                self.metadata = file.metadata
+                self._home = dict.fromkeys(file.entries, file)
         except BaseException:
             self.close()
             raise
         self.names = tuple(self._home)
 
-    def _open(self, path: Path) -> Any:
-        file = _open_safetensors(path)
-        self._open_files.enter_context(file)
-        for name in file.offset_keys():
+    def _open(self, path: Path) -> _OneFile:
+        file = _OneFile(path)
+        self._open_files.callback(file.close)
+        for name in file.entries:
             if not is_name(name):
                 raise CheckpointError(f"{path} holds {shown(name)}, not a valid name of a tensor")
         return file
@@ -119,7 +130,7 @@ class TensorFile:
     def _open_shards(self) -> None:
         for shard, names in _shards(self.path).items():
             file = self._open(self.path.parent / shard)
-            found = file.offset_keys()
+            found = file.entries
             for odd in sorted(names ^ set(found)):
                 where = f"{self.path} lists" if odd in names else f"{shard} holds"
                 raise CheckpointError(f"{where} {shown(odd)}, which the other does not have")
@@ -127,11 +138,11 @@ class TensorFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, from the header."""
-        return tuple(self._slice(name).get_shape())
+        return self._entry(name).shape
 
     def dtype(self, name: str) -> str:
         """Return a tensor's dtype: "float32", "bfloat16", ...; the file's code for non-floats."""
-        code = str(self._slice(name).get_dtype())
+        code = self._entry(name).code
         return FLOATS.get(code, code)
 
     def read(self, name: str, dtype: Any = np.float32) -> np.ndarray:
@@ -157,8 +168,11 @@ class TensorFile:
         stored = self.dtype(name)
         if stored not in FLOATS.values():
             raise CheckpointError(f"{self.path} holds {name!r} as {stored}, expected floats")
-        float_dtype(stored)  # imports ml_dtypes, which safetensors needs for bfloat16
+        if stored == "bfloat16" and dtype is None:
+            return self.read_bits(name).view(float_dtype(stored))
         x = self._whole(name)
+        if stored == "bfloat16":
+            x = bfloat16_numbers(x)
         if dtype is not None:
             # Too large entries become inf, which is refused below, as is nan.
             with np.errstate(over="ignore", invalid="ignore"):
@@ -168,6 +182,15 @@ class TensorFile:
                 f"{self.path} holds {name!r} with entries not finite in {x.dtype}"
             )
         return x
+
+    def read_bits(self, name: str) -> np.ndarray:
+        """Read one tensor of bfloat16 as whole numbers of 16 bits, the upper halves of float32."""
+        stored, bits = self.dtype(name), self._whole(name)
+        if stored != "bfloat16":
+            raise CheckpointError(f"{self.path} holds {name!r} as {stored}, expected bfloat16")
+        if not Bfloat16(bits.shape, {"bits": bits}).finite():
+            raise CheckpointError(f"{self.path} holds {name!r} with entries not finite in bfloat16")
+        return bits
 
     def read_any(self, name: str) -> np.ndarray:
         """Read one tensor of floats or of integers, in the file's dtype."""
@@ -187,21 +210,23 @@ class TensorFile:
         return float(x.item())
 
     def _whole(self, name: str) -> np.ndarray:
+        """Return a tensor in the file's dtype; of bfloat16, the bits."""
+        entry = self._entry(name)
         try:
-            return self._home[name].get_tensor(name)
+            return self._home[name].array(entry)
         except (ValueError, OverflowError):  # more than 64 axes, or one beyond 2^63
-            shape = shown(self.shape(name))
+            shape = shown(entry.shape)
             raise CheckpointError(
                 f"{self.path} holds {name!r} with shape {shape}, which no array has"
             ) from None
 
-    def _slice(self, name: str) -> Any:
+    def _entry(self, name: str) -> Entry:
         if name not in self._home:
             state = (
                 "is closed: read within its with block" if self._closed else f"lacks {shown(name)}"
             )
             raise CheckpointError(f"{self.path} {state}")
-        return self._home[name].get_slice(name)
+        return self._home[name].entries[name]
 
     @property
     def _closed(self) -> bool:
@@ -257,25 +282,41 @@ def open_weights(path: str | Path) -> TensorFile:
     return TensorFile(next((file for file in files if file.exists()), files[0]))
 
 
-def _open_safetensors(path: Path) -> Any:
-    """Open one file; safetensors checks its header: no overlap, no gap, no end after the file's."""
-    import safetensors
+class _OneFile:
+    """An open file: its header, and its bytes, which stay where they are."""
 
-    if path.suffix in PICKLES:
-        raise CheckpointError(
-            f"{path} may be a pickle, which can run code when it is read: convert it to safetensors"
-        )
-    with open_file(path, CheckpointError) as file:
-        if file.read(len(MAGIC)) == MAGIC:
+    def __init__(self, path: Path) -> None:
+        if path.suffix in PICKLES:
             raise CheckpointError(
-                f"{path} is a GGUF file: write the model as a folder with lora-np export, or name "
-                "the folder that the adapter was written from"
+                f"{path} may be a pickle, which can run code when it is read: convert it to "
+                "safetensors"
             )
-    try:
-        return safetensors.safe_open(path, framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
-        reason = brief(" ".join(str(error).split()))  # may quote text from the file
-        raise CheckpointError(f"{path} is not a readable .safetensors file: {reason}") from None
+        with open_file(path, CheckpointError) as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                raise CheckpointError(
+                    f"{path} is a GGUF file: write the model as a folder with lora-np export, or "
+                    "name the folder that the adapter was written from"
+                )
+            file.seek(0)
+            try:
+                length = os.fstat(file.fileno()).st_size
+                self.metadata, self.entries = read_header(file, length)
+                self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (ValueError, OSError) as error:
+                reason = brief(" ".join(str(error).split()))  # may quote text from the file
+                raise CheckpointError(
+                    f"{path} is not a readable .safetensors file: {reason}"
+                ) from None
+
+    def array(self, entry: Entry) -> np.ndarray:
+        """Return a tensor as an array with its own memory; of bfloat16, the bits."""
+        dtype = np.dtype(NUMPY[entry.code])
+        found = np.empty(entry.shape, dtype.newbyteorder("="))
+        found.reshape(-1)[:] = np.frombuffer(self.bytes, dtype, found.size, entry.start)
+        return found
+
+    def close(self) -> None:
+        self.bytes.close()
 
 
 def _shards(index: Path) -> dict[str, set[str]]:
@@ -305,8 +346,8 @@ def save_tensors(
     ----------
     path : str or Path
     arrays : mapping of str to numpy.ndarray
-        Arrays of float64, float32, float16 or bfloat16, or of integers. safetensors sorts them by
-        width of the dtype, then by name.
+        Arrays of float64, float32, float16 or bfloat16, or of integers. The file has wide dtypes
+        first, then the order of the names.
     metadata : mapping of str to str, optional
         Notes for the header.
 
@@ -326,19 +367,21 @@ def save_tensors(
     ...         file.metadata
     {'from': 'me'}
     """
-    import safetensors
-    from safetensors.numpy import save_file
-
-    whole, known = {}, (*FLOATS.values(), *INTEGERS.values())
+    codes = {name: code for code, name in (FLOATS | INTEGERS).items()}
     for name, array in arrays.items():
-        if array.dtype.name not in known:
-            raise ValueError(f"{name!r} is {array.dtype}, expected one of {', '.join(known)}")
-        whole[name] = np.asarray(array, order="C")  # save_file ignores strides
-    with replacing(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # save_file would make the file readable only by its owner
-        try:
-            save_file(whole, temporary, dict(metadata) if metadata else None)
-        except safetensors.SafetensorError as error:  # a full disk, most often
-            raise OSError(" ".join(str(error).split())) from None
-        temporary.chmod(mode)
+        if array.dtype.name not in codes:
+            raise ValueError(f"{name!r} is {array.dtype}, expected one of {', '.join(codes)}")
+    order = list(BITS)
+    by_width = sorted(arrays, key=lambda name: (order.index(codes[arrays[name].dtype.name]), name))
+    tensors = {n: (codes[(x := arrays[n]).dtype.name], x.shape, x.nbytes) for n in by_width}
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(header_bytes(metadata or {}, tensors))
+        for name in by_width:
+            file.write(_little_endian(arrays[name]))
+
+
+def _little_endian(x: np.ndarray) -> bytes:
+    """Return the bytes of an array as a file has them."""
+    if sys.byteorder == "big":
+        x = x.byteswap()
+    return np.asarray(x, order="C").tobytes()

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from lora_np.crew import progress_bar
+
 
 class TrainingBar:
     """A bar with the loss, tokens per second and the time left; off a screen, a line per epoch.
@@ -33,9 +35,9 @@ class TrainingBar:
 
     def __enter__(self) -> TrainingBar:
         if self.is_screen:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=self.total, initial=self.first, unit="tok", unit_scale=True)
+            self.bar = progress_bar(
+                total=self.total, initial=self.first, unit="tok", unit_scale=True
+            )
         return self
 
     def __call__(self, training: Any) -> None:

@@ -58,12 +58,12 @@ class Bfloat16(RowForm):
     @classmethod
     def encode(cls, x: Array) -> Bfloat16:
         """Return `x` rounded to bfloat16."""
-        return cls(x.shape, {"bits": like(narrowed(x, "bfloat16").view(np.uint16), x)})
+        numbers = narrowed(x, "bfloat16")  # float32: their upper halves are the bits
+        return cls(x.shape, {"bits": like(bfloat16_bits(numbers), x)})
 
     def decode(self, dtype: Any) -> Array:
         """Return the numbers in `dtype`: the bits are the upper half of a float32."""
-        bits = self.parts["bits"].astype(np.uint32) * 2**16
-        return bits.view(np.float32).astype(dtype)
+        return bfloat16_numbers(self.parts["bits"]).astype(dtype, copy=False)
 
     def finite(self) -> bool:
         """Whether all numbers are finite: the 8 bits of the exponent are not all 1."""
@@ -72,6 +72,8 @@ class Bfloat16(RowForm):
 
 def narrowed(x: Array, name: str) -> np.ndarray:
     """Return finite numbers rounded to a narrow dtype, on the host.
+
+    Numbers of bfloat16 are returned as float32, because NumPy does not have this dtype.
 
     Raises
     ------
@@ -92,16 +94,41 @@ def narrowed(x: Array, name: str) -> np.ndarray:
     if not np.isfinite(numbers).all():
         raise ValueError("some numbers are not finite: such weights cannot be stored")
     with np.errstate(over="ignore"):
-        narrow = numbers.astype(_dtype_called(name))
+        narrow = in_bfloat16(numbers) if name == "bfloat16" else numbers.astype(name)
     if not np.isfinite(narrow).all():
         largest = float(np.abs(numbers).max())
         raise ValueError(f"the largest number is {largest:g}, too large for {name}")
     return narrow
 
 
-def _dtype_called(name: str) -> Any:
-    if name != "bfloat16":
-        return np.dtype(name)
-    import ml_dtypes  # pyright: ignore[reportMissingImports]
+def in_bfloat16(x: Array) -> Array:
+    """Return numbers rounded to the nearest number of bfloat16, as float32.
 
-    return ml_dtypes.bfloat16
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.forms import in_bfloat16
+    >>> in_bfloat16(np.array([1 + 3 / 256, 1 + 1 / 256])).tolist()  # 1 + 4/256, and a tie: to even
+    [1.015625, 1.0]
+    """
+    return bfloat16_numbers(bfloat16_bits(x))
+
+
+def bfloat16_bits(x: Array) -> Array:
+    """Return numbers as bfloat16, the upper halves of float32, in whole numbers of 16 bits.
+
+    The lower half is rounded off: to the nearest number, and a tie to the even one. Numbers that
+    are too large become infinite; nan stays nan.
+    """
+    xp = get_xp(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers = xp.asarray(x, np.float32)
+    bits = xp.ascontiguousarray(numbers).view(np.uint32).reshape(numbers.shape)
+    half = 0x7FFF + (bits >> 16 & 1)  # just below one half, or one half where the upper is odd
+    nearest = (bits + half >> 16).astype(np.uint16)
+    return xp.where(xp.isnan(numbers), np.uint16(0x7FC0), nearest)
+
+
+def bfloat16_numbers(bits: Array) -> Array:
+    """Return the numbers of :func:`bfloat16_bits`, exactly, as float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -1,17 +1,16 @@
 """The loss at a model's output head.
 
 The fast twin forms dx in forward, so it is called where dx alone is needed: the head is frozen and
-something below it is trained. Otherwise the textbook pair is called.
+something below it is trained. Otherwise the pair for a trained head is called.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from lora_np import ops
 from lora_np.backend import Array
 from lora_np.ops import fast
-from lora_np.ops.fast.head_loss import HeadLossCache
+from lora_np.ops.fast.head_loss import HeadLossCache, trained_backward, trained_forward
 from lora_np.parameters import Grads, Parameter
 
 
@@ -25,7 +24,7 @@ def head_loss(
 ) -> tuple[Array, Any]:
     """Return the loss at the body's outputs y (..., T, d), and the cache."""
     if head.trainable or not need_dx:
-        return ops.head_loss_forward(y, head.value, targets, ignore_index, count)
+        return trained_forward(y, head.value, targets, ignore_index, count)
     loss, cache = fast.head_loss_forward(y, head.value, targets, ignore_index, count)
     return loss, cache._replace(kept=None)  # only dW reads it
 
@@ -34,7 +33,9 @@ def head_loss_backward(
     head: Parameter, dy: Array, cache: Any, grads: Grads, need_dx: bool
 ) -> Array | None:
     """Add the gradient of the head; return dx (..., T, d)."""
-    pair: Any = fast if isinstance(cache, HeadLossCache) else ops
-    dx, dW = pair.head_loss_backward(dy, cache, (need_dx, head.trainable))
+    backward: Any = trained_backward
+    if isinstance(cache, HeadLossCache):
+        backward = fast.head_loss_backward
+    dx, dW = backward(dy, cache, (need_dx, head.trainable))
     grads.add(head, dW)
     return dx

@@ -100,7 +100,7 @@ def head_loss_forward(
     parts, softmax = [*chunks(len(X), len(W))], None
     for part in parts:
         softmax = None  # frees the memory of the chunk before
-        softmax, nll[part] = exponentials(X[part], W, target[part])
+        softmax, nll[part] = exponentials(X[part] @ W.T, target[part])
     loss = nll.sum() / cache.divisor
     expect_finite("the targets' log-probabilities", loss.real)
     return loss, cache._replace(softmax=softmax if len(parts) == 1 else None)
@@ -116,12 +116,13 @@ def head_loss_backward(
     dx = xp.empty(x.shape, dtype=x.dtype) if need_x else None  # (n, d)
     dW = xp.zeros(W.shape, dtype=W.dtype) if need_W else None  # (V, d)
     for part in chunks(len(x), len(W)) if need_x or need_W else ():
-        dz = _of_logits(dy / divisor, x[part], W, target[part], softmax)  # (n, V)
+        again = softmax or exponentials(x[part] @ W.T, target[part])[0]
+        dz = of_logits(dy / divisor, again, target[part], keep=softmax is not None)  # (n, V)
         if dx is not None:
             dx[part] = dz @ W
         if dW is not None:
             dW += dz.T @ x[part]
-        del dz  # the memory, before the next chunk is computed
+        del again, dz  # the memory, before the next chunk is computed
     if dx is not None:
         dx = at_places(places, dx, shape)
     return dx, dW
@@ -140,21 +141,17 @@ def kept_rows(
     return HeadLossCache(X, W, target, places, divisor, x.shape, None)
 
 
-def _of_logits(
-    weight: Array | float, x: Array, W: Array, target: Array, softmax: Softmax | None
-) -> Array:
-    """Return the gradient dz (n, V) of a chunk's logits; its softmax is computed again if None."""
-    e, t = softmax or exponentials(x, W, target)[0]
-    memory = None if softmax else e  # what was computed again may be written over
-    dz = get_xp(x).multiply(e, (weight / t).astype(e.dtype), out=memory)  # (n, V)
-    dz[get_xp(x).arange(len(dz)), target] -= weight
+def of_logits(weight: Array | float, softmax: Softmax, target: Array, keep: bool) -> Array:
+    """Return the gradient dz (n, V) of a chunk's logits, in softmax's memory unless `keep`."""
+    xp, (e, t) = get_xp(target), softmax
+    dz = xp.multiply(e, (weight / t).astype(e.dtype), out=None if keep else e)  # (n, V)
+    dz[xp.arange(len(dz)), target] -= weight
     return dz
 
 
-def exponentials(x: Array, W: Array, target: Array) -> tuple[Softmax, Array]:
-    """Return the softmax of the logits z = x W^T, and the losses (n,) of the targets."""
-    xp = get_xp(x)
-    z: Array = x @ W.T  # (n, V)
+def exponentials(z: Array, target: Array) -> tuple[Softmax, Array]:
+    """Return the softmax of the logits z (n, V), in their memory, and the targets' losses (n,)."""
+    xp = get_xp(z)
     largest = z.real.max(axis=1, keepdims=True)  # (n, 1)
     expect_finite("logits", largest)
     with np.errstate(over="ignore"):  # a difference that overflows to -inf has probability 0

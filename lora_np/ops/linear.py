@@ -14,12 +14,13 @@ Source: any text on backpropagation, e.g. Rumelhart, Hinton and Williams (1986).
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-from lora_np.backend import Array, get_xp
+from lora_np.backend import IN_BROWSER, Array, get_xp
 from lora_np.ops.contract import Need, expect_last, expect_shape, wanted
 
-FEW = 1024  # entries of x; a training batch has many more
+FEW = math.inf if IN_BROWSER else 1024  # entries of x; a training batch has many more
 
 
 class LinearCache(NamedTuple):
@@ -108,8 +109,8 @@ def row_lengths(V: Array) -> Array:
 def sum_last(x: Array) -> Array:
     """Return the sums (..., 1) over the last axis of `x` (..., d).
 
-    For many rows the product x 1 is several times faster than a sum; for few, a sum is faster,
-    because the product must first make the ones.
+    For many rows the product x 1 is several times faster than a sum, with BLAS; for few, a sum is
+    faster, because the product must first make the ones.
     """
     if x.size <= FEW:
         return x.sum(axis=-1, keepdims=True)

@@ -130,11 +130,10 @@ def _shape_in(file: TensorFile, held: dict[str, str], name: str) -> tuple[int, .
 def _tensor(file: TensorFile, name: str, dtype: Any) -> np.ndarray | RowForm:
     """Return a tensor: matrices of 16 bits as a form, over the bits of the file."""
     stored = file.dtype(name)
-    if len(file.shape(name)) == 2 and stored in ("float16", "bfloat16"):
-        x = file.read(name, None)
-        if stored == "float16":
-            return Float16(x.shape, {"numbers": x})
-        return Bfloat16(x.shape, {"bits": x.view(np.uint16)})
+    if len(file.shape(name)) == 2 and stored == "float16":
+        return Float16(file.shape(name), {"numbers": file.read(name, None)})
+    if len(file.shape(name)) == 2 and stored == "bfloat16":
+        return Bfloat16(file.shape(name), {"bits": file.read_bits(name)})
     return file.read(name, dtype)
 
 

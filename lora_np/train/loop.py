@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from lora_np.backend import get_xp, like, to_host
+from lora_np.crew import progress_bar
 from lora_np.methods import method_of
 from lora_np.ops.loss import IGNORE_INDEX
 from lora_np.optim import clip_by_global_norm, global_norm, make_optimizer, schedule
@@ -389,9 +390,7 @@ class _bar:
         if not self.show:
             return
         if self.tqdm is None:
-            from tqdm import tqdm
-
-            self.tqdm = tqdm(total=self.steps * tokens, unit="tok", unit_scale=True)
+            self.tqdm = progress_bar(total=self.steps * tokens, unit="tok", unit_scale=True)
         self.tqdm.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self.tqdm.update(tokens)
 

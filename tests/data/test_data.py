@@ -1,6 +1,7 @@
 """lora_np.data: what is encoded comes back, and no token is lost, repeated or leaked."""
 
 import sys
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,6 +60,20 @@ def test_standard_library_skips_what_is_not_utf8_or_not_its_own(library):
     (library / "ast.py").write_bytes(b"# caf\xe9\n")
     (library / "sitecustomize.py").write_text("# of this machine\n", encoding="utf-8")
     assert data.standard_library() == "# first\n\n\n# last\n"
+
+
+def test_standard_library_is_read_out_of_a_zip_file_where_it_lies_in_one(library, monkeypatch):
+    names = {"zipfile.py": "# last", "ast.py": "# first", "mine.py": "x", "ast.txt": "x"}
+    with zipfile.ZipFile(library / "library.zip", "w") as file:
+        for name, text in {**names, "json/ast.py": "x"}.items():
+            file.writestr(name, text)
+    monkeypatch.setattr(sys, "path", ["", str(library), str(library / "library.zip")])
+    assert data.standard_library() == "# first\n\n# last"
+    monkeypatch.setattr(data.texts.os, "__file__", str(library / "no folder" / "os.py"))
+    assert data.standard_library() == "# first\n\n# last"
+    (library / "os.py").write_text("# a folder comes first")
+    monkeypatch.setattr(data.texts.os, "__file__", str(library / "os.py"))
+    assert data.standard_library() == "# a folder comes first"
 
 
 def test_standard_library_without_source_is_a_data_error(library):

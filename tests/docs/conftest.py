@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.browsing import FLAGS, ONLY_THIS_MACHINE, chromium, served
+from tests.browsing import browsing, served
 from tests.docs.pages import ROOT
 
 HERE = Path(__file__).parent
@@ -45,9 +45,5 @@ def server(site):
 
 @pytest.fixture(scope="session")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        started = play.chromium.launch(executable_path=chromium(), args=[*FLAGS, ONLY_THIS_MACHINE])
+    with browsing() as started:
         yield started
-        started.close()

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_np.crew import InProcess
 from lora_np.experiments import runner
 from lora_np.experiments.intrinsic import IntrinsicSettings, intrinsic_run
 from lora_np.experiments.rank_sweep import (
@@ -26,7 +27,7 @@ from lora_np.experiments.rank_sweep import (
 )
 from lora_np.experiments.rank_sweep.report import table
 from lora_np.experiments.rank_sweep.text import DeviceBatches, TextTask, rebuild_base
-from lora_np.experiments.runner import InProcess, mapped, run_all
+from lora_np.experiments.runner import mapped, run_all
 from lora_np.experiments.terminal import Terminal
 from lora_np.files import load_json, save_arrays, save_json
 from lora_np.train import load_state, resume, save_state

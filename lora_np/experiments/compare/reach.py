@@ -24,10 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.crew import one_blas_thread
+from lora_np.crew import InProcess, one_blas_thread
 from lora_np.experiments.compare.rows import RANK, Row
 from lora_np.experiments.rank_sweep.linear import Regression
-from lora_np.experiments.runner import InProcess
 from lora_np.layers import Linear
 from lora_np.methods import inject
 from lora_np.tables import text_table

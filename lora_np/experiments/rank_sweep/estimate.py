@@ -11,12 +11,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from lora_np.crew import InProcess
 from lora_np.experiments.rank_sweep.linear import LinearSettings
 from lora_np.experiments.rank_sweep.llm import FEWEST, LlmSettings, LlmTask
 from lora_np.experiments.rank_sweep.plan import Trial, expected_number
 from lora_np.experiments.rank_sweep.run import TASKS, TRIALS, Settings
 from lora_np.experiments.rank_sweep.text import TextSettings
-from lora_np.experiments.runner import Arrays, InProcess, with_mapped
+from lora_np.experiments.runner import Arrays, with_mapped
 from lora_np.models import GPT
 
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_np.crew import one_blas_thread
+from lora_np.crew import one_blas_thread, progress_bar
 from lora_np.data import (
     DataError,
     Epochs,
@@ -295,9 +295,7 @@ def _parts(s: LlmSettings, tokenizer: Tokenizer, longest: int) -> dict[str, list
 def _with_bar(samples: Sequence[Sample], progress: bool) -> Iterable[Sample]:
     if not progress:
         return samples
-    from tqdm import tqdm
-
-    return tqdm(samples, "hidden states", unit=" samples")
+    return progress_bar(samples, "hidden states", unit=" samples")
 
 
 def _hidden(base: Llama, first: int, samples: Sequence[Sample], progress: bool) -> np.ndarray:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lora_np.backend import Array, get_xp
+from lora_np.backend import Array, get_xp, matmul
 from lora_np.ops.attention import causal_mask
 from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.ops.grouped import check_groups, fold
@@ -65,7 +65,7 @@ def gqa_forward(q: Array, k: Array, v: Array) -> tuple[Array, GqaCache]:
     blocks = []
     for queries, keys in _blocks(q.shape[-3], Tq, Tk):
         rows = _scaled_rows(q[..., queries, :], 1.0 / math.sqrt(q.shape[-1]))  # (..., G, g n, d)
-        s: Array = rows @ k[..., :keys, :].swapaxes(-1, -2)  # (..., G, g n, keys)
+        s: Array = matmul(rows, k[..., :keys, :].swapaxes(-1, -2))  # (..., G, g n, keys)
         shift = Tq == 1 or not _is_safe(s)  # for single rows the two cost the same
         if mask is not None:
             n = queries.stop - queries.start
@@ -75,7 +75,7 @@ def gqa_forward(q: Array, k: Array, v: Array) -> tuple[Array, GqaCache]:
         e = xp.exp(s, out=s)
         t = sum_last(e)  # (..., G, g n, 1)
         part = y[..., queries, :]  # (..., G, g, n, d_v)
-        part[...] = ((e @ v[..., :keys, :]) / t).reshape(part.shape)
+        part[...] = (matmul(e, v[..., :keys, :]) / t).reshape(part.shape)
         blocks.append(BlockCache(rows, e, t))
     return y, GqaCache(k, v, y, blocks)
 
@@ -97,16 +97,17 @@ def gqa_backward(
         part = dy[..., queries, :]  # (..., G, g, n, d_v)
         h = _scaled_rows(part, 1.0 / t.reshape(*part.shape[:-1], 1))  # (..., G, g n, d_v)
         if dv is not None:
-            put(dv[..., :keys, :], e.swapaxes(-1, -2) @ h)
+            put(dv[..., :keys, :], matmul(e.swapaxes(-1, -2), h))
         if dq is not None or dk is not None:
-            ds = h @ v[..., :keys, :].swapaxes(-1, -2)  # (..., G, g n, keys)
+            ds = matmul(h, v[..., :keys, :].swapaxes(-1, -2))  # (..., G, g n, keys)
             ds -= fold(sum_last(h.reshape(part.shape) * y[..., queries, :]))
             ds *= e
             if dq is not None:
                 part = dq[..., queries, :]  # (..., G, g, n, d_head)
-                xp.multiply((ds @ k[..., :keys, :]).reshape(part.shape), 1.0 / root, out=part)
+                back = matmul(ds, k[..., :keys, :]).reshape(part.shape)
+                xp.multiply(back, 1.0 / root, out=part)
             if dk is not None:
-                put(dk[..., :keys, :], ds.swapaxes(-1, -2) @ q)
+                put(dk[..., :keys, :], matmul(ds.swapaxes(-1, -2), q))
         put = _add
     return dq, dk, dv
 

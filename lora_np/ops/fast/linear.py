@@ -17,12 +17,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from lora_np.backend import Array, get_xp
-from lora_np.ops import linear as textbook
-from lora_np.ops.contract import expect_last, expect_shape
-from lora_np.ops.linear import LinearCache, linear_backward, rows
-
-__all__ = ["linear_backward", "linear_forward"]
+from lora_np.backend import Array, get_xp, matmul
+from lora_np.ops.contract import Need, expect_last, expect_shape, wanted
+from lora_np.ops.linear import LinearCache, rows, sum_rows
 
 MOST_ROWS = 8
 SMALL = 700_000  # multiplications of a product that OpenBLAS takes for small
@@ -31,20 +28,37 @@ NARROWEST = 32  # rows of W in a block; narrower ones cost more calls than they 
 
 def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, LinearCache]:
     """Compute :func:`lora_np.ops.linear_forward`."""
-    if not (x.ndim and x.shape[-1] < x.size <= MOST_ROWS * x.shape[-1]) or get_xp(x) is not np:
-        return textbook.linear_forward(x, W, b)
     expect_shape("W", W, None, None)
     expect_last("x", x, W.shape[1])
-    block = _block(len(W), SMALL // x.size)
-    if not NARROWEST <= block < len(W):
-        return textbook.linear_forward(x, W, b)
-    parts = rows(x) @ W.reshape(-1, block, W.shape[1]).swapaxes(1, 2)  # (out / block, N, block)
     shape = (*x.shape[:-1], len(W))
-    y = parts.swapaxes(0, 1).reshape(shape)  # (..., out)
+    y = _product(rows(x), W).reshape(shape)  # (..., out)
     if b is not None:
         expect_shape("b", b, len(W))
         y += b
     return y, LinearCache(x, W, b is not None, shape)
+
+
+def linear_backward(
+    dy: Array, cache: LinearCache, need: Need = None
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Return (dx, dW, db) of :func:`linear_forward`, as the textbook does."""
+    need_x, need_W, need_b = wanted(need, 3)
+    expect_shape("dy", dy, *cache.shape)
+    g, W = rows(dy), cache.W  # (N, out)
+    dx = matmul(g, W).reshape(*dy.shape[:-1], W.shape[1]) if need_x else None  # (..., in)
+    dW = matmul(g.T, rows(cache.x)) if need_W else None  # (out, in)
+    db = sum_rows(dy) if need_b and cache.has_bias else None  # (out,)
+    return dx, dW, db
+
+
+def _product(x: Array, W: Array) -> Array:
+    """Return x W^T for x (N, in): (N, out)."""
+    if 1 < len(x) <= MOST_ROWS and get_xp(x) is np:
+        block = _block(len(W), SMALL // max(x.size, 1))
+        if NARROWEST <= block < len(W):
+            parts = matmul(x, W.reshape(-1, block, W.shape[1]).swapaxes(1, 2))
+            return parts.swapaxes(0, 1).reshape(len(x), len(W))  # of (out / block, N, block)
+    return matmul(x, W.T)
 
 
 @lru_cache(maxsize=64)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lora_np.backend import Array
+from lora_np.backend import Array, matmul
 from lora_np.ops import lora as textbook
 from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.ops.linear import rows, sum_rows
@@ -48,7 +48,7 @@ def lora_linear_forward(
         return textbook.lora_linear_forward(x, W0, A, B, b, scale=scale, mask=mask)
     textbook.check_shapes(x, W0, A, B, b, mask)
     scale = float(scale)  # an np.float64 would turn float32 into float64
-    y = rows(x) @ _merged(W0, A, B, scale).T  # (N, out)
+    y = matmul(rows(x), _merged(W0, A, B, scale).T)  # (N, out)
     if b is not None:
         y += b
     return y.reshape(*x.shape[:-1], W0.shape[0]), MergedCache(x, W0, A, B, scale, b is not None)
@@ -66,13 +66,13 @@ def lora_linear_backward(
     dx = dW0 = dA = dB = db = None
     g, x_rows = rows(dy), rows(x)  # (N, out), (N, in)
     if need_x:
-        dx = (g @ _merged(W0, A, B, scale)).reshape(x.shape)  # (..., in)
+        dx = matmul(g, _merged(W0, A, B, scale)).reshape(x.shape)  # (..., in)
     if need_W0:
-        dW0 = g.T @ x_rows  # (out, in)
+        dW0 = matmul(g.T, x_rows)  # (out, in)
     if need_A:
-        dA = (scale * (g @ B)).T @ x_rows  # (r, in)
+        dA = matmul((scale * matmul(g, B)).T, x_rows)  # (r, in)
     if need_B:
-        dB = g.T @ (scale * (x_rows @ A.T))  # (out, r)
+        dB = matmul(g.T, scale * matmul(x_rows, A.T))  # (out, r)
     if need_b and has_bias:
         db = sum_rows(dy)  # (out,)
     return dx, dW0, dA, dB, db
@@ -87,6 +87,6 @@ def merging_pays(x: Array, W0: Array) -> bool:
 
 def _merged(W0: Array, A: Array, B: Array, scale: float) -> Array:
     """Return W0 + scale B A (out, in)."""
-    W = (scale * B) @ A
+    W = matmul(scale * B, A)
     W += W0
     return W

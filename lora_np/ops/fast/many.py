@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lora_np.backend import Array, get_xp
+from lora_np.backend import Array, get_xp, matmul
 from lora_np.ops import many as textbook
 from lora_np.ops.contract import Need, expect_shape, wanted
 from lora_np.ops.fast.linear import linear_forward
@@ -88,24 +88,24 @@ def lora_rows_backward(
     need_x, need_W0, need_A, need_B, need_b = wanted(need, 5)
     expect_shape("dy", dy, *x.shape[:-1], len(W0))
     segments, spans = which.segments, which.spans(by_row(x).shape[1])
-    dx = (rows(dy) @ W0).reshape(x.shape) if need_x else None  # (n, ..., in)
+    dx = matmul(rows(dy), W0).reshape(x.shape) if need_x else None  # (n, ..., in)
     dA = none_yet(adapters, need_A)
     dB = none_yet(adapters, need_B)
     g, xs = _sorted(dy, which, scale), _sorted(x, which)  # s dy (N, out), (N, in)
     if dB is not None:
         for u, span, (a, _, _) in zip(us, spans, segments):
-            dB[a] = g[span].T @ rows(u)  # (out, r_a)
+            dB[a] = matmul(g[span].T, rows(u))  # (out, r_a)
     if need_x or need_A:
         dus = _products(g, spans, [adapters[a][1] for a, _, _ in segments])  # (N_a, r_a)
         if dA is not None:
             for du, span, (a, _, _) in zip(dus, spans, segments):
-                dA[a] = du.T @ xs[span]  # (r_a, in)
+                dA[a] = matmul(du.T, xs[span])  # (r_a, in)
         if dx is not None:
             change = get_xp(x).empty(xs.shape, dx.dtype)  # (N, in)
             for du, span, (a, _, _) in zip(dus, spans, segments):
-                change[span] = du @ adapters[a][0]
+                change[span] = matmul(du, adapters[a][0])
             _add_to(by_row(dx), change, which)
-    dW0 = rows(dy).T @ rows(x) if need_W0 else None  # (out, in)
+    dW0 = matmul(rows(dy).T, rows(x)) if need_W0 else None  # (out, in)
     return dx, dW0, dA, dB, sum_rows(dy) if need_b and has_bias else None
 
 
@@ -119,7 +119,7 @@ def _sorted(x: Array, which: Rows, scale: float | Array | None = None) -> Array:
 
 def _products(x: Array, spans: list[slice], matrices: list[Array]) -> list[Array]:
     """Return the product of each segment of x (N, d) with its own matrix (d, r_a)."""
-    return [x[span].dot(M) for span, M in zip(spans, matrices)]
+    return [matmul(x[span], M) for span, M in zip(spans, matrices)]
 
 
 def _add_to(y: Array, change: Array, which: Rows, scale: float | Array | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The site, served on this machine, and a browser that has no network to read it with."""
+"""Chromium without a network, and a server of files on this machine."""
 
 import shutil
 import sys
@@ -13,8 +13,6 @@ import pytest
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 ONLY_THIS_MACHINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-DESK = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}  # CSS pixels
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -50,4 +48,15 @@ def chromium() -> str:
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return found
-    pytest.fail("Chromium is needed to look at the docs: apt-get install chromium")
+    pytest.fail("Chromium is needed to look at pages: apt-get install chromium")
+
+
+@contextmanager
+def browsing():
+    """Start Chromium without a network; give the browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        started = play.chromium.launch(executable_path=chromium(), args=[*FLAGS, ONLY_THIS_MACHINE])
+        yield started
+        started.close()

@@ -1,0 +1,210 @@
+"""The course in a browser: the site is built once, and headless Chromium runs its notebooks.
+
+Chromium has no network but this machine. Needs ``pip install '.[browser]'``, npm and Chromium.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from time import monotonic
+from typing import NamedTuple
+
+import pytest
+
+from tests.browsing import browsing, served
+
+pytestmark = pytest.mark.lite
+
+ROOT = Path(__file__).parents[2]
+CHAPTERS = [path.name for path in sorted(ROOT.glob("notebooks/[0-9][0-9]_*.ipynb"))]
+LARGEST = 65e6  # bytes of the site
+MOST_SECONDS = 240  # until a notebook has run, on a busy machine
+SAYS = 15  # seconds until a page says that a download failed
+
+PANEL = "window.jupyterapp?.shell?.currentWidget"
+SHOWN = f"() => {PANEL}?.content?.model?.cells?.length > 0"
+READY = f"() => ['idle', 'busy'].includes({PANEL}?.sessionContext?.session?.kernel?.status)"
+RUN = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
+OVER = f"""() => {{
+  const code = {PANEL}.content.widgets.filter((cell) => cell.model.type === 'code');
+  const outputs = (cell) => cell.model.outputs.toJSON();
+  const errors = code.flatMap(outputs).filter((out) => out.output_type === 'error');
+  if (errors.length) return errors.map((out) => out.traceback.join('\\n'));
+  const run = code.every((cell) => cell.model.executionCount);
+  return run && {PANEL}.sessionContext.session.kernel.status === 'idle' ? 'whole' : false;
+}}"""
+
+
+class Ran(NamedTuple):
+    """What came of a notebook."""
+
+    over: str | list[str]  # "whole", or the tracebacks of cells
+    complaints: list[str]
+    outside: list[str]  # what was asked of another server
+    alert: str
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built by the script as a reader builds it."""
+    import subprocess
+
+    out = tmp_path_factory.mktemp("site") / "course"
+    build = [sys.executable, str(ROOT / "notebooks/lite.py"), str(out)]
+    subprocess.run(build, check=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def server(site):
+    """The address at which the site is served."""
+    with served(site) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a network."""
+    with browsing() as started:
+        yield started
+
+
+def alert_of(tab):
+    return tab.evaluate("() => document.querySelector('[role=alert]')?.textContent ?? ''")
+
+
+def run_notebook(browser, server, name, then=lambda tab: None):
+    """Open a notebook, run all its cells, and return what came of it."""
+    context = browser.new_context()
+    tab = context.new_page()
+    complaints, asked = [], []
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.set_default_timeout(1000 * MOST_SECONDS)
+    tab.goto(f"{server}notebooks/index.html?path={name}")
+    tab.wait_for_function(SHOWN)
+    tab.wait_for_function(READY)
+    tab.evaluate(RUN)
+    over = tab.wait_for_function(OVER, polling=500).json_value()
+    outside = [url for url in asked if not url.startswith((server, "data:", "blob:"))]
+    found = Ran(over, complaints, outside, alert_of(tab))
+    then(tab)
+    context.close()
+    return found
+
+
+# --- the notebooks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*CHAPTERS, "write_here.ipynb"])
+def test_a_notebook_runs_to_its_last_cell_and_asks_nobody(browser, server, name):
+    assert run_notebook(browser, server, name) == Ran("whole", [], [], "")
+
+
+def test_the_sliders_of_chapter_4_are_there(browser, server):
+    sliders = []
+    run_notebook(
+        browser,
+        server,
+        "04_lora.ipynb",
+        then=lambda tab: sliders.append(tab.locator(".widget-slider").count()),
+    )
+    assert sliders == [3]
+
+
+def test_the_first_page_leads_to_every_notebook(browser, server, site):
+    tab = browser.new_page()
+    tab.goto(f"{server}index.html")
+    links = tab.evaluate("() => [...document.links].map((a) => new URL(a.href).search)")
+    alert = alert_of(tab)
+    tab.close()
+    paths = sorted(str(path.relative_to(site / "files")) for path in site.glob("files/**/*.ipynb"))
+    assert sorted(link.removeprefix("?path=") for link in links) == paths
+    assert set(CHAPTERS) <= set(paths) and alert == ""
+
+
+def test_what_students_get_has_no_solution_and_no_output(site):
+    notebooks = list(site.glob("files/**/*.ipynb"))
+    for path in notebooks:
+        text = path.read_text(encoding="utf-8")
+        assert "BEGIN SOLUTION" not in text and "HIDDEN TESTS" not in text
+        cells = json.loads(text)["cells"]
+        assert not any(cell.get("outputs") for cell in cells)
+    stubs = [p for p in notebooks if "raise NotImplementedError" in p.read_text(encoding="utf-8")]
+    assert sorted(p.name for p in stubs if p.parent.name == "assignments") == sorted(
+        p.name for p in ROOT.glob("notebooks/assignments/source/*/*.ipynb")
+    )
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+def said_within(browser, address, prepare):
+    """Open a page that cannot work, and return what it says and after how many seconds."""
+    context = browser.new_context(service_workers="block")  # whose requests routes do not see
+    tab = context.new_page()
+    prepare(tab)
+    start = monotonic()
+    tab.goto(address, wait_until="commit")
+    tab.wait_for_selector("[role=alert]", timeout=1000 * SAYS)
+    found = alert_of(tab), monotonic() - start
+    context.close()
+    return found
+
+
+@pytest.mark.parametrize("how", ["refused", "missing", "silent"])
+@pytest.mark.parametrize("file", ["pyodide.asm.wasm", "numpy-"])
+def test_a_download_that_fails_is_named_within_15_seconds(browser, server, how, file):
+    answers = {
+        "refused": lambda route: route.abort(),
+        "missing": lambda route: route.fulfill(status=404),
+        "silent": lambda route: None,
+    }
+    said, seconds = said_within(
+        browser,
+        f"{server}notebooks/index.html?path=04_lora.ipynb",
+        lambda tab: tab.route(f"**/{file}*", answers[how]),
+    )
+    assert said.startswith(file) and "could not be downloaded" in said and seconds < SAYS
+
+
+@pytest.mark.parametrize("page", ["index.html", "notebooks/index.html?path=04_lora.ipynb"])
+def test_a_browser_without_webassembly_is_told_so(browser, server, page):
+    said, _ = said_within(
+        browser, f"{server}{page}", lambda tab: tab.add_init_script("delete self.WebAssembly")
+    )
+    assert said.startswith("This browser has no WebAssembly")
+
+
+# --- what the site is made of --------------------------------------------------------------------
+
+
+def test_the_lock_lists_the_wheels_that_lie_there_and_no_other(site):
+    folder = site / "static/pyodide"
+    packages = json.loads((folder / "pyodide-lock.json").read_text(encoding="utf-8"))["packages"]
+    assert {p.name for p in folder.glob("*.whl")} == {p["file_name"] for p in packages.values()}
+    for package in packages.values():
+        content = (folder / package["file_name"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == package["sha256"]
+        assert set(package["depends"]) <= set(packages)
+    said = (folder / "LICENCES.txt").read_text(encoding="utf-8")
+    assert all(f"\n{name} {package['version']}: " in said for name, package in packages.items())
+    assert "open" not in "".join(packages)  # nothing of the wheel that held the others
+
+
+def test_the_site_is_small_and_has_no_map_of_sources(site):
+    files = [path for path in site.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < LARGEST
+    assert not [path for path in files if path.suffix == ".map" or "doit" in path.name]
+
+
+def test_a_folder_with_other_files_is_not_overwritten(tmp_path):
+    import subprocess
+
+    (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
+    build = [sys.executable, str(ROOT / "notebooks/lite.py"), str(tmp_path)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 1 and "holds other files" in done.stderr
+    assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "mine"
