@@ -152,6 +152,9 @@ def dress(app, page: str, template, context: dict, tree) -> None:
     """Give a page its address in the project, a title without TeX, and the first page its cell."""
     if app.config.repository and (path := source_of(page)):
         context["source_address"] = f"{app.config.repository.rstrip('/')}/blob/{BRANCH}/{path}"
+    # Titles of chapters have mathematics, and stand in the sidebars of these pages.
+    if page.startswith(("chapters/", "zh/", "beside/README.zh")):
+        context["has_maths_elements"] = True
     context["title"] = without_tex(context.get("title", ""))
     if page in WITH_A_CELL and "browser" in app.tags:
         app.add_js_file("cell.js", type="module")
@@ -159,12 +162,12 @@ def dress(app, page: str, template, context: dict, tree) -> None:
 
 def without_tex(title: str) -> str:
     r"""Return a title for a browser's tab, which sets no mathematics: \(W_0 x\) becomes W₀ x."""
-    if r"\(" not in title:
-        return title
-    plain = re.sub(r"_\{?(\d)\}?", lambda found: chr(0x2080 + int(found[1])), title)
-    for tex, letter in {r"\alpha": "α", r"\(": "", r"\)": "", r"\,": " "}.items():
-        plain = plain.replace(tex, letter)
-    return plain
+
+    def plain(formula: re.Match) -> str:
+        tex = formula[1].replace(r"\alpha", "α").replace(r"\,", " ")
+        return re.sub(r"_(\d)", lambda digit: chr(ord("₀") + int(digit[1])), tex)
+
+    return re.sub(r'<span class="math[^>]*>\\\((.*?)\\\)</span>', plain, title)
 
 
 def source_of(page: str) -> str | None:
@@ -292,13 +295,12 @@ def skip_field(app, what, name, member, skip, options) -> bool | None:
 def setup(app) -> None:
     """Bring in what lies outside this folder, and turn links to it as pages are read."""
     app.add_config_value("repository", "", "html", types=[str])
-    app.set_html_assets_policy("always")  # a page may have mathematics in its sidebar alone
     copy_pages(HERE / "beside")
     write_module_pages(HERE / "reference" / "api")
     write_the_map(HERE / "reference" / "api")
     app.connect("config-inited", copy_chapters)
     app.connect("config-inited", link_to_the_project)
-    app.connect("html-page-context", dress)
+    app.connect("html-page-context", dress, priority=400)  # before the extension of MathJax
     app.connect("html-page-context", say_the_language)
     app.connect("source-read", turn_links)
     app.connect("missing-reference", follow_home)

@@ -13,8 +13,6 @@ import pytest
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 ONLY_THIS_MACHINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-DESK = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}  # CSS pixels
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -92,6 +92,7 @@ class Cell {
 
   /** Add text to what is printed, or to an error. */
   write(kind, text) {
+    if (!text) return;
     if (this.output.lastElementChild?.className !== kind) {
       this.output.append(made("pre", { className: kind }));
     }

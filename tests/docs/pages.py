@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+DESK = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}  # CSS pixels
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?")
 SESSION = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 LAST_DIGITS = 0.01  # relative: another BLAS may round the last digit shown otherwise

@@ -6,9 +6,8 @@ from html import unescape
 
 import pytest
 
-from tests.browsing import DESK, PHONE
 from tests.docs.conftest import build
-from tests.docs.pages import ROOT, bodies
+from tests.docs.pages import DESK, PHONE, ROOT, bodies
 
 INDEX = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
 WITH_CODE = (

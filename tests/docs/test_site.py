@@ -19,7 +19,7 @@ import pytest
 import lora_np
 from lora_np import ops
 from lora_np.cli import parser
-from tests.browsing import DESK, PHONE
+from tests.docs.pages import DESK, PHONE
 
 pytestmark = pytest.mark.docs
 
