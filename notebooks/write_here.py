@@ -43,14 +43,14 @@ for name, model in models.items():
     print(f"--- {name}\n{write(model, 'The class ')}\n")
 
 # %% [markdown]
-# The base writes something like English. With an adapter, the same prompt goes on as code, and the
-# more so the higher the rank: names with underscores, brackets, indented lines. All of these models
-# are far too small to write sense.
+# The base writes something like English. With an adapter, the same prompt goes on in the style of
+# code: names with underscores, brackets, indented lines. All of these models are far too small to
+# write sense.
 #
 # Change the prompt, the temperature and the seed, and run the cell again.
 
 # %%
-print(write(models["rank 16"], prompt="    def ", length=300, temperature=0.5, seed=1))
+print(write(models["rank 16"], prompt="def ", length=300, temperature=0.8, seed=1))
 
 # %% [markdown]
 # What does an adapter cost? Count its numbers, and the bytes of its file.

@@ -56,7 +56,7 @@ def test_the_page_writes_with_the_base_and_each_adapter(made, monkeypatch, capsy
             exec(text, names)
     out = capsys.readouterr().out
     assert re.findall("--- (.*)", out) == ["base", "rank 1", "rank 4", "rank 16"]
-    assert out.count("The class ") == 4 and "    def " in out
+    assert out.count("The class ") == 4 and "\ndef " in out
     assert re.search(r"rank 16: +18,432 numbers", out)
 
 
