@@ -68,6 +68,7 @@ ADD = (
 )
 
 
+OPTIONAL = ("scipy", "matplotlib", "ml_dtypes")  # much of the package works without them
 ALIASES = {"analyze": "analyse"}  # argparse's own would have a section each on the docs' page
 
 
@@ -88,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         print(f"lora-np: not enough memory: {error or 'ask for less'}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            raise
+        print(f"lora-np: this needs {error.name}: pip install {error.name}", file=sys.stderr)
+        return 2
     except BrokenExecutor:
         print("lora-np: a worker process died; run the same command to continue", file=sys.stderr)
         return 1

@@ -51,8 +51,9 @@ def grade_folder(
     files = {key: entry for key, entry in found.items() if isinstance(entry, Path)}
     if not files:
         raise ValueError(f"{brief(str(folder))} contains no TASK/STUDENT.py{_first(found)}")
-    threads = ThreadPoolExecutor if machine.has_processes() else InProcess
-    with threads(jobs or cores()) as pool:  # each thread waits for a process
+    apart = machine.has_processes()
+    with ThreadPoolExecutor(jobs or cores()) if apart else InProcess() as pool:
+        # each thread waits for a process
         reports = pool.map(lambda key: run_isolated(files[key], key[0], limits, seed=seed), files)
         graded = dict(zip(files, reports))
     left_out = {k: _left_out(k[0], why) for k, why in found.items() if isinstance(why, str)}

@@ -39,6 +39,9 @@ class Report:
     ----------
     task : str
     findings : tuple of Finding
+    in_page : bool
+        Whether the code ran in a page of a browser, with few limits: the report says that it is
+        not for grades.
 
     Examples
     --------
@@ -50,6 +53,7 @@ class Report:
 
     task: str
     findings: tuple[Finding, ...] = ()
+    in_page: bool = False
 
     @property
     def passed(self) -> bool:
@@ -67,7 +71,8 @@ class Report:
             raise WrongAnswer(str(self))
 
     def __str__(self) -> str:
+        where = " (in this page; not for grades)" if self.in_page else ""
         if self.passed:
-            return f"{self.task}: right"
+            return f"{self.task}: right{where}"
         lines = [f"  - {s}{'' if s.endswith('?') else '.'}" for s in self.sentences]
-        return "\n".join([f"{self.task}: not yet right", *lines])
+        return "\n".join([f"{self.task}: not yet right{where}", *lines])

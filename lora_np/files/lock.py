@@ -134,7 +134,7 @@ def _make(lock: Path, text: str) -> bool:
             os.link(temporary, lock)
         except FileExistsError:
             return False
-        except (AttributeError, OSError):  # Pyodide's os has no link
+        except (OSError, AttributeError):  # the file system has no links, or the browser's Python
             return _make_without_links(lock, text)
     return True
 

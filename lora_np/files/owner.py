@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import uuid
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,8 @@ class Owner(NamedTuple):
         The namespace of `pid`: containers may share a host's name and a disk.
     pid : int
     start : str
-        When the process started, because numbers are reused; "" if the system does not say.
+        When the process started, because numbers are reused; a random text of its own if the
+        system does not say.
     """
 
     host: str
@@ -49,7 +51,8 @@ def _owner(pid: int) -> Owner:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
         space = ""
-    return Owner(socket.gethostname(), space, pid, started(pid) or "")
+    # A system that does not say may give the number to another process: a browser's is always 42.
+    return Owner(socket.gethostname(), space, pid, started(pid) or uuid.uuid4().hex)
 
 
 def has_ended(owner: Owner) -> bool | None:

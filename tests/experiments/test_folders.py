@@ -239,15 +239,15 @@ def test_a_lock_that_cannot_be_read_is_respected_until_it_is_taken(tmp_path, con
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("missing", ["of the file system", "of Python"])
-def test_where_files_have_no_links_the_lock_is_made_all_the_same(tmp_path, monkeypatch, missing):
+@pytest.mark.parametrize("who", ["the file system", "Python, in a browser"])
+def test_where_files_have_no_links_the_lock_is_made_all_the_same(tmp_path, monkeypatch, who):
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
 
-    if missing == "of Python":
-        monkeypatch.delattr(os, "link")
-    else:
+    if who == "the file system":
         monkeypatch.setattr(os, "link", refuse)
+    else:
+        monkeypatch.delattr(os, "link")
     with hold(tmp_path):
         with pytest.raises(HeldError, match=f"process {os.getpid()} on"), hold(tmp_path):
             pass

@@ -18,7 +18,7 @@ import pytest
 from lora_np.adapters import write_adapter
 from lora_np.files import load_json, replacing, save_arrays, save_json
 from lora_np.files.atomic import OLD, beside, strangers
-from lora_np.files.owner import Owner, has_ended, started, this_process
+from lora_np.files.owner import Owner, _owner, has_ended, started, this_process
 from tests.source import PACKAGE, every_file, nodes, tree_of
 
 MODULE = [("q", np.ones((3, 1)), np.ones((1, 2)), 1.0)]
@@ -191,6 +191,20 @@ def test_processes_are_told_apart_by_host_number_and_start():
     assert has_ended(me._replace(host="elsewhere")) is None
     assert has_ended(me._replace(space="another container")) is None
     assert has_ended(me._replace(pid=2**40)) is True
+
+
+def test_where_the_system_does_not_say_a_number_given_again_is_another_process(monkeypatch):
+    """As in a browser, where every kernel has the number 42."""
+    monkeypatch.setattr("lora_np.files.owner.started", lambda pid: "")
+    _owner.cache_clear()
+    try:
+        before = this_process()
+        assert has_ended(before) is False and before == this_process()
+        _owner.cache_clear()  # the kernel is started again
+        assert this_process()[:3] == before[:3] and has_ended(before) is None
+        assert has_ended(before._replace(start="")) is None
+    finally:
+        _owner.cache_clear()
 
 
 def test_a_process_is_seen_while_it_runs_and_not_when_it_waits_to_be_collected():

@@ -40,6 +40,7 @@ PACKAGES = ("site-packages", "dist-packages")  # on sys.path, in any folder
 MOST_JSON = 2**20  # bytes, as untrusted.py reads
 RESERVE = 2**24  # bytes kept free to write the answer when memory runs out
 NAME = "<your code>"
+REFUSAL = "{} cannot be imported here: write the formula yourself"
 
 
 def cubic(C: np.ndarray) -> Any:
@@ -136,11 +137,7 @@ def message_of(error: BaseException) -> str:
 
 def main(folder: str) -> None:
     """Read the job in `folder`, run it under its limits, and write the answer there."""
-    job = json.loads(Path(folder, "job.json").read_text(encoding="utf-8"))
-    with open(Path(folder, "inputs.npys"), "rb") as file:
-        draws = [
-            {k: np.load(file) if v is None else v for k, v in draw.items()} for draw in job["draws"]
-        ]
+    job, draws = read_job(folder)
     limit(job["limits"])
     reserve, depth = bytearray(RESERVE), sys.getrecursionlimit()
     sys.dont_write_bytecode = True
@@ -152,6 +149,16 @@ def main(folder: str) -> None:
     sys.setrecursionlimit(depth)
     leave(folder, answers)
     os._exit(0)  # skips whatever the code has registered to run at exit
+
+
+def read_job(folder: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the job that runner.py has written into `folder`, and its draws with their arrays."""
+    job = json.loads(Path(folder, "job.json").read_text(encoding="utf-8"))
+    with open(Path(folder, "inputs.npys"), "rb") as file:
+        draws = [
+            {k: np.load(file) if v is None else v for k, v in draw.items()} for draw in job["draws"]
+        ]
+    return job, draws
 
 
 def leave(folder: str, answers: list[dict[str, Any]]) -> None:
@@ -193,17 +200,21 @@ def decoded(data: bytes) -> str:
         raise SyntaxError(f"{error}: save the file as UTF-8") from None
 
 
-def define(chunks: list[Any], name: str) -> tuple[Any, tuple[str, str] | None]:
+def define(
+    chunks: list[Any], name: str, run: Any = exec, **more: Any
+) -> tuple[Any, tuple[str, str] | None]:
     """Run the student's cells one after another; return the function, or why there is none.
 
-    A cell is a text. A file is ``{"bytes": text}``, with one character for each byte.
+    A cell is a text. A file is ``{"bytes": text}``, with one character for each byte. Each is
+    executed by ``run(code, names)``; `more` are names that it finds.
     """
     space: dict[str, Any] = {"np": np, "math": math, "display": print, "__name__": "submission"}
+    space |= more
     problem = None
     for chunk in chunks:
         try:
             text = chunk if isinstance(chunk, str) else decoded(chunk["bytes"].encode("latin-1"))
-            exec(compile(text, NAME, "exec"), space)
+            run(compile(text, NAME, "exec"), space)
         except BaseException as error:
             problem = problem or spell(error)
     if callable(space.get(name)):
@@ -244,11 +255,12 @@ def guard(folder: str, closed: tuple[str, ...], refused: frozenset[str]) -> Any:
     places = [*READABLE, *(p for p in sys.path if os.path.basename(p) in PACKAGES)]
     readable = (inside, *(os.path.join(os.path.realpath(place), "") for place in places))
     decode, real, number, text = os.fsdecode, os.path.realpath, int, str
+    refusal = REFUSAL
 
     def hook(event: str, arguments: tuple) -> None:
         if event == "import" and arguments[0].partition(".")[0] in refused:
             root = arguments[0].partition(".")[0]
-            raise ImportError(f"{root} cannot be imported here: write the formula yourself")
+            raise ImportError(refusal.format(root))
         if event in events:
             raise PermissionError(f"{event} is not allowed here")
         if event == "ctypes.dlsym" and not text(arguments[1]).startswith(("Py", "_Py")):

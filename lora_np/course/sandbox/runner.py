@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ import numpy as np
 import lora_np
 from lora_np.course.judge import judge
 from lora_np.course.report import Finding, Report
+from lora_np.course.sandbox.here import ENDED, TOO_LONG, TOO_MUCH, run_here
 from lora_np.course.sandbox.untrusted import Unreadable, read_answers, read_regular
 from lora_np.course.task import Draw, Task, task_called
+from lora_np.crew import machine
 from lora_np.reading import brief
 
 REFUSED = ("lora_np", "torch", "jax", "tensorflow", "autograd", "tinygrad", "peft", "transformers")
@@ -68,6 +70,9 @@ def run_isolated(
 ) -> Report:
     """Run a student's code in a fresh process and report what is wrong with its answer.
 
+    In a browser, where Python cannot start a process, the code runs in this one, with fewer limits
+    (:mod:`lora_np.course.sandbox.here`): such a report is not for grades, and says so.
+
     Parameters
     ----------
     source : str, Path or sequence of str and Path
@@ -105,7 +110,8 @@ def run_isolated(
     chunks = [source] if isinstance(source, str | Path) else list(source)
     draws = found.draws(seed)
     try:
-        return _graded(found, [_chunk(chunk) for chunk in chunks], draws, limits)
+        report = _graded(found, [_chunk(chunk) for chunk in chunks], draws, limits)
+        return replace(report, in_page=not machine.has_processes())
     except Unreadable as error:
         return Report(task, (Finding("left out", f"This is not graded: {error}"),))
     except Exception as error:  # ours or the machine's
@@ -118,7 +124,8 @@ def _graded(task: Task, chunks: list[Any], draws: list[Draw], limits: Limits) ->
     """Return the report on a submission that has been read."""
     with _working_folder() as folder:
         _write_job(folder, task, chunks, draws, limits)
-        if trouble := _run(folder, limits):
+        run = _run if machine.has_processes() else run_here
+        if trouble := run(folder, limits):
             return Report(task.name, (Finding("limit", trouble),))
         try:
             answers = read_answers(folder, len(draws), limits.output_mib * 2**20)
@@ -190,17 +197,16 @@ def _run(folder: Path, limits: Limits) -> str:
         finally:
             _end(child)
         size = os.fstat(printed.fileno()).st_size
-    too_long = f"Your code ran for more than {limits.seconds} s: look for a loop that never ends"
     if status is None or status == -getattr(signal, "SIGXCPU", 0):
-        return too_long
+        return TOO_LONG.format(limits.seconds)
     if status == -9:  # SIGKILL: the hard limit on time, or the system, short of memory
         return "The system stopped your code: it used too much time or memory"
     if size >= limits.output_mib * 2**20:
-        return "Your code prints or returns too much"
+        return TOO_MUCH
     if status < 0:
         return f"Your code crashed Python (signal {-status}): does it call C or recurse deeply?"
     if not os.path.lexists(folder / "answer.json"):
-        return f"Your code ended the process, with status {status}: return a result instead"
+        return ENDED.format(status)
     return ""
 
 
