@@ -192,4 +192,5 @@ def _gemm(char: str) -> Callable[..., np.ndarray] | None:
     return getattr(blas, name) if name else None
 
 
-matmul: Callable[[Any, Any], Any] = blas_matmul if IN_BROWSER else operator.matmul  # of the twins
+# The product of the fast twins. What is not called in every step of training says ``@``.
+matmul: Callable[[Any, Any], Any] = blas_matmul if IN_BROWSER else operator.matmul

@@ -21,6 +21,8 @@
 # **What you'll need.** Chapters 3, 4 and 5. Less than a minute of computing.
 
 # %%
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -47,6 +49,8 @@ from lora_np.images import (
     train_style,
     words_of,
 )
+from lora_np.images.folder import load_base
+from lora_np.images.judge import load_judge
 from lora_np.images.schedule import eps_of, v_of, x0_of, z_of
 from lora_np.images.training import Mixed, Neighbours
 from lora_np.layers import Layer, copy_model
@@ -464,8 +468,12 @@ plt.show()
 sizes = {"k": 64, "d": 96, "d_hidden": 192, "n_block": 3, "d_c": 64}
 recipe = {"images": 6000, "batch": 128, "processes": 1}
 settings = BaseSettings(**sizes, **recipe, steps=2500, lr=6e-3)
-base = train_base(np.random.default_rng(0), settings)
-judge = train_judge(np.random.default_rng(9), n=3000, steps=1000)
+made = Path("image_base")  # the same base and judge, trained beforehand for readers in a browser
+if made.exists():
+    base, judge = load_base(made), load_judge(made / "judge.npz")
+else:
+    base = train_base(np.random.default_rng(0), settings)
+    judge = train_judge(np.random.default_rng(9), n=3000, steps=1000)
 SEEN, UNSEEN = "ACEGIKMOQSUWY", "BDFHJLNPRTVXZ"
 FAMILIES, STYLES = ("sans", "serif", "mono"), ("regular", "bold")
 

@@ -1,7 +1,8 @@
-"""A GPT of 32,000 weights and adapters of ranks 1, 4 and 16 for it, small enough for a web page.
+"""Models that are trained beforehand for readers in a browser.
 
-The base learns English about Python, and each adapter turns it to Python code. ``write_here.ipynb``
-reads the folder and writes with it.
+``make``: a GPT of 32,000 weights and adapters of ranks 1, 4 and 16 for it. The base learns English
+about Python, and each adapter turns it to Python code. ``write_here.ipynb`` writes with them.
+``make_image_base``: chapter 15's image model and judge, as the chapter itself trains them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ import numpy as np
 from lora_np import GPT, GPTConfig, LoraConfig, fit, inject, save_adapter
 from lora_np.data import language_reference, sample_batch, standard_library
 from lora_np.files import save_arrays, save_json
+from lora_np.images import BaseSettings, train_base, train_judge
+from lora_np.images.folder import save_base
+from lora_np.images.judge import save_judge
 
 RANKS = (1, 4, 16)
 CONFIG = GPTConfig(vocab_size=128, block_size=64, n_layer=2, n_head=4, d_model=32)  # ASCII
+IMAGE_BASE = BaseSettings(
+    **{"k": 64, "d": 96, "d_hidden": 192, "n_block": 3, "d_c": 64},
+    **{"images": 6000, "batch": 128, "processes": 1, "steps": 2500, "lr": 6e-3},
+)
 
 
 def make(out: Path, steps: int = 2000, adapter_steps: int = 500) -> None:
@@ -48,3 +56,13 @@ def learn(model: GPT, text: str, steps: int, lr: float) -> None:
         warmup=steps // 10,
         options={"weight_decay": 0.0},
     )
+
+
+def make_image_base(
+    out: Path, settings: BaseSettings = IMAGE_BASE, judge_steps: int = 1000
+) -> None:
+    """Train chapter 15's base and judge, and write them to the new folder `out`."""
+    base = train_base(np.random.default_rng(0), settings)
+    save_base(out, base, {"kind": "mlp", **settings.sizes()})
+    judge = train_judge(np.random.default_rng(9), n=3000, steps=judge_steps)
+    save_judge(out / "judge.npz", judge)

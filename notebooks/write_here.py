@@ -27,7 +27,9 @@ from lora_np.train import load_parameters
 folder = Path("tiny")
 base = GPT(GPTConfig(**load_json(folder / "config.json")), np.random.default_rng(0))
 load_parameters(folder / "base.npz", base)
-models = {"base": base} | {f"rank {r}": load_adapter(base, folder / f"rank-{r}") for r in (1, 4, 16)}
+models = {"base": base} | {
+    f"rank {r}": load_adapter(base, folder / f"rank-{r}") for r in (1, 4, 16)
+}
 
 
 def write(model, prompt, length=200, temperature=0.7, seed=0):
@@ -41,14 +43,14 @@ for name, model in models.items():
     print(f"--- {name}\n{write(model, 'The class ')}\n")
 
 # %% [markdown]
-# The base writes something like English. With an adapter, the same prompt goes on as code, and the
-# more so the higher the rank: names with underscores, brackets, indented lines. All of these models
-# are far too small to write sense.
+# The base writes something like English. With an adapter, the same prompt goes on in the style of
+# code: names with underscores, brackets, indented lines. All of these models are far too small to
+# write sense.
 #
 # Change the prompt, the temperature and the seed, and run the cell again.
 
 # %%
-print(write(models["rank 16"], prompt="    def ", length=300, temperature=0.5, seed=1))
+print(write(models["rank 16"], prompt="def ", length=300, temperature=0.8, seed=1))
 
 # %% [markdown]
 # What does an adapter cost? Count its numbers, and the bytes of its file.
@@ -59,4 +61,6 @@ for r in (1, 4, 16):
     size = sum(file.stat().st_size for file in (folder / f"rank-{r}").iterdir())
     print(f"rank {r:>2}: {numbers:>6,} numbers, {size / 1000:>5.1f} kB")
 size = (folder / "base.npz").stat().st_size
-print(f"base:    {sum(p.size for p in base.parameters().values()):>6,} numbers, {size / 1000:>5.1f} kB")
+print(
+    f"base:    {sum(p.size for p in base.parameters().values()):>6,} numbers, {size / 1000:>5.1f} kB"
+)

@@ -6,6 +6,9 @@ gains; a twin that gains less than 2 % of a training step, or of generation, at 
 kept. Caches may differ. The tests check that both forms return the same outputs and gradients, to
 rounding.
 
+The twins compute their products with ``lora_np.backend.matmul``, which is ``@`` everywhere but
+under Pyodide, whose NumPy is slow at products (:func:`lora_np.backend.blas_matmul`).
+
 ``python -m tests.benchmarks --only twins`` measures a training step with a textbook pair in place
 of its twin; ``--only llama-twins`` does so for grouped attention.
 """
