@@ -52,7 +52,6 @@ HELD = {"paper": "paper.json", "precision": "precision.json"}  # otherwise resul
 SPECTRUM = ("name", "shape", "r", "singular_values")  # what is kept of an adapter's module
 OPAQUE = {  # drawn by earlier runs, on white; the sheet of letters needs the models of its run
     "images_letters.png",
-    "intrinsic_dimension.png",
     *(f"studies_{name}.png" for name in ("grid", "rates", "small_data")),
     *(f"studies_regret_{name}.png" for name in ("rates", "layers", "capacity", "batch")),
 }

@@ -49,10 +49,11 @@ def plot_precision(
     ['precision.png']
     """
     with plots.drawing(path, ax, (11.5, 4.6), columns=3) as picture:
-        for axis, draw in zip(picture.axes, (_draw_storage, _draw_merging, _draw_scaling)):
+        panels = (_draw_storage, 2), (_draw_merging, 2), (_draw_scaling, 1)
+        for axis, (draw, columns) in zip(picture.axes, panels):
             draw(axis, results)
             axis.grid(alpha=0.25)
-            plots.legend_below(axis, 2)
+            plots.legend_below(axis, columns)
     return picture.axes
 
 
