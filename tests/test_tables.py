@@ -1,5 +1,6 @@
 """One table in every form: text, HTML, Markdown, CSV, JSON, a DataFrame."""
 
+import ast
 import csv
 import io
 import json
@@ -10,7 +11,12 @@ import numpy as np
 import pytest
 
 from lora_np import GPT, GPTConfig, LoraConfig, account, check_gradients, inject, spectrum
-from lora_np.tables import FORMATS, Table
+from lora_np.adapters.ranks import Analysis, ModuleRanks
+from lora_np.course.report import Finding, Report
+from lora_np.experiments.rank_sweep import SweepResults
+from lora_np.tables import FORMATS, Mean, Table, Tabular
+from lora_np.train import History
+from tests.source import FILES, nodes, tree_of
 
 TABLE = Table(
     {"module": ["q|<proj>", "v"], "rank": [12345, None], "share": [0.25, float("nan")]},
@@ -90,9 +96,109 @@ def results():
     yield check_gradients(square, lambda dy, x, need=None: (2 * dy * x,), [np.array([1.0, 2.0])])
 
 
-@pytest.mark.parametrize("result", list(results()), ids=lambda result: type(result).__name__)
-def test_results_are_tables_in_a_notebook(result):
-    said = result._repr_html_()
-    cells = result.table().cells()
-    assert said.startswith("<table>") and said.count("<tr>") == 1 + len(next(iter(cells.values())))
-    assert all(cell in said for column in cells.values() for cell in column)
+# --- bad input -----------------------------------------------------------------------------------
+
+EVIL = "a|b\n<script>alert('x')</script>\x1b[2J"
+
+
+def in_all_formats(table):
+    """Return a table as text, HTML, Markdown, CSV and JSON."""
+    return table.text(), table.html(), table.markdown(), table.csv(), table.json()
+
+
+def test_a_name_with_everything_that_ends_a_cell_stays_one_cell():
+    table = Table({"module": [EVIL], EVIL: [1.0]}, title="t", notes=["n"])
+    text, page, markdown, content, data = in_all_formats(table)
+    assert len(text.splitlines()) == 4 and "\x1b" not in text
+    assert "<script>" not in page and page.count("<td") == 2
+    head, _, row = markdown.split("\n\n")[1].splitlines()
+    assert row.replace(r"\|", "").count("|") == head.replace(r"\|", "").count("|") == 3
+    assert next(csv.DictReader(io.StringIO(content, newline="")))["module"] == EVIL
+    assert json.loads(data) == [{"module": EVIL, EVIL: 1.0}]
+
+
+def test_a_table_without_columns_shows_its_title_and_notes_alone():
+    text, page, markdown, content, data = in_all_formats(Table({}, title="none", notes=["why"]))
+    assert text == "none\nwhy" and markdown == "none\n\nwhy"
+    assert "<caption>none</caption>" in page and "<p>why</p>" in page and "<td" not in page
+    assert content.strip() == "" and json.loads(data) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), np.int64(3)])
+def test_numbers_of_numpy_and_numbers_that_are_not_finite_are_shown(value):
+    text, page, markdown, content, data = in_all_formats(Table({"": ["x"], "n": [value]}))
+    shown = str(value)
+    assert all(shown in form for form in (text, page, markdown, content))
+    assert json.loads(data)[0]["n"] == (3 if value == 3 else None)
+
+
+def test_a_mean_prints_with_its_deviation_and_is_two_columns_of_a_file():
+    table = Table(
+        {"loss": [Mean(2.0, 0.5, note=" (1 lost)"), Mean(1.0), "diverged"]}, {"loss": ".2f"}
+    )
+    assert table.text().splitlines()[1:] == ["2.00 +- 0.5 (1 lost)", "1.00", "diverged"]
+    assert table.csv() == "loss,loss +-\n2.0,0.5\n1.0,\ndiverged,\n"
+    assert json.loads(table.json())[0] == {"loss": 2.0, "loss +-": 0.5}
+    alone = Table({"loss": [Mean(1.0)]})
+    assert alone.csv() == "loss\n1.0\n"  # no mean has a deviation: no column of empty cells
+
+
+def test_a_share_is_shown_in_percent_and_text_may_stand_at_the_left():
+    table = Table(
+        {"": ["a"], "verdict": ["ok"], "share": [0.125]}, {"share": ".1f %", "verdict": "<"}
+    )
+    assert table.text().splitlines() == ["   verdict   share", "a  ok       12.5 %"]
+
+
+# --- every result of the library -----------------------------------------------------------------
+
+
+def planted_results():
+    """A result of each class with a table."""
+    yield from results()
+    yield Analysis({"path": "a"}, [ModuleRanks.of_spectrum(EVIL, spectrum(np.diag([2.0, 1.0])))])
+    yield Report("lora", (Finding("shape", EVIL),))
+    yield History([2.0, float("nan")], [0.1, 0.1], [1.0, 1.0], [(0, 2.5), (2, 1.5)], 10, 0.1)
+    runs = [
+        {"method": m, "rank": r, "seed": 0, "lr": 0.1} for m, r in (("lora", 1), ("full", None))
+    ]
+    losses = {f"{part}_loss": 1.0 for part in ("train", "validation", "test")}
+    yield SweepResults(
+        {
+            "settings": {"task": "text", "ranks": [1], "seeds": 1, "full_lr": 0.1},
+            "base_validation_loss": 3.0,
+            "base_test_loss": 3.0,
+            "runs": [{**run, **losses, "trainable_parameters": 8} for run in runs],
+        }
+    )
+
+
+def classes_with_a_table():
+    """The names of the classes of the library whose method ``table`` returns a Table."""
+    for path in FILES:
+        for node in nodes(tree_of(path)):
+            for part in node.body if isinstance(node, ast.ClassDef) else ():
+                if getattr(part, "name", "") == "table" and ast.unparse(part.returns) == "Table":
+                    yield node.name
+
+
+def test_every_result_class_of_the_library_is_tried_here():
+    tried = {type(result).__name__ for result in planted_results()}
+    assert tried == set(classes_with_a_table()) - {"Tabular", "Draw", "Schema"}  # SQL has tables
+
+
+@pytest.mark.parametrize(
+    "result", list(planted_results()), ids=lambda result: type(result).__name__
+)
+def test_every_result_shows_itself_in_every_form(result, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=dict))
+    table = result.table()
+    assert isinstance(result, Tabular) and isinstance(table, Table)
+    page = result._repr_html_()
+    assert page.startswith(table.html()) and "<script>" not in page
+    assert str(result.table().to_frame()) == str(table.data())  # nan differs from itself
+    rows = json.loads(table.json())
+    assert (
+        len(rows) == page.count("<tr>") - 1 == len(list(csv.reader(io.StringIO(table.csv())))) - 1
+    )
+    assert isinstance(str(result), str) and "\x1b" not in table.text()

@@ -199,6 +199,22 @@ class Analysis(Tabular):
     def _repr_html_(self) -> str:
         return replace(self.table(), notes=[*self.notes(), self.sentence()]).html()
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the ranks as a map; see :func:`lora_np.adapters.picture.plot_rank_map`.
+
+        Parameters
+        ----------
+        ax : Axes, optional
+            Where to draw the map. By default, in a new figure, with the spectra beside it.
+
+        Returns
+        -------
+        Axes
+        """
+        from lora_np.adapters.picture import plot_rank_map
+
+        return plot_rank_map(self, ax=ax)
+
     def notes(self) -> list[str]:
         """Return notes that explain the figures of the table."""
         found = []

@@ -16,7 +16,7 @@ from lora_np.progress import log
 from lora_np.tables import Table
 
 CAUTION = "a quick run: there is nothing to conclude from it"
-Writers = Mapping[str, Callable[[Path], None]]  # by a file's name, what writes it
+Writers = Mapping[str, Callable[[Path], Any]]  # by a file's name, what writes it
 
 
 def add_options(parser: OneLineParser, quick: str | None, out: str, base: bool = True) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,11 @@ from lora_np.images.glyphs import FAMILIES, LETTERS, letters
 from lora_np.images.plan import BASE, LCM, LCM_FULL, OUTLINE, REFINED, STYLE, STYLE_FULL, SUM
 from lora_np.images.report import sum_ratios
 from lora_np.images.samplers import SAMPLERS
-from lora_np.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
+from lora_np.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from lora_np.pretrained.find import record_of_adapter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STEPS, WEIGHT, PAIRS, SHEET = (
     f"images_{name}.png" for name in ("steps", "weight", "pairs", "letters")
@@ -38,7 +41,7 @@ class Curve(NamedTuple):
     weights: list[float] | None = None
 
 
-def pictures(results: Results, out: Path) -> dict[str, Callable[[Path], None]]:
+def pictures(results: Results, out: Path) -> dict[str, Callable[[Path], Any]]:
     """Return the function that writes each picture, by the picture's name.
 
     Parameters
@@ -59,17 +62,25 @@ def pictures(results: Results, out: Path) -> dict[str, Callable[[Path], None]]:
 # ---------------------------------------------------------------------------- quality against steps
 
 
-def plot_steps(results: Results, path: str | Path) -> None:
+def plot_steps(
+    results: Results, path: str | Path | None = None, *, ax: Sequence[Axes] | None = None
+) -> list[Axes]:
     """Draw FD against the number of steps: of regular letters, and of styled ones.
 
     Parameters
     ----------
     results : mapping
         The content of ``results.json``, complete.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : sequence of Axes, optional
+        Where to draw: two panels. By default, in a new figure.
+
+    Returns
+    -------
+    list of Axes
     """
-    s, pair = results["settings"], chosen_pair(results)
+    s = results["settings"]
     regular = (
         Curve("base, consistency sampler (control)", GREY, "x", BASE, "consistency"),
         Curve("base, DDIM", BLUE, "o", BASE, "ddim"),
@@ -77,30 +88,36 @@ def plot_steps(results: Results, path: str | Path) -> None:
         Curve("LCM, all weights", PURPLE, "v", LCM_FULL, "consistency"),
         Curve(f"LCM-LoRA, r = {s['r_lcm']}", ORANGE, "^", LCM, "consistency"),
     )
+    with plots.drawing(path, ax, (11, 5.6), columns=2) as picture:
+        left, right = picture.axes
+        for curve in regular:
+            _curve(left, results, "regular", "all", curve, "-")
+        _floor(left, scores(results, "regular", "all", "real"), "-", "real images (floor)")
+        _draw_styled(right, results)
+        left.set_title("Regular letters")
+        right.set_title(f"{s['style']['style'].capitalize()}, a style of LoRA r = {s['r']}")
+        for axis in (left, right):
+            _finish(axis, s["steps"])
+        picture.title(f"Quality against steps{_over_seeds(s)}")
+    return picture.axes
+
+
+def _draw_styled(axis: Any, results: Results) -> None:
+    """Draw FD of styled letters against the steps: of letters seen, and never shown."""
+    pair = chosen_pair(results)
     alone = Curve("style, consistency sampler (control)", GREY, "x", STYLE, "consistency")
     styled = [alone, Curve("style, DDIM", BLUE, "o", STYLE, "ddim")]
     if pair is not None:
         both = f"style + LCM-LoRA {pair_text(pair)}"
         styled.append(Curve(both, ORANGE, "^", SUM, "consistency", list(pair)))
-    figure = plots.figure(11, 5.6)
-    left, right = figure.subplots(1, 2)
-    for curve in regular:
-        _curve(left, results, "regular", "all", curve, "-")
-    _floor(left, scores(results, "regular", "all", "real"), "-", "real images (floor)")
     for part, dashes in DASHES.items():
         for curve in styled:
             label = curve.label if part == "seen" else None
-            _curve(right, results, "styled", part, curve._replace(label=label or ""), dashes)
+            _curve(axis, results, "styled", part, curve._replace(label=label or ""), dashes)
         label = "real images (floor)" if part == "seen" else None
-        _floor(right, scores(results, "styled", part, "real"), dashes, label)
-    right.plot([], [], "-", color="black", label="letters seen")
-    right.plot([], [], "--", color="black", label="letters never shown")
-    left.set_title("Regular letters")
-    right.set_title(f"{s['style']['style'].capitalize()}, a style of LoRA r = {s['r']}")
-    for axis in (left, right):
-        _finish(axis, s["steps"])
-    figure.suptitle(f"Quality against steps{_over_seeds(s)}")
-    plots.save(figure, path)
+        _floor(axis, scores(results, "styled", part, "real"), dashes, label)
+    axis.plot([], [], "-", color=INK, label="letters seen")
+    axis.plot([], [], "--", color=INK, label="letters never shown")
 
 
 def _curve(axis: Any, results: Results, work: str, part: str, curve: Curve, dashes: str) -> None:
@@ -138,7 +155,7 @@ def _finish(axis: Any, steps: Sequence[int]) -> None:
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2}
-    axis.legend(frameon=False, fontsize="small", **below)
+    axis.legend(fontsize="small", **below)
 
 
 def _plain_ticks(axis: Any) -> None:
@@ -157,79 +174,91 @@ def _over_seeds(settings: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------- weights
 
 
-def plot_weight(results: Results, path: str | Path) -> None:
+def plot_weight(
+    results: Results, path: str | Path | None = None, *, ax: Sequence[Axes] | None = None
+) -> list[Axes]:
     """Draw FD and the share of images in the style against the weight of the style.
 
     Parameters
     ----------
-    results, path
+    results, path, ax
         As for :func:`plot_steps`.
+
+    Returns
+    -------
+    list of Axes
     """
     s = results["settings"]
-    figure = plots.figure(9.5, 4.2)
-    left, right = figure.subplots(1, 2)
     rows = rows_of(results, "weighed")
     weights = sorted({row["weight"] for row in rows if "weight" in row})
     looks = {"seen": (BLUE, "o", "letters seen"), "unseen": (ORANGE, "^", "letters never shown")}
-    for part, (colour, marker, label) in looks.items():
-        style = {"color": colour, "marker": marker, "linestyle": DASHES[part], "capsize": 3}
-        for axis, key in ((left, "fd"), (right, "style")):
-            how = {"sampler": "ddim", "steps": 20}
-            found = {
-                w: scores(results, "weighed", part, STYLE, key, weight=w, **how) for w in weights
-            }
-            _bars(axis, found, label, style)
-        _floor(left, scores(results, "weighed", part, "real"), DASHES[part], None)
-    left.set_yscale("log")
-    left.minorticks_off()
-    _plain_ticks(left)
-    left.set(ylabel="Fréchet distance (FD), logarithmic")
-    right.set(ylim=(-0.03, 1.03), ylabel=f"share that the judge reads as {s['style']['style']}")
-    for axis in (left, right):
-        axis.set(xlabel="weight of the style")
-        axis.set_xticks(weights)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False)
-    figure.suptitle(f"The weight of a style, DDIM in 20 steps{_over_seeds(s)}; grey: the floor")
-    plots.save(figure, path)
+    with plots.drawing(path, ax, (9.5, 4.2), columns=2) as picture:
+        left, right = picture.axes
+        for part, (colour, marker, label) in looks.items():
+            style = {"color": colour, "marker": marker, "linestyle": DASHES[part], "capsize": 3}
+            for axis, key in ((left, "fd"), (right, "style")):
+                how = {"sampler": "ddim", "steps": 20}
+                found = {
+                    w: scores(results, "weighed", part, STYLE, key, weight=w, **how)
+                    for w in weights
+                }
+                _bars(axis, found, label, style)
+            _floor(left, scores(results, "weighed", part, "real"), DASHES[part], None)
+        left.set_yscale("log")
+        left.minorticks_off()
+        _plain_ticks(left)
+        left.set(ylabel="Fréchet distance (FD), logarithmic")
+        read = f"share that the judge reads as {s['style']['style']}"
+        right.set(ylim=(-0.03, 1.03), ylabel=read)
+        for axis in (left, right):
+            axis.set(xlabel="weight of the style")
+            axis.set_xticks(weights)
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+        right.legend()
+        picture.title(f"The weight of a style, DDIM in 20 steps{_over_seeds(s)}; grey: the floor")
+    return picture.axes
 
 
-def plot_pairs(results: Results, path: str | Path) -> None:
+def plot_pairs(
+    results: Results, path: str | Path | None = None, *, ax: Sequence[Axes] | None = None
+) -> list[Axes]:
     """Draw, for every pair of weights, the FD of the sum over that of the style alone.
 
     A frame marks the chosen pair. The colours go from light, which is good, to dark.
 
     Parameters
     ----------
-    results, path
+    results, path, ax
         As for :func:`plot_steps`.
+
+    Returns
+    -------
+    list of Axes
     """
-    figure = plots.figure(10, 4.6)
-    axes = figure.subplots(1, 2)
     titles = {"seen": "letters seen: FD / style's with DDIM-2",
               "unseen": "letters never shown: FD / style's with DDIM-50"}  # fmt: skip
-    for axis, (part, (styles, lcms, cells)) in zip(axes, sum_ratios(results).items()):
-        _heat_map(axis, cells)
-        axis.set_xticks(range(len(lcms)), [f"{weight:g}" for weight in lcms])
-        axis.set_yticks(range(len(styles)), [f"{weight:g}" for weight in styles])
-        axis.set(xlabel="weight of LCM-LoRA", ylabel="weight of the style")
-        axis.set_title(titles[part], fontsize="medium")
-        pair = chosen_pair(results)
-        if pair is not None:
-            _frame(axis, lcms.index(pair[1]), styles.index(pair[0]))
-    figure.suptitle("Style + LCM-LoRA, 2 steps, on the style that chooses; framed: the choice")
-    plots.save(figure, path)
+    pair = chosen_pair(results)
+    with plots.drawing(path, ax, (10, 4.6), columns=2) as picture:
+        for axis, (part, (styles, lcms, cells)) in zip(picture.axes, sum_ratios(results).items()):
+            _heat_map(axis, cells)
+            axis.set_xticks(range(len(lcms)), [f"{weight:g}" for weight in lcms])
+            axis.set_yticks(range(len(styles)), [f"{weight:g}" for weight in styles])
+            axis.set(xlabel="weight of LCM-LoRA", ylabel="weight of the style")
+            axis.set_title(titles[part], fontsize="medium")
+            if pair is not None:
+                _frame(axis, lcms.index(pair[1]), styles.index(pair[0]))
+        picture.title("Style + LCM-LoRA, 2 steps, on the style that chooses; framed: the choice")
+    return picture.axes
 
 
 def _heat_map(axis: Any, cells: np.ndarray) -> None:
     """Show ratios by the colour of their logarithm, and as digits."""
     shown = np.log(np.maximum(cells, 1e-9))
     low, high = float(shown.min()), float(shown.max())
-    axis.imshow(shown, cmap="cividis_r", vmin=low, vmax=high, aspect="auto", origin="lower")
-    for (i, j), x in np.ndenumerate(cells):
-        colour = "white" if shown[i, j] > (low + high) / 2 else "black"
-        axis.text(j, i, f"{x:.2f}", ha="center", va="center", color=colour)
+    how = {"vmin": low, "vmax": high, "aspect": "auto", "origin": "lower"}
+    image = axis.imshow(shown, cmap="cividis_r", **how)
+    plots.write_cells(axis, image, {at: f"{x:.2f}" for at, x in np.ndenumerate(cells)}, "medium")
 
 
 def _frame(axis: Any, column: int, row: int) -> None:
@@ -242,7 +271,13 @@ def _frame(axis: Any, column: int, row: int) -> None:
 # --------------------------------------------------------------------------------------- letters
 
 
-def plot_letters(results: Results, out: Path, path: str | Path) -> None:
+def plot_letters(
+    results: Results,
+    out: Path,
+    path: str | Path | None = None,
+    *,
+    ax: Sequence[Axes] | None = None,
+) -> list[Axes]:
     """Draw a sheet: a row of letters for each way to draw them, with the models of seed 0.
 
     Parameters
@@ -251,24 +286,29 @@ def plot_letters(results: Results, out: Path, path: str | Path) -> None:
         The content of ``results.json``, complete.
     out : Path
         The folder of the run, with its models.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : sequence of Axes, optional
+        Where to draw, one for each row of letters. By default, in a new figure.
+
+    Returns
+    -------
+    list of Axes
     """
     rows = sheet_rows(results, out)
     size = rows[0][1].shape[1]
-    figure = plots.figure(10, 0.75 + 0.62 * len(rows))
-    axes = figure.subplots(len(rows), 1)
-    for axis, (label, images) in zip(axes, rows):
-        strip = np.full((size, len(images) * (size + 2)), -1.0)  # paper between the letters
-        for i, image in enumerate(images):
-            strip[:, i * (size + 2) + 1 : i * (size + 2) + 1 + size] = image
-        axis.imshow(strip, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
-        axis.set_ylabel(label, rotation=0, ha="right", va="center")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.spines[:].set_visible(False)
-    figure.suptitle("Seed 0, the first noise that comes: nothing is picked")
-    plots.save(figure, path)
+    with plots.drawing(path, ax, (10, 0.75 + 0.62 * len(rows)), len(rows)) as picture:
+        for axis, (label, images) in zip(picture.axes, rows):
+            strip = np.full((size, len(images) * (size + 2)), -1.0)  # paper between the letters
+            for i, image in enumerate(images):
+                strip[:, i * (size + 2) + 1 : i * (size + 2) + 1 + size] = image
+            axis.imshow(strip, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+            axis.set_ylabel(label, rotation=0, ha="right", va="center")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        picture.title("Seed 0, the first noise that comes: nothing is picked")
+    return picture.axes
 
 
 def sheet_rows(results: Results, out: Path) -> list[tuple[str, np.ndarray]]:

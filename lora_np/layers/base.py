@@ -12,6 +12,8 @@ A layer keeps no state between forward and backward; forward returns the cache t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import groupby
+from textwrap import indent
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +39,8 @@ class Layer:
     """The base class of layers: parts by name, forward, backward, extend, and the cost.
 
     The parts of a layer are its attributes that are Parameters, Layers or lists of Layers, in the
-    order in which they were set.
+    order in which they were set. A layer prints as the tree of its parts, with shapes, what is
+    frozen, and counts.
 
     Examples
     --------
@@ -47,6 +50,9 @@ class Layer:
     >>> [path for path in model.modules() if path.endswith("_proj")]
     ['h.0.attn.q_proj', 'h.0.attn.k_proj', 'h.0.attn.v_proj', 'h.0.attn.o_proj', 'h.0.mlp.up_proj',
     'h.0.mlp.down_proj']
+    >>> model.h[0].attn.q_proj
+    Linear(W (8, 8), b (8,))
+    72 parameters, 72 trainable
     """
 
     def forward(self, x: Array, /, rng: Rng = None) -> tuple[Array, Any]:
@@ -128,6 +134,59 @@ class Layer:
     def trainable(self) -> bool:
         """Whether the layer has a trainable Parameter."""
         return any(part.trainable for _, part in self.parts())
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the printed tree says of this layer: by default its numbers and names."""
+        plain = (int, float, str)
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, plain) and not name.startswith("_")
+        }
+
+    def __repr__(self) -> str:
+        found = self.parameters().values()
+        trainable = sum(p.size for p in found if p.trainable)
+        return f"{_tree(self)}\n{sum(p.size for p in found):,} parameters, {trainable:,} trainable"
+
+
+def _tree(layer: Layer) -> str:
+    """Return a layer as text: its own Parameters and facts in a line, then the layers below."""
+    own, below = [], []
+    for name, part in layer.parts():
+        if isinstance(part, Layer):
+            below.append((name, _tree(part)))
+        else:
+            own.append(f"{name} {part.shape}{_state(part)}")
+    own += [f"{name}={_short(value)}" for name, value in layer.facts().items()]
+    head = f"{type(layer).__name__}({', '.join(own)}"
+    if not below:
+        return f"{head})"
+    lines = indent("\n".join(_folded(below)), "  ")
+    return f"{head}\n{lines}\n)"
+
+
+def _folded(parts: list[tuple[str, str]]) -> Iterator[str]:
+    """Yield the parts of a layer as text; neighbours in a list that look alike become one."""
+
+    def alike(part: tuple[str, str]) -> tuple[str, str]:
+        name, text = part
+        return name.rpartition(".")[0] or name, text  # of h.0 and h.1: h
+
+    for (_, text), run in groupby(parts, alike):
+        names = [name for name, _ in run]
+        last = names[-1].rpartition(".")[2]
+        many = len(names) > 1
+        yield f"({names[0]}-{last}): {len(names)} x {text}" if many else f"({names[0]}): {text}"
+
+
+def _state(parameter: Parameter) -> str:
+    stored = f" {parameter.stored_as}" if parameter.stored_as else ""
+    return stored if parameter.trainable else f"{stored} frozen"
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def _holds_parts(container: tuple | set | dict) -> bool:

@@ -46,6 +46,9 @@ class LoRALinear(Adapter):
     [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
     >>> lora.delta().tolist()[0]
     [0.5, 0.5, 0.5, 0.5]
+    >>> lora
+    LoRALinear(W0 (3, 4), b (3,), A (1, 4), B (3, 1), r=1, alpha=0.5, dropout=0)
+    22 parameters, 22 trainable
     """
 
     file_names: ClassVar[Mapping[str, str]] = FACTOR_NAMES[Linear]
@@ -82,6 +85,11 @@ class LoRALinear(Adapter):
         dx, *gradients = lora_linear_backward(dy, cache, need)
         grads.add_all(held, gradients)
         return dx
+
+    def facts(self) -> dict[str, Any]:
+        """Return the rank and lora_alpha in place of the scale."""
+        found = super().facts()
+        return {"r": self.r, "alpha": found.pop("scale") * self.r, **found}
 
     def pair(self) -> tuple[Array, Array]:
         """Return A and B."""

@@ -255,8 +255,8 @@ def recovery_table(rows: Sequence[Recovery]) -> Table:
     >>> from lora_np.rank import recovery, recovery_table
     >>> rows = recovery((60, 40), [3], [2.0], trials=2, rng=np.random.default_rng(0))
     >>> print(recovery_table(rows))
-    estimator                  k  signal-to-noise 2
-    numerical rank             3           40.0; 0%
+    estimator                   k      signal-to-noise 2
+    numerical rank              3               40.0; 0%
     ...
     """
     cells = {(row.k, row.estimator, row.ratio): _cell(row) for row in rows}

@@ -206,6 +206,22 @@ class Spectrum(Tabular):
         columns = {"measure": list(ranks), "rank": list(ranks.values())}
         return Table(columns, title=title, headings=False)
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the singular values; see :func:`lora_np.rank.picture.plot_singular_values`.
+
+        Parameters
+        ----------
+        ax : Axes, optional
+            Where to draw. By default, in a new figure.
+
+        Returns
+        -------
+        Axes
+        """
+        from lora_np.rank.picture import plot_singular_values
+
+        return plot_singular_values(self, ax=ax)
+
     def __str__(self) -> str:
         title, *lines = self.table().text().splitlines()
         return "\n".join([title, *(f"  {line}" for line in lines)])

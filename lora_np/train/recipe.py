@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
+from lora_np import plots
+from lora_np.tables import Table, Tabular, counted
 from lora_np.train.scaling import check_scale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Diverged(ArithmeticError):
@@ -36,9 +42,9 @@ class Diverged(ArithmeticError):
         self.history = history
 
 
-@dataclass
-class History:
-    """The record of a training run.
+@dataclass(repr=False)
+class History(Tabular):
+    """The record of a training run; prints as a table of its parts.
 
     Attributes
     ----------
@@ -48,6 +54,17 @@ class History:
         Number of steps done, and the validation loss after them.
     tokens, seconds : int, float
         Number of targets in all batches, and the time taken.
+
+    Examples
+    --------
+    >>> from lora_np.train import History
+    >>> history = History([3.0, 2.0, 1.0, 1.0], [0.1] * 4, [1.0] * 4, [(4, 1.5)], 64, 0.2)
+    >>> history
+    <History of 4 steps: loss 3 to 1>
+    >>> print(history)
+    4 steps, 64 tokens, 0.2 s
+    step    loss  validation   lr  gradient norm
+    4     1.7500      1.5000  0.1              1
     """
 
     loss: list[float] = field(default_factory=list)
@@ -56,6 +73,54 @@ class History:
     validation: list[tuple[int, float]] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
+
+    def table(self, parts: int = 10) -> Table:
+        """Return a row for each part of the run: the means of loss and norm, the rate at its end.
+
+        Parameters
+        ----------
+        parts : int
+            The number of equal parts of a run without validation. Otherwise a part ends where the
+            validation loss was measured.
+        """
+        n, validation = len(self.loss), dict(self.validation)
+        ends = {*validation, n} if validation else {n * i // parts for i in range(1, parts + 1)}
+        rows, start = [], 0
+        for end in sorted(ends if n else validation):
+            row = {"step": end, "loss": _mean(self.loss[start:end])}
+            if validation:
+                row["validation"] = validation.get(end)
+            row["lr"] = next(iter(self.lr[max(end - 1, 0) : end]), None)
+            rows.append({**row, "gradient norm": _mean(self.gradient_norm[start:end])})
+            start = end
+        forms = {
+            **dict.fromkeys(("loss", "validation"), ".4f"),
+            "lr": ".2g",
+            "gradient norm": ".3g",
+        }
+        title = f"{counted(n, 'step')}, {self.tokens:,} tokens, {self.seconds:.1f} s"
+        return Table.of_rows(rows, forms, title)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the losses against the steps, by default in a new figure."""
+        with plots.drawing(None, ax, (7, 4)) as picture:
+            axis = picture.axes[0]
+            steps = range(1, len(self.loss) + 1)
+            axis.plot(steps, self.loss, color=plots.BLUE, linewidth=0.8, label="training")
+            if self.validation:
+                points = zip(*self.validation)
+                axis.plot(*points, "o-", color=plots.ORANGE, markersize=3, label="validation")
+            axis.set(xlabel="step", ylabel="loss")
+            axis.legend()
+        return axis
+
+    def __repr__(self) -> str:
+        losses = f": loss {self.loss[0]:.4g} to {self.loss[-1]:.4g}" if self.loss else ""
+        return f"<History of {counted(len(self.loss), 'step')}{losses}>"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_np import plots
 from lora_np.experiments.compare.report import over
@@ -19,6 +19,9 @@ from lora_np.experiments.compare.rows import FAMILIES
 from lora_np.experiments.study.losses import Results, losses
 from lora_np.plots import AMBER, BLUE, GREEN, GREY, ORANGE, PURPLE
 from lora_np.tables import counted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STYLES = dict(
     zip(
@@ -31,30 +34,51 @@ ROW = 0.19  # inches that a name takes
 Point = tuple[str, float, float, float]  # label, x, y, deviation
 
 
-def plot_losses(results: Results, path: str | Path) -> None:
+def plot_losses(
+    results: Results, path: str | Path | None = None, *, ax: Axes | None = None
+) -> Axes:
     """Draw the test loss against the number of trainable numbers.
 
     Parameters
     ----------
     results : mapping
         The content of ``results.json``, complete.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : Axes, optional
+        Where to draw. By default, in a new figure.
+
+    Returns
+    -------
+    Axes
     """
     costs = results["measured"]
     points = _points(results, {label: costs[label]["trainable"] for label in results["best"]})
-    _draw(results, points, path, "trainable numbers", "Loss against trainable numbers", "log")
+    with plots.drawing(path, ax, _size(points)) as picture:
+        axis = picture.axes[0]
+        _draw(picture, results, points, "Loss against trainable numbers")
+        axis.set(xscale="log", xlabel="trainable numbers")
+        _names(axis, points, results["settings"]["rows"])
+    return axis
 
 
-def plot_latency(results: Results, path: str | Path) -> None:
+def plot_latency(
+    results: Results, path: str | Path | None = None, *, ax: Axes | None = None
+) -> Axes:
     """Draw the test loss against the latency at batch 1, over that of full fine-tuning.
 
     Parameters
     ----------
     results : mapping
         The content of ``results.json``, complete.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : Axes, optional
+        Where to draw. By default, in a new figure.
+
+    Returns
+    -------
+    Axes
     """
     ratio = {label: over(results, label, "full", "latency_1") for label in results["best"]}
     what = "latency at batch 1 / that of the plain model"
@@ -63,7 +87,12 @@ def plot_latency(results: Results, path: str | Path) -> None:
         times = {label: results["measured"][label]["latency_1"] for label in results["best"]}
         ratio = {label: 1000 * statistics.median(values) for label, values in times.items()}
     points = _points(results, ratio)
-    _draw(results, points, path, what, "Loss against latency, merged where the method merges")
+    with plots.drawing(path, ax, _size(points)) as picture:
+        axis = picture.axes[0]
+        _draw(picture, results, points, "Loss against latency, merged where the method merges")
+        axis.set_xlabel(what)
+        _names(axis, points, results["settings"]["rows"])
+    return axis
 
 
 def _points(results: Results, x: Mapping[str, Any]) -> list[Point]:
@@ -77,17 +106,13 @@ def _points(results: Results, x: Mapping[str, Any]) -> list[Point]:
     return sorted(points, key=lambda point: -point[2])
 
 
-def _draw(
-    results: Results,
-    points: Sequence[Point],
-    path: str | Path,
-    what: str,
-    title: str,
-    scale: str = "linear",
-) -> None:
-    figure = plots.figure(9.0, max(4.6, 1.6 + ROW * len(points)))
-    axis = figure.subplots()
-    rows = results["settings"]["rows"]
+def _size(points: Sequence[Point]) -> tuple[float, float]:
+    return 9.0, max(4.6, 1.6 + ROW * len(points))
+
+
+def _draw(picture: plots.Picture, results: Results, points: Sequence[Point], title: str) -> None:
+    """Draw the points of every family, and the base."""
+    axis, rows = picture.axes[0], results["settings"]["rows"]
     for family, (colour, marker) in STYLES.items():
         own = [point for point in points if rows[point[0]]["family"] == family]
         if own:
@@ -96,20 +121,18 @@ def _draw(
             axis.errorbar(xs, ys, bars, label=family, markerfacecolor="none", **style)
     base = results["base_test_loss"]
     axis.axhline(base, color=GREY, linestyle=":", linewidth=1, label="base, not adapted")
-    axis.set(xscale=scale, xlabel=what, ylabel="test loss [nats a byte]")
+    axis.set_ylabel("test loss [nats a byte]")
     seeds = counted(results["settings"]["seeds"], "seed")
     axis.set_title(f"{title}; mean and s.d. over {seeds}")
     axis.grid(alpha=0.25)
-    _names(axis, points, rows)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    plots.save(figure, path)
+    picture.legend(axis, 4, fontsize="medium")
 
 
 def _names(axis: Any, points: Sequence[Point], rows: Mapping[str, Any]) -> None:
     """Write the names beside the axis near their points' heights, each joined to its point."""
     low, high = axis.get_ylim()
     axis.set_ylim(low, high)
-    inches = max(4.6, 1.6 + ROW * len(points)) - 1.4  # about the height of the axis
+    inches = _size(points)[1] - 1.4  # about the height of the axis
     heights = [(y - low) / (high - low) for _, _, y, _ in points]
     for (label, x, y, _), height in zip(points, spread_out(heights, ROW / inches)):
         colour, _ = STYLES[rows[label]["family"]]

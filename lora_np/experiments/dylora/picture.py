@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lora_np import plots
 from lora_np.experiments.dylora.claims import at
 from lora_np.experiments.study.losses import Results
-from lora_np.plots import AMBER, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
+from lora_np.plots import AMBER, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY
 from lora_np.tables import counted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DYLORA = ((BLUE, "o", "-"), (SKY, "^", "--"), (PURPLE, "v", "-"), (AMBER, "<", "--"))
 APART = 0.05  # between two labels, as a share of the axis
@@ -23,7 +26,9 @@ Point = tuple[float, float]
 Label = tuple[Point, Point, str, str]  # the first and the last point of a line, its text and colour
 
 
-def plot_dylora(results: Results, path: str | Path) -> None:
+def plot_dylora(
+    results: Results, path: str | Path | None = None, *, ax: Axes | None = None
+) -> Axes:
     """Draw the test loss against the rank, means over seeds.
 
     LoRA of each rank has bars of one standard deviation over seeds. What lies far above the base
@@ -33,12 +38,22 @@ def plot_dylora(results: Results, path: str | Path) -> None:
     ----------
     results : mapping
         The content of ``results.json``, complete.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : Axes, optional
+        Where to draw. By default, in a new figure.
+
+    Returns
+    -------
+    Axes
     """
+    with plots.drawing(path, ax, (8.4, 5.4)) as picture:
+        _draw(picture.axes[0], results)
+    return picture.axes[0]
+
+
+def _draw(axis: Any, results: Results) -> None:
     s = results["settings"]
-    figure = plots.figure(8.4, 5.4)
-    axis = figure.subplots()
     every, right, left = range(1, s["r_max"] + 1), [], []
     for label, (colour, marker, dash) in zip(s["dylora"], DYLORA):
         style = {"color": colour, "marker": marker, "linestyle": dash}
@@ -47,12 +62,11 @@ def plot_dylora(results: Results, path: str | Path) -> None:
     for cut, (text, colour, marker) in cuts.items():
         style = {"color": colour, "marker": marker, "linestyle": "-."}
         left.append(_line(axis, results, cut, every, text, style))
-    style = {"color": "black", "marker": "X", "linestyle": "none", "markerfacecolor": "black"}
+    style = {"color": INK, "marker": "X", "linestyle": "none", "markerfacecolor": INK}
     left.append(_line(axis, results, "LoRA", s["ranks"], "LoRA, trained at r", style, bars=True))
     _scale(axis, results)
     _labels(axis, [line for line in left if line], first=True)
     _labels(axis, [line for line in right if line], first=False)
-    plots.save(figure, path)
 
 
 def _line(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,10 +12,15 @@ from lora_np import plots
 from lora_np.experiments.personal.matrix import Matrix
 from lora_np.plots import ORANGE
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 LARGEST = 40.0  # inches, of either side
 
 
-def plot_matrix(matrix: Matrix, path: str | Path) -> None:
+def plot_matrix(
+    matrix: Matrix, path: str | Path | None = None, *, ax: Sequence[Axes] | None = None
+) -> list[Axes]:
     """Draw the loss and the exact answers of every adapter on every pair.
 
     A frame marks the pair's own adapter. Colours go from dark to light in both maps, in an order
@@ -23,8 +29,14 @@ def plot_matrix(matrix: Matrix, path: str | Path) -> None:
     Parameters
     ----------
     matrix : Matrix
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : sequence of Axes, optional
+        Where to draw: two panels. By default, in a new figure.
+
+    Returns
+    -------
+    list of Axes
 
     Examples
     --------
@@ -36,33 +48,32 @@ def plot_matrix(matrix: Matrix, path: str | Path) -> None:
     >>> losses = np.array([[[2.0, 2.2]], [[0.1, 0.2]]])
     >>> matrix = Matrix(("base", "anna/who"), ("anna/who",), losses, losses < 1)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     plot_matrix(matrix, f"{folder}/matrix.png")
+    ...     axes = plot_matrix(matrix, f"{folder}/matrix.png")
     ...     os.listdir(folder)
     ['matrix.png']
     """
-    wide = 2 * (2.2 + 0.55 * len(matrix.pairs)) + 1
+    wide = 2 * (2.2 + 0.6 * len(matrix.pairs)) + 1
     high = 2.0 + 0.4 * len(matrix.adapters)
-    figure = plots.figure(min(wide, LARGEST), min(high, LARGEST))
-    left, right = figure.subplots(1, 2, sharey=True)
     loss, exact = matrix.losses.mean(axis=2), 100 * matrix.exact.mean(axis=2)
-    _heat_map(left, matrix, loss, float(loss.max()), ".2f")
-    _heat_map(right, matrix, exact, 100.0, ".0f")
-    left.set_title("loss [nats a token]: lower is better", fontsize="medium")
-    right.set_title("exact answers [%]: higher is better", fontsize="medium")
-    left.set_ylabel("adapter")
-    n = matrix.losses.shape[2]
-    figure.suptitle(f"Every adapter on {n} held-out samples of every pair; framed: its own")
-    plots.save(figure, path)
+    size = min(wide, LARGEST), min(high, LARGEST)
+    with plots.drawing(path, ax, size, columns=2, sharey=True) as picture:
+        left, right = picture.axes
+        _heat_map(left, matrix, loss, float(np.max(loss, initial=0.0)), ".2f")
+        _heat_map(right, matrix, exact, 100.0, ".0f")
+        left.set_title("loss [nats a token]: lower is better", fontsize="medium")
+        right.set_title("exact answers [%]: higher is better", fontsize="medium")
+        left.set_ylabel("adapter")
+        n = matrix.losses.shape[2]
+        picture.title(f"Every adapter on {n} held-out samples of every pair; framed: its own")
+    return picture.axes
 
 
 def _heat_map(axis: Any, matrix: Matrix, cells: np.ndarray, top: float, form: str) -> None:
     from matplotlib.patches import Rectangle
 
-    top = max(top, 1e-9)
-    axis.imshow(cells, cmap="cividis", vmin=0, vmax=top, aspect="auto")
-    for (i, j), x in np.ndenumerate(cells):
-        colour = "black" if x > 0.55 * top else "white"
-        axis.text(j, i, format(x, form), ha="center", va="center", color=colour, fontsize="small")
+    image = axis.imshow(cells, cmap="cividis", vmin=0, vmax=max(top, 1e-9), aspect="auto")
+    plots.write_cells(axis, image, {at: format(x, form) for at, x in np.ndenumerate(cells)})
+    for i, j in np.ndindex(cells.shape):
         if matrix.adapters[i] == matrix.pairs[j]:
             frame = {"fill": False, "edgecolor": ORANGE, "linewidth": 2.5}
             axis.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, **frame))

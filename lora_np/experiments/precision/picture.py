@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_np import plots
 from lora_np.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = {"float32": GREY, "bfloat16": BLUE, "float16": GREEN, "nf4": ORANGE}
 MARKERS = {"float32": "s", "bfloat16": "o", "float16": "^", "nf4": "D"}
 
 
-def plot_precision(results: dict[str, Any], path: str | Path) -> None:
+def plot_precision(
+    results: dict[str, Any], path: str | Path | None = None, *, ax: Sequence[Axes] | None = None
+) -> list[Axes]:
     """Draw loss against bytes, what a merge leaves unchanged, and loss against small gradients.
 
     Parameters
     ----------
     results : dict
         What :func:`lora_np.experiments.precision.precision_study` returns.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : sequence of Axes, optional
+        Where to draw: three panels. By default, in a new figure.
+
+    Returns
+    -------
+    list of Axes
 
     Examples
     --------
@@ -32,19 +44,16 @@ def plot_precision(results: dict[str, Any], path: str | Path) -> None:
     ...          "storage": [{"form": "float32", "bytes": 400, "before": 2.5, "after": 2.0}],
     ...          "scaling": [{"power": 0, "scale": None, "loss": 2.0}]}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     plot_precision(found, f"{folder}/precision.png")
+    ...     axes = plot_precision(found, f"{folder}/precision.png")
     ...     os.listdir(folder)
     ['precision.png']
     """
-    figure = plots.figure(13, 4)
-    storage, merging, scaling = figure.subplots(1, 3)
-    _draw_storage(storage, results)
-    _draw_merging(merging, results)
-    _draw_scaling(scaling, results)
-    for axis in (storage, merging, scaling):
-        axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize="small")
-    plots.save(figure, path)
+    with plots.drawing(path, ax, (13, 4.2), columns=3) as picture:
+        for axis, draw in zip(picture.axes, (_draw_storage, _draw_merging, _draw_scaling)):
+            draw(axis, results)
+            axis.grid(alpha=0.25)
+            axis.legend(fontsize="small")
+    return picture.axes
 
 
 def _draw_storage(axis: Any, results: dict[str, Any]) -> None:

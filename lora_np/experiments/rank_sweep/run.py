@@ -20,6 +20,7 @@ from lora_np.experiments.rank_sweep.linear import LinearSettings, LinearTask, ru
 from lora_np.experiments.rank_sweep.llm import LlmSettings, LlmTask, run_llm_trial
 from lora_np.experiments.rank_sweep.method import as_settings
 from lora_np.experiments.rank_sweep.plan import Trial, chosen_trials, expected_number, next_trials
+from lora_np.experiments.rank_sweep.results import SweepResults
 from lora_np.experiments.rank_sweep.store import (
     LOSSES,
     SWEEP,
@@ -81,7 +82,7 @@ def rank_sweep(
     listen: Callable[[Progress], None] | None = None,
     progress: bool = False,
     take_over: bool = False,
-) -> Results:
+) -> SweepResults:
     """Measure loss against rank, for LoRA and for full fine-tuning.
 
     Parameters
@@ -102,8 +103,8 @@ def rank_sweep(
 
     Returns
     -------
-    dict
-        The content of ``results.json``; docs/results.md describes it.
+    SweepResults
+        The content of ``results.json`` by name; prints as a table, and plots the curve.
 
     Raises
     ------
@@ -131,7 +132,7 @@ def rank_sweep(
             begin(folder, results, task.facts(folder, arrays), task.given_sha256, baseline)
             _run_trials(settings, arrays, results, folder, executor, listen)
             _finish(settings, task, arrays, results, folder)
-    return results
+    return SweepResults(results)
 
 
 def check_sweep(

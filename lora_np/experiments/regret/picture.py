@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from lora_np.experiments.study.losses import Results, curve, losses
 from lora_np.plots import AMBER, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 from lora_np.tables import counted
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 TEST = "test loss [nats a byte]"
 STYLES = (
     (ORANGE, "s", "-"),
@@ -34,7 +38,7 @@ STYLES = (
 )
 
 
-def plot_rates(results: Results, path: str | Path) -> None:
+def plot_rates(results: Results, path: str | Path | None = None, *, ax: Axes | None = None) -> Axes:
     """Draw the validation loss against the learning rate: full fine-tuning and LoRA.
 
     Rates that were run on the first seed alone are drawn without an error bar.
@@ -43,115 +47,142 @@ def plot_rates(results: Results, path: str | Path) -> None:
     ----------
     results : mapping
         The content of ``results.json``, complete.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : Axes, optional
+        Where to draw. By default, in a new figure.
+
+    Returns
+    -------
+    Axes
     """
     s = results["settings"]
-    figure, axis = _figure(f"mean and s.d. over {counted(results['settings']['seeds'], 'seed')}")
-    names = [FULL, *(lora(r) for r in s["rate_ranks"])]
-    for name, (colour, marker, dash) in zip(names, cycle(STYLES)):
-        rates, found = zip(*curve(results, name).items())
-        style = {"color": colour, "marker": marker, "linestyle": dash}
-        _line(axis, rates, [list(by_seed.values()) for by_seed in found], name, style)
-    base = results["base_validation_loss"]
-    axis.axhline(base, color=GREY, linestyle=":", label="base, not adapted")
-    axis.set(xscale="log", xlabel="learning rate", ylabel="validation loss [nats a byte]")
-    axis.set_title(f"Loss against the learning rate, lora_alpha = {s['alpha']:g}")
-    axis.set_ylim(top=base + 0.25 * (base - axis.get_ylim()[0]))
-    _save(figure, axis, path)
+    with _axis(path, ax, results) as axis:
+        names = [FULL, *(lora(r) for r in s["rate_ranks"])]
+        for name, (colour, marker, dash) in zip(names, cycle(STYLES)):
+            rates, found = zip(*curve(results, name).items())
+            style = {"color": colour, "marker": marker, "linestyle": dash}
+            _line(axis, rates, [list(by_seed.values()) for by_seed in found], name, style)
+        base = results["base_validation_loss"]
+        axis.axhline(base, color=GREY, linestyle=":", label="base, not adapted")
+        axis.set(xscale="log", xlabel="learning rate", ylabel="validation loss [nats a byte]")
+        axis.set_title(f"Loss against the learning rate, lora_alpha = {s['alpha']:g}")
+        axis.set_ylim(top=base + 0.25 * (base - axis.get_ylim()[0]))
+    return axis
 
 
-def plot_layers(results: Results, path: str | Path) -> None:
+def plot_layers(
+    results: Results, path: str | Path | None = None, *, ax: Axes | None = None
+) -> Axes:
     """Draw the test loss of every seed for the choices of layers; equal seeds are joined.
 
     Parameters
     ----------
     results : mapping
         The content of ``results.json``, complete.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : Axes, optional
+        Where to draw. By default, in a new figure.
+
+    Returns
+    -------
+    Axes
     """
-    figure, axis = _figure()
-    labels = [layer_label(results, where) for where in LAYERS]
-    found = [losses(results, label) for label in labels]
-    for seed in found[0]:
-        y = [by_seed.get(seed, math.nan) for by_seed in found]
-        name = "a seed" if seed == 0 else None
-        axis.plot(range(3), y, color=GREY, marker="o", linewidth=1, markersize=4, label=name)
-    means = [float(np.mean(list(by_seed.values()))) for by_seed in found]
-    style = {"color": BLUE, "marker": "D", "linestyle": "none", "markersize": 9}
-    axis.plot(range(3), means, markerfacecolor="none", label="mean over seeds", **style)
-    ranks = results["settings"]["layers"]
-    axis.set_xticks(range(3), [f"{where}\nr = {ranks[where]}" for where in LAYERS])
-    axis.set(xlim=(-0.4, 2.4), ylabel=TEST)
-    axis.set_title("Which layers, at equal trainable parameters")
-    _save(figure, axis, path)
+    with _axis(path, ax) as axis:
+        labels = [layer_label(results, where) for where in LAYERS]
+        found = [losses(results, label) for label in labels]
+        for seed in found[0]:
+            y = [by_seed.get(seed, math.nan) for by_seed in found]
+            name = "a seed" if seed == 0 else None
+            axis.plot(range(3), y, color=GREY, marker="o", linewidth=1, markersize=4, label=name)
+        means = [float(np.mean(list(by_seed.values()))) for by_seed in found]
+        style = {"color": BLUE, "marker": "D", "linestyle": "none", "markersize": 9}
+        axis.plot(range(3), means, markerfacecolor="none", label="mean over seeds", **style)
+        ranks = results["settings"]["layers"]
+        axis.set_xticks(range(3), [f"{where}\nr = {ranks[where]}" for where in LAYERS])
+        axis.set(xlim=(-0.4, 2.4), ylabel=TEST)
+        axis.set_title("Which layers, at equal trainable parameters")
+    return axis
 
 
-def plot_capacity(results: Results, path: str | Path) -> None:
+def plot_capacity(
+    results: Results, path: str | Path | None = None, *, ax: Axes | None = None
+) -> Axes:
     """Draw the test loss against the amount of data: where a rank falls off full's curve.
 
     Parameters
     ----------
     results : mapping
         The content of ``results.json``, complete.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : Axes, optional
+        Where to draw. By default, in a new figure.
+
+    Returns
+    -------
+    Axes
     """
     s = results["settings"]
     data = {n: n * s["batch_size"] * s["block_size"] for n in s["capacity_steps"]}
-    figure, axis = _figure(f"mean and s.d. over {counted(results['settings']['seeds'], 'seed')}")
-    _full_and_ranks(
-        axis,
-        results,
-        data.values(),
-        lambda name: [list(at_steps(results, name, n).values()) for n in data],
-    )
-    axis.set_xscale("log")
-    axis.set_xticks(list(data.values()), [f"{size:,}" for size in data.values()])
-    axis.set_xticks([], minor=True)
-    axis.set(xlabel="bytes of text, each read once", ylabel=TEST)
-    axis.set_title("Capacity: loss as the data grow")
-    _save(figure, axis, path)
+    with _axis(path, ax, results) as axis:
+        _full_and_ranks(
+            axis,
+            results,
+            data.values(),
+            lambda name: [list(at_steps(results, name, n).values()) for n in data],
+        )
+        axis.set_xscale("log")
+        axis.set_xticks(list(data.values()), [f"{size:,}" for size in data.values()])
+        axis.set_xticks([], minor=True)
+        axis.set(xlabel="bytes of text, each read once", ylabel=TEST)
+        axis.set_title("Capacity: loss as the data grow")
+    return axis
 
 
-def plot_batch(results: Results, path: str | Path) -> None:
+def plot_batch(results: Results, path: str | Path | None = None, *, ax: Axes | None = None) -> Axes:
     """Draw the test loss against the batch size, after the same amount of data.
 
     Parameters
     ----------
     results : mapping
         The content of ``results.json``, complete.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : Axes, optional
+        Where to draw. By default, in a new figure.
+
+    Returns
+    -------
+    Axes
     """
     sizes = results["settings"]["batch_sizes"]
-    figure, axis = _figure(f"mean and s.d. over {counted(results['settings']['seeds'], 'seed')}")
-    _full_and_ranks(
-        axis,
-        results,
-        sizes,
-        lambda name: [list(at_batch(results, name, n).values()) for n in sizes],
-    )
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(sizes, [str(size) for size in sizes])
-    axis.set(xlabel="batch size [windows]", ylabel=TEST)
-    axis.set_title("Batch size: loss after the same amount of data")
-    _save(figure, axis, path)
+    with _axis(path, ax, results) as axis:
+        _full_and_ranks(
+            axis,
+            results,
+            sizes,
+            lambda name: [list(at_batch(results, name, n).values()) for n in sizes],
+        )
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.set(xlabel="batch size [windows]", ylabel=TEST)
+        axis.set_title("Batch size: loss after the same amount of data")
+    return axis
 
 
-def _figure(note: str = "") -> tuple[Any, Any]:
-    figure = plots.figure(6.8, 4.6)
-    axis = figure.subplots()
-    axis.grid(alpha=0.25)
-    figure.supxlabel(note, fontsize="small", color=GREY)
-    return figure, axis
-
-
-def _save(figure: Any, axis: Any, path: str | Path) -> None:
-    if axis.get_legend_handles_labels()[0]:  # none where every run diverged
-        axis.legend(frameon=False)
-    plots.save(figure, path)
+@contextmanager
+def _axis(path: str | Path | None, ax: Axes | None, over: Results | None = None) -> Iterator[Any]:
+    """Give the Axes of a picture; say of means, `over` how many seeds they are taken."""
+    with plots.drawing(path, ax, (6.8, 4.6)) as picture:
+        axis = picture.axes[0]
+        axis.grid(alpha=0.25)
+        yield axis
+        if over is not None:
+            picture.note(f"mean and s.d. over {counted(over['settings']['seeds'], 'seed')}")
+        if axis.get_legend_handles_labels()[0]:  # none where every run diverged
+            axis.legend()
 
 
 def _full_and_ranks(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_np import plots
 from lora_np.experiments.serving.report import rate
 from lora_np.experiments.serving.run import ALONE, BASE, OURS, PEFT
 from lora_np.plots import BLUE, GREEN, GREY, ORANGE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LOOKS = {
     BASE: ("the base alone", GREY, "s--"),
@@ -19,19 +22,27 @@ LOOKS = {
 }
 
 
-def plot_serving(results: Mapping[str, Any], path: str | Path) -> None:
+def plot_serving(
+    results: Mapping[str, Any], path: str | Path | None = None, *, ax: Axes | None = None
+) -> Axes:
     """Draw the throughput of all sides against the number of distinct adapters in the batch.
 
     Parameters
     ----------
     results : mapping
         What :func:`lora_np.experiments.serving.serving_study` returns, with ``distinct`` measured.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : Axes, optional
+        Where to draw. By default, in a new figure.
+
+    Returns
+    -------
+    Axes
     """
-    figure = plots.figure(7.5, 4.8)
-    draw_serving(figure.subplots(), results)
-    plots.save(figure, path)
+    with plots.drawing(path, ax, (7.5, 4.8)) as picture:
+        draw_serving(picture.axes[0], results)
+    return picture.axes[0]
 
 
 def draw_serving(axis: Any, results: Mapping[str, Any]) -> None:
@@ -42,9 +53,7 @@ def draw_serving(axis: Any, results: Mapping[str, Any]) -> None:
         if side in rows[0]["seconds"]:
             rates = [rate(row, side) for row in rows]
             axis.plot(xs, rates, line, color=colour, label=label)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(xs, [str(x) for x in xs])
-    axis.minorticks_off()
+    plots.rank_axis(axis, xs)
     axis.set_ylim(bottom=0)
     axis.set(
         xlabel=f"distinct adapters in a batch of {s['batch']} rows",
@@ -53,4 +62,4 @@ def draw_serving(axis: Any, results: Mapping[str, Any]) -> None:
     )
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="best")
+    axis.legend(loc="best")

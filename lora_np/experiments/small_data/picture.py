@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,29 +14,40 @@ from lora_np.experiments.study.losses import Results, losses
 from lora_np.plots import BLUE, GREY, ORANGE
 from lora_np.tables import counted
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def plot_small_data(results: Results, path: str | Path) -> None:
+
+def plot_small_data(
+    results: Results, path: str | Path | None = None, *, ax: Sequence[Axes] | None = None
+) -> list[Axes]:
     """Draw train and validation loss of LoRA and full fine-tuning, mean and s.d. over seeds.
 
     Parameters
     ----------
     results : mapping
         The content of ``results.json``, complete.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : sequence of Axes, optional
+        Where to draw: two panels. By default, in a new figure.
+
+    Returns
+    -------
+    list of Axes
     """
     s = results["settings"]
-    figure = plots.figure(11, 4.8)
-    left, right = figure.subplots(1, 2)
-    _lines(left, results, None)
-    _lines(right, results, s["common_lr"])
-    left.set_title("at the best rate of each point")
-    rates = ", ".join(f"{name} {lr:g}" for name, lr in s["common_lr"].items())
-    right.set_title(f"at one rate for all lengths: {rates}")
-    right.legend(frameon=False)
-    work = f"{counted(s['steps'], 'step')}, mean and s.d. over {counted(s['seeds'], 'seed')}"
-    figure.suptitle(f"LoRA and full fine-tuning on little text: {work}")
-    plots.save(figure, path)
+    with plots.drawing(path, ax, (11, 5.2), columns=2) as picture:
+        left, right = picture.axes
+        _lines(left, results, None)
+        _lines(right, results, s["common_lr"])
+        left.set_title("at the best rate of each point")
+        rates = ", ".join(f"{name} {lr:g}" for name, lr in s["common_lr"].items())
+        right.set_title(f"at one rate for all lengths: {rates}")
+        picture.legend(right, 3)
+        work = f"{counted(s['steps'], 'step')}, mean and s.d. over {counted(s['seeds'], 'seed')}"
+        picture.title(f"LoRA and full fine-tuning on little text: {work}")
+    return picture.axes
 
 
 def _lines(axis: Any, results: Results, common: Mapping[str, float] | None) -> None:

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_np import plots
 from lora_np.experiments.sql.plan import BASE, FULL, LORA, SHOWN
 from lora_np.experiments.sql.report import accuracy, tested
 from lora_np.experiments.sql.task import TESTS
-from lora_np.plots import BLUE, GREY, ORANGE, SKY
+from lora_np.plots import BLUE, GREY, INK, ORANGE, SKY
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STYLES = {BASE: (GREY, ""), SHOWN: (SKY, ".."), LORA: (ORANGE, "//"), FULL: (BLUE, "")}
 WIDTH = 0.2  # of a bar; the splits are 1 apart
 
 
-def plot_sql(results: dict[str, Any], path: str | Path) -> None:
+def plot_sql(
+    results: dict[str, Any], path: str | Path | None = None, *, ax: Axes | None = None
+) -> Axes:
     """Draw execution accuracy on every test split, with its standard error over questions.
 
     Parameters
     ----------
     results : dict
         The content of ``results.json``, complete.
-    path : str or Path
+    path : str or Path, optional
         The PNG to write.
+    ax : Axes, optional
+        Where to draw. By default, in a new figure.
+
+    Returns
+    -------
+    Axes
     """
-    figure = plots.figure(9, 4.8)
-    axis = figure.subplots()
+    with plots.drawing(path, ax, (9, 4.8)) as picture:
+        _draw(picture.axes[0], results)
+    return picture.axes[0]
+
+
+def _draw(axis: Any, results: dict[str, Any]) -> None:
     records = tested(results)
     for k, (contender, (colour, hatch)) in enumerate(STYLES.items()):
         for i, split in enumerate(TESTS):
@@ -35,7 +50,13 @@ def plot_sql(results: dict[str, Any], path: str | Path) -> None:
                 continue
             share, error, _ = accuracy(found)
             at = i + (k - 1.5) * WIDTH
-            style = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+            style = {
+                "color": colour,
+                "hatch": hatch,
+                "edgecolor": "white",
+                "linewidth": 0,
+                "ecolor": INK,
+            }
             bars = {"yerr": None if error is None else 100 * error, "capsize": 3}
             label = contender if i == 0 else None
             axis.bar(at, 100 * share, WIDTH * 0.92, label=label, **style, **bars)
@@ -46,6 +67,5 @@ def plot_sql(results: dict[str, Any], path: str | Path) -> None:
     axis.set(ylim=(0, 112), ylabel="right answers [%]")
     axis.set_yticks(range(0, 101, 20))
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.0))
+    axis.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.0))
     axis.set_title(f"Text-to-SQL: execution accuracy and its standard error (n = {min(n)})")
-    plots.save(figure, path)

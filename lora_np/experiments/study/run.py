@@ -101,7 +101,7 @@ class Study:
     settings: Mapping[str, Any] = field(default_factory=dict)
     conclude: Callable[[Results, Arrays], dict[str, Any]] | None = None
     report: Callable[[Results], str] = as_printed
-    pictures: Mapping[str, Callable[[Results, Path], None]] = field(default_factory=dict)
+    pictures: Mapping[str, Callable[[Results, Path], Any]] = field(default_factory=dict)
     measure: Callable[[Trained], Mapping[str, float]] | None = None
 
     def __post_init__(self) -> None:
