@@ -1,7 +1,7 @@
 """The command line ``lora-np``, with one file for each family of commands.
 
 The families are sweep.py, finetune.py, chat.py, serve.py, serve_bench.py, sql.py, many_adapters.py,
-studies.py, precision.py, images.py, checks.py and adapters.py; parser.py and says.py are shared. A
+studies.py, precision.py, images.py, checks.py and adapters.py; parsing.py and says.py are shared. A
 mistake in the input ends with one line on standard error and exit status 2.
 """
 
@@ -23,7 +23,7 @@ from lora_np.cli.compare import add_compare
 from lora_np.cli.finetune import add_finetune
 from lora_np.cli.images import add_images
 from lora_np.cli.many_adapters import add_instructions, add_personal
-from lora_np.cli.parser import SHELLS, OneLineParser, PrintCompletion, leaves
+from lora_np.cli.parsing import SHELLS, OneLineParser, PrintCompletion, leaves
 from lora_np.cli.precision import add_precision
 from lora_np.cli.says import add_quiet, heard
 from lora_np.cli.serve import add_serve

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_np.cli.experiment import add_options
-from lora_np.cli.parser import WHAT
+from lora_np.cli.parsing import WHAT
 from lora_np.cli.says import note, report
 from lora_np.cli.studies import carry_out_study
 from lora_np.cli.workers import jobs_of, pool_of

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from lora_np.cli.parser import OUTPUT, WHAT, OneLineParser
+from lora_np.cli.parsing import OUTPUT, WHAT, OneLineParser
 from lora_np.cli.says import add_format, note, report
 from lora_np.cli.workers import pool_of
 from lora_np.progress import log

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lora_np.cli.parser import ADAPTER, MODEL, OUTPUT, TRAINING
+from lora_np.cli.parsing import ADAPTER, MODEL, OUTPUT, TRAINING
 from lora_np.cli.says import note
 from lora_np.cli.sweep import targets
 from lora_np.finetune.settings import Settings, read_toml

@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_np.cli.images_report import add_report
 from lora_np.cli.images_sample import FOLDER, add_sample, add_seed, expect_seed, given
-from lora_np.cli.parser import MODEL, OUTPUT, TRAINING, OneLineParser
+from lora_np.cli.parsing import MODEL, OUTPUT, TRAINING, OneLineParser
 from lora_np.cli.says import note
 from lora_np.crew import progress_bar
 from lora_np.progress import log, shows_bars

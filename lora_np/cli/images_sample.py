@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lora_np.cli.parser import OUTPUT
+from lora_np.cli.parsing import OUTPUT
 from lora_np.cli.says import note
 from lora_np.progress import log
 from lora_np.reading import printable

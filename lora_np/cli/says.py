@@ -1,6 +1,6 @@
 """What a command says: its report, in the form asked for, and notes through a logger.
 
-Everything that is not a result goes through :data:`lora_np.progress.log`: progress to standard
+Everything that is not a result goes through the logger ``lora_np``: progress to standard
 error, and notes, such as the names of the files that were written, below the result. ``--quiet``
 turns both off. With a ``--format`` for programs, standard output has the tables alone.
 """

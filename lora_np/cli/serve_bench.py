@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.cli.experiment import CAUTION, whole_numbers
-from lora_np.cli.parser import OUTPUT
+from lora_np.cli.parsing import OUTPUT
 from lora_np.cli.says import add_format, listen, note
 from lora_np.cli.says import report as say
 from lora_np.cli.sweep import targets

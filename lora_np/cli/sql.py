@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_np.cli.experiment import Writers, add_options, carry_out, cautioned, folder_name
-from lora_np.cli.parser import WHAT
+from lora_np.cli.parsing import WHAT
 from lora_np.cli.workers import jobs_of
 
 

@@ -22,7 +22,7 @@ from lora_np.cli.experiment import (
     numbers,
     whole_numbers,
 )
-from lora_np.cli.parser import WHAT, OneLineParser
+from lora_np.cli.parsing import WHAT, OneLineParser
 from lora_np.cli.workers import jobs_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_np.backend import get_device
 from lora_np.cli.experiment import Writers, add_options, carry_out, folder_name, whole_numbers
-from lora_np.cli.parser import OUTPUT, TRAINING, WHAT
+from lora_np.cli.parsing import OUTPUT, TRAINING, WHAT
 from lora_np.cli.workers import jobs_of
 
 QUICK = {

@@ -140,7 +140,9 @@ REPORTS = {  # of the results that a page of the docs shows
 }
 
 
-@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "sql")) for n in REPORTS]
+)
 def test_a_report_of_several_tables_names_each(name):
     whole = REPORTS[name]()
     assert len(whole.tables) > 1 and all(str(table) in whole for table in whole.tables)

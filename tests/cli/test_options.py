@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lora_np import cli, selfcheck, write_adapter
-from lora_np.cli.parser import OUTPUT, leaves
+from lora_np.cli.parsing import OUTPUT, leaves
 from lora_np.cli.says import QUIET, heard, listen
 from lora_np.finetune.terminal import TrainingBar
 from lora_np.progress import log, shows_bars

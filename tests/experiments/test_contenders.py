@@ -403,6 +403,9 @@ def test_a_quick_command_runs_writes_and_shows_again(name, tmp_path, command, ba
         assert (tmp_path / file).stat().st_size > 0
     status, again, _ = command(*line)
     assert status == 0 and again.splitlines()[:-1] == first.splitlines()[:-1]
+    _, tables, err = command(*line, "--format", "json", "--quiet")
+    titles = [table["title"] for table in json.loads(tables)]
+    assert err == "" and len(titles) > 1 and all(titles) and len(set(titles)) == len(titles)
     results = json.loads((tmp_path / "results.json").read_text())
     labels = [contender["label"] for contender in results["settings"]["contenders"]]
     assert labels == list(results["best"])
