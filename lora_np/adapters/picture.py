@@ -201,7 +201,9 @@ def _draw_spectra(axis: Any, analysis: Analysis) -> None:
     axis.set_title("Spectra" + ", medians over the layers" * several, fontsize="medium")
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
+        legend = axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
 
 def _label(name: str) -> str:
