@@ -184,8 +184,9 @@ def write_cells(
         Of the font.
     """
     style = {"ha": "center", "va": "center", "fontsize": size}
+    colours = image.to_rgba(image.get_array())  # (rows, columns, 4)
     for (row, column), text in texts.items():
-        *rgb, alpha = image.to_rgba(image.get_array()[row, column])
+        *rgb, alpha = colours[row, column]
         light = contrast(rgb, "white") < contrast(rgb, "black")
         colour = ("black" if light else "white") if alpha else INK
         axis.text(column, row, text, color=colour, **style)
@@ -239,6 +240,19 @@ def count_from_one(axis: Any, n: int) -> None:
     room = 0.02 * max(n - 1, 10)
     axis.set_xlim(1 - room, max(n, 1) + room)
     axis.set_xticks([1, *(int(tick) for tick in steps if 1 < tick <= n)])
+
+
+def legend_below(axis: Any, columns: int) -> None:
+    """Write the legend of an axis below it, where no curve can be.
+
+    Parameters
+    ----------
+    axis : Axes
+    columns : int
+    """
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize="small", ncols=columns, **below)
 
 
 def rank_axis(axis: Any, ranks: Sequence[float]) -> None:

@@ -58,10 +58,11 @@ def plot_rank_map(
     >>> import numpy as np
     >>> from lora_np.adapters.picture import plot_rank_map
     >>> from lora_np.adapters.ranks import Analysis, ModuleRanks
+    >>> from lora_np.plots import figure
     >>> from lora_np.rank import spectrum
     >>> found = spectrum((np.eye(6, 4), np.eye(4)))
     >>> module = ModuleRanks.of_spectrum("h.0.q_proj", found, r=4)
-    >>> axis = plot_rank_map(Analysis({}, [module]), ax=plots.figure(4, 3).subplots())
+    >>> axis = plot_rank_map(Analysis({}, [module]), ax=figure(4, 3).subplots())
     >>> [text.get_text() for text in axis.texts]
     ['4']
     """

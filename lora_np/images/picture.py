@@ -154,8 +154,7 @@ def _finish(axis: Any, steps: Sequence[int]) -> None:
     axis.set(xlabel="steps of the sampler", ylabel="Fréchet distance (FD), logarithmic")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2}
-    axis.legend(fontsize="small", **below)
+    plots.legend_below(axis, 2)
 
 
 def _plain_ticks(axis: Any) -> None:

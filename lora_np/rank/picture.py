@@ -146,7 +146,7 @@ def plot_singular_values(
             axis.set(yscale="log", ylim=(lowest / 2, 2 * float(sigma[0])))
         for fraction, dash in ((0.90, "--"), (0.99, ":")):
             k = spectrum.energy_rank(fraction)
-            label = f"{fraction:.0%} of the energy: rank {k}"
+            label = f"{100 * fraction:.0f} % of the energy: rank {k}"
             axis.axvline(k + 0.5, color=ORANGE, linestyle=dash, linewidth=1.3, label=label)
         if spectrum.noise is not None:
             edge = marchenko_pastur_edge(spectrum.noise, spectrum.shape)
@@ -157,5 +157,5 @@ def plot_singular_values(
         axis.set(xlabel="index i", ylabel=r"singular value $\sigma_i$")
         axis.set_title(f"Spectrum of a {out} x {in_} matrix", fontsize="medium")
         axis.grid(alpha=0.3)
-        picture.legend(axis, 2)
+        picture.legend(axis, 3)
     return axis

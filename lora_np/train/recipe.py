@@ -84,9 +84,9 @@ class History(Tabular):
             validation loss was measured.
         """
         n, validation = len(self.loss), dict(self.validation)
-        ends = {*validation, n} if validation else {n * i // parts for i in range(1, parts + 1)}
+        ends = {*validation, n} if validation else {n * i // parts for i in range(parts + 1)} - {0}
         rows, start = [], 0
-        for end in sorted(ends if n else validation):
+        for end in sorted(ends):
             row = {"step": end, "loss": _mean(self.loss[start:end])}
             if validation:
                 row["validation"] = validation.get(end)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.benchmarks import (
@@ -125,10 +125,7 @@ def write(
 ) -> list[str]:
     """Write the files; return their names."""
     report.write_json(out / "benchmarks.json", facts, plan, results, left_out)
-    caption = f"{facts['cpu']}, {plan.threads} threads, NumPy {facts['numpy']} ({facts['blas']})"
-    if "torch" in facts:
-        caption += f", PyTorch {facts['torch']}"
-    caption += f"; {facts['date']}. Bars: the middle half of {plan.rounds} rounds."
+    caption = report.caption(facts, asdict(plan))
     drawn = "steps" in results and report.draw(out / "benchmarks.png", results["steps"], caption)
     return ["benchmarks.json", *(["benchmarks.png"] if drawn else [])]
 

@@ -12,15 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lora_np import plots
 from lora_np.crew import cores
+from lora_np.plots import BLUE, GREY, INK, ORANGE
 from tests.benchmarks.measure import Result, Row, as_dict
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.workers import Worker
 
 PEERS = ("torch", "peft", "transformers")
 BUSY = 0.05  # CPU seconds a second of waiting, above which a side is said not to be idle
-
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito: told apart by everybody
 
 
 # ------------------------------------------------------------------------------------- the machine
@@ -145,8 +145,8 @@ PANELS = {
 }
 STYLES = (
     {"color": BLUE, "marker": "o", "markersize": 8},
-    {"color": ORANGE, "marker": "s", "markersize": 6, "markerfacecolor": "white"},
-    {"color": GREY, "marker": "^", "markersize": 6, "markerfacecolor": "white"},
+    {"color": ORANGE, "marker": "s", "markersize": 6, "markerfacecolor": "none"},
+    {"color": GREY, "marker": "^", "markersize": 6, "markerfacecolor": "none"},
 )
 
 
@@ -155,29 +155,36 @@ def draw(path: Path, result: Result, caption: str) -> bool:
 
     Points are medians over the rounds, bars the middle half, bold ticks the goals.
     """
-    from matplotlib.figure import Figure  # without pyplot: no screen is needed
-
     rows = {(row.what, row.case): row for row in result.rows}
     cases = list(dict.fromkeys(row.case for row in result.rows))
     whats = {what for what, _ in rows}
     panels = {t: s for t, s in PANELS.items() if whats & set(list(s.values())[:1])}
     if not panels:
         return False
-    picture = Figure(figsize=(4.6 * len(panels), 4.8), layout="constrained")  # inches
-    for axis, (title, series) in zip(picture.subplots(1, len(panels), squeeze=False)[0],
-                                     panels.items()):  # fmt: skip
-        draw_panel(axis, series, rows, cases)
-        axis.set_title(title, fontsize="medium")
-    picture.supxlabel(caption, fontsize="x-small", color=GREY)
-    picture.savefig(path, dpi=150)
+    size = 4.6 * len(panels), 4.8  # inches
+    with plots.drawing(path, None, size, columns=len(panels)) as picture:
+        for axis, (title, series) in zip(picture.axes, panels.items()):
+            draw_panel(axis, series, rows, cases)
+            axis.set_title(title, fontsize="medium")
+        picture.figure.supxlabel(caption, fontsize="x-small")
     return True
+
+
+def caption(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return what stands below the picture: the machine, the versions, the date."""
+    said = (
+        f"{facts['cpu']}, {settings['threads']} threads, NumPy {facts['numpy']} ({facts['blas']})"
+    )
+    if "torch" in facts:
+        said += f", PyTorch {facts['torch']}"
+    return f"{said}; {facts['date']}. Bars: the middle half of {settings['rounds']} rounds."
 
 
 def draw_panel(
     axis: Any, series: Mapping[str, str], rows: Mapping[tuple[str, str], Row], cases: list[str]
 ) -> None:
     """Draw one panel: a marker for each series, a tick for each goal, and the line at 1."""
-    axis.axhline(1.0, color="black", linewidth=1)
+    axis.axhline(1.0, color=INK, linewidth=1)
     for number, (label, what) in enumerate(series.items()):
         found = [(i, rows[what, case]) for i, case in enumerate(cases) if (what, case) in rows]
         x = [i + 0.18 * (number - 1) for i, _ in found]
@@ -197,6 +204,4 @@ def draw_panel(
     axis.set_ylim(bottom=0.0)
     axis.set_ylabel("ratio of step times (below 1 is faster)")
     axis.grid(axis="y", alpha=0.25)
-    axis.legend(  # below the axis, where no point can be
-        frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.07)
-    )
+    plots.legend_below(axis, 2)

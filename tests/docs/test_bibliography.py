@@ -144,7 +144,7 @@ PRINTED = {
     "scales for the layers help": ["22 % of the gain against 9 % at d = 64"],
     "pretraining lowers d90": ["d90: plain above 120576", "d90: plain 1024 (512 is not enough)"],
     "the threshold finds the rank well above the noise": [
-        "| estimator | k | signal-to-noise 0.5 | signal-to-noise 0.7 | signal-to-noise 1 | ",
+        "| signal-to-noise 1 | signal-to-noise 2 | signal-to-noise 5 |",
         "4.0 [3.9, 4.0]; 96% | 4.0; 100% | 4.0; 100% |\n| Gavish-Donoho, known noise | 4 |",
     ],
     "the learning rate of LoRA is 2e-4 to 5e-4": [

@@ -10,7 +10,7 @@ from lora_np.rank import Spectrum
 
 ROOT = Path(__file__).parents[2]
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
-NOT_A_MEASURE = {"singular_values", "shape", "eps", "of_factors", "as_dict", "table"}  # of Spectrum
+NOT_A_MEASURE = {"singular_values", "shape", "eps", "of_factors", "as_dict", "table", "plot"}
 
 
 def rows(text=GLOSSARY):

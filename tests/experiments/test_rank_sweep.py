@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from lora_np.crew import one_blas_thread
 from lora_np.data import batches, encode, read_text, split, windows
@@ -19,6 +20,7 @@ from lora_np.experiments import terminal
 from lora_np.experiments.rank_sweep import (
     LinearSettings,
     SweepError,
+    SweepResults,
     Trial,
     estimate,
     models,
@@ -909,6 +911,17 @@ def test_two_standard_errors_are_the_border_of_flat():
 @pytest.mark.parametrize("gain, won", [(EQUAL, False), (WORSE, True)])
 def test_a_gain_that_counts_as_equal_is_none_though_every_seed_has_it(gain, won):
     assert report.beats({0: 2.0, 1: 2.5}, {0: 2.0 + gain, 1: 2.5 + gain}, BASE) == won
+
+
+def test_results_are_read_from_a_folder_and_draw_their_curve(linear, tmp_path):
+    folder, results = linear
+    found = SweepResults.read(folder)
+    assert found == results and str(found) == str(report.table(results))
+    axis = Figure().subplots()
+    assert found.plot(axis) is axis and axis.get_xlabel() == "rank r"
+    (tmp_path / "results.json").write_text(json.dumps({**results, "complete": False}))
+    with pytest.raises(SweepError, match="is not finished: run it again to continue"):
+        SweepResults.read(tmp_path)
 
 
 def test_one_seed_has_no_deviation():

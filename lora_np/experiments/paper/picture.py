@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,11 @@ def plot_similarity(
     -------
     list of Axes
 
+    Raises
+    ------
+    ValueError
+        If there is no matrix.
+
     Examples
     --------
     >>> import os
@@ -56,22 +62,33 @@ def plot_similarity(
     ...     os.listdir(folder)
     ['similarity.png']
     """
+    if not found["panels"]:
+        raise ValueError(
+            "there is no matrix to draw: the two ranks have no adapted matrix in common"
+        )
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in found["panels"]))
     names = [[n for n in found["panels"] if n.endswith(kind)] for kind in kinds]
     rows, columns = max(2, len(names)), len(names[0]) + 1  # beside the maps: chance, diagonals
-    with plots.drawing(path, ax, (3.7 * columns + 1, 2.9 * rows + 0.6), rows, columns) as picture:
+    with plots.drawing(path, ax, (3.3 * columns + 1, 2.8 * rows + 0.6), rows, columns) as picture:
         axes = [picture.axes[columns * row : columns * (row + 1)] for row in range(rows)]
-        for axis in picture.axes:
-            axis.set_visible(False)  # until it has something to show
-        image = _heat_map(axes[0][-1], "random matrices", found["control"], found["ranks"])
-        for across, named in zip(axes, names):
-            for axis, name in zip(across, named):
-                _heat_map(axis, name, found["panels"][name], found["ranks"])
-        _diagonals(axes[1][-1], found)
+        image = _draw(axes, names, found)
         label = r"similarity $\phi(i, j)$"
         picture.figure.colorbar(image, ax=picture.axes, label=label, shrink=0.8)
         picture.title(_title(found))
     return picture.axes
+
+
+def _draw(
+    axes: Sequence[Sequence[Any]], names: Sequence[Sequence[str]], found: Mapping[str, Any]
+) -> Any:
+    """Draw all panels; return an image for the colour bar."""
+    for axis in chain.from_iterable(axes):
+        axis.set_visible(False)  # until it has something to show
+    for across, named in zip(axes, names):
+        for axis, name in zip(across, named):
+            _heat_map(axis, name, found["panels"][name], found["ranks"])
+    _diagonals(axes[1][-1], found)
+    return _heat_map(axes[0][-1], "random matrices", found["control"], found["ranks"])
 
 
 def _title(found: Mapping[str, Any]) -> str:
@@ -104,7 +121,7 @@ def _diagonals(axis: Any, found: Mapping[str, Any]) -> None:
     axis.set(
         xlabel="first i directions of both", ylabel=r"$\phi(i, i)$", ylim=(0, 1.03), visible=True
     )
-    axis.legend(fontsize="x-small")
+    axis.legend(fontsize="x-small", ncols=2)
     axis.grid(alpha=0.25)
 
 

@@ -38,6 +38,11 @@ def plot_matrix(
     -------
     list of Axes
 
+    Raises
+    ------
+    ValueError
+        If the matrix is empty.
+
     Examples
     --------
     >>> import os
@@ -52,19 +57,21 @@ def plot_matrix(
     ...     os.listdir(folder)
     ['matrix.png']
     """
-    wide = 2 * (2.2 + 0.6 * len(matrix.pairs)) + 1
-    high = 2.0 + 0.4 * len(matrix.adapters)
+    if not matrix.losses.size:
+        raise ValueError("the matrix is empty: score an adapter on a sample of a pair first")
+    wide = 2.2 + 0.6 * len(matrix.pairs)
+    high = 2 * (1.7 + 0.34 * len(matrix.adapters))
     loss, exact = matrix.losses.mean(axis=2), 100 * matrix.exact.mean(axis=2)
     size = min(wide, LARGEST), min(high, LARGEST)
-    with plots.drawing(path, ax, size, columns=2, sharey=True) as picture:
-        left, right = picture.axes
-        _heat_map(left, matrix, loss, float(np.max(loss, initial=0.0)), ".2f")
-        _heat_map(right, matrix, exact, 100.0, ".0f")
-        left.set_title("loss [nats a token]: lower is better", fontsize="medium")
-        right.set_title("exact answers [%]: higher is better", fontsize="medium")
-        left.set_ylabel("adapter")
+    with plots.drawing(path, ax, size, rows=2, sharex=True) as picture:
+        above, below = picture.axes
+        _heat_map(above, matrix, loss, float(loss.max()), ".2f")
+        _heat_map(below, matrix, exact, 100.0, ".0f")
+        above.set_title("loss [nats a token]: lower is better", fontsize="medium")
+        below.set_title("exact answers [%]: higher is better", fontsize="medium")
+        below.set_xlabel("held-out samples of")
         n = matrix.losses.shape[2]
-        picture.title(f"Every adapter on {n} held-out samples of every pair; framed: its own")
+        picture.title(f"Every adapter on {n} samples of every pair; framed: its own")
     return picture.axes
 
 
@@ -72,11 +79,13 @@ def _heat_map(axis: Any, matrix: Matrix, cells: np.ndarray, top: float, form: st
     from matplotlib.patches import Rectangle
 
     image = axis.imshow(cells, cmap="cividis", vmin=0, vmax=max(top, 1e-9), aspect="auto")
-    plots.write_cells(axis, image, {at: format(x, form) for at, x in np.ndenumerate(cells)})
+    plots.write_cells(
+        axis, image, {at: format(x, form) for at, x in np.ndenumerate(cells)}, "medium"
+    )
     for i, j in np.ndindex(cells.shape):
         if matrix.adapters[i] == matrix.pairs[j]:
             frame = {"fill": False, "edgecolor": ORANGE, "linewidth": 2.5}
             axis.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, **frame))
     axis.set_xticks(range(len(matrix.pairs)), matrix.pairs, rotation=90)
     axis.set_yticks(range(len(matrix.adapters)), matrix.adapters)
-    axis.set_xlabel("held-out samples of")
+    axis.set_ylabel("adapter")

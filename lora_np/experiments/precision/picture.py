@@ -48,11 +48,11 @@ def plot_precision(
     ...     os.listdir(folder)
     ['precision.png']
     """
-    with plots.drawing(path, ax, (13, 4.2), columns=3) as picture:
+    with plots.drawing(path, ax, (11.5, 4.6), columns=3) as picture:
         for axis, draw in zip(picture.axes, (_draw_storage, _draw_merging, _draw_scaling)):
             draw(axis, results)
             axis.grid(alpha=0.25)
-            axis.legend(fontsize="small")
+            plots.legend_below(axis, 2)
     return picture.axes
 
 

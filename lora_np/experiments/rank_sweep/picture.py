@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,11 +63,12 @@ def plot_rank_vs_loss(
     ...     os.path.exists(f"{folder}/curve.png")
     True
     """
+    results = _finite(results)
     low, high = _after_training(results)
     base, linear = results["base_test_loss"], results["settings"]["task"] == "linear"
     near = not linear and 0.0 < high - low < CLOSE * (base - low)
     panels = 1 + (near and ax is None)
-    with plots.drawing(path, ax, (7 if panels == 1 else 12, 4.6), columns=panels) as picture:
+    with plots.drawing(path, ax, (7 if panels == 1 else 11, 4.6), columns=panels) as picture:
         for axis in picture.axes:
             _draw_curve(axis, results)
         picture.axes[0].set_title(_title(results))
@@ -76,6 +78,14 @@ def plot_rank_vs_loss(
             picture.axes[1].set_ylim(low - margin, high + margin)
             picture.axes[1].set_title("The same, without the base")
     return picture.axes[0]
+
+
+def _finite(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the results with None, which stands for diverged, also for losses that are nan."""
+    losses = [run["test_loss"] for run in results["runs"]]
+    finite = [loss if loss is not None and math.isfinite(loss) else None for loss in losses]
+    runs = [{**run, "test_loss": loss} for run, loss in zip(results["runs"], finite)]
+    return {**results, "runs": runs}
 
 
 def _after_training(results: dict[str, Any]) -> tuple[float, float]:
@@ -105,7 +115,8 @@ def _draw_curve(axis: Any, results: dict[str, Any]) -> None:
     if linear:
         floors = results["floors"]
         shown = [(r, f) for r, f in enumerate(floors) if r >= 1 and f > 0.0]
-        axis.plot(*zip(*shown), color=ORANGE, marker="x", linestyle=":", label="Eckart-Young floor")
+        x, floor = [r for r, _ in shown], [f for _, f in shown]
+        axis.plot(x, floor, color=ORANGE, marker="x", linestyle=":", label="Eckart-Young floor")
         axis.set_yscale("log")
     elif FULL in points:
         mean, deviation, _ = points[FULL]
@@ -182,8 +193,8 @@ def plot_spectrum(
     for change in changes:
         blocks.setdefault(_block(change["name"]), []).append(change)
     n = len(blocks)
-    size, how = (1.2 + 3.9 * max(n, 1.5), 7.2), {"sharex": "col", "sharey": "row"}
-    with plots.drawing(path, ax, size, 2, n, **how) as picture:
+    size = 1.2 + 3.9 * max(n, 1.5), 7.4
+    with plots.drawing(path, ax, size, 2, n, sharey="row") as picture:
         above, below = picture.axes[:n], picture.axes[n:]
         for column, (block, own) in zip(zip(above, below), blocks.items()):
             _draw_spectra(*column, own, kinds)

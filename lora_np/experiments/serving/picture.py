@@ -39,7 +39,14 @@ def plot_serving(
     Returns
     -------
     Axes
+
+    Raises
+    ------
+    ValueError
+        If ``distinct`` was not measured.
     """
+    if not results["measured"].get("distinct"):
+        raise ValueError("there is nothing to draw: the study did not measure distinct adapters")
     with plots.drawing(path, ax, (7.5, 4.8)) as picture:
         draw_serving(picture.axes[0], results)
     return picture.axes[0]

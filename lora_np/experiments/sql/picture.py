@@ -50,14 +50,8 @@ def _draw(axis: Any, results: dict[str, Any]) -> None:
                 continue
             share, error, _ = accuracy(found)
             at = i + (k - 1.5) * WIDTH
-            style = {
-                "color": colour,
-                "hatch": hatch,
-                "edgecolor": "white",
-                "linewidth": 0,
-                "ecolor": INK,
-            }
-            bars = {"yerr": None if error is None else 100 * error, "capsize": 3}
+            style = {"facecolor": (colour, 0.35), "edgecolor": colour, "hatch": hatch}
+            bars = {"yerr": None if error is None else 100 * error, "capsize": 3, "ecolor": INK}
             label = contender if i == 0 else None
             axis.bar(at, 100 * share, WIDTH * 0.92, label=label, **style, **bars)
             top = 100 * (share + (error or 0.0)) + 1.5
