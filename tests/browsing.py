@@ -32,9 +32,9 @@ class Patient(ThreadingHTTPServer):
 
 
 @contextmanager
-def served(folder: Path):
+def served(folder: Path, handler: type[Quiet] = Quiet):
     """Serve a folder on this machine; give its address."""
-    server = Patient(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    server = Patient(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"

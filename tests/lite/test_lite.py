@@ -6,34 +6,18 @@ Chromium has no network but this machine. Needs ``pip install '.[browser]'``, np
 import hashlib
 import json
 import sys
-from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
 import pytest
 
 from tests.browsing import browsing, served
+from tests.lite.notebooks import CHAPTERS, MORE, ROOT, open_notebook, run_all
 
 pytestmark = pytest.mark.lite
 
-ROOT = Path(__file__).parents[2]
-CHAPTERS = [path.name for path in sorted(ROOT.glob("notebooks/[0-9][0-9]_*.ipynb"))]
 LARGEST = 65e6  # bytes of the site
-MOST_SECONDS = 240  # until a notebook has run, on a busy machine
 SAYS = 15  # seconds until a page says that a download failed
-
-PANEL = "window.jupyterapp?.shell?.currentWidget"
-SHOWN = f"() => {PANEL}?.content?.model?.cells?.length > 0"
-READY = f"() => ['idle', 'busy'].includes({PANEL}?.sessionContext?.session?.kernel?.status)"
-RUN = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
-OVER = f"""() => {{
-  const code = {PANEL}.content.widgets.filter((cell) => cell.model.type === 'code');
-  const outputs = (cell) => cell.model.outputs.toJSON();
-  const errors = code.flatMap(outputs).filter((out) => out.output_type === 'error');
-  if (errors.length) return errors.map((out) => out.traceback.join('\\n'));
-  const run = code.every((cell) => cell.model.executionCount);
-  return run && {PANEL}.sessionContext.session.kernel.status === 'idle' ? 'whole' : false;
-}}"""
 
 
 class Ran(NamedTuple):
@@ -76,29 +60,24 @@ def alert_of(tab):
 
 def run_notebook(browser, server, name, then=lambda tab: None):
     """Open a notebook, run all its cells, and return what came of it."""
-    context = browser.new_context()
-    tab = context.new_page()
     complaints, asked = [], []
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.set_default_timeout(1000 * MOST_SECONDS)
-    tab.goto(f"{server}notebooks/index.html?path={name}")
-    tab.wait_for_function(SHOWN)
-    tab.wait_for_function(READY)
-    tab.evaluate(RUN)
-    over = tab.wait_for_function(OVER, polling=500).json_value()
-    outside = [url for url in asked if not url.startswith((server, "data:", "blob:"))]
-    found = Ran(over, complaints, outside, alert_of(tab))
-    then(tab)
-    context.close()
-    return found
+
+    def listen(tab):
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("console", lambda line: complaints.append(line.text) if line.type == "error" else 0)
+        tab.on("request", lambda request: asked.append(request.url))
+
+    with open_notebook(browser, server, name, listen) as tab:
+        over = run_all(tab)
+        outside = [url for url in asked if not url.startswith((server, "data:", "blob:"))]
+        then(tab)
+        return Ran(over, complaints, outside, alert_of(tab))
 
 
 # --- the notebooks -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*CHAPTERS, "write_here.ipynb"])
+@pytest.mark.parametrize("name", [*CHAPTERS, *MORE])
 def test_a_notebook_runs_to_its_last_cell_and_asks_nobody(browser, server, name):
     assert run_notebook(browser, server, name) == Ran("whole", [], [], "")
 
