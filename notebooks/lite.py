@@ -96,9 +96,14 @@ def without(what: str, instead: str, source: str) -> str:
 
 
 def title_of(notebook: nbformat.NotebookNode) -> str:
-    """Return the first heading of a notebook, as plain text."""
+    """Return the first heading of a notebook, as plain text: $W_0 x$ becomes W₀ x."""
+
+    def plain(formula: re.Match[str]) -> str:
+        tex = formula[1].replace(r"\alpha", "α").replace(r"\,", "")
+        return re.sub(r"_(\d)", lambda digit: chr(ord("₀") + int(digit[1])), tex)
+
     heading = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)
-    return heading[1] if heading else "without a title"
+    return re.sub(r"\$(.+?)\$", plain, heading[1]) if heading else "without a title"
 
 
 # --------------------------------------------------------------------- the site

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_np import GPT, GPTConfig, LoraConfig, fit, inject, save_adapter
+from lora_np.crew import one_blas_thread
 from lora_np.data import language_reference, sample_batch, standard_library
 from lora_np.files import save_arrays, save_json
 from lora_np.images import BaseSettings, train_base, train_judge
@@ -48,14 +49,15 @@ def learn(model: GPT, text: str, steps: int, lr: float) -> None:
     """Train on random windows of the text's ASCII characters."""
     tokens = np.frombuffer(text.encode("ascii", "ignore"), np.uint8).astype(int)
     rng = np.random.default_rng(0)
-    fit(
-        model,
-        lambda: sample_batch(tokens, 16, CONFIG.block_size, rng),
-        steps=steps,
-        lr=lr,
-        warmup=steps // 10,
-        options={"weight_decay": 0.0},
-    )
+    with one_blas_thread():  # two are no faster on matrices this small
+        fit(
+            model,
+            lambda: sample_batch(tokens, 16, CONFIG.block_size, rng),
+            steps=steps,
+            lr=lr,
+            warmup=steps // 10,
+            options={"weight_decay": 0.0},
+        )
 
 
 def make_image_base(
