@@ -26,9 +26,13 @@ KERNEL = ("ipykernel", "comm", "pyodide-kernel", "piplite", "micropip", "jedi", 
 # Loaded with the kernel; others are loaded where a cell imports them.
 START = (*KERNEL, "lora-np", "matplotlib", "ipywidgets")
 ROOTS = (*START, "scipy", "pydoc-data")  # what the site holds, with what they need
-# What a package needs there, where its metadata names more, such as what only a terminal needs.
+# What a package needs there, where its metadata names more: what only a terminal needs, say.
 NEEDS = {
     "lora-np": ("numpy", "tqdm", "threadpoolctl"),
+    "matplotlib": (  # without pytz, which Pyodide's lock adds and matplotlib does not import
+        *("contourpy", "cycler", "fonttools", "kiwisolver", "numpy", "packaging", "pillow"),
+        *("pyparsing", "python-dateutil"),
+    ),
     "ipykernel": ("pyodide-kernel",),
     "ipywidgets": ("comm", "ipython", "traitlets"),
     "ipython": (
@@ -197,6 +201,7 @@ def lock_of(theirs: dict[str, Any], packages: list[Package], cdn: bool) -> dict[
             if re.search(r"wasm32", package.path.name):
                 raise SystemExit(f"lite.py: {package.path.name} is not the file that Pyodide lists")
         entries[package.name] = package.entry()
+    entries["matplotlib"]["depends"] = [*NEEDS["matplotlib"]]
     return {**theirs, "packages": {name: entries[name] for name in closure(entries)}}
 
 

@@ -1,13 +1,13 @@
 // Say in one sentence, at the top of the page, what keeps its notebook from running.
-// The page's kernel works out of sight and would only wait. So its files are fetched here too, into
-// the cache that the kernel reads, and the kernel itself gets a minute to start after that.
+// The page's kernel works out of sight: if it cannot fetch a file, it waits without a word. So the
+// page asks for the same files, for their heads alone, and looks at whether the kernel starts.
 "use strict";
 (() => {
-  const QUIET = 8_000; // milliseconds without a byte, after which a download counts as blocked
-  const START = 60_000; // milliseconds that a kernel may take once all files are here
-  const AGAIN = "Then load this page again.";
+  const QUIET = 8_000; // milliseconds without an answer, after which a file counts as blocked
+  const START = 60_000; // milliseconds until the page wonders why the kernel has not started
 
   function say(sentence) {
+    unsay();
     const line = document.createElement("p");
     line.setAttribute("role", "alert");
     line.className = "lora-np-alert";
@@ -15,39 +15,18 @@
       "position: fixed; z-index: 100000; inset: 0 0 auto 0; margin: 0; padding: 0.75rem 1rem;" +
       "font: 1rem/1.4 system-ui, sans-serif; background: #7a1f00; color: white;";
     line.textContent = sentence;
-    const show = () => document.querySelector(".lora-np-alert") ?? document.body.append(line);
-    if (document.body) show();
-    else addEventListener("DOMContentLoaded", show);
+    if (document.body) document.body.append(line);
+    else addEventListener("DOMContentLoaded", () => document.body.append(line));
   }
 
-  const blocked = (name) =>
-    say(`${name} could not be downloaded. Look at the connection, or at what blocks it. ${AGAIN}`);
+  const unsay = () => document.querySelector(".lora-np-alert")?.remove();
 
-  async function fetchAll(files) {
-    let last = performance.now();
-    const waiting = new Set(files);
-    const nameOf = (file) => file.split("/").pop();
-    const watch = setInterval(() => {
-      if (performance.now() - last < QUIET) return;
-      clearInterval(watch);
-      blocked(nameOf([...waiting][0]));
-    }, 1000);
-    async function fetchOne(file) {
-      const answer = await fetch(file, { priority: "low" });
-      if (!answer.ok) throw new Error(answer.status);
-      for (const reader = answer.body.getReader(); ; last = performance.now())
-        if ((await reader.read()).done) break;
-      waiting.delete(file);
-    }
+  async function answers(file) {
     try {
-      await Promise.all(files.map((file) => fetchOne(file).catch(() => Promise.reject(file))));
-      document.querySelector(".lora-np-alert")?.remove(); // it was only slow
-      return true;
-    } catch (file) {
-      blocked(nameOf(String(file)));
+      const signal = AbortSignal.timeout(QUIET);
+      return (await fetch(file, { method: "HEAD", priority: "low", signal })).ok;
+    } catch {
       return false;
-    } finally {
-      clearInterval(watch);
     }
   }
 
@@ -59,14 +38,29 @@
   async function main(files) {
     if (typeof WebAssembly !== "object")
       return say("This browser has no WebAssembly, which the notebooks need: use another browser.");
-    if (!files.length || !(await fetchAll(files))) return;
+    if (!files.length) return; // not a page of notebooks
+    const found = await Promise.all(files.map(answers));
+    for (const lost of files.filter((_, i) => !found[i])) {
+      say(
+        `${lost.split("/").pop()} could not be downloaded. Look at the connection, or at what ` +
+          "blocks it. Then load this page again."
+      );
+      while (!(await answers(lost))) await new Promise((again) => setTimeout(again, QUIET));
+      unsay(); // it was only late
+    }
     const since = performance.now();
+    let wondered = false;
     const watch = setInterval(() => {
-      const late = performance.now() - since > START;
-      if (!started() && !late) return;
-      clearInterval(watch);
-      if (!started())
-        say(`Python has not started. It needs about 1 GB of memory: close other tabs. ${AGAIN}`);
+      if (started()) {
+        clearInterval(watch);
+        unsay();
+      } else if (!wondered && performance.now() - since > START) {
+        wondered = true;
+        say(
+          "Python has not started yet. The connection may be slow or have been cut, or the memory " +
+            "may be too small: it needs about 1 GB. Close other tabs, or load this page again."
+        );
+      }
     }, 1000);
   }
 
