@@ -28,6 +28,7 @@ from typing import Any
 
 import jupytext
 import nbformat
+from browser.not_here import NOT_HERE
 from browser.packages import (
     CDN,
     CORE,
@@ -40,6 +41,7 @@ from browser.packages import (
     run,
 )
 from tiny import make as make_tiny
+from tiny import make_image_base
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -54,10 +56,10 @@ PLUGIN = "@jupyterlite/pyodide-kernel-extension:kernel"
 def make_contents(folder: Path) -> list[tuple[str, str]]:
     """Write the chapters, without outputs, and the assignments, without solutions, into `folder`.
 
-    A tiny model is trained for it too. Returns the path of each notebook and its title.
+    The models that notebooks read are trained. Returns the path of each notebook and its title.
     """
     sources = [*sorted(HERE.glob("[0-9][0-9]_*.ipynb")), *sorted(HERE.glob("zh/*.ipynb"))]
-    found = [(path, path.relative_to(HERE)) for path in sources]
+    found = [(path, path.relative_to(HERE)) for path in sources if path.name not in NOT_HERE]
     tasks = sorted(HERE.glob("assignments/source/*/*.ipynb"))
     found += [(path, Path("assignments", path.name)) for path in tasks]
     notebooks = [(name, nbformat.read(path, as_version=4)) for path, name in found]
@@ -71,6 +73,7 @@ def make_contents(folder: Path) -> list[tuple[str, str]]:
     for helper in ("step_through.py", "small_llama.py", "zh/step_through.py"):
         shutil.copy(HERE / helper, folder / helper)
     make_tiny(folder / "tiny")
+    make_image_base(folder / "image_base")
     return titles
 
 
@@ -134,6 +137,8 @@ def make_page(out: Path, titles: list[tuple[str, str]], lock: dict[str, Any]) ->
         rows = [row(path, title) for path, title in titles if path.rpartition("/")[0] == folder]
         if rows:
             lists += [f"<h2>{heading}</h2>", "<ul>", *rows, "</ul>"]
+    numbers = [f"{name[:2]} ({escape(why)})" for name, why in NOT_HERE.items()]
+    lists.append(f"<p>Not here: chapter {', '.join(numbers)}.</p>")
     files = [
         place if "://" in place else f"../static/pyodide/{place}" for place in first_files(lock)
     ]
