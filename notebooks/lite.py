@@ -47,6 +47,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 KERNELSPEC = {"name": "python", "display_name": "Python (Pyodide)", "language": "python"}
 STUB = "# YOUR CODE HERE\nraise NotImplementedError"
+TRAIN = ("06_", "07_", "08_", "09_", "11_", "12_", "14_", "15_")  # chapters
 PLUGIN = "@jupyterlite/pyodide-kernel-extension:kernel"
 
 
@@ -68,7 +69,8 @@ def make_contents(folder: Path) -> list[tuple[str, str]]:
     for name, notebook in notebooks:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(for_students(notebook), target)
+        with_blas(for_students(notebook), name.name)
+        nbformat.write(notebook, target)
         titles.append((name.as_posix(), title_of(notebook)))
     for helper in ("step_through.py", "small_llama.py", "zh/step_through.py"):
         shutil.copy(HERE / helper, folder / helper)
@@ -86,6 +88,13 @@ def for_students(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.source = without("SOLUTION", STUB, cell.source)
         cell.source = without("HIDDEN TESTS", "", cell.source)
     return notebook
+
+
+def with_blas(notebook: nbformat.NotebookNode, name: str) -> None:
+    """Let the first cell of a chapter that trains load SciPy, whose BLAS the library then uses."""
+    if name.startswith(TRAIN):
+        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        first.source += "\nimport scipy.linalg  # NumPy has no BLAS in a browser; SciPy has"
 
 
 def without(what: str, instead: str, source: str) -> str:
