@@ -279,8 +279,8 @@ def lowest(rates, losses):
     return np.exp(-b / (2 * a))
 
 
-tried = {"full": np.array([0.0025, 0.005, 0.01, 0.02]), 1: np.array([0.005, 0.01, 0.02, 0.04])}
-tried[8] = np.array([0.01, 0.02, 0.04, 0.08])
+tried = {"full": np.array([0.0025, 0.005, 0.01, 0.02])}
+tried |= dict.fromkeys((1, 8), np.array([0.01, 0.02, 0.04, 0.08]))
 curves = {
     name: [adapt(copy_model(gpt) if name == "full" else adapted(name, 8), rate) for rate in rates]
     for name, rates in tried.items()
