@@ -50,7 +50,8 @@
 
   function tellUntilStarted() {
     if (started()) return line.remove();
-    tell(panel() ? "Python is starting: this takes a while." : "The notebook is loading ...");
+    if (document.querySelector(".lora-np-alert")) line.remove();
+    else tell(panel() ? "Python is starting: this takes a while." : "The notebook is loading ...");
     setTimeout(tellUntilStarted, 250);
   }
 
