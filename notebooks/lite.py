@@ -48,6 +48,7 @@ ROOT = HERE.parent
 KERNELSPEC = {"name": "python", "display_name": "Python (Pyodide)", "language": "python"}
 STUB = "# YOUR CODE HERE\nraise NotImplementedError"
 TRAIN = ("06_", "07_", "08_", "09_", "11_", "12_", "14_", "15_")  # chapters
+WORDS = "YOUR ANSWER HERE"
 PLUGIN = "@jupyterlite/pyodide-kernel-extension:kernel"
 
 
@@ -83,9 +84,13 @@ def for_students(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Clear outputs, solutions and hidden tests, and name the kernel that the site has."""
     notebook.metadata = {"kernelspec": KERNELSPEC}  # another name would open a dialog
     for cell in notebook.cells:
+        stub = WORDS
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-        cell.source = without("SOLUTION", STUB, cell.source)
+            cell.outputs, cell.execution_count, stub = [], None, STUB
+        whole = cell.source
+        cell.source = without("SOLUTION", stub, whole)
+        if cell.metadata.get("nbgrader", {}).get("solution") and cell.source == whole.rstrip("\n"):
+            cell.source = stub  # without marks, all of the cell is the solution, as for nbgrader
         cell.source = without("HIDDEN TESTS", "", cell.source)
     return notebook
 

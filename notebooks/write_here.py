@@ -34,7 +34,8 @@ models = {"base": base} | {
 
 def write(model, prompt, length=200, temperature=0.7, seed=0):
     """Return the prompt and what the model writes after it."""
-    tokens = np.frombuffer(prompt.encode("ascii", "ignore"), np.uint8).astype(int)
+    text = prompt.encode("ascii", "ignore") or b"\n"  # the model knows no other characters
+    tokens = np.frombuffer(text, np.uint8).astype(int)
     rng = np.random.default_rng(seed)
     return bytes(model.generate(tokens, length, temperature=temperature, rng=rng).tolist()).decode()
 

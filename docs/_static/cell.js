@@ -3,7 +3,7 @@
 // responsive and Stop can end it. Without this script the block is code to read and to copy.
 
 const WORKER = new URL("cell_worker.js", import.meta.url);
-const AGAIN = "Reload the page to try again.";
+const AGAIN = "Press Run to try again.";
 const ENGLISH = {
   run: "Run",
   stop: "Stop",
@@ -12,6 +12,8 @@ const ENGLISH = {
   fetched: (megabytes) => `Starting Python: ${megabytes} MB fetched`,
   running: "Running ...",
   done: "Done. Change the code and run it again.",
+  erred: "The code ended in an error. Change it and run it again.",
+  cut: "[More was printed, which is not shown.]",
   stopped: "Stopped.",
   unable: (what) => `Python cannot run here: this browser has no ${what}.`,
   memory: `There is not enough memory. ${AGAIN}`,
@@ -26,11 +28,13 @@ const CHINESE = {
   fetched: (megabytes) => `正在启动 Python：已下载 ${megabytes} MB`,
   running: "正在运行……",
   done: "运行完毕。可以修改代码，再运行一次。",
+  erred: "代码出错了，见下方。可以修改代码，再运行一次。",
+  cut: "[打印的内容太多，其余的不显示。]",
   stopped: "已停止。",
   unable: (what) => `这里不能运行 Python：这个浏览器没有 ${what}。`,
-  memory: "内存不够。请重新加载页面再试。",
-  stalled: "Python 的下载停住了。请重新加载页面再试。",
-  failed: (why) => `Python 没能启动：${why}。请重新加载页面再试。`,
+  memory: "内存不够。请再按一次“运行”。",
+  stalled: "Python 的下载停住了。请再按一次“运行”。",
+  failed: (why) => `Python 没能启动：${why}。请再按一次“运行”。`,
 };
 const SAY = document.documentElement.lang.startsWith("zh") ? CHINESE : ENGLISH;
 
@@ -82,7 +86,8 @@ class Cell {
   hear(kind, value) {
     if (kind === "fetched") this.status.textContent = SAY.fetched(value);
     else if (kind === "running") this.status.textContent = SAY.running;
-    else if (kind === "done") this.rest(SAY.done);
+    else if (kind === "done" || kind === "erred") this.rest(SAY[kind]);
+    else if (kind === "cut") this.write("text", `\n${SAY.cut}\n`);
     else if (kind === "memory" || kind === "stalled") this.end(SAY[kind]);
     else if (kind === "failed") this.end(SAY.failed(value));
     else if (kind === "html") this.output.append(made("div", { innerHTML: value }));

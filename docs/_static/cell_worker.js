@@ -4,6 +4,8 @@
 
 const PYODIDE = new URL("../browser/static/pyodide/", import.meta.url);
 const PATIENCE = 12; // seconds without a byte after which a download is given up
+const MOST = 100_000; // characters that one run may print: a loop that prints would choke the page
+const OFTEN = 100; // milliseconds between two posts of what is printed
 const HELPERS = `
 import base64, io, os, sys, warnings
 from pyodide.code import eval_code_async
@@ -12,7 +14,13 @@ os.environ["MPLBACKEND"] = "agg"  # there are no windows: figures are drawn into
 warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
 
 async def run(code):
-    value = await eval_code_async(code, {"__name__": "__main__"})
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")  # what a run left that ended in an error
+    try:
+        value = await eval_code_async(code, {"__name__": "__main__"})
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
     html = getattr(value, "_repr_html_", None)
     if html:
         return "html", html()
@@ -65,13 +73,37 @@ async function patiently(promise) {
   }
 }
 
+const printed = { kept: "", posted: 0, length: 0 }; // by this run: not posted yet; when; characters
+
+/** Post what was printed since the last post. */
+function flush() {
+  if (printed.kept) post("text", printed.kept);
+  Object.assign(printed, { kept: "", posted: performance.now() });
+}
+
+/** Return a function that takes the bytes of a stream, for Pyodide. */
+function writer() {
+  const decoder = new TextDecoder();
+  return (part) => {
+    const before = printed.length;
+    const text = decoder.decode(part, { stream: true });
+    printed.length += text.length;
+    printed.kept += text.slice(0, Math.max(0, MOST - before));
+    if (performance.now() - printed.posted > OFTEN) flush();
+    if (before <= MOST && printed.length > MOST) {
+      flush();
+      post("cut");
+    }
+    return part.length;
+  };
+}
+
 /** Start Python, with what every cell may use. */
 async function start() {
   const { loadPyodide } = await import(new URL("pyodide.mjs", PYODIDE));
   const found = await loadPyodide({ indexURL: PYODIDE.href });
-  const batched = (line) => post("text", `${line}\n`);
-  found.setStdout({ batched });
-  found.setStderr({ batched });
+  found.setStdout({ write: writer() });
+  found.setStderr({ write: writer() });
   found.runPython(HELPERS, { filename: "cell_worker.js" });
   return found;
 }
@@ -82,7 +114,7 @@ async function fetchPackages(code) {
   const options = { messageCallback: () => {}, errorCallback: (text) => problems.push(text) };
   await python.loadPackage(["lora-np", "matplotlib"], options);
   await python.loadPackagesFromImports(code, options);
-  if (problems.length) throw Error(problems[0]);
+  if (problems.length) throw Error(problems.join(" ").trim());
 }
 
 /** Say why Python did not start, or ended. */
@@ -94,15 +126,20 @@ function fail({ message }) {
 
 /** Run code, and post what it prints, its value or error, and its figures. */
 async function run(code) {
+  printed.length = 0;
   try {
-    post(...(await python.globals.get("run")(code)).toJs());
+    const shown = (await python.globals.get("run")(code)).toJs();
+    flush();
+    post(...shown);
     for (const picture of python.globals.get("pictures")()) post("picture", picture);
+    post("done");
   } catch (error) {
+    flush();
     if (error.type === undefined) throw error; // not Python's
     const own = error.message.indexOf('  File "<exec>"'); // above are lines of Pyodide
     post("error", own < 0 ? error.message : error.message.slice(own));
+    post("erred");
   }
-  post("done");
 }
 
 self.onmessage = async ({ data: code }) => {

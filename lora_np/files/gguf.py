@@ -11,7 +11,6 @@ are packed.
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import zipfile
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from lora_np.files.gguf_header import (
     is_alignment,
     read_header,
 )
+from lora_np.files.mapped import mapped
 from lora_np.files.npz import BROKEN, NotAnArray, check_members, fill
 from lora_np.forms import BLOCKS, Bfloat16, BlockForm, Float16, Form
 from lora_np.reading import brief, is_name, open_file, shown
@@ -180,7 +180,7 @@ def _mapped(raw: BinaryIO, source: str) -> np.ndarray:
     if os.fstat(raw.fileno()).st_size == 0:
         raise CheckpointError(f"{source} is empty, expected a GGUF file")
     try:
-        return np.frombuffer(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        return np.frombuffer(mapped(raw), np.uint8)
     except OSError as error:
         raise CheckpointError(f"{source} cannot be mapped into memory: {error}") from None
 

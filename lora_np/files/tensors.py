@@ -10,7 +10,6 @@ arrays of this dtype need the package: to read bfloat16 as float32, the bits suf
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ import numpy as np
 from lora_np.files.arrays import CheckpointError, load_json
 from lora_np.files.atomic import replacing
 from lora_np.files.gguf_header import MAGIC
+from lora_np.files.mapped import mapped
 from lora_np.files.tensor_header import BITS, Entry, header_bytes, read_header
 from lora_np.forms import Bfloat16, bfloat16_numbers
 from lora_np.reading import brief, is_name, open_file, shown
@@ -301,7 +301,7 @@ class _OneFile:
             try:
                 length = os.fstat(file.fileno()).st_size
                 self.metadata, self.entries = read_header(file, length)
-                self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.bytes = mapped(file)
             except (ValueError, OSError) as error:
                 reason = brief(" ".join(str(error).split()))  # may quote text from the file
                 raise CheckpointError(

@@ -28,7 +28,8 @@ START = (*KERNEL, "lora-np", "matplotlib", "ipywidgets")
 ROOTS = (*START, "scipy")  # what the site holds, with what they need
 # What a package needs there, where its metadata names more: what only a terminal needs, say.
 NEEDS = {
-    "lora-np": ("numpy", "tqdm", "threadpoolctl", "pydoc-data"),  # the last: a text for chapters
+    # The library imports pydoc_data itself, where Pyodide looks at the imports of cells alone.
+    "lora-np": ("numpy", "tqdm", "threadpoolctl", "pydoc-data"),
     "matplotlib": (  # without pytz, which Pyodide's lock adds and matplotlib does not import
         *("contourpy", "cycler", "fonttools", "kiwisolver", "numpy", "packaging", "pillow"),
         *("pyparsing", "python-dateutil"),

@@ -21,6 +21,18 @@
 
   const unsay = () => document.querySelector(".lora-np-alert")?.remove();
 
+  // While the page is still white, and until the first cell can run.
+  const line = document.createElement("p");
+  line.setAttribute("role", "status");
+  line.style.cssText =
+    "position: fixed; z-index: 99999; right: 1rem; bottom: 1rem; margin: 0; padding: 0.5rem 1rem;" +
+    "font: 0.875rem/1.4 system-ui, sans-serif; background: #222; color: white; border-radius: 4px;";
+
+  function tell(sentence) {
+    if (line.textContent !== sentence) line.textContent = sentence;
+    if (!line.isConnected) document.body?.append(line);
+  }
+
   async function answers(file) {
     try {
       const signal = AbortSignal.timeout(QUIET);
@@ -30,15 +42,24 @@
     }
   }
 
+  const panel = () => window.jupyterapp?.shell?.currentWidget;
+
   function started() {
-    const panel = window.jupyterapp?.shell?.currentWidget;
-    return ["idle", "busy"].includes(panel?.sessionContext?.session?.kernel?.status);
+    return ["idle", "busy"].includes(panel()?.sessionContext?.session?.kernel?.status);
+  }
+
+  function tellUntilStarted() {
+    if (started()) return line.remove();
+    if (document.querySelector(".lora-np-alert")) line.remove();
+    else tell(panel() ? "Python is starting: this takes a while." : "The notebook is loading ...");
+    setTimeout(tellUntilStarted, 250);
   }
 
   async function main(files) {
     if (typeof WebAssembly !== "object")
       return say("This browser has no WebAssembly, which the notebooks need: use another browser.");
     if (!files.length) return; // not a page of notebooks
+    tellUntilStarted();
     const found = await Promise.all(files.map(answers));
     for (const lost of files.filter((_, i) => !found[i])) {
       say(

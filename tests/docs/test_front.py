@@ -174,15 +174,19 @@ def test_the_cell_of_the_chinese_page_speaks_chinese(tab, server):
 @pytest.mark.docs
 def test_the_cell_shows_an_error_from_the_readers_own_line_on(tab):
     said, output = run(tab, "raise")
-    assert said.startswith("Done.")
+    assert said.startswith("The code ended in an error.")
     assert output.split("\n")[0].strip() == 'File "<exec>", line 1'
 
 
 @pytest.mark.docs
-def test_the_cell_can_be_stopped_and_runs_again(tab):
-    tab.fill(".runs-here textarea", "loop")
+@pytest.mark.parametrize("code", ["loop", "print"])
+def test_the_cell_can_be_stopped_and_runs_again(tab, code):
+    tab.fill(".runs-here textarea", code)
     tab.click(".runs-here button")
     tab.wait_for_function("document.querySelector('[role=status]').innerText === 'Running ...'")
+    if code == "print":
+        tab.get_by_text("[More was printed, which is not shown.]").wait_for()
+        assert len(tab.inner_text(".cell-said")) < 101_000
     tab.click(".runs-here button")
     assert tab.inner_text(".runs-here [role=status]") == "Stopped."
     assert run(tab, "text")[0].startswith("Done.")
@@ -192,8 +196,11 @@ def test_the_cell_can_be_stopped_and_runs_again(tab):
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
-        ("absent", "Python could not be started: 404: absent.whl. Reload the page to try again."),
-        ("fatal", "There is not enough memory. Reload the page to try again."),
+        (
+            "absent",
+            "Python could not be started: While loading absent: 404. Press Run to try again.",
+        ),
+        ("fatal", "There is not enough memory. Press Run to try again."),
     ],
 )
 def test_the_cell_says_in_a_sentence_what_went_wrong(tab, code, sentence):

@@ -1,8 +1,10 @@
 """Readers of files that others made: one kind of error, of one line, whatever the file is."""
 
+import errno
 import faulthandler
 import io
 import json
+import mmap
 import os
 import random
 import shutil
@@ -24,6 +26,7 @@ from lora_np.experiments.rank_sweep.models import load_model
 from lora_np.experiments.rank_sweep.store import read_results
 from lora_np.files import (
     CheckpointError,
+    GgufFile,
     TensorFile,
     arrays,
     load_arrays,
@@ -31,6 +34,7 @@ from lora_np.files import (
     open_weights,
     save_json,
     save_tensors,
+    write_gguf,
 )
 from lora_np.plots import plot_rank_map
 from lora_np.reading import open_file, shown
@@ -634,3 +638,19 @@ def test_mutated_json_is_refused_or_understood(tmp_path, rng, swept, guarded):
         (folder / name).write_bytes(change(draw, content))
         read[reader] += reads_or_refuses(reader, folder) is not None
     assert all(20 < count < 180 for count in read.values()), read
+
+
+def test_a_file_system_that_cannot_map_files_is_read(tmp_path, monkeypatch):
+    def no_device(number, length, **options):
+        if number != -1:
+            raise OSError(errno.ENODEV, "No such device")
+        return map_memory(number, length, **options)
+
+    map_memory = mmap.mmap
+    monkeypatch.setattr(mmap, "mmap", no_device)
+    numbers = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    save_tensors(tmp_path / "x.safetensors", {"W": numbers})
+    with TensorFile(tmp_path / "x.safetensors") as file:
+        assert np.array_equal(file.read("W"), numbers)
+    write_gguf(tmp_path / "x.gguf", {}, {"W": numbers})
+    assert np.array_equal(GgufFile.open(tmp_path / "x.gguf").tensors["W"].array(), numbers)

@@ -5,6 +5,7 @@ Chromium has no network but this machine. Needs ``pip install '.[browser]'``, np
 
 import hashlib
 import json
+import re
 import sys
 from time import monotonic
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.browsing import browsing, served
-from tests.lite.notebooks import CHAPTERS, MORE, ROOT, open_notebook, run_all
+from tests.lite.notebooks import CHAPTERS, MORE, MOST_SECONDS, READY, ROOT, open_notebook, run_all
 
 pytestmark = pytest.mark.lite
 
@@ -111,10 +112,25 @@ def test_what_students_get_has_no_solution_and_no_output(site):
         assert "BEGIN SOLUTION" not in text and "HIDDEN TESTS" not in text
         cells = json.loads(text)["cells"]
         assert not any(cell.get("outputs") for cell in cells)
+    for source in ROOT.glob("notebooks/assignments/source/*/*.ipynb"):
+        given = (site / "files/assignments" / source.name).read_text(encoding="utf-8")
+        both = zip(*(json.loads(t)["cells"] for t in (source.read_text(encoding="utf-8"), given)))
+        for cell, left in both:
+            if cell["metadata"]["nbgrader"]["solution"]:
+                assert re.search("YOUR (CODE|ANSWER) HERE", "".join(left["source"]))
     stubs = [p for p in notebooks if "raise NotImplementedError" in p.read_text(encoding="utf-8")]
     assert sorted(p.name for p in stubs if p.parent.name == "assignments") == sorted(
         p.name for p in ROOT.glob("notebooks/assignments/source/*/*.ipynb")
     )
+
+
+def test_a_page_says_that_python_is_starting_until_it_has(browser, server):
+    tab = browser.new_page()
+    tab.goto(f"{server}notebooks/index.html?path=04_lora.ipynb", wait_until="commit")
+    tab.get_by_text("Python is starting").wait_for()
+    tab.wait_for_function(READY, timeout=1000 * MOST_SECONDS)
+    tab.get_by_text("Python is starting").wait_for(state="detached")
+    tab.close()
 
 
 # --- what goes wrong -----------------------------------------------------------------------------
