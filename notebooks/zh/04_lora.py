@@ -119,7 +119,7 @@ assert np.allclose(dB, numeric(lambda v: L(x, A, v), B), atol=1e-9)
 assert np.allclose(dx, numeric(lambda v: L(v, A, B), x), atol=1e-9)
 
 # %% [markdown]
-# 库里的这对函数与第 1 章一样，一行是一个样本。有了 `need`，它就跳过 $dW_0$，因为 $W_0$ 是冻结的。但算 $dx$ 时仍然需要 $W_0$。
+# 库里的这对函数与第 1 章一样，一行是一个样本。给出 `need`，它就跳过 $dW_0$，因为 $W_0$ 是冻结的。但它仍然需要用 $W_0$ 来算 $dx$。
 
 # %%
 y, cache = lora_linear_forward(x[None], W0, A, B, scale=s)
@@ -172,7 +172,7 @@ assert disturbed > 10
 #
 # ## 离开起点再检验梯度
 #
-# **预测**：有人在 $dA$ 里漏掉了缩放系数 $s$。在 $B = 0$ 处做梯度检验，能发现这个错误吗？
+# **预测**：有人忘了把缩放系数 $s$ 乘进 $dA$。在 $B = 0$ 处做梯度检验，能发现这个错误吗？
 
 
 # %%
