@@ -2,7 +2,7 @@
 
 What is said in words cannot be compared. What can: headings, lists, code, inline code, formulas,
 numerals, links, the numbers that English spells out, the words of docs/glossary.md, how often a
-paragraph denies something, words with an opposite, and how long it is.
+paragraph denies and asks something, words with an opposite, and how long it is.
 
 A paragraph names its formulas, code and numbers in the order of the English one. Chinese can be
 worded so, and nothing else shows that two of them were exchanged.
@@ -17,6 +17,8 @@ from tests.docs.test_glossary import chinese_words
 HAN = "[\u4e00-\u9fff]"
 FENCED = re.compile(r"^```([\w{}-]*)(?: .*)?\n(.*?)^```$", re.M | re.S)
 FORMULA = re.compile(r"\$\$.+?\$\$|\$(?:[^$\n]|\n(?!\n))+\$", re.S)
+# What a translation tells its own readers, such as which chapters exist in their language.
+ONLY_HERE = re.compile(r"^<!-- only in Chinese -->\n(.*?)^<!-- end -->\n+", re.M | re.S)
 WITH_COMMENTS = ("python", "sh")
 TRANSLATED_IN_FORMULAS = {r"\text{即}": r"\text{or}"}
 NUMBER_WORDS = re.compile(
@@ -43,10 +45,12 @@ DIRECTIONS = {
     "worse|worst": "差",
     "at most": "至多",
     "at least": "至少",
-    "above": "上|高于",
-    "below": "下|低于",
+    "above": "上(?!限)|高",
+    "below": "下(?![降界一])|低于|以下",
+    "larger than": "大于",
+    "limit": "上限",
     "more than": "以上|超过|多",
-    "falls?": "降|变为",
+    "falls?": "降(?!不)|变为",
     "grows?": "涨",
     "rows?": "行",
     "columns?": "列",
@@ -59,7 +63,10 @@ DIRECTIONS = {
     "half": "半",
     "only": "只",
     "both": "都|两",
-    "the same": "相同|一样|就是",
+    "(the )?same|equal": "(?<!不)(相同|一样|同[一名]|就是)",
+    "different|differs?": "不同",
+    "every|each|all": "每|都|各|全|所有|逐|分别|始终",
+    "train(s|ed|ing)?": "训练",
     "exact(ly)?": "精确|恰好|完全",
     "because": "因为|所以",
 }
@@ -227,6 +234,12 @@ def directions(english, chinese):
     ]
 
 
+def questions(english, chinese):
+    """Return how many questions each side asks, if not equally many."""
+    ours, theirs = words_alone(english).count("?"), words_alone(chinese).count("？")
+    return [] if ours == theirs else [f"{ours} and {theirs}"]
+
+
 def length(english, chinese):
     """Return how long each side is, if a sentence may be missing from one of them."""
     ours = len(re.findall(r"[A-Za-z']+", words_alone(english)))
@@ -250,7 +263,7 @@ OF_EACH_PIECE = {
     "numerals": numerals,
     "shapes": shapes,
 }
-SAID = {"denials": denials, "directions": directions, "length": length}
+SAID = {"denials": denials, "directions": directions, "questions": questions, "length": length}
 
 
 def unlike(parts, english, chinese):
@@ -279,14 +292,14 @@ def differences(english, chinese, words):
         checks = {what: check(*bodies) for what, check in SAID.items()}
         checks["numbers in words"] = spelled(*bodies, words.spelled)
         checks["terms"] = terms(*bodies, words.terms)
-        lines += [f"{what}: missing {missing}" for what, missing in checks.items() if missing]
-        found += [f"{line} ({' '.join(one_zh.body.split())[:30]}…)" for line in lines]
+        lines += [f"{what}: {', '.join(missing)}" for what, missing in checks.items() if missing]
+        found += [f"{line} (at {' '.join(one_zh.body.split())[:30]!r})" for line in lines]
     return found
 
 
 def differences_of_pages(english, chinese, words):
     """Return one line for each thing that two pages do not share, naming the section."""
-    ours, theirs = sections(english.body), sections(chinese.body)
+    ours, theirs = sections(english.body), sections(ONLY_HERE.sub("", chinese.body))
     levels = [[level for level, _, _ in side] for side in (ours, theirs)]
     if levels[0] != levels[1]:
         titles = [[title for _, title, _ in side] for side in (ours, theirs)]
