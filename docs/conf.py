@@ -17,6 +17,7 @@ import html
 import json
 import posixpath
 import re
+import runpy
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +27,7 @@ import lora_np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+NOT_HERE = runpy.run_path(str(ROOT / "notebooks/browser/not_here.py"))["NOT_HERE"]
 
 project = "lora_np"
 author = "The lora_np authors"
@@ -129,7 +131,7 @@ def refreshed(path: Path, text: str) -> Path:
 def ways_to_run(notebook: str, repository: str, browser: bool) -> list[str]:
     """Return links, as HTML, to where a reader can run a chapter."""
     links = {}
-    if browser:
+    if browser and notebook not in NOT_HERE:
         top = "../" * (1 + notebook.count("/"))
         links["Run in the browser"] = f"{top}browser/notebooks/index.html?path={notebook}"
     if repository.startswith("https://github.com/"):

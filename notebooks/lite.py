@@ -28,6 +28,7 @@ from typing import Any
 
 import jupytext
 import nbformat
+from browser.not_here import NOT_HERE
 from browser.packages import (
     CDN,
     CORE,
@@ -40,11 +41,13 @@ from browser.packages import (
     run,
 )
 from tiny import make as make_tiny
+from tiny import make_image_base
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 KERNELSPEC = {"name": "python", "display_name": "Python (Pyodide)", "language": "python"}
 STUB = "# YOUR CODE HERE\nraise NotImplementedError"
+TRAIN = ("06_", "07_", "08_", "09_", "11_", "12_", "14_", "15_")  # chapters
 PLUGIN = "@jupyterlite/pyodide-kernel-extension:kernel"
 
 
@@ -54,10 +57,10 @@ PLUGIN = "@jupyterlite/pyodide-kernel-extension:kernel"
 def make_contents(folder: Path) -> list[tuple[str, str]]:
     """Write the chapters, without outputs, and the assignments, without solutions, into `folder`.
 
-    A tiny model is trained for it too. Returns the path of each notebook and its title.
+    The models that notebooks read are trained. Returns the path of each notebook and its title.
     """
     sources = [*sorted(HERE.glob("[0-9][0-9]_*.ipynb")), *sorted(HERE.glob("zh/*.ipynb"))]
-    found = [(path, path.relative_to(HERE)) for path in sources]
+    found = [(path, path.relative_to(HERE)) for path in sources if path.name not in NOT_HERE]
     tasks = sorted(HERE.glob("assignments/source/*/*.ipynb"))
     found += [(path, Path("assignments", path.name)) for path in tasks]
     notebooks = [(name, nbformat.read(path, as_version=4)) for path, name in found]
@@ -66,11 +69,13 @@ def make_contents(folder: Path) -> list[tuple[str, str]]:
     for name, notebook in notebooks:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(for_students(notebook), target)
+        with_blas(for_students(notebook), name.name)
+        nbformat.write(notebook, target)
         titles.append((name.as_posix(), title_of(notebook)))
     for helper in ("step_through.py", "small_llama.py", "zh/step_through.py"):
         shutil.copy(HERE / helper, folder / helper)
     make_tiny(folder / "tiny")
+    make_image_base(folder / "image_base")
     return titles
 
 
@@ -83,6 +88,13 @@ def for_students(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.source = without("SOLUTION", STUB, cell.source)
         cell.source = without("HIDDEN TESTS", "", cell.source)
     return notebook
+
+
+def with_blas(notebook: nbformat.NotebookNode, name: str) -> None:
+    """Let the first cell of a chapter that trains load SciPy, whose BLAS the library then uses."""
+    if name.startswith(TRAIN):
+        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        first.source += "\nimport scipy.linalg  # NumPy has no BLAS in a browser; SciPy has"
 
 
 def without(what: str, instead: str, source: str) -> str:
@@ -134,6 +146,8 @@ def make_page(out: Path, titles: list[tuple[str, str]], lock: dict[str, Any]) ->
         rows = [row(path, title) for path, title in titles if path.rpartition("/")[0] == folder]
         if rows:
             lists += [f"<h2>{heading}</h2>", "<ul>", *rows, "</ul>"]
+    numbers = [f"{name[:2]} ({escape(why)})" for name, why in NOT_HERE.items()]
+    lists.append(f"<p>Not here: chapter {', '.join(numbers)}.</p>")
     files = [
         place if "://" in place else f"../static/pyodide/{place}" for place in first_files(lock)
     ]

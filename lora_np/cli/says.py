@@ -38,22 +38,16 @@ def add_quiet(parser: Any) -> None:
 def report(arguments: argparse.Namespace, *parts: Table | str) -> None:
     """Print tables and the words between them; words are notes where a program reads the tables."""
     if arguments.format == "table":
-        _show("\n".join(map(str, parts)))
+        print("\n".join(map(str, parts)))
         return
     whole = Report(parts)
-    _show(in_format(whole.tables, arguments.format))
+    print(in_format(whole.tables, arguments.format))
     for part in whole.parts:
         if isinstance(part, str):
             note(part.strip("\n"))
         elif arguments.format != "markdown":  # which has the title and the notes of a table
             for line in filter(None, (part.title, *part.notes)):
                 note(line)
-
-
-def _show(text: str) -> None:
-    """Print a text; a console may lack letters of it, such as those of a student's name."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def in_format(tables: Sequence[Table], name: str) -> str:

@@ -25,10 +25,10 @@ INSIDE = "open_webui/frontend/pyodide/"  # and where
 KERNEL = ("ipykernel", "comm", "pyodide-kernel", "piplite", "micropip", "jedi", "ipython")
 # Loaded with the kernel; others are loaded where a cell imports them.
 START = (*KERNEL, "lora-np", "matplotlib", "ipywidgets")
-ROOTS = (*START, "scipy", "pydoc-data")  # what the site holds, with what they need
+ROOTS = (*START, "scipy")  # what the site holds, with what they need
 # What a package needs there, where its metadata names more: what only a terminal needs, say.
 NEEDS = {
-    "lora-np": ("numpy", "tqdm", "threadpoolctl"),
+    "lora-np": ("numpy", "tqdm", "threadpoolctl", "pydoc-data"),  # the last: a text for chapters
     "matplotlib": (  # without pytz, which Pyodide's lock adds and matplotlib does not import
         *("contourpy", "cycler", "fonttools", "kiwisolver", "numpy", "packaging", "pillow"),
         *("pyparsing", "python-dateutil"),

@@ -227,13 +227,14 @@ def links(page):
 
 
 @pytest.mark.docs
-def test_every_chapter_has_a_link_to_run_it_in_the_browser(site):
+def test_every_chapter_but_13_has_a_link_to_run_it_in_the_browser(site):
     chapters = sorted(site.glob("chapters/**/[0-9]*.html"))
     assert len(chapters) >= 18
     for page in chapters:
         name = page.relative_to(site / "chapters").with_suffix(".ipynb").as_posix()
         top = "../" * (1 + name.count("/"))
-        assert f"{top}browser/notebooks/index.html?path={name}" in links(page)
+        link = f"{top}browser/notebooks/index.html?path={name}"
+        assert (link in links(page)) == (not name.startswith("13_"))  # it needs tokenizers
 
 
 @pytest.mark.docs

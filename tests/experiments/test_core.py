@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import pickle
 import re
@@ -400,19 +401,18 @@ def test_results_that_cannot_be_shown_or_continued_are_refused_in_one_line(
 # ---------------------------------------------------------------------------- the terminal
 
 
-def test_the_terminal_says_what_a_folder_holds_and_nothing_of_a_new_one(tmp_path, capsys):
+def test_the_terminal_says_what_a_folder_holds_and_nothing_of_a_new_one(tmp_path, capsys, caplog):
     terminal = Terminal(tmp_path)
-    terminal.start(30.0, 2)
+    with caplog.at_level(logging.INFO, "lora_np"):
+        terminal.start(30.0, 2)
     terminal.interrupted()
-    said = capsys.readouterr().err
-    assert said.splitlines() == [
-        "about 30 seconds in 2 processes",
-        "",
-        "stopped: no run was finished; run the same command to continue",
-    ]
+    assert caplog.messages == ["about 30 seconds in 2 processes"]
+    stopped = "\nstopped: no run was finished; run the same command to continue\n"
+    assert capsys.readouterr().err == stopped
     (tmp_path / "pretraining.npz").touch()
     terminal.interrupted()
     assert "no run was finished, and pretraining continues from" in capsys.readouterr().err
     save_json(tmp_path / "results.json", {"trials": [{}]})
-    terminal.start(30.0, 1)
-    assert f"less for what {tmp_path} already holds" in capsys.readouterr().err
+    with caplog.at_level(logging.INFO, "lora_np"):
+        terminal.start(30.0, 1)
+    assert f"less for what {tmp_path} already holds" in caplog.messages[-1]
