@@ -148,7 +148,7 @@ print(dx)
 assert np.abs(dx - numeric).max() < 1e-8
 
 # %% [markdown]
-# 求 $dx$ 需要 $W$，不需要 $x$；求 $dW$ 需要 $x$，不需要 $W$。请记住这一点，第 4 章要用。如果 $W$ 被冻结，就不必算 $dW$，但算 $dx$ 时仍然需要 $W$。
+# 求 $dx$ 需要 $W$，不需要 $x$；求 $dW$ 需要 $x$，不需要 $W$。请记住这一点，第 4 章要用。如果 $W$ 被冻结，就不必算 $dW$，但仍然需要用 $W$ 来算 $dx$。
 #
 # ## 批次
 #
@@ -191,7 +191,7 @@ assert dW is None and dX.shape == X.shape
 #
 # $$ \eta < 2 / \lambda_{\max} . $$
 #
-# 收敛的快慢由最慢的方向决定：记 $\rho = \max \vert 1-\eta\lambda\vert$，则每走一步，损失至多变为原来的 $\rho^2$ 倍。
+# 收敛的快慢由最慢的方向决定：记 $\rho = \max \vert 1-\eta\lambda\vert$，则无论哪一步，损失至多变为原来的 $\rho^2$ 倍。
 #
 # **预测**：学习率取这个上限的十分之九，损失会下降吗？取上限的 1.05 倍呢？
 

@@ -44,6 +44,8 @@ def test_the_two_first_pages_say_the_same():
         ("# lora_np\n", "## lora_np\n", "headings"),
         ("- **", "**", "lists"),
         ("适配器", "插件", "terms"),
+        ("自动评分，并指出", "自动评分，但不指出", "denials"),
+        ("每一章都先请你预测，再运行。", "", "directions"),
     ],
 )
 def test_a_page_that_drifted_is_noticed(old, new, message):

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.translations import HAN, Side, Words, code, differences_of_pages, ill_set, sections
+from tests.docs.translations import (
+    HAN,
+    ONLY_HERE,
+    Side,
+    Words,
+    code,
+    differences_of_pages,
+    ill_set,
+    length,
+    sections,
+)
 
 ROOT = Path(__file__).parents[2]
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -74,6 +84,10 @@ def test_the_two_readmes_say_the_same():
         ("## 有多快？\n", "", "headings"),
         ("## 读代码", "### 读代码", "headings"),
         ("优化器", "调度器", "terms"),
+        ("全量微调的 56 %", "全量微调的 95 %", "numerals"),
+        ("请用 `python3 -m pip` 代替 `pip`", "请用 `pip` 代替 `python3 -m pip`", "inline code"),
+        ("低于 1 表示 lora_np 更快", "低于 1 表示 lora_np 更慢", "directions"),
+        ("不需要 GPU", "需要 GPU", "denials"),
     ],
 )
 def test_a_page_that_drifted_is_noticed(old, new, message):
@@ -85,6 +99,20 @@ def test_a_page_that_drifted_is_noticed(old, new, message):
 def test_a_number_that_readme_md_newly_spells_out_is_noticed():
     (line,) = differences(ENGLISH.replace("\n- DoRA", "\n- Seven: DoRA"), CHINESE)
     assert "'In Python'" in line and "seven: add it to SPELLED" in line
+
+
+def test_a_paragraph_much_shorter_or_longer_than_the_english_is_noticed():
+    assert length("word " * 20, "字" * 32) == []
+    assert length("word " * 20, "字" * 15) and length("word " * 20, "字" * 50)
+    assert length("word " * 10, "字" * 50) == []  # too short to tell
+
+
+def test_only_the_chinese_names_the_chapters_in_chinese_and_it_names_all():
+    (only,) = ONLY_HERE.findall(CHINESE)
+    found = re.findall(r"\[第 (\d+) 章\]\((notebooks/zh/\w+\.ipynb)\)", only)
+    chapters = sorted((ROOT / "notebooks" / "zh").glob("[0-9][0-9]_*.ipynb"))
+    assert found == [(str(int(p.name[:2])), p.relative_to(ROOT).as_posix()) for p in chapters]
+    assert not ONLY_HERE.search(ENGLISH)
 
 
 def test_the_comments_of_code_may_be_translated_and_nothing_else():

@@ -1,12 +1,15 @@
 """What a page and its Chinese translation have to share.
 
 What is said in words cannot be compared. What can: headings, lists, code, inline code, formulas,
-numerals, links, the numbers that English spells out, and the words of docs/glossary.md.
+numerals, links, the numbers that English spells out, the words of docs/glossary.md, how often a
+paragraph denies and asks something, words with an opposite, and how long it is.
+
+A paragraph names its formulas, code and numbers in the order of the English one. Chinese can be
+worded so, and nothing else shows that two of them were exchanged.
 """
 
 import posixpath
 import re
-from collections import Counter
 from typing import NamedTuple
 
 from tests.docs.test_glossary import chinese_words
@@ -14,11 +17,61 @@ from tests.docs.test_glossary import chinese_words
 HAN = "[\u4e00-\u9fff]"
 FENCED = re.compile(r"^```([\w{}-]*)(?: .*)?\n(.*?)^```$", re.M | re.S)
 FORMULA = re.compile(r"\$\$.+?\$\$|\$(?:[^$\n]|\n(?!\n))+\$", re.S)
+# What a translation tells its own readers, such as which chapters exist in their language.
+ONLY_HERE = re.compile(r"^<!-- only in Chinese -->\n(.*?)^<!-- end -->\n+", re.M | re.S)
 WITH_COMMENTS = ("python", "sh")
 TRANSLATED_IN_FORMULAS = {r"\text{即}": r"\text{or}"}
 NUMBER_WORDS = re.compile(
     r"\b(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|twenty|hundred|thousand)\b"
 )
+
+# Words that turn a sentence into its contrary, and phrases that only look as if they did.
+DENIALS = re.compile(
+    r"\b([Nn]ot|[Nn]o|[Nn]ever|[Nn]othing|[Nn]either|[Nn]or|none|[Ww]ithout|cannot"  # None is code
+    r"|left out|missed|before any)\b|n't\b"
+)
+DENIALS_ZH = re.compile("[不没无非未]")
+NO_DENIALS_ZH = re.compile(r"不同|不过|不超过|不多|不够|互不相关|降不下去|不到(?=\s*\d)")
+# Words with an opposite: English and Chinese, both as patterns.
+DIRECTIONS = {
+    "smallest": "最小",
+    "largest": "最大",
+    "lowest": "最低",
+    "higher": "高",
+    "lower": "低",
+    "fast(er|est)?": "快",
+    "slow(er|est|ly)?": "慢",
+    "better|best": "好|再低",
+    "worse|worst": "差",
+    "at most": "至多",
+    "at least": "至少",
+    "above": "上(?!限)|高",
+    "below": "下(?![降界一])|低于|以下",
+    "larger than": "大于",
+    "limit": "上限",
+    "more than": "以上|超过|多",
+    "falls?": "降(?!不)|变为",
+    "grows?": "涨",
+    "rows?": "行",
+    "columns?": "列",
+    "inputs?": "输入",
+    "outputs?": "输出",
+    "multiply": "乘",
+    "divide": "除",
+    "random": "随机",
+    "zero": "零",
+    "half": "半",
+    "only": "只",
+    "both": "都|两",
+    "(the )?same|equal": "(?<!不)(相同|一样|同[一名]|就是)",
+    "different|differs?": "不同",
+    "every|each|all": "每|都|各|全|所有|逐|分别|始终",
+    "train(s|ed|ing)?": "训练",
+    "exact(ly)?": "精确|恰好|完全",
+    "because": "因为|所以",
+}
+LENGTH = 1.0, 2.25  # Chinese characters for a word of English
+LONG_ENOUGH = 15  # words, for a paragraph to be held to it
 
 
 class Words(NamedTuple):
@@ -95,27 +148,45 @@ def tags(side):
     return re.findall(r"^</?\w.*>$", FENCED.sub("", side.body), flags=re.M)
 
 
+def rows(side):
+    """Return how many cells each row of a table has."""
+    return [line.count("|") for line in side.body.split("\n") if line.startswith("|")]
+
+
+def pieces(side):
+    """Return a Side for each paragraph, item of a list, and row of a table."""
+    text = FENCED.sub("", side.body).strip()
+    parts = re.split(r"\n\s*\n|\n(?= *(?:[-*]|\d+\.) |\|)", text)
+    return [side._replace(body=part) for part in parts]
+
+
 def inline_code(side):
-    return Counter(" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(side.body)))
+    """Return the inline code, in order."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(side.body))]
 
 
 def formulas(side):
-    """Return how often each formula stands in the prose; the words in formulas are English."""
+    """Return the formulas of the prose, in order; the words in formulas are English."""
     found = [" ".join(formula.split()) for formula in FORMULA.findall(prose(side.body))]
     for chinese, english in TRANSLATED_IN_FORMULAS.items():
         found = [formula.replace(chinese, english) for formula in found]
-    return Counter(found)
+    return found
 
 
 def numerals(side):
-    """Return how often each numeral stands in the prose, dates whole."""
+    """Return the numerals of the prose in order, dates whole."""
     numeral = r"\d{4}-\d\d-\d\d|\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?"
-    return Counter(re.findall(numeral, words_of(side.body)))
+    return re.findall(numeral, words_of(side.body))
 
 
 def shapes(side):
-    """Return how often each shape of an array stands in the prose, such as (out, in)."""
-    return Counter(re.findall(r"\([A-Za-z]{1,3}, [A-Za-z]{1,3}\)", words_of(side.body)))
+    """Return the shapes of arrays that stand in the prose, such as (out, in)."""
+    return re.findall(r"\([A-Za-z]{1,3}, [A-Za-z]{1,3}\)", words_of(side.body))
+
+
+def words_alone(body):
+    """Return the prose on one line, without formulas, code, and names of files."""
+    return re.sub(r"`[^`]*`|[\w/]+\.py\b", "", " ".join(words_of(body).split()))
 
 
 def spelled(english, chinese, words):
@@ -132,7 +203,7 @@ def spelled(english, chinese, words):
 def terms(english, chinese, words):
     """Return the core words of the English text that the Chinese one does not have."""
     of_term = chinese_words()
-    text = re.sub(r"`[^`]*`", "", " ".join(words_of(english).split()))  # `merge` is a command
+    text = words_alone(english)  # `merge` is a command
     return [
         f"{term} = {of_term[term]}"
         for pattern, term in words.items()
@@ -142,47 +213,93 @@ def terms(english, chinese, words):
 
 def foreign_words(english, chinese):
     """Return the words in Latin letters that stand in the Chinese text alone."""
-    words = re.findall(r"[A-Za-z]{2,}", re.sub(r"`[^`]*`", "", words_of(chinese)))
-    known = words_of(english).lower()
+    words, known = re.findall(r"[A-Za-z]{2,}", words_alone(chinese)), words_of(english).lower()
     return sorted({word for word in words if word.lower() not in known} - {"English"})
 
 
-IN_ORDER = {
+def denials(english, chinese):
+    """Return how often each side denies something, if not equally often."""
+    ours = DENIALS.findall(words_alone(english))
+    theirs = DENIALS_ZH.findall(NO_DENIALS_ZH.sub("", words_alone(chinese)))
+    return [] if len(ours) == len(theirs) else [f"{ours} and {theirs}"]
+
+
+def directions(english, chinese):
+    """Return the words with an opposite that the English has more often than the Chinese."""
+    ours, theirs = words_alone(english), words_alone(chinese)
+    return [
+        f"{word} = {word_zh}"
+        for word, word_zh in DIRECTIONS.items()
+        if len(re.findall(rf"\b(?:{word})\b", ours, re.I)) > len(re.findall(word_zh, theirs))
+    ]
+
+
+def questions(english, chinese):
+    """Return how many questions each side asks, if not equally many."""
+    ours, theirs = words_alone(english).count("?"), words_alone(chinese).count("？")
+    return [] if ours == theirs else [f"{ours} and {theirs}"]
+
+
+def length(english, chinese):
+    """Return how long each side is, if a sentence may be missing from one of them."""
+    ours = len(re.findall(r"[A-Za-z']+", words_alone(english)))
+    theirs = len(re.findall(rf"{HAN}|[A-Za-z']+", words_alone(chinese)))
+    if ours < LONG_ENOUGH or LENGTH[0] * ours <= theirs <= LENGTH[1] * ours:
+        return []
+    return [f"{ours} words and {theirs} characters: {theirs / ours:.2f}"]
+
+
+OF_ALL = {
     "code blocks": code,
     "links": links,
     "lists": lists,
     "tags": tags,
     "paragraphs": paragraphs,
+    "rows": rows,
 }
-COUNTED = {"inline code": inline_code, "formulas": formulas, "numerals": numerals, "shapes": shapes}
+OF_EACH_PIECE = {
+    "inline code": inline_code,
+    "formulas": formulas,
+    "numerals": numerals,
+    "shapes": shapes,
+}
+SAID = {"denials": denials, "directions": directions, "questions": questions, "length": length}
+
+
+def unlike(parts, english, chinese):
+    """Return one line for each part that the two sides do not have alike, and in one order."""
+    found = []
+    for what, read in parts.items():
+        here, there = read(english), read(chinese)
+        if here != there:
+            only = [[x for x in a if x not in b] for a, b in ((here, there), (there, here))]
+            order = "" if only[0] or only[1] else f": the order or the count, {here} and {there}"
+            found.append(f"{what}: only in English {only[0]}, only in Chinese {only[1]}{order}")
+    return found
 
 
 def differences(english, chinese, words):
     """Return one line for each thing that two pieces of text do not share."""
-    found = []
-    for what, read in IN_ORDER.items():
-        here, there = read(english), read(chinese)
-        only, only_zh = [x for x in here if x not in there], [x for x in there if x not in here]
-        if here != there:  # with nothing on either side, the order or the count differs
-            found.append(f"{what}: only in English {only}, only in Chinese {only_zh}")
-    for what, count in COUNTED.items():
-        here, there = count(english), count(chinese)
-        if here != there:
-            found.append(f"{what}: only in English {here - there}, only in Chinese {there - here}")
+    found = unlike(OF_ALL, english, chinese)
     if added := foreign_words(english.body, chinese.body):
         found.append(f"words in Latin letters: only in Chinese {added}")
-    for what, check, of_what in (
-        ("numbers in words", spelled, words.spelled),
-        ("terms", terms, words.terms),
-    ):
-        if missing := check(english.body, chinese.body, of_what):
-            found.append(f"{what}: missing {missing}")
+    sides = pieces(english), pieces(chinese)
+    if len(sides[0]) != len(sides[1]):
+        return found or ["pieces: more on one side"]
+    for one, one_zh in zip(*sides):
+        lines = unlike(OF_EACH_PIECE, one, one_zh)
+        bodies = one.body, one_zh.body
+        checks = {what: check(*bodies) for what, check in SAID.items()}
+        checks["numbers in words"] = spelled(*bodies, words.spelled)
+        checks["terms"] = terms(*bodies, words.terms)
+        lines += [f"{what}: {', '.join(missing)}" for what, missing in checks.items() if missing]
+        found += [f"{line} (at {' '.join(one_zh.body.split())[:30]!r})" for line in lines]
     return found
 
 
 def differences_of_pages(english, chinese, words):
     """Return one line for each thing that two pages do not share, naming the section."""
-    ours, theirs = sections(english.body), sections(chinese.body)
+    ours, theirs = sections(english.body), sections(ONLY_HERE.sub("", chinese.body))
     levels = [[level for level, _, _ in side] for side in (ours, theirs)]
     if levels[0] != levels[1]:
         titles = [[title for _, title, _ in side] for side in (ours, theirs)]

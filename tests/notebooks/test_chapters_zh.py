@@ -245,6 +245,14 @@ def test_build_py_takes_no_outputs_for_other_code(tmp_path):
         ("07", "# %% alt=", "# %% ALT=", "alt"),
         ("07", "# **预测**：让秩 16", "# %% [markdown]\n# **预测**：让秩 16", "cells"),
         ("07", "* 不能说：LoRA", "不能说：LoRA", "lists"),
+        ("01", "求 $dx$ 需要 $W$，不需要 $x$", "求 $dx$ 需要 $x$，不需要 $W$", "formulas"),
+        ("07", "用 0.01 时，秩 16", "用 0.08 时，秩 16", "numerals"),
+        ("01", "**最小**的特征值", "**最大**的特征值", "directions"),
+        ("04", "而 $B$ 的梯度不是零", "而 $B$ 的梯度是零", "denials"),
+        ("04", "它仍然需要用", "它不需要用", "denials"),
+        ("04", "秩为 2 和 3 时，损失降到", "秩为 2 和 3 时，损失升到", "directions"),
+        ("07", "因为秩 1 学得太慢", "因为秩 1 学得太快", "directions"),
+        ("07", "差距还剩几成？", "", "questions"),
     ],
 )
 def test_a_chapter_that_drifted_is_noticed(chapter, old, new, message):
@@ -252,6 +260,23 @@ def test_a_chapter_that_drifted_is_noticed(chapter, old, new, message):
     assert old in read(source)
     found = drifted(read(FOLDER / source.name), read(source).replace(old, new), source.name)
     assert found and all(message in line for line in found)
+
+
+@pytest.mark.parametrize(
+    "chapter, old, new, message",
+    [
+        ("04", "and test the zero start separately", "and never the zero start", "denials"),
+        ("07", "because rank 1 learns too slowly", "because rank 1 learns too fast", "directions"),
+        ("07", "is better by more than 0.02", "is better by more than 0.03", "numerals"),
+        ("01", "We require agreement to", "Is it exact? We require agreement to", "questions"),
+    ],
+)
+def test_an_english_chapter_that_went_on_alone_is_noticed(chapter, old, new, message):
+    (source,) = [p for p in SOURCES if p.name.startswith(chapter)]
+    english = read(FOLDER / source.name)
+    assert old in english
+    found = drifted(english.replace(old, new), read(source), source.name)
+    assert any(message in line for line in found)
 
 
 def test_comments_may_be_translated_and_nothing_else():
