@@ -119,8 +119,8 @@ def drawing(
         picture = Picture(_given(ax, rows * columns), own=False)
         yield picture
     else:
+        made = _shown(*size) if path is None else figure(*size)
         with rc_context(STYLE):
-            made = _shown(*size) if path is None else figure(*size)
             axes = made.subplots(rows, columns, squeeze=False, **subplots)
             picture = Picture(list(axes.flat), own=True)
             yield picture
