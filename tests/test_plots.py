@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -265,3 +268,23 @@ def test_a_backend_that_draws_at_once_still_does_after_the_first_picture(tmp_pat
     places = os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])
     environment = {**os.environ, "MPLBACKEND": "module://eager", "PYTHONPATH": places}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+def test_pictures_of_several_threads_leave_matplotlibs_settings_alone(monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda figure, path: None)
+    before, begun = matplotlib.rcParams["text.color"], (Event(), Event())
+    ended = Event()
+
+    def draw(mine, wait):
+        with plots.drawing("unused.png", None, (2, 2)):
+            begun[mine].set()
+            wait(0.5)
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(draw, 0, begun[1].wait)  # until the second draws too, if it may
+        begun[0].wait()
+        second = threads.submit(draw, 1, ended.wait)
+        first.result()
+        ended.set()
+        second.result()
+    assert matplotlib.rcParams["text.color"] == before
