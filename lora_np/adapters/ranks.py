@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from lora_np.adapters.kinds import layers_and_kinds
 from lora_np.adapters.weights import unmatched_lines
 from lora_np.rank import Spectrum
 from lora_np.tables import Table, Tabular, counted, listed, natural
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FRACTIONS = (0.90, 0.95, 0.99)
 LEADING = 256  # singular values computed for a large matrix
@@ -200,7 +203,7 @@ class Analysis(Tabular):
     def __repr__(self) -> str:
         return f"<Analysis of {counted(len(self.modules), 'module')}>"
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the ranks as a map; see :func:`lora_np.adapters.picture.plot_rank_map`.
 
         Parameters
