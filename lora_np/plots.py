@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any, NamedTuple
 
 import lora_np
@@ -29,6 +30,7 @@ STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "legend.frameon": False,
 }
+_styled = RLock()  # matplotlib's settings are the process's: one thread at a time changes them
 LOOKS = tuple(  # colour, marker and dash of series that are told apart by them
     zip(
         (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER) * 2,
@@ -119,8 +121,8 @@ def drawing(
         picture = Picture(_given(ax, rows * columns), own=False)
         yield picture
     else:
-        with rc_context(STYLE):
-            made = _shown(*size) if path is None else figure(*size)
+        made = _shown(*size) if path is None else figure(*size)
+        with _styled, rc_context(STYLE):
             axes = made.subplots(rows, columns, squeeze=False, **subplots)
             picture = Picture(list(axes.flat), own=True)
             yield picture

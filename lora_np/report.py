@@ -47,6 +47,9 @@ class Report(str):
         made.parts = tuple(part for several in nested for part in several)
         return made
 
+    def __getnewargs__(self) -> tuple:
+        return ([str(self)],)  # of a copy, whose parts are then set to these
+
     @property
     def tables(self) -> tuple[Table, ...]:
         """The tables, in their order."""

@@ -8,15 +8,15 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 MOST = 8  # names that a line lists
-NUMBERS = (int, float)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """Columns of values, which print as text, in a notebook, and in a file.
 
@@ -109,17 +109,23 @@ class Table:
             return value
         return f"{100 * value:{form[:-2]}} %" if form.endswith(" %") else format(value, form)
 
+    def _left(self) -> list[bool]:
+        """Return for each column whether it is aligned to the left."""
+        forms = [self.forms.get(name, "") for name in self.columns]
+        return [i == 0 or form.startswith("<") for i, form in enumerate(forms)]
+
     def text(self) -> str:
         """Return lines of text; unprintable characters, such as line ends, are escaped."""
         columns = []
-        for i, (name, cells) in enumerate(self.cells().items()):
+        for (name, cells), left in zip(self.cells().items(), self._left()):
             shown = [_line(cell) for cell in (name, *cells)]
-            width = max(map(len, shown))
-            left = i == 0 or self.forms.get(name, "").startswith("<")
-            columns.append([c.ljust(width) if left else c.rjust(width) for c in shown])
+            width = max(map(_width, shown))
+            gaps = [" " * (width - _width(cell)) for cell in shown]
+            columns.append([cell + gap if left else gap + cell for cell, gap in zip(shown, gaps)])
         lines = ["  ".join(row).rstrip() for row in zip(*columns)]
-        title = [self.title] if self.title else []
-        return "\n".join([*title, *(lines if self.headings else lines[1:]), *self.notes])
+        above, below = ([_lines(text) for text in texts] for texts in ([self.title], self.notes))
+        rows = lines if self.headings else lines[1:]
+        return "\n".join([*(above if self.title else []), *rows, *below])
 
     def markdown(self) -> str:
         """Return a Markdown table, with the title above and the notes below."""
@@ -131,17 +137,17 @@ class Table:
         return "\n\n".join(part for part in (self.title, table, notes) if part)
 
     def html(self) -> str:
-        """Return an HTML table, numbers right-aligned, with the title as its caption."""
+        """Return an HTML table, aligned as the text is, with the title as its caption."""
         caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
+        aligned = [f'style="text-align: {"left" if left else "right"}"' for left in self._left()]
+
+        def row(tag: str, cells: Iterable[str]) -> str:
+            shown = [f"<{tag} {style}>{html.escape(cell)}" for style, cell in zip(aligned, cells)]
+            return f"<tr>{''.join(f'{cell}</{tag}>' for cell in shown)}</tr>"
+
         cells = self.cells()
-        lines = [f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>"]
-        for i, row in enumerate(zip(*self.columns.values())):
-            found = []
-            for name, value in zip(self.columns, row):
-                right = ' style="text-align: right"' if isinstance(value, NUMBERS) else ""
-                found.append(f"<td{right}>{html.escape(cells[name][i])}</td>")
-            lines.append(f"<tr>{''.join(found)}</tr>")
+        lines = [f"<table>{caption}<thead>{row('th', cells)}</thead><tbody>"]
+        lines += [row("td", each) for each in zip(*cells.values())]
         below = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes if note)
         return "\n".join([*lines, f"</tbody></table>{below}"])
 
@@ -175,6 +181,10 @@ class Table:
         if name not in FORMATS:
             raise ValueError(f"format {name!r}: expected one of {', '.join(FORMATS)}")
         return FORMATS[name](self)
+
+    def __repr__(self) -> str:
+        rows = counted(max(map(len, self.columns.values()), default=0), "row")
+        return f"<Table of {rows}: {listed(self.columns)}>"
 
     def __str__(self) -> str:
         return self.text()
@@ -220,6 +230,16 @@ FORMATS: Mapping[str, Callable[[Table], str]] = {
 def _line(text: str) -> str:
     """Return a text that stays on one line of a terminal."""
     return text if text.isprintable() else repr(text)
+
+
+def _lines(text: str) -> str:
+    """Return a title or a note, whose lines stay as they are, for a terminal."""
+    return "\n".join(map(_line, text.split("\n")))
+
+
+def _width(text: str) -> int:
+    """Return the columns of a terminal that a text takes: two for a letter of Chinese."""
+    return len(text) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
 
 
 def _escaped(cell: str) -> str:
@@ -372,26 +392,3 @@ def first_of(names: Sequence[str]) -> str:
     ('q and 2 more', 'q')
     """
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-def unmatched_lines(unmatched: Sequence[str]) -> list[str]:
-    """Return a line for each reason why tensors of two files could not be compared, at most 9.
-
-    Parameters
-    ----------
-    unmatched : sequence of str
-        Lines "name: reason", as :class:`lora_np.adapters.weights.CheckpointPair` keeps them.
-
-    Examples
-    --------
-    >>> from lora_np.tables import unmatched_lines
-    >>> unmatched_lines(["q: only in a", "x: of shapes (2,) and (3,)", "k: only in a"])
-    ['only in a: q, k', 'of shapes (2,) and (3,): x']
-    """
-    names: dict[str, list[str]] = {}
-    for line in unmatched:
-        name, reason = line.split(": ", 1)
-        names.setdefault(reason, []).append(name)
-    lines = [f"{reason}: {listed(found)}" for reason, found in names.items()]
-    rest = len(lines) - MOST
-    return [*lines[:MOST], f"and {counted(rest, 'other reason')}"] if rest > 0 else lines

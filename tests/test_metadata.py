@@ -1,5 +1,6 @@
 """What the package says of itself: pyproject.toml, CITATION.cff and the messages agree."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -47,6 +48,15 @@ def test_the_versions_of_python_are_those_that_it_requires():
 def test_the_package_says_that_it_has_types():
     assert "Typing :: Typed" in PROJECT["classifiers"]
     assert (ROOT / "lora_np" / "py.typed").exists()
+
+
+def test_type_checkers_and_editors_know_every_name_of_the_package():
+    stub = ast.parse((ROOT / "lora_np" / "__init__.pyi").read_text(encoding="utf-8"))
+    lines = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    named = {(n.module, name.name) for n in lines for name in n.names if n.module != "typing"}
+    homes = {(f"lora_np.{home}", name) for name, home in lora_np._MODULE_OF.items()}
+    assert named == homes | {("lora_np", name) for name in lora_np._MODULES}
+    assert all(name.asname == name.name for n in lines[1:] for name in n.names)  # to be exported
 
 
 def test_every_extra_that_a_message_names_exists_and_is_installed_from_anywhere():

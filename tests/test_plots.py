@@ -1,7 +1,12 @@
 """lora_np.plots: what the figures show, read back from them."""
 
+import os
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -9,6 +14,7 @@ from lora_np import plots
 from lora_np.experiments.rank_sweep import picture
 from lora_np.tables import rounded
 from tests.compare import PNG
+from tests.source import PACKAGE
 
 TOL = 1e-12  # float64, relative
 LOSSES = {1: [2.0, 2.2, 2.1], 4: [1.5, 1.7, 1.9], 16: [1.2, 1.2, 1.2], None: [1.0, 1.1, 1.2]}
@@ -251,3 +257,34 @@ def test_pictures_need_no_screen_and_leave_pyplot_alone(tmp_path, monkeypatch):
     picture.plot_rank_vs_loss(results(), tmp_path / "a.png")
     picture.plot_spectrum(results(), tmp_path / "b.png")
     assert {p.name for p in tmp_path.iterdir()} == {"a.png", "b.png"}
+
+
+def test_a_backend_that_draws_at_once_still_does_after_the_first_picture(tmp_path):
+    backend = "from matplotlib.backends.backend_agg import *\nimport matplotlib\n"
+    backend += "matplotlib.interactive(True)\n"  # as a notebook's does when it is loaded
+    (tmp_path / "eager.py").write_text(backend)
+    program = "import matplotlib, numpy, lora_np\nlora_np.spectrum(numpy.eye(3)).plot()\n"
+    program += "assert matplotlib.is_interactive(), 'the next picture would not be shown'\n"
+    places = os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])
+    environment = {**os.environ, "MPLBACKEND": "module://eager", "PYTHONPATH": places}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+def test_pictures_of_several_threads_leave_matplotlibs_settings_alone(monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda figure, path: None)
+    before, begun = matplotlib.rcParams["text.color"], (Event(), Event())
+    ended = Event()
+
+    def draw(mine, wait):
+        with plots.drawing("unused.png", None, (2, 2)):
+            begun[mine].set()
+            wait(0.5)
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(draw, 0, begun[1].wait)  # until the second draws too, if it may
+        begun[0].wait()
+        second = threads.submit(draw, 1, ended.wait)
+        first.result()
+        ended.set()
+        second.result()
+    assert matplotlib.rcParams["text.color"] == before

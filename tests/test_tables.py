@@ -38,16 +38,35 @@ def test_text_shows_values_in_the_form_of_their_column():
     assert str(TABLE) == TABLE.text()
 
 
+def test_letters_that_take_two_columns_are_counted_as_two():
+    rows = Table({"名字": ["王小明", "Ana"], "n": [1, 20]}).text().splitlines()
+    assert rows == ["名字     n", "王小明   1", "Ana     20"]
+
+
+def test_a_repr_stays_short():
+    assert repr(TABLE) == "<Table of 2 rows: module, rank, share>" and len(repr(TABLE)) < 60
+    assert repr(Table({})) == "<Table of 0 rows: >"
+
+
+def test_a_title_and_notes_keep_their_lines_and_send_a_terminal_nothing():
+    lines = Table({"a": [1]}, title="one\ntwo", notes=["", "x\x1b[2J"]).text().splitlines()
+    assert lines == ["one", "two", "a", "1", "", r"'x\x1b[2J'"]
+
+
 def test_markdown_escapes_what_would_end_a_cell():
     title, table, note = TABLE.markdown().split("\n\n")
     assert (title, note) == ("a & b", "one note")
     assert table.splitlines()[2] == r"| q\|<proj> | 12,345 | 25.0% |"
 
 
-def test_html_escapes_and_aligns_numbers():
+def test_html_escapes_and_is_aligned_as_the_text_is():
     said = TABLE._repr_html_()
-    assert "<caption>a &amp; b</caption>" in said and "<td>q|&lt;proj&gt;</td>" in said
-    assert '<td style="text-align: right">12,345</td>' in said and "<p>one note</p>" in said
+    assert "<caption>a &amp; b</caption>" in said and "<p>one note</p>" in said
+    assert '<th style="text-align: left">module</th><th style="text-align: right">rank</th>' in said
+    assert '<td style="text-align: left">q|&lt;proj&gt;</td>' in said
+    assert '<td style="text-align: right">12,345</td>' in said
+    words = Table({"": [1], "at": ["a"], "note": ["b"]}, {"note": "<"}).html()  # also no numbers
+    assert words.count("left") == 4 and '<td style="text-align: right">a</td>' in words
     assert "<proj>" not in said
 
 

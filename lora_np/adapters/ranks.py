@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lora_np.adapters.kinds import layers_and_kinds
+from lora_np.adapters.weights import unmatched_lines
 from lora_np.rank import Spectrum
-from lora_np.tables import Table, Tabular, listed, natural, unmatched_lines
+from lora_np.tables import Table, Tabular, counted, listed, natural
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FRACTIONS = (0.90, 0.95, 0.99)
 LEADING = 256  # singular values computed for a large matrix
@@ -113,7 +117,7 @@ class ModuleRanks:
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Analysis(Tabular):
     """The ranks of all modules of an adapter, a pair of checkpoints or a sweep.
 
@@ -176,7 +180,7 @@ class Analysis(Tabular):
         )
 
     def table(self) -> Table:
-        """Return a table with a row for each module. Columns without any value are left out."""
+        """Return a row for each module, and notes. Columns without any value are left out."""
         columns: dict[str, list[Any]] = {
             "module": [m.name for m in self.modules],
             "shape": [f"{m.shape[0]} x {m.shape[1]}" for m in self.modules],
@@ -194,12 +198,12 @@ class Analysis(Tabular):
         }
         known = {k: v for k, v in columns.items() if any(cell is not None for cell in v)}
         forms = {"eff. rank": ".1f", "stable rank": ".1f", "share": ".1%"}
-        return Table(known, forms, missing="-")
+        return Table(known, forms, notes=["", *self.notes(), self.sentence()], missing="-")
 
-    def _repr_html_(self) -> str:
-        return replace(self.table(), notes=[*self.notes(), self.sentence()]).html()
+    def __repr__(self) -> str:
+        return f"<Analysis of {counted(len(self.modules), 'module')}>"
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the ranks as a map; see :func:`lora_np.adapters.picture.plot_rank_map`.
 
         Parameters

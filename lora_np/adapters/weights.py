@@ -20,7 +20,7 @@ from lora_np.files import CheckpointError, TensorFile, load_json, open_weights
 from lora_np.files.names import matched, plain_names
 from lora_np.files.tensors import FLOATS
 from lora_np.rank import ResidualBound, dense_svd, randomised_svd
-from lora_np.tables import listed, unmatched_lines
+from lora_np.tables import MOST, counted, listed
 
 CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # the Conv1D layers
 CONV1D_MODELS = ("gpt2", "openai-gpt")  # the model types that have them
@@ -364,3 +364,26 @@ def leading_svd(
         found: tuple[Any, ...] = (*dense_svd(delta, "the change"), None)
         return found
     return randomised_svd(delta, k, rng)
+
+
+def unmatched_lines(unmatched: Sequence[str]) -> list[str]:
+    """Return a line for each reason why tensors of two files could not be compared, at most 9.
+
+    Parameters
+    ----------
+    unmatched : sequence of str
+        Lines "name: reason", as :class:`CheckpointPair` keeps them.
+
+    Examples
+    --------
+    >>> from lora_np.adapters.weights import unmatched_lines
+    >>> unmatched_lines(["q: only in a", "x: of shapes (2,) and (3,)", "k: only in a"])
+    ['only in a: q, k', 'of shapes (2,) and (3,): x']
+    """
+    names: dict[str, list[str]] = {}
+    for line in unmatched:
+        name, reason = line.split(": ", 1)
+        names.setdefault(reason, []).append(name)
+    lines = [f"{reason}: {listed(found)}" for reason, found in names.items()]
+    rest = len(lines) - MOST
+    return [*lines[:MOST], f"and {counted(rest, 'other reason')}"] if rest > 0 else lines

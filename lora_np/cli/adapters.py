@@ -57,7 +57,7 @@ def run_analyse(arguments: argparse.Namespace) -> int:
     out = arguments.out or _own_folder(source)
     check_folder(out, source)  # before the work
     analysis = _analysis(arguments.path, arguments.base)
-    report(arguments, analysis.table(), "", *analysis.notes(), analysis.sentence())
+    report(arguments, analysis.table())
     save_analysis(analysis, out)
     plot_rank_map(analysis, out / "ranks.png")
     note(f"written to {out}/: analysis.json, ranks.png")
@@ -239,7 +239,7 @@ def run_resize(arguments: argparse.Namespace) -> int:
 def run_extract(arguments: argparse.Namespace) -> int:
     """Write an adapter from two checkpoints; print its errors and the changes outside it."""
     from lora_np.adapters import extract_adapter, fit_table
-    from lora_np.tables import unmatched_lines
+    from lora_np.adapters.weights import unmatched_lines
 
     found = extract_adapter(arguments.base, arguments.tuned, arguments.out, _keep(arguments))
     lines = [f"not compared, {line}" for line in unmatched_lines(found.unmatched)]

@@ -33,9 +33,12 @@ class WriteError(OSError):
     """A file or folder cannot be written; the message names the path and the reason."""
 
     def __init__(self, path: Path, error: OSError, reason: str | None = None) -> None:
-        self.reason = reason or error.strerror or str(error)
+        self.path, self.reason = path, reason or error.strerror or str(error)
         super().__init__(f"{path} cannot be written: {self.reason}")
         self.errno = error.errno
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path, OSError(self.errno, self.reason))
 
 
 @contextmanager

@@ -39,6 +39,9 @@ class NotHeld(ValueError):
         super().__init__(message)
         self.k = k
 
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.k)
+
 
 @dataclass(frozen=True)
 class SvdCodec:

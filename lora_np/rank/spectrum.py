@@ -33,7 +33,7 @@ Component Analysis, 2nd ed. Roy, Vetterli: EUSIPCO 2007, 606. Rudelson, Vershyni
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,6 +53,9 @@ from lora_np.rank.noise import (
     marchenko_pastur_edge,
 )
 from lora_np.tables import Table, Tabular
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)  # eq would compare arrays, which have no single answer
@@ -206,7 +209,7 @@ class Spectrum(Tabular):
         columns = {"measure": list(ranks), "rank": list(ranks.values())}
         return Table(columns, title=title, headings=False)
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the singular values; see :func:`lora_np.rank.picture.plot_singular_values`.
 
         Parameters

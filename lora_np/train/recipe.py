@@ -41,6 +41,9 @@ class Diverged(ArithmeticError):
         super().__init__(message)
         self.history = history
 
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.history)  # a process can send it to another
+
 
 @dataclass(repr=False)
 class History(Tabular):

@@ -273,7 +273,7 @@ def test_intruders_are_counted_of_as_many_directions_as_a_matrix_has(tmp_path, r
     found = analyse_checkpoints(base, tuned)
     looked = {module.name: module.intruders_of for module in found.modules}
     assert looked == {"small": 4, "large": 10}
-    large, small = found.table().text().splitlines()[1:]
+    large, small = found.table().text().splitlines()[1:3]
     assert small.endswith(" of 4") and large.endswith(" of 10")
     assert "of 10" not in "\n".join(found.notes())
 
@@ -288,7 +288,14 @@ def test_another_format_has_standard_output_to_itself(name, tmp_path, rng, comma
     status, said, notes = command(*how)
     found = analyse_adapter(tmp_path / "a")
     assert (status, said) == (0, found.table().in_format(name).rstrip("\n") + "\n")
-    assert found.sentence() in notes and "written to" in notes
+    assert found.sentence() in (said if name == "markdown" else notes) and "written to" in notes
+
+
+def test_the_notes_stand_below_the_table_wherever_it_is_shown(tmp_path, rng):
+    write_adapter(tmp_path, modules_of(rng, SHAPES))
+    found = analyse_adapter(tmp_path)
+    assert str(found).endswith(f"\n\n{found.sentence()}")
+    assert f"<p>{found.sentence()}</p>" in found._repr_html_()
 
 
 def test_the_command_prints_the_table_and_writes_the_same_figures(tmp_path, rng, command):
