@@ -45,6 +45,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 KERNELSPEC = {"name": "python", "display_name": "Python (Pyodide)", "language": "python"}
 STUB = "# YOUR CODE HERE\nraise NotImplementedError"
+WRITTEN = "YOUR ANSWER HERE"  # both stubs are nbgrader's
 PLUGIN = "@jupyterlite/pyodide-kernel-extension:kernel"
 
 
@@ -75,13 +76,22 @@ def make_contents(folder: Path) -> list[tuple[str, str]]:
 
 
 def for_students(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Clear outputs, solutions and hidden tests, and name the kernel that the site has."""
+    """Clear outputs, solutions and hidden tests, and name the kernel that the site has.
+
+    A solution without marks, as that of a written answer, is the whole cell: nbgrader does the same.
+    """
     notebook.metadata = {"kernelspec": KERNELSPEC}  # another name would open a dialog
     for cell in notebook.cells:
+        stub = WRITTEN
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-        cell.source = without("SOLUTION", STUB, cell.source)
+            cell.outputs, cell.execution_count, stub = [], None, STUB
+        given = cell.source
+        cell.source = without("SOLUTION", stub, given)
+        if cell.source == given and cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source = stub
         cell.source = without("HIDDEN TESTS", "", cell.source)
+        if mark := re.search(r"^[ \t]*### (BEGIN|END) .*$", cell.source, re.M):
+            raise SystemExit(f"lite.py: a mark of nbgrader without its pair: {mark[0].strip()}")
     return notebook
 
 
@@ -166,11 +176,17 @@ def first_files(lock: dict[str, Any]) -> list[str]:
 
 
 def build(out: Path, cdn: bool = False) -> None:
-    """Build the site in `out`, which must not exist or must be an earlier build."""
+    """Build the site in `out`, which must not exist or must be an earlier build.
+
+    An earlier build is replaced at the end: one that is interrupted leaves it as it was.
+    """
+    out = out.resolve()
+    if out.is_file():
+        raise SystemExit(f"lite.py: {out} is a file: name a new folder")
     if out.exists() and not (out / "jupyter-lite.json").exists() and any(out.iterdir()):
         raise SystemExit(f"lite.py: {out} holds other files: name a new folder")
     with tempfile.TemporaryDirectory() as work:
-        fetched, own, lite = (Path(work, name) for name in ("fetched", "own", "lite"))
+        fetched, own, lite, made = (Path(work, name) for name in ("fetched", "own", "lite", "made"))
         for folder in (fetched, own, lite):
             folder.mkdir()
         fetch_pyodide(fetched)
@@ -178,22 +194,18 @@ def build(out: Path, cdn: bool = False) -> None:
         lock = make_pyodide(lite / "static/pyodide", fetched, packages, cdn)
         titles = make_contents(lite / "content")
         (lite / "jupyter-lite.json").write_text(json.dumps(settings(cdn)), encoding="utf-8")
-        shutil.rmtree(out, ignore_errors=True)
         # A fresh folder: a task database that JupyterLite left there makes its kernel wait for ever.
         lite_build = [sys.executable, "-m", "jupyterlite_core", "build", "--no-sourcemaps"]
-        folders = [
-            "--lite-dir",
-            str(lite),
-            "--contents",
-            "content",
-            "--output-dir",
-            str(out.resolve()),
-        ]
+        folders = ["--lite-dir", str(lite), "--contents", "content", "--output-dir", str(made)]
         run([*lite_build, "--apps", "notebooks", "--no-unused-shared-packages", *folders], cwd=lite)
-        for old in out.glob("build/fa-*"):
+        for old in made.glob("build/fa-*"):
             if old.suffix in (".svg", ".eot", ".ttf"):  # browsers that run Pyodide read .woff2
                 old.unlink()
-        make_page(out, titles, lock)
+        make_page(made, titles, lock)
+        if out.exists():
+            shutil.rmtree(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made, out)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ Chromium has no network but this machine. Needs ``pip install '.[browser]'``, np
 
 import hashlib
 import json
+import re
 import sys
 from time import monotonic
 from typing import NamedTuple
@@ -111,10 +112,27 @@ def test_what_students_get_has_no_solution_and_no_output(site):
         assert "BEGIN SOLUTION" not in text and "HIDDEN TESTS" not in text
         cells = json.loads(text)["cells"]
         assert not any(cell.get("outputs") for cell in cells)
-    stubs = [p for p in notebooks if "raise NotImplementedError" in p.read_text(encoding="utf-8")]
-    assert sorted(p.name for p in stubs if p.parent.name == "assignments") == sorted(
-        p.name for p in ROOT.glob("notebooks/assignments/source/*/*.ipynb")
-    )
+    for path in ROOT.glob("notebooks/assignments/source/*/*.ipynb"):
+        given = cells_by_id(site / "files/assignments" / path.name)
+        for name, cell in cells_by_id(path).items():
+            if cell["metadata"]["nbgrader"]["solution"]:
+                released = text_of(given[name])
+                kept = not_to_be_seen(text_of(cell)) & set(released.splitlines())
+                assert not kept and re.search("YOUR (CODE|ANSWER) HERE", released), (path, name)
+
+
+def cells_by_id(path):
+    return {cell["id"]: cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]}
+
+
+def text_of(cell):
+    return "".join(cell["source"])
+
+
+def not_to_be_seen(source):
+    """Return the lines of a solution: between its marks, or all, as in a written answer."""
+    marked = re.search("### BEGIN SOLUTION\n(.*)### END SOLUTION", source, re.S)
+    return {line for line in (marked[1] if marked else source).splitlines() if line.strip()}
 
 
 # --- what goes wrong -----------------------------------------------------------------------------
