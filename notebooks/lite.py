@@ -46,6 +46,10 @@ ROOT = HERE.parent
 KERNELSPEC = {"name": "python", "display_name": "Python (Pyodide)", "language": "python"}
 STUB = "# YOUR CODE HERE\nraise NotImplementedError"
 WRITTEN = "YOUR ANSWER HERE"  # both stubs are nbgrader's
+PLACE = {
+    False: "static/pyodide",
+    True: "static/packages",
+}  # JupyterLite expects a Pyodide in pyodide
 PLUGIN = "@jupyterlite/pyodide-kernel-extension:kernel"
 
 
@@ -125,7 +129,7 @@ def settings(cdn: bool) -> dict[str, Any]:
     kernel: dict[str, Any] = {"disablePyPIFallback": True, "loadPyodideOptions": options}
     if cdn:
         kernel["pyodideUrl"] = f"{CDN}pyodide.mjs"
-        options["lockFileURL"] = "./static/pyodide/pyodide-lock.json"
+        options["lockFileURL"] = f"./{PLACE[cdn]}/pyodide-lock.json"
     data = {
         "appName": "lora_np",
         "exposeAppInBrowser": True,
@@ -137,16 +141,14 @@ def settings(cdn: bool) -> dict[str, Any]:
 GROUPS = {"": "Chapters", "zh": "中文", "assignments": "Assignments (not for grades here)"}
 
 
-def make_page(out: Path, titles: list[tuple[str, str]], lock: dict[str, Any]) -> None:
+def make_page(out: Path, titles: list[tuple[str, str]], lock: dict[str, Any], place: str) -> None:
     """Write the first page, and let the page of a notebook say what keeps it from running."""
     lists = []
     for folder, heading in GROUPS.items():
         rows = [row(path, title) for path, title in titles if path.rpartition("/")[0] == folder]
         if rows:
             lists += [f"<h2>{heading}</h2>", "<ul>", *rows, "</ul>"]
-    files = [
-        place if "://" in place else f"../static/pyodide/{place}" for place in first_files(lock)
-    ]
+    files = [file if "://" in file else f"../{place}/{file}" for file in first_files(lock)]
     local = [out / "notebooks" / file for file in files if "://" not in file]
     megabytes = round(sum(path.stat().st_size for path in local) / 1e6)
     page = Template((HERE / "browser/page.html").read_text(encoding="utf-8"))
@@ -191,7 +193,7 @@ def build(out: Path, cdn: bool = False) -> None:
             folder.mkdir()
         fetch_pyodide(fetched)
         packages = [*fetch_wheels(fetched, cdn), *own_wheels(own)]
-        lock = make_pyodide(lite / "static/pyodide", fetched, packages, cdn)
+        lock = make_pyodide(lite / PLACE[cdn], fetched, packages, cdn)
         titles = make_contents(lite / "content")
         (lite / "jupyter-lite.json").write_text(json.dumps(settings(cdn)), encoding="utf-8")
         # A fresh folder: a task database that JupyterLite left there makes its kernel wait for ever.
@@ -201,7 +203,9 @@ def build(out: Path, cdn: bool = False) -> None:
         for old in made.glob("build/fa-*"):
             if old.suffix in (".svg", ".eot", ".ttf"):  # browsers that run Pyodide read .woff2
                 old.unlink()
-        make_page(made, titles, lock)
+        if cdn:  # JupyterLite has copied static/pyodide, and nothing else
+            shutil.copytree(lite / PLACE[cdn], made / PLACE[cdn])
+        make_page(made, titles, lock, PLACE[cdn])
         if out.exists():
             shutil.rmtree(out)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -108,9 +108,9 @@ def sha256(path: Path) -> str:
 def fetch_pyodide(folder: Path) -> None:
     """Fetch Pyodide's core from npm into `folder`, and its lock."""
     npm = shutil.which("npm")
-    if npm is None:
-        raise SystemExit("lite.py: Pyodide's core comes from npm, which is not here: install npm")
-    run([npm, "pack", "--silent", f"pyodide@{PYODIDE}"], cwd=folder)
+    if npm is None or shutil.which("node") is None:
+        raise SystemExit("lite.py: Pyodide needs npm and node, which are not here: install Node.js")
+    run([npm, "pack", "--loglevel=error", f"pyodide@{PYODIDE}"], cwd=folder)
     archive = folder / f"pyodide-{PYODIDE}.tgz"
     if sha256(archive) != PYODIDE_SHA256:
         raise SystemExit(
@@ -231,7 +231,7 @@ def closure(entries: dict[str, Any], roots: tuple[str, ...] = ROOTS) -> list[str
 
 
 def make_pyodide(folder: Path, fetched: Path, packages: list[Package], cdn: bool) -> dict[str, Any]:
-    """Fill ``static/pyodide``: the core, the wheels of the closure, the lock and the licences."""
+    """Fill the folder of Pyodide: the core, the wheels of the closure, the lock and the licences."""
     theirs = json.loads((fetched / "pyodide-lock.json").read_text(encoding="utf-8"))
     lock = lock_of(theirs, packages, cdn)
     folder.mkdir(parents=True)

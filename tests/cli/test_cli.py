@@ -4,7 +4,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import re
 import shlex
 import shutil
 import signal
