@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument(
         "--cdn", action="store_true",
-        help="the reader's browser fetches Pyodide from its own distribution (not tried by us)",
+        help="the reader's browser fetches Pyodide from its own distribution",
     )  # fmt: skip
     arguments = parser.parse_args()
     build(arguments.out, arguments.cdn)

@@ -18,6 +18,8 @@ from tests.lite.notebooks import CHAPTERS, MORE, ROOT, open_notebook, run_all
 pytestmark = pytest.mark.lite
 
 LARGEST = 65e6  # bytes of the site
+CDN = "https://cdn.jsdelivr.net/pyodide/v314.0.3/full"
+KERNEL = "@jupyterlite/pyodide-kernel-extension:kernel"
 SAYS = 15  # seconds until a page says that a download failed
 
 
@@ -205,3 +207,22 @@ def test_a_folder_with_other_files_is_not_overwritten(tmp_path):
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 1 and "holds other files" in done.stderr
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_with_cdn_the_lock_names_what_lies_there_and_what_pyodides_distribution_has(tmp_path):
+    import subprocess
+
+    build = [sys.executable, str(ROOT / "notebooks/lite.py"), str(tmp_path / "course"), "--cdn"]
+    subprocess.run(build, check=True)
+    folder = tmp_path / "course/static/packages"
+    packages = json.loads((folder / "pyodide-lock.json").read_text(encoding="utf-8"))["packages"]
+    names = {package["file_name"] for package in packages.values()}
+    elsewhere = {name for name in names if "://" in name}
+    assert {path.name for path in folder.glob("*.whl")} == names - elsewhere
+    assert {name.rpartition("/")[0] for name in elsewhere} == {CDN}
+    assert not [name for name in names - elsewhere if "wasm32" in name]
+    options = json.loads((tmp_path / "course/jupyter-lite.json").read_text(encoding="utf-8"))
+    kernel = options["jupyter-config-data"]["litePluginSettings"][KERNEL]
+    assert kernel["pyodideUrl"] == f"{CDN}/pyodide.mjs"
+    lock = kernel["loadPyodideOptions"]["lockFileURL"]
+    assert (tmp_path / "course" / lock).is_file()
