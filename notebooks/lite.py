@@ -48,7 +48,8 @@ ROOT = HERE.parent
 KERNELSPEC = {"name": "python", "display_name": "Python (Pyodide)", "language": "python"}
 STUB = "# YOUR CODE HERE\nraise NotImplementedError"
 TRAIN = ("06_", "07_", "08_", "09_", "11_", "12_", "14_", "15_")  # chapters
-WORDS = "YOUR ANSWER HERE"
+WRITTEN = "YOUR ANSWER HERE"  # both stubs are nbgrader's
+PLACE = {False: "static/pyodide", True: "static/packages"}  # by --cdn; JupyterLite takes pyodide
 PLUGIN = "@jupyterlite/pyodide-kernel-extension:kernel"
 
 
@@ -81,17 +82,22 @@ def make_contents(folder: Path) -> list[tuple[str, str]]:
 
 
 def for_students(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Clear outputs, solutions and hidden tests, and name the kernel that the site has."""
+    """Clear outputs, solutions and hidden tests, and name the kernel that the site has.
+
+    A solution without marks, as that of a written answer, is the whole cell: nbgrader does the same.
+    """
     notebook.metadata = {"kernelspec": KERNELSPEC}  # another name would open a dialog
     for cell in notebook.cells:
-        stub = WORDS
+        stub = WRITTEN
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count, stub = [], None, STUB
-        whole = cell.source
-        cell.source = without("SOLUTION", stub, whole)
-        if cell.metadata.get("nbgrader", {}).get("solution") and cell.source == whole.rstrip("\n"):
-            cell.source = stub  # without marks, all of the cell is the solution, as for nbgrader
+        given = cell.source
+        cell.source = without("SOLUTION", stub, given)
+        if cell.source == given and cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source = stub
         cell.source = without("HIDDEN TESTS", "", cell.source)
+        if mark := re.search(r"^[ \t]*### (BEGIN|END) .*$", cell.source, re.M):
+            raise SystemExit(f"lite.py: a mark of nbgrader without its pair: {mark[0].strip()}")
     return notebook
 
 
@@ -132,7 +138,7 @@ def settings(cdn: bool) -> dict[str, Any]:
     kernel: dict[str, Any] = {"disablePyPIFallback": True, "loadPyodideOptions": options}
     if cdn:
         kernel["pyodideUrl"] = f"{CDN}pyodide.mjs"
-        options["lockFileURL"] = "./static/pyodide/pyodide-lock.json"
+        options["lockFileURL"] = f"./{PLACE[cdn]}/pyodide-lock.json"
     data = {
         "appName": "lora_np",
         "exposeAppInBrowser": True,
@@ -144,7 +150,7 @@ def settings(cdn: bool) -> dict[str, Any]:
 GROUPS = {"": "Chapters", "zh": "中文", "assignments": "Assignments (not for grades here)"}
 
 
-def make_page(out: Path, titles: list[tuple[str, str]], lock: dict[str, Any]) -> None:
+def make_page(out: Path, titles: list[tuple[str, str]], lock: dict[str, Any], place: str) -> None:
     """Write the first page, and let the page of a notebook say what keeps it from running."""
     lists = []
     for folder, heading in GROUPS.items():
@@ -153,9 +159,7 @@ def make_page(out: Path, titles: list[tuple[str, str]], lock: dict[str, Any]) ->
             lists += [f"<h2>{heading}</h2>", "<ul>", *rows, "</ul>"]
     numbers = [f"{name[:2]} ({escape(why)})" for name, why in NOT_HERE.items()]
     lists.append(f"<p>Not here: chapter {', '.join(numbers)}.</p>")
-    files = [
-        place if "://" in place else f"../static/pyodide/{place}" for place in first_files(lock)
-    ]
+    files = [file if "://" in file else f"../{place}/{file}" for file in first_files(lock)]
     local = [out / "notebooks" / file for file in files if "://" not in file]
     megabytes = round(sum(path.stat().st_size for path in local) / 1e6)
     page = Template((HERE / "browser/page.html").read_text(encoding="utf-8"))
@@ -185,34 +189,38 @@ def first_files(lock: dict[str, Any]) -> list[str]:
 
 
 def build(out: Path, cdn: bool = False) -> None:
-    """Build the site in `out`, which must not exist or must be an earlier build."""
+    """Build the site in `out`, which must not exist or must be an earlier build.
+
+    An earlier build is replaced at the end: one that is interrupted leaves it as it was.
+    """
+    out = out.resolve()
+    if out.is_file():
+        raise SystemExit(f"lite.py: {out} is a file: name a new folder")
     if out.exists() and not (out / "jupyter-lite.json").exists() and any(out.iterdir()):
         raise SystemExit(f"lite.py: {out} holds other files: name a new folder")
     with tempfile.TemporaryDirectory() as work:
-        fetched, own, lite = (Path(work, name) for name in ("fetched", "own", "lite"))
+        fetched, own, lite, made = (Path(work, name) for name in ("fetched", "own", "lite", "made"))
         for folder in (fetched, own, lite):
             folder.mkdir()
         fetch_pyodide(fetched)
         packages = [*fetch_wheels(fetched, cdn), *own_wheels(own)]
-        lock = make_pyodide(lite / "static/pyodide", fetched, packages, cdn)
+        lock = make_pyodide(lite / PLACE[cdn], fetched, packages, cdn)
         titles = make_contents(lite / "content")
         (lite / "jupyter-lite.json").write_text(json.dumps(settings(cdn)), encoding="utf-8")
-        shutil.rmtree(out, ignore_errors=True)
         # A fresh folder: a task database that JupyterLite left there makes its kernel wait for ever.
         lite_build = [sys.executable, "-m", "jupyterlite_core", "build", "--no-sourcemaps"]
-        folders = [
-            "--lite-dir",
-            str(lite),
-            "--contents",
-            "content",
-            "--output-dir",
-            str(out.resolve()),
-        ]
+        folders = ["--lite-dir", str(lite), "--contents", "content", "--output-dir", str(made)]
         run([*lite_build, "--apps", "notebooks", "--no-unused-shared-packages", *folders], cwd=lite)
-        for old in out.glob("build/fa-*"):
+        for old in made.glob("build/fa-*"):
             if old.suffix in (".svg", ".eot", ".ttf"):  # browsers that run Pyodide read .woff2
                 old.unlink()
-        make_page(out, titles, lock)
+        if cdn:  # JupyterLite has copied static/pyodide, and nothing else
+            shutil.copytree(lite / PLACE[cdn], made / PLACE[cdn])
+        make_page(made, titles, lock, PLACE[cdn])
+        if out.exists():
+            shutil.rmtree(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made, out)
 
 
 def main() -> None:
@@ -221,7 +229,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument(
         "--cdn", action="store_true",
-        help="the reader's browser fetches Pyodide from its own distribution (not tried by us)",
+        help="the reader's browser fetches Pyodide from its own distribution",
     )  # fmt: skip
     arguments = parser.parse_args()
     build(arguments.out, arguments.cdn)

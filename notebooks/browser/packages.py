@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from email.parser import Parser
@@ -20,6 +21,7 @@ PYODIDE = "314.0.3"
 PYODIDE_SHA256 = "d7f7d24f8db486c7eda7280f3b0f7517524c8e43e8b086c6ee6ae8016658b484"
 CDN = f"https://cdn.jsdelivr.net/pyodide/v{PYODIDE}/full/"  # Pyodide's own distribution
 CORE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip")
+PYTHONS_LICENCE = "Copyright Python Software Foundation: https://docs.python.org/3/license.html\n"
 HOLDER = "open_webui"  # the wheel that holds others
 INSIDE = "open_webui/frontend/pyodide/"  # and where
 KERNEL = ("ipykernel", "comm", "pyodide-kernel", "piplite", "micropip", "jedi", "ipython")
@@ -52,9 +54,11 @@ class Package:
             names = wheel.namelist()
             metadata = next(n for n in names if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
             said = Parser().parsestr(wheel.read(metadata).decode())
+            named = [n for n in names if re.search(r"\.dist-info/(licenses/)?LICEN[CS]E[^/]*$", n)]
+            text = wheel.read(named[0]).decode() if named else ""
         tops = {name.split("/")[0] for name in names}
         self.name, self.version = normal(said["Name"]), said["Version"]
-        self.licence = licence_of(said)
+        self.licence = licence_of(said, text)
         self.imports = sorted(
             top.removesuffix(".py") for top in tops if not re.search(r"\.(dist-info|data)$", top)
         )
@@ -82,14 +86,15 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def licence_of(metadata: Any) -> str:
-    """Return the licence that a wheel's metadata names."""
+def licence_of(metadata: Any, text: str) -> str:
+    """Return the licence that a wheel's metadata names, or the first line of its `text`."""
     classifiers = [
         line.split(" :: ")[-1]
         for line in metadata.get_all("Classifier", [])
         if line.startswith("License ::")
     ]
     first = (metadata["License"] or "").strip().splitlines()[:1]
+    first = first or text.strip().splitlines()[:1]
     return metadata["License-Expression"] or ", ".join(classifiers or first) or "see its files"
 
 
@@ -104,9 +109,9 @@ def sha256(path: Path) -> str:
 def fetch_pyodide(folder: Path) -> None:
     """Fetch Pyodide's core from npm into `folder`, and its lock."""
     npm = shutil.which("npm")
-    if npm is None:
-        raise SystemExit("lite.py: Pyodide's core comes from npm, which is not here: install npm")
-    run([npm, "pack", "--silent", f"pyodide@{PYODIDE}"], cwd=folder)
+    if npm is None or shutil.which("node") is None:
+        raise SystemExit("lite.py: Pyodide needs npm and node, which are not here: install Node.js")
+    run([npm, "pack", "--loglevel=error", f"pyodide@{PYODIDE}"], cwd=folder)
     archive = folder / f"pyodide-{PYODIDE}.tgz"
     if sha256(archive) != PYODIDE_SHA256:
         raise SystemExit(
@@ -158,10 +163,14 @@ def reference_wheel(folder: Path) -> Path:
     path = folder / f"pydoc_data-{version}-py3-none-any.whl"
     info = f"pydoc_data-{version}.dist-info"
     said = f"Metadata-Version: 2.4\nName: pydoc-data\nVersion: {version}\nLicense-Expression: PSF-2.0\n"
+    library = Path(sysconfig.get_path("stdlib"))
+    texts = [folder / "LICENSE.txt" for folder in (library, library.parent, Path(sys.base_prefix))]
+    text = next((t.read_bytes() for t in texts if t.is_file()), PYTHONS_LICENCE.encode())
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr("pydoc_data/__init__.py", "")
         wheel.writestr("pydoc_data/topics.py", source.read_bytes())
-        wheel.writestr(f"{info}/METADATA", said)
+        wheel.writestr(f"{info}/METADATA", f"{said}License-File: LICENSE.txt\n")
+        wheel.writestr(f"{info}/licenses/LICENSE.txt", text)
         wheel.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
@@ -223,7 +232,7 @@ def closure(entries: dict[str, Any], roots: tuple[str, ...] = ROOTS) -> list[str
 
 
 def make_pyodide(folder: Path, fetched: Path, packages: list[Package], cdn: bool) -> dict[str, Any]:
-    """Fill ``static/pyodide``: the core, the wheels of the closure, the lock and the licences."""
+    """Fill the folder of Pyodide: the core, the wheels of the closure, the lock and the licences."""
     theirs = json.loads((fetched / "pyodide-lock.json").read_text(encoding="utf-8"))
     lock = lock_of(theirs, packages, cdn)
     folder.mkdir(parents=True)
@@ -248,6 +257,10 @@ def licences(packages: list[Package], cdn: bool) -> str:
         "What lies here, and its licences. Each wheel holds its licence's text. Modules are compiled "
         "by notebooks/browser/compile.py, which leaves out tests.\n\n"
     )
-    core = [] if cdn else [f"pyodide {PYODIDE}: MPL-2.0"]
+    core = [] if cdn else [
+        f"pyodide {PYODIDE}: MPL-2.0 (its source: https://github.com/pyodide/pyodide)",
+        "python, in the files pyodide.asm.wasm and python_stdlib.zip: PSF-2.0",
+    ]  # fmt: skip
+    core.append("jupyterlite: BSD-3-Clause; its parts: build/third-party-licenses.json of the site")
     lines = [*core, *(f"{p.name} {p.version}: {p.licence}" for p in packages)]
     return said + "\n".join(lines) + "\n"

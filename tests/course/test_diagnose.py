@@ -267,6 +267,16 @@ def test_a_new_task_needs_a_reference_and_draws():
 
 HOSTILE = {
     "hangs": ("while True: pass", "limit", "ran for more than 1 s"),
+    "hangs and catches all": (
+        "while True:\n        try: dx = 0\n        except: pass",
+        "limit",
+        "ran for more than 1 s",
+    ),
+    "hangs in a handler": (
+        "while True:\n        try: 1 / 0\n        except:\n            while True: pass",
+        "limit",
+        "ran for more than 1 s",
+    ),
     "sleeps": ("import time; time.sleep(60)", "limit", "ran for more than 1 s"),
     "exits": ("import sys; sys.exit(0)", "raises", "calls exit"),
     "ends the process": ("import os; os._exit(0)", "limit", "ended the process, with status 0"),
@@ -329,7 +339,12 @@ HOSTILE = {
 }
 
 
-WAITS = ("hangs", "sleeps")  # for one second of CPU time, for three by the clock
+WAITS = (
+    "hangs",
+    "hangs and catches all",
+    "hangs in a handler",
+    "sleeps",
+)  # for one second of CPU time, for three by the clock
 
 
 @pytest.mark.parametrize(
@@ -341,7 +356,7 @@ def test_a_submission_that(what):
     source = f"OURS, CLASS = {ours!r}, {class_of_50.__file__!r}\n" + LINEAR.replace(
         "    dx = dy @ W", f"    {line}\n    dx = dy @ W"
     )
-    own = {"hangs": Limits(1), "sleeps": Limits(1), "eats memory": Limits(memory_mib=512)}
+    own = {**dict.fromkeys(WAITS, Limits(1)), "eats memory": Limits(memory_mib=512)}
     limits = own.get(what, SHORT)
     report = run_isolated(source, "linear_backward", limits)
     assert [finding.name for finding in report.findings] == [name]

@@ -18,6 +18,8 @@ from tests.lite.notebooks import CHAPTERS, MORE, MOST_SECONDS, READY, ROOT, open
 pytestmark = pytest.mark.lite
 
 LARGEST = 65e6  # bytes of the site
+CDN = "https://cdn.jsdelivr.net/pyodide/v314.0.3/full"
+KERNEL = "@jupyterlite/pyodide-kernel-extension:kernel"
 SAYS = 15  # seconds until a page says that a download failed
 
 
@@ -112,16 +114,27 @@ def test_what_students_get_has_no_solution_and_no_output(site):
         assert "BEGIN SOLUTION" not in text and "HIDDEN TESTS" not in text
         cells = json.loads(text)["cells"]
         assert not any(cell.get("outputs") for cell in cells)
-    for source in ROOT.glob("notebooks/assignments/source/*/*.ipynb"):
-        given = (site / "files/assignments" / source.name).read_text(encoding="utf-8")
-        both = zip(*(json.loads(t)["cells"] for t in (source.read_text(encoding="utf-8"), given)))
-        for cell, left in both:
+    for path in ROOT.glob("notebooks/assignments/source/*/*.ipynb"):
+        given = cells_by_id(site / "files/assignments" / path.name)
+        for name, cell in cells_by_id(path).items():
             if cell["metadata"]["nbgrader"]["solution"]:
-                assert re.search("YOUR (CODE|ANSWER) HERE", "".join(left["source"]))
-    stubs = [p for p in notebooks if "raise NotImplementedError" in p.read_text(encoding="utf-8")]
-    assert sorted(p.name for p in stubs if p.parent.name == "assignments") == sorted(
-        p.name for p in ROOT.glob("notebooks/assignments/source/*/*.ipynb")
-    )
+                released = text_of(given[name])
+                kept = not_to_be_seen(text_of(cell)) & set(released.splitlines())
+                assert not kept and re.search("YOUR (CODE|ANSWER) HERE", released), (path, name)
+
+
+def cells_by_id(path):
+    return {cell["id"]: cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]}
+
+
+def text_of(cell):
+    return "".join(cell["source"])
+
+
+def not_to_be_seen(source):
+    """Return the lines of a solution: between its marks, or all, as in a written answer."""
+    marked = re.search("### BEGIN SOLUTION\n(.*)### END SOLUTION", source, re.S)
+    return {line for line in (marked[1] if marked else source).splitlines() if line.strip()}
 
 
 def test_a_page_says_that_python_is_starting_until_it_has(browser, server):
@@ -203,3 +216,22 @@ def test_a_folder_with_other_files_is_not_overwritten(tmp_path):
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 1 and "holds other files" in done.stderr
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_with_cdn_the_lock_names_what_lies_there_and_what_pyodides_distribution_has(tmp_path):
+    import subprocess
+
+    build = [sys.executable, str(ROOT / "notebooks/lite.py"), str(tmp_path / "course"), "--cdn"]
+    subprocess.run(build, check=True)
+    folder = tmp_path / "course/static/packages"
+    packages = json.loads((folder / "pyodide-lock.json").read_text(encoding="utf-8"))["packages"]
+    names = {package["file_name"] for package in packages.values()}
+    elsewhere = {name for name in names if "://" in name}
+    assert {path.name for path in folder.glob("*.whl")} == names - elsewhere
+    assert {name.rpartition("/")[0] for name in elsewhere} == {CDN}
+    assert not [name for name in names - elsewhere if "wasm32" in name]
+    options = json.loads((tmp_path / "course/jupyter-lite.json").read_text(encoding="utf-8"))
+    kernel = options["jupyter-config-data"]["litePluginSettings"][KERNEL]
+    assert kernel["pyodideUrl"] == f"{CDN}/pyodide.mjs"
+    lock = kernel["loadPyodideOptions"]["lockFileURL"]
+    assert (tmp_path / "course" / lock).is_file()

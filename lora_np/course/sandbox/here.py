@@ -36,7 +36,19 @@ ENDED = "Your code ended the process, with status {}: return a result instead"
 
 
 class Stopped(BaseException):
-    """A student's code was stopped, or was to be called after it had been stopped."""
+    """A student's code was stopped, or was to be called after it had been stopped.
+
+    Python ends a trace whose function raises. If the code then catches this exception, as a bare
+    ``except`` in a loop does, `again` takes up the trace where the handler lets go of it.
+    """
+
+    def __init__(self, trouble: str, again: Callable[[FrameType], None] | None = None) -> None:
+        super().__init__(trouble)
+        self._again = again
+
+    def __del__(self) -> None:
+        if self._again is not None:
+            self._again(sys._getframe(1))
 
 
 class Guard:
@@ -67,11 +79,12 @@ class Guard:
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.left, self.trouble = seconds, seconds, ""
+        self._again: Callable[[FrameType], None] | None = None
 
     def stop(self, trouble: str) -> NoReturn:
         """Stop the code, and remember why: it may catch the exception."""
         self.trouble = self.trouble or trouble
-        raise Stopped(self.trouble)
+        raise Stopped(self.trouble, self._again)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function; raise Stopped if it runs for too long, or was stopped before."""
@@ -87,12 +100,23 @@ class Guard:
             frame.f_trace_opcodes = True  # Python 3.11 has no event for each round of "pass"
             return look_at_the_clock
 
-        before, end = sys.gettrace(), os._exit
+        running = True
+
+        def look_again(frame: FrameType | None) -> None:
+            if running:
+                sys.settrace(look_at_the_clock)
+            while running and frame is not None:
+                if frame.f_globals.get("__spec__") is None:
+                    frame.f_trace, frame.f_trace_opcodes = look_at_the_clock, True
+                frame = frame.f_back
+
+        before, end, self._again = sys.gettrace(), os._exit, look_again
         os._exit = lambda status: self.stop(ENDED.format(status))
         sys.settrace(look_at_the_clock)
         try:
             return function(*arguments)
         finally:
+            running = False
             sys.settrace(before)
             os._exit = end
             self.left = deadline - perf_counter()
