@@ -21,7 +21,8 @@ class Table:
     """Columns of values, which print as text, in a notebook, and in a file.
 
     Text, HTML and Markdown show values in the form of their column. CSV, JSON and DataFrames hold
-    the values themselves, and for a :class:`Mean` its deviation in a column of its own.
+    the values themselves, what a value has `beside` it (of a :class:`Mean` its deviation) in columns
+    of their own, and call a column without a heading "name".
 
     Parameters
     ----------
@@ -82,11 +83,11 @@ class Table:
     def data(self) -> dict[str, list[Any]]:
         """Return the columns as files hold them: the deviations of means beside the means."""
         found: dict[str, list[Any]] = {}
-        for name, column in self.columns.items():
+        for name, column in ((name or "name", column) for name, column in self.columns.items()):
             found[name] = list(column)
-            deviations = [getattr(value, "deviation", None) for value in column]
-            if any(deviation is not None for deviation in deviations):
-                found[f"{name} +-"] = deviations
+            beside = [getattr(value, "beside", {}) for value in column]
+            for what in dict.fromkeys(key for each in beside for key in each):
+                found[f"{name} {what}"] = [each.get(what) for each in beside]
         return found
 
     def rows(self) -> list[dict[str, Any]]:
@@ -279,6 +280,7 @@ class Mean(float):
     deviation: float | None
     form: str
     note: str
+    beside: dict[str, float]
 
     def __new__(
         cls, value: float, deviation: float | None = None, form: str = ".2g", note: str = ""
@@ -286,6 +288,7 @@ class Mean(float):
         """Return a float that knows its deviation."""
         made = super().__new__(cls, value)
         made.deviation, made.form, made.note = deviation, form, note
+        made.beside = {} if deviation is None else {"+-": deviation}
         return made
 
     def __format__(self, form: str) -> str:

@@ -273,6 +273,30 @@ def test_the_map_of_ranks_goes_to_the_adapters_own_r_in_the_order_of_the_model()
     assert spectra.get_xticks()[0] == 1
 
 
+def boxes(figure):
+    """The ends of all titles and of the panel of the spectra, as shares of the figure."""
+    figure.draw_without_rendering()
+    drawn = [axis.title.get_window_extent() for axis in figure.axes]
+    shares = [box.transformed(figure.transFigure.inverted()) for box in drawn]
+    return shares, figure.axes[1].get_position()
+
+
+def test_long_names_cut_no_title_and_many_layers_do_not_draw_the_spectra_out():
+    names = [f"h.{i}.{100 * 'x'}_{k}" for i in (0, 1) for k in "qkv"]
+    titles, _ = boxes(analysis(4, names).plot().figure)
+    assert all(0 <= box.x0 <= box.x1 <= 1 for box in titles)
+    figure = analysis(4, [f"h.{i}.q_proj" for i in range(100)]).plot().figure
+    _, spectra = boxes(figure)
+    width, height = figure.get_size_inches()
+    assert spectra.height * height < 1.1 * spectra.width * width and spectra.y1 > 0.9
+
+
+def test_the_map_says_where_the_modules_of_an_adapter_differ_in_r():
+    one, two = (analysis(r, [f"h.{r}.q_proj"]).modules[0] for r in (2, 5))
+    figure = Analysis({}, [one, two]).plot().figure
+    assert figure.axes[-1].get_ylabel() == "rank (the adapter has r up to 5)"
+
+
 @pytest.mark.parametrize(
     "names",
     [

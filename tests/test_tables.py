@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lora_np import GPT, GPTConfig, LoraConfig, account, check_gradients, inject, spectrum
+from lora_np.adapters.cut import Cut
 from lora_np.adapters.ranks import Analysis, ModuleRanks
 from lora_np.course.report import Finding, Report
 from lora_np.experiments.rank_sweep import SweepResults
@@ -160,6 +161,14 @@ def test_a_mean_prints_with_its_deviation_and_is_two_columns_of_a_file():
     assert json.loads(table.json())[0] == {"loss": 2.0, "loss +-": 0.5}
     alone = Table({"loss": [Mean(1.0)]})
     assert alone.csv() == "loss\n1.0\n"  # no mean has a deviation: no column of empty cells
+
+
+def test_a_rank_that_was_cut_is_two_numbers_in_a_file_and_a_column_always_has_a_name():
+    table = Table({"": ["q", "all"], "r": [Cut(4, 8), None]})
+    assert table.text().splitlines()[1] == "q    8 -> 4"
+    assert table.csv() == "name,r,r before\nq,4,8\nall,,\n"
+    assert json.loads(table.json())[0] == {"name": "q", "r": 4, "r before": 8}
+    assert f"{Cut(4)}" == "4" and Table({"r": [Cut(4)]}).csv() == "r\n4\n"
 
 
 def test_a_share_is_shown_in_percent_and_text_may_stand_at_the_left():

@@ -201,6 +201,36 @@ def total_errors(fits: Sequence[Truncation]) -> tuple[float, float]:
     return _over(missed, norm), _over(written, norm)
 
 
+class Cut(int):
+    """A rank, and the one before: a table shows both, and a file has a column for each.
+
+    Parameters
+    ----------
+    r : int
+    before : int, optional
+        None for a rank that stands for no cut.
+
+    Examples
+    --------
+    >>> from lora_np.adapters.cut import Cut
+    >>> from lora_np.tables import Table
+    >>> ranks = [Cut(4, 8), Cut(2, 2)]
+    >>> [f"{rank}" for rank in ranks], Table({"r": ranks}).rows()[0]
+    (['8 -> 4', '2 -> 2'], {'r': 4, 'r before': 8})
+    """
+
+    beside: dict[str, int]  # what a file holds in a column of its own
+
+    def __new__(cls, r: int, before: int | None = None) -> Cut:
+        """Return an int that knows what it was before."""
+        made = super().__new__(cls, r)
+        made.beside = {} if before is None else {"before": before}
+        return made
+
+    def __format__(self, form: str) -> str:
+        return " -> ".join(format(r, form) for r in (*self.beside.values(), int(self)))
+
+
 def fit_table(fits: Sequence[Truncation]) -> Table:
     """Return a table: a line for each module with its relative Frobenius errors, and one for all.
 
@@ -218,7 +248,7 @@ def fit_table(fits: Sequence[Truncation]) -> Table:
     columns = {
         "module": [*(fit.name for fit in fits), "all"],
         "shape": [*(f"{fit.shape[0]} x {fit.shape[1]}" for fit in fits), None],
-        "r": [*(_ranks(fit) for fit in fits), None],
+        "r": [*(Cut(fit.r, fit.before) for fit in fits), None],
         "norm": [*(fit.norm for fit in fits), math.hypot(*(fit.norm for fit in fits))],
         "error": [*(_over(fit.missed, fit.norm) for fit in fits), missed],
         "as written": [*(_over(fit.written, fit.norm) for fit in fits), written],
@@ -233,10 +263,6 @@ def _cancelled(fits: Sequence[Truncation]) -> list[str]:
     written = math.hypot(*(fit.written for fit in found))
     names = listed([fit.name for fit in found])
     return [f"the sum is zero in {names}; the factors have norm {written:.2e}"] if found else []
-
-
-def _ranks(fit: Truncation) -> str:
-    return f"{fit.r}" if fit.before is None else f"{fit.before} -> {fit.r}"
 
 
 def _over(error: float, norm: float) -> float:

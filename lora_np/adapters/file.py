@@ -30,6 +30,8 @@ NAMING = re.compile(  # PEFT may put the adapter's own name before ".weight"
     r"(?P<module>.+)\.(?:lora_(?P<half>A|B|down|up)(?:\.[^.]+)?\.weight|(?P<alpha>alpha))",
     re.DOTALL,
 )
+WHOLE = {meaning_of("lm_head.weight"), meaning_of("lm_head.bias")}  # what a checkpoint holds
+COMPARE = "a checkpoint after training is compared with the one before, as --base"
 HALF = {"A": "A", "down": "A", "B": "B", "up": "B"}
 
 
@@ -257,7 +259,8 @@ def _parts(path: Path) -> tuple[Path, Path | None]:
     if not os.path.isdir(path):  # False, without an error, for a name too long for a path
         return path, None
     if not (path / CONFIG).exists():
-        raise CheckpointError(f"{path} has no {CONFIG}: it is not a PEFT adapter")
+        more = f"; {COMPARE}" if (path / "config.json").exists() else ""
+        raise CheckpointError(f"{path} has no {CONFIG}: it is not a PEFT adapter{more}")
     if not (path / TENSORS).exists():
         pickle = path / "adapter_model.bin"
         return (pickle if pickle.exists() else path / TENSORS), path / CONFIG
@@ -275,6 +278,8 @@ def _by_module(
 ) -> dict[str, dict[str, str]]:
     """Return the tensor names of A, B and alpha of every module, by the module's plain name."""
     found: dict[str, dict[str, str]] = {}
+    if not with_config and file.names and all(map(_is_whole, plain.values())):
+        raise CheckpointError(f"{file.path} holds weights, and no factor of LoRA: {COMPARE}")
     for name in file.names:
         parts = NAMING.fullmatch(plain[name])
         if parts is None or (parts["alpha"] and with_config):
@@ -290,6 +295,10 @@ def _by_module(
     if not found:
         raise CheckpointError(f"{file.path} holds no tensor")
     return found
+
+
+def _is_whole(name: str) -> bool:
+    return not NAMING.fullmatch(name) and meaning_of(name) in WHOLE
 
 
 def _flat_A(file: TensorFile, name: str) -> tuple[int, int]:

@@ -71,12 +71,15 @@ def plot_rank_map(
     under, beside = (LETTER * max(map(len, map(_label, names))) for names in (kinds, layers))
     width = 2.2 + beside + max(CELL * len(kinds), 2.4)
     height = max(1.3 + under + 0.3 * max(len(layers), 7), 0.8 + 0.21 * len(kinds))
-    size = min(width + SPECTRA, LARGEST), min(height, LARGEST)
-    how = {"columns": 2, "width_ratios": (width, SPECTRA)} if ax is None else {}
+    legend = LETTER * max(0, *(len(_label(kind)) - len("down_proj") for kind in kinds))
+    size = min(width + SPECTRA + legend, LARGEST), min(height, LARGEST)
+    how = {"columns": 2, "width_ratios": (width, SPECTRA + legend)} if ax is None else {}
     with plots.drawing(path, ax, size, **how) as picture:
         _draw_map(picture.axes[0], analysis, layers, kinds)
         if picture.own:
             _draw_spectra(picture.axes[1], analysis)
+            if height > SPECTRA:  # beside a map of many layers: at the top, not drawn out
+                picture.axes[1].set(box_aspect=1, anchor="N")
     return picture.axes[0]
 
 
@@ -172,8 +175,9 @@ def _draw_map(axis: Any, analysis: Analysis, layers: Sequence[str], kinds: Seque
     axis.set_yticks(range(len(layers)), [row or "-" for row in rows], **plain)
     axis.set(xlabel="module", ylabel="layer")
     axis.set_title("Rank that keeps 99 % of the change's energy", fontsize="medium")
-    label = f"rank (the adapter has r = {top})" if own else "rank"
-    axis.figure.colorbar(image, ax=axis, label=label, ticks=MaxNLocator(integer=True))
+    own_r = f" (the adapter has r {'up to' if len(set(own)) > 1 else '='} {top})" if own else ""
+    bar = {"label": f"rank{own_r}", "ticks": MaxNLocator(integer=True), "anchor": (0.0, 1.0)}
+    axis.figure.colorbar(image, ax=axis, **bar)
 
 
 def _draw_spectra(axis: Any, analysis: Analysis) -> None:

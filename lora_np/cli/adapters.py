@@ -278,8 +278,11 @@ def _left_out(found: Extracted, verb: str) -> Iterator[str]:
 
 def _run_to_gguf(arguments: argparse.Namespace) -> int:
     from lora_np.adapters.gguf import adapter_to_gguf
+    from lora_np.tables import Table
 
     modules = adapter_to_gguf(arguments.adapter, arguments.base, arguments.out)
+    if arguments.format != "table":  # a program expects one
+        report(arguments, Table({"module": modules}))
     note(f"{len(modules)} modules written to {arguments.out}")
     return 0
 
@@ -291,7 +294,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     merged = export_model(
         arguments.model, arguments.out, adapter=arguments.adapter, kind=arguments.type
     )
-    if merged:
+    if merged or arguments.format != "table":  # a program expects one
         report(arguments, merge_table(merged))
     folder = "" if arguments.out.suffix == ".gguf" else "/"
     note(f"written to {arguments.out}{folder}")

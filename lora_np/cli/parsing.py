@@ -17,6 +17,7 @@ ADAPTER = "adapter"
 TRAINING = "training"
 OUTPUT = "output and machine"
 SHELLS = ("bash", "zsh", "tcsh")
+FEW = 5  # choices that an error lists beside the nearest
 FILES, FOLDERS = ("FILE", "PATH", "ADAPTER"), ("DIR",)  # metavars that a shell completes
 
 
@@ -71,9 +72,12 @@ class OneLineParser(argparse.ArgumentParser):
                 self.error(f"no option {name}{meant}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Name the nearest choice for one that does not exist: argparse lists all of them."""
+        """Name the nearest choice for one that does not exist, and all of them if they are few."""
         if action.choices is not None and value not in action.choices:
-            said = f"invalid choice: {value!r}: {hint(str(value), map(str, action.choices))}"
+            names = [str(choice) for choice in action.choices]
+            said = f"invalid choice: {value!r}: {hint(str(value), names)}"
+            if said.endswith("?") and len(names) <= FEW:
+                said += f" Expected one of {', '.join(names)}"
             raise argparse.ArgumentError(action, said)
 
     def error(self, message: str) -> NoReturn:

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from lora_np.reading import shown
+from lora_np.reading import is_name, shown
 
 MOST = 100_000_000  # bytes of a header
 # Bits of a number, by the codes of the dtypes. Files are written in this order, wide dtypes first.
@@ -152,7 +152,15 @@ def header_bytes(
     tensors : mapping
         The code of the dtype, the shape and the bytes of each tensor, in the order in which their
         numbers follow.
+
+    Raises
+    ------
+    ValueError
+        If a name is one that no reader here accepts.
     """
+    for name in tensors:
+        if not is_name(name):
+            raise ValueError(f"{shown(name)} is not a valid name of a tensor")
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for name, (code, shape, size) in tensors.items():

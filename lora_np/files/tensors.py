@@ -279,6 +279,8 @@ def open_weights(path: str | Path) -> TensorFile:
         return TensorFile(path)
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
     files = [path / name for name in names]
+    if (path / "adapter_config.json").exists() and not any(file.exists() for file in files):
+        raise CheckpointError(f"{path} is an adapter, where a checkpoint is expected")
     return TensorFile(next((file for file in files if file.exists()), files[0]))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lora_np.adapters import open_adapter
 from lora_np.adapters.analyse import analyse_adapter
-from lora_np.files import CheckpointError, save_tensors
+from lora_np.files import CheckpointError, open_weights, save_tensors
 from tests.sample_files import PREFIX, entry, modules_of, raw, tampered, write_adapter
 
 A, B = "h.0.q.lora_A.weight", "h.0.q.lora_B.weight"
@@ -194,6 +194,28 @@ def test_a_config_of_mlxs_is_named(tmp_path, rng):
     assert_refused(
         tampered(tmp_path / "a", rng, changes), "fine_tune_type = 'lora', which mlx writes"
     )
+
+
+def test_a_checkpoint_and_an_adapter_in_the_place_of_the_other_are_named(tmp_path, rng):
+    said = "; a checkpoint after training is compared with the one before, as --base"
+    (tmp_path / "tuned").mkdir()
+    weights = {"h.0.q.weight": ONE((2, 2)), "h.0.q.bias": ONE(2)}
+    save_tensors(tmp_path / "tuned" / "model.safetensors", weights)
+    (tmp_path / "tuned" / "config.json").write_text("{}")
+    assert_refused(tmp_path / "tuned", f"it is not a PEFT adapter{said}")
+    assert_refused(
+        tmp_path / "tuned" / "model.safetensors", f"and no factor of LoRA{said.replace(';', ':')}"
+    )
+    adapter = tampered(tmp_path / "a", rng)
+    with pytest.raises(CheckpointError, match="a is an adapter, where a checkpoint is expected"):
+        open_weights(adapter)
+
+
+@pytest.mark.parametrize("name", ["a\tb", "x" * 600])
+def test_what_could_not_be_read_again_is_not_written(tmp_path, name):
+    with pytest.raises(ValueError, match="is not a valid name of a tensor"):
+        write_adapter(tmp_path / "a", [(name, ONE((2, 1)), ONE((1, 2)), 1.0)])
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_module_with_and_without_the_prefix_is_there_twice(tmp_path):

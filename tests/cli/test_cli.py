@@ -513,6 +513,7 @@ def test_too_little_memory_is_one_line(command, monkeypatch):
     "line, said",
     [
         ("swep", "did you mean sweep"),
+        ("analyse x --format jsn", "did you mean json? Expected one of table, json, csv, markdown"),
         (
             "analyse x --format xml",
             "invalid choice: 'xml': expected one of table, json, csv, markd",

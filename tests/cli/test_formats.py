@@ -83,6 +83,8 @@ def test_standard_output_is_one_table_of_modules(name, form, command):
     name_of_first = found[0].get("module") or found[0]["tensor"]
     assert status == 0 and name_of_first.removesuffix(".weight") == "h.0.q_proj"
     assert "written to" in err and "written to" not in out
+    if name in ("resize", "extract"):
+        assert int(found[0]["r"]) == 2
     assert name != "extract" or "changed, but not in the adapter" in err
 
 
@@ -118,7 +120,7 @@ def test_a_sweep_prints_its_curve(tmp_path, command):
     assert command(*arguments)[0] == 0
     status, out, err = command(*arguments, "--format", "csv", "--quiet")
     assert (status, err) == (0, "")
-    assert [row[""] for row in rows(out, "csv")][:3] == ["base", "r = 1", "r = 3"]
+    assert [row["name"] for row in rows(out, "csv")][:3] == ["base", "r = 1", "r = 3"]
 
 
 # --------------------------------------------------------------------- reports of several tables

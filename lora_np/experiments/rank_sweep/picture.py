@@ -103,6 +103,7 @@ def _draw_curve(axis: Any, results: dict[str, Any]) -> None:
     ranks = sorted(r for r in results["settings"]["ranks"] if (method, r) in points)
     means, spread = ([points[method, r][i] for r in ranks] for i in (0, 1))
     bars = [np.nan if deviation is None else deviation for deviation in spread]
+    bars = bars if np.isfinite(bars).any() else None  # of one seed: no bars, in the legend neither
     several = results["settings"]["seeds"] > 1
     name = ("LoRA" if method == "lora" else method) + ", mean and s.d. over seeds" * several
     # The floor bends between ranks: a straight line from point to point would run below it.

@@ -210,7 +210,7 @@ def _line(
     axis.errorbar(
         [at for at, _ in points],
         means,
-        bars,
+        bars if np.isfinite(bars).any() else None,  # of one seed: no bars, in the legend neither
         capsize=3,
         markerfacecolor="none",
         label=name,
