@@ -93,7 +93,7 @@ def for_students(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.outputs, cell.execution_count, stub = [], None, STUB
         given = cell.source
         cell.source = without("SOLUTION", stub, given)
-        if cell.source == given and cell.metadata.get("nbgrader", {}).get("solution"):
+        if cell.source == given.rstrip("\n") and cell.metadata.get("nbgrader", {}).get("solution"):
             cell.source = stub
         cell.source = without("HIDDEN TESTS", "", cell.source)
         if mark := re.search(r"^[ \t]*### (BEGIN|END) .*$", cell.source, re.M):
