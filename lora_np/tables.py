@@ -21,8 +21,7 @@ class Table:
     """Columns of values, which print as text, in a notebook, and in a file.
 
     Text, HTML and Markdown show values in the form of their column. CSV, JSON and DataFrames hold
-    the values themselves, what a value has `beside` it (of a :class:`Mean` its deviation) in columns
-    of their own, and call a column without a heading "name".
+    the values themselves, and the deviation of a :class:`Mean` in a column of its own.
 
     Parameters
     ----------
@@ -81,9 +80,10 @@ class Table:
         return cls({name: [row[name] for row in rows] for name in headings}, *how, **named)
 
     def data(self) -> dict[str, list[Any]]:
-        """Return the columns as files hold them: the deviations of means beside the means."""
+        """Return the columns as files hold them: all with a heading, deviations beside means."""
         found: dict[str, list[Any]] = {}
-        for name, column in ((name or "name", column) for name, column in self.columns.items()):
+        for i, (heading, column) in enumerate(self.columns.items()):
+            name = heading or ("note" if i else "name")
             found[name] = list(column)
             beside = [getattr(value, "beside", {}) for value in column]
             for what in dict.fromkeys(key for each in beside for key in each):

@@ -164,6 +164,7 @@ def test_a_mean_prints_with_its_deviation_and_is_two_columns_of_a_file():
 
 
 def test_a_rank_that_was_cut_is_two_numbers_in_a_file_and_a_column_always_has_a_name():
+    assert Table({"pair": ["x"], "": ["differs"]}).csv() == "pair,note\nx,differs\n"
     table = Table({"": ["q", "all"], "r": [Cut(4, 8), None]})
     assert table.text().splitlines()[1] == "q    8 -> 4"
     assert table.csv() == "name,r,r before\nq,4,8\nall,,\n"
