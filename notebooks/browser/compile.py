@@ -2,7 +2,8 @@
 
 ``lite.py`` runs this file in Pyodide, under Node, on the wheels of the site. A module becomes a .pyc
 file, which Python reads several times faster than it compiles the source. What a reader of the
-course never imports is left out: tests, sample data, headers, and stubs for other tools.
+course never imports is left out: tests, sample data, headers, stubs for other tools, and fonts that
+no figure uses.
 """
 
 import marshal
@@ -17,6 +18,7 @@ AS_THEY_ARE = ("fonttools", "jedi", "pygments", "lora_np")
 LEFT_OUT = re.compile(
     r"/tests/|/sample_data/|^jedi/third_party/(django-stubs|typeshed/third_party)/"
     r"|^(numpy|scipy|matplotlib)/.*\.(h|pxd|pyi|a)$"
+    r"|^matplotlib/mpl-data/fonts/(afm|pdfcorefonts|ttf/DejaVuS(erif|ansMono-))"
 )
 
 
