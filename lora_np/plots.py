@@ -26,6 +26,7 @@ INK = GREY = "#7B7B7B"  # of text, axes and reference lines
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(INKED, INK),
+    "axes.grid": False,  # a style with a grid would rule it through heat maps
     "grid.color": INK,
     "axes.facecolor": "none",
     "legend.frameon": False,
