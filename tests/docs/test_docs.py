@@ -53,7 +53,7 @@ def test_every_command_of_a_page_parses(page):
         assert parser().parse_args(shlex.split(command, comments=True)).run
 
 
-NOT_OURS = {"--nthreads", "--ntasks"}  # of Dask's worker and of SLURM
+NOT_OURS = {"--nthreads", "--ntasks", "--cdn"}  # of Dask's worker, of SLURM, of notebooks/lite.py
 
 
 def options_of(command):
