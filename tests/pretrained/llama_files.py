@@ -3,9 +3,10 @@
 import json
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from lora_np import Llama, LlamaConfig
-from lora_np.files import save_tensors, write_gguf
+from lora_np.files import write_gguf
 from lora_np.pretrained.gguf_names import gguf_name
 from tests.naive_gguf import permuted_head_by_head
 
@@ -54,7 +55,7 @@ def write_folder(folder, model, fields=None, tensors=None, dtype=np.float32):
     held = {f"{path}.{kind}": x.astype(dtype) for path, kind, x in named(model)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(changed(config, fields)))
-    save_tensors(folder / "model.safetensors", changed(held, tensors), {"format": "pt"})
+    save_file(changed(held, tensors), folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
