@@ -5,7 +5,7 @@ as Python can do it from inside:
 
 - Code that runs for too long is stopped at its next instruction. A call that never returns (a
   sleep, a loop in C) cannot be stopped: only a restart of the kernel ends it.
-- Packages that contain the solution cannot be imported, and :func:`os._exit` ends only the answer.
+- Packages that contain the solution cannot be imported, and ``os._exit`` ends only the answer.
 - Afterwards the modules that all code shares have their old names and values, and the streams, the
   working folder and the environment are as before: the next check is not poisoned.
 
