@@ -3,7 +3,7 @@
 ``lite.py`` runs this file in Pyodide, under Node, on the wheels of the site. A module becomes a .pyc
 file, which Python reads several times faster than it compiles the source. What a reader of the
 course never imports is left out: tests, sample data, headers, stubs for other tools, and fonts that
-no figure uses.
+neither figures nor the letters of chapter 15 use.
 """
 
 import marshal
@@ -14,11 +14,12 @@ from pathlib import Path
 
 UNCHECKED = 0b01  # a .pyc file is valid whatever its source's time says (PEP 552)
 # Large, and hardly imported; and lora_np, whose sources students read.
-AS_THEY_ARE = ("fonttools", "jedi", "pygments", "lora_np")
+AS_THEY_ARE = ("jedi", "pygments", "lora_np")
 LEFT_OUT = re.compile(
     r"/tests/|/sample_data/|^jedi/third_party/(django-stubs|typeshed/third_party)/"
     r"|^(numpy|scipy|matplotlib)/.*\.(h|pxd|pyi|a)$"
-    r"|^matplotlib/mpl-data/fonts/(afm|pdfcorefonts|ttf/DejaVuS(erif|ansMono-))"
+    r"|^matplotlib/mpl-data/fonts/(afm|pdfcorefonts)/"
+    r"|^matplotlib/mpl-data/fonts/ttf/DejaVuS(erif|ansMono)-?(Display|BoldItalic|BoldOblique)"
 )
 
 

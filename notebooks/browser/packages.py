@@ -32,8 +32,8 @@ ROOTS = (*START, "scipy")  # what the site holds, with what they need
 NEEDS = {
     # The library imports pydoc_data itself, where Pyodide looks at the imports of cells alone.
     "lora-np": ("numpy", "tqdm", "threadpoolctl", "pydoc-data"),
-    "matplotlib": (  # without pytz, which Pyodide's lock adds and matplotlib does not import
-        *("contourpy", "cycler", "fonttools", "kiwisolver", "numpy", "packaging", "pillow"),
+    "matplotlib": (  # without pytz, which it does not import, and fonttools, which PDF needs alone
+        *("contourpy", "cycler", "kiwisolver", "numpy", "packaging", "pillow"),
         *("pyparsing", "python-dateutil"),
     ),
     "ipykernel": ("pyodide-kernel",),
