@@ -1,4 +1,4 @@
-"""Time the notebooks of a built course in Chromium: ``python -m tests.lite.times SITE``.
+"""Time the notebooks of a built course in Chromium: ``python -m tests.lite.times SITE [NAME ...]``.
 
 The table goes into docs/guides/browser.md. Run it on a quiet machine.
 """
@@ -44,12 +44,18 @@ def timed(browser, address: str, name: str) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Time every notebook, and write the table into the page."""
+    """Time the notebooks (all, if none is named), and write the table into the page."""
+    site, *names = sys.argv[1:]
     rows = []
-    with served(Path(sys.argv[1]), Counting) as address, browsing() as browser:
-        for name in (*CHAPTERS, *MORE):
+    with served(Path(site), Counting) as address, browsing() as browser:
+        for name in names or (*CHAPTERS, *MORE):
             rows.append((name.removesuffix(".ipynb"), *timed(browser, address, name)))
             print(*rows[-1], flush=True)
+            write(rows)
+
+
+def write(rows: list[tuple[str, float, float, float]]) -> None:
+    """Write the rows that are there into the page."""
     names = ("notebook", "s until Python has started", "s until the last cell", "MB fetched")
     forms = dict(zip(names[1:], (".0f", ".0f", ".0f")))
     table = Table(dict(zip(names, zip(*rows))), forms=forms).markdown()
