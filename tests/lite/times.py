@@ -58,7 +58,7 @@ def write(rows: list[tuple[str, float, float, float]]) -> None:
     """Write the rows that are there into the page."""
     names = ("notebook", "s until Python has started", "s until the last cell", "MB fetched")
     forms = dict(zip(names[1:], (".0f", ".0f", ".0f")))
-    table = Table(dict(zip(names, zip(*rows))), forms=forms).markdown()
+    table = Table(dict(zip(names, zip(*sorted(rows)))), forms=forms).markdown()
     dated = f"Run on {datetime.now(UTC):%Y-%m-%d}:\n\n{table}\n"
     text = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(marks("browser").sub(rf"\g<1>{dated}\g<3>", text), encoding="utf-8")
