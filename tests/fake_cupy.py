@@ -28,6 +28,7 @@ __all__ = [
     "add",
     "arange",
     "asarray",
+    "ascontiguousarray",
     "asnumpy",
     "concatenate",
     "cos",
@@ -39,6 +40,7 @@ __all__ = [
     "flatnonzero",
     "float64",
     "isfinite",
+    "isnan",
     "linalg",
     "log",
     "may_share_memory",
@@ -51,6 +53,7 @@ __all__ = [
     "tanh",
     "tile",
     "unpackbits",
+    "where",
     "zeros",
     "zeros_like",
 ]
@@ -209,9 +212,9 @@ def _elementwise(function: Any) -> Any:
     return compute
 
 
-abs, cos, exp, log, multiply, sin, sqrt, tanh, isfinite = map(
+abs, cos, exp, log, multiply, sin, sqrt, tanh, isfinite, isnan = map(
     _elementwise,
-    (np.abs, np.cos, np.exp, np.log, np.multiply, np.sin, np.sqrt, np.tanh, np.isfinite),
+    (np.abs, np.cos, np.exp, np.log, np.multiply, np.sin, np.sqrt, np.tanh, np.isfinite, np.isnan),
 )
 
 
@@ -227,6 +230,16 @@ class add:
 def flatnonzero(x: ndarray) -> ndarray:
     """Return where `x` is not zero."""
     return ndarray(np.flatnonzero(_held(x)))
+
+
+def where(condition: ndarray, x: Any, y: Any) -> ndarray:
+    """Return `x` where the condition holds, else `y`."""
+    return ndarray(np.where(_held(condition), _operand(x), _operand(y)))
+
+
+def ascontiguousarray(x: ndarray) -> ndarray:
+    """Return `x` in C's order."""
+    return ndarray(np.ascontiguousarray(_held(x)))
 
 
 def zeros_like(x: ndarray) -> ndarray:

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 ALL = [path.name for path in sorted(ROOT.glob("notebooks/[0-9][0-9]_*.ipynb"))]
 CHAPTERS = [name for name in ALL if not name.startswith("13_")]  # it needs the package tokenizers
 MORE = ["write_here.ipynb", "zh/04_lora.ipynb"]
-MOST_SECONDS = 900  # until a notebook has run, on a busy machine: chapter 15 takes 240 on an idle one
+MOST_SECONDS = 900  # until a notebook has run, on a busy machine; 15 takes 240 on an idle one
 
 PANEL = "window.jupyterapp?.shell?.currentWidget"
 SHOWN = f"() => {PANEL}?.content?.model?.cells?.length > 0"
